@@ -1,0 +1,1 @@
+"""How good, how costly, how certain, and whether the chain does anything."""

@@ -1,0 +1,80 @@
+"""Does the chain do anything? The same model speaks from an altered chain, or from none.
+
+Every control keeps what it does not test: the mask, the scale of the vectors, the speaking half and its weights. If
+accuracy survives a control, that part of the chain was not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unspoken.chain import LatentChain
+
+Control = Callable[[LatentChain, torch.Generator], LatentChain]
+
+
+def _unit_like(chain: LatentChain, vectors: Tensor) -> Tensor:
+    norms = chain.latents.norm(dim=-1, keepdim=True)
+    return F.normalize(vectors, dim=-1) * norms
+
+
+def zero(chain: LatentChain, _: torch.Generator) -> LatentChain:
+    """Every latent is the zero vector."""
+    return chain.with_latents(torch.zeros_like(chain.latents))
+
+
+def mean(chain: LatentChain, _: torch.Generator) -> LatentChain:
+    """Every latent is the mean over problems at its step: position without content."""
+    weights = chain.mask[..., None].to(chain.latents.dtype)
+    average = (chain.latents * weights).sum(dim=0) / weights.sum(dim=0).clamp(min=1)
+    return chain.with_latents(average.expand_as(chain.latents) * weights)
+
+
+def noise(chain: LatentChain, generator: torch.Generator) -> LatentChain:
+    """Every latent is a Gaussian direction of the same norm (appendix C of JEPA-Reasoner)."""
+    drawn = torch.randn(chain.latents.shape, generator=generator)
+    return chain.with_latents(_unit_like(chain, drawn))
+
+
+def shuffle(chain: LatentChain, generator: torch.Generator) -> LatentChain:
+    """The steps of each chain in another order: content without order."""
+    order = torch.rand(chain.mask.shape, generator=generator).masked_fill(~chain.mask, 2.0).argsort(dim=1)
+    return chain.with_latents(chain.latents.gather(1, order[..., None].expand_as(chain.latents)))
+
+
+def swap(chain: LatentChain, generator: torch.Generator) -> LatentChain:
+    """The chain of another question; no chain stays in its place."""
+    rows = len(chain)
+    shift = int(torch.randint(1, rows, (1,), generator=generator)) if rows > 1 else 0
+    other = torch.arange(rows).roll(shift)
+    return chain.with_latents(chain.latents[other], chain.mask[other])
+
+
+def truncate(chain: LatentChain, _: torch.Generator) -> LatentChain:
+    """Only the first half of the steps; the rest are zero vectors."""
+    kept = (chain.lengths + 1) // 2
+    early = torch.arange(chain.mask.shape[1])[None] < kept[:, None]
+    return chain.with_latents(chain.latents * early[..., None])
+
+
+def absent(chain: LatentChain, _: torch.Generator) -> LatentChain:
+    """No chain at all: a single zero vector is all there is to speak from."""
+    latents = torch.zeros_like(chain.latents)
+    mask = torch.zeros_like(chain.mask)
+    mask[:, 0] = True
+    return chain.with_latents(latents, mask)
+
+
+CONTROLS: dict[str, Control] = {
+    "zero": zero,
+    "mean": mean,
+    "noise": noise,
+    "shuffle": shuffle,
+    "swap": swap,
+    "truncate": truncate,
+    "no chain": absent,
+}

@@ -1,0 +1,112 @@
+"""Anything that answers problems: a way to reason and a way to speak."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from unspoken.backbone import UnspokenForCausalLM
+from unspoken.chain import LatentChain
+from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.reasoning import StopRule
+from unspoken.tasks import TreeProblems, TreeSearchTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A method, seen from outside.
+
+    Attributes:
+        name: for tables.
+        model: what is loaded; its parameters are counted.
+        reason: prompts to chain.
+        speak: chain to tokens ``[B, N]``.
+        spoken_passes: sequential forward passes of speaking, given the number of steps.
+    """
+
+    name: str
+    model: PreTrainedModel
+    reason: Callable[[Tensor, Tensor | None, StopRule], LatentChain]
+    speak: Callable[[LatentChain], Tensor]
+    spoken_passes: Callable[[int], int]
+
+
+def coupled(model: PreTrainedModel, *, end_id: int, pad_id: int, name: str = "coupled") -> System:
+    """The Transformer that reasons in the tokens it speaks."""
+    reasoner = CoupledReasoner(model=model, end_id=end_id, pad_id=pad_id)
+    return System(name=name, model=model, reason=reasoner.reason, speak=reasoner.speak, spoken_passes=lambda _: 0)
+
+
+def nearest_row(model: JepaReasonerModel, *, name: str = "reasoner, nearest row") -> System:
+    """The Talker-free control: the nearest table row of each latent."""
+    return System(name=name, model=model, reason=model.reason, speak=model.read_out, spoken_passes=lambda _: 0)
+
+
+def pair(model: JepaReasonerForCausalLM, *, name: str = "jepa-reasoner") -> System:
+    """Reasoner and Talker."""
+    mono = model.config.talker_kind == "mono"
+    return System(
+        name=name,
+        model=model,
+        reason=model.reason,
+        speak=model.speak,
+        spoken_passes=lambda steps: 1 if mono else 1 + steps,
+    )
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """The model of a finished stage, in float32 and evaluation mode.
+
+    Raises:
+        ValueError: the folder is not finished, or a file was changed.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
+    auto: Any = AutoModel if alone else AutoModelForCausalLM
+    # The manifest says what was trained with; short sequences run fastest through plain attention on a CPU.
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def system_of(model: PreTrainedModel, name: str | None = None) -> System:
+    """The system that a stage's model makes."""
+    if isinstance(model, JepaReasonerForCausalLM):
+        return pair(model) if name is None else pair(model, name=name)
+    if isinstance(model, JepaReasonerModel):
+        return nearest_row(model) if name is None else nearest_row(model, name=name)
+    assert isinstance(model, UnspokenForCausalLM)
+    end, pad = model.config.eos_token_id, model.config.pad_token_id
+    assert isinstance(end, int) and isinstance(pad, int)
+    return coupled(model, end_id=end, pad_id=pad, name=name or "coupled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a system thought and said about some problems, and whether it was right."""
+
+    chain: LatentChain
+    spoken: Tensor
+    correct: Tensor
+
+
+@torch.no_grad()
+def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_size: int) -> Answers:
+    """Let a system answer problems and grade it.
+
+    The cap is twice the longest right answer, so that a chain that does not stop in time is seen.
+    """
+    prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
+    stop = StopRule(max_latents=2 * task.answer_length)
+    chains = [system.reason(part, None, stop) for part in prompts.split(batch_size)]
+    spoken = [system.speak(chain) for chain in chains]
+    chain = LatentChain.concatenate(chains)
+    width = chain.mask.shape[1]
+    padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in spoken])
+    return Answers(chain=chain, spoken=padded, correct=task.grade(padded, problems))

@@ -1,0 +1,6 @@
+"""The coupled Transformer: it reasons in the tokens it speaks."""
+
+from unspoken.methods.coupled.objective import NextToken
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+
+__all__ = ["CoupledReasoner", "NextToken"]

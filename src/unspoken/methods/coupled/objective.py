@@ -1,0 +1,39 @@
+"""Next-token cross-entropy: stage 1 of the JEPA-Reasoner and all of the coupled baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
+    """Mask ``[B, T-1]`` of the outputs that a loss looks at: output t is judged by token t + 1."""
+    mask = batch["attention_mask"].bool()
+    chosen = mask[:, 1:] & mask[:, :-1]
+    return chosen & batch["answer_mask"][:, 1:] if positions == "answer" else chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Cross-entropy of the next token.
+
+    Attributes:
+        positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone).
+    """
+
+    kind: ClassVar[str] = "next_token"
+
+    positions: Literal["all", "answer"] = "all"
+
+    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+        """What the model's forward takes out of a batch."""
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+
+    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over supervised positions, in nats a token."""
+        chosen = supervised(batch, self.positions)
+        loss = F.cross_entropy(outputs.logits[:, :-1][chosen].float(), batch["input_ids"][:, 1:][chosen])
+        return loss, {"token_loss": loss.detach()}

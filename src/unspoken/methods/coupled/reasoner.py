@@ -1,0 +1,61 @@
+"""Explicit chain of thought as the special case of a chain in which every step is one token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken.chain import LatentChain
+from unspoken.reasoning import StopRule, Thought, rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoupledReasoner:
+    """Greedy decoding of any causal language model, through the shared engine.
+
+    Attributes:
+        model: a transformers model with a head.
+        end_id: the token that ends the chain.
+        pad_id: fills the spoken rows behind their end.
+    """
+
+    model: PreTrainedModel
+    end_id: int
+    pad_id: int
+
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The model without its head."""
+        stack: PreTrainedModel = self.model.base_model
+        return stack
+
+    def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Rows of the input table."""
+        embedded: Tensor = self.model.get_input_embeddings()(input_ids)
+        return embedded
+
+    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+        """Commit to the most likely token; its table row is the step's latent."""
+        token_B = self.model.get_output_embeddings()(hidden).argmax(dim=-1)
+        row_BD = self.model.get_input_embeddings()(token_B)
+        return Thought(
+            latent=row_BD,
+            feed=row_BD,
+            done=token_B == self.end_id,
+            support_ids=token_B[:, None],
+            support_weights=torch.ones_like(token_B[:, None], dtype=row_BD.dtype),
+        )
+
+    def reason(self, input_ids: Tensor, attention_mask: Tensor | None, stop: StopRule) -> LatentChain:
+        """Write the chain of tokens."""
+        return rollout(self, input_ids, attention_mask, stop)
+
+    def speak(self, chain: LatentChain) -> Int[Tensor, "B N"]:
+        """The tokens of the chain: here thinking and speaking are the same."""
+        if chain.support_ids is None:
+            raise ValueError("this chain has no tokens: it was not written by a coupled model")
+        return torch.where(chain.mask, chain.support_ids[:, :, 0], self.pad_id)

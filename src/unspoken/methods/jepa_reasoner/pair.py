@@ -1,0 +1,177 @@
+"""The pair in one folder: a frozen Reasoner and its Talker, usable as any causal language model.
+
+Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin
+from transformers.utils.generic import ModelOutput
+
+from unspoken.backbone import UnspokenConfig
+from unspoken.chain import LatentChain, pack
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel, JepaReasonerPreTrainedModel
+from unspoken.methods.jepa_reasoner.talker import Picker, build_talker
+from unspoken.reasoning import StopRule
+
+
+@dataclass
+class JepaCausalOutput(ModelOutput):
+    """Teacher-forced outputs of the pair over the answer positions, moved to the left.
+
+    Attributes:
+        loss: mean cross-entropy, if labels were given.
+        logits: ``[B, N, V]``.
+        latents: ``[B, N, D]``, what the Talker was given.
+        tokens, mask: ``[B, N]``, what it should say.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    latents: Tensor | None = None
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass
+class JepaGenerateOutput(ModelOutput):
+    """``sequences`` ``[B, T + N]`` (prompt and answer) and the chain that was there before the first word."""
+
+    sequences: Tensor | None = None
+    chain: LatentChain | None = None
+
+
+class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
+    """Reasoner and Talker: ``generate`` returns tokens, and the chain on request."""
+
+    def __init__(self, config: JepaReasonerConfig) -> None:
+        super().__init__(config)
+        if not isinstance(config.talker_config, UnspokenConfig):
+            raise ValueError("this configuration has no Talker yet; load the Reasoner alone with AutoModel")
+        if config.talker_config.hidden_size != config.latent_dim:
+            raise ValueError(
+                f"the Talker's hidden_size {config.talker_config.hidden_size} is not the latent width "
+                f"{config.latent_dim}; they must be equal, since nothing projects between them"
+            )
+        config.talker_config._attn_implementation = config._attn_implementation
+        self.reasoner = JepaReasonerModel(config)
+        self.talker = build_talker(config.talker_kind, config.talker_config, config.talker_encoder_layers)
+        self.post_init()
+
+    def freeze_reasoner(self) -> None:
+        """Stage 3 trains the Talker alone."""
+        self.reasoner.requires_grad_(False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        answer_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> JepaCausalOutput:
+        """Teacher-forced pass: latents of the answer positions, then the Talker on those latents alone.
+
+        Args:
+            input_ids: ``[B, T]``, prompt and answer.
+            answer_mask: ``[B, T]``, true on answer tokens; by default where ``labels`` is not -100, else every
+                token but the first.
+            labels: ``[B, T]``; -100 is ignored.
+        """
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if answer_mask is None:
+            answer_mask = real.bool() if labels is None else labels != -100
+        frozen = not any(parameter.requires_grad for parameter in self.reasoner.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            latents_BTD = self.reasoner(input_ids, attention_mask).latents
+        # The latent at t stands for the token at t + 1.
+        chosen = answer_mask[:, 1:] & real[:, :-1].bool()
+        latents_BND, mask_BN = pack(latents_BTD[:, :-1], chosen)
+        tokens_BN, _ = pack(input_ids[:, 1:], chosen)
+        logits_BNV = self.talker(latents_BND, mask_BN, tokens_BN)
+        loss = None
+        if labels is not None:
+            wanted, _ = pack(labels[:, 1:], chosen)
+            loss = F.cross_entropy(logits_BNV[mask_BN].float(), wanted[mask_BN])
+        return JepaCausalOutput(loss=loss, logits=logits_BNV, latents=latents_BND, tokens=tokens_BN, mask=mask_BN)
+
+    def reason(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, stop: StopRule | None = None
+    ) -> LatentChain:
+        """The chain of each prompt; see `JepaReasonerModel.reason`."""
+        return self.reasoner.reason(input_ids, attention_mask, stop)
+
+    @torch.no_grad()
+    def speak(
+        self,
+        chain: LatentChain,
+        *,
+        prime: Tensor | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Say a finished chain: ``[B, N]`` tokens, padded behind the first end-of-sequence.
+
+        Args:
+            chain: any chain of this model's width; the causal controls pass altered ones.
+            prime: ``[B, P]`` tokens to start with (Dual-Talker only).
+            temperature, generator: how the Talker draws; 0 is greedy.
+        """
+        tokens_BN = self.talker.speak(chain, prime, Picker(temperature, generator))
+        ended = (tokens_BN == self.config.end_id).long()
+        behind = (ended.cumsum(dim=1) - ended) > 0
+        pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id
+        return torch.where(behind | ~chain.mask, pad, tokens_BN)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+        return_chain: bool = False,
+    ) -> Tensor | JepaGenerateOutput:
+        """Reason silently, then speak.
+
+        Args:
+            inputs, input_ids: ``[B, T]`` prompts, padded on the left.
+            generation_config: defaults for the next three.
+            max_new_tokens: cap of the chain, and so of the answer (one latent a token).
+            do_sample, temperature: how the Talker picks tokens; the chain is the same whatever they are.
+            return_chain: also return the chain.
+
+        Returns:
+            ``[B, T + N]`` as every transformers model, or `JepaGenerateOutput`.
+        """
+        prompt = inputs if inputs is not None else input_ids
+        if prompt is None or (inputs is not None and input_ids is not None):
+            raise ValueError("give the prompts as inputs or as input_ids")
+        settings = generation_config or self.generation_config
+        if attention_mask is None and self.config.pad_token_id is not None:
+            attention_mask = (prompt != self.config.pad_token_id).long()
+        cap = max_new_tokens or settings.max_new_tokens or self.config.max_latents
+        sampling = settings.do_sample if do_sample is None else do_sample
+        heat = temperature if temperature is not None else settings.temperature
+        chain = self.reason(prompt, attention_mask, StopRule(max_latents=cap))
+        spoken = self.speak(
+            chain, temperature=(1.0 if heat is None else heat) if sampling else 0.0, generator=generator
+        )
+        sequences = torch.cat([prompt, spoken], dim=1)
+        return JepaGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
+
+
+AutoConfig.register(JepaReasonerConfig.model_type, JepaReasonerConfig)
+AutoModel.register(JepaReasonerConfig, JepaReasonerModel)
+AutoModelForCausalLM.register(JepaReasonerConfig, JepaReasonerForCausalLM)

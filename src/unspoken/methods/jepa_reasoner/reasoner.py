@@ -1,0 +1,134 @@
+"""The Reasoner: a causal stack whose unit-norm outputs are fed back to its own first block (sections 3 and 4).
+
+Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from unspoken.backbone.folder import StrictLoading
+from unspoken.chain import LatentChain
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.reasoning import StopRule, Thought, rollout
+
+
+@dataclass
+class ReasonerOutput(ModelOutput):
+    """Teacher-forced outputs: ``latents[:, t]`` predicts the row of ``target_table`` of what comes at t + 1."""
+
+    latents: Tensor | None = None
+    target_table: Tensor | None = None
+
+
+class JepaReasonerPreTrainedModel(StrictLoading):
+    """Loading, saving and initialisation shared by the Reasoner alone and the pair."""
+
+    config_class = JepaReasonerConfig
+    config: JepaReasonerConfig
+    base_model_prefix = "reasoner"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class JepaReasonerModel(JepaReasonerPreTrainedModel):
+    """The Reasoner around any decoder-only transformers model.
+
+    The target table is a buffer: it takes no gradient and no optimiser state, and it travels with the weights, since
+    the stop rule and the nearest-row read-out need it.
+    """
+
+    def __init__(self, config: JepaReasonerConfig) -> None:
+        super().__init__(config)
+        if not isinstance(config.backbone_config, PreTrainedConfig):
+            raise ValueError("backbone_config is missing: a JEPA-Reasoner needs the configuration of its blocks")
+        self.backbone: PreTrainedModel = AutoModel.from_config(
+            config.backbone_config, attn_implementation=config._attn_implementation
+        )
+        table = self.backbone.get_input_embeddings().weight
+        self.register_buffer("target_table", torch.zeros_like(table, requires_grad=False))
+        self.post_init()
+
+    # --- the target table (section 4.2) --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_target(self) -> None:
+        """Copy the online table: done once, when SST starts."""
+        self.target_table.copy_(self.backbone.get_input_embeddings().weight)
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """``target = momentum * target + (1 - momentum) * online``, after every optimiser step."""
+        self.target_table.lerp_(self.backbone.get_input_embeddings().weight, 1 - momentum)
+
+    def unit_table(self) -> Float[Tensor, "V D"]:
+        """The directions that latents are trained towards."""
+        return F.normalize(self.target_table.float(), dim=-1)
+
+    # --- teacher-forced pass -------------------------------------------------------------------------------------
+
+    @property
+    def scale(self) -> float:
+        """Norm at which everything enters the first block."""
+        return self.config.latent_dim**0.5 if self.config.input_scale is None else self.config.input_scale
+
+    def forward(
+        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | None = None
+    ) -> ReasonerOutput:
+        """One parallel pass over real tokens; no latent is looped in training."""
+        positions = None
+        if attention_mask is not None:
+            positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
+        outputs = self.backbone(
+            inputs_embeds=self.embed_prompt(input_ids),
+            attention_mask=attention_mask,
+            position_ids=positions,
+            use_cache=False,
+        )
+        latents_BTD = F.normalize(outputs.last_hidden_state.float(), dim=-1)
+        return ReasonerOutput(latents=latents_BTD, target_table=self.target_table)
+
+    # --- the engine's contract -----------------------------------------------------------------------------------
+
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The blocks that the engine runs."""
+        return self.backbone
+
+    def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Table rows on the unit sphere, times the scale that looped latents get too (open point 8)."""
+        table = self.backbone.get_input_embeddings().weight
+        return F.normalize(F.embedding(input_ids, table), dim=-1) * self.scale
+
+    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+        """Put the output on the sphere; the row is done when its nearest table row is end-of-sequence (point 11)."""
+        latent_BD = F.normalize(hidden.float(), dim=-1)
+        done_B = self.nearest_row(latent_BD) == self.config.end_id
+        return Thought(latent=latent_BD, feed=latent_BD * self.scale, done=done_B)
+
+    def reason(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, stop: StopRule | None = None
+    ) -> LatentChain:
+        """Write the whole chain. Deterministic: nothing is sampled, and no spoken token ever comes back in."""
+        return rollout(self, input_ids, attention_mask, stop or StopRule(max_latents=self.config.max_latents))
+
+    # --- read-out without a Talker -------------------------------------------------------------------------------
+
+    def nearest_row(self, latents: Tensor) -> Tensor:
+        """Token id of the nearest target row by angle, ``[..., D] -> [...]``."""
+        nearest: Tensor = (latents.float() @ self.unit_table().T).argmax(dim=-1)
+        return nearest
+
+    def read_out(self, chain: LatentChain) -> Int[Tensor, "B N"]:
+        """The Talker-free control: the nearest row of every latent."""
+        pad = self.config.pad_token_id
+        return torch.where(chain.mask, self.nearest_row(chain.latents), self.config.end_id if pad is None else pad)

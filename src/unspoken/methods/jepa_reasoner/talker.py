@@ -1,0 +1,135 @@
+"""The Talker: it says in words what the Reasoner has already thought (section 3).
+
+It is given latents and nothing else: not the problem, not the prompt's latents. Otherwise it could solve the task
+itself, and the claim would not be about the Reasoner.
+
+Axes: B batch, N latent steps (one a token, same order), D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from unspoken.backbone import UnspokenConfig, UnspokenModel
+from unspoken.chain import LatentChain
+
+
+class MonoTalker(nn.Module):
+    """Decoder blocks over the latents themselves and an LM head: the whole answer in one pass, no token embedding.
+
+    ``config.is_causal`` chooses between the causal form (default: the paper calls it a decoder) and the bidirectional
+    one, which is what access to the whole trajectory needs (open point 15).
+    """
+
+    def __init__(self, config: UnspokenConfig) -> None:
+        super().__init__()
+        self.decoder = UnspokenModel(config, embeddings=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.scale = config.hidden_size**0.5
+
+    def forward(
+        self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N V"]:
+        """Logits of the token that each latent stands for; ``tokens`` is accepted and not looked at."""
+        hidden = self.decoder(
+            inputs_embeds=latents * self.scale, attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
+        return self.lm_head(hidden)
+
+    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Picker) -> Int[Tensor, "B N"]:
+        """One pass; every position is picked on its own."""
+        if prime is not None:
+            raise ValueError("a Mono-Talker has no token input, so it cannot be primed; use a Dual-Talker")
+        return pick(self(chain.latents, chain.mask))
+
+
+class DualTalker(nn.Module):
+    """A bidirectional encoder over the latents and a causal decoder over the tokens said so far.
+
+    Its own start token (id V) is the same in training and in decoding (open point 18). The head is tied to the
+    decoder's own embedding unless the config says otherwise (open point 19).
+    """
+
+    def __init__(self, config: UnspokenConfig, encoder_layers: int) -> None:
+        super().__init__()
+        encoder_config, decoder_config = copy.deepcopy(config), copy.deepcopy(config)
+        encoder_config.is_causal, encoder_config.num_hidden_layers = False, encoder_layers
+        decoder_config.is_causal, decoder_config.cross_attention = True, True
+        decoder_config.vocab_size = config.vocab_size + 1
+        self.start_id = config.vocab_size
+        self.scale = config.hidden_size**0.5
+        self.encoder = UnspokenModel(encoder_config, embeddings=False)
+        self.decoder = UnspokenModel(decoder_config)
+        untied = not config.tie_word_embeddings
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if untied else None
+
+    def _encode(self, latents: Tensor, mask: Tensor) -> Tensor:
+        encoded: Tensor = self.encoder(
+            inputs_embeds=latents * self.scale, attention_mask=mask.long(), use_cache=False
+        ).last_hidden_state
+        return encoded
+
+    def _decode(self, said: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.decoder(
+            input_ids=said,
+            encoder_hidden_states=encoded,
+            encoder_attention_mask=mask.long(),
+            use_cache=False,
+        ).last_hidden_state
+        if self.lm_head is not None:
+            return self.lm_head(hidden)
+        return F.linear(hidden, self.decoder.embed_tokens.weight[: self.start_id])
+
+    def forward(
+        self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N V"]:
+        """Teacher-forced logits: position n sees every latent and the tokens before n."""
+        if tokens is None:
+            raise ValueError("a Dual-Talker is teacher-forced on tokens: give them, or call speak")
+        start = torch.full_like(tokens[:, :1], self.start_id)
+        return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
+
+    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Picker) -> Int[Tensor, "B N"]:
+        """Token by token, one token a latent; a prime ``[B, P]`` is said first, word for word.
+
+        Sentences are as short as their chain, so each step runs the decoder anew instead of carrying two caches.
+        """
+        encoded = self._encode(chain.latents, chain.mask)
+        said = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
+        for step in range(chain.mask.shape[1]):
+            if prime is not None and step < prime.shape[1]:
+                token = prime[:, step : step + 1]
+            else:
+                token = pick(self._decode(said, encoded, chain.mask)[:, -1:])
+            said = torch.cat([said, token], dim=1)
+        return said[:, 1:]
+
+
+class Picker:
+    """Turns logits into tokens: the arg-max, or a draw at a temperature.
+
+    Only the Talker draws (section 5): the chain exists before the first call.
+    """
+
+    def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; it cannot be negative (0 picks the most likely token)")
+        self.temperature = temperature
+        self.generator = generator
+
+    def __call__(self, logits: Float[Tensor, "B N V"]) -> Int[Tensor, "B N"]:
+        if self.temperature == 0:
+            return logits.argmax(dim=-1)
+        weights = torch.softmax(logits.float() / self.temperature, dim=-1)
+        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=self.generator)
+        return drawn.view(logits.shape[:2])
+
+
+def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:
+    """The Talker a configuration asks for."""
+    return MonoTalker(config) if kind == "mono" else DualTalker(config, encoder_layers)

@@ -1,0 +1,1 @@
+"""Recipes, one folder an experiment, one file a size."""

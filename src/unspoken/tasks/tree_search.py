@@ -1,0 +1,340 @@
+"""Route finding in a random binary tree (JEPA-Reasoner, section 5.1).
+
+A problem prints every edge of a complete binary tree, its root and a leaf; the answer is the route from root to leaf::
+
+    LK,LC,KB,KN,CJ,CE[ROOT]L[TARGET]E[ROUTE]LCE
+
+Sample i is a pure function of (config, seed, split, i): random numbers are hashes of a counter, so a batch of any
+indices is made at once, and shuffling, sharding and resuming need no state. A tree belongs to exactly one split, by a
+hash of its parent relation (the order of edges and children does not enter), so the splits are disjoint by construction.
+
+Beyond the paper, ``targets`` other than 1 makes the route ambiguous with a known posterior: several leaves are listed
+(one that is listed twice is twice as likely), or none (every leaf is equally likely).
+
+Axes: B problems, M nodes in heap order (children of m are 2m+1 and 2m+2), E edges, T tokens, A listed targets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+Split = Literal["train", "validation", "test"]
+Array = NDArray[np.int64]
+
+PAD, EOS, ROOT, TARGET, ROUTE, COMMA = range(6)
+MARKERS = ("[PAD]", "[EOS]", "[ROOT]", "[TARGET]", "[ROUTE]", ",")
+LETTERS = "ABCDEFGHIJKLMNO"  # the fifteen names that the paper's example and figure show
+FIRST_LETTER = len(MARKERS)
+_SPLIT_CLASSES = 16  # fourteen for training, one for validation, one for test
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection of 64-bit integers that spreads every bit (Steele et al., 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSearchConfig:
+    """What a tree-search problem looks like.
+
+    Attributes:
+        depth: levels of the complete tree, 2 to 4; 4 is the paper's.
+        shuffle_edges: print the edges in random order instead of level by level.
+        targets: leaves listed after the target marker; 1 is the paper's task, 0 leaves the target unnamed.
+        repeat_targets: the same leaf may be listed several times, which weights it.
+    """
+
+    kind: ClassVar[str] = "tree_search"
+
+    depth: int = 4
+    shuffle_edges: bool = False
+    targets: int = 1
+    repeat_targets: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.depth <= 4:
+            raise ValueError(f"depth is {self.depth}; fifteen node names allow complete trees of 2 to 4 levels")
+        leaves = 2 ** (self.depth - 1)
+        if self.targets < 0:
+            raise ValueError(f"targets is {self.targets}; it cannot be negative")
+        if not self.repeat_targets and self.targets > leaves:
+            raise ValueError(f"targets is {self.targets}, but a tree of depth {self.depth} has {leaves} leaves")
+
+    def build(self) -> TreeSearchTask:
+        return TreeSearchTask(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeProblems:
+    """A batch of problems.
+
+    Attributes:
+        names_BM: token ids of the node names in heap order.
+        targets_BA: heap indices of the listed leaves.
+        leaf_B: heap index of the leaf that the route leads to.
+        edges_BE: heap index of the child of each printed edge, in printing order.
+    """
+
+    names_BM: Array
+    targets_BA: Array
+    leaf_B: Array
+    edges_BE: Array
+
+    def __len__(self) -> int:
+        return len(self.leaf_B)
+
+
+class TreeSearchTask:
+    """Makes, prints, draws and grades tree-search problems."""
+
+    def __init__(self, config: TreeSearchConfig) -> None:
+        self.config = config
+        self.nodes = 2**config.depth - 1
+        self.first_leaf = 2 ** (config.depth - 1) - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data that this task makes."""
+        text = json.dumps({"kind": self.config.kind, **asdict(self.config)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer: one name a level, then end-of-sequence."""
+        return self.config.depth + 1
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the route."""
+        return 3 * (self.nodes - 1) - 1 + 4 + self.config.targets
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token a character and a marker, 21 in all."""
+        vocabulary = {token: index for index, token in enumerate((*MARKERS, *LETTERS))}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            eos_token="[EOS]",
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )
+
+    # --- making ------------------------------------------------------------------------------------------------
+
+    def sample(self, split: Split, indices: Array, seed: int = 0) -> TreeProblems:
+        """Make the problems with the given indices."""
+        indices = np.asarray(indices, dtype=np.int64)
+        names_BM = np.empty((len(indices), self.nodes), dtype=np.int64)
+        attempt_B = np.zeros(len(indices), dtype=np.int64)
+        pending = np.arange(len(indices))
+        # Draw until the tree falls in the wanted split; the number of draws is itself a function of the index.
+        while len(pending):
+            noise = self._noise(split, indices[pending], seed, attempt_B[pending], columns=len(LETTERS), stream=0)
+            names = np.argsort(noise, axis=1)[:, : self.nodes] + FIRST_LETTER
+            belongs = self._splits_of(names, split)
+            names_BM[pending[belongs]] = names[belongs]
+            pending = pending[~belongs]
+            attempt_B[pending] += 1
+        leaves = self.nodes - self.first_leaf
+        noise = self._noise(split, indices, seed, attempt_B, columns=2 * leaves + self.nodes, stream=1)
+        listed = max(self.config.targets, 1)
+        if self.config.repeat_targets:
+            targets_BA = (noise[:, :listed] % np.uint64(leaves)).astype(np.int64)
+        else:
+            targets_BA = np.argsort(noise[:, :leaves], axis=1)[:, :listed].astype(np.int64)
+        chosen_B = (noise[:, leaves] % np.uint64(listed)).astype(np.int64)
+        leaf_B = self.first_leaf + np.take_along_axis(targets_BA, chosen_B[:, None], axis=1)[:, 0]
+        edges_BE = np.tile(np.arange(1, self.nodes), (len(indices), 1))
+        if self.config.shuffle_edges:
+            edges_BE = 1 + np.argsort(noise[:, 2 * leaves : 2 * leaves + self.nodes - 1], axis=1)
+        return TreeProblems(
+            names_BM=names_BM,
+            targets_BA=self.first_leaf + targets_BA[:, : self.config.targets],
+            leaf_B=leaf_B,
+            edges_BE=edges_BE,
+        )
+
+    @staticmethod
+    def _noise(
+        split: Split, index_B: Array, seed: int, attempt_B: Array, *, columns: int, stream: int
+    ) -> NDArray[np.uint64]:
+        """Uniform 64-bit integers ``[B, columns]``: a hash of the counter and nothing else."""
+        key = int.from_bytes(hashlib.sha256(f"{seed}:{split}:{stream}".encode()).digest()[:8], "little")
+        with np.errstate(over="ignore"):
+            row = _mix(np.uint64(key) + index_B.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            row = _mix(row + attempt_B.astype(np.uint64) * np.uint64(0xD1B54A32D192ED03))
+            column = (np.arange(columns, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x8CB92BA72F3D8DD7)
+            return _mix(row[:, None] + column[None])
+
+    def tree_hash(self, names_BM: Array) -> NDArray[np.uint64]:
+        """A hash ``[B]`` of each tree's parent relation, blind to the order of edges, of children and to the target."""
+        parents = (np.arange(self.nodes) - 1) // 2
+        parent_names = np.where(np.arange(self.nodes) == 0, 0, names_BM[:, np.maximum(parents, 0)])
+        with np.errstate(over="ignore"):
+            # A sum over edges does not depend on their order.
+            edges = _mix((names_BM * 64 + parent_names).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+            return _mix(edges.sum(axis=1, dtype=np.uint64))
+
+    def _splits_of(self, names_BM: Array, split: Split) -> NDArray[np.bool_]:
+        share = (self.tree_hash(names_BM) % np.uint64(_SPLIT_CLASSES)).astype(np.int64)
+        if split == "train":
+            return share < _SPLIT_CLASSES - 2
+        return share == _SPLIT_CLASSES - (2 if split == "validation" else 1)
+
+    # --- printing ----------------------------------------------------------------------------------------------
+
+    def route_nodes(self, leaf_B: Array) -> Array:
+        """Heap indices ``[B, depth]`` of the nodes from the root to each leaf."""
+        up = [leaf_B]
+        for _ in range(self.config.depth - 1):
+            up.append((up[-1] - 1) // 2)
+        return np.stack(up[::-1], axis=1)
+
+    def encode(self, problems: TreeProblems) -> dict[str, Tensor]:
+        """Token ids with named spans.
+
+        Returns:
+            ``input_ids`` ``[B, T]``, ``attention_mask`` ``[B, T]`` (all ones: rows have one length) and
+            ``answer_mask`` ``[B, T]``, true on the route's names and the end-of-sequence token.
+        """
+        names = problems.names_BM
+        rows = len(problems)
+        pairs = np.full((rows, problems.edges_BE.shape[1], 3), COMMA, dtype=np.int64)
+        pairs[:, :, 0] = np.take_along_axis(names, (problems.edges_BE - 1) // 2, axis=1)
+        pairs[:, :, 1] = np.take_along_axis(names, problems.edges_BE, axis=1)
+
+        def column(token: int) -> Array:
+            return np.full((rows, 1), token, dtype=np.int64)
+
+        ids = np.concatenate(
+            [
+                pairs.reshape(rows, -1)[:, :-1],
+                column(ROOT),
+                names[:, :1],
+                column(TARGET),
+                np.take_along_axis(names, problems.targets_BA, axis=1),
+                column(ROUTE),
+                np.take_along_axis(names, self.route_nodes(problems.leaf_B), axis=1),
+                column(EOS),
+            ],
+            axis=1,
+        )
+        answer = torch.zeros(ids.shape, dtype=torch.bool)
+        answer[:, self.prompt_length :] = True
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.ones(ids.shape, dtype=torch.long),
+            "answer_mask": answer,
+        }
+
+    def text(self, problems: TreeProblems) -> list[str]:
+        """The problems as printed, answers included and end-of-sequence left out."""
+        ids = self.encode(problems)["input_ids"][:, :-1]
+        return ["".join(self.tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]
+
+    def parse(self, text: str) -> TreeProblems:
+        """Read a problem typed by a person, with or without a route after the route marker.
+
+        Raises:
+            ValueError: the text is not a problem of this task; the message says what is wrong.
+        """
+        pattern = r"(?P<edges>[^\[]*)\[ROOT\](?P<root>[^\[]*)\[TARGET\](?P<targets>[^\[]*)\[ROUTE\].*"
+        match = re.fullmatch(pattern, text.strip())
+        if match is None:
+            raise ValueError(
+                f"not a tree-search problem: {text!r}; expected edges[ROOT]name[TARGET]leaf[ROUTE], "
+                f"for instance {self.text(self.sample('test', np.array([0])))[0]!r}"
+            )
+        edges = match["edges"].split(",")
+        for edge in edges:
+            if len(edge) != 2 or any(name not in LETTERS for name in edge):
+                raise ValueError(f"edge {edge!r} is not a pair of names out of {LETTERS}")
+        children: dict[str, list[str]] = {}
+        for parent, child in edges:
+            children.setdefault(parent, []).append(child)
+        heap: list[str] = [match["root"]]
+        for parent in heap:
+            heap.extend(children.get(parent, []))
+            if len(heap) > len(LETTERS):
+                break
+        if len(heap) != self.nodes or len(set(heap)) != self.nodes or len(edges) != self.nodes - 1:
+            raise ValueError(
+                f"the edges are not a complete binary tree of {self.nodes} nodes below root {match['root']!r}, "
+                "which is what this model was trained on"
+            )
+        for parent in heap[: self.first_leaf]:
+            if len(children.get(parent, [])) != 2:
+                raise ValueError(f"node {parent!r} has {len(children.get(parent, []))} children; inner nodes have two")
+        listed = match["targets"]
+        if len(listed) != self.config.targets or any(name not in heap[self.first_leaf :] for name in listed):
+            raise ValueError(f"target {listed!r} is not {self.config.targets} leaf name(s) of this tree")
+        targets = np.array([[heap.index(name) for name in listed]], dtype=np.int64).reshape(1, -1)
+        leaf = targets[:, 0] if listed else np.array([self.first_leaf])
+        return TreeProblems(
+            names_BM=np.array([[FIRST_LETTER + LETTERS.index(name) for name in heap]]),
+            targets_BA=targets,
+            leaf_B=leaf,
+            edges_BE=np.array([[heap.index(child) for _, child in edges]]),
+        )
+
+    def draw(self, problems: TreeProblems, row: int = 0) -> str:
+        """The tree of one problem for humans: a level a line, the route in brackets."""
+        names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
+        route = set(self.route_nodes(problems.leaf_B)[row].tolist()) if self.config.targets == 1 else set()
+        lines = []
+        width = 4 * (self.nodes - self.first_leaf)
+        for level in range(self.config.depth):
+            nodes = range(2**level - 1, 2 ** (level + 1) - 1)
+            cell = width // len(nodes)
+            shown = [f"[{names[node]}]" if node in route else f" {names[node]} " for node in nodes]
+            lines.append("".join(name.center(cell) for name in shown).rstrip())
+            if level < self.config.depth - 1:
+                below = cell // 4
+                arm = " " * below + "┌" + "─" * (below - 1) + "┴" + "─" * (below - 1) + "┐"
+                lines.append("".join(arm.ljust(cell) for _ in nodes).rstrip())
+        return "\n".join(lines)
+
+    # --- grading -----------------------------------------------------------------------------------------------
+
+    def answers(self, problems: TreeProblems) -> Tensor:
+        """Right answers ``[B, depth + 1]``: the route and end-of-sequence."""
+        return self.encode(problems)["input_ids"][:, self.prompt_length :]
+
+    def grade(self, spoken_BN: Tensor, problems: TreeProblems) -> Tensor:
+        """Exact match ``[B]`` of the whole route and its end; whatever follows the first end-of-sequence is ignored."""
+        answers = self.answers(problems)
+        if spoken_BN.shape[1] < answers.shape[1]:
+            filler = spoken_BN.new_full((len(problems), answers.shape[1] - spoken_BN.shape[1]), PAD)
+            spoken_BN = torch.cat([spoken_BN, filler], dim=1)
+        return (spoken_BN[:, : answers.shape[1]] == answers).all(dim=1)
+
+    # --- what is known about the answer ------------------------------------------------------------------------
+
+    def marginals(self, problems: TreeProblems) -> NDArray[np.float64]:
+        """Probability ``[B, M]`` that each node lies on the route, given the prompt alone."""
+        mass = np.zeros((len(problems), self.nodes))
+        if self.config.targets == 0:
+            mass[:, self.first_leaf :] = 1 / (self.nodes - self.first_leaf)
+        else:
+            for column in problems.targets_BA.T:
+                mass[np.arange(len(problems)), column] += 1 / self.config.targets
+        for node in range(self.first_leaf - 1, -1, -1):
+            mass[:, node] = mass[:, 2 * node + 1] + mass[:, 2 * node + 2]
+        return mass

@@ -1,0 +1,352 @@
+"""What a recipe says: task, shapes, stages, evaluation. Read from YAML, checked before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from unspoken.backbone import UnspokenConfig
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import SST, TalkerLoss
+from unspoken.tasks import TreeSearchConfig
+from unspoken.training.settings import SettingsError, as_mapping, nearest, read
+
+Size = Literal["tiny", "small", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackShape:
+    """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks)."""
+
+    hidden_size: int
+    attention_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        self.config(vocab_size=1, positions=1)
+
+    def config(self, *, vocab_size: int, positions: int, **others: Any) -> UnspokenConfig:
+        """The transformers config of this shape."""
+        try:
+            return UnspokenConfig(
+                vocab_size=vocab_size,
+                hidden_size=self.hidden_size,
+                attention_size=self.attention_size,
+                intermediate_size=self.intermediate_size,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                max_position_embeddings=positions,
+                **others,
+            )
+        except Exception as error:
+            # The library wraps our message in two lines of its own.
+            raise ValueError(str(error.__cause__ or error).strip().splitlines()[-1].strip()) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkerShape:
+    """The Talker. Its width is the Reasoner's latent width.
+
+    Attributes:
+        variant: ``"mono"`` or ``"dual"``.
+        causal: mask of the Mono-Talker; the Dual-Talker's decoder is always causal.
+        encoder_layers: blocks of the Dual-Talker's encoder.
+    """
+
+    variant: Literal["mono", "dual"] = "mono"
+    causal: bool = True
+    attention_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    encoder_layers: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How a stage's weights move.
+
+    Attributes:
+        name: ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
+        lr: peak learning rate of the matrices.
+        lr_rest: peak learning rate of everything else; the same as ``lr`` if null.
+        weight_decay: of the matrices; table and gains have none.
+        betas: of AdamW.
+        warmup_steps: linear warm-up.
+        schedule: decay to zero after the warm-up, or none.
+        clip: largest norm of the gradient.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: float = 0.02
+    lr_rest: float | None = 0.003
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.95)
+    warmup_steps: int = 20
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
+            raise ValueError("learning rates must be positive")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; it must be two numbers in [0, 1)")
+        if self.weight_decay < 0 or self.warmup_steps < 0 or self.clip <= 0:
+            raise ValueError("weight_decay and warmup_steps cannot be negative, and clip must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One training run that ends in a folder.
+
+    Attributes:
+        name: of the folder, and what later stages refer to.
+        start: the stage whose best checkpoint this one continues from; null starts from random weights.
+        objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker.
+        steps: optimiser steps, or null if ``steps_of`` says them.
+        steps_of: as many steps as these stages together: how a baseline is given equal training.
+        batch_size: sequences a step.
+        optimizer: see `Optimizer`.
+        evaluate_every: steps between two looks at the validation problems; checkpoints are written then too.
+    """
+
+    name: str
+    start: str | None = None
+    objective: NextToken | SST | TalkerLoss
+    steps: int | None = None
+    steps_of: tuple[str, ...] = ()
+    batch_size: int = 64
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    evaluate_every: int = 250
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier():
+            raise ValueError(f"stage name {self.name!r} must be letters, digits and underscores")
+        if (self.steps is None) == (not self.steps_of):
+            raise ValueError("give exactly one of steps and steps_of")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; it must be at least 1")
+        if self.batch_size < 1 or self.evaluate_every < 1:
+            raise ValueError("batch_size and evaluate_every must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a finished seed is measured.
+
+    Attributes:
+        problems: test problems, the same for every seed and method.
+        validation_problems: looked at during training, and what checkpoints are selected on.
+        batch_size: problems answered at once.
+    """
+
+    problems: int = 2000
+    validation_problems: int = 500
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        if min(self.problems, self.validation_problems, self.batch_size) < 1:
+            raise ValueError("problems, validation_problems and batch_size must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment at one size.
+
+    Attributes:
+        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
+        attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
+    """
+
+    name: str
+    size: Size
+    summary: str = ""
+    task: TreeSearchConfig
+    backbone: StackShape
+    talker: TalkerShape | None = None
+    stages: tuple[Stage, ...]
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    precision: Literal["bf16", "fp32"] = "bf16"
+    attention: Literal["eager", "sdpa"] = "eager"
+    activation_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty; a recipe trains at least one stage")
+        seen: dict[str, Stage] = {}
+        needs = {"next_token": (None, "next_token"), "sst": (None, "next_token"), "talker": ("sst",)}
+        for index, stage in enumerate(self.stages):
+            where = f"stages[{index}] ({stage.name})"
+            if stage.name in seen:
+                raise ValueError(f"{where}: there is already a stage of that name")
+            later = [other.name for other in self.stages[index:]]
+            for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
+                if name in later:
+                    raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
+                if name not in seen:
+                    raise ValueError(f"{where} refers to {name!r}, which is no stage; {nearest(name, list(seen))}")
+            start = seen[stage.start].objective.kind if stage.start else None
+            if start not in needs[stage.objective.kind]:
+                wanted = " or ".join("random weights" if kind is None else kind for kind in needs[stage.objective.kind])
+                raise ValueError(
+                    f"{where}: a {stage.objective.kind} stage starts from {wanted}, "
+                    f"not from {start or 'random weights'}; set its start"
+                )
+            if stage.objective.kind == "talker" and self.talker is None:
+                raise ValueError(f"{where} trains a Talker, but the recipe has no 'talker' shape")
+            seen[stage.name] = stage
+        if self.talker is not None:
+            self.talker_config(vocab_size=1)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by name.
+
+        Raises:
+            ValueError: there is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"no stage {name!r}; {nearest(name, [stage.name for stage in self.stages])}")
+
+    def steps(self, stage: Stage) -> int:
+        """Optimiser steps of a stage, with ``steps_of`` added up."""
+        return stage.steps if stage.steps is not None else sum(self.steps(self.stage(name)) for name in stage.steps_of)
+
+    def samples_before(self, stage: Stage) -> int:
+        """Training samples that the stage's ancestors have used up: it starts behind them."""
+        if stage.start is None:
+            return 0
+        parent = self.stage(stage.start)
+        return self.samples_before(parent) + self.steps(parent) * parent.batch_size
+
+    def backbone_config(self) -> UnspokenConfig:
+        """The Reasoner's blocks, for this task's vocabulary."""
+        tokenizer = self.task.build().tokenizer
+        return self.backbone.config(
+            vocab_size=len(tokenizer),
+            positions=1024,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+
+    def talker_config(self, vocab_size: int | None = None) -> UnspokenConfig:
+        """The Talker's blocks, at the latent width."""
+        assert self.talker is not None
+        shape = StackShape(
+            hidden_size=self.backbone.hidden_size,
+            attention_size=self.talker.attention_size,
+            intermediate_size=self.talker.intermediate_size,
+            layers=self.talker.layers,
+            heads=self.talker.heads,
+        )
+        size = len(self.task.build().tokenizer) if vocab_size is None else vocab_size
+        return shape.config(vocab_size=size, positions=1024, is_causal=self.talker.causal, tie_word_embeddings=True)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def shipped() -> list[tuple[str, str, str]]:
+    """Name, size and summary of every recipe in the package."""
+    found = []
+    for folder in sorted(resources.files("unspoken.recipes").iterdir(), key=lambda entry: entry.name):
+        if folder.is_dir() and not folder.name.startswith("_"):
+            for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
+                if file.name.endswith(".yaml"):
+                    content = yaml.safe_load(file.read_text())
+                    found.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
+    return found
+
+
+def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name, or any YAML file by path, and apply dotted overrides.
+
+    Args:
+        name: for instance ``tree-search``, or a path that ends in ``.yaml``.
+        size: ``tiny``, ``small`` or ``paper``; ignored for a path.
+        overrides: ``key=value`` with dots and list positions or stage names: ``stages.sst.steps=100``.
+
+    Raises:
+        ValueError: anything wrong with the recipe, in one line.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise SettingsError(f"there is no recipe file {name}")
+        text, origin = path.read_text(), name
+    else:
+        known = shipped()
+        names = sorted({entry[0] for entry in known})
+        if name not in names:
+            raise SettingsError(f"there is no recipe {name!r}; {nearest(name, names)}")
+        sizes = [entry[1] for entry in known if entry[0] == name]
+        if size not in sizes:
+            raise SettingsError(f"recipe {name!r} has no size {size!r}; it has {', '.join(sizes)}")
+        text = (resources.files("unspoken.recipes") / name / f"{size}.yaml").read_text()
+        origin = f"{name} ({size})"
+    return parse(text, origin, overrides)
+
+
+def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe out of YAML text; ``origin`` names it in messages."""
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{origin}: not YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    try:
+        for override in overrides:
+            _apply(values, override)
+        return read(Recipe, values)
+    except SettingsError as error:
+        raise SettingsError(f"{origin}: {error}") from None
+
+
+def _apply(values: Any, override: str) -> None:
+    """Set one dotted key in place; stages are addressed by name or position."""
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise SettingsError(f"override {override!r} is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"override {override!r}: the value is not YAML") from None
+    *parents, last = key.split(".")
+    here = values
+    for part in parents:
+        if isinstance(here, list):
+            here = _element(here, part, key)
+        elif isinstance(here, dict):
+            here = here.setdefault(part, {})
+        else:
+            raise SettingsError(f"override {key}: {part!r} is below a single value")
+    if isinstance(here, list):
+        here[here.index(_element(here, last, key))] = value
+    elif isinstance(here, dict):
+        here[last] = value
+    else:
+        raise SettingsError(f"override {key}: {last!r} is below a single value")
+
+
+def _element(entries: list[Any], part: str, key: str) -> Any:
+    names = [str(entry.get("name")) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+    if part in names:
+        return entries[names.index(part)]
+    if part.isdigit() and int(part) < len(entries):
+        return entries[int(part)]
+    raise SettingsError(f"override {key}: there is no entry {part!r}; {nearest(part, names)}")
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML; `parse` reads it back to the same recipe."""
+    return yaml.safe_dump(as_mapping(recipe), sort_keys=False, allow_unicode=True)
+

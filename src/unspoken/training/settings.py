@@ -1,0 +1,121 @@
+"""Strict reading of nested settings: a mapping becomes frozen dataclasses, or one clear line says why not."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union
+
+T = TypeVar("T")
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, missing, of the wrong type or impossible; the message names it."""
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """The hint at the end of a message: the closest known word, or all of them."""
+    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
+    if typing.get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_describe(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list of {_describe(typing.get_args(kind)[0])}"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    return names.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def _convert(kind: Any, value: Any, where: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (Union, types.UnionType):
+        parts = typing.get_args(kind)
+        if value is None and type(None) in parts:
+            return None
+        classes = [part for part in parts if dataclasses.is_dataclass(part)]
+        if classes:
+            return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
+        for part in parts:
+            try:
+                return _convert(part, value, where)
+            except SettingsError:
+                continue
+    elif origin is Literal:
+        choices = list(typing.get_args(kind))
+        if value in choices and not isinstance(value, bool):
+            return value
+        raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
+    elif origin is tuple:
+        if isinstance(value, list | tuple):
+            element = typing.get_args(kind)[0]
+            return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
+    elif dataclasses.is_dataclass(kind):
+        return _one_of([kind], value, where) if hasattr(kind, "kind") else read(kind, value, where)
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif kind in (int, bool, str) and type(value) is kind:
+        return value
+    raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
+
+
+def _one_of(classes: list[Any], value: Any, where: str) -> Any:
+    """Choose among dataclasses by the key ``kind``."""
+    if not isinstance(value, Mapping):
+        raise SettingsError(f"{where} is {value!r}; it must be a mapping with a 'kind'")
+    by_kind = {cls.kind: cls for cls in classes}
+    if "kind" not in value:
+        raise SettingsError(f"{where}.kind is missing; known here: {', '.join(by_kind)}")
+    if value["kind"] not in by_kind:
+        raise SettingsError(f"{where}.kind is {value['kind']!r}; {nearest(value['kind'], list(by_kind))}")
+    return read(by_kind[value["kind"]], {key: item for key, item in value.items() if key != "kind"}, where)
+
+
+def read(cls: type[T], values: Any, where: str = "") -> T:
+    """Build a frozen dataclass out of a mapping.
+
+    Args:
+        cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed.
+        values: what a YAML file holds.
+        where: dotted path of the mapping, for messages.
+
+    Raises:
+        SettingsError: an unknown key (the nearest known one is named), a missing one, a wrong type, or a combination
+            that the dataclass itself refuses.
+    """
+    prefix = f"{where}." if where else ""
+    if not isinstance(values, Mapping):
+        raise SettingsError(f"{where or 'the recipe'} is {values!r}; it must be a mapping of keys to values")
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise SettingsError(f"{prefix}{key} is not a known key; {nearest(key, list(fields))}")
+    arguments = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")
+    try:
+        return cls(**arguments)
+    except SettingsError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
+
+
+def as_mapping(settings: Any) -> Any:
+    """The reverse of `read`: plain containers that YAML and JSON can hold, with ``kind`` where there is a choice."""
+    if dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        content = {field.name: as_mapping(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+        return {"kind": settings.kind, **content} if hasattr(settings, "kind") else content
+    if isinstance(settings, tuple | list):
+        return [as_mapping(item) for item in settings]
+    return settings

@@ -1,0 +1,258 @@
+"""One stage on `transformers.Trainer`, with what the stock Trainer lacks: atomic checkpoints and honest selection.
+
+A stage's folder holds, while it runs, ``checkpoint-N`` (weights, optimiser, schedule, random state; the two newest) and
+``best-N`` (a published folder, the best on validation so far). When it is done, ``best-N`` is renamed to ``model`` and
+the checkpoints go. Every folder is written under a temporary name, synced, given a manifest with hashes and renamed, so
+that a kill at any instant leaves the previous one loadable.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from unspoken.backbone.folder import MANIFEST, read_manifest, sync, verify, write_manifest
+from unspoken.methods.jepa_reasoner import SST, collapsed
+from unspoken.tasks import GeneratedDataset
+from unspoken.training.optimizers import build_optimizer
+from unspoken.training.recipe import Recipe, Stage
+
+MODEL = "model"
+Judge = Callable[[PreTrainedModel], dict[str, float]]
+
+
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
+    found = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
+    return sorted(found, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
+
+
+def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Turn a staged folder into a finished one with a single rename."""
+    write_manifest(staging, manifest)
+    if final.exists():
+        shutil.rmtree(final)
+    staging.replace(final)
+    sync(final.parent)
+
+
+class EMATarget(TrainerCallback):
+    """Moves the target table once after every optimiser step (specification, open point 10)."""
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        model.update_target(self.momentum)
+
+
+class StageTrainer(Trainer):
+    """Trains one stage of a recipe and keeps its best checkpoint.
+
+    Args:
+        recipe, stage: what to train.
+        model: the stage's model, its starting weights loaded.
+        folder: of the stage.
+        seed: of the data.
+        judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
+        manifest: what every published folder of this stage records.
+        report_to: loggers of the transformers integrations.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        stage: Stage,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        folder: Path,
+        seed: int,
+        judge: Judge,
+        manifest: dict[str, Any],
+        report_to: list[str],
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.stage = stage
+        self.judge = judge
+        self.folder = folder
+        self.manifest = manifest
+        self._output_override: Path | None = None
+        self._terms: dict[str, Tensor] = {}
+        self._terms_steps = 0
+        steps = recipe.steps(stage)
+        every = min(stage.evaluate_every, steps)
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=stage.batch_size,
+            bf16=recipe.precision == "bf16",
+            activation_checkpointing=recipe.activation_checkpointing,
+            max_grad_norm=stage.optimizer.clip,
+            lr_scheduler_type=stage.optimizer.schedule if stage.optimizer.schedule != "constant" else "constant_with_warmup",
+            warmup_steps=stage.optimizer.warmup_steps,
+            train_sampling_strategy="sequential",
+            eval_strategy="steps",
+            eval_steps=every,
+            save_strategy="steps",
+            save_steps=every,
+            eval_on_start=True,
+            logging_steps=min(25, every),
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            report_to=report_to,
+            disable_tqdm=True,
+            seed=seed,
+            data_seed=seed,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        if isinstance(stage.objective, SST):
+            callbacks = [*callbacks, EMATarget(stage.objective.momentum)]
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=GeneratedDataset(
+                task=recipe.task.build(),
+                split="train",
+                seed=seed,
+                first=recipe.samples_before(stage),
+                size=steps * stage.batch_size,
+            ),
+            eval_dataset=GeneratedDataset(task=recipe.task.build(), split="validation", seed=0, first=0, size=1),
+            data_collator=lambda batch: batch,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.model_accepts_loss_kwargs = False
+
+    # --- loss ----------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The recipe's optimiser."""
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.model if model is None else model, self.stage.optimizer)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
+        outputs = model(**self.stage.objective.inputs(inputs))
+        loss, terms = self.stage.objective(outputs, inputs)
+        for name, value in terms.items():
+            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
+        self._terms_steps += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
+        if "loss" in logs and self._terms_steps:
+            logs.update({name: float(total) / self._terms_steps for name, total in self._terms.items()})
+            self._terms, self._terms_steps = {}, 0
+            if not math.isfinite(logs["loss"]):
+                raise ValueError(
+                    f"stage {self.stage.name!r}: the loss is {logs['loss']} at step {self.state.global_step}; "
+                    "lower optimizer.lr or train in fp32. The last checkpoint is unharmed"
+                )
+        super().log(logs, start_time)
+
+    # --- selection on validation ---------------------------------------------------------------------------------
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Measure the model on the validation problems, and keep it if no earlier one was better."""
+        self.model.eval()
+        reading = self.judge(self.model)
+        self.model.train()
+        self._warn_of_collapse(reading)
+        metrics = {f"eval_{name}": value for name, value in reading.items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        kept = numbered(self.folder, "best")
+        # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
+        if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:
+            self._export(self.folder / f"best-{self.state.global_step}", reading)
+            for old in kept:
+                if old.name != f"best-{self.state.global_step}":
+                    shutil.rmtree(old)
+        return metrics
+
+    def _warn_of_collapse(self, reading: dict[str, float]) -> None:
+        before = [entry for entry in self.state.log_history if "eval_effective_rank" in entry]
+        if not before:
+            return
+        start = {name.removeprefix("eval_"): value for name, value in before[0].items()}
+        if collapsed(start, reading):
+            warnings.warn(
+                f"stage {self.stage.name!r} is COLLAPSING at step {self.state.global_step}: the loss fell to "
+                f"{reading['sst_loss']:.4f} while the table's effective rank fell from {start['effective_rank']:.1f} "
+                f"to {reading['effective_rank']:.1f} and only {reading['nearest_row']:.1%} of latents find their row. "
+                "Raise objective.momentum or lower the learning rate",
+                stacklevel=2,
+            )
+
+    def _export(self, final: Path, reading: dict[str, float]) -> None:
+        staging = self.folder / ".best"
+        shutil.rmtree(staging, ignore_errors=True)
+        self.model.save_pretrained(staging)
+        assert isinstance(self.processing_class, PreTrainedTokenizerFast)
+        self.processing_class.save_pretrained(staging)
+        publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
+
+    # --- atomic checkpoints --------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._output_override) if self._output_override else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The library's checkpoint, written aside and published with one rename."""
+        staging = self.folder / ".checkpoint"
+        shutil.rmtree(staging, ignore_errors=True)
+        self._output_override = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._output_override = None
+        written = staging / f"checkpoint-{self.state.global_step}"
+        (written / "training_args.bin").unlink()  # a pickle that nothing reads
+        publish(written, self.folder / written.name, {**self.manifest, "step": self.state.global_step})
+        shutil.rmtree(staging)
+        for old in numbered(self.folder, "checkpoint")[:-2]:
+            shutil.rmtree(old)
+
+    # --- the whole stage -----------------------------------------------------------------------------------------
+
+    def run(self) -> Path:
+        """Train from the newest checkpoint, or from the start, and return the finished folder.
+
+        Raises:
+            ValueError: the checkpoint to resume from was truncated or changed, or the loss diverged.
+        """
+        checkpoints = numbered(self.folder, "checkpoint")
+        if checkpoints:
+            verify(checkpoints[-1])
+            self.args.eval_on_start = False
+        self.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        best = numbered(self.folder, "best")[-1]
+        manifest = verify(best)
+        history = [entry for entry in self.state.log_history if entry.get("step") is not None]
+        write_manifest(best, {**manifest, "history": history})
+        final = self.folder / MODEL
+        best.replace(final)
+        sync(self.folder)
+        for leftover in (*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*"), *self.folder.glob(".*")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+        return final
