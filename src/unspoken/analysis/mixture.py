@@ -32,6 +32,10 @@ class Siblings:
     right: Int[Tensor, "B S"]
     other: Int[Tensor, "B S"]
 
+    def select(self, rows: Tensor) -> Siblings:
+        """Those of some problems."""
+        return Siblings(right=self.right[rows], other=self.other[rows])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
@@ -94,9 +98,7 @@ def plane_coefficients(
     return (along_first - cosine * along_second) / determinant, (along_second - cosine * along_first) / determinant
 
 
-def measure(
-    latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted: Siblings
-) -> Mixture:
+def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted: Siblings) -> Mixture:
     """Rank of the sibling plane and the two coefficients, for latents of the steps below the root."""
     rows = name_rows(table)
     left, right = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
@@ -113,9 +115,7 @@ def measure(
     nearer = (energy > own + tolerance).sum(dim=-1)
     equal = ((energy - own).abs() <= tolerance).sum(dim=-1)
     coefficients = plane_coefficients(latents.float(), rows[wanted.right], rows[wanted.other])
-    return Mixture(
-        rank=nearer + (equal + 1) / 2, right=coefficients[0], other=coefficients[1], planes=len(left)
-    )
+    return Mixture(rank=nearer + (equal + 1) / 2, right=coefficients[0], other=coefficients[1], planes=len(left))
 
 
 def all_coefficients(latents: Float[Tensor, "*N D"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N V"]:

@@ -101,11 +101,9 @@ class StrictLoading(PreTrainedModel):
         if (folder / MANIFEST).is_file():
             verify(folder)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             keys = sorted(str(key) for key in info.get(problem) or ())
             if keys:
                 raise ValueError(f"{folder}: {problem.replace('_', ' ')} in the weights: {', '.join(keys)}")
-        return (model, info) if wants_info else model
+        return (model, info) if wants_info else model  # type: ignore[return-value]

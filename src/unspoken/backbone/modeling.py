@@ -127,7 +127,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         source = h_BTD if source_BSD is None else source_BSD
         query = rotate(self._qk_norm(self._heads(self.q_proj(h_BTD))), rotary)
-        key = rotate(self._qk_norm(self._heads(self.k_proj(source))), rotary if source_rotary is None else source_rotary)
+        key = rotate(
+            self._qk_norm(self._heads(self.k_proj(source))), rotary if source_rotary is None else source_rotary
+        )
         value = self._heads(self.v_proj(source))
         if past_key_values is not None and not self.cross:
             key, value = past_key_values.update(key, value, self.layer_idx)

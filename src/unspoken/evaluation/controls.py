@@ -1,7 +1,6 @@
 """Does the chain do anything? The same model speaks from an altered chain, or from none.
 
-Every control keeps what it does not test: the mask, the scale of the vectors, the speaking half and its weights. If
-accuracy survives a control, that part of the chain was not used.
+The speaking half and its weights stay as they are. If accuracy survives a control, that part of the chain was not used.
 """
 
 from __future__ import annotations
@@ -36,13 +35,14 @@ def mean(chain: LatentChain, _: torch.Generator) -> LatentChain:
 
 def noise(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """Every latent is a Gaussian direction of the same norm (appendix C of JEPA-Reasoner)."""
-    drawn = torch.randn(chain.latents.shape, generator=generator)
+    drawn = torch.randn(chain.latents.shape, generator=generator).to(chain.latents)
     return chain.with_latents(_unit_like(chain, drawn))
 
 
 def shuffle(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """The steps of each chain in another order: content without order."""
-    order = torch.rand(chain.mask.shape, generator=generator).masked_fill(~chain.mask, 2.0).argsort(dim=1)
+    drawn = torch.rand(chain.mask.shape, generator=generator).to(chain.latents)
+    order = drawn.masked_fill(~chain.mask, 2.0).argsort(dim=1)
     return chain.with_latents(chain.latents.gather(1, order[..., None].expand_as(chain.latents)))
 
 
@@ -50,14 +50,13 @@ def swap(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """The chain of another question; no chain stays in its place."""
     rows = len(chain)
     shift = int(torch.randint(1, rows, (1,), generator=generator)) if rows > 1 else 0
-    other = torch.arange(rows).roll(shift)
-    return chain.with_latents(chain.latents[other], chain.mask[other])
+    return chain.select(torch.arange(rows, device=chain.mask.device).roll(shift))
 
 
 def truncate(chain: LatentChain, _: torch.Generator) -> LatentChain:
     """Only the first half of the steps; the rest are zero vectors."""
     kept = (chain.lengths + 1) // 2
-    early = torch.arange(chain.mask.shape[1])[None] < kept[:, None]
+    early = torch.arange(chain.mask.shape[1], device=chain.mask.device)[None] < kept[:, None]
     return chain.with_latents(chain.latents * early[..., None])
 
 

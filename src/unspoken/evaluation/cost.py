@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unspoken.evaluation.systems import System, answer
 from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.tree_search import EOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Cost:
         latent_steps: silent steps (for a coupled model: reasoning tokens).
         spoken_tokens: tokens of the answer, its end included.
         sequential_passes: forward passes that wait for one another, the prompt's included.
-        flops: floating-point operations of matrix products.
+        flops: floating-point operations of matrix products, in a batch (rows that have stopped run on with it).
         seconds: wall-clock of a whole batch divided by its problems, and of one problem alone.
         parameters: of the whole system.
     """
@@ -52,10 +53,10 @@ def cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_
 
     few = rows(0, min(32, len(problems)))
     with FlopCounterMode(display=False) as counter:
-        answers = answer(system, task, few, batch_size)
+        answer(system, task, few, batch_size)
     flops = counter.get_total_flops() / len(few)
     began = time.perf_counter()
-    answer(system, task, problems, batch_size)
+    answers = answer(system, task, problems, batch_size)
     batched = (time.perf_counter() - began) / len(problems)
     singles = []
     for index in range(min(alone, len(problems))):
@@ -63,10 +64,10 @@ def cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_
         answer(system, task, rows(index, index + 1), 1)
         singles.append(time.perf_counter() - began)
     steps = float(answers.chain.lengths.double().mean())
-    ends = (answers.spoken == 1).long().argmax(dim=1) + 1
+    ends = ((answers.spoken == EOS).cumsum(dim=1) == 0).sum(dim=1) + 1
     return Cost(
         latent_steps=steps,
-        spoken_tokens=float(ends.double().mean()),
+        spoken_tokens=float(ends.clamp(max=answers.spoken.shape[1]).double().mean()),
         sequential_passes=steps + system.spoken_passes(round(steps)),
         flops=flops,
         seconds_batched=batched,

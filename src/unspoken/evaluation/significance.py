@@ -51,7 +51,11 @@ def rate(outcomes: Outcomes) -> Rate:
     spread = _Z * math.sqrt(mean * (1 - mean) / count + _Z**2 / (4 * count**2)) / (1 + _Z**2 / count)
     low, high = max(0.0, centre - spread), min(1.0, centre + spread)
     return Rate(
-        mean=mean, low=min(low, mean), high=max(high, mean), seeds=[float(value) for value in per_seed], problems=problems
+        mean=mean,
+        low=min(low, mean),
+        high=max(high, mean),
+        seeds=[float(value) for value in per_seed],
+        problems=problems,
     )
 
 

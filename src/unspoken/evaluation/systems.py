@@ -70,7 +70,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
-    # The manifest says what was trained with; short sequences run fastest through plain attention on a CPU.
+    # Prompts are short: plain attention is the fastest on a CPU.
     model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     return model.eval()
 

@@ -6,7 +6,7 @@ A problem prints every edge of a complete binary tree, its root and a leaf; the 
 
 Sample i is a pure function of (config, seed, split, i): random numbers are hashes of a counter, so a batch of any
 indices is made at once, and shuffling, sharding and resuming need no state. A tree belongs to exactly one split, by a
-hash of its parent relation (the order of edges and children does not enter), so the splits are disjoint by construction.
+hash of its parent relation (the order of edges and children does not enter), so splits are disjoint by construction.
 
 Beyond the paper, ``targets`` other than 1 makes the route ambiguous with a known posterior: several leaves are listed
 (one that is listed twice is twice as likely), or none (every leaf is equally likely).
@@ -75,6 +75,7 @@ class TreeSearchConfig:
             raise ValueError(f"targets is {self.targets}, but a tree of depth {self.depth} has {leaves} leaves")
 
     def build(self) -> TreeSearchTask:
+        """The task of this configuration."""
         return TreeSearchTask(self)
 
 
@@ -267,7 +268,7 @@ class TreeSearchTask:
             if len(edge) != 2 or any(name not in LETTERS for name in edge):
                 raise ValueError(f"edge {edge!r} is not a pair of names out of {LETTERS}")
         children: dict[str, list[str]] = {}
-        for parent, child in edges:
+        for parent, child in map(tuple, edges):
             children.setdefault(parent, []).append(child)
         heap: list[str] = [match["root"]]
         for parent in heap:
@@ -291,7 +292,7 @@ class TreeSearchTask:
             names_BM=np.array([[FIRST_LETTER + LETTERS.index(name) for name in heap]]),
             targets_BA=targets,
             leaf_B=leaf,
-            edges_BE=np.array([[heap.index(child) for _, child in edges]]),
+            edges_BE=np.array([[heap.index(edge[1]) for edge in edges]]),
         )
 
     def draw(self, problems: TreeProblems, row: int = 0) -> str:

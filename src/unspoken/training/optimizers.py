@@ -54,6 +54,11 @@ def _pair(settings: Optimizer) -> tuple[float, float]:
     return first, second
 
 
+def is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix of a block, and not a table, a head or a gain."""
+    return parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+
+
 def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
     """Sort the trainable parameters into matrices of the blocks and the rest (tables, heads, gains)."""
     matrices: list[nn.Parameter] = []
@@ -61,8 +66,7 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        inside = parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
-        (matrices if inside else rest).append(parameter)
+        (matrices if is_matrix(name, parameter) else rest).append(parameter)
     if settings.name == "muon":
         return MuonWithAdamW(matrices, rest, settings)
     groups: list[dict[str, Any]] = [
@@ -70,5 +74,3 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
         {"params": rest, "lr": settings.lr_rest or settings.lr, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=_pair(settings), fused=True)
-
-

@@ -21,13 +21,18 @@ Size = Literal["tiny", "small", "paper"]
 
 @dataclass(frozen=True, kw_only=True)
 class StackShape:
-    """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks)."""
+    """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
+
+    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
+    open point 8).
+    """
 
     hidden_size: int
     attention_size: int
     intermediate_size: int
     layers: int
     heads: int
+    unit_embeddings: bool = True
 
     def __post_init__(self) -> None:
         self.config(vocab_size=1, positions=1)
@@ -42,6 +47,7 @@ class StackShape:
                 intermediate_size=self.intermediate_size,
                 num_hidden_layers=self.layers,
                 num_attention_heads=self.heads,
+                unit_embeddings=self.unit_embeddings,
                 max_position_embeddings=positions,
                 **others,
             )
@@ -57,7 +63,7 @@ class TalkerShape:
     Attributes:
         variant: ``"mono"`` or ``"dual"``.
         causal: mask of the Mono-Talker; the Dual-Talker's decoder is always causal.
-        encoder_layers: blocks of the Dual-Talker's encoder.
+        encoder_layers: blocks of the Dual-Talker's encoder; 1 if null.
     """
 
     variant: Literal["mono", "dual"] = "mono"
@@ -66,7 +72,13 @@ class TalkerShape:
     intermediate_size: int
     layers: int
     heads: int
-    encoder_layers: int = 1
+    encoder_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.variant == "mono" and self.encoder_layers is not None:
+            raise ValueError("encoder_layers is set, but a mono Talker has no encoder")
+        if self.variant == "dual" and not self.causal:
+            raise ValueError("causal is false, but the decoder of a dual Talker is always causal")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +108,8 @@ class Optimizer:
     def __post_init__(self) -> None:
         if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
             raise ValueError("learning rates must be positive")
+        if self.name == "adamw" and self.lr > 0.01:
+            raise ValueError(f"lr is {self.lr}, a rate for Muon; AdamW wants about 0.001 or less: set lr and lr_rest")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {list(self.betas)}; it must be two numbers in [0, 1)")
         if self.weight_decay < 0 or self.warmup_steps < 0 or self.clip <= 0:
@@ -192,6 +206,12 @@ class Recipe:
                     raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
                 if name not in seen:
                     raise ValueError(f"{where} refers to {name!r}, which is no stage; {nearest(name, list(seen))}")
+            for name in stage.steps_of:
+                if seen[name].batch_size != stage.batch_size:
+                    raise ValueError(
+                        f"{where}: batch_size is {stage.batch_size}, but {name!r} has {seen[name].batch_size}; "
+                        "equal steps are equal training only at equal batch_size"
+                    )
             start = seen[stage.start].objective.kind if stage.start else None
             if start not in needs[stage.objective.kind]:
                 wanted = " or ".join("random weights" if kind is None else kind for kind in needs[stage.objective.kind])
@@ -349,4 +369,3 @@ def _element(entries: list[Any], part: str, key: str) -> Any:
 def dump(recipe: Recipe) -> str:
     """The resolved recipe as YAML; `parse` reads it back to the same recipe."""
     return yaml.safe_dump(as_mapping(recipe), sort_keys=False, allow_unicode=True)
-

@@ -57,7 +57,11 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             element = typing.get_args(kind)[0]
             return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
     elif dataclasses.is_dataclass(kind):
-        return _one_of([kind], value, where) if hasattr(kind, "kind") else read(kind, value, where)
+        return (
+            _one_of([kind], value, where)
+            if hasattr(kind, "kind")
+            else read(typing.cast("type[Any]", kind), value, where)
+        )
     elif kind is float:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)

@@ -67,6 +67,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     backbone.l2_output = True
     shape: dict[str, Any] = {
         "backbone_config": backbone,
+        "unit_tokens": recipe.backbone.unit_embeddings,
         "max_latents": 2 * recipe.task.build().answer_length,
         **tokens,
     }
@@ -81,7 +82,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
         **shape,
         talker_config=recipe.talker_config(),
         talker_kind=recipe.talker.variant,
-        talker_encoder_layers=recipe.talker.encoder_layers,
+        talker_encoder_layers=recipe.talker.encoder_layers or 1,
     )
     both = JepaReasonerForCausalLM._from_config(config, **settings)
     both.reasoner.load_state_dict(start.state_dict(), strict=True)
@@ -104,11 +105,13 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         answers = answer(system_of(model), task, problems, recipe.evaluation.batch_size)
-        outputs = model(**stage.objective.inputs(batch))
+        # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+        outputs = type(model).forward(model, **stage.objective.inputs(batch))
         loss, terms = stage.objective(outputs, batch)
         exact = float(answers.correct.double().mean())
         reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
-        reading["score"] = exact - min(float(loss), 100.0) / (1000 * count)
+        # With several possible targets no answer is right every time: the loss alone tells models apart.
+        reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
         if isinstance(model, JepaReasonerModel):
             forced = outputs.latents[:, task.prompt_length - 1 : -1]
             steps = slice(1, task.config.depth)
@@ -135,9 +138,7 @@ def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def train_stage(
-    run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: list[TrainerCallback]
-) -> Path:
+def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: list[TrainerCallback]) -> Path:
     """Train one stage, or return its folder if it is finished.
 
     Raises:

@@ -47,7 +47,7 @@ def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 class EMATarget(TrainerCallback):
-    """Moves the target table once after every optimiser step (specification, open point 10)."""
+    """Moves the target table once after every optimiser step (paper_index, open point 10)."""
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
@@ -100,7 +100,9 @@ class StageTrainer(Trainer):
             bf16=recipe.precision == "bf16",
             activation_checkpointing=recipe.activation_checkpointing,
             max_grad_norm=stage.optimizer.clip,
-            lr_scheduler_type=stage.optimizer.schedule if stage.optimizer.schedule != "constant" else "constant_with_warmup",
+            lr_scheduler_type=stage.optimizer.schedule
+            if stage.optimizer.schedule != "constant"
+            else "constant_with_warmup",
             warmup_steps=stage.optimizer.warmup_steps,
             train_sampling_strategy="sequential",
             eval_strategy="steps",
@@ -143,7 +145,9 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimiser."""
         if self.optimizer is None:
-            self.optimizer = build_optimizer(self.model if model is None else model, self.stage.optimizer)
+            self.optimizer: torch.optim.Optimizer = build_optimizer(
+                self.model if model is None else model, self.stage.optimizer
+            )
         return self.optimizer
 
     def compute_loss(
@@ -179,7 +183,7 @@ class StageTrainer(Trainer):
         self._warn_of_collapse(reading)
         metrics = {f"eval_{name}": value for name, value in reading.items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         kept = numbered(self.folder, "best")
         # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
         if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:

@@ -17,8 +17,10 @@ class JepaReasonerConfig(PreTrainedConfig):
 
     Args:
         backbone_config: any decoder-only transformers config: the Reasoner's blocks.
-        input_scale: norm at which tokens and looped latents enter the first block; the square root of the latent
-            width if None (specification, open point 8).
+        unit_tokens: table rows are normalised before they enter the first block, so that tokens and looped latents
+            share one scale (paper_index, open point 8). If False, rows enter as they are, and latents get the
+            rows' mean norm.
+        input_scale: the shared scale; the square root of the latent width if None.
         max_latents: cap of a chain when `generate` is given no length.
         talker_kind: ``"mono"`` (one pass, latents in, tokens out) or ``"dual"`` (encoder over latents, causal decoder
             with cross-attention).
@@ -33,6 +35,7 @@ class JepaReasonerConfig(PreTrainedConfig):
     }
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    unit_tokens: bool = True
     input_scale: float | None = None
     max_latents: int = 64
     talker_kind: Literal["mono", "dual"] = "mono"

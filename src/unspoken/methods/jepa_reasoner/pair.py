@@ -6,7 +6,6 @@ Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F

@@ -77,8 +77,10 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     # --- teacher-forced pass -------------------------------------------------------------------------------------
 
     @property
-    def scale(self) -> float:
-        """Norm at which everything enters the first block."""
+    def scale(self) -> float | Tensor:
+        """Norm at which latents (and unit tokens) enter the first block."""
+        if not self.config.unit_tokens:
+            return self.backbone.get_input_embeddings().weight.detach().norm(dim=-1).mean()
         return self.config.latent_dim**0.5 if self.config.input_scale is None else self.config.input_scale
 
     def forward(
@@ -105,9 +107,9 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         return self.backbone
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Table rows on the unit sphere, times the scale that looped latents get too (open point 8)."""
-        table = self.backbone.get_input_embeddings().weight
-        return F.normalize(F.embedding(input_ids, table), dim=-1) * self.scale
+        """Table rows on the unit sphere, times the scale that looped latents get too (paper_index, open point 8)."""
+        rows = F.embedding(input_ids, self.backbone.get_input_embeddings().weight)
+        return F.normalize(rows, dim=-1) * self.scale if self.config.unit_tokens else rows
 
     def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
         """Put the output on the sphere; the row is done when its nearest table row is end-of-sequence (point 11)."""

@@ -23,7 +23,7 @@ class MonoTalker(nn.Module):
     """Decoder blocks over the latents themselves and an LM head: the whole answer in one pass, no token embedding.
 
     ``config.is_causal`` chooses between the causal form (default: the paper calls it a decoder) and the bidirectional
-    one, which is what access to the whole trajectory needs (open point 15).
+    one, which is what access to the whole trajectory needs (paper_index, open point 15).
     """
 
     def __init__(self, config: UnspokenConfig) -> None:
@@ -51,8 +51,8 @@ class MonoTalker(nn.Module):
 class DualTalker(nn.Module):
     """A bidirectional encoder over the latents and a causal decoder over the tokens said so far.
 
-    Its own start token (id V) is the same in training and in decoding (open point 18). The head is tied to the
-    decoder's own embedding unless the config says otherwise (open point 19).
+    Its own start token (id V) is the same in training and in decoding (paper_index, open point 18). The head is
+    tied to the decoder's own embedding unless the config says otherwise (paper_index, open point 19).
     """
 
     def __init__(self, config: UnspokenConfig, encoder_layers: int) -> None:
@@ -83,7 +83,7 @@ class DualTalker(nn.Module):
         ).last_hidden_state
         if self.lm_head is not None:
             return self.lm_head(hidden)
-        return F.linear(hidden, self.decoder.embed_tokens.weight[: self.start_id])
+        return F.linear(hidden, self.decoder.get_input_embeddings().weight[: self.start_id])
 
     def forward(
         self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
@@ -123,6 +123,7 @@ class Picker:
         self.generator = generator
 
     def __call__(self, logits: Float[Tensor, "B N V"]) -> Int[Tensor, "B N"]:
+        """Tokens of a batch."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
         weights = torch.softmax(logits.float() / self.temperature, dim=-1)

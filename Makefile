@@ -1,0 +1,54 @@
+# Every target sets up its own environment: Python 3.11 or newer is all a machine needs beforehand.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# torch goes in first and by its exact pin, so that no later requirement can choose another build.
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: help demo test slow lint benchmarks docs
+
+help:
+	@echo "make demo        train and measure the smallest recipe"
+	@echo "make test        lint, then every test that takes seconds"
+	@echo "make slow        the tests that take minutes"
+	@echo "make lint        format, lint, types, direction of imports"
+	@echo "make benchmarks  run every script in benchmarks/"
+	@echo "make docs        check that every relative link in the documentation leads somewhere"
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; name a newer one with: make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/unspoken run tree-search --size tiny
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Two workers with one thread each: two torch processes that both use all cores slow each other down.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+# One after another, since they measure time.
+benchmarks: $(STAMP)
+	@for script in benchmarks/*.py; do \
+	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
+	done
+
+docs:
+	@for page in *.md docs/*.md; do \
+	  grep -oE '\]\([^)# ]+' "$$page" | sed 's/^](//' | grep -vE '^[a-z]+:' | while read -r link; do \
+	    test -e "$$(dirname "$$page")/$$link" || { echo "$$page: there is no file $$link"; exit 1; }; \
+	  done || exit 1; \
+	done; echo "all relative links lead to files"

@@ -1,0 +1,197 @@
+"""The command line. Verbs only: each calls one function that a notebook can call too."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    help="Language models that reason without speaking: train them, run them, look inside them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Size = Annotated[str, typer.Option(help="tiny (a minute or two), small (minutes), or paper (GPUs).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe key: stages.sst.steps=100. Repeatable.")]
+Output = Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-SIZE if not given.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")]
+Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logger that transformers knows, or none.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path to a YAML file.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+
+
+def _console(*, quiet: bool) -> Console:
+    return Console(quiet=quiet or bool(os.environ.get("CI")), stderr=True)
+
+
+def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
+    from unspoken.report.tables import print_results
+
+    if as_json:
+        print(json.dumps(results))
+    else:
+        print_results(results, Console())
+
+
+def _load(name: str, size: str, overrides: list[str] | None, output: Path | None) -> tuple[Any, Path]:
+    from unspoken.training.recipe import load
+
+    recipe = load(name, size, overrides or [])
+    return recipe, output or Path("runs") / f"{recipe.name}-{recipe.size}"
+
+
+def _command() -> str:
+    return " ".join(["unspoken", *sys.argv[1:]])
+
+
+@app.command()
+def run(
+    recipe: RecipeName,
+    size: Size = "tiny",
+    seeds: Seeds = 1,
+    output: Output = None,
+    overrides: Set = None,
+    report_to: Logger = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print sizes and memory without training.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe without training.")] = False,
+) -> None:
+    """Train every stage, measure on test problems, and write the report page. Run it again to continue."""
+    chosen, folder = _load(recipe, size, overrides, output)
+    if show:
+        from unspoken.training.recipe import dump
+
+        print(dump(chosen), end="")
+        return
+    if plan:
+        from unspoken.report.tables import print_plan
+        from unspoken.training.plan import plan as make_plan
+
+        facts = make_plan(chosen)
+        print(json.dumps(facts)) if as_json else print_plan(facts, Console())
+        return
+    from unspoken.experiment import PAGE, run_experiment
+
+    results = run_experiment(
+        chosen,
+        folder,
+        seeds=seeds,
+        report_to=report_to or ["tensorboard"],
+        console=_console(quiet=quiet),
+        command=_command(),
+    )
+    _print_results(results, as_json=as_json)
+    if not as_json:
+        print(f"\nreport page: {folder / PAGE}")
+
+
+@app.command()
+def train(
+    recipe: RecipeName,
+    size: Size = "tiny",
+    seeds: Seeds = 1,
+    output: Output = None,
+    overrides: Set = None,
+    report_to: Logger = None,
+    stage: Annotated[str | None, typer.Option(help="Train this stage alone.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train stages without measuring them."""
+    from unspoken.training.run import train as train_seeds
+
+    chosen, folder = _load(recipe, size, overrides, output)
+    runs = train_seeds(
+        chosen, folder, seeds=seeds, report_to=report_to or ["tensorboard"], console=_console(quiet=quiet), only=stage
+    )
+    for seed_run in runs:
+        for entry in chosen.stages:
+            if seed_run.finished(entry):
+                print(seed_run.model_folder(entry.name))
+
+
+@app.command()
+def eval(folder: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
+    """Measure every finished seed of a run again, controls included, and write results.json."""
+    from unspoken.experiment import measure_run, open_run
+
+    console = _console(quiet=quiet)
+    recipe, runs = open_run(folder)
+    results = measure_run(recipe, runs, command=_command(), say=lambda text: console.print(text, style="dim"))
+    _print_results(results, as_json=as_json)
+
+
+@app.command()
+def generate(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one model.")],
+    problem: Annotated[
+        str | None, typer.Argument(help="A problem of the run's task; '-' reads lines from standard input.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
+    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a problem, silently first. Without a problem, one from the test split."""
+    from unspoken.report.answers import answer_problems, print_answer
+
+    texts = [line for line in sys.stdin.read().splitlines() if line.strip()] if problem == "-" else [problem]
+    for result in answer_problems(model, texts, seed=seed, stage=stage):
+        if as_json:
+            print(json.dumps(result))
+        else:
+            print_answer(result, Console(), chain=chain)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+) -> None:
+    """Write the page of a run from its results."""
+    from unspoken.experiment import PAGE, read_results
+    from unspoken.report.page import write_page
+
+    target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
+    write_page([read_results(path) for path in runs], target)
+    print(target)
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> None:
+    """List what can be run."""
+    from unspoken.report.tables import print_recipes
+    from unspoken.training.recipe import shipped
+
+    found = shipped()
+    if as_json:
+        print(json.dumps([{"name": name, "size": size, "summary": summary} for name, size, summary in found]))
+    else:
+        print_recipes(found, Console())
+
+
+def main() -> None:
+    """Entry point: bad input ends in one line and status 2; ``UNSPOKEN_DEBUG=1`` shows the traceback."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, OSError) as error:
+        if os.environ.get("UNSPOKEN_DEBUG"):
+            raise
+        print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("unspoken: stopped; run the same command to continue", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Measures finished seeds and writes one small JSON file that every table and figure is made from.
+
+Layout (``schema`` 1): ``seeds``; ``problems``; ``systems`` (name -> ``exact_match`` with interval, ``ended``,
+``cost``); ``differences`` (paired tests against the coupled baseline); ``controls`` (name -> rate, of Reasoner and
+Talker); ``inside`` (system -> ``steps`` and ``mixture``, each for rollout and teacher forcing, and ``calibration``
+where the odds are known); ``reference`` levels of the sibling-plane rank; ``containment``; ``training`` (a curve for each
+stage of each seed); ``pca`` and ``examples`` of the first seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken.analysis.calibration import forced_calibration, rollout_calibration, valid_routes
+from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
+from unspoken.backbone.folder import read_manifest
+from unspoken.chain import LatentChain
+from unspoken.evaluation.controls import CONTROLS
+from unspoken.evaluation.cost import cost
+from unspoken.evaluation.significance import Outcomes, paired_difference, rate
+from unspoken.evaluation.systems import Answers, System, answer, load_model, nearest_row, system_of
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
+
+COUPLED = "coupled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedModels:
+    """The trained folders of one seed.
+
+    Attributes:
+        final: the stages that no other stage starts from, by name: these are measured.
+        stages: every stage's folder, by name, for its curve.
+    """
+
+    seed: int
+    final: dict[str, Path]
+    stages: dict[str, Path]
+
+
+@torch.no_grad()
+def forced_latents(model: JepaReasonerModel, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
+    """Teacher-forced latents ``[B, depth + 1, D]`` of the answer positions."""
+    ids = task.encode(problems)["input_ids"]
+    parts = [model(part).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def containment(model: JepaReasonerForCausalLM, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
+    """Change every seed of the Talker: words may change, the chain must stay the same to the last bit."""
+    prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
+    chains, words = [], []
+    for seed in range(5):
+        result: Any = model.generate(
+            prompts,
+            do_sample=True,
+            temperature=20.0,
+            generator=torch.Generator().manual_seed(seed),
+            return_chain=True,
+        )
+        chains.append(result.chain.latents)
+        words.append(result.sequences[:, task.prompt_length :])
+    changed = [(words[0] != other).any(dim=1).double().mean() for other in words[1:]]
+    return {
+        "talker_seeds": len(chains),
+        "temperature": 20.0,
+        "problems": len(problems),
+        "answers_changed": float(torch.stack(changed).mean()),
+        "latents_identical": all(torch.equal(chains[0], other) for other in chains[1:]),
+    }
+
+
+def _step_accuracy(tokens: Tensor, answers: Tensor) -> dict[str, list[float]]:
+    """Accuracy of each step on its own, and of everything up to it."""
+    right = tokens[:, : answers.shape[1]] == answers
+    return {
+        "step": right.double().mean(dim=0).tolist(),
+        "up_to": right.cumprod(dim=1).double().mean(dim=0).tolist(),
+    }
+
+
+def _mixture(latents: Tensor, model: JepaReasonerModel, wanted: Siblings, depth: int) -> dict[str, object]:
+    return measure(latents[:, 1:depth], model.target_table, wanted).summary()
+
+
+def _pad(latents: Tensor, steps: int) -> Tensor:
+    return torch.nn.functional.pad(latents, (0, 0, 0, max(0, steps - latents.shape[1])))
+
+
+def _average(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds of every number and list of numbers, with the seeds' own values beside."""
+    return {
+        key: {"mean": np.mean([entry[key] for entry in entries], axis=0).tolist(), "seeds": [e[key] for e in entries]}
+        for key in entries[0]
+    }
+
+
+def _calibration(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds; the points of the figure belong to the same true values in every seed."""
+    readings = [entry["calibration"] for entry in entries]
+    points = [reading["forced"].pop("points") for reading in readings]
+    return {
+        "forced": _average([reading["forced"] for reading in readings]),
+        "rollout": _average([reading["rollout"] for reading in readings]),
+        "valid_routes": _average([{"share": reading["valid_routes"]} for reading in readings])["share"],
+        "points": [
+            {key: float(np.mean([seed[index][key] for seed in points])) for key in point}
+            for index, point in enumerate(points[0])
+        ],
+    }
+
+
+def _example(
+    task: TreeSearchTask, problems: TreeProblems, row: int, answers: Answers, model: JepaReasonerForCausalLM, kind: str
+) -> dict[str, Any]:
+    """One problem with the coefficients of each latent over all names, for drawing."""
+    steps = task.config.depth
+    latents = _pad(answers.chain.latents, steps)[row, :steps]
+    coefficients = all_coefficients(latents, model.reasoner.target_table)
+    names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
+    spoken = model.config.end_id
+    said = answers.spoken[row].tolist()
+    said = said[: said.index(spoken)] if spoken in said else said
+    return {
+        "kind": kind,
+        "heap": names,
+        "route": [names[node] for node in task.route_nodes(problems.leaf_B)[row]],
+        "spoken": task.tokenizer.convert_ids_to_tokens(said),
+        "correct": bool(answers.correct[row]),
+        "coefficients": [
+            {LETTERS[index]: round(float(step[FIRST_LETTER + index]), 4) for index in range(len(LETTERS))}
+            for step in coefficients
+        ],
+    }
+
+
+def _examples(
+    task: TreeSearchTask, problems: TreeProblems, answers: Answers, model: JepaReasonerForCausalLM, wanted: Siblings
+) -> list[dict[str, Any]]:
+    steps = task.config.depth
+    mixture = measure(_pad(answers.chain.latents, steps)[:, 1:steps], model.reasoner.target_table, wanted)
+    gap = (mixture.right - mixture.other).min(dim=1).values
+    picks: list[tuple[str, int]] = []
+    right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
+    if len(right):
+        picks.append(("right", int(right[0])))
+        picks.append(("most uncertain", int(right[gap[right].argmin()])))
+    picks += [("wrong", int(row)) for row in wrong[:2]]
+    return [_example(task, problems, row, answers, model, kind) for kind, row in picks]
+
+
+def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
+    """First two principal components of the name rows, and the predictions of inner nodes in the same axes."""
+    rows = name_rows(table)
+    points = latents.reshape(-1, latents.shape[-1])
+    both = torch.cat([rows, points])
+    centre = both.mean(dim=0)
+    _, spread, axes = torch.linalg.svd(both - centre, full_matrices=False)
+    explained = (spread**2 / (spread**2).sum())[:2]
+    return {
+        "explained": explained.tolist(),
+        "names": {
+            LETTERS[i]: [round(v, 4) for v in ((rows[i] - centre) @ axes[:2].T).tolist()] for i in range(len(rows))
+        },
+        "predictions": [
+            {
+                "at": [round(v, 4) for v in ((point - centre) @ axes[:2].T).tolist()],
+                "name": LETTERS[int(name) - FIRST_LETTER],
+            }
+            for point, name in zip(points, answers.reshape(-1), strict=True)
+        ],
+    }
+
+
+def _curve(folder: Path) -> dict[str, Any]:
+    manifest = read_manifest(folder)
+    evaluations = [entry for entry in manifest["history"] if "eval_score" in entry]
+    losses = [entry for entry in manifest["history"] if "loss" in entry]
+    keep = ("exact_match", "effective_rank", "nearest_row", "sst_loss", "best_constant_loss")
+    names = [
+        name
+        for name in evaluations[0]
+        if name.removeprefix("eval_") in keep or name.startswith(("eval_forced_", "eval_rollout_"))
+    ]
+    return {
+        "selected_step": manifest["step"],
+        "steps": [entry["step"] for entry in evaluations],
+        **{name.removeprefix("eval_"): [round(entry[name], 5) for entry in evaluations] for name in names},
+        "loss_steps": [entry["step"] for entry in losses],
+        "loss": [round(entry["loss"], 5) for entry in losses],
+        "seconds": next((entry["train_runtime"] for entry in manifest["history"] if "train_runtime" in entry), None),
+    }
+
+
+def _inspect(model: JepaReasonerModel, given: Answers, task: TreeSearchTask, test: TreeProblems) -> dict[str, Any]:
+    """Steps, mixture and, where the odds are known, calibration of one Reasoner."""
+    depth = task.config.depth
+    wanted, right = siblings(task, test), task.answers(test)
+    latents = {"rollout": _pad(given.chain.latents, depth + 1), "forced": forced_latents(model, task, test)}
+    # A chain that stopped early has no latent to take apart: it counts as wrong, not as unmixed.
+    whole = given.chain.lengths >= depth
+    found: dict[str, Any] = {"steps": {}, "mixture": {}}
+    for kind, values in latents.items():
+        found["steps"][kind] = _step_accuracy(model.nearest_row(values), right)
+        found["mixture"][kind] = _mixture(values[whole], model, wanted.select(whole), depth)
+    if task.config.targets != 1:
+        below = slice(1, depth)
+        found["calibration"] = {
+            "forced": forced_calibration(latents["forced"][:, below], model.target_table, task, test),
+            "rollout": rollout_calibration(latents["rollout"][:, below], model.target_table, task, test),
+            "valid_routes": float(valid_routes(given.spoken, task, test).double().mean()),
+        }
+    return found
+
+
+def _controls(
+    model: JepaReasonerForCausalLM, chain: LatentChain, task: TreeSearchTask, test: TreeProblems, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Outcomes and accuracy on the names below the root for every causal control."""
+    right, found = task.answers(test), {}
+    for name, control in CONTROLS.items():
+        said = model.speak(control(chain, torch.Generator().manual_seed(seed)))
+        below = slice(1, min(said.shape[1], task.config.depth))
+        found[name] = {
+            "outcomes": task.grade(said, test).numpy().astype(np.float64),
+            "symbols": float((said[:, below] == right[:, below]).double().mean()),
+        }
+    return found
+
+
+def evaluate(
+    task: TreeSearchTask,
+    seeds: list[SeedModels],
+    *,
+    problems: int,
+    batch_size: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every final stage on the test problems, once.
+
+    A Reasoner with its Talker is also read out without the Talker ("nearest row").
+
+    Args:
+        task: of the recipe.
+        seeds: finished folders.
+        problems: number of test problems, the same for all seeds and systems.
+        batch_size: problems answered at once.
+        say: told what is being done.
+
+    Returns:
+        The content described at the top of this file, without recipe and command.
+    """
+    test = task.sample("test", np.arange(problems))
+    timed = task.sample("test", np.arange(min(500, problems)))
+    outcomes: dict[str, list[Outcomes]] = {}
+    ended: dict[str, list[float]] = {}
+    inside: dict[str, list[dict[str, Any]]] = {}
+    controls: list[dict[str, dict[str, Any]]] = []
+    result: dict[str, Any] = {"schema": 1, "seeds": [entry.seed for entry in seeds], "problems": problems}
+    result |= {"systems": {}, "containment": None, "examples": [], "pca": None}
+    for entry in seeds:
+        for stage, folder in entry.final.items():
+            say(f"seed {entry.seed}  {stage}: {problems} test problems")
+            model: PreTrainedModel = load_model(folder)
+            systems: list[System] = [system_of(model, name=_public_name(model, stage))]
+            if isinstance(model, JepaReasonerForCausalLM):
+                systems.append(nearest_row(model.reasoner, name=f"{systems[0].name}, nearest row"))
+            for system in systems:
+                given = answer(system, task, test, batch_size)
+                outcomes.setdefault(system.name, []).append(given.correct.numpy().astype(np.float64))
+                ended.setdefault(system.name, []).append(float((given.chain.stop == 0).double().mean()))
+                if entry is seeds[0]:
+                    spent = cost(system, task, timed, batch_size=batch_size)
+                    result["systems"][system.name] = {"cost": dataclasses.asdict(spent)}
+                if isinstance(system.model, JepaReasonerModel):
+                    inside.setdefault(system.name, []).append(_inspect(system.model, given, task, test))
+                if isinstance(model, JepaReasonerForCausalLM) and system is systems[0]:
+                    controls.append(_controls(model, given.chain, task, test, entry.seed))
+                    if entry is seeds[0]:
+                        few = task.sample("test", np.arange(min(200, problems)))
+                        result["containment"] = containment(model, task, few)
+                        result["examples"] = _examples(task, test, given, model, siblings(task, test))
+                        result["pca"] = _pca(
+                            _pad(given.chain.latents, task.config.depth)[:150, 1 : task.config.depth - 1],
+                            task.answers(test)[:150, 1 : task.config.depth - 1],
+                            model.reasoner.target_table,
+                        )
+    stacked = {name: np.stack(values) for name, values in outcomes.items()}
+    for name, values in stacked.items():
+        result["systems"][name] |= {
+            "exact_match": dataclasses.asdict(rate(values)),
+            "ended": float(np.mean(ended[name])),
+        }
+    result["differences"] = {
+        f"{name} - {COUPLED}": dataclasses.asdict(paired_difference(values, stacked[COUPLED]))
+        for name, values in stacked.items()
+        if COUPLED in stacked and name != COUPLED
+    }
+    result["controls"] = {
+        name: {
+            "exact_match": dataclasses.asdict(rate(np.stack([entry[name]["outcomes"] for entry in controls]))),
+            "symbol_accuracy": float(np.mean([entry[name]["symbols"] for entry in controls])),
+        }
+        for name in (CONTROLS if controls else ())
+    }
+    result["inside"] = {
+        name: {
+            topic: {kind: _average([entry[topic][kind] for entry in entries]) for kind in ("rollout", "forced")}
+            for topic in ("steps", "mixture")
+        }
+        | ({"calibration": _calibration(entries)} if "calibration" in entries[0] else {})
+        for name, entries in inside.items()
+    }
+    result["reference"] = reference_levels(len(LETTERS))
+    result["training"] = [
+        {"seed": entry.seed, "stages": {name: _curve(folder) for name, folder in entry.stages.items()}}
+        for entry in seeds
+    ]
+    return result
+
+
+def _public_name(model: PreTrainedModel, stage: str) -> str:
+    return "jepa-reasoner" if isinstance(model, JepaReasonerForCausalLM) else stage

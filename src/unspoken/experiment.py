@@ -1,0 +1,109 @@
+"""The main job in one call: train every seed, measure, write results and page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from unspoken.backbone.folder import write_json
+from unspoken.evaluation.measure import SeedModels, evaluate
+from unspoken.report.page import write_page
+from unspoken.training.recipe import Recipe, parse
+from unspoken.training.run import seed_runs, train
+from unspoken.training.settings import as_mapping
+from unspoken.training.stages import SeedRun
+
+RESULTS, PAGE = "results.json", "report.html"
+
+
+def final_stages(recipe: Recipe) -> list[str]:
+    """Stages that no other stage starts from: the models that a recipe is about."""
+    starts = {stage.start for stage in recipe.stages}
+    return [stage.name for stage in recipe.stages if stage.name not in starts]
+
+
+def models_of(run: SeedRun) -> SeedModels:
+    """The finished folders of one seed.
+
+    Raises:
+        ValueError: a stage is not finished; the message says which.
+    """
+    for stage in run.recipe.stages:
+        if not run.finished(stage):
+            raise ValueError(f"{run.folder}: stage {stage.name!r} is not finished; run the recipe again to continue it")
+    return SeedModels(
+        seed=run.seed,
+        final={name: run.model_folder(name) for name in final_stages(run.recipe)},
+        stages={stage.name: run.model_folder(stage.name) for stage in run.recipe.stages},
+    )
+
+
+def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
+    """The recipe and the finished seeds of a run folder.
+
+    Raises:
+        ValueError: it is not a run folder, or no seed is finished.
+    """
+    path = folder / "recipe.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a run folder: it has no recipe.json; give the folder that 'unspoken run' named"
+        )
+    recipe = parse(path.read_text(), str(path))
+    count = len(list(folder.glob("seed-*")))
+    runs = [run for run in seed_runs(recipe, folder, count) if all(run.finished(stage) for stage in recipe.stages)]
+    if not runs:
+        raise ValueError(f"{folder}: no seed is finished; run the recipe again to continue it")
+    return recipe, runs
+
+
+def measure_run(recipe: Recipe, runs: list[SeedRun], *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Evaluate finished seeds and write ``results.json`` beside them."""
+    results = evaluate(
+        recipe.task.build(),
+        [models_of(run) for run in runs],
+        problems=recipe.evaluation.problems,
+        batch_size=recipe.evaluation.batch_size,
+        say=say,
+    )
+    results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
+    write_json(runs[0].folder.parent / RESULTS, results)
+    return results
+
+
+def run_experiment(
+    recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, command: str
+) -> dict[str, Any]:
+    """Train what is missing, measure, and write the page.
+
+    Calling it again after an interruption continues where it stopped; a finished run is only measured again.
+    """
+
+    def say(text: str) -> None:
+        if not console.quiet:
+            console.print(text, style="dim", highlight=False)
+
+    runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
+    results = measure_run(recipe, runs, command=command, say=say)
+    write_page([results], output / PAGE)
+    return results
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Results of a run folder or of a results file.
+
+    Raises:
+        ValueError: there are none.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
+    try:
+        results: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    return results

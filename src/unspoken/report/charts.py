@@ -1,0 +1,229 @@
+"""Small charts as inline SVG: drawn in pixels at the size they are shown, coloured by the page's style sheet.
+
+A colour is a class (``c1`` to ``c6``, ``c0`` for grey), never a value, so that light and dark mode are the style sheet's
+business. Text is text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from unspoken.report.formats import coefficient
+
+Point = tuple[float, float]
+Tick = tuple[float, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """One direction of a chart: its range, its ticks, and whether it is logarithmic."""
+
+    low: float
+    high: float
+    ticks: tuple[Tick, ...]
+    log: bool = False
+    title: str = ""
+
+    def place(self, value: float) -> float:
+        """Where a value lies, 0 at the low end and 1 at the high end; values beyond an end lie on it."""
+        value = min(max(value, self.low), self.high)
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A series: joined points, with ``classes`` out of the style sheet (colour, ``thin``, ``dashed``)."""
+
+    points: Sequence[Point]
+    classes: str
+    marker: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """A dashed horizontal line with its name, at the left or the right end of the chart."""
+
+    value: float
+    name: str
+    at_right: bool = True
+    below: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """Size and margins of a chart, and the way from values to pixels."""
+
+    x: Axis
+    y: Axis
+    width: int = 330
+    height: int = 210
+    left: int = 44
+    right: int = 10
+    top: int = 10
+    bottom: int = 36
+    levels: tuple[Level, ...] = field(default=())
+
+    def at(self, x: float, y: float) -> Point:
+        """Pixels of a point."""
+        across = self.width - self.left - self.right
+        down = self.height - self.top - self.bottom
+        return self.left + across * self.x.place(x), self.top + down * (1 - self.y.place(y))
+
+
+# --- axes --------------------------------------------------------------------------------------------------------
+
+
+def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that cover a range: steps of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    rough = (high - low) / max(1, wanted - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def linear(values: Iterable[float], write: Callable[[float], str] = f"{{:g}}".format, *, title: str = "", wanted: int = 5) -> Axis:
+    """An axis from round number to round number around the values."""
+    known = list(values) or [0.0, 1.0]
+    ticks = nice_ticks(min(known), max(known), wanted)
+    return Axis(low=ticks[0], high=ticks[-1], ticks=tuple((tick, write(tick)) for tick in ticks), title=title)
+
+
+def logarithmic(values: Iterable[float], write: Callable[[float], str] = f"{{:g}}".format, *, title: str = "") -> Axis:
+    """An axis over the powers of ten, with 1, 2 and 5 of each if the range is short. Values must be positive."""
+    known = [value for value in values if value > 0] or [0.1, 1.0]
+    low, high = min(known), max(known)
+    factors = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
+    start = math.floor(math.log10(low))
+    grid = [factor * 10.0**power for power in range(start - 1, math.ceil(math.log10(high)) + 2) for factor in factors]
+    below = max(mark for mark in grid if mark <= low * 1.001)
+    above = min(mark for mark in grid if mark >= high * 0.999 and mark > below)
+    ticks = tuple((mark, write(mark)) for mark in grid if below <= mark <= above)
+    return Axis(low=below, high=above, ticks=ticks, log=True, title=title)
+
+
+def shares(low: float = 0.0, *, title: str = "") -> Axis:
+    """An axis in per cent from a round share at or below ``low`` to 100 %."""
+    span = 1 - low
+    # Starting nearer to the top shows small losses; the caption must say that the axis is cut.
+    for start, step in ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.5, 0.1), (0.0, 0.25)):
+        if low >= start or start == 0.0:
+            marks = [start + index * step for index in range(round((1 - start) / step) + 1)]
+            digits = 1 if step < 0.01 else 0
+            ticks = tuple((mark, f"{100 * mark:.{digits}f} %") for mark in marks)
+            return Axis(low=start, high=1.0, ticks=ticks, title=title)
+    raise AssertionError(span)
+
+
+def training_steps(values: Iterable[float]) -> Axis:
+    """An axis of optimiser steps from 0."""
+    last = max([*values, 1.0])
+    ticks = [tick for tick in nice_ticks(0, last, 5) if tick <= last * 1.001]
+    return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title="step")
+
+
+# --- marks -------------------------------------------------------------------------------------------------------
+
+
+def number(value: float) -> str:
+    """A coordinate, short."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def polyline(points: Iterable[Point], classes: str) -> str:
+    """A line through pixels."""
+    return f'<polyline class="line {classes}" points="{" ".join(f"{number(x)},{number(y)}" for x, y in points)}"/>'
+
+
+def svg(width: float, height: float, content: Iterable[str], *, label: str, classes: str = "") -> str:
+    """A drawing at its natural size; narrower screens shrink it."""
+    return (
+        f'<svg class="{classes}" role="img" aria-label="{escape(label)}" width="{number(width)}" height="{number(height)}" '
+        f'viewBox="0 0 {number(width)} {number(height)}">{"".join(content)}</svg>'
+    )
+
+
+def _axes(frame: Frame) -> list[str]:
+    parts = []
+    bottom, right = frame.height - frame.bottom, frame.width - frame.right
+    for value, text in frame.y.ticks:
+        y = number(frame.at(frame.x.low, value)[1])
+        parts.append(f'<line class="grid" x1="{frame.left}" x2="{right}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick end" x="{frame.left - 6}" y="{y}" dy=".35em">{escape(text)}</text>')
+    for value, text in frame.x.ticks:
+        x = frame.at(value, frame.y.low)[0]
+        # The last label would hang over the edge if it were centred.
+        anchor = " end" if x > right - 12 and len(text) > 3 else ""
+        place = right if anchor else x
+        parts.append(f'<line class="axis" x1="{number(x)}" x2="{number(x)}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(f'<text class="tick middle{anchor}" x="{number(place)}" y="{bottom + 16}">{escape(text)}</text>')
+    parts.append(f'<line class="axis" x1="{frame.left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    if frame.x.title:
+        middle = number((frame.left + right) / 2)
+        parts.append(f'<text class="tick middle" x="{middle}" y="{frame.height - 3}">{escape(frame.x.title)}</text>')
+    return parts
+
+
+def _level(frame: Frame, level: Level) -> str:
+    y = frame.at(frame.x.low, level.value)[1]
+    right = frame.width - frame.right
+    x, anchor = (right, "end") if level.at_right else (frame.left + 4, "start")
+    return (
+        f'<line class="level" x1="{frame.left}" x2="{right}" y1="{number(y)}" y2="{number(y)}"/>'
+        f'<text class="note {anchor}" x="{x}" y="{number(y + (12 if level.below else -4))}">{escape(level.name)}</text>'
+    )
+
+
+def _marker(point: Point, line: Line) -> str:
+    x, y = number(point[0]), number(point[1])
+    if line.marker == "ring":
+        return f'<circle class="ring {line.classes}" cx="{x}" cy="{y}" r="5.5"/>'
+    return f'<circle class="dot {line.classes}" cx="{x}" cy="{y}" r="3"/>'
+
+
+def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterable[str] = ()) -> str:
+    """Lines over axes, levels behind them and their names in front.
+
+    Args:
+        label: what the drawing shows, for a reader who does not see it.
+        extra: marks already in pixels, drawn last.
+    """
+    parts = _axes(frame)
+    for line in lines:
+        pixels = [frame.at(x, y) for x, y in line.points]
+        hint = f"<title>{escape(line.hint)}</title>" if line.hint else ""
+        parts.append(f"<g>{hint}{polyline(pixels, line.classes)}")
+        parts += [_marker(pixel, line) for pixel in pixels] if line.marker else []
+        parts.append("</g>")
+    parts += [_level(frame, level) for level in frame.levels]
+    return svg(frame.width, frame.height, [*parts, *extra], label=label)
+
+
+def interval_bar(mean: float, low: float, high: float, classes: str, *, ticks: Sequence[float] = (), bar: bool = True) -> str:
+    """A share from 0 to 100 % with its interval, as wide as the cell it stands in.
+
+    Args:
+        ticks: shares to mark with a small open diamond.
+        bar: draw a bar from 0 up to the mean; else a dot at the mean.
+    """
+    parts = ['<line class="grid" x1="0" x2="100%" y1="17.5" y2="17.5"/>']
+    if bar:
+        parts.append(f'<rect class="bar {classes}" x="0" y="3" width="{100 * mean:.2f}%" height="14"/>')
+    parts.append(f'<line class="whisker" x1="{100 * low:.2f}%" x2="{100 * high:.2f}%" y1="10" y2="10"/>')
+    if not bar:
+        parts.append(f'<circle class="dot {classes}" cx="{100 * mean:.2f}%" cy="10" r="4"/>')
+    for share in ticks:
+        # A nested drawing takes a place in per cent and a shape in pixels.
+        parts.append(
+            f'<svg x="{100 * share:.2f}%" y="10" overflow="visible"><path class="diamond {classes}" d="M0-4.5 4.5 0 0 4.5-4.5 0z"/></svg>'
+        )
+    label = f"{coefficient(100 * mean)} %, interval {coefficient(100 * low)} to {coefficient(100 * high)} %"
+    return f'<svg class="interval" role="img" aria-label="{label}" width="100%" height="20">{"".join(parts)}</svg>'

@@ -1,0 +1,170 @@
+"""What a results file says, in words: the paper's numbers beside, and sentences made from the numbers alone.
+
+A sentence never claims more than its test: a difference is called one only where its interval leaves out zero, and one
+seed is said to be one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unspoken.report.formats import bare_percent, count, joined, p_value, percent, points, steps
+
+Results = Mapping[str, Any]
+
+PAIR, COUPLED = "jepa-reasoner", "coupled"
+
+CONTROL_MEANING = {
+    "zero": ("zero vectors", "Are the vectors read at all, or only their number?"),
+    "mean": ("the average latent of each step", "Is it this problem, or just a latent typical of its place?"),
+    "noise": ("random directions of the same norm", "Would any vectors of the right length do?"),
+    "shuffle": ("the same latents in random order", "Does the order carry information?"),
+    "swap": ("the chain of another problem", "Does the answer follow the chain?"),
+    "truncate": ("the first half, then zeros", "Are the late steps needed?"),
+    "no chain": ("a single zero vector", "How far does guessing go?"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """What JEPA-Reasoner (arXiv 2512.19171v3, section 5.1) reports for tree search.
+
+    Attributes:
+        exact_match: of the whole route.
+        major: the right child has the larger of the two coefficients.
+        rank: of the sibling plane among all planes, as a share.
+        parameters: of the Reasoner.
+    """
+
+    exact_match: float = 0.9987
+    major: float = 0.9989
+    rank: float = 0.0172
+    parameters: float = 42e6
+
+
+PAPER = Paper()
+
+
+def compares_to_paper(results: Results) -> bool:
+    """Whether the task is the paper's: tree search with one named target."""
+    task = results.get("recipe", {}).get("task", {})
+    return bool(task.get("kind") == "tree_search" and task.get("targets", 1) == 1)
+
+
+def title(results: Results) -> str:
+    """Name and size of the run."""
+    return f"{results.get('name', 'run')}, {results.get('size', '')}".rstrip(", ")
+
+
+def sample(results: Results) -> str:
+    """``1,000 test problems, 3 seeds``."""
+    return f"{count(results['problems'], 'test problem')}, {count(len(results['seeds']), 'seed')}"
+
+
+def difference(results: Results, system: str) -> Mapping[str, Any] | None:
+    """The paired test of a system against the coupled baseline, if there is one."""
+    found: Mapping[str, Any] | None = results.get("differences", {}).get(f"{system} - {COUPLED}")
+    return found
+
+
+def differs(entry: Mapping[str, Any]) -> bool:
+    """Whether a paired difference is one: its interval leaves out zero and its p-value is below 0.05."""
+    return bool(entry["p"] < 0.05 and (entry["low"] > 0 or entry["high"] < 0))
+
+
+def inside(results: Results) -> Mapping[str, Mapping[str, Any]]:
+    """What was measured inside each Reasoner, by system."""
+    found: Mapping[str, Mapping[str, Any]] = results.get("inside") or {}
+    return found
+
+
+def averaged(entry: Any) -> Any:
+    """The mean over seeds of an entry that keeps the seeds' own values beside it."""
+    return entry["mean"] if isinstance(entry, Mapping) and "mean" in entry else entry
+
+
+def step_names(depth: int) -> list[str]:
+    """What each step of a route must name: ``root, level 2, ..., leaf``."""
+    return ["root", *(f"level {level}" for level in range(2, depth)), "leaf"]
+
+
+def finding(results: Results) -> str:
+    """One or two sentences: what came out."""
+    systems = results["systems"]
+    calibrated = [entry["calibration"] for entry in inside(results).values() if "calibration" in entry]
+    if calibrated:
+        return _calibrated(calibrated[0])
+    if PAIR in systems:
+        return _pair(results)
+    rates = {name: entry["exact_match"]["mean"] for name, entry in systems.items()}
+    low, high = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
+    problems = count(results["problems"], "unseen problem")
+    if len(rates) == 1:
+        return f"{high} answers {percent(rates[high])} of {problems}."
+    return (
+        f"Of {len(rates)} systems, {high} answers the most of {problems}, {percent(rates[high])}, "
+        f"and {low} the least, {percent(rates[low])}.{_seeds_caveat(results)}"
+    )
+
+
+def _pair(results: Results) -> str:
+    own = results["systems"][PAIR]["exact_match"]["mean"]
+    problems = count(results["problems"], "unseen problem")
+    text = f"Reasoning without a word, the JEPA-Reasoner answers {percent(own)} of {problems}"
+    paired = difference(results, PAIR)
+    if paired is not None:
+        other = results["systems"][COUPLED]["exact_match"]["mean"]
+        text += f"; the coupled baseline{_equal_training(results)} answers {percent(other)}"
+        text += f" ({points(paired['mean'])} points, {p_value(paired['p'])})" if differs(paired) else ""
+        text += "" if differs(paired) else f", which is no detectable difference ({p_value(paired['p'])})"
+    text += "."
+    noise = results.get("controls", {}).get("noise")
+    if noise is not None:
+        text += f" With noise in place of its chain it answers {percent(noise['exact_match']['mean'])}."
+    return text + _seeds_caveat(results)
+
+
+def _calibrated(entry: Mapping[str, Any]) -> str:
+    forced = {key: averaged(value) for key, value in entry["forced"].items()}
+    return (
+        f"Where the odds of the next node are known, the mixture in a latent is off by {bare_percent(forced['error'], 1)} "
+        f"points on average; even odds everywhere would be off by {bare_percent(forced['uniform_error'], 1)}. "
+        f"{percent(averaged(entry['valid_routes']))} of the spoken routes lead to a leaf that may be meant."
+    )
+
+
+def _equal_training(results: Results) -> str:
+    for stage in results.get("recipe", {}).get("stages", ()):
+        if stage.get("name") == COUPLED and stage.get("steps_of"):
+            return f", trained for the same number of steps as {joined(list(stage['steps_of']))},"
+    return ""
+
+
+def _seeds_caveat(results: Results) -> str:
+    if len(results["seeds"]) > 1:
+        return ""
+    return " One seed: this compares models, not methods."
+
+
+def containment(results: Results) -> str | None:
+    """The statement about error containment, if it was measured."""
+    entry = results.get("containment")
+    if not entry:
+        return None
+    text = (
+        f"{count(entry['talker_seeds'], 'seed')} of the Talker at temperature {steps(entry['temperature'])}, "
+        f"{count(entry['problems'], 'problem')}: the words of {percent(entry['answers_changed'], 1)} of the answers changed, "
+    )
+    if entry["latents_identical"]:
+        return text + "and not one bit of any chain."
+    return text + "AND SO DID THE CHAINS: a spoken token reached the Reasoner, which must not happen."
+
+
+def each_seed(values: Sequence[float]) -> str:
+    """The seeds' own rates in per cent, or their range if there are many."""
+    shown = [f"{100 * value:.2f}" for value in values]
+    if len(shown) <= 4:
+        return "  ".join(shown)
+    return f"{min(shown, key=float)} … {max(shown, key=float)}"

@@ -1,0 +1,146 @@
+"""What every method owes the shared engine, checked once for all of them.
+
+A method's test file subclasses `ReasonerConformance` and supplies the fixture ``reasoner`` and two short functions.
+
+Axes: B batch, T prompt tokens, N latent steps, D latent width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import PAD, prompts
+from torch import Tensor
+
+from unspoken.chain import LatentChain, StopReason
+from unspoken.reasoning import SilentReasoner, StopRule, rollout
+
+CAP = 8
+# Two ways to sum the same float32 numbers differ by this much at most, after eight looped steps.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@torch.no_grad()
+def naive_chain(reasoner: SilentReasoner, prompt_T: Tensor, stop: StopRule) -> tuple[Tensor, StopReason]:
+    """One row, no cache, no padding, no positions given: the whole sequence is computed anew at every step."""
+    inputs = reasoner.embed_prompt(prompt_T[None])
+    latents = []
+    for _ in range(stop.max_latents):
+        hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
+        thought = reasoner.think(hidden)
+        latents.append(thought.latent[0])
+        if not stop.fixed and bool(thought.done[0]):
+            return torch.stack(latents), StopReason.END
+        inputs = torch.cat([inputs, thought.feed[:, None].to(inputs.dtype)], dim=1)
+    return torch.stack(latents), StopReason.FIXED if stop.fixed else StopReason.CAP
+
+
+def left_padded(rows: list[Tensor], filler: int = PAD) -> tuple[Tensor, Tensor]:
+    """Prompts of different length as one batch and its attention mask."""
+    longest = max(len(row) for row in rows)
+    ids = torch.stack([torch.cat([row.new_full((longest - len(row),), filler), row]) for row in rows])
+    mask = torch.stack([(torch.arange(longest) >= longest - len(row)).long() for row in rows])
+    return ids, mask
+
+
+def assert_row_is(chain: LatentChain, row: int, latents_ND: Tensor, reason: StopReason) -> None:
+    """One row of a chain holds exactly these steps and zeros behind them."""
+    steps = len(latents_ND)
+    assert chain.mask[row].tolist() == [step < steps for step in range(chain.mask.shape[1])]
+    assert chain.stop[row] == reason
+    torch.testing.assert_close(chain.latents[row, :steps], latents_ND, **CLOSE)
+    assert not chain.latents[row, steps:].any()
+
+
+def assert_same_chain(one: LatentChain, two: LatentChain) -> None:
+    """Bit-equal chains."""
+    assert torch.equal(one.latents, two.latents)
+    assert torch.equal(one.mask, two.mask)
+    assert torch.equal(one.stop, two.stop)
+
+
+class ReasonerConformance:
+    """The facts that hold for every method; pytest collects them in each subclass named ``Test...``."""
+
+    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Outputs ``[B, T, ...]`` of the parallel pass that training uses."""
+        raise NotImplementedError
+
+    def reload(self, reasoner: Any, folder: Path) -> Any:
+        """The method after its model went to disk and back."""
+        raise NotImplementedError
+
+    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: SilentReasoner) -> None:
+        # Otherwise the other tests would compare chains that are all alike.
+        chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP))
+        assert {StopReason.END, StopReason.CAP} == {StopReason(int(reason)) for reason in chain.stop}
+        assert len(set(chain.lengths.tolist())) >= 3
+
+    @pytest.mark.parametrize("fixed", [False, True])
+    def test_cached_rollout_equals_the_naive_loop(self, reasoner: SilentReasoner, fixed: bool) -> None:
+        stop = StopRule(max_latents=CAP, fixed=fixed)
+        for prompt in prompts():
+            chain = rollout(reasoner, prompt[None], None, stop)
+            assert_row_is(chain, 0, *naive_chain(reasoner, prompt, stop))
+
+    @pytest.mark.parametrize("fixed", [False, True])
+    def test_a_batch_equals_its_rows(self, reasoner: SilentReasoner, fixed: bool) -> None:
+        stop = StopRule(max_latents=CAP, fixed=fixed)
+        chain = rollout(reasoner, prompts(), None, stop)
+        for row, prompt in enumerate(prompts()):
+            assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
+
+    @pytest.mark.parametrize("filler", [PAD, 7])
+    def test_left_padded_rows_equal_each_row_alone(self, reasoner: SilentReasoner, filler: int) -> None:
+        stop = StopRule(max_latents=CAP)
+        rows = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
+        ids, mask = left_padded(rows, filler)
+        chain = rollout(reasoner, ids, mask, stop)
+        for row, prompt in enumerate(rows):
+            assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
+
+    def test_padding_the_whole_batch_changes_nothing(self, reasoner: SilentReasoner) -> None:
+        stop = StopRule(max_latents=CAP)
+        ids, mask = left_padded([*prompts(), torch.arange(3, 12)])
+        padded = rollout(reasoner, ids, mask, stop)
+        for row, prompt in enumerate(prompts()):
+            assert_row_is(padded, row, *naive_chain(reasoner, prompt, stop))
+
+    def test_a_mask_of_ones_is_no_mask(self, reasoner: SilentReasoner) -> None:
+        stop = StopRule(max_latents=CAP)
+        assert_same_chain(
+            rollout(reasoner, prompts(), None, stop), rollout(reasoner, prompts(), torch.ones_like(prompts()), stop)
+        )
+
+    def test_reasoning_twice_gives_the_same_bits(self, reasoner: SilentReasoner) -> None:
+        stop = StopRule(max_latents=CAP)
+        assert_same_chain(rollout(reasoner, prompts(), None, stop), rollout(reasoner, prompts(), None, stop))
+
+    def test_saving_and_loading_changes_nothing(self, reasoner: SilentReasoner, tmp_path: Path) -> None:
+        stop = StopRule(max_latents=CAP)
+        again = self.reload(reasoner, tmp_path)
+        assert_same_chain(rollout(reasoner, prompts(), None, stop), rollout(again, prompts(), None, stop))
+        with torch.no_grad():
+            assert torch.equal(self.teacher_forced(reasoner, prompts()), self.teacher_forced(again, prompts()))
+
+    @torch.no_grad()
+    def test_a_future_token_changes_nothing_earlier(self, reasoner: SilentReasoner) -> None:
+        ids = prompts(rows=3, length=9)
+        before = self.teacher_forced(reasoner, ids)
+        for position in range(1, 9):
+            changed = ids.clone()
+            changed[:, position] = (changed[:, position] - 2) % 17 + 3
+            after = self.teacher_forced(reasoner, changed)
+            torch.testing.assert_close(after[:, :position], before[:, :position], rtol=0, atol=1e-6)
+            assert ((after[:, position] - before[:, position]).abs().amax(dim=-1) > 1e-3).all()
+
+    @torch.no_grad()
+    def test_left_padding_changes_nothing_in_the_parallel_pass(self, reasoner: SilentReasoner) -> None:
+        rows = [prompt[start:] for prompt, start in zip(prompts(length=8), (0, 3, 1, 4, 0, 2), strict=True)]
+        ids, mask = left_padded(rows)
+        together = self.teacher_forced(reasoner, ids, mask)
+        for outputs, row in zip(together, rows, strict=True):
+            torch.testing.assert_close(outputs[-len(row) :], self.teacher_forced(reasoner, row[None])[0], **CLOSE)

@@ -1,0 +1,44 @@
+"""Switches on runtime shape checks for the whole package, and keeps torch on one thread.
+
+The hook must be in place before `unspoken` is first imported: pytest (and each xdist worker) imports this file before
+any test module, and this file imports nothing of the package above the hook.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from transformers.utils.generic import ModelOutput
+
+# Import mode "importlib" leaves sys.path alone; the files that tests share lie beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+pytest.register_assert_rewrite("conformance", "printed_trees")
+
+assert "unspoken" not in sys.modules, "unspoken was imported before its shape checks were switched on"
+spec = importlib.util.find_spec("unspoken")
+assert spec is not None
+assert spec.origin is not None
+source = Path(spec.origin).parent
+# The transformers library turns its configuration classes into dataclasses of its own kind, whose constructor takes any
+# keyword, and builds its outputs out of a dictionary; the hook would refuse both, so it leaves them alone. Packages hold
+# nothing but imports.
+ModelOutput.__no_type_check__ = True
+checked = [file for file in source.rglob("*.py") if file.stem not in ("__init__", "configuration")]
+names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
+install_import_hook(names, "shape_checks.checked")
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_and_known_noise() -> None:
+    """Bit-equal comparisons need one thread; a test that draws weights draws the same ones every time."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)

@@ -1,0 +1,198 @@
+"""The Reasoner: unit latents, its own outputs as inputs, and a target table that follows without a gradient."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
+
+from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
+from unspoken.reasoning import StopRule
+from unspoken.training.optimizers import build_optimizer
+from unspoken.training.recipe import Optimizer
+
+FIXED = StopRule(max_latents=6, fixed=True)
+
+
+# --- latents -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_every_latent_has_norm_one(family: str) -> None:
+    model = tiny_reasoner(family)
+    for latents in (model(prompts()).latents, model.reason(prompts(), None, FIXED).latents):
+        norms = latents.norm(dim=-1)
+        torch.testing.assert_close(norms, torch.ones_like(norms), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_chain_is_the_paper_s_loop_written_out(family: str) -> None:
+    # Section 5, with nothing of the package but the blocks: rows at norm sqrt(D), append the latent at norm sqrt(D).
+    model = tiny_reasoner(family)
+    rows = model.backbone.get_input_embeddings().weight[prompts()]
+    inputs = 4 * rows / rows.norm(dim=-1, keepdim=True)
+    latents = []
+    for _ in range(6):
+        h = model.backbone(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
+        latents.append(h / h.norm(dim=-1, keepdim=True))
+        inputs = torch.cat([inputs, 4 * latents[-1][:, None]], dim=1)
+    chain = model.reason(prompts(), None, FIXED)
+    torch.testing.assert_close(chain.latents, torch.stack(latents, dim=1), rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_the_first_latent_is_the_teacher_forced_output_at_the_last_prompt_token() -> None:
+    model = tiny_reasoner()
+    chain = model.reason(prompts(), None, FIXED)
+    torch.testing.assert_close(chain.latents[:, 0], model(prompts()).latents[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_training_is_one_parallel_pass() -> None:
+    model = tiny_reasoner()
+    passes: list[int] = []
+    model.backbone.register_forward_hook(lambda *_: passes.append(1))
+    model(prompts(length=12))
+    assert len(passes) == 1
+
+
+# --- the scale of the input ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_tokens_and_latents_enter_on_one_scale() -> None:
+    model = tiny_reasoner()
+    assert model.scale == 4.0
+    torch.testing.assert_close(model.embed_prompt(prompts()).norm(dim=-1), torch.full((6, 5), 4.0))
+    thought = model.think(torch.randn(6, 16))
+    torch.testing.assert_close(thought.feed.norm(dim=-1), torch.full((6,), 4.0))
+    torch.testing.assert_close(thought.feed, 4 * thought.latent)
+
+
+@torch.no_grad()
+def test_the_scale_is_a_choice() -> None:
+    config = JepaReasonerConfig(backbone_config=tiny_config("unspoken"), input_scale=2.5, eos_token_id=1)
+    model = JepaReasonerModel(config)
+    torch.testing.assert_close(model.embed_prompt(prompts()).norm(dim=-1), torch.full((6, 5), 2.5))
+    torch.testing.assert_close(model.think(torch.randn(6, 16)).feed.norm(dim=-1), torch.full((6,), 2.5))
+
+
+@torch.no_grad()
+def test_rows_may_enter_as_they_are_and_latents_then_get_their_mean_norm() -> None:
+    model = tiny_reasoner(unit_tokens=False)
+    table = model.backbone.get_input_embeddings().weight
+    assert torch.equal(model.embed_prompt(prompts()), table[prompts()])
+    feed = model.think(torch.randn(6, 16)).feed
+    torch.testing.assert_close(feed.norm(dim=-1), table.norm(dim=-1).mean().expand(6))
+
+
+@torch.no_grad()
+def test_the_input_is_what_the_backbone_would_have_made_of_the_tokens() -> None:
+    # Stage 1 trains the backbone on its own embedding; SST must not see another input.
+    for unit_tokens in (True, False):
+        model = tiny_reasoner(unit_tokens=unit_tokens)
+        torch.testing.assert_close(model.embed_prompt(prompts()), model.backbone.get_input_embeddings()(prompts()))
+
+
+# --- stopping and reading ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_nearest_row_is_the_one_at_the_smallest_angle() -> None:
+    model = tiny_reasoner()
+    latents = torch.randn(3, 4, 16)
+    angles = F.cosine_similarity(latents[:, :, None], model.target_table[None, None], dim=-1)
+    assert torch.equal(model.nearest_row(latents), angles.argmax(dim=-1))
+
+
+@torch.no_grad()
+def test_a_row_is_done_when_its_nearest_target_row_is_the_end() -> None:
+    model = tiny_reasoner()
+    end = model.config.end_id
+    # The target table decides, not the online one.
+    model.target_table.copy_(torch.randn_like(model.target_table))
+    thought = model.think(torch.stack([model.target_table[end] * 3, model.target_table[end + 1]]))
+    assert thought.done.tolist() == [True, False]
+
+
+@torch.no_grad()
+def test_reading_out_names_each_row_and_pads_behind_the_end() -> None:
+    model = tiny_reasoner()
+    model.config.eos_token_id = 9
+    chain = model.reason(prompts(), None, StopRule(max_latents=8))
+    tokens = model.read_out(chain)
+    assert torch.equal(tokens[chain.mask], model.nearest_row(chain.latents[chain.mask]))
+    assert (~chain.mask).any()
+    assert (tokens[~chain.mask] == PAD).all()
+
+
+def test_the_cap_is_the_configuration_s_if_none_is_given() -> None:
+    model = tiny_reasoner()
+    model.config.eos_token_id = 17
+    model.config.max_latents = 5
+    assert model.reason(prompts()).mask.shape[1] <= 5
+    assert model.reason(prompts(), None, StopRule(max_latents=7, fixed=True)).mask.shape[1] == 7
+
+
+@pytest.mark.parametrize("end", [None, [1, 2]])
+def test_there_is_exactly_one_end(end: list[int] | None) -> None:
+    config = JepaReasonerConfig(backbone_config=tiny_config("unspoken"), eos_token_id=end)
+    with pytest.raises(ValueError, match="eos_token_id"):
+        JepaReasonerModel(config).reason(prompts(), None, FIXED)
+
+
+# --- the target table ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_the_target_starts_as_a_copy_and_follows_by_its_momentum() -> None:
+    model = tiny_reasoner()
+    online = model.backbone.get_input_embeddings().weight
+    model.start_target()
+    assert torch.equal(model.target_table, online)
+    old = model.target_table.clone()
+    online.add_(torch.randn_like(online))
+    assert torch.equal(model.target_table, old), "a copy, not the same tensor"
+    model.update_target(0.98)
+    torch.testing.assert_close(model.target_table, 0.98 * old + 0.02 * online)
+
+
+def test_the_target_takes_no_gradient_and_no_optimiser_state() -> None:
+    model = tiny_reasoner().train()
+    out = model(prompts())
+    F.cosine_similarity(out.latents, out.target_table[prompts()], dim=-1).sum().backward()
+    assert not model.target_table.requires_grad
+    assert model.target_table.grad is None
+    assert "target_table" not in dict(model.named_parameters())
+    for name in ("muon", "adamw"):
+        optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001))  # type: ignore[arg-type]
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        assert id(model.target_table) not in held
+        assert held == {id(weight) for weight in model.parameters()}
+
+
+def test_the_online_table_learns_from_the_input_side() -> None:
+    model = tiny_reasoner().train()
+    out = model(prompts())
+    F.cosine_similarity(out.latents, out.target_table[prompts()], dim=-1).sum().backward()
+    grad = model.backbone.get_input_embeddings().weight.grad
+    assert grad is not None
+    assert grad[prompts().unique()].abs().amax(dim=-1).min() > 0
+
+
+def test_the_target_travels_with_the_weights(tmp_path: Path) -> None:
+    model = tiny_reasoner()
+    with torch.no_grad():
+        model.target_table.copy_(torch.randn_like(model.target_table))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(JepaReasonerModel.from_pretrained(tmp_path).target_table, model.target_table)
+
+
+def test_the_unit_table_is_the_direction_of_the_target() -> None:
+    model = tiny_reasoner()
+    torch.testing.assert_close(model.unit_table().norm(dim=-1), torch.ones(20))
+    torch.testing.assert_close(model.unit_table(), F.normalize(model.target_table, dim=-1))

@@ -1,0 +1,132 @@
+"""When reasoning ends, what is reported about it, and which prompts are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conformance import left_padded
+from tiny_models import prompts, tiny_language_model, tiny_reasoner
+
+from unspoken.chain import StopReason
+from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.reasoning import StopRule, rollout
+
+
+@pytest.fixture
+def reasoner() -> JepaReasonerModel:
+    model = tiny_reasoner()
+    model.config.eos_token_id = 9
+    return model
+
+
+def test_a_fixed_chain_has_that_many_steps_whatever_the_method_says(reasoner: JepaReasonerModel) -> None:
+    free = rollout(reasoner, prompts(), None, StopRule(max_latents=5))
+    assert StopReason.END in free.stop.tolist()
+    fixed = rollout(reasoner, prompts(), None, StopRule(max_latents=5, fixed=True))
+    assert fixed.mask.all()
+    assert fixed.lengths.tolist() == [5] * 6
+    assert fixed.stop.tolist() == [StopReason.FIXED] * 6
+
+
+def test_end_and_cap_are_reported_row_by_row(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=4))
+    tokens = reasoner.nearest_row(rollout(reasoner, prompts(), None, StopRule(max_latents=4, fixed=True)).latents)
+    for row in range(6):
+        ends = (tokens[row] == 9).nonzero().flatten().tolist()
+        assert chain.lengths[row] == (ends[0] + 1 if ends else 4)
+        assert chain.stop[row] == (StopReason.END if ends else StopReason.CAP)
+    assert {StopReason.END, StopReason.CAP} <= set(chain.stop.tolist())
+
+
+def test_an_end_on_the_last_allowed_step_is_an_end(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=8))
+    row = int(((chain.stop == StopReason.END) & (chain.lengths > 1)).nonzero()[0])
+    steps = int(chain.lengths[row])
+    exact = rollout(reasoner, prompts()[row : row + 1], None, StopRule(max_latents=steps))
+    assert exact.stop.tolist() == [StopReason.END]
+    short = rollout(reasoner, prompts()[row : row + 1], None, StopRule(max_latents=steps - 1))
+    assert short.stop.tolist() == [StopReason.CAP]
+
+
+def test_a_batch_stops_when_its_last_row_does(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=8))
+    ended = chain.select(chain.stop == StopReason.END)
+    rows = prompts()[chain.stop == StopReason.END]
+    again = rollout(reasoner, rows, None, StopRule(max_latents=8))
+    assert again.mask.shape[1] == int(ended.lengths.max()) < 8
+
+
+def test_a_longer_cap_only_adds_steps(reasoner: JepaReasonerModel) -> None:
+    short = rollout(reasoner, prompts(), None, StopRule(max_latents=3, fixed=True))
+    long = rollout(reasoner, prompts(), None, StopRule(max_latents=7, fixed=True))
+    assert torch.equal(long.latents[:, :3], short.latents)
+
+
+def test_steps_behind_the_end_are_zero(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=8))
+    assert (~chain.mask).any()
+    assert not chain.latents[~chain.mask].any()
+
+
+def test_the_mask_has_no_holes(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=8))
+    assert (chain.mask[:, :-1] >= chain.mask[:, 1:]).all()
+    assert chain.mask[:, 0].all()
+
+
+def test_a_coupled_chain_records_its_tokens_with_weight_one() -> None:
+    model = tiny_language_model("unspoken")
+    reasoner = CoupledReasoner(model=model, end_id=9, pad_id=0)
+    chain = reasoner.reason(prompts(), None, StopRule(max_latents=8))
+    assert chain.support_ids is not None
+    assert chain.support_weights is not None
+    assert chain.support_ids.shape == (*chain.mask.shape, 1)
+    assert (chain.support_weights == 1).all()
+    tokens = reasoner.speak(chain)
+    assert (tokens[~chain.mask] == 0).all()
+    rows = model.get_input_embeddings()(tokens)
+    assert torch.equal(chain.latents[chain.mask], rows[chain.mask])
+
+
+def test_a_latent_chain_has_no_tokens(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=2))
+    assert chain.support_ids is None
+    coupled = CoupledReasoner(model=tiny_language_model("unspoken"), end_id=9, pad_id=0)
+    with pytest.raises(ValueError, match="not written by a coupled model"):
+        coupled.speak(chain)
+
+
+def test_nothing_in_a_chain_carries_a_gradient(reasoner: JepaReasonerModel) -> None:
+    assert not rollout(reasoner, prompts(), None, StopRule(max_latents=2)).latents.requires_grad
+
+
+def test_padding_on_the_right_is_refused(reasoner: JepaReasonerModel) -> None:
+    mask = torch.ones(6, 5, dtype=torch.long)
+    mask[3, -1] = 0
+    with pytest.raises(ValueError, match="padded on the left"):
+        rollout(reasoner, prompts(), mask, StopRule(max_latents=2))
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(reasoner: JepaReasonerModel) -> None:
+    assert rollout(reasoner, prompts(length=60), None, StopRule(max_latents=4)).mask.shape == (6, 4)
+    with pytest.raises(ValueError, match="60 tokens with up to 5 latents does not fit the model, which has 64"):
+        rollout(reasoner, prompts(length=60), None, StopRule(max_latents=5))
+
+
+def test_an_empty_prompt_is_refused(reasoner: JepaReasonerModel) -> None:
+    with pytest.raises(ValueError, match="at least one prompt token"):
+        rollout(reasoner, torch.empty(2, 0, dtype=torch.long), None, StopRule(max_latents=1))
+
+
+def test_a_prompt_of_one_token_is_enough(reasoner: JepaReasonerModel) -> None:
+    ids, mask = left_padded([torch.tensor([5]), torch.tensor([6, 7, 8])])
+    alone = rollout(reasoner, torch.tensor([[5]]), None, StopRule(max_latents=3, fixed=True))
+    together = rollout(reasoner, ids, mask, StopRule(max_latents=3, fixed=True))
+    torch.testing.assert_close(together.latents[0], alone.latents[0], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_chain_without_steps_is_refused(steps: int) -> None:
+    with pytest.raises(ValueError, match=f"max_latents is {steps}"):
+        StopRule(max_latents=steps)

@@ -1,0 +1,63 @@
+"""The smallest recipe that trains every kind of stage; it takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from transformers import TrainerCallback
+
+from unspoken.backbone.folder import MANIFEST, verify
+from unspoken.training.recipe import Recipe, parse
+from unspoken.training.run import train
+from unspoken.training.stages import SeedRun, train_stage
+
+TEXT = """
+name: smallest
+size: tiny
+task: {kind: tree_search, depth: 3}
+backbone: {hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
+talker: {attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
+stages:
+  - {name: pretrain, objective: {kind: next_token}, steps: 6, batch_size: 8, evaluate_every: 2}
+  - {name: sst, start: pretrain, objective: {kind: sst}, steps: 6, batch_size: 8, evaluate_every: 2}
+  - {name: talker, start: sst, objective: {kind: talker}, steps: 4, batch_size: 8, evaluate_every: 2}
+evaluation: {problems: 10, validation_problems: 10, batch_size: 10}
+"""
+
+
+def tiny_recipe(*overrides: str) -> Recipe:
+    """The smallest recipe, changed by dotted overrides."""
+    return parse(TEXT, "tiny_recipe", overrides)
+
+
+def one_stage(*overrides: str) -> Recipe:
+    """The pretraining stage alone."""
+    return parse(TEXT.split("  - {name: sst")[0] + "evaluation: " + TEXT.split("evaluation: ")[1], "one", overrides)
+
+
+def quiet_train(recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None) -> list[SeedRun]:
+    """`train` without loggers and without a word."""
+    return train(recipe, output, seeds=seeds, report_to=[], console=Console(quiet=True), only=only)
+
+
+def quiet_stage(recipe: Recipe, output: Path, *callbacks: TrainerCallback, name: str = "", seed: int = 0) -> Path:
+    """One stage with callbacks of the test's own: the last of the recipe, if no name is given."""
+    stage = recipe.stage(name) if name else recipe.stages[-1]
+    run = SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed)
+    return train_stage(run, stage, report_to=[], callbacks=list(callbacks))
+
+
+def weights(output: Path) -> dict[str, bytes]:
+    """The weight files of all finished stages, byte for byte."""
+    return {
+        str(path.relative_to(output)): path.read_bytes() for path in sorted(output.glob("seed-*/*/model/*.safetensors"))
+    }
+
+
+def verify_finished_folders(output: Path) -> int:
+    """Check every folder that says it is finished; how many there were."""
+    manifests = sorted(output.rglob(MANIFEST))
+    for manifest in manifests:
+        verify(manifest.parent)
+    return len(manifests)

@@ -1,0 +1,177 @@
+"""Muon and AdamW behind one interface: who moves what, and that nothing is lost between runs."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import prompts, tiny_language_model, tiny_pair
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from unspoken.training.optimizers import MuonWithAdamW, build_optimizer, is_matrix
+from unspoken.training.recipe import Optimizer
+
+MUON = Optimizer(lr=0.02, lr_rest=0.003)
+ADAMW = Optimizer(name="adamw", lr=0.003, lr_rest=0.001, weight_decay=0.1)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    ids = prompts(seed=seed)
+    optimizer.zero_grad()
+    model(ids, labels=ids).loss.backward()
+    optimizer.step()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def assert_equal_weights(one: nn.Module, two: nn.Module) -> None:
+    for name, weight in weights_of(one).items():
+        assert torch.equal(weight, weights_of(two)[name]), name
+
+
+def test_matrices_of_the_blocks_are_told_from_tables_heads_and_gains() -> None:
+    model = tiny_pair("dual", tie_word_embeddings=False)
+    matrices = {name for name, weight in model.named_parameters() if is_matrix(name, weight)}
+    assert all("proj" in name for name in matrices)
+    rest = dict(model.named_parameters()).keys() - matrices
+    assert {name.rsplit(".", 2)[-2] for name in rest} == {
+        "embed_tokens",
+        "lm_head",
+        "rms",
+        "attention_norm",
+        "cross_norm",
+        "ffn_norm",
+    }
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, MUON)
+    assert isinstance(optimizer, MuonWithAdamW)
+    muon, adamw = optimizer.parts
+    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(adamw, torch.optim.AdamW)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    held = [{names[id(w)] for group in part.param_groups for w in group["params"]} for part in (muon, adamw)]
+    assert held[0] == {name for name in names.values() if "proj" in name}
+    assert held[1] == set(names.values()) - held[0]
+
+
+def test_one_step_is_one_step_of_each_alone() -> None:
+    together, apart = tiny_language_model("unspoken"), tiny_language_model("unspoken")
+    optimizer = build_optimizer(together, MUON)
+    matrices = [weight for name, weight in apart.named_parameters() if "proj" in name]
+    rest = [weight for name, weight in apart.named_parameters() if "proj" not in name]
+    pair = [
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=0.003, weight_decay=0.0, betas=(0.9, 0.95), fused=True),
+    ]
+    for seed in range(3):
+        step(together, optimizer, seed)
+        apart.zero_grad()
+        apart(prompts(seed=seed), labels=prompts(seed=seed)).loss.backward()
+        for part in pair:
+            part.step()
+    assert_equal_weights(together, apart)
+
+
+@pytest.mark.parametrize("settings", [MUON, ADAMW], ids=["muon", "adamw"])
+def test_a_saved_optimiser_goes_on_bit_for_bit(settings: Optimizer, tmp_path: Path) -> None:
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, settings)
+    for seed in range(3):
+        step(model, optimizer, seed)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    again = copy.deepcopy(model)
+    resumed = build_optimizer(again, settings)
+    resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    for seed in range(3, 6):
+        step(model, optimizer, seed)
+        step(again, resumed, seed)
+    assert_equal_weights(model, again)
+
+
+def test_without_its_state_an_optimiser_goes_elsewhere() -> None:
+    # The test above would pass for an optimiser that keeps no state at all.
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, MUON)
+    step(model, optimizer, 0)
+    again = copy.deepcopy(model)
+    fresh = build_optimizer(again, MUON)
+    step(model, optimizer, 1)
+    step(again, fresh, 1)
+    for name, weight in weights_of(model).items():
+        assert not torch.equal(weight, weights_of(again)[name]), name
+
+
+def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, MUON)
+    schedule = LambdaLR(optimizer, lambda done: 1.0 / (1 + done))
+    for seed in range(3):
+        step(model, optimizer, seed)
+        schedule.step()
+    rates = [group["lr"] for part in optimizer.parts for group in part.param_groups]  # type: ignore[attr-defined]
+    assert rates == pytest.approx([0.02 / 4, 0.003 / 4])
+
+    resumed = build_optimizer(copy.deepcopy(model), MUON)
+    later = LambdaLR(resumed, lambda done: 1.0 / (1 + done))
+    resumed.load_state_dict(optimizer.state_dict())
+    later.load_state_dict(schedule.state_dict())
+    later.step()
+    rates = [group["lr"] for part in resumed.parts for group in part.param_groups]  # type: ignore[attr-defined]
+    assert rates == pytest.approx([0.02 / 5, 0.003 / 5])
+
+
+def test_a_rate_of_zero_moves_nothing() -> None:
+    model = tiny_language_model("unspoken")
+    before = weights_of(model)
+    optimizer = build_optimizer(model, MUON)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    step(model, optimizer, 0)
+    for name, weight in weights_of(model).items():
+        assert torch.equal(weight, before[name]), name
+
+
+def test_gradients_of_both_parts_are_cleared() -> None:
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, MUON)
+    model(prompts(), labels=prompts()).loss.backward()
+    optimizer.zero_grad()
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_frozen_weights_are_in_no_optimiser(name: str) -> None:
+    model = tiny_pair()
+    model.freeze_reasoner()
+    optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001))  # type: ignore[arg-type]
+    held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+    assert held == {id(weight) for weight in model.talker.parameters()}
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_tables_heads_and_gains_do_not_decay(name: str) -> None:
+    model = tiny_language_model("unspoken")
+    settings = Optimizer(name=name, lr=0.01, lr_rest=0.01, weight_decay=0.5)  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, settings)
+    before = weights_of(model)
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    for key, weight in weights_of(model).items():
+        if "proj" in key:
+            torch.testing.assert_close(weight, before[key] * (1 - 0.01 * 0.5))
+        else:
+            assert torch.equal(weight, before[key]), key
+
+
+def test_the_rest_moves_at_the_rate_of_the_matrices_if_none_is_given() -> None:
+    optimizer = build_optimizer(tiny_language_model("unspoken"), Optimizer(lr=0.01, lr_rest=None))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}

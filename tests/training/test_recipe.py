@@ -1,0 +1,99 @@
+"""What a sound recipe means: every shipped one loads, prints and reads back to itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unspoken.training.recipe import Recipe, dump, load, parse, shipped
+
+SHIPPED = [(name, size) for name, size, _ in shipped()]
+WORKED = """
+name: worked
+size: tiny
+task: {kind: tree_search, depth: 2}
+backbone: {hidden_size: 8, attention_size: 16, intermediate_size: 12, layers: 1, heads: 2}
+talker: {attention_size: 24, intermediate_size: 12, layers: 1, heads: 4}
+stages:
+  - {name: one, objective: {kind: next_token}, steps: 5, batch_size: 3}
+  - {name: two, start: one, objective: {kind: sst}, steps: 7, batch_size: 2}
+  - {name: three, start: two, objective: {kind: talker}, steps: 11, batch_size: 2}
+  - {name: again, start: one, objective: {kind: next_token, positions: answer}, steps_of: [two, three], batch_size: 2}
+"""
+
+
+@pytest.fixture
+def worked() -> Recipe:
+    return parse(WORKED, "here")
+
+
+def test_a_tiny_recipe_is_shipped() -> None:
+    assert ("tree-search", "tiny") in SHIPPED
+
+
+@pytest.mark.parametrize(("name", "size"), SHIPPED)
+def test_a_shipped_recipe_reads_back_from_its_own_dump(name: str, size: str) -> None:
+    recipe = load(name, size)
+    assert recipe.name == name
+    assert recipe.size == size
+    assert parse(dump(recipe), "dumped") == recipe
+
+
+@pytest.mark.parametrize(("name", "size"), SHIPPED)
+def test_a_shipped_recipe_says_what_it_is_for(name: str, size: str) -> None:
+    assert load(name, size).summary
+
+
+def test_a_recipe_is_read_by_path(tmp_path: Path, worked: Recipe) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(WORKED)
+    assert load(str(path), "ignored") == worked
+
+
+def test_the_dump_of_changed_fields_reads_back(worked: Recipe) -> None:
+    changed = parse(
+        dump(worked),
+        "here",
+        [
+            "precision=fp32",
+            "attention=sdpa",
+            "activation_checkpointing=true",
+            "summary='ä: text with # signs'",
+            "task.shuffle_edges=true",
+            "task.targets=0",
+            "backbone.unit_embeddings=false",
+            "talker.variant=dual",
+            "talker.encoder_layers=3",
+            "stages.one.optimizer.lr_rest=null",
+            "stages.one.optimizer.betas=[0.5, 0.25]",
+            "stages.two.objective.momentum=0.5",
+            "evaluation.problems=1",
+        ],
+    )
+    assert changed != worked
+    assert parse(dump(changed), "here") == changed
+
+
+def test_steps_of_adds_up_the_named_stages(worked: Recipe) -> None:
+    assert worked.steps(worked.stage("again")) == 7 + 11
+
+
+def test_a_stage_starts_behind_the_samples_of_its_ancestors(worked: Recipe) -> None:
+    assert worked.samples_before(worked.stage("one")) == 0
+    assert worked.samples_before(worked.stage("two")) == 5 * 3
+    assert worked.samples_before(worked.stage("three")) == 5 * 3 + 7 * 2
+    # The baseline sees the same samples as the stages it is compared with, not those behind them.
+    assert worked.samples_before(worked.stage("again")) == 5 * 3
+
+
+def test_an_unknown_stage_is_named_with_the_nearest(worked: Recipe) -> None:
+    with pytest.raises(ValueError, match="no stage 'thre'; did you mean 'three'"):
+        worked.stage("thre")
+
+
+def test_the_talker_has_the_latent_width_and_the_task_s_vocabulary(worked: Recipe) -> None:
+    talker = worked.talker_config()
+    assert talker.hidden_size == worked.backbone.hidden_size
+    assert talker.vocab_size == worked.backbone_config().vocab_size == len(worked.task.build().tokenizer)
+    assert talker.attention_size == 24
