@@ -19,9 +19,26 @@ task: {kind: tree_search, depth: 3}
 backbone: {hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
 talker: {attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
 stages:
-  - {name: pretrain, objective: {kind: next_token}, steps: 6, batch_size: 8, evaluate_every: 2}
-  - {name: sst, start: pretrain, objective: {kind: sst}, steps: 6, batch_size: 8, evaluate_every: 2}
-  - {name: talker, start: sst, objective: {kind: talker}, steps: 4, batch_size: 8, evaluate_every: 2}
+  - name: pretrain
+    objective: {kind: next_token}
+    steps: 6
+    batch_size: 8
+    evaluate_every: 2
+    optimizer: {warmup_steps: 0}
+  - name: sst
+    start: pretrain
+    objective: {kind: sst}
+    steps: 6
+    batch_size: 8
+    evaluate_every: 2
+    optimizer: {warmup_steps: 0}
+  - name: talker
+    start: sst
+    objective: {kind: talker}
+    steps: 4
+    batch_size: 8
+    evaluate_every: 2
+    optimizer: {warmup_steps: 0}
 evaluation: {problems: 10, validation_problems: 10, batch_size: 10}
 """
 
@@ -33,7 +50,8 @@ def tiny_recipe(*overrides: str) -> Recipe:
 
 def one_stage(*overrides: str) -> Recipe:
     """The pretraining stage alone."""
-    return parse(TEXT.split("  - {name: sst")[0] + "evaluation: " + TEXT.split("evaluation: ")[1], "one", overrides)
+    before, after = TEXT.index("  - name: sst"), TEXT.index("evaluation: {problems")
+    return parse(TEXT[:before] + TEXT[after:], "one_stage", overrides)
 
 
 def quiet_train(recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None) -> list[SeedRun]:

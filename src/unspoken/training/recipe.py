@@ -24,7 +24,7 @@ class StackShape:
     """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
 
     ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
-    open point 8).
+    open point 8). ``initializer_range``: standard deviation of fresh weights.
     """
 
     hidden_size: int
@@ -33,6 +33,7 @@ class StackShape:
     layers: int
     heads: int
     unit_embeddings: bool = True
+    initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         self.config(vocab_size=1, positions=1)
@@ -48,6 +49,7 @@ class StackShape:
                 num_hidden_layers=self.layers,
                 num_attention_heads=self.heads,
                 unit_embeddings=self.unit_embeddings,
+                initializer_range=self.initializer_range,
                 max_position_embeddings=positions,
                 **others,
             )

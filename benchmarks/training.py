@@ -1,0 +1,137 @@
+"""How fast does SST train, compared with what?
+
+Three figures, all measured in turn within one process (A B C A B C ...), so that drift of the machine cancels:
+
+* SST against the same stack trained by next-token cross-entropy. SST has no head and no softmax over the vocabulary,
+  but normalises its outputs and looks up target rows: it should cost the same or less.
+* The same stack against a GPT-2 of equal shape out of transformers. What we do differently on a CPU: plain attention
+  (for short sequences the fused kernel is slower in bfloat16), no dropout, no biases.
+* Achieved floating-point operations a second of a width-512 stack against the rate of a large bfloat16 matrix product
+  measured in the same run: how much of the machine is used.
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import SST, JepaReasonerConfig, JepaReasonerModel
+from unspoken.tasks import TreeSearchConfig
+
+
+def step_of(model: torch.nn.Module, objective: NextToken | SST, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
+    """One forward and backward pass under bfloat16 autocast; the optimiser is the same for all and left out."""
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(**objective.inputs(batch))
+        loss, _ = objective(outputs, batch)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, one after another in every round."""
+    for step in steps.values():
+        step()
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """Median of round-by-round ratios."""
+    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """FLOP/s of one bfloat16 matrix product: the best of several."""
+    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+def main(rounds: int) -> None:
+    """Run everything and print the table and the JSON line."""
+    torch.manual_seed(0)
+    task = TreeSearchConfig().build()
+    shape = {"vocab_size": 21, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
+    ours = UnspokenConfig(**shape, attention_size=256, intermediate_size=1024, attn_implementation="eager")
+    batch = task.encode(task.sample("train", np.arange(64)))
+    tokens = batch["input_ids"].numel()
+    coupled = UnspokenForCausalLM(ours)
+    reasoner = JepaReasonerModel._from_config(
+        JepaReasonerConfig(backbone_config=ours, eos_token_id=1, pad_token_id=0), attn_implementation="eager"
+    )
+    reasoner.start_target()
+    gpt2 = GPT2LMHeadModel(
+        GPT2Config(vocab_size=21, n_embd=256, n_layer=6, n_head=4, n_inner=1024, n_positions=128, use_cache=False)
+    )
+    seconds = interleaved(
+        {
+            "sst": step_of(reasoner, SST(), batch),
+            "next_token": step_of(coupled, NextToken(), batch),
+            "gpt2": step_of(gpt2, NextToken(), batch),
+        },
+        rounds,
+    )
+    wide = UnspokenForCausalLM(
+        UnspokenConfig(
+            vocab_size=21,
+            hidden_size=512,
+            attention_size=512,
+            intermediate_size=2048,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            attn_implementation="eager",
+        )
+    )
+    wide_batch = task.encode(task.sample("train", np.arange(128)))
+    wide_seconds = interleaved({"wide": step_of(wide, NextToken(), wide_batch)}, max(3, rounds // 3))["wide"]
+    matrices = sum(p.numel() for n, p in wide.named_parameters() if p.ndim == 2)
+    length = wide_batch["input_ids"].shape[1]
+    attention = 6 * 2 * 2 * length * 512  # scores and their use, per token, over six blocks
+    flops = 3 * wide_batch["input_ids"].numel() * (2 * matrices + attention) / statistics.median(wide_seconds)
+    rate = matmul_rate()
+    print(
+        json.dumps(
+            {
+                "benchmark": "training",
+                "threads": torch.get_num_threads(),
+                "sst_tokens_per_second": round(tokens / statistics.median(seconds["sst"])),
+                "next_token_tokens_per_second": round(tokens / statistics.median(seconds["next_token"])),
+                "gpt2_tokens_per_second": round(tokens / statistics.median(seconds["gpt2"])),
+                "sst_over_next_token": ratio(seconds["next_token"], seconds["sst"]),
+                "ours_over_gpt2": ratio(seconds["gpt2"], seconds["next_token"]),
+                "width_512_gflops": round(flops / 1e9, 1),
+                "matmul_gflops": round(rate / 1e9, 1),
+                "share_of_matmul_rate": round(flops / rate, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 15)

@@ -1,0 +1,157 @@
+"""Writes every measured number in README and docs from the committed results.
+
+A number stands between two comments that say where it comes from::
+
+    <!-- r tree-search-small systems/jepa-reasoner/exact_match/mean percent -->99.90 %<!-- /r -->
+
+and a table between ``<!-- table tree-search-small headline -->`` and ``<!-- /table -->``. ``python docs/render.py``
+rewrites them in place; ``--check`` changes nothing and fails when a file and the results disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+NUMBER = re.compile(r"<!-- r (\S+) (.+?) (\w+) -->(.*?)<!-- /r -->", re.DOTALL)
+TABLE = re.compile(r"(<!-- table (\S+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
+
+FORMATS: dict[str, Callable[[Any], str]] = {
+    "percent": lambda value: f"{100 * value:.2f} %",
+    "percent1": lambda value: f"{100 * value:.1f} %",
+    "number": lambda value: f"{value:.3f}",
+    "short": lambda value: f"{value:.2f}",
+    "signed": lambda value: f"{100 * value:+.2f}",
+    "count": lambda value: f"{round(value):,}",
+    "p": lambda value: f"{value:.4f}",
+    "text": str,
+}
+
+
+def results(name: str) -> dict[str, Any]:
+    """One committed results file."""
+    content: dict[str, Any] = json.loads((ROOT / "results" / f"{name}.json").read_text())
+    return content
+
+
+def look_up(content: Any, path: str) -> Any:
+    """Follow a path of keys and list positions separated by slashes."""
+    for part in path.split("/"):
+        content = content[int(part)] if isinstance(content, list) else content[part]
+    return content
+
+
+def _interval(rate: dict[str, Any]) -> str:
+    return f"{100 * rate['mean']:.2f} % ({100 * rate['low']:.2f} to {100 * rate['high']:.2f})"
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def headline(content: dict[str, Any]) -> str:
+    """Accuracy and cost of every system."""
+    rows = []
+    for name, system in content["systems"].items():
+        cost = system["cost"]
+        rows.append(
+            [
+                name,
+                _interval(system["exact_match"]),
+                ", ".join(f"{100 * value:.2f}" for value in system["exact_match"]["seeds"]),
+                f"{cost['latent_steps']:.1f}",
+                f"{cost['sequential_passes']:.1f}",
+                f"{cost['flops'] / 1e6:.0f}",
+                f"{1000 * cost['seconds_alone']:.1f}",
+                f"{cost['parameters'] / 1e6:.2f}M",
+            ]
+        )
+    header = ["system", "exact match (95 %)", "seeds", "steps", "passes", "MFLOP", "ms alone", "parameters"]
+    return _markdown(header, rows)
+
+
+def controls(content: dict[str, Any]) -> str:
+    """What the Talker says when the chain is altered."""
+    names = {"zero": "zeros", "mean": "mean latent of the step", "noise": "Gaussian latents", "swap": "another problem's chain"}
+    rows = [
+        [names.get(name, name), _interval(entry["exact_match"]), f"{100 * entry['symbol_accuracy']:.1f} %"]
+        for name, entry in content["controls"].items()
+    ]
+    return _markdown(["chain replaced by", "exact match (95 %)", "right names below the root"], rows)
+
+
+def mixture(content: dict[str, Any]) -> str:
+    """Sibling plane and coefficients of every Reasoner, teacher-forced and in rollout."""
+    rows = []
+    for name, entry in content["inside"].items():
+        for kind in ("forced", "rollout"):
+            values = {key: item["mean"] for key, item in entry["mixture"][kind].items()}
+            rows.append(
+                [
+                    name.removesuffix(", nearest row"),
+                    "teacher-forced" if kind == "forced" else "rollout",
+                    f"{100 * values['rank']:.2f} %",
+                    f"{100 * values['rank_inner']:.2f} %",
+                    f"{100 * values['major']:.2f} %",
+                    f"{100 * values['major_inner']:.2f} %",
+                    f"{values['right_inner']:.3f} / {values['other_inner']:.3f}",
+                ]
+            )
+    header = ["model", "latents", "rank", "rank, inner", "major", "major, inner", "coefficients, inner"]
+    return _markdown(header, rows)
+
+
+def calibration(content: dict[str, Any]) -> str:
+    """What the mixture becomes, a step of rollout at a time."""
+    entry = next(iter(content["inside"].values()))["calibration"]["rollout"]
+    keys = ("distance", "uniform_distance", "entropy", "true_entropy", "largest", "true_largest", "outside")
+    steps = len(entry["distance"]["mean"])
+    rows = [[str(step + 1), *(f"{entry[key]['mean'][step]:.3f}" for key in keys)] for step in range(steps)]
+    header = ["step", "distance", "of uniform", "entropy", "true", "largest share", "true", "outside the level"]
+    return _markdown(header, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "headline": headline,
+    "controls": controls,
+    "mixture": mixture,
+    "calibration": calibration,
+}
+
+
+def render(text: str) -> str:
+    """The text with every number and table written anew."""
+
+    def number(match: re.Match[str]) -> str:
+        name, path, form = match[1], match[2], match[3]
+        return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
+
+    def table(match: re.Match[str]) -> str:
+        return match[1] + TABLES[match[3]](results(match[2])) + match[4]
+
+    return TABLE.sub(table, NUMBER.sub(number, text))
+
+
+def main(check: bool) -> int:
+    """Render or check every page."""
+    stale = []
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        before = page.read_text()
+        after = render(before)
+        if after != before:
+            stale.append(page.relative_to(ROOT))
+            if not check:
+                page.write_text(after)
+    for page in stale:
+        print(f"{page}: {'disagrees with results/' if check else 'rendered'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv))
