@@ -25,9 +25,9 @@ spec = importlib.util.find_spec("unspoken")
 assert spec is not None
 assert spec.origin is not None
 source = Path(spec.origin).parent
-# The transformers library turns its configuration classes into dataclasses of its own kind, whose constructor takes any
-# keyword, and builds its outputs out of a dictionary; the hook would refuse both, so it leaves them alone. Packages hold
-# nothing but imports.
+# The transformers library turns its configuration classes into dataclasses of its own kind, whose constructor takes
+# any keyword, and builds its outputs out of a dictionary; the hook would refuse both, so it leaves them alone. Packages
+# hold nothing but imports.
 ModelOutput.__no_type_check__ = True
 checked = [file for file in source.rglob("*.py") if file.stem not in ("__init__", "configuration")]
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]

@@ -130,7 +130,7 @@ def test_all_coefficients_are_exact_for_a_mixture_of_rows() -> None:
     torch.testing.assert_close(all_coefficients(weights @ rows, vectors), weights, rtol=1e-3, atol=1e-3)
 
 
-# --- who the siblings are ----------------------------------------------------------------------------------------------
+# --- who the siblings are --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -157,7 +157,7 @@ def test_selecting_siblings_keeps_right_and_other_together() -> None:
     assert torch.equal(part.other, whole.other[[4, 1]])
 
 
-# --- summaries ---------------------------------------------------------------------------------------------------------
+# --- summaries -------------------------------------------------------------------------------------------------------
 
 
 def test_the_summary_averages_shares_over_nodes_and_tells_inner_nodes_apart() -> None:

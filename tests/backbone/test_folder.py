@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# --- files -------------------------------------------------------------------------------------------------------
+# --- files -----------------------------------------------------------------------------------------------------------
 
 
 def test_an_untouched_folder_passes_and_tells_its_manifest(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_a_reader_sees_the_old_json_if_writing_fails(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"old": 1}
 
 
-# --- weights -----------------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], Load, str]] = {
     "language model": (
@@ -156,7 +156,7 @@ def test_a_wrongly_shaped_weight_is_refused_by_name(kind: str, tmp_path: Path) -
 
 
 def test_a_wrongly_shaped_weight_is_refused_even_if_the_caller_would_let_it_pass(tmp_path: Path) -> None:
-    make, load, name = MODELS["language model"]
+    make, _, name = MODELS["language model"]
     altered(tmp_path, make, lambda weights: weights.update({name: torch.zeros(3, 5)}))
     with pytest.raises(ValueError, match=name):
         AutoModelForCausalLM.from_pretrained(tmp_path, ignore_mismatched_sizes=True)

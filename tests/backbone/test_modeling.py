@@ -24,7 +24,7 @@ def stack(**settings: object) -> UnspokenModel:
     return model.eval()
 
 
-# --- the auto classes ------------------------------------------------------------------------------------------
+# --- the auto classes ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -56,7 +56,7 @@ def test_it_generates_through_the_library_with_sampling_and_beams() -> None:
         assert torch.equal(out[:, :5], prompts())
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------
+# --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def test_labels_are_shifted_and_minus_one_hundred_is_ignored() -> None:
@@ -116,7 +116,7 @@ def test_cross_attention_sees_the_encoder_and_not_its_padding() -> None:
     assert (after - before).abs().amax(dim=-1).min() > 1e-3
 
 
-# --- masks and positions -------------------------------------------------------------------------------------------
+# --- masks and positions ---------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ def test_training_keeps_no_cache_and_evaluation_does() -> None:
     assert model.train()(prompts()).past_key_values is None
 
 
-# --- norms ---------------------------------------------------------------------------------------------------------
+# --- norms -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -224,7 +224,7 @@ def test_table_rows_enter_with_the_norm_of_looped_latents() -> None:
     assert torch.equal(free.get_input_embeddings()(prompts()), F.embedding(prompts(), free.embed_tokens.weight))
 
 
-# --- training ------------------------------------------------------------------------------------------------------
+# --- training --------------------------------------------------------------------------------------------------------
 
 
 def gradients(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:

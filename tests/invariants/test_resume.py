@@ -106,7 +106,7 @@ def test_a_stage_stopped_at_an_awkward_moment_goes_on_bit_for_bit(
     assert weights(tmp_path) == undisturbed(one_stage())
 
 
-# --- stopped between two operations on the disk ------------------------------------------------------------------------
+# --- stopped between two operations on the disk ----------------------------------------------------------------------
 
 
 class _Stopped(BaseException):
@@ -226,7 +226,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_the_run_goes_on(
     assert weights(tmp_path) == undisturbed(one_stage())
 
 
-# --- the same run in other words -----------------------------------------------------------------------------------------
+# --- the same run in other words -------------------------------------------------------------------------------------
 
 
 def test_a_run_made_twice_is_the_same_run(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_a_drawing_puts_every_child_under_its_own_parent() -> None:
     for row in range(10):
         levels = task.draw(problems, row).splitlines()[::2]
         places = [[place for place, character in enumerate(line) if character.isalpha()] for line in levels]
-        for above, below in zip(places, places[1:], strict=False):
+        for above, below in pairwise(places):
             nearest = [min(range(len(above)), key=lambda parent: abs(above[parent] - place)) for place in below]
             assert nearest == [child // 2 for child in range(len(below))]
 

@@ -43,7 +43,11 @@ def swapped(names: NDArray[np.int64], node: int) -> NDArray[np.int64]:
 
 @pytest.mark.parametrize(
     "config",
-    [TreeSearchConfig(), TreeSearchConfig(depth=3, shuffle_edges=True, targets=3), TreeSearchConfig(depth=2, targets=0)],
+    [
+        TreeSearchConfig(),
+        TreeSearchConfig(depth=3, shuffle_edges=True, targets=3),
+        TreeSearchConfig(depth=2, targets=0),
+    ],
     ids=["paper", "shuffled", "no target"],
 )
 @pytest.mark.parametrize("split", SPLITS)

@@ -178,7 +178,9 @@ def test_the_recipe_that_the_cases_alter_is_sound() -> None:
     ]
 
 
-@pytest.mark.parametrize(("path", "value", "words"), MALFORMED, ids=[f"{case[0]}={case[1]!r}"[:60] for case in MALFORMED])
+@pytest.mark.parametrize(
+    ("path", "value", "words"), MALFORMED, ids=[f"{case[0]}={case[1]!r}"[:60] for case in MALFORMED]
+)
 def test_a_malformed_recipe_is_refused_in_one_line_that_names_the_key(
     path: Any, value: Any, words: tuple[str, ...]
 ) -> None:
@@ -193,7 +195,8 @@ def test_a_file_that_holds_no_mapping_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["name: [1, 2", "name: x\n bad: indent", "a: &b *c", "name: \x07", "{[1]: 2}", "name: !!python/object:os.system x"]
+    "text",
+    ["name: [1, 2", "name: x\n bad: indent", "a: &b *c", "name: \x07", "{[1]: 2}", "name: !!python/object:os.system x"],
 )
 def test_text_that_is_not_plain_yaml_is_refused(text: str) -> None:
     assert "not YAML" in refusal(text)

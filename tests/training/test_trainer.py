@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_after_every_step_the_target_is_the_old_one_moved_towards_the_table(tmp_
     quiet_stage(recipe, tmp_path, Watch(look), name="sst")
     assert len(seen) == 7
     assert torch.equal(*seen[0]), "SST starts from a copy"
-    for (old, _), (new, online) in zip(seen, seen[1:], strict=False):
+    for (old, _), (new, online) in pairwise(seen):
         torch.testing.assert_close(new, 0.98 * old + 0.02 * online, rtol=0, atol=1e-7)
         assert not torch.equal(new, old)
 
@@ -105,7 +106,7 @@ def test_training_the_talker_leaves_every_bit_of_the_reasoner(tmp_path: Path) ->
         talkers.append(model.talker.lm_head.weight.detach().clone())
 
     folder = quiet_stage(recipe, tmp_path, Watch(look), name="talker")
-    assert all(not torch.equal(a, b) for a, b in zip(talkers, talkers[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(talkers))
     reasoner = load_file(tmp_path / "seed-0" / "sst" / "model" / "model.safetensors")
     pair = load_file(folder / "model.safetensors")
     for name, weight in reasoner.items():
@@ -156,7 +157,7 @@ def test_activations_are_recomputed_if_the_recipe_says_so(checkpointing: str, tm
     assert len(calls) == (2 if checkpointing == "true" else 1)
 
 
-# --- which checkpoint is kept ------------------------------------------------------------------------------------------
+# --- which checkpoint is kept ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_the_judge_sees_a_model_in_evaluation_and_training_goes_on_in_training(t
     assert trained[1:] == [True] * 6
 
 
-# --- when it goes wrong ------------------------------------------------------------------------------------------------
+# --- when it goes wrong ----------------------------------------------------------------------------------------------
 
 
 def test_a_silent_collapse_is_announced_with_its_step(tmp_path: Path) -> None:
@@ -218,5 +219,5 @@ def test_a_loss_that_is_no_number_stops_the_stage_with_its_name(every: int, tmp_
                     model.model.norm.rms.weight.fill_(float("nan"))
 
     recipe = one_stage(f"stages.pretrain.evaluate_every={every}")
-    with pytest.raises(ValueError, match="stage 'pretrain': the loss is nan at step .*lower optimizer.lr"):
+    with pytest.raises(ValueError, match=r"stage 'pretrain': the loss is nan at step .*lower optimizer\.lr"):
         quiet_stage(recipe, tmp_path, Poison())

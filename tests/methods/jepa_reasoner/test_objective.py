@@ -18,7 +18,7 @@ def sphere(count: int, width: int = 8) -> Tensor:
     return F.normalize(torch.randn(count, width), dim=-1)
 
 
-# --- the loss ----------------------------------------------------------------------------------------------------
+# --- the loss --------------------------------------------------------------------------------------------------------
 
 
 def test_on_the_sphere_one_minus_cosine_is_half_the_squared_distance() -> None:
@@ -82,7 +82,7 @@ def test_equal_targets_make_a_constant_perfect() -> None:
     torch.testing.assert_close(best_constant_loss(target, 4.0), torch.tensor(0.0), rtol=0, atol=1e-5)
 
 
-# --- rank and collapse -------------------------------------------------------------------------------------------
+# --- rank and collapse -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 5, 21])
@@ -113,7 +113,7 @@ def test_collapse_is_a_falling_loss_on_a_flattening_table_that_finds_no_rows(
     assert collapsed(start, now) == (falls and flattens and not finds)
 
 
-# --- the objective of stage 2 ------------------------------------------------------------------------------------
+# --- the objective of stage 2 ----------------------------------------------------------------------------------------
 
 BATCH = {
     "input_ids": torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 1]]),
@@ -170,7 +170,7 @@ def test_the_defaults_are_the_paper_s() -> None:
     assert (SST().k, SST().momentum, SST().positions) == (4.0, 0.98, "answer")
 
 
-# --- the objective of stage 3 ------------------------------------------------------------------------------------
+# --- the objective of stage 3 ----------------------------------------------------------------------------------------
 
 
 def test_the_talker_s_loss_is_cross_entropy_over_real_steps() -> None:

@@ -28,7 +28,7 @@ def generated(model: JepaReasonerForCausalLM, **settings: object) -> JepaGenerat
     return out
 
 
-# --- error containment ---------------------------------------------------------------------------------------------
+# --- error containment -----------------------------------------------------------------------------------------------
 
 
 @VARIANTS
@@ -65,7 +65,7 @@ def test_the_talker_says_only_what_the_chain_holds(variant: str) -> None:
     assert torch.equal(model.speak(other)[0], out.sequences[1, 5:])
 
 
-# --- generation ----------------------------------------------------------------------------------------------------
+# --- generation ------------------------------------------------------------------------------------------------------
 
 
 @VARIANTS
@@ -138,9 +138,7 @@ def test_sampling_can_be_asked_for_through_the_generation_config() -> None:
     model = tiny_pair()
     settings = GenerationConfig(do_sample=True, temperature=5.0, max_new_tokens=8)
     drawn = {
-        tuple(
-            model.generate(prompts(), settings, generator=torch.Generator().manual_seed(seed)).flatten().tolist()
-        )
+        tuple(model.generate(prompts(), settings, generator=torch.Generator().manual_seed(seed)).flatten().tolist())
         for seed in range(4)
     }
     assert len(drawn) == 4
@@ -218,7 +216,7 @@ def test_a_frozen_reasoner_gets_no_gradient_and_the_talker_does() -> None:
     assert all(weight.grad is not None and weight.grad.any() for weight in model.talker.parameters())
 
 
-# --- configurations ------------------------------------------------------------------------------------------------
+# --- configurations --------------------------------------------------------------------------------------------------
 
 
 def test_a_reasoner_s_folder_has_no_talker_to_load(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from unspoken.training.recipe import Optimizer
 FIXED = StopRule(max_latents=6, fixed=True)
 
 
-# --- latents -----------------------------------------------------------------------------------------------------
+# --- latents ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,7 +60,7 @@ def test_training_is_one_parallel_pass() -> None:
     assert len(passes) == 1
 
 
-# --- the scale of the input ----------------------------------------------------------------------------------------
+# --- the scale of the input ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def test_the_input_is_what_the_backbone_would_have_made_of_the_tokens() -> None:
         torch.testing.assert_close(model.embed_prompt(prompts()), model.backbone.get_input_embeddings()(prompts()))
 
 
-# --- stopping and reading ------------------------------------------------------------------------------------------
+# --- stopping and reading --------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -145,7 +145,7 @@ def test_there_is_exactly_one_end(end: list[int] | None) -> None:
         JepaReasonerModel(config).reason(prompts(), None, FIXED)
 
 
-# --- the target table ----------------------------------------------------------------------------------------------
+# --- the target table ------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

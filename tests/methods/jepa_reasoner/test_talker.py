@@ -40,7 +40,7 @@ def changes(before: Tensor, after: Tensor) -> list[bool]:
     return ((before - after).abs().amax(dim=(0, 2)) > 1e-5).tolist()
 
 
-# --- who sees which latent -----------------------------------------------------------------------------------------
+# --- who sees which latent -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_dual_talker_is_taught_with_words() -> None:
         talker_of("dual")(latents, mask, None)
 
 
-# --- primes ------------------------------------------------------------------------------------------------------
+# --- primes ----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -191,7 +191,7 @@ def test_a_mono_talker_cannot_be_primed() -> None:
         talker_of("mono causal").speak(chain_of(latents, mask), tokens[:, :1], GREEDY)
 
 
-# --- picking -----------------------------------------------------------------------------------------------------
+# --- picking ---------------------------------------------------------------------------------------------------------
 
 
 def test_temperature_zero_takes_the_most_likely_word() -> None:
