@@ -78,7 +78,12 @@ def headline(content: dict[str, Any]) -> str:
 
 def controls(content: dict[str, Any]) -> str:
     """What the Talker says when the chain is altered."""
-    names = {"zero": "zeros", "mean": "mean latent of the step", "noise": "Gaussian latents", "swap": "another problem's chain"}
+    names = {
+        "zero": "zeros",
+        "mean": "mean latent of the step",
+        "noise": "Gaussian latents",
+        "swap": "another problem's chain",
+    }
     rows = [
         [names.get(name, name), _interval(entry["exact_match"]), f"{100 * entry['symbol_accuracy']:.1f} %"]
         for name, entry in content["controls"].items()

@@ -117,6 +117,9 @@ def pack(values_BTX: Tensor, mask_BT: Bool[Tensor, "B T"], length: int | None = 
     order_BT = torch.argsort((~mask_BT).to(torch.int8), dim=1, stable=True)[:, :length]
     index = order_BT.reshape(*order_BT.shape, *([1] * (values_BTX.dim() - 2))).expand(-1, -1, *values_BTX.shape[2:])
     packed = torch.gather(values_BTX, 1, index)
+    if packed.shape[1] < length:
+        room = packed.new_zeros((packed.shape[0], length - packed.shape[1], *packed.shape[2:]))
+        packed = torch.cat([packed, room], dim=1)
     packed_mask = torch.arange(length, device=mask_BT.device)[None] < counts_B[:, None]
     keep = packed_mask.reshape(*packed_mask.shape, *([1] * (values_BTX.dim() - 2)))
     return torch.where(keep, packed, torch.zeros((), dtype=packed.dtype, device=packed.device)), packed_mask

@@ -51,8 +51,8 @@ class UnspokenConfig(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Refuse shapes that cannot be built, naming the keys."""
         for key in ("vocab_size", "hidden_size", "attention_size", "intermediate_size", "num_attention_heads"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)}; it must be at least 1")
+            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
+                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be a whole number of at least 1")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; it cannot be negative")
         if self.attention_size % self.num_attention_heads:
@@ -61,7 +61,10 @@ class UnspokenConfig(PreTrainedConfig):
                 f"{self.num_attention_heads}; the width of a head must be whole"
             )
         if self.head_dim % 2:
-            raise ValueError(f"the width of a head is {self.head_dim}; rotary positions need an even one")
+            raise ValueError(
+                f"attention_size {self.attention_size} over num_attention_heads {self.num_attention_heads} gives heads "
+                f"of width {self.head_dim}; rotary positions need an even one"
+            )
         if self.qk_norm not in ("rms", "layer"):
             raise ValueError(f"qk_norm is {self.qk_norm!r}; it must be 'rms' or 'layer'")
 

@@ -9,7 +9,7 @@ Axes: B batch, T prompt tokens, N latent steps, D latent width, K entries of a d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -55,6 +55,7 @@ class Thought:
     support_weights: Float[Tensor, "B K"] | None = None
 
 
+@runtime_checkable
 class SilentReasoner(Protocol):
     """What a method supplies to the engine."""
 

@@ -90,14 +90,16 @@ def nice_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def linear(values: Iterable[float], write: Callable[[float], str] = f"{{:g}}".format, *, title: str = "", wanted: int = 5) -> Axis:
+def linear(
+    values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, title: str = "", wanted: int = 5
+) -> Axis:
     """An axis from round number to round number around the values."""
     known = list(values) or [0.0, 1.0]
     ticks = nice_ticks(min(known), max(known), wanted)
     return Axis(low=ticks[0], high=ticks[-1], ticks=tuple((tick, write(tick)) for tick in ticks), title=title)
 
 
-def logarithmic(values: Iterable[float], write: Callable[[float], str] = f"{{:g}}".format, *, title: str = "") -> Axis:
+def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, title: str = "") -> Axis:
     """An axis over the powers of ten, with 1, 2 and 5 of each if the range is short. Values must be positive."""
     known = [value for value in values if value > 0] or [0.1, 1.0]
     low, high = min(known), max(known)
@@ -207,7 +209,9 @@ def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterab
     return svg(frame.width, frame.height, [*parts, *extra], label=label)
 
 
-def interval_bar(mean: float, low: float, high: float, classes: str, *, ticks: Sequence[float] = (), bar: bool = True) -> str:
+def interval_bar(
+    mean: float, low: float, high: float, classes: str, *, ticks: Sequence[float] = (), bar: bool = True
+) -> str:
     """A share from 0 to 100 % with its interval, as wide as the cell it stands in.
 
     Args:

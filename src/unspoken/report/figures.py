@@ -80,7 +80,9 @@ def step_panels(results: Results) -> list[Panel]:
             legend = (("c1 dotted", "rollout"), ("c2 ringed", "teacher-forced"))
             frame = Frame(x=x, y=shares(lowest), bottom=24, height=190)
             title = name if len(measured) == 1 else system if len(measured) > 2 else f"{system}: {name}"
-            panels.append(Panel(title=title, legend=legend, drawing=line_chart(frame, lines, label=f"Accuracy, {title}")))
+            panels.append(
+                Panel(title=title, legend=legend, drawing=line_chart(frame, lines, label=f"Accuracy, {title}"))
+            )
     return panels
 
 
@@ -102,7 +104,9 @@ def _objective(objective: Mapping[str, Any]) -> str:
 
 
 def _curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:
-    return [(entry["seed"], entry["stages"][stage]) for entry in results.get("training", ()) if stage in entry["stages"]]
+    return [
+        (entry["seed"], entry["stages"][stage]) for entry in results.get("training", ()) if stage in entry["stages"]
+    ]
 
 
 def training_panels(results: Results) -> list[list[Panel]]:
@@ -126,7 +130,9 @@ def training_panels(results: Results) -> list[list[Panel]]:
             frame = Frame(x=x, y=y, width=256, height=140, bottom=22, left=40)
             axis = "loss, logarithmic" if wide else "loss"
             drawing = line_chart(frame, lines, label=f"Loss of stage {stage}")
-            group.append(Panel(title=stage, note=_objective(objective), legend=((f"{colour} plain", axis),), drawing=drawing))
+            group.append(
+                Panel(title=stage, note=_objective(objective), legend=((f"{colour} plain", axis),), drawing=drawing)
+            )
         if any("exact_match" in curve for _, curve in curves):
             group.append(_validation(stage, curves, colour, x))
         groups.append(group)
@@ -159,7 +165,9 @@ def _seed_lines(curves: list[tuple[int, Mapping[str, Any]]], key: str, classes: 
     known = [(seed, curve["steps"], curve[key]) for seed, curve in curves if key in curve]
     if len(known) == 1:
         return [Line(points=_points(known[0][1], known[0][2]), classes=classes, hint=name)]
-    lines = [Line(points=_points(at, v), classes=f"{classes} faint", hint=f"{name}, seed {seed}") for seed, at, v in known]
+    lines = [
+        Line(points=_points(at, v), classes=f"{classes} faint", hint=f"{name}, seed {seed}") for seed, at, v in known
+    ]
     if known and all(at == known[0][1] for _, at, _ in known):
         means = [sum(values) / len(known) for values in zip(*(v for _, _, v in known), strict=True)]
         lines.append(Line(points=_points(known[0][1], means), classes=classes, hint=f"{name}, mean of seeds"))
@@ -191,7 +199,9 @@ def _levels(results: Results) -> tuple[Level, ...]:
     reference = results.get("reference") or {}
     names = {"no_sibling": "no sibling in it", "true_mixture": "the two siblings alone"}
     return tuple(
-        Level(value=reference[key], name=f"{name}, {percent(reference[key])}") for key, name in names.items() if key in reference
+        Level(value=reference[key], name=f"{name}, {percent(reference[key])}")
+        for key, name in names.items()
+        if key in reference
     )
 
 
@@ -251,7 +261,9 @@ def _sweep(results: Results, stages: list[str], kind: str) -> list[Panel]:
     """The same readings with one colour a stage; all at inner nodes."""
     every = {stage: _curves(results, stage) for stage in stages}
     x = training_steps(step for curves in every.values() for _, curve in curves for step in curve["steps"])
-    colours = {stage: SERIES[i % len(SERIES)] + (" dashed" if i >= len(SERIES) else "") for i, stage in enumerate(stages)}
+    colours = {
+        stage: SERIES[i % len(SERIES)] + (" dashed" if i >= len(SERIES) else "") for i, stage in enumerate(stages)
+    }
     lines = {
         key: [line for s in stages for line in _seed_lines(every[s], f"{kind}_{key}", colours[s], s)]
         for key in ("rank_inner", "major_inner", "other_inner")

@@ -42,7 +42,12 @@ class Section:
 def prose(text: str) -> str:
     """Escaped text in which a number and its unit stay on one line."""
     safe = escape(text)
-    for loose, tight in ((" %", "&nbsp;%"), (" points", "&nbsp;points"), ("p = ", "p&nbsp;=&nbsp;"), ("p &lt; ", "p&nbsp;&lt;&nbsp;")):
+    for loose, tight in (
+        (" %", "&nbsp;%"),
+        (" points", "&nbsp;points"),
+        ("p = ", "p&nbsp;=&nbsp;"),
+        ("p &lt; ", "p&nbsp;&lt;&nbsp;"),
+    ):
         safe = safe.replace(loose, tight)
     return safe
 
@@ -80,4 +85,6 @@ def table(head: Sequence[Cell], rows: Iterable[Sequence[Cell]], *, caption: str 
 def figure(panels: Sequence[Panel], caption: str, *, classes: str = "") -> str:
     """Panels side by side as far as they fit, and what to look for in them."""
     inner = "".join(panel.html() for panel in panels)
-    return f'<figure class="{classes}"><div class="panels">{inner}</div><figcaption>{prose(caption)}</figcaption></figure>'
+    return (
+        f'<figure class="{classes}"><div class="panels">{inner}</div><figcaption>{prose(caption)}</figcaption></figure>'
+    )

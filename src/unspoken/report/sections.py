@@ -80,7 +80,9 @@ def headline(results: Results) -> str:
         ]
         row += [Cell(text=each_seed(rate["seeds"]), classes="num wide")] if seeds else []
         row += _against(results, name) if compared else []
-        row += [Cell(text=percent(averaged(valid[name]["valid_routes"])) if name in valid else NO_VALUE)] if valid else []
+        row += (
+            [Cell(text=percent(averaged(valid[name]["valid_routes"])) if name in valid else NO_VALUE)] if valid else []
+        )
         rows.append(row)
     if compares_to_paper(results):
         blank = [Cell(text="") for _ in range(len(head) - 3)]
@@ -107,7 +109,9 @@ def _headline_caption(results: Results, compared: bool) -> str:
     problems = count(results["problems"], "test problem")
     text = f"Share of {problems} whose whole answer is right, its end included; every system gets the same problems. "
     many = len(results["seeds"]) > 1
-    text += "Intervals widen where seeds disagree. " if many else "One seed: intervals cover the choice of problems only. "
+    text += (
+        "Intervals widen where seeds disagree. " if many else "One seed: intervals cover the choice of problems only. "
+    )
     if compared:
         text += "The difference is paired, problem by problem; grey where the data cannot tell it from zero."
     return text.strip()
@@ -133,7 +137,9 @@ def paper_section(results: Results) -> Section | None:
                 Cell(text=percent(forced["major"]), small=f"inner nodes {percent(forced['major_inner'])}"),
             ],
             [
-                text_cell("Rank of the sibling plane", small="among the planes of all pairs of names; 0 % is the nearest"),
+                text_cell(
+                    "Rank of the sibling plane", small="among the planes of all pairs of names; 0 % is the nearest"
+                ),
                 Cell(text=percent(PAPER.rank)),
                 Cell(text=percent(forced["rank"]), small=f"inner nodes {percent(forced['rank_inner'])}"),
             ],
@@ -141,7 +147,11 @@ def paper_section(results: Results) -> Section | None:
     task, shape = results["recipe"]["task"], own["cost"]["parameters"]
     rows += [
         [text_cell("Levels of the tree"), Cell(text="4"), Cell(text=str(task.get("depth", NO_VALUE)))],
-        [text_cell("Parameters", small="the paper counts the Reasoner alone"), Cell(text="42 M"), Cell(text=quantity(shape))],
+        [
+            text_cell("Parameters", small="the paper counts the Reasoner alone"),
+            Cell(text="42 M"),
+            Cell(text=quantity(shape)),
+        ],
     ]
     caption = (
         "Paper: JEPA-Reasoner, arXiv 2512.19171, version 3, section 5.1, one model. A rank near the level of “two siblings "
@@ -187,7 +197,9 @@ def _mixture_table(entry: Mapping[str, Any], reference: Mapping[str, float]) -> 
         rows.append([text_cell(name, classes="strong")])
         for kind in kinds:
             sides = [_mean_coefficient(data[kind], side, suffix) for side in ("right", "other")]
-            rows[-1] += [Cell(text=percent(data[kind][f"{part}{suffix}"]), classes="num strong") for part in ("rank", "major")]
+            rows[-1] += [
+                Cell(text=percent(data[kind][f"{part}{suffix}"]), classes="num strong") for part in ("rank", "major")
+            ]
             rows[-1] += [Cell(text=coefficient(side, 3), classes="num strong") for side in sides]
     caption = "The latent is projected on the plane of the right child and its sibling. "
     if reference:
@@ -257,7 +269,9 @@ def examples_section(results: Results) -> Section | None:
         title = f"{entry['kind'][:1].upper()}{entry['kind'][1:]}"
         told = f"route {''.join(entry['route'])}, said {said}" + ("" if entry["kind"] == verdict else f", {verdict}")
         drawings = "".join(_latent(entry, index) for index in range(len(entry["coefficients"])))
-        parts.append(f'<div class="example"><h4>{escape(title)} <span>{escape(told)}</span></h4><div class="panels">{drawings}</div></div>')
+        parts.append(
+            f'<div class="example"><h4>{escape(title)} <span>{escape(told)}</span></h4><div class="panels">{drawings}</div></div>'
+        )
     caption = (
         "Each tree is one latent of the chain, taken apart by least squares over the rows of all names; values below "
         f"{trees.SHOWN_FROM:g} are not written. Look for two shaded siblings: there the model was not sure."
@@ -335,7 +349,10 @@ def containment_section(results: Results) -> Section | None:
 
 def calibration_section(results: Results) -> Section | None:
     """Mixture against known odds."""
-    body, parts = "", [(name, entry["calibration"]) for name, entry in inside(results).items() if "calibration" in entry]
+    body, parts = (
+        "",
+        [(name, entry["calibration"]) for name, entry in inside(results).items() if "calibration" in entry],
+    )
     for name, entry in parts:
         panel = figures.calibration_panel(entry, name if len(parts) > 1 else "")
         forced = {key: averaged(value) for key, value in entry["forced"].items() if key != "points"}

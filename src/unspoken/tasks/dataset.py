@@ -32,5 +32,7 @@ class GeneratedDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
         """A whole batch at once: the loader's fast path. It needs no collation."""
+        if any(not 0 <= index < self.size for index in indices):
+            raise IndexError(f"index {indices} is outside a data set of {self.size} samples")
         wanted = np.asarray(indices, dtype=np.int64) + self.first
         return self.task.encode(self.task.sample(self.split, wanted, self.seed))

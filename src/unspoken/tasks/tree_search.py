@@ -284,8 +284,10 @@ class TreeSearchTask:
             if len(children.get(parent, [])) != 2:
                 raise ValueError(f"node {parent!r} has {len(children.get(parent, []))} children; inner nodes have two")
         listed = match["targets"]
-        if len(listed) != self.config.targets or any(name not in heap[self.first_leaf :] for name in listed):
-            raise ValueError(f"target {listed!r} is not {self.config.targets} leaf name(s) of this tree")
+        twice = not self.config.repeat_targets and len(set(listed)) < len(listed)
+        if len(listed) != self.config.targets or twice or any(name not in heap[self.first_leaf :] for name in listed):
+            different = "" if self.config.repeat_targets else "different "
+            raise ValueError(f"target {listed!r} is not {self.config.targets} {different}leaf name(s) of this tree")
         targets = np.array([[heap.index(name) for name in listed]], dtype=np.int64).reshape(1, -1)
         leaf = targets[:, 0] if listed else np.array([self.first_leaf])
         return TreeProblems(

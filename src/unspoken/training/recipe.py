@@ -77,6 +77,8 @@ class TalkerShape:
     encoder_layers: int | None = None
 
     def __post_init__(self) -> None:
+        if self.encoder_layers is not None and self.encoder_layers < 1:
+            raise ValueError(f"encoder_layers is {self.encoder_layers}; it must be at least 1")
         if self.variant == "mono" and self.encoder_layers is not None:
             raise ValueError("encoder_layers is set, but a mono Talker has no encoder")
         if self.variant == "dual" and not self.causal:
@@ -198,10 +200,12 @@ class Recipe:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         seen: dict[str, Stage] = {}
         needs = {"next_token": (None, "next_token"), "sst": (None, "next_token"), "talker": ("sst",)}
+        names = [stage.name for stage in self.stages]
+        for index, stage in enumerate(self.stages):
+            if stage.name in names[:index]:
+                raise ValueError(f"stages[{index}] ({stage.name}): there is already a stage of that name")
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}] ({stage.name})"
-            if stage.name in seen:
-                raise ValueError(f"{where}: there is already a stage of that name")
             later = [other.name for other in self.stages[index:]]
             for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
                 if name in later:
@@ -225,7 +229,10 @@ class Recipe:
                 raise ValueError(f"{where} trains a Talker, but the recipe has no 'talker' shape")
             seen[stage.name] = stage
         if self.talker is not None:
-            self.talker_config(vocab_size=1)
+            try:
+                self.talker_config(vocab_size=1)
+            except ValueError as error:
+                raise ValueError(f"talker: {error}") from None
 
     def stage(self, name: str) -> Stage:
         """A stage by name.
@@ -303,7 +310,10 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
         path = Path(name)
         if not path.is_file():
             raise SettingsError(f"there is no recipe file {name}")
-        text, origin = path.read_text(), name
+        try:
+            text, origin = path.read_text(), name
+        except UnicodeDecodeError:
+            raise SettingsError(f"{name} is not a text file") from None
     else:
         known = shipped()
         names = sorted({entry[0] for entry in known})
@@ -330,7 +340,7 @@ def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
             _apply(values, override)
         return read(Recipe, values)
     except SettingsError as error:
-        raise SettingsError(f"{origin}: {error}") from None
+        raise SettingsError(f"{origin}: {' '.join(str(error).split())}") from None
 
 
 def _apply(values: Any, override: str) -> None:

@@ -40,8 +40,6 @@ def train(
     runs = seed_runs(recipe, output, seeds)
     for run in runs:
         for stage in stages:
-            if run.finished(stage):
-                continue
             title = f"seed {run.seed}  {stage.name}"
             bar = StageProgress(console, title, tokens * stage.batch_size)
             train_stage(run, stage, report_to=report_to, callbacks=[bar])

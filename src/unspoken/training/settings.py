@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ class SettingsError(ValueError):
     """A setting is unknown, missing, of the wrong type or impossible; the message names it."""
 
 
-def nearest(word: str, known: list[str]) -> str:
+def nearest(word: object, known: list[str]) -> str:
     """The hint at the end of a message: the closest known word, or all of them."""
     close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
@@ -63,7 +65,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             else read(typing.cast("type[Any]", kind), value, where)
         )
     elif kind is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            value = float(value)  # YAML 1.1 takes 1e-3 for text
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return float(value)
     elif kind in (int, bool, str) and type(value) is kind:
         return value
@@ -77,7 +81,7 @@ def _one_of(classes: list[Any], value: Any, where: str) -> Any:
     by_kind = {cls.kind: cls for cls in classes}
     if "kind" not in value:
         raise SettingsError(f"{where}.kind is missing; known here: {', '.join(by_kind)}")
-    if value["kind"] not in by_kind:
+    if not isinstance(value["kind"], str) or value["kind"] not in by_kind:
         raise SettingsError(f"{where}.kind is {value['kind']!r}; {nearest(value['kind'], list(by_kind))}")
     return read(by_kind[value["kind"]], {key: item for key, item in value.items() if key != "kind"}, where)
 

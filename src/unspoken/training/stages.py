@@ -25,7 +25,7 @@ from unspoken.methods.jepa_reasoner import (
 )
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.settings import as_mapping
-from unspoken.training.trainer import MODEL, Judge, StageTrainer
+from unspoken.training.trainer import MODEL, Judge, StageTrainer, clear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     final = run.model_folder(stage.name)
     if run.finished(stage):
         verify(final)
+        clear(run.stage_folder(stage))  # a kill just after publishing leaves checkpoints behind
         return final
     start, history = None, []
     if stage.start is not None:
@@ -194,7 +195,10 @@ def claim(folder: Path, recipe: Recipe) -> None:
     path = folder / "recipe.json"
     content = as_mapping(recipe)
     if path.is_file():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}; remove {folder} and train again") from None
         changed = [key for key in content if _trains(before).get(key) != _trains(content).get(key)]
         if changed:
             raise ValueError(

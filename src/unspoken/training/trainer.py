@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from unspoken.backbone.folder import MANIFEST, read_manifest, sync, verify, write_manifest
+from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.tasks import GeneratedDataset
 from unspoken.training.optimizers import build_optimizer
@@ -41,9 +41,16 @@ def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Turn a staged folder into a finished one with a single rename."""
     write_manifest(staging, manifest)
     if final.exists():
-        shutil.rmtree(final)
+        remove(final)
     staging.replace(final)
     sync(final.parent)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a stage needs only while it runs."""
+    for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
+        if leftover.is_dir():
+            remove(leftover)
 
 
 class EMATarget(TrainerCallback):
@@ -190,7 +197,7 @@ class StageTrainer(Trainer):
             self._export(self.folder / f"best-{self.state.global_step}", reading)
             for old in kept:
                 if old.name != f"best-{self.state.global_step}":
-                    shutil.rmtree(old)
+                    remove(old)
         return metrics
 
     def _warn_of_collapse(self, reading: dict[str, float]) -> None:
@@ -234,7 +241,7 @@ class StageTrainer(Trainer):
         publish(written, self.folder / written.name, {**self.manifest, "step": self.state.global_step})
         shutil.rmtree(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
-            shutil.rmtree(old)
+            remove(old)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 
@@ -256,7 +263,5 @@ class StageTrainer(Trainer):
         final = self.folder / MODEL
         best.replace(final)
         sync(self.folder)
-        for leftover in (*self.folder.glob("checkpoint-*"), *self.folder.glob("best-*"), *self.folder.glob(".*")):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
+        clear(self.folder)
         return final

@@ -1,0 +1,122 @@
+"""Answers to problems that a person types, with a look at what each latent is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from unspoken.analysis.mixture import all_coefficients
+from unspoken.backbone.folder import MANIFEST, read_manifest
+from unspoken.chain import StopReason
+from unspoken.evaluation.systems import System, answer, load_model, system_of
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.report.formats import coefficient
+from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
+from unspoken.training.recipe import Recipe, parse
+from unspoken.training.settings import read
+from unspoken.training.stages import SeedRun
+
+_SHOWN = 4  # coefficients printed for each latent
+
+
+def _locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
+    """The recipe and the model folder that a path, a seed and a stage mean."""
+    if (path / MANIFEST).is_file():
+        return read(Recipe, read_manifest(path)["recipe"]), path
+    recipe_file = path / "recipe.json"
+    if not recipe_file.is_file():
+        raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")
+    recipe = parse(recipe_file.read_text(), str(recipe_file))
+    talkers = [entry.name for entry in recipe.stages if entry.objective.kind == "talker"]
+    wanted = recipe.stage(stage) if stage else recipe.stage(talkers[-1] if talkers else recipe.stages[-1].name)
+    run = SeedRun(recipe=recipe, folder=path / f"seed-{seed}", seed=seed)
+    if not run.finished(wanted):
+        raise ValueError(f"{run.folder} has no finished stage {wanted.name!r}; run the recipe again to continue it")
+    return recipe, run.model_folder(wanted.name)
+
+
+def _chain(system: System, latents: torch.Tensor, spoken: list[str]) -> list[dict[str, Any]]:
+    """What each step is made of: coefficients over the names, or the token itself for a coupled model."""
+    model = system.model.reasoner if isinstance(system.model, JepaReasonerForCausalLM) else system.model
+    if not isinstance(model, JepaReasonerModel):
+        return [{"nearest": token, "coefficients": {token: 1.0}} for token in spoken]
+    names = slice(FIRST_LETTER, FIRST_LETTER + len(LETTERS))
+    steps = []
+    for latent, weights in zip(latents, all_coefficients(latents, model.target_table), strict=True):
+        nearest = int(model.nearest_row(latent))
+        largest = weights[names].abs().topk(_SHOWN).indices.tolist()
+        steps.append(
+            {
+                "nearest": LETTERS[nearest - FIRST_LETTER] if nearest >= FIRST_LETTER else "[EOS]",
+                "coefficients": {LETTERS[index]: round(float(weights[names][index]), 4) for index in largest},
+            }
+        )
+    return steps
+
+
+def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
+    given = answer(system, task, problems, 1)
+    end = system.model.config.eos_token_id
+    said = given.spoken[0].tolist()
+    tokens = task.tokenizer.convert_ids_to_tokens(said[: said.index(end)] if end in said else said)
+    length = int(given.chain.lengths[0])
+    printed = task.text(problems)[0]
+    result: dict[str, Any] = {
+        "problem": printed[: printed.index("[ROUTE]") + len("[ROUTE]")],
+        "system": system.name,
+        "answer": "".join(tokens),
+        "latent_steps": length,
+        "stopped": StopReason(int(given.chain.stop[0])).name.lower(),
+        "tree": task.draw(problems),
+        "chain": _chain(system, given.chain.latents[0, :length], tokens),
+    }
+    if task.config.targets == 1:
+        result["expected"] = printed.rpartition("[ROUTE]")[2]
+        result["correct"] = bool(given.correct[0])
+    return result
+
+
+def answer_problems(
+    model_path: Path, texts: Sequence[str | None], *, seed: int = 0, stage: str | None = None
+) -> Iterator[dict[str, Any]]:
+    """Answer problems with a trained model.
+
+    Args:
+        model_path: a run folder, or the folder of one model.
+        texts: printed problems, with or without a route; None means the first problem of the test split.
+        seed, stage: which model of a run folder; the Talker's stage by default.
+
+    Raises:
+        ValueError: no such model, or a text that is not a problem of its task.
+    """
+    recipe, folder = _locate(model_path, seed, stage)
+    task = recipe.task.build()
+    problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
+    model = load_model(folder)
+    name = "jepa-reasoner" if isinstance(model, JepaReasonerForCausalLM) else folder.parent.name
+    system = system_of(model, name=name)
+    for problem in problems:
+        yield _answer_one(system, task, problem)
+
+
+def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> None:
+    """The tree, the answer, and on request the chain."""
+    print(result["problem"])
+    print(f"\n{result['tree']}\n")
+    verdict = ""
+    if "correct" in result:
+        verdict = "  right" if result["correct"] else f"  wrong: the route is {result['expected']}"
+    text = f"{result['system']}: {result['answer']}{verdict}  ({result['latent_steps']} silent steps)"
+    console.print(text, style="bold" if console.is_terminal else "", highlight=False)
+    if not chain:
+        return
+    print("\nstep  nearest  made of")
+    for index, step in enumerate(result["chain"]):
+        parts = "  ".join(f"{name} {coefficient(weight)}" for name, weight in step["coefficients"].items())
+        print(f"{index + 1:4}  {step['nearest']:7}  {parts}")

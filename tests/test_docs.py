@@ -1,0 +1,58 @@
+"""What the pages say is true: numbers come from committed results, names exist, links lead to files."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unspoken
+from unspoken.training.recipe import shipped
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_every_rendered_number_agrees_with_the_results():
+    check = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "render.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stdout
+
+
+def test_the_check_notices_a_changed_number(tmp_path):
+    copy = tmp_path / "project"
+    (copy / "docs").mkdir(parents=True)
+    (copy / "results").symlink_to(ROOT / "results")
+    (copy / "docs" / "render.py").write_text((ROOT / "docs" / "render.py").read_text())
+    text = (ROOT / "README.md").read_text()
+    number = re.search(r"<!-- r .+? -->(.+?)<!-- /r -->", text)
+    assert number is not None
+    (copy / "README.md").write_text(text[: number.start(1)] + "12.34 %" + text[number.end(1) :])
+    check = subprocess.run(
+        [sys.executable, str(copy / "docs" / "render.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 1
+    assert "README.md" in check.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not re.match(r"[a-z]+:", link):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_paper_index_names_only_files_that_exist():
+    package = Path(unspoken.__file__).parent
+    text = (ROOT / "docs" / "paper_index.md").read_text()
+    files = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
+    assert len(files) > 10
+    for file in files:
+        assert (package / file).is_file(), file
+
+
+def test_every_recipe_has_a_summary():
+    for name, size, summary in shipped():
+        assert summary, (name, size)
