@@ -22,6 +22,8 @@ from unspoken.backbone import UnspokenConfig
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
 from unspoken.reasoning import StopRule, Thought
 
+STEPS = 32
+
 
 def build() -> JepaReasonerModel:
     """A Reasoner of the small size; speed does not depend on training."""
@@ -71,12 +73,11 @@ def main(rounds: int) -> None:
     result: dict[str, object] = {"benchmark": "rollout", "threads": torch.get_num_threads()}
     for batch in (1, 8, 64):
         prompt = torch.randint(6, 21, (batch, 46))
-        steps = 32
-        cached = timed(lambda p=prompt: model.reason(p, None, StopRule(max_latents=steps, fixed=True)), rounds)
-        naive = timed(lambda p=prompt: uncached(model, p, steps), max(1, rounds // 3))
+        cached = timed(lambda p=prompt: model.reason(p, None, StopRule(max_latents=STEPS, fixed=True)), rounds)
+        naive = timed(lambda p=prompt: uncached(model, p, STEPS), max(1, rounds // 3))
         result[f"batch_{batch}"] = {
-            "latents_per_second": round(batch * steps / cached),
-            "uncached_latents_per_second": round(batch * steps / naive),
+            "latents_per_second": round(batch * STEPS / cached),
+            "uncached_latents_per_second": round(batch * STEPS / naive),
             "cached_over_uncached": round(naive / cached, 2),
         }
     for batch in (1, 8):

@@ -11,13 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 
-FAMILIES = ("unspoken", "llama", "qwen2")
-SEED_AND_SPREAD = {"unspoken": (2, 0.6), "llama": (2, 0.2), "qwen2": (6, 0.2), "talker": (21, 0.6)}
+# GPT-2 is here for its absolute positions: the rotary families forgive a row that counts from the wrong place.
+FAMILIES = ("unspoken", "llama", "qwen2", "gpt2")
+SEED_AND_SPREAD = {
+    "unspoken": (2, 0.6),
+    "llama": (2, 0.2),
+    "qwen2": (6, 0.2),
+    "gpt2": (8, 0.5),
+    "talker": (21, 0.6),
+}
 VOCABULARY = 20
 PAD, END = 0, 1
 WIDTH = 16
@@ -36,6 +43,10 @@ def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
     }
     if family == "unspoken":
         return UnspokenConfig(**(shape | {"attention_size": 24, "num_attention_heads": 2} | settings))
+    if family == "gpt2":
+        silent = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        shape["n_inner"] = shape.pop("intermediate_size")
+        return GPT2Config(**(shape | silent | {"num_attention_heads": 4, "bos_token_id": 2} | settings))
     # Fewer key heads than query heads, so that the cache of grouped attention is in the test too.
     shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": 2}
     return {"llama": LlamaConfig, "qwen2": Qwen2Config}[family](**(shape | settings))

@@ -3,8 +3,8 @@
 Layout (``schema`` 1): ``seeds``; ``problems``; ``systems`` (name -> ``exact_match`` with interval, ``ended``,
 ``cost``); ``differences`` (paired tests against the coupled baseline); ``controls`` (name -> rate, of Reasoner and
 Talker); ``inside`` (system -> ``steps`` and ``mixture``, each for rollout and teacher forcing, and ``calibration``
-where the odds are known); ``reference`` levels of the sibling-plane rank; ``containment``; ``training`` (a curve for each
-stage of each seed); ``pca`` and ``examples`` of the first seed.
+where the odds are known); ``reference`` levels of the sibling-plane rank; ``containment``; ``training`` (a curve for
+each stage of each seed); ``pca`` and ``examples`` of the first seed.
 """
 
 from __future__ import annotations

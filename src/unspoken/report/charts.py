@@ -218,7 +218,8 @@ def interval_bar(
         ticks: shares to mark with a small open diamond.
         bar: draw a bar from 0 up to the mean; else a dot at the mean.
     """
-    parts = ['<line class="grid" x1="0" x2="100%" y1="17.5" y2="17.5"/>']
+    base = 17.5 if bar else 10
+    parts = [f'<line class="grid" x1="0" x2="100%" y1="{base}" y2="{base}"/>']
     if bar:
         parts.append(f'<rect class="bar {classes}" x="0" y="3" width="{100 * mean:.2f}%" height="14"/>')
     parts.append(f'<line class="whisker" x1="{100 * low:.2f}%" x2="{100 * high:.2f}%" y1="10" y2="10"/>')

@@ -34,7 +34,7 @@ def p_value(p: float) -> str:
 
 def quantity(number: float, digits: int = 3) -> str:
     """A large number to three digits with k, M or G: ``298 k``, ``42.5 M``."""
-    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # Rounding must not print "1000 k" where "1.00 M" is meant.
         if abs(number) >= factor * (1 - 0.5 * 10**-digits):
             return f"{_significant(number / factor, digits)} {unit}"

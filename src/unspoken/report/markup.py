@@ -69,15 +69,28 @@ def _cell(cell: Cell, tag: str) -> str:
     return f"<{tag}{scope}{classes}>{prose(cell.text)}{small}{cell.html}</{tag}>"
 
 
-def table(head: Sequence[Cell], rows: Iterable[Sequence[Cell]], *, caption: str = "", classes: str = "") -> str:
-    """A table that scrolls inside its own frame where the screen is narrow; each row's first cell names the row."""
+def table(
+    head: Sequence[Cell],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    caption: str = "",
+    classes: str = "",
+    groups: Sequence[tuple[str, int]] = (),
+) -> str:
+    """A table that scrolls inside its own frame where the screen is narrow; each row's first cell names the row.
+
+    Args:
+        groups: titles over the columns after the first, each with the number of columns it spans.
+    """
+    over = "".join(f'<th scope="colgroup" colspan="{span}">{escape(title)}</th>' for title, span in groups)
+    over = f'<tr class="over"><td></td>{over}</tr>' if groups else ""
     heads = "".join(_cell(cell, "th").replace('scope="row"', 'scope="col"', 1) for cell in head)
     body = "".join(
         f"<tr>{_cell(first, 'th')}{''.join(_cell(cell, 'td') for cell in rest)}</tr>" for first, *rest in rows
     )
     below = f'<p class="caption">{prose(caption)}</p>' if caption else ""
     return (
-        f'<div class="table" tabindex="0"><table class="{classes}"><thead><tr>{heads}</tr></thead>'
+        f'<div class="table" tabindex="0"><table class="{classes}"><thead>{over}<tr>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>{below}"
     )
 

@@ -9,13 +9,13 @@ from html import escape
 from unspoken.report.charts import number, svg
 from unspoken.report.formats import coefficient
 
-PITCH = 32  # pixels between neighbouring leaves
-DROP = 52  # pixels between levels
+WIDEST, LARGEST_PITCH = 256, 48  # pixels: of all leaves together, and between two of them
+DROP = 54  # pixels between levels
 RADIUS = 11
 SHOWN_FROM = 0.05  # smaller coefficients are within the noise of the read-out and would only clutter
-_MARGIN_TOP, _MARGIN_SIDE, _BELOW = 18, 4, 32
+_MARGIN_TOP, _MARGIN_SIDE, _BELOW = 18, 4, 34
 _LETTER_SIZE, _VALUE_SIZE = 12.0, 10.0
-_VALUE_DROP = 11  # from the circle's lower edge to the baseline of the value
+_VALUE_DROP = 13  # from the circle's lower edge to the baseline of the value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,16 @@ class Place:
         return [circle, Box(left=self.x - half, top=base - 0.75 * _VALUE_SIZE, right=self.x + half, bottom=base)]
 
 
+def _pitch(depth: int) -> float:
+    return min(LARGEST_PITCH, WIDEST / 2 ** (depth - 1))
+
+
 def layout(depth: int) -> list[Place]:
     """Places of a complete tree's nodes in heap order: leaves evenly spaced, a parent above the middle of its children."""
     leaves = 2 ** (depth - 1)
     places = []
     for level in range(depth):
-        span = PITCH * leaves / 2**level
+        span = _pitch(depth) * leaves / 2**level
         y = _MARGIN_TOP + level * DROP
         places += [Place(x=_MARGIN_SIDE + span * (index + 0.5), y=y) for index in range(2**level)]
     return places
@@ -61,7 +65,7 @@ def layout(depth: int) -> list[Place]:
 
 def size(depth: int) -> tuple[float, float]:
     """Width and height of the drawing."""
-    return PITCH * 2.0 ** (depth - 1) + 2 * _MARGIN_SIDE, _MARGIN_TOP + (depth - 1) * DROP + _BELOW
+    return _pitch(depth) * 2 ** (depth - 1) + 2 * _MARGIN_SIDE, _MARGIN_TOP + (depth - 1) * DROP + _BELOW
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +90,11 @@ def _value(step: Step, name: str) -> str:
     return coefficient(value) if abs(value) >= SHOWN_FROM else ""
 
 
-def _link(parent: Place, child: Place, parent_value: str) -> str:
-    start = parent.y + RADIUS + (_VALUE_DROP + 3 if parent_value else 0)
-    bend = child.y - RADIUS - 8
-    path = f"M{number(parent.x)} {number(start)}V{number(bend)}H{number(child.x)}V{number(child.y - RADIUS)}"
-    return f'<path class="link" d="{path}"/>'
+def _link(parent: Place, left: Place, right: Place, parent_value: str) -> str:
+    start = parent.y + RADIUS + (_VALUE_DROP + 4 if parent_value else 0)
+    end = left.y - RADIUS
+    arms = f"M{number(left.x)} {number(end)}V{number(end - 8)}H{number(right.x)}V{number(end)}"
+    return f'<path class="link" d="M{number(parent.x)} {number(start)}V{number(end - 8)}{arms}"/>'
 
 
 def _node(step: Step, place: Place, name: str) -> str:
@@ -118,8 +122,8 @@ def draw(step: Step, *, label: str) -> str:
     depth = len(step.heap).bit_length()
     places = layout(depth)
     links = [
-        _link(places[(node - 1) // 2], places[node], _value(step, step.heap[(node - 1) // 2]))
-        for node in range(1, len(places))
+        _link(places[node], places[2 * node + 1], places[2 * node + 2], _value(step, step.heap[node]))
+        for node in range(len(places) // 2)
     ]
     nodes = [_node(step, place, name) for place, name in zip(places, step.heap, strict=True)]
     return svg(*size(depth), [*links, *nodes], label=label, classes="tree")

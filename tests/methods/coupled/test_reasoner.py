@@ -10,7 +10,7 @@ from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.reasoning import StopRule
 
-ENDS = {"unspoken": 9, "llama": 7, "qwen2": 11}
+ENDS = {"unspoken": 9, "llama": 7, "qwen2": 11, "gpt2": 4}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The Reasoner over our backbone and over two families of the library."""
+"""The Reasoner over our backbone and over three families of the library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModel
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
 
 # A token whose row each family's chains run into early, late and never.
-ENDS = {"unspoken": 9, "llama": 18, "qwen2": 3}
+ENDS = {"unspoken": 9, "llama": 18, "qwen2": 3, "gpt2": 17}
 
 
 @pytest.fixture(params=[*product(FAMILIES, ("eager", "sdpa"), (True,)), ("unspoken", "eager", False)], ids=str)

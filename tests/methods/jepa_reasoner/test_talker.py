@@ -61,6 +61,18 @@ def test_which_words_see_the_fourth_latent(form: str, seen_by: list[bool]) -> No
 
 
 @torch.no_grad()
+def test_the_dual_encoder_reads_the_chain_in_both_directions() -> None:
+    # The decoder sees every encoded latent in any case; this is about what has gone into each of them.
+    talker = talker_of("dual")
+    assert isinstance(talker, DualTalker)
+    latents, _, _ = latents_of()
+    changed = latents.clone()
+    changed[:, 3] = -changed[:, 3]
+    before, after = (talker.encoder(inputs_embeds=each).last_hidden_state for each in (latents, changed))
+    assert changes(before, after) == [True] * 6
+
+
+@torch.no_grad()
 def test_the_dual_decoder_sees_the_words_before_and_not_those_after() -> None:
     talker = talker_of("dual")
     latents, mask, tokens = latents_of()
