@@ -122,11 +122,66 @@ def calibration(content: dict[str, Any]) -> str:
     return _markdown(header, rows)
 
 
+def along(content: dict[str, Any], stage: str = "sst") -> str:
+    """Readings on validation problems along SST, mean over seeds."""
+    curves = [entry["stages"][stage] for entry in content["training"]]
+    steps = curves[0]["steps"]
+    keys = (
+        ("exact_match", "percent1"),
+        ("forced_rank", "percent"),
+        ("forced_rank_inner", "percent"),
+        ("rollout_rank_inner", "percent"),
+        ("forced_major_inner", "percent1"),
+    )
+    rows = []
+    for index in [*range(0, len(steps) - 1, 2), len(steps) - 1]:
+        means = {
+            name: sum(curve[name][index] for curve in curves) / len(curves)
+            for name in curves[0]
+            if name != "loss" and isinstance(curves[0][name], list) and len(curves[0][name]) == len(steps)
+        }
+        cells = [FORMATS[form](means[key]) for key, form in keys]
+        mixed = f"{means['forced_right_inner']:.3f} / {means['forced_other_inner']:.3f}"
+        rows.append([str(steps[index]), *cells, mixed])
+    header = [
+        "step",
+        "exact match",
+        "rank, all",
+        "rank, inner",
+        "rank, inner, rollout",
+        "major, inner",
+        "right / other, inner",
+    ]
+    return _markdown(header, rows)
+
+
+def variants(content: dict[str, Any]) -> str:
+    """One row for each Reasoner: accuracy and what is left of the sibling, teacher-forced."""
+    rows = []
+    for name, entry in content["inside"].items():
+        values = {key: item["mean"] for key, item in entry["mixture"]["forced"].items()}
+        rate = content["systems"][name]["exact_match"]
+        rows.append(
+            [
+                name,
+                _interval(rate),
+                f"{100 * values['rank']:.2f} %",
+                f"{100 * values['rank_inner']:.2f} %",
+                f"{100 * values['major_inner']:.2f} %",
+                f"{values['right_inner']:.3f} / {values['other_inner']:.3f}",
+            ]
+        )
+    header = ["model", "exact match (95 %)", "rank, all", "rank, inner", "major, inner", "right / other, inner"]
+    return _markdown(header, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "headline": headline,
     "controls": controls,
     "mixture": mixture,
     "calibration": calibration,
+    "along": along,
+    "variants": variants,
 }
 
 

@@ -99,37 +99,39 @@ def linear(
     return Axis(low=ticks[0], high=ticks[-1], ticks=tuple((tick, write(tick)) for tick in ticks), title=title)
 
 
-def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, title: str = "") -> Axis:
-    """An axis over the powers of ten, with 1, 2 and 5 of each if the range is short. Values must be positive."""
+def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, most: int = 7) -> Axis:
+    """An axis over the powers of ten, with 1, 2 and 5 of each if that makes no more than ``most`` ticks.
+
+    Values that are not positive are left out.
+    """
     known = [value for value in values if value > 0] or [0.1, 1.0]
     low, high = min(known), max(known)
-    factors = (1.0, 2.0, 5.0) if high / low < 200 else (1.0,)
-    start = math.floor(math.log10(low))
-    grid = [factor * 10.0**power for power in range(start - 1, math.ceil(math.log10(high)) + 2) for factor in factors]
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    grid = [factor * 10.0**power for power in powers for factor in (1.0, 2.0, 5.0)]
     below = max(mark for mark in grid if mark <= low * 1.001)
     above = min(mark for mark in grid if mark >= high * 0.999 and mark > below)
-    ticks = tuple((mark, write(mark)) for mark in grid if below <= mark <= above)
-    return Axis(low=below, high=above, ticks=ticks, log=True, title=title)
+    marks = [mark for mark in grid if below <= mark <= above]
+    if len(marks) > most:
+        marks = [mark for mark in marks if math.isclose(math.log10(mark), round(math.log10(mark)))]
+    return Axis(low=below, high=above, ticks=tuple((mark, write(mark)) for mark in marks), log=True)
 
 
 def shares(low: float = 0.0, *, title: str = "") -> Axis:
     """An axis in per cent from a round share at or below ``low`` to 100 %."""
-    span = 1 - low
     # Starting nearer to the top shows small losses; the caption must say that the axis is cut.
-    for start, step in ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.5, 0.1), (0.0, 0.25)):
-        if low >= start or start == 0.0:
-            marks = [start + index * step for index in range(round((1 - start) / step) + 1)]
-            digits = 1 if step < 0.01 else 0
-            ticks = tuple((mark, f"{100 * mark:.{digits}f} %") for mark in marks)
-            return Axis(low=start, high=1.0, ticks=ticks, title=title)
-    raise AssertionError(span)
+    choices = ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.4, 0.1), (0.0, 0.25))
+    start, step = next((choice for choice in choices if low >= choice[0]), choices[-1])
+    marks = [start + index * step for index in range(round((1 - start) / step) + 1)]
+    digits = 1 if step < 0.01 else 0
+    ticks = tuple((mark, f"{100 * mark:.{digits}f} %") for mark in marks)
+    return Axis(low=start, high=1.0, ticks=ticks, title=title)
 
 
-def training_steps(values: Iterable[float]) -> Axis:
+def training_steps(values: Iterable[float], *, title: str = "step") -> Axis:
     """An axis of optimiser steps from 0."""
     last = max([*values, 1.0])
     ticks = [tick for tick in nice_ticks(0, last, 5) if tick <= last * 1.001]
-    return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title="step")
+    return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title=title)
 
 
 # --- marks -------------------------------------------------------------------------------------------------------
@@ -227,8 +229,7 @@ def interval_bar(
         parts.append(f'<circle class="dot {classes}" cx="{100 * mean:.2f}%" cy="10" r="4"/>')
     for share in ticks:
         # A nested drawing takes a place in per cent and a shape in pixels.
-        parts.append(
-            f'<svg x="{100 * share:.2f}%" y="10" overflow="visible"><path class="diamond {classes}" d="M0-4.5 4.5 0 0 4.5-4.5 0z"/></svg>'
-        )
+        path = f'<path class="diamond {classes}" d="M0-4.5 4.5 0 0 4.5-4.5 0z"/>'
+        parts.append(f'<svg x="{100 * share:.2f}%" y="10" overflow="visible">{path}</svg>')
     label = f"{coefficient(100 * mean)} %, interval {coefficient(100 * low)} to {coefficient(100 * high)} %"
     return f'<svg class="interval" role="img" aria-label="{label}" width="100%" height="20">{"".join(parts)}</svg>'

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -24,11 +24,10 @@ from unspoken.report.charts import (
     nice_ticks,
     number,
     shares,
-    svg,
     training_steps,
 )
 from unspoken.report.findings import Results, averaged, inside, step_names
-from unspoken.report.formats import bare_percent, coefficient, percent
+from unspoken.report.formats import coefficient, percent
 
 STAGE_COLOURS = {"sst": "c1", "talker": "c3"}
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
@@ -60,7 +59,7 @@ def step_panels(results: Results) -> list[Panel]:
     """Accuracy of each step, on its own and of everything up to it, in rollout and under teacher forcing."""
     panels = []
     measured = inside(results)
-    topics = {"step": "each step on its own", "up_to": "every step up to here"}
+    topics = {"step": "Each step on its own", "up_to": "Every step up to here"}
     if len(measured) > 2:
         del topics["step"]
     lowest = min(
@@ -122,12 +121,12 @@ def training_panels(results: Results) -> list[list[Panel]]:
         group = []
         if losses:
             wide = min(losses) > 0 and max(losses) / min(losses) > 20
-            y = logarithmic(losses) if wide else linear([0.0, *losses], wanted=4)
+            y = logarithmic(losses, most=5) if wide else linear([0.0, *losses], wanted=4)
             lines = [
                 Line(points=_points(curve["loss_steps"], curve["loss"]), classes=f"{colour} thin", hint=f"seed {seed}")
                 for seed, curve in curves
             ]
-            frame = Frame(x=x, y=y, width=256, height=140, bottom=22, left=40)
+            frame = Frame(x=replace(x, title=""), y=y, width=243, height=140, bottom=22, left=42)
             axis = "loss, logarithmic" if wide else "loss"
             drawing = line_chart(frame, lines, label=f"Loss of stage {stage}")
             group.append(
@@ -144,7 +143,7 @@ def _points(steps: Sequence[float], values: Sequence[float]) -> list[Point]:
 
 
 def _validation(stage: str, curves: list[tuple[int, Mapping[str, Any]]], colour: str, x: Axis) -> Panel:
-    frame = Frame(x=x, y=shares(), width=256, height=140, bottom=34, left=40)
+    frame = Frame(x=x, y=shares(), width=243, height=140, bottom=34, left=42)
     lines, chosen = [], []
     for seed, curve in curves:
         points = _points(curve["steps"], curve.get("exact_match", ()))
@@ -154,7 +153,7 @@ def _validation(stage: str, curves: list[tuple[int, Mapping[str, Any]]], colour:
                 place = frame.at(step, value)
                 chosen.append(f'<circle class="dot {colour}" cx="{number(place[0])}" cy="{number(place[1])}" r="3.5"/>')
     drawing = line_chart(frame, lines, label=f"Exact match during stage {stage}", extra=chosen)
-    return Panel(title="", legend=((f"{colour} dotted", "exact match; dot: the checkpoint kept"),), drawing=drawing)
+    return Panel(title="", legend=((f"{colour} dotted", "exact match"),), drawing=drawing)
 
 
 # --- how mixing changes while SST runs ---------------------------------------------------------------------------
@@ -199,7 +198,7 @@ def _levels(results: Results) -> tuple[Level, ...]:
     reference = results.get("reference") or {}
     names = {"no_sibling": "no sibling in it", "true_mixture": "the two siblings alone"}
     return tuple(
-        Level(value=reference[key], name=f"{name}, {percent(reference[key])}")
+        Level(value=reference[key], name=f"{name}, {percent(reference[key])}", below=key == "true_mixture")
         for key, name in names.items()
         if key in reference
     )
@@ -228,13 +227,13 @@ def _one_stage(results: Results, stage: str, kind: str) -> list[Panel]:
     legend = (("c3 plain", "all nodes"), ("c1 plain", "inner nodes"))
     return [
         Panel(
-            title="rank of the sibling plane",
+            title="Rank of the sibling plane",
             legend=legend,
             drawing=_rank_chart(results, ranks, x, f"Rank of the sibling plane along {stage}, {kind}"),
         ),
-        Panel(title="right child has the larger part", legend=legend, drawing=_wins_chart(wins, x, stage)),
+        Panel(title="Right child has the larger part", legend=legend, drawing=_wins_chart(wins, x, stage)),
         Panel(
-            title="coefficients at inner nodes",
+            title="Coefficients at inner nodes",
             legend=(("c1 plain", "right child"), ("c2 plain", "other child")),
             drawing=_plain_chart([*right, *other], x, f"Coefficients along {stage}, {kind}"),
         ),
@@ -271,80 +270,21 @@ def _sweep(results: Results, stages: list[str], kind: str) -> list[Panel]:
     legend = tuple((f"{colours[stage]} plain", stage) for stage in stages)
     return [
         Panel(
-            title="rank of the sibling plane",
+            title="Rank of the sibling plane",
             legend=legend,
             drawing=_rank_chart(results, lines["rank_inner"], x, f"Rank of the sibling plane, {kind}"),
         ),
         Panel(
-            title="right child has the larger part",
+            title="Right child has the larger part",
             legend=legend,
             drawing=_wins_chart(lines["major_inner"], x, "SST"),
         ),
         Panel(
-            title="coefficient of the other child",
+            title="Coefficient of the other child",
             legend=legend,
             drawing=_plain_chart(lines["other_inner"], x, f"Coefficient of the other child, {kind}"),
         ),
     ]
-
-
-# --- principal components ----------------------------------------------------------------------------------------
-
-
-def pca_panel(results: Results) -> Panel | None:
-    """Rows of the names and predicted latents on their first two principal components."""
-    pca = results.get("pca")
-    if not pca or not pca.get("names"):
-        return None
-    everything = [*pca["names"].values(), *(entry["at"] for entry in pca["predictions"])]
-    xs, ys = [point[0] for point in everything], [point[1] for point in everything]
-    # One scale for both directions: distances in the drawing are distances in the plane.
-    span = 1.1 * max(max(xs) - min(xs), max(ys) - min(ys), 1e-6)
-    middle = ((max(xs) + min(xs)) / 2, (max(ys) + min(ys)) / 2)
-    width, height = 520, 440
-    scale = min(width, height) / span
-
-    def at(point: Sequence[float]) -> Point:
-        return width / 2 + scale * (point[0] - middle[0]), height / 2 - scale * (point[1] - middle[1])
-
-    labels = spread({name: at(point) for name, point in pca["names"].items()})
-    parts = []
-    for index, (name, point) in enumerate(pca["names"].items()):
-        dots = [at(entry["at"]) for entry in pca["predictions"] if entry["name"] == name]
-        marks = "".join(f'<circle class="cloud" cx="{number(x)}" cy="{number(y)}" r="4.5"/>' for x, y in dots)
-        x, y = at(point)
-        row = f'<rect class="row" x="{number(x - 3)}" y="{number(y - 3)}" width="6" height="6"/>'
-        # Seven is prime to fifteen: neighbours in the alphabet get hues that are far apart.
-        hue = 360 * (index * 7 % len(pca["names"])) / len(pca["names"])
-        place = labels[name]
-        text = f'<text class="name" x="{number(place[0])}" y="{number(place[1])}" dy=".36em">{escape(name)}</text>'
-        parts.append(f'<g class="n" style="--h:{hue:.0f}"><title>{escape(name)}</title>{marks}{row}{text}</g>')
-    first, second = (bare_percent(share, 1) for share in pca["explained"])
-    note = f'<text class="tick end" x="{width - 4}" y="{height - 6}">axes explain {first} % and {second} %</text>'
-    return Panel(title="", drawing=svg(width, height, [*parts, note], label="Principal components", classes="pca"))
-
-
-def spread(places: Mapping[str, Point], *, gap: float = 16.0, offset: float = 13.0) -> dict[str, Point]:
-    """Places for labels beside their marks, moved until no two are closer than ``gap`` pixels."""
-    found = {name: (x + offset * 0.75, y - offset * 0.75) for name, (x, y) in places.items()}
-    names = list(found)
-    for _ in range(60):
-        moved = False
-        for i, one in enumerate(names):
-            for two in names[i + 1 :]:
-                dx, dy = found[two][0] - found[one][0], found[two][1] - found[one][1]
-                distance = math.hypot(dx, dy)
-                if distance >= gap:
-                    continue
-                moved = True
-                # Labels in one place have no direction of their own: part them downwards.
-                ux, uy = (dx / distance, dy / distance) if distance > 1e-6 else (0.0, 1.0)
-                push = (gap - distance) / 2 + 0.05
-                found[one] = (found[one][0] - ux * push, found[one][1] - uy * push)
-                found[two] = (found[two][0] + ux * push, found[two][1] + uy * push)
-        if not moved:
-            break
-    return found
 
 
 # --- calibration -------------------------------------------------------------------------------------------------

@@ -62,6 +62,16 @@ def text_cell(text: str, small: str = "", classes: str = "") -> Cell:
     return Cell(text=text, small=small, classes=classes)
 
 
+def heads(*titles: str) -> list[Cell]:
+    """Column heads: the first names the rows, ``|`` parts a title from its unit, ``~`` marks columns a phone leaves out."""
+    cells = []
+    for index, title in enumerate(titles):
+        text, _, small = title.removeprefix("~").partition("|")
+        classes = ("num" if index else "") + (" wide" if title.startswith("~") else "")
+        cells.append(Cell(text=text, small=small, classes=classes.strip()))
+    return cells
+
+
 def _cell(cell: Cell, tag: str) -> str:
     small = f"<small>{prose(cell.small)}</small>" if cell.small else ""
     classes = f' class="{cell.classes}"' if cell.classes else ""

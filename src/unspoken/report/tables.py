@@ -169,7 +169,7 @@ def print_results(results: Results, console: Console) -> None:
         same = "stayed the same to the last bit" if contained["latents_identical"] else "CHANGED"
         print(
             f"\ncontainment: {contained['talker_seeds']} Talker seeds at temperature {steps(contained['temperature'])} "
-            f"changed {percent(contained['answers_changed'], 1)} of the answers; the latents {same}"
+            f"changed {percent(contained['answers_changed'], 1)} of the answers;\n             the latents {same}"
         )
     seconds = [stage["seconds"] for entry in results["training"] for stage in entry["stages"].values()]
     if all(value is not None for value in seconds):

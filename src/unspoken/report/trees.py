@@ -85,6 +85,11 @@ class Step:
     said: str | None
 
 
+def depth_of(step: Step) -> int:
+    """Levels of the step's tree."""
+    return len(step.heap).bit_length()
+
+
 def _value(step: Step, name: str) -> str:
     value = step.coefficients.get(name, 0.0)
     return coefficient(value) if abs(value) >= SHOWN_FROM else ""
@@ -119,7 +124,7 @@ def _node(step: Step, place: Place, name: str) -> str:
 
 def draw(step: Step, *, label: str) -> str:
     """The tree of one step as SVG."""
-    depth = len(step.heap).bit_length()
+    depth = depth_of(step)
     places = layout(depth)
     links = [
         _link(places[node], places[2 * node + 1], places[2 * node + 2], _value(step, step.heap[node]))

@@ -1,0 +1,81 @@
+"""Names and predicted latents on two principal components."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from unspoken.report.charts import Point, number, svg
+from unspoken.report.figures import Panel
+from unspoken.report.findings import Results
+from unspoken.report.formats import bare_percent
+
+LARGEST = 520  # pixels of the longer side
+_EDGE = 26  # room for labels
+
+
+def pca_panel(results: Results) -> Panel | None:
+    """Table rows of the names as squares, predictions as translucent dots in the colour of the right name."""
+    pca = results.get("pca")
+    if not pca or not pca.get("names"):
+        return None
+    everything = [*pca["names"].values(), *(entry["at"] for entry in pca["predictions"])]
+    left, right = min(point[0] for point in everything), max(point[0] for point in everything)
+    low, high = min(point[1] for point in everything), max(point[1] for point in everything)
+    # One scale for both directions: distances in the drawing are distances in the plane.
+    scale = (LARGEST - 2 * _EDGE) / max(right - left, high - low, 1e-6)
+
+    def at(point: Sequence[float]) -> Point:
+        return _EDGE + scale * (point[0] - left), _EDGE + scale * (high - point[1])
+
+    width, height = max(at((right, low))[0] + _EDGE, 260), at((right, low))[1] + _EDGE + 18
+    squares = {name: at(point) for name, point in pca["names"].items()}
+    labels = spread(squares)
+    clouds, names, focus = [], [], []
+    for index, (name, (x, y)) in enumerate(squares.items()):
+        # Seven is prime to fifteen: neighbours in the alphabet get hues that are far apart.
+        hue = 360 * (index * 7 % len(squares)) / len(squares)
+        opening = f'<g class="n k{index}" style="--h:{hue:.0f}">'
+        dots = [at(entry["at"]) for entry in pca["predictions"] if entry["name"] == name]
+        clouds.append(opening + "".join(_dot(dot) for dot in dots) + "</g>")
+        square = f'<rect class="row" x="{number(x - 3)}" y="{number(y - 3)}" width="6" height="6"/>'
+        place = f'x="{number(labels[name][0])}" y="{number(labels[name][1])}"'
+        names.append(f'{opening}{square}<text class="name" {place} dy=".36em">{escape(name)}</text></g>')
+        focus.append(f".pca:has(.k{index}:hover) .n:not(.k{index}){{opacity:.12}}")
+    shares = " and ".join(f"{bare_percent(share, 1)} %" for share in pca["explained"])
+    note = f'<text class="tick" x="0" y="{number(height - 4)}">The axes explain {shares}.</text>'
+    parts = [f"<style>{''.join(focus)}</style>", *clouds, *names, note]
+    label = "Names and predicted latents on two principal components"
+    return Panel(title="", drawing=svg(width, height, parts, label=label, classes="pca"))
+
+
+def _dot(place: Point) -> str:
+    return f'<circle class="cloud" cx="{number(place[0])}" cy="{number(place[1])}" r="4.5"/>'
+
+
+def spread(marks: Mapping[str, Point], *, gap: float = 16.0, clear: float = 12.0) -> dict[str, Point]:
+    """Places for the labels of some marks, moved until none is on another label or on a mark.
+
+    Args:
+        gap: pixels between the middles of two labels.
+        clear: pixels between the middle of a label and any mark.
+    """
+    found = {name: (x + 10.0, y - 10.0) for name, (x, y) in marks.items()}
+    for _ in range(200):
+        moved = False
+        for one in found:
+            others = [(place, gap) for name, place in found.items() if name != one]
+            for (x, y), distance in [*others, *((mark, clear) for mark in marks.values())]:
+                dx, dy = found[one][0] - x, found[one][1] - y
+                apart = math.hypot(dx, dy)
+                if apart >= distance:
+                    continue
+                moved = True
+                # Labels in one place have no direction of their own: part them upwards.
+                ux, uy = (dx / apart, dy / apart) if apart > 1e-6 else (0.0, -1.0)
+                push = (distance - apart) / 2 + 0.1
+                found[one] = (found[one][0] + ux * push, found[one][1] + uy * push)
+        if not moved:
+            break
+    return found

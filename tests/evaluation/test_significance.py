@@ -1,0 +1,58 @@
+"""Intervals cover, tests find what is there and nothing else."""
+
+import numpy as np
+import pytest
+
+from unspoken.evaluation.significance import paired_difference, rate
+
+
+def test_a_perfect_score_still_has_an_interval():
+    found = rate(np.ones((3, 2000)))
+    assert found.mean == found.high == 1.0
+    assert 0.998 < found.low < 1.0
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):
+        found = rate((generator.random((3, 200)) < 0.9).astype(float))
+        hits += found.low <= 0.9 <= found.high
+    assert hits / 400 > 0.92
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    agree = np.zeros((3, 1000))
+    agree[:, :900] = 1
+    disagree = np.zeros((3, 1000))
+    disagree[0, :800], disagree[1, :900], disagree[2, :1000] = 1, 1, 1
+    narrow, wide = rate(agree), rate(disagree)
+    assert narrow.mean == pytest.approx(wide.mean)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_a_real_difference_is_found_and_its_sign_is_right():
+    generator = np.random.default_rng(1)
+    worse = (generator.random((3, 500)) < 0.80).astype(float)
+    better = np.maximum(worse, (generator.random((3, 500)) < 0.3).astype(float))
+    found = paired_difference(better, worse)
+    assert found.low > 0
+    assert found.p < 0.01
+    assert paired_difference(worse, better).high < 0
+
+
+def test_no_difference_is_rarely_called_one():
+    generator = np.random.default_rng(2)
+    small = sum(
+        paired_difference(
+            (generator.random((3, 200)) < 0.9).astype(float), (generator.random((3, 200)) < 0.9).astype(float),
+            draws=300, seed=trial,
+        ).p < 0.05
+        for trial in range(60)
+    )  # fmt: skip
+    assert small <= 9
+
+
+def test_outcomes_of_different_shape_are_refused():
+    with pytest.raises(ValueError, match="paired"):
+        paired_difference(np.ones((3, 10)), np.ones((2, 10)))

@@ -1,0 +1,94 @@
+"""Every kind of stage answers problems the same way, and answers do not depend on how they are batched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import END, PAD, enliven, tiny_config, tiny_reasoner
+from transformers import PreTrainedModel
+
+from unspoken.backbone import UnspokenForCausalLM
+from unspoken.evaluation.systems import System, answer, load_model, system_of
+from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.tasks import TreeSearchConfig, TreeSearchTask
+
+KINDS = ["coupled", "nearest row", "pair"]
+
+
+def model_of(kind: str) -> PreTrainedModel:
+    """A lively model over the task's vocabulary."""
+    backbone = tiny_config("unspoken", vocab_size=21)
+    if kind == "coupled":
+        model: PreTrainedModel = UnspokenForCausalLM._from_config(backbone, attn_implementation="eager")
+    else:
+        backbone.l2_output = True
+        talker = tiny_config("unspoken", vocab_size=21) if kind == "pair" else None
+        config = JepaReasonerConfig(
+            backbone_config=backbone, talker_config=talker, pad_token_id=PAD, eos_token_id=END, max_latents=8
+        )
+        build = JepaReasonerModel if talker is None else JepaReasonerForCausalLM
+        model = build._from_config(config, attn_implementation="eager")
+    enliven(model, "unspoken")
+    if isinstance(model, JepaReasonerModel):
+        model.start_target()
+    if isinstance(model, JepaReasonerForCausalLM):
+        model.reasoner.start_target()
+    return model.eval()
+
+
+@pytest.fixture
+def task() -> TreeSearchTask:
+    return TreeSearchConfig(depth=2).build()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_do_not_depend_on_the_batch_size(kind: str, task: TreeSearchTask) -> None:
+    system = system_of(model_of(kind))
+    problems = task.sample("test", np.arange(30))
+    whole = answer(system, task, problems, batch_size=30)
+    assert len(set(whole.chain.lengths.tolist())) > 1, "batches of one have chains of different length"
+    for size in (1, 7):
+        parts = answer(system, task, problems, batch_size=size)
+        assert torch.equal(parts.spoken, whole.spoken)
+        assert torch.equal(parts.chain.mask, whole.chain.mask)
+        assert torch.equal(parts.chain.stop, whole.chain.stop)
+        torch.testing.assert_close(parts.chain.latents, whole.chain.latents, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chain_may_be_twice_as_long_as_the_right_answer(kind: str, task: TreeSearchTask) -> None:
+    answers = answer(system_of(model_of(kind)), task, task.sample("test", np.arange(30)), batch_size=30)
+    assert answers.chain.mask.shape[1] <= 2 * task.answer_length
+    assert answers.spoken.shape == answers.chain.mask.shape
+
+
+def test_answers_are_graded_on_what_was_said(task: TreeSearchTask) -> None:
+    problems = task.sample("test", np.arange(4))
+    real = system_of(model_of("coupled"))
+    said = task.answers(problems)
+    said[2, 0] = END
+    spoken = System(
+        name="oracle", model=real.model, reason=real.reason, speak=lambda _: said, spoken_passes=real.spoken_passes
+    )
+    assert answer(spoken, task, problems, batch_size=4).correct.tolist() == [True, True, False, True]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_is_loaded_as_the_system_it_makes(kind: str, tmp_path: Path) -> None:
+    model = model_of(kind)
+    model.save_pretrained(tmp_path)
+    again = load_model(tmp_path)
+    assert type(again) is type(model)
+    assert not again.training
+    assert again.dtype == torch.float32
+    assert system_of(again).name == system_of(model).name
+    assert system_of(again, "mine").name == "mine"
+
+
+def test_the_talker_s_passes_are_counted() -> None:
+    assert system_of(model_of("coupled")).spoken_passes(5) == 0
+    assert system_of(tiny_reasoner()).spoken_passes(5) == 0
+    assert system_of(model_of("pair")).spoken_passes(5) == 1
