@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,9 +34,11 @@ class Watch(TrainerCallback):
         self.look(given["model"], given["optimizer"])
 
 
-def trainer_of(recipe: Recipe, folder: Path, judge: Judge, *callbacks: TrainerCallback) -> StageTrainer:
-    """A trainer of the recipe's first stage with a judge of the test's own."""
-    stage = recipe.stages[0]
+def trainer_of(
+    recipe: Recipe, folder: Path, judge: Judge, *callbacks: TrainerCallback, name: str = "pretrain"
+) -> StageTrainer:
+    """A trainer of one stage, from random weights, with a judge of the test's own."""
+    stage = recipe.stage(name)
     torch.manual_seed(0)
     return StageTrainer(
         recipe=recipe,
@@ -113,16 +116,15 @@ def test_training_the_talker_leaves_every_bit_of_the_reasoner(tmp_path: Path) ->
         assert torch.equal(pair[f"reasoner.{name}"], weight), name
 
 
-def test_a_stage_reads_the_samples_behind_those_of_its_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "first", "size"), [("pretrain", 0, 48), ("sst", 48, 48)])
+def test_a_stage_reads_the_samples_behind_those_of_its_start(name: str, first: int, size: int, tmp_path: Path) -> None:
     recipe = tiny_recipe()
-    trainer = trainer_of(recipe, tmp_path, lambda _: {"score": 0.0})
-    assert (trainer.train_dataset.first, trainer.train_dataset.size) == (0, 48)
+    trainer = trainer_of(recipe, tmp_path, lambda _: {"score": 0.0}, name=name)
     batches = [batch["input_ids"] for batch in trainer.get_train_dataloader()]
-    expected = recipe.task.build()
-    problems = expected.sample("train", torch.arange(48).numpy(), 0)
+    task = recipe.task.build()
     # In order, each once: resuming and equal training need no other state.
-    assert torch.equal(torch.cat(batches), expected.encode(problems)["input_ids"])
-    assert recipe.samples_before(recipe.stage("sst")) == 48
+    expected = task.encode(task.sample("train", np.arange(first, first + size), 0))["input_ids"]
+    assert torch.equal(torch.cat(batches), expected)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -11,7 +11,7 @@ from unspoken.report.figures import Panel
 from unspoken.report.findings import Results
 from unspoken.report.formats import bare_percent
 
-LARGEST = 520  # pixels of the longer side
+LARGEST = 470  # pixels of the longer side
 _EDGE = 26  # room for labels
 
 

@@ -21,7 +21,6 @@ from unspoken.report.charts import (
     line_chart,
     linear,
     logarithmic,
-    nice_ticks,
     number,
     shares,
     training_steps,
@@ -73,10 +72,10 @@ def step_panels(results: Results) -> list[Panel]:
             ticks = tuple((float(index), label.removeprefix("level ")) for index, label in enumerate(names))
             x = Axis(low=-0.3, high=len(names) - 0.7, ticks=ticks)
             lines = [
-                Line(points=list(enumerate(values["forced"])), classes="c2", marker="ring", hint="teacher-forced"),
+                Line(points=list(enumerate(values["forced"])), classes="c4", marker="ring", hint="teacher-forced"),
                 Line(points=list(enumerate(values["rollout"])), classes="c1", marker="dot", hint="rollout"),
             ]
-            legend = (("c1 dotted", "rollout"), ("c2 ringed", "teacher-forced"))
+            legend = (("c1 dotted", "rollout"), ("c4 ringed", "teacher-forced"))
             frame = Frame(x=x, y=shares(lowest), bottom=24, height=190)
             title = name if len(measured) == 1 else system if len(measured) > 2 else f"{system}: {name}"
             panels.append(
@@ -260,9 +259,8 @@ def _sweep(results: Results, stages: list[str], kind: str) -> list[Panel]:
     """The same readings with one colour a stage; all at inner nodes."""
     every = {stage: _curves(results, stage) for stage in stages}
     x = training_steps(step for curves in every.values() for _, curve in curves for step in curve["steps"])
-    colours = {
-        stage: SERIES[i % len(SERIES)] + (" dashed" if i >= len(SERIES) else "") for i, stage in enumerate(stages)
-    }
+    # Every second line is dashed, so that two that coincide are both seen.
+    colours = {stage: SERIES[i % len(SERIES)] + (" dashed" if i % 2 else "") for i, stage in enumerate(stages)}
     lines = {
         key: [line for s in stages for line in _seed_lines(every[s], f"{kind}_{key}", colours[s], s)]
         for key in ("rank_inner", "major_inner", "other_inner")
@@ -295,8 +293,8 @@ def calibration_panel(entry: Mapping[str, Any], title: str) -> Panel | None:
     points = entry.get("points") or entry.get("forced", {}).get("points")
     if not points:
         return None
-    ticks = tuple((value, f"{100 * value:g} %") for value in nice_ticks(0, 1, 5))
-    x = Axis(low=-0.04, high=1.04, ticks=ticks, title="true probability of the child")
+    ticks = tuple((value, f"{100 * value:g} %") for value in (0, 0.25, 0.5, 0.75, 1))
+    x = Axis(low=-0.04, high=1.04, ticks=ticks, title="True probability of the child")
     y = Axis(low=-0.04, high=1.04, ticks=ticks)
     frame = Frame(x=x, y=y, width=380, height=340, left=48, top=14, bottom=38)
     start, end = frame.at(0, 0), frame.at(1, 1)

@@ -53,6 +53,11 @@ def compares_to_paper(results: Results) -> bool:
     return bool(task.get("kind") == "tree_search" and task.get("targets", 1) == 1)
 
 
+def is_ambiguous(results: Results) -> bool:
+    """Whether the prompt leaves open where the route leads."""
+    return bool(results.get("recipe", {}).get("task", {}).get("targets", 1) != 1)
+
+
 def title(results: Results) -> str:
     """Name and size of the run."""
     return f"{results.get('name', 'run')}, {results.get('size', '')}".rstrip(", ")
@@ -103,9 +108,11 @@ def finding(results: Results) -> str:
     problems = count(results["problems"], "unseen problem")
     if len(rates) == 1:
         return f"{high} answers {percent(rates[high])} of {problems}."
+    overlap = systems[low]["exact_match"]["high"] >= systems[high]["exact_match"]["low"]
+    together = "; their intervals overlap" if overlap else ""
     return (
         f"Of {len(rates)} systems, {high} answers the most of {problems}, {percent(rates[high])}, "
-        f"and {low} the least, {percent(rates[low])}.{_seeds_caveat(results)}"
+        f"and {low} the least, {percent(rates[low])}{together}.{_seeds_caveat(results)}"
     )
 
 
@@ -131,14 +138,14 @@ def _calibrated(entry: Mapping[str, Any]) -> str:
     return (
         f"Where the odds of the next node are known, the mixture in a latent is off by {bare_percent(forced['error'], 1)} "
         f"points on average; even odds everywhere would be off by {bare_percent(forced['uniform_error'], 1)}. "
-        f"{percent(averaged(entry['valid_routes']))} of the spoken routes lead to a leaf that may be meant."
+        f"Of the spoken routes, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
     )
 
 
 def _equal_training(results: Results) -> str:
     for stage in results.get("recipe", {}).get("stages", ()):
         if stage.get("name") == COUPLED and stage.get("steps_of"):
-            return f", trained for the same number of steps as {joined(list(stage['steps_of']))},"
+            return f", given as many training steps as {joined(list(stage['steps_of']))} together,"
     return ""
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from unspoken.report import figures, trees
 from unspoken.report.cloud import pca_panel
 from unspoken.report.figures import KINDS
-from unspoken.report.findings import Results, averaged, inside, step_names
+from unspoken.report.findings import Results, averaged, inside, is_ambiguous, step_names
 from unspoken.report.formats import bare_percent, coefficient, count, percent
 from unspoken.report.markup import Cell, Section, figure, heads, prose, table, text_cell
 
@@ -17,6 +17,10 @@ _ALONG = (
     "Validation problems while SST runs. A model that cannot yet tell the siblings apart mixes them evenly: rank at the "
     "lower dashed line, equal coefficients, the right child larger by chance. Learning the search pulls the coefficients "
     "apart, and the rank rises towards the upper line as the sibling fades."
+)
+_ALONG_OPEN = (
+    "Validation problems while SST runs. The prompt leaves open where the route leads, so a latent should stay a mixture "
+    "wherever both children may be meant: rank near the lower dashed line, both coefficients above zero."
 )
 _AGAIN = (
     "The same readings on the model’s own chains. Where these are worse than the ones above, mixtures do not survive being "
@@ -60,8 +64,9 @@ def _mean_coefficient(data: Mapping[str, Any], key: str) -> float:
     return float(sum(values) / len(values))
 
 
-def _mixture_table(measured: Mapping[str, Mapping[str, Any]], reference: Mapping[str, float]) -> str:
+def _mixture_table(results: Results) -> str:
     """Every step of one system, or the inner nodes of several."""
+    measured, reference = inside(results), results.get("reference")
     every = {name: _readings(entry) for name, entry in measured.items()}
     first = next(iter(every.values()))
     if len(every) == 1:
@@ -78,17 +83,18 @@ def _mixture_table(measured: Mapping[str, Mapping[str, Any]], reference: Mapping
             f"Rank of that plane among the planes of all pairs of names, by distance: {percent(reference['true_mixture'])} "
             f"for a mixture of the two siblings alone, {percent(reference['no_sibling'])} with no sibling in it. "
         )
-    caption += "The leaf is named in the prompt, so the inner nodes are the honest test."
+    if not is_ambiguous(results):
+        caption += "The leaf is named in the prompt, so the inner nodes are the honest test."
     return table(columns, rows, caption=caption, groups=groups)
 
 
 def mixture_section(results: Results) -> Section | None:
     """Rank and coefficients: a table for each system, curves along SST, and principal components."""
-    measured = inside(results)
-    body = _mixture_table(measured, results.get("reference") or {}) if measured else ""
+    body = _mixture_table(results) if inside(results) else ""
     several = len(figures.sst_stages(results)) > 1
     for index, (kind, row) in enumerate(figures.mixing_panels(results).items()):
-        caption = _AGAIN if index else _ALONG + (" Inner nodes only, one colour a stage." if several else "")
+        along = _ALONG_OPEN if is_ambiguous(results) else _ALONG
+        caption = _AGAIN if index else along + (" Inner nodes only, one colour a stage." if several else "")
         body += f'<h4 class="run-in">Along SST, {KINDS[kind]}</h4>{figure(row, caption)}'
     return Section(key="mixture", title="What a latent is made of", body=body) if body else None
 
@@ -113,7 +119,7 @@ def examples_section(results: Results) -> Section | None:
     if not entries:
         return None
     key = (
-        '<p class="legend"><span class="key mass">shade: coefficient of the name</span>'
+        '<p class="legend example-key"><span class="key mass">shade: coefficient of the name</span>'
         '<span class="key right">ring: right name</span><span class="key said">dot: spoken name</span></p>'
     )
     parts = [key]
@@ -188,19 +194,11 @@ def _rollout_table(entry: Mapping[str, Any]) -> str:
         ]
         for i, name in enumerate(names)
     ]
-    head = heads(
-        "Rollout",
-        "Distance|total variation",
-        "Distance|even shares",
-        "Entropy|nats",
-        "Entropy|true",
-        "Largest share",
-        "Largest|true",
-        "Outside|the level",
-    )
+    head = heads("Rollout", "latent", "even shares", "latent", "true", "latent", "true", "latent")
+    groups = [("Distance from the odds", 2), ("Entropy, nats", 2), ("Largest share", 2), ("Outside the level", 1)]
     caption = (
         "In rollout nothing commits to a node, so a latent should carry the odds of the whole level. Compare each number with the "
         "grey one beside it: entropy below the true one means that the chain made up its mind without a reason, a large part "
-        "outside the level means that it lost the tree."
+        "outside the level means that it lost the tree. Distance is total variation."
     )
-    return table(head, rows, caption=caption)
+    return table(head, rows, caption=caption, groups=groups)

@@ -23,6 +23,7 @@ from unspoken.report.findings import (
     differs,
     each_seed,
     inside,
+    is_ambiguous,
 )
 from unspoken.report.formats import (
     NO_VALUE,
@@ -96,6 +97,8 @@ def _against(results: Results, name: str) -> list[Cell]:
 def _headline_caption(results: Results, compared: bool) -> str:
     problems = count(results["problems"], "test problem")
     text = f"Share of {problems} whose whole answer is right, its end included; every system gets the same problems. "
+    if is_ambiguous(results):
+        text += "The route is drawn from the odds, so no system can always be right; a real route is one that may be meant. "
     many = len(results["seeds"]) > 1
     text += (
         "Intervals widen where seeds disagree. " if many else "One seed: intervals cover the choice of problems only. "

@@ -9,7 +9,7 @@ from html import escape
 from unspoken.report.charts import number, svg
 from unspoken.report.formats import coefficient
 
-WIDEST, LARGEST_PITCH = 256, 48  # pixels: of all leaves together, and between two of them
+WIDEST, LARGEST_PITCH = 246, 48  # pixels: of all leaves together, and between two of them
 DROP = 54  # pixels between levels
 RADIUS = 11
 SHOWN_FROM = 0.05  # smaller coefficients are within the noise of the read-out and would only clutter
@@ -111,7 +111,8 @@ def _node(step: Step, place: Place, name: str) -> str:
         parts.append(f'<circle class="mass" cx="{x}" cy="{y}" r="{RADIUS}" fill-opacity="{share:.2f}"/>')
     if name == step.right:
         parts.append(f'<circle class="right" cx="{x}" cy="{y}" r="{RADIUS + 2.5}"/>')
-    letter = "letter full" if share > 0.5 else "letter"
+    # A letter has the colour that stands out from the mixture of shade and paper.
+    letter = "letter full" if share > 0.7 else "letter some" if share >= SHOWN_FROM else "letter"
     parts.append(f'<text class="{letter}" x="{x}" y="{y}" dy=".36em">{escape(name)}</text>')
     if shown := _value(step, name):
         base = number(place.y + RADIUS + _VALUE_DROP)
