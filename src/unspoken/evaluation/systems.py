@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.chain import LatentChain
@@ -67,6 +68,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     Raises:
         ValueError: the folder is not finished, or a file was changed.
     """
+    transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM

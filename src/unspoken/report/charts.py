@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 
 from unspoken.report.formats import coefficient
 
@@ -47,12 +48,10 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A dashed horizontal line with its name, at the left or the right end of the chart."""
+    """A dashed horizontal line with its name."""
 
     value: float
     name: str
-    at_right: bool = True
-    below: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,14 +175,33 @@ def _axes(frame: Frame) -> list[str]:
     return parts
 
 
-def _level(frame: Frame, level: Level) -> str:
+def _level(frame: Frame, level: Level, lines: Sequence[Line]) -> str:
+    """A level with its name where it covers the least of the lines: at either end, above or below."""
     y = frame.at(frame.x.low, level.value)[1]
     right = frame.width - frame.right
-    x, anchor = (right, "end") if level.at_right else (frame.left + 4, "start")
+    width = 5.8 * len(level.name)
+    bent = [place for line in lines for place in _along([frame.at(*point) for point in line.points])]
+
+    def covered(start: float, base: float) -> int:
+        return sum(start - 3 <= px <= start + width + 3 and base - 12 <= py <= base + 4 for px, py in bent)
+
+    places = [(start, y + drop) for drop in (-4.0, 12.5) for start in (right - width, frame.left + 4.0)]
+    places = [place for place in places if place[1] <= frame.height - frame.bottom]
+    start, base = min(places, key=lambda place: covered(*place))
+    x, anchor = (start, "start") if start < right - width else (right, "end")
     return (
         f'<line class="level" x1="{frame.left}" x2="{right}" y1="{number(y)}" y2="{number(y)}"/>'
-        f'<text class="note {anchor}" x="{x}" y="{number(y + (12 if level.below else -4))}">{escape(level.name)}</text>'
+        f'<text class="note {anchor}" x="{number(x)}" y="{number(base)}">{escape(level.name)}</text>'
     )
+
+
+def _along(pixels: Sequence[Point]) -> list[Point]:
+    """Places along a line, a few pixels apart."""
+    found = list(pixels)
+    for (x1, y1), (x2, y2) in pairwise(pixels):
+        count = int(max(abs(x2 - x1), abs(y2 - y1)) / 4)
+        found += [(x1 + (x2 - x1) * i / count, y1 + (y2 - y1) * i / count) for i in range(1, count)]
+    return found
 
 
 def _marker(point: Point, line: Line) -> str:
@@ -207,7 +225,7 @@ def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterab
         parts.append(f"<g>{hint}{polyline(pixels, line.classes)}")
         parts += [_marker(pixel, line) for pixel in pixels] if line.marker else []
         parts.append("</g>")
-    parts += [_level(frame, level) for level in frame.levels]
+    parts += [_level(frame, level, lines) for level in frame.levels]
     return svg(frame.width, frame.height, [*parts, *extra], label=label)
 
 

@@ -9,7 +9,6 @@ from html import escape
 from unspoken.report.charts import Point, number, svg
 from unspoken.report.figures import Panel
 from unspoken.report.findings import Results
-from unspoken.report.formats import bare_percent
 
 LARGEST = 470  # pixels of the longer side
 _EDGE = 26  # room for labels
@@ -29,7 +28,7 @@ def pca_panel(results: Results) -> Panel | None:
     def at(point: Sequence[float]) -> Point:
         return _EDGE + scale * (point[0] - left), _EDGE + scale * (high - point[1])
 
-    width, height = max(at((right, low))[0] + _EDGE, 260), at((right, low))[1] + _EDGE + 18
+    width, height = max(at((right, low))[0] + _EDGE, 260.0), at((right, low))[1] + _EDGE
     squares = {name: at(point) for name, point in pca["names"].items()}
     labels = spread(squares)
     clouds, names, focus = [], [], []
@@ -43,9 +42,7 @@ def pca_panel(results: Results) -> Panel | None:
         place = f'x="{number(labels[name][0])}" y="{number(labels[name][1])}"'
         names.append(f'{opening}{square}<text class="name" {place} dy=".36em">{escape(name)}</text></g>')
         focus.append(f".pca:has(.k{index}:hover) .n:not(.k{index}){{opacity:.12}}")
-    shares = " and ".join(f"{bare_percent(share, 1)} %" for share in pca["explained"])
-    note = f'<text class="tick" x="0" y="{number(height - 4)}">The axes explain {shares}.</text>'
-    parts = [f"<style>{''.join(focus)}</style>", *clouds, *names, note]
+    parts = [f"<style>{''.join(focus)}</style>", *clouds, *names]
     label = "Names and predicted latents on two principal components"
     return Panel(title="", drawing=svg(width, height, parts, label=label, classes="pca"))
 

@@ -197,7 +197,7 @@ def _levels(results: Results) -> tuple[Level, ...]:
     reference = results.get("reference") or {}
     names = {"no_sibling": "no sibling in it", "true_mixture": "the two siblings alone"}
     return tuple(
-        Level(value=reference[key], name=f"{name}, {percent(reference[key])}", below=key == "true_mixture")
+        Level(value=reference[key], name=f"{name}, {percent(reference[key])}")
         for key, name in names.items()
         if key in reference
     )
@@ -241,7 +241,7 @@ def _one_stage(results: Results, stage: str, kind: str) -> list[Panel]:
 
 def _wins_chart(lines: list[Line], x: Axis, stage: str) -> str:
     y = shares(min([0.48, *_values(lines)]))
-    frame = Frame(x=x, y=y, levels=(Level(value=0.5, name="chance", below=True),))
+    frame = Frame(x=x, y=y, levels=(Level(value=0.5, name="chance"),))
     return line_chart(frame, lines, label=f"How often the right child has the larger coefficient along {stage}")
 
 

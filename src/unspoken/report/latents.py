@@ -10,7 +10,7 @@ from unspoken.report import figures, trees
 from unspoken.report.cloud import pca_panel
 from unspoken.report.figures import KINDS
 from unspoken.report.findings import Results, averaged, inside, is_ambiguous, step_names
-from unspoken.report.formats import bare_percent, coefficient, count, percent
+from unspoken.report.formats import bare_percent, coefficient, count, joined, percent
 from unspoken.report.markup import Cell, Section, figure, heads, prose, table, text_cell
 
 _ALONG = (
@@ -35,10 +35,10 @@ _COLUMNS = (
 
 
 def _readings(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Means over seeds, rollout first."""
+    """Means over seeds, teacher-forced first."""
     return {
         kind: {key: averaged(value) for key, value in entry["mixture"][kind].items()}
-        for kind in ("rollout", "forced")
+        for kind in ("forced", "rollout")
         if kind in entry["mixture"]
     }
 
@@ -70,7 +70,7 @@ def _mixture_table(results: Results) -> str:
     every = {name: _readings(entry) for name, entry in measured.items()}
     first = next(iter(every.values()))
     if len(every) == 1:
-        depth = len(first["rollout"]["rank_steps"]) + 1
+        depth = len(next(iter(first.values()))["rank_steps"]) + 1
         rows = [_row(name, first, index) for index, name in enumerate(step_names(depth)[1:])]
         rows += [_row("inner nodes", first, "_inner", "num strong"), _row("all nodes", first, "", "num strong")]
     else:
@@ -105,10 +105,11 @@ def pca_section(results: Results) -> Section | None:
     if panel is None:
         return None
     dots = count(len(results["pca"]["predictions"]), "dot")
+    explained = joined([percent(share, 1) for share in results["pca"]["explained"]])
     caption = (
         f"Squares: table rows of the names. {dots}: latents that predict inner nodes in rollout, coloured by the right name; "
         "point at a letter to see its own. A dot on its square is a plain name; dots between squares are mixtures. Two "
-        "components of a wide space: distances here are only a hint."
+        f"components of a wide space, which explain {explained} of it: distances here are only a hint."
     )
     return Section(key="cloud", title="Where latents lie", body=figure([panel], caption, classes="beside"))
 
@@ -130,7 +131,7 @@ def examples_section(results: Results) -> Section | None:
         told = f"route {''.join(entry['route'])}, said {said}" + ("" if entry["kind"] == verdict else f", {verdict}")
         drawings = "".join(_latent(entry, index) for index in range(len(entry["coefficients"])))
         name = f"<h4>{escape(title)} <span>{escape(told)}</span></h4>"
-        parts.append(f'<div class="example">{name}<div class="panels">{drawings}</div></div>')
+        parts.append(f'<div class="example">{name}<div class="panels strip">{drawings}</div></div>')
     caption = (
         "Each tree is one latent of the chain, taken apart by least squares over the rows of all names; values below "
         f"{trees.SHOWN_FROM:g} are not written. Look for two shaded siblings: there the model was not sure."

@@ -242,7 +242,7 @@ def training_section(results: Results) -> Section | None:
         "that was kept. Losses of different objectives cannot be compared. Look for a plateau followed by a fall: there the "
         "search is found."
     )
-    body = f'<figure><div class="panels">{cards}</div><figcaption>{prose(caption)}</figcaption></figure>'
+    body = f'<figure><div class="panels strip">{cards}</div><figcaption>{prose(caption)}</figcaption></figure>'
     return Section(key="training", title="Training", body=body + _stages_table(results))
 
 
@@ -265,7 +265,7 @@ def _stages_table(results: Results) -> str:
         )
     head = heads("Stage", "Starts from", "Steps", "Step kept", "Time|a seed")
     head[1] = text_cell("Starts from")
-    return table(head, rows)
+    return table(head, rows, classes="narrow")
 
 
 def cost_section(results: Results) -> Section | None:

@@ -180,6 +180,7 @@ class Recipe:
 
     Attributes:
         precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
+        threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
         attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
     """
 
@@ -194,8 +195,11 @@ class Recipe:
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Literal["eager", "sdpa"] = "eager"
     activation_checkpointing: bool = False
+    threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1")
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         seen: dict[str, Stage] = {}

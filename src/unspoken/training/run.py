@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -34,6 +35,8 @@ def train(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     claim(output, recipe)
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
     stages = recipe.stages if only is None else (recipe.stage(only),)
     task = recipe.task.build()
     tokens = task.prompt_length + task.answer_length
