@@ -14,7 +14,7 @@ help:
 	@echo "make slow        the tests that take minutes"
 	@echo "make lint        format, lint, types, direction of imports"
 	@echo "make benchmarks  run every script in benchmarks/"
-	@echo "make docs        check that every relative link in the documentation leads somewhere"
+	@echo "make docs        write every number of the pages from results/, and check their links"
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -46,7 +46,8 @@ benchmarks: $(STAMP)
 	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
 	done
 
-docs:
+docs: $(STAMP)
+	$(BIN)/python docs/render.py
 	@for page in *.md docs/*.md; do \
 	  grep -oE '\]\([^)# ]+' "$$page" | sed 's/^](//' | grep -vE '^[a-z]+:' | while read -r link; do \
 	    test -e "$$(dirname "$$page")/$$link" || { echo "$$page: there is no file $$link"; exit 1; }; \

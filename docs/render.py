@@ -10,12 +10,18 @@ rewrites them in place; ``--check`` changes nothing and fails when a file and th
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from unspoken.report.tables import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"<!-- r (\S+) (.+?) (\w+) -->(.*?)<!-- /r -->", re.DOTALL)
@@ -175,8 +181,18 @@ def variants(content: dict[str, Any]) -> str:
     return _markdown(header, rows)
 
 
+def terminal(content: dict[str, Any]) -> str:
+    """What the command prints at its end when it is piped, made by the same code."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_results(content, Console(force_terminal=False))
+    folder = f"runs/{content['name']}-{content['size']}"
+    return f"```text\n{out.getvalue().strip()}\n\nreport page: {folder}/report.html\n```\n"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "headline": headline,
+    "terminal": terminal,
     "controls": controls,
     "mixture": mixture,
     "calibration": calibration,

@@ -27,7 +27,16 @@ SOUND: dict[str, Any] = {
         {"name": "coupled", "start": "pretrain", "objective": {"kind": "next_token"}, "steps_of": ["sst", "talker"]},
     ],
 }
-GONE = object()
+
+
+class Absent:
+    """Stands for a key that is taken away; its name is the same in every test process."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+GONE = Absent()
 
 # What to write where, and the words that the message must contain.
 MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from unspoken.report.findings import COUPLED, PAPER, compares_to_paper, each_seed
 from unspoken.report.formats import (
     bare_percent,
     coefficient,
@@ -27,19 +28,26 @@ from unspoken.report.formats import (
 Results = dict[str, Any]
 
 
+def _say(text: str, console: Console) -> None:
+    """A line as it stands: no markup, no colour, no wrapping at a width that a pipe does not have."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], console: Console) -> None:
     """One table; the first column is text, the others numbers."""
     if not console.is_terminal:
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-        print(f"\n{title}")
+        _say(f"\n{title}", console)
         for row in [header, *rows]:
             cells = [
                 cell.ljust(width) if column == 0 else cell.rjust(width)
                 for column, (cell, width) in enumerate(zip(row, widths, strict=True))
             ]
-            print("  " + "  ".join(cells).rstrip())
+            _say("  " + "  ".join(cells).rstrip(), console)
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    console.print()
+    _say(title, console)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for column, name in enumerate(header):
         table.add_column(name, justify="left" if column == 0 else "right", no_wrap=column > 0)
     for row in rows:
@@ -47,31 +55,32 @@ def _show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], cons
     console.print(table)
 
 
-def _of_paper(results: Results) -> bool:
-    """Whether the run is the experiment that the paper prints numbers for."""
-    task = results.get("recipe", {}).get("task", {})
-    return task.get("kind") == "tree_search" and task.get("targets", 1) == 1
-
-
 def _headline(results: Results, console: Console) -> None:
-    rows = []
+    compared, rows = bool(results.get("differences")), []
     for name, system in results["systems"].items():
         rate = system["exact_match"]
-        difference = results.get("differences", {}).get(f"{name} - coupled")
         rows.append(
             [
                 name,
                 percent(rate["mean"]),
                 percent_range(rate["low"], rate["high"]),
-                " ".join(bare_percent(seed) for seed in rate["seeds"]),
-                points(difference["mean"]) if difference else "",
-                p_value(difference["p"]) if difference else "",
+                each_seed(rate["seeds"]),
+                *(_against(results.get("differences", {}).get(f"{name} - {COUPLED}")) if compared else ()),
             ]
         )
-    if _of_paper(results):
-        rows.append(["the paper's, 42 M parameters", percent(0.9987), "none given", "", "", ""])
+    if compares_to_paper(results):
+        rows.append(
+            ["the paper's, 42 M parameters", percent(PAPER.exact_match), "none given", "", *("", "") * compared]
+        )
     title = f"{results['name']} {results['size']}: exact match on {count(results['problems'], 'test problem')}"
-    _show(title, ["system", "mean", "95 % interval", "seeds", "vs coupled", "paired test"], rows, console)
+    _show(title, ["system", "mean", "95 % interval", "each seed", *("vs coupled", "p") * compared], rows, console)
+
+
+def _against(difference: Results | None) -> tuple[str, str]:
+    """Points more than the coupled baseline, and the paired test of them."""
+    if difference is None:
+        return "", ""
+    return points(difference["mean"]), p_value(difference["p"]).removeprefix("p = ").removeprefix("p ")
 
 
 def _costs(results: Results, console: Console) -> None:
@@ -120,14 +129,14 @@ def _mixtures(results: Results, console: Console) -> None:
                     f"{coefficient(values['right_inner'], 3)} / {coefficient(values['other_inner'], 3)}",
                 ]
             )
-    if _of_paper(results):
-        rows.append(["the paper's", percent(0.0172), "", percent(0.9989), "", ""])
+    if compares_to_paper(results):
+        rows.append(["the paper's", percent(PAPER.rank), "", percent(PAPER.major), "", ""])
     reference = results["reference"]
     title = (
         f"sibling plane: rank {percent(reference['no_sibling'])} without a sibling part, "
         f"{percent(reference['true_mixture'])} for the two siblings alone"
     )
-    header = ["latents", "rank", "inner nodes", "major", "inner nodes", "right / other, inner"]
+    header = ["latents", "rank", "inner", "major", "inner", "right / other"]
     _show(title, header, rows, console)
 
 
@@ -135,17 +144,19 @@ def _calibration(name: str, reading: Results, console: Console) -> None:
     error = reading["forced"]["error"]["mean"]
     uniform = reading["forced"]["uniform_error"]["mean"]
     title = (
-        f"{name}: coefficients against known odds, teacher-forced error {error:.3f} "
-        f"(saying one half: {uniform:.3f}); rollout by step"
+        f"{name}: coefficients against known odds, off by {bare_percent(error, 1)} points teacher-forced "
+        f"(one half: {bare_percent(uniform, 1)})"
     )
     rollout = {key: item["mean"] for key, item in reading["rollout"].items()}
     columns = ("distance", "uniform_distance", "entropy", "true_entropy", "largest", "true_largest", "outside")
     rows = [
-        [str(step + 1), *(coefficient(rollout[key][step]) for key in columns)]
+        [f"step {step + 2}", *(coefficient(rollout[key][step]) for key in columns)]
         for step in range(len(rollout["distance"]))
     ]
-    header = ["step", "distance", "of uniform", "entropy", "true", "largest", "true", "outside level"]
+    header = ["rollout", "distance", "of uniform", "entropy", "true", "largest", "true", "outside level"]
     _show(title, header, rows, console)
+    valid = reading["valid_routes"]["mean"]
+    _say(f"spoken routes that are real and lead to a leaf that may be meant: {percent(valid)}", console)
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -153,7 +164,7 @@ def print_results(results: Results, console: Console) -> None:
 
     Args:
         results: content of a results file.
-        console: tables go to it if it is a terminal, plain text to standard output if not.
+        console: a terminal gets tables, anything else plain aligned text.
     """
     _headline(results, console)
     _costs(results, console)
@@ -167,13 +178,14 @@ def print_results(results: Results, console: Console) -> None:
     contained = results.get("containment")
     if contained:
         same = "stayed the same to the last bit" if contained["latents_identical"] else "CHANGED"
-        print(
+        _say(
             f"\ncontainment: {contained['talker_seeds']} Talker seeds at temperature {steps(contained['temperature'])} "
-            f"changed {percent(contained['answers_changed'], 1)} of the answers;\n             the latents {same}"
+            f"changed {percent(contained['answers_changed'], 1)} of the answers;\n             the latents {same}",
+            console,
         )
-    seconds = [stage["seconds"] for entry in results["training"] for stage in entry["stages"].values()]
-    if all(value is not None for value in seconds):
-        print(f"training took {duration(sum(seconds) / len(results['training']))} a seed")
+    seconds = [stage["seconds"] for entry in results.get("training", ()) for stage in entry["stages"].values()]
+    if seconds and all(value is not None for value in seconds):
+        _say(f"training took {duration(sum(seconds) / len(results['training']))} a seed", console)
 
 
 def print_recipes(found: Sequence[tuple[str, str, str]], console: Console) -> None:
@@ -186,8 +198,9 @@ def print_recipes(found: Sequence[tuple[str, str, str]], console: Console) -> No
             table.add_row(*row)
         console.print(table)
         return
+    wide, narrow = (max((len(row[column]) for row in found), default=0) for column in (0, 1))
     for name, size, summary in found:
-        print(f"{name:24}{size:8}{summary}")
+        _say(f"{name:{wide}}  {size:{narrow}}  {summary}", console)
 
 
 def print_plan(facts: dict[str, Any], console: Console) -> None:
@@ -196,7 +209,7 @@ def print_plan(facts: dict[str, Any], console: Console) -> None:
         [
             model["stage"],
             f"{model['parameters']:,}",
-            f"{model['trained']:,}",
+            f"{model.get('trained', model['parameters']):,}",
             f"{facts['steps'][model['stage']]:,}",
             quantity(facts["tokens"][model["stage"]]),
             quantity(model["flops_per_token"] * facts["tokens"][model["stage"]]),
@@ -207,4 +220,5 @@ def print_plan(facts: dict[str, Any], console: Console) -> None:
     ]
     header = ["stage", "parameters", "trained", "steps", "tokens", "FLOPs", "weights GB", "training GB"]
     _show(f"{facts['name']} {facts['size']}, built on the meta device", header, rows, console)
-    print(facts["note"])
+    if facts.get("note"):
+        _say(facts["note"], console)
