@@ -108,6 +108,7 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("talker", TALKER | {"variant": "dual", "encoder_layers": 0}, ("talker", "encoder_layers")),
     ("talker.encoder_layers", 2, ("talker", "encoder_layers", "mono")),
     ("talker", TALKER | {"variant": "dual", "causal": False}, ("talker", "causal", "dual")),
+    ("backbone.initializer_range", -0.02, ("backbone", "initializer_range")),
     ("task.depth", 5, ("task", "depth")),
     ("task.depth", 1, ("task", "depth")),
     ("task.targets", -1, ("task", "targets")),
@@ -129,6 +130,8 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages.0.optimizer", {"betas": [0.9, 1.0]}, ("stages[0].optimizer", "betas")),
     ("stages.0.optimizer", {"clip": 0}, ("stages[0].optimizer", "clip")),
     ("stages.0.optimizer", {"warmup_steps": -1}, ("stages[0].optimizer", "warmup_steps")),
+    ("threads", 0, ("threads is 0",)),
+    ("threads", True, ("threads",)),
     ("evaluation", {"problems": 0}, ("evaluation", "problems")),
     ("evaluation", {"validation_problems": 0}, ("evaluation", "validation_problems")),
     # stages that do not fit together

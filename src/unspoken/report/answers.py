@@ -11,11 +11,12 @@ import torch
 from rich.console import Console
 
 from unspoken.analysis.mixture import all_coefficients
+from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, answer, load_model, system_of
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.report.formats import coefficient
+from unspoken.report.formats import coefficient, count
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 from unspoken.training.recipe import Recipe, parse
@@ -46,15 +47,16 @@ def _chain(system: System, latents: torch.Tensor, spoken: list[str]) -> list[dic
     model = system.model.reasoner if isinstance(system.model, JepaReasonerForCausalLM) else system.model
     if not isinstance(model, JepaReasonerModel):
         return [{"nearest": token, "coefficients": {token: 1.0}} for token in spoken]
-    names = slice(FIRST_LETTER, FIRST_LETTER + len(LETTERS))
-    steps = []
+    # Names and the end of the sequence; the markers of the prompt are no part of an answer.
+    shown = {model.config.end_id: "[EOS]"} | {FIRST_LETTER + index: name for index, name in enumerate(LETTERS)}
+    tokens, steps = list(shown), []
     for latent, weights in zip(latents, all_coefficients(latents, model.target_table), strict=True):
         nearest = int(model.nearest_row(latent))
-        largest = weights[names].abs().topk(_SHOWN).indices.tolist()
+        largest = [tokens[index] for index in weights[tokens].abs().topk(_SHOWN).indices.tolist()]
         steps.append(
             {
-                "nearest": LETTERS[nearest - FIRST_LETTER] if nearest >= FIRST_LETTER else "[EOS]",
-                "coefficients": {LETTERS[index]: round(float(weights[names][index]), 4) for index in largest},
+                "nearest": shown.get(nearest, "a marker"),
+                "coefficients": {shown[token]: round(float(weights[token]), 4) for token in largest},
             }
         )
     return steps
@@ -72,6 +74,7 @@ def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) ->
         "system": system.name,
         "answer": "".join(tokens),
         "latent_steps": length,
+        "silent": not isinstance(system.model, UnspokenForCausalLM),
         "stopped": StopReason(int(given.chain.stop[0])).name.lower(),
         "tree": task.draw(problems),
         "chain": _chain(system, given.chain.latents[0, :length], tokens),
@@ -112,8 +115,14 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
     verdict = ""
     if "correct" in result:
         verdict = "  right" if result["correct"] else f"  wrong: the route is {result['expected']}"
-    text = f"{result['system']}: {result['answer']}{verdict}  ({result['latent_steps']} silent steps)"
-    console.print(text, style="bold" if console.is_terminal else "", highlight=False)
+    made = (
+        count(result["latent_steps"], "silent step")
+        if result["silent"]
+        else count(result["latent_steps"], "spoken token")
+    )
+    ended = "" if result["stopped"] == "end" else ", cut off at the cap"
+    text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
+    console.print(text, style="bold" if console.is_terminal else "", highlight=False, soft_wrap=True)
     if not chain:
         return
     print("\nstep  nearest  made of")
