@@ -55,6 +55,8 @@ class UnspokenConfig(PreTrainedConfig):
                 raise ValueError(f"{key} is {getattr(self, key)!r}; it must be a whole number of at least 1")
         if self.num_hidden_layers < 0:
             raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; it cannot be negative")
+        if self.initializer_range <= 0:
+            raise ValueError(f"initializer_range is {self.initializer_range}; it must be positive")
         if self.attention_size % self.num_attention_heads:
             raise ValueError(
                 f"attention_size {self.attention_size} is not a multiple of num_attention_heads "

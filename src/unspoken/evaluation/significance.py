@@ -72,8 +72,9 @@ class Difference:
 def paired_difference(first: Outcomes, second: Outcomes, *, draws: int = 5000, seed: int = 0) -> Difference:
     """``first - second`` on the same seeds and problems ``[S, P]``.
 
-    Interval: bootstrap over seeds, then over problems within them. p: random sign flips of each problem's difference
-    summed over seeds (so problems, not answers, are the unit), with one added to both counts.
+    Interval: bootstrap over seeds, then over problems within them. p: from the same bootstrap, twice the share of
+    draws on the far side of zero, with one added to both counts; so the two never contradict each other, and one seed
+    that goes the other way counts as such.
     """
     if first.shape != second.shape:
         raise ValueError(f"outcomes of shape {first.shape} and {second.shape} cannot be paired")
@@ -85,11 +86,7 @@ def paired_difference(first: Outcomes, second: Outcomes, *, draws: int = 5000, s
         chosen = generator.integers(seeds, size=seeds)
         columns = generator.integers(problems, size=problems)
         means[draw] = difference[chosen][:, columns].mean()
-    per_problem = difference.mean(axis=0)
-    observed = abs(per_problem.mean())
-    nonzero = per_problem[per_problem != 0]
-    signs = generator.integers(0, 2, size=(draws, len(nonzero))) * 2 - 1
-    flipped = np.abs((signs * nonzero).sum(axis=1)) / problems
-    p = (1 + int((flipped >= observed - 1e-12).sum())) / (1 + draws)
+    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
+    p = min(1.0, 2 * (1 + beyond) / (1 + draws))
     low, high = np.quantile(means, [0.025, 0.975])
     return Difference(mean=float(difference.mean()), low=float(low), high=float(high), p=float(p))

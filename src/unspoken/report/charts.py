@@ -185,7 +185,7 @@ def _level(frame: Frame, level: Level, lines: Sequence[Line]) -> str:
     def covered(start: float, base: float) -> int:
         return sum(start - 3 <= px <= start + width + 3 and base - 12 <= py <= base + 4 for px, py in bent)
 
-    places = [(start, y + drop) for drop in (-4.0, 12.5) for start in (right - width, frame.left + 4.0)]
+    places = [(start, y + drop) for drop in (-5.5, 13.0) for start in (right - width, frame.left + 4.0)]
     places = [place for place in places if place[1] <= frame.height - frame.bottom]
     start, base = min(places, key=lambda place: covered(*place))
     x, anchor = (start, "start") if start < right - width else (right, "end")

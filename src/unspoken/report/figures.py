@@ -119,8 +119,8 @@ def training_panels(results: Results) -> list[list[Panel]]:
         losses = [value for _, curve in curves for value in curve["loss"]]
         group = []
         if losses:
-            wide = min(losses) > 0 and max(losses) / min(losses) > 20
-            y = logarithmic(losses, most=5) if wide else linear([0.0, *losses], wanted=4)
+            wide = max(losses) > 20 * max(min(losses), 1e-5)
+            y = logarithmic(losses, power, most=5) if wide else linear([0.0, *losses], wanted=4)
             lines = [
                 Line(points=_points(curve["loss_steps"], curve["loss"]), classes=f"{colour} thin", hint=f"seed {seed}")
                 for seed, curve in curves
@@ -135,6 +135,14 @@ def training_panels(results: Results) -> list[list[Panel]]:
             group.append(_validation(stage, curves, colour, x))
         groups.append(group)
     return groups
+
+
+def power(value: float) -> str:
+    """A tick of a logarithmic axis, as a power of ten where the number would be long."""
+    if 0.001 <= value < 10000:
+        return f"{value:g}"
+    digits = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return f"10{str(round(math.log10(value))).translate(digits)}"
 
 
 def _points(steps: Sequence[float], values: Sequence[float]) -> list[Point]:
@@ -246,7 +254,9 @@ def _wins_chart(lines: list[Line], x: Axis, stage: str) -> str:
 
 
 def _plain_chart(lines: list[Line], x: Axis, label: str) -> str:
-    y = linear([0.0, 1.0, *_values(lines)], coefficient_tick, wanted=5)
+    # A hair below zero is not worth an axis that goes below zero.
+    values = [0.0 if -0.03 < value < 0 else value for value in _values(lines)]
+    y = linear([0.0, 1.0, *values], coefficient_tick, wanted=5)
     return line_chart(Frame(x=x, y=y), lines, label=label)
 
 

@@ -124,13 +124,22 @@ def _pair(results: Results) -> str:
     if paired is not None:
         other = results["systems"][COUPLED]["exact_match"]["mean"]
         text += f"; the coupled baseline{_equal_training(results)} answers {percent(other)}"
-        text += f" ({points(paired['mean'])} points, {p_value(paired['p'])})" if differs(paired) else ""
-        text += "" if differs(paired) else f", which is no detectable difference ({p_value(paired['p'])})"
+        text += _verdict(paired)
     text += "."
     noise = results.get("controls", {}).get("noise")
     if noise is not None:
         text += f" With noise in place of its chain it answers {percent(noise['exact_match']['mean'])}."
     return text + _seeds_caveat(results)
+
+
+def _verdict(paired: Mapping[str, Any]) -> str:
+    if differs(paired):
+        return f" ({points(paired['mean'])} points, {p_value(paired['p'])})"
+    span = f"95 % interval of the difference {points(paired['low'])} to {points(paired['high'])} points"
+    if paired["p"] < 0.05:
+        # A test over problems alone can be sure about these seeds where seeds disagree with one another.
+        return f"; seeds differ too much to tell the two methods apart ({span})"
+    return f", which is no detectable difference ({span})"
 
 
 def _calibrated(entry: Mapping[str, Any]) -> str:

@@ -22,9 +22,9 @@ def percent_range(low: float, high: float, digits: int = 2) -> str:
 
 
 def points(difference: float, digits: int = 1) -> str:
-    """A difference of two shares in percentage points, with its sign."""
+    """A difference of two shares in percentage points, with its sign unless it rounds to zero."""
     text = f"{100 * difference:+.{digits}f}"
-    return signed_minus(text.replace("+", "±") if float(text) == 0 else text)
+    return text[1:] if float(text) == 0 else signed_minus(text)
 
 
 def p_value(p: float) -> str:
@@ -42,12 +42,12 @@ def quantity(number: float, digits: int = 3) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds to three digits, without the unit."""
+    """Seconds as milliseconds to three digits and no more than two decimals, without the unit."""
     return _significant(1000 * seconds, 3)
 
 
 def megaflops(flops: float) -> str:
-    """Floating-point operations in millions to three digits, without the unit."""
+    """Floating-point operations in millions, written as milliseconds are, without the unit."""
     return _significant(flops / 1e6, 3)
 
 

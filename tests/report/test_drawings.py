@@ -1,0 +1,90 @@
+"""Drawings: nothing covers anything, and axes hold what they show."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from unspoken.report.charts import Frame, Level, Line, line_chart, linear, logarithmic, nice_ticks, shares
+from unspoken.report.cloud import spread
+from unspoken.report.trees import Step, draw, elsewhere, layout, size
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_no_label_of_a_tree_covers_another(depth: int) -> None:
+    places = layout(depth)
+    assert len(places) == 2**depth - 1
+    width, height = size(depth)
+    # The longest value that is ever written.
+    boxes = [box for place in places for box in place.boxes("−0.12")]
+    for one, two in itertools.combinations(boxes, 2):
+        assert not one.overlaps(two)
+    assert all(box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height for box in boxes)
+
+
+def test_a_parent_stands_above_the_middle_of_its_children() -> None:
+    places = layout(4)
+    for node in range(7):
+        left, right = places[2 * node + 1], places[2 * node + 2]
+        assert places[node].x == pytest.approx((left.x + right.x) / 2)
+        assert places[node].y < left.y == right.y
+
+
+def test_a_tree_marks_the_right_and_the_spoken_name_and_writes_what_counts() -> None:
+    step = Step(heap="ABC", coefficients={"A": 0.01, "B": 0.7, "C": -0.3, "D": 0.2}, right="B", said="C")
+    drawing = draw(step, label="one & two")
+    assert drawing.count('class="right"') == drawing.count('class="said"') == 1
+    assert "0.70" in drawing
+    assert "−0.30" in drawing
+    assert ">0.01<" not in drawing
+    assert 'aria-label="one &amp; two"' in drawing
+    assert elsewhere(step) == ("D", 0.2)
+
+
+def test_labels_of_a_crowd_are_parted() -> None:
+    draw_one = random.Random(0)
+    marks = {name: (draw_one.uniform(0, 60), draw_one.uniform(0, 60)) for name in "ABCDEFGH"} | {"I": (30.0, 30.0)}
+    marks["J"] = marks["I"]
+    places = spread(marks)
+    for one, two in itertools.combinations(places.values(), 2):
+        assert math.dist(one, two) > 15
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0.3), (-0.2, 1.1), (3, 3), (0, 6000)])
+def test_ticks_are_round_and_cover_the_range(low: float, high: float) -> None:
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low
+    assert ticks[-1] >= high
+    assert 2 <= len(ticks) <= 8
+
+
+@pytest.mark.parametrize("values", [(0.0095, 0.26), (0.01, 2.3), (1e-5, 4.0), (0.5, 0.5)])
+def test_a_logarithmic_axis_covers_its_values_with_few_ticks(values: tuple[float, ...]) -> None:
+    axis = logarithmic(values)
+    assert axis.low <= min(values) * 1.001
+    assert axis.high >= max(values) * 0.999
+    assert axis.low < axis.high
+    assert 1 <= len(axis.ticks) <= 7
+
+
+@pytest.mark.parametrize("low", [0.0, 0.3, 0.5, 0.72, 0.985, 1.0])
+def test_an_axis_of_shares_ends_at_all_and_holds_the_lowest(low: float) -> None:
+    axis = shares(low)
+    assert axis.low <= low
+    assert axis.ticks[-1][1].startswith("100")
+
+
+def test_the_name_of_a_level_keeps_clear_of_a_line() -> None:
+    y = linear([0, 1])
+    frame = Frame(x=linear([0, 10]), y=y, levels=(Level(value=0.5, name="chance"),))
+    free = line_chart(frame, [], label="")
+    met = line_chart(frame, [Line(points=[(0, 0.53), (10, 0.53)], classes="c1")], label="")
+    assert 'class="note end"' in free
+
+    def base(drawing: str) -> float:
+        return float(drawing.split('class="note')[1].split('y="')[1].split('"', maxsplit=1)[0])
+
+    assert base(met) > base(free)
