@@ -26,7 +26,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
@@ -129,6 +129,7 @@ class TreeSearchTask:
         vocabulary = {token: index for index, token in enumerate((*MARKERS, *LETTERS))}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
+        tokenizer.decoder = decoders.Fuse()  # nothing stands between two names
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,
             pad_token="[PAD]",
