@@ -27,12 +27,19 @@ from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import cost
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
-from unspoken.evaluation.systems import Answers, System, answer, load_model, nearest_row, system_of
+from unspoken.evaluation.systems import (
+    COUPLED,
+    Answers,
+    System,
+    answer,
+    load_model,
+    nearest_row,
+    system_name,
+    system_of,
+)
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
-
-COUPLED = "coupled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +137,11 @@ def _example(
     latents = _pad(answers.chain.latents, steps)[row, :steps]
     coefficients = all_coefficients(latents, model.reasoner.target_table)
     names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
-    spoken = model.config.end_id
-    said = answers.spoken[row].tolist()
-    said = said[: said.index(spoken)] if spoken in said else said
     return {
         "kind": kind,
         "heap": names,
         "route": [names[node] for node in task.route_nodes(problems.leaf_B)[row]],
-        "spoken": task.tokenizer.convert_ids_to_tokens(said),
+        "spoken": task.words(answers.spoken[row]),
         "correct": bool(answers.correct[row]),
         "coefficients": [
             {LETTERS[index]: round(float(step[FIRST_LETTER + index]), 4) for index in range(len(LETTERS))}
@@ -192,7 +196,9 @@ def _curve(folder: Path) -> dict[str, Any]:
     names = [
         name
         for name in evaluations[0]
-        if name.removeprefix("eval_") in keep or name.startswith(("eval_forced_", "eval_rollout_"))
+        # A reading of the rollout is missing where every chain was too short for it.
+        if all(name in entry for entry in evaluations)
+        and (name.removeprefix("eval_") in keep or name.startswith(("eval_forced_", "eval_rollout_")))
     ]
     return {
         "selected_step": manifest["step"],
@@ -211,6 +217,8 @@ def _inspect(model: JepaReasonerModel, given: Answers, task: TreeSearchTask, tes
     latents = {"rollout": _pad(given.chain.latents, depth + 1), "forced": forced_latents(model, task, test)}
     # A chain that stopped early has no latent to take apart: it counts as wrong, not as unmixed.
     whole = given.chain.lengths >= depth
+    if not whole.any():  # there must be something to average: the missing latents are zeros, which mix nothing
+        whole = torch.ones_like(whole)
     found: dict[str, Any] = {"steps": {}, "mixture": {}}
     for kind, values in latents.items():
         found["steps"][kind] = _step_accuracy(model.nearest_row(values), right)
@@ -274,7 +282,7 @@ def evaluate(
         for stage, folder in entry.final.items():
             say(f"seed {entry.seed}  {stage}: {problems} test problems")
             model: PreTrainedModel = load_model(folder)
-            systems: list[System] = [system_of(model, name=_public_name(model, stage))]
+            systems: list[System] = [system_of(model, name=system_name(model, stage))]
             if isinstance(model, JepaReasonerForCausalLM):
                 systems.append(nearest_row(model.reasoner, name=f"{systems[0].name}, nearest row"))
             for system in systems:
@@ -329,7 +337,3 @@ def evaluate(
         for entry in seeds
     ]
     return result
-
-
-def _public_name(model: PreTrainedModel, stage: str) -> str:
-    return "jepa-reasoner" if isinstance(model, JepaReasonerForCausalLM) else stage

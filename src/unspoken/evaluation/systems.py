@@ -19,6 +19,8 @@ from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCa
 from unspoken.reasoning import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
+PAIR, COUPLED = "jepa-reasoner", "coupled"
+
 
 @dataclass(frozen=True, kw_only=True)
 class System:
@@ -39,7 +41,7 @@ class System:
     spoken_passes: Callable[[int], int]
 
 
-def coupled(model: PreTrainedModel, *, end_id: int, pad_id: int, name: str = "coupled") -> System:
+def coupled(model: PreTrainedModel, *, end_id: int, pad_id: int, name: str = COUPLED) -> System:
     """The Transformer that reasons in the tokens it speaks."""
     reasoner = CoupledReasoner(model=model, end_id=end_id, pad_id=pad_id)
     return System(name=name, model=model, reason=reasoner.reason, speak=reasoner.speak, spoken_passes=lambda _: 0)
@@ -50,7 +52,7 @@ def nearest_row(model: JepaReasonerModel, *, name: str = "reasoner, nearest row"
     return System(name=name, model=model, reason=model.reason, speak=model.read_out, spoken_passes=lambda _: 0)
 
 
-def pair(model: JepaReasonerForCausalLM, *, name: str = "jepa-reasoner") -> System:
+def pair(model: JepaReasonerForCausalLM, *, name: str = PAIR) -> System:
     """Reasoner and Talker."""
     mono = model.config.talker_kind == "mono"
     return System(
@@ -77,6 +79,11 @@ def load_model(folder: Path) -> PreTrainedModel:
     return model.eval()
 
 
+def system_name(model: PreTrainedModel, stage: str) -> str:
+    """What a finished stage is called in tables: the pair by its method, any other model by its stage."""
+    return PAIR if isinstance(model, JepaReasonerForCausalLM) else stage
+
+
 def system_of(model: PreTrainedModel, name: str | None = None) -> System:
     """The system that a stage's model makes."""
     if isinstance(model, JepaReasonerForCausalLM):
@@ -86,7 +93,7 @@ def system_of(model: PreTrainedModel, name: str | None = None) -> System:
     assert isinstance(model, UnspokenForCausalLM)
     end, pad = model.config.eos_token_id, model.config.pad_token_id
     assert isinstance(end, int) and isinstance(pad, int)
-    return coupled(model, end_id=end, pad_id=pad, name=name or "coupled")
+    return coupled(model, end_id=end, pad_id=pad, name=name or COUPLED)
 
 
 @dataclass(frozen=True, kw_only=True)

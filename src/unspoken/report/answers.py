@@ -14,7 +14,7 @@ from unspoken.analysis.mixture import all_coefficients
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
-from unspoken.evaluation.systems import System, answer, load_model, system_of
+from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.report.formats import coefficient, count
 from unspoken.tasks import TreeProblems, TreeSearchTask
@@ -64,9 +64,7 @@ def _chain(system: System, latents: torch.Tensor, spoken: list[str]) -> list[dic
 
 def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
     given = answer(system, task, problems, 1)
-    end = system.model.config.eos_token_id
-    said = given.spoken[0].tolist()
-    tokens = task.tokenizer.convert_ids_to_tokens(said[: said.index(end)] if end in said else said)
+    tokens = task.words(given.spoken[0])
     length = int(given.chain.lengths[0])
     printed = task.text(problems)[0]
     result: dict[str, Any] = {
@@ -102,8 +100,7 @@ def answer_problems(
     task = recipe.task.build()
     problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
     model = load_model(folder)
-    name = "jepa-reasoner" if isinstance(model, JepaReasonerForCausalLM) else folder.parent.name
-    system = system_of(model, name=name)
+    system = system_of(model, name=system_name(model, folder.parent.name))
     for problem in problems:
         yield _answer_one(system, task, problem)
 

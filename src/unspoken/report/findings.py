@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unspoken.evaluation.systems import COUPLED, PAIR
 from unspoken.report.formats import bare_percent, count, joined, p_value, percent, points, steps
 
 Results = Mapping[str, Any]
 
-PAIR, COUPLED = "jepa-reasoner", "coupled"
 
 CONTROL_MEANING = {
     "zero": ("zero vectors", "Are the vectors read at all, or only their number?"),

@@ -8,12 +8,11 @@ from typing import Any
 
 import yaml
 
+from unspoken.evaluation.systems import COUPLED, PAIR
 from unspoken.report import figures
 from unspoken.report.charts import interval_bar
 from unspoken.report.findings import (
     CONTROL_MEANING,
-    COUPLED,
-    PAIR,
     PAPER,
     Results,
     averaged,

@@ -9,7 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unspoken.report.findings import COUPLED, PAPER, compares_to_paper, each_seed
+from unspoken.evaluation.systems import COUPLED
+from unspoken.report.findings import PAPER, Results, compares_to_paper, each_seed
 from unspoken.report.formats import (
     bare_percent,
     coefficient,
@@ -24,8 +25,6 @@ from unspoken.report.formats import (
     quantity,
     steps,
 )
-
-Results = dict[str, Any]
 
 
 def _say(text: str, console: Console) -> None:

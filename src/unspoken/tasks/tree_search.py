@@ -251,6 +251,11 @@ class TreeSearchTask:
         ids = self.encode(problems)["input_ids"][:, :-1]
         return ["".join(self.tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]
 
+    def words(self, spoken_N: Tensor) -> list[str]:
+        """The tokens of one spoken row up to its end-of-sequence, which is left out."""
+        said = spoken_N.tolist()
+        return self.tokenizer.convert_ids_to_tokens(said[: said.index(EOS)] if EOS in said else said)
+
     def parse(self, text: str) -> TreeProblems:
         """Read a problem typed by a person, with or without a route after the route marker.
 
