@@ -209,8 +209,11 @@ def render(text: str) -> str:
         return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
 
     def table(match: re.Match[str]) -> str:
-        return match[1] + TABLES[match[3]](results(match[2])) + match[4]
+        return match[1] + TABLES[match[3]](results(match[2])) + match[5]
 
+    for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER)):
+        if text.count(opening) != len(whole.findall(text)):
+            raise ValueError(f"a page has a '{opening.strip()}' without its end: it would never be written again")
     return TABLE.sub(table, NUMBER.sub(number, text))
 
 
