@@ -11,7 +11,11 @@ from rich.console import Console
 
 from unspoken.backbone.folder import write_json
 from unspoken.evaluation.measure import SeedModels, evaluate
+from unspoken.evaluation.words import evaluate_words
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
+from unspoken.tasks import TreeSearchConfig, TreeSearchTask
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import seed_runs, train
 from unspoken.training.settings import as_mapping
@@ -21,9 +25,23 @@ RESULTS, PAGE = "results.json", "report.html"
 
 
 def final_stages(recipe: Recipe) -> list[str]:
-    """Stages that no other stage starts from: the models that a recipe is about."""
-    starts = {stage.start for stage in recipe.stages}
-    return [stage.name for stage in recipe.stages if stage.name not in starts]
+    """The stages that a recipe is about.
+
+    Of tree search, those that no other stage starts from; of word problems, all that reason by themselves, since the
+    explicit chain of thought is both a start and a baseline.
+    """
+    if isinstance(recipe.task, TreeSearchConfig):
+        starts = {stage.start for stage in recipe.stages}
+        return [stage.name for stage in recipe.stages if stage.name not in starts]
+    return [stage.name for stage in recipe.stages if isinstance(stage.objective, NextToken | Autonomy)]
+
+
+def _teacher(recipe: Recipe, name: str) -> str | None:
+    """The stage whose model made the labels that a stage learned from."""
+    stage = recipe.stage(name)
+    if not isinstance(stage.objective, Autonomy) or stage.start is None:
+        return None
+    return recipe.stage(stage.start).start
 
 
 def models_of(run: SeedRun) -> SeedModels:
@@ -39,6 +57,11 @@ def models_of(run: SeedRun) -> SeedModels:
         seed=run.seed,
         final={name: run.model_folder(name) for name in final_stages(run.recipe)},
         stages={stage.name: run.model_folder(stage.name) for stage in run.recipe.stages},
+        teachers={
+            name: run.model_folder(teacher)
+            for name in final_stages(run.recipe)
+            if (teacher := _teacher(run.recipe, name)) is not None
+        },
     )
 
 
@@ -63,13 +86,21 @@ def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
 
 def measure_run(recipe: Recipe, runs: list[SeedRun], *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Evaluate finished seeds and write ``results.json`` beside them."""
-    results = evaluate(
-        recipe.task.build(),
-        [models_of(run) for run in runs],
-        problems=recipe.evaluation.problems,
-        batch_size=recipe.evaluation.batch_size,
-        say=say,
-    )
+    task, settings, models = recipe.task.build(), recipe.evaluation, [models_of(run) for run in runs]
+    if isinstance(task, TreeSearchTask):
+        results = evaluate(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
+    else:
+        explicit = [s.name for s in recipe.stages if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
+        results = evaluate_words(
+            task,
+            recipe.tokenizer(),
+            models,
+            baseline=explicit[0] if explicit else None,
+            problems=settings.problems,
+            batch_size=settings.batch_size,
+            max_answer=settings.max_answer,
+            say=say,
+        )
     results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
     write_json(runs[0].folder.parent / RESULTS, results)
     return results

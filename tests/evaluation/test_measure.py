@@ -8,7 +8,8 @@ import torch
 from tiny_recipe import quiet_train, tiny_recipe
 
 from unspoken.backbone.folder import read_manifest, write_manifest
-from unspoken.evaluation.measure import _curve, _inspect
+from unspoken.evaluation.curves import curve as curve_of
+from unspoken.evaluation.measure import _inspect
 from unspoken.evaluation.systems import answer, load_model, nearest_row
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
 
@@ -39,6 +40,6 @@ def test_a_reading_that_one_evaluation_lacks_is_left_out_of_the_curve(reasoner_f
     evaluations[0]["eval_rollout_rank"] = 0.5
     evaluations[-1].pop("eval_rollout_rank", None)
     write_manifest(reasoner_folder, manifest)
-    curve = _curve(reasoner_folder)
+    curve = curve_of(reasoner_folder)
     assert "rollout_rank" not in curve
     assert len(curve["forced_rank"]) == len(curve["steps"])

@@ -110,7 +110,7 @@ def test_padding_on_the_right_is_refused(reasoner: JepaReasonerModel) -> None:
 
 def test_a_prompt_that_leaves_no_room_is_refused(reasoner: JepaReasonerModel) -> None:
     assert rollout(reasoner, prompts(length=60), None, StopRule(max_latents=4)).mask.shape == (6, 4)
-    with pytest.raises(ValueError, match="60 tokens with up to 5 latents does not fit the model, which has 64"):
+    with pytest.raises(ValueError, match="60 tokens with up to 5 further steps does not fit the model, which has 64"):
         rollout(reasoner, prompts(length=60), None, StopRule(max_latents=5))
 
 

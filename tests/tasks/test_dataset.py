@@ -12,7 +12,7 @@ from unspoken.tasks.tree_search import Split
 
 def window(first: int = 0, size: int = 40, split: Split = "train", seed: int = 0) -> GeneratedDataset:
     task = TreeSearchConfig(depth=3, targets=2).build()
-    return GeneratedDataset(task=task, split=split, seed=seed, first=first, size=size)
+    return GeneratedDataset(make=lambda indices: task.encode(task.sample(split, indices, seed)), first=first, size=size)
 
 
 def test_a_batch_is_its_samples() -> None:
@@ -20,7 +20,7 @@ def test_a_batch_is_its_samples() -> None:
     indices = [3, 0, 39, 3]
     batch = data.__getitems__(indices)
     for key in batch:
-        assert torch.equal(batch[key], torch.stack([data[index][key] for index in indices])), key
+        assert torch.equal(batch[key], torch.cat([data[index][key] for index in indices])), key
 
 
 def test_a_window_is_a_part_of_the_same_list() -> None:

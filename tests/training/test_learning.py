@@ -21,7 +21,7 @@ from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
 from unspoken.reasoning import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.stages import build_model
+from unspoken.training.trees import build_model
 
 BLIND = 7 / 12 * math.log(15)
 STEPS, BATCH = 300, 64

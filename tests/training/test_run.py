@@ -17,7 +17,7 @@ from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.training.recipe import parse
-from unspoken.training.stages import judge_of
+from unspoken.training.trees import judge_of
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from unspoken.backbone.folder import verify
 from unspoken.training.recipe import Recipe
-from unspoken.training.stages import build_model
+from unspoken.training.stages import data_of
 from unspoken.training.trainer import Judge, StageTrainer
+from unspoken.training.trees import build_model
 
 
 class Watch(TrainerCallback):
@@ -44,7 +45,8 @@ def trainer_of(
         recipe=recipe,
         stage=stage,
         model=build_model(recipe, stage, None),
-        tokenizer=recipe.task.build().tokenizer,
+        tokenizer=recipe.tokenizer(),
+        data=data_of(recipe, stage, None, 0),
         folder=folder,
         seed=0,
         judge=judge,

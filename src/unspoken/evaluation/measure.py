@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from unspoken.analysis.calibration import forced_calibration, rollout_calibration, valid_routes
 from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
-from unspoken.backbone.folder import read_manifest
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import cost
+from unspoken.evaluation.cost import tree_cost
+from unspoken.evaluation.curves import curve
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.systems import (
     COUPLED,
@@ -47,13 +47,15 @@ class SeedModels:
     """The trained folders of one seed.
 
     Attributes:
-        final: the stages that no other stage starts from, by name: these are measured.
+        final: the stages that are measured, by name.
         stages: every stage's folder, by name, for its curve.
+        teachers: for a stage that learned from labels, the folder of the model that made them.
     """
 
     seed: int
     final: dict[str, Path]
     stages: dict[str, Path]
+    teachers: dict[str, Path] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -188,28 +190,6 @@ def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
     }
 
 
-def _curve(folder: Path) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    evaluations = [entry for entry in manifest["history"] if "eval_score" in entry]
-    losses = [entry for entry in manifest["history"] if "loss" in entry]
-    keep = ("exact_match", "effective_rank", "nearest_row", "sst_loss", "best_constant_loss")
-    names = [
-        name
-        for name in evaluations[0]
-        # A reading of the rollout is missing where every chain was too short for it.
-        if all(name in entry for entry in evaluations)
-        and (name.removeprefix("eval_") in keep or name.startswith(("eval_forced_", "eval_rollout_")))
-    ]
-    return {
-        "selected_step": manifest["step"],
-        "steps": [entry["step"] for entry in evaluations],
-        **{name.removeprefix("eval_"): [round(entry[name], 5) for entry in evaluations] for name in names},
-        "loss_steps": [entry["step"] for entry in losses],
-        "loss": [round(entry["loss"], 5) for entry in losses],
-        "seconds": next((entry["train_runtime"] for entry in manifest["history"] if "train_runtime" in entry), None),
-    }
-
-
 def _inspect(model: JepaReasonerModel, given: Answers, task: TreeSearchTask, test: TreeProblems) -> dict[str, Any]:
     """Steps, mixture and, where the odds are known, calibration of one Reasoner."""
     depth = task.config.depth
@@ -290,7 +270,7 @@ def evaluate(
                 outcomes.setdefault(system.name, []).append(given.correct.numpy().astype(np.float64))
                 ended.setdefault(system.name, []).append(float((given.chain.stop == 0).double().mean()))
                 if entry is seeds[0]:
-                    spent = cost(system, task, timed, batch_size=batch_size)
+                    spent = tree_cost(system, task, timed, batch_size=batch_size)
                     result["systems"][system.name] = {"cost": dataclasses.asdict(spent)}
                 if isinstance(system.model, JepaReasonerModel):
                     inside.setdefault(system.name, []).append(_inspect(system.model, given, task, test))
@@ -333,7 +313,7 @@ def evaluate(
     }
     result["reference"] = reference_levels(len(LETTERS))
     result["training"] = [
-        {"seed": entry.seed, "stages": {name: _curve(folder) for name, folder in entry.stages.items()}}
+        {"seed": entry.seed, "stages": {name: curve(folder) for name, folder in entry.stages.items()}}
         for entry in seeds
     ]
     return result

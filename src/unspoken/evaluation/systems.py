@@ -18,6 +18,7 @@ from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.reasoning import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.tree_search import EOS
 
 PAIR, COUPLED = "jepa-reasoner", "coupled"
 
@@ -98,10 +99,16 @@ def system_of(model: PreTrainedModel, name: str | None = None) -> System:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a system thought and said about some problems, and whether it was right."""
+    """What a system thought and said about some problems, and whether it was right.
+
+    Attributes:
+        spoken: ``[B, N]`` tokens.
+        words: ``[B]``, how many of them were said, the end included.
+    """
 
     chain: LatentChain
     spoken: Tensor
+    words: Tensor
     correct: Tensor
 
 
@@ -118,4 +125,5 @@ def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_s
     chain = LatentChain.concatenate(chains)
     width = chain.mask.shape[1]
     padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in spoken])
-    return Answers(chain=chain, spoken=padded, correct=task.grade(padded, problems))
+    words = (((padded == EOS).cumsum(dim=1) == 0).sum(dim=1) + 1).clamp(max=width)
+    return Answers(chain=chain, spoken=padded, words=words, correct=task.grade(padded, problems))

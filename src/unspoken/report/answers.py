@@ -17,6 +17,7 @@ from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.report.formats import coefficient, count
+from unspoken.report.word_answers import answer_words
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 from unspoken.training.recipe import Recipe, parse
@@ -34,7 +35,7 @@ def _locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     if not recipe_file.is_file():
         raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")
     recipe = parse(recipe_file.read_text(), str(recipe_file))
-    talkers = [entry.name for entry in recipe.stages if entry.objective.kind == "talker"]
+    talkers = [entry.name for entry in recipe.stages if entry.objective.kind in ("talker", "autonomy")]
     wanted = recipe.stage(stage) if stage else recipe.stage(talkers[-1] if talkers else recipe.stages[-1].name)
     run = SeedRun(recipe=recipe, folder=path / f"seed-{seed}", seed=seed)
     if not run.finished(wanted):
@@ -90,14 +91,17 @@ def answer_problems(
 
     Args:
         model_path: a run folder, or the folder of one model.
-        texts: printed problems, with or without a route; None means the first problem of the test split.
-        seed, stage: which model of a run folder; the Talker's stage by default.
+        texts: printed problems, with or without a route, or questions; None means the first problem of the test split.
+        seed, stage: which model of a run folder; the last that speaks from latents by default.
 
     Raises:
         ValueError: no such model, or a text that is not a problem of its task.
     """
     recipe, folder = _locate(model_path, seed, stage)
     task = recipe.task.build()
+    if not isinstance(task, TreeSearchTask):
+        yield from answer_words(recipe, folder, texts)
+        return
     problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
     model = load_model(folder)
     system = system_of(model, name=system_name(model, folder.parent.name))
@@ -106,12 +110,13 @@ def answer_problems(
 
 
 def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> None:
-    """The tree, the answer, and on request the chain."""
+    """The problem, its tree if it has one, the answer, and on request the chain."""
     print(result["problem"])
-    print(f"\n{result['tree']}\n")
+    print(f"\n{result['tree']}\n" if "tree" in result else "")
     verdict = ""
     if "correct" in result:
-        verdict = "  right" if result["correct"] else f"  wrong: the route is {result['expected']}"
+        wanted = "route" if "tree" in result else "answer"
+        verdict = "  right" if result["correct"] else f"  wrong: the {wanted} is {result['expected']}"
     made = (
         count(result["latent_steps"], "silent step")
         if result["silent"]

@@ -1,10 +1,11 @@
-"""Names and predicted latents on two principal components."""
+"""Clouds of vectors on two principal components."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 from unspoken.report.charts import Point, number, svg
 from unspoken.report.figures import Panel
@@ -19,16 +20,7 @@ def pca_panel(results: Results) -> Panel | None:
     pca = results.get("pca")
     if not pca or not pca.get("names"):
         return None
-    everything = [*pca["names"].values(), *(entry["at"] for entry in pca["predictions"])]
-    left, right = min(point[0] for point in everything), max(point[0] for point in everything)
-    low, high = min(point[1] for point in everything), max(point[1] for point in everything)
-    # One scale for both directions: distances in the drawing are distances in the plane.
-    scale = (LARGEST - 2 * _EDGE) / max(right - left, high - low, 1e-6)
-
-    def at(point: Sequence[float]) -> Point:
-        return _EDGE + scale * (point[0] - left), _EDGE + scale * (high - point[1])
-
-    width, height = max(at((right, low))[0] + _EDGE, 260.0), at((right, low))[1] + _EDGE
+    at, width, height = _placed([*pca["names"].values(), *(entry["at"] for entry in pca["predictions"])])
     squares = {name: at(point) for name, point in pca["names"].items()}
     labels = spread(squares)
     clouds, names, focus = [], [], []
@@ -37,7 +29,7 @@ def pca_panel(results: Results) -> Panel | None:
         hue = 360 * (index * 7 % len(squares)) / len(squares)
         opening = f'<g class="n k{index}" style="--h:{hue:.0f}">'
         dots = [at(entry["at"]) for entry in pca["predictions"] if entry["name"] == name]
-        clouds.append(opening + "".join(_dot(dot) for dot in dots) + "</g>")
+        clouds.append(opening + "".join(_dot(dot, 4.5) for dot in dots) + "</g>")
         square = f'<rect class="row" x="{number(x - 3)}" y="{number(y - 3)}" width="6" height="6"/>'
         place = f'x="{number(labels[name][0])}" y="{number(labels[name][1])}"'
         names.append(f'{opening}{square}<text class="name" {place} dy=".36em">{escape(name)}</text></g>')
@@ -47,8 +39,35 @@ def pca_panel(results: Results) -> Panel | None:
     return Panel(title="", drawing=svg(width, height, parts, label=label, classes="pca"))
 
 
-def _dot(place: Point) -> str:
-    return f'<circle class="cloud" cx="{number(place[0])}" cy="{number(place[1])}" r="4.5"/>'
+def plane_panel(plane: Mapping[str, Any]) -> Panel | None:
+    """Rows of the embedding table as squares and hidden states as dots, on the main plane of both."""
+    if not plane["embeddings"] or not plane["hidden"]:
+        return None
+    at, width, height = _placed([*plane["embeddings"], *plane["hidden"]])
+    squares = (at(point) for point in plane["embeddings"])
+    parts = ['<g class="c1">']
+    parts += [f'<rect class="cloud" x="{number(x - 2)}" y="{number(y - 2)}" width="4" height="4"/>' for x, y in squares]
+    parts += ['</g><g class="c2">', *(_dot(at(point), 2.5) for point in plane["hidden"]), "</g>"]
+    legend = (("c1 squared", "rows of the embedding table"), ("c2 dotted", "hidden states"))
+    label = "Embedding rows and hidden states on two principal components"
+    return Panel(title="", legend=legend, drawing=svg(width, height, parts, label=label, classes="pca"))
+
+
+def _placed(points: Sequence[Sequence[float]]) -> tuple[Callable[[Sequence[float]], Point], float, float]:
+    """The way from a plane to pixels, and the width and height of the drawing."""
+    left, right = min(point[0] for point in points), max(point[0] for point in points)
+    low, high = min(point[1] for point in points), max(point[1] for point in points)
+    # One scale for both directions: distances in the drawing are distances in the plane.
+    scale = (LARGEST - 2 * _EDGE) / max(right - left, high - low, 1e-6)
+
+    def at(point: Sequence[float]) -> Point:
+        return _EDGE + scale * (point[0] - left), _EDGE + scale * (high - point[1])
+
+    return at, max(at((right, low))[0] + _EDGE, 260.0), at((right, low))[1] + _EDGE
+
+
+def _dot(place: Point, radius: float) -> str:
+    return f'<circle class="cloud" cx="{number(place[0])}" cy="{number(place[1])}" r="{number(radius)}"/>'
 
 
 def spread(marks: Mapping[str, Point], *, gap: float = 16.0, clear: float = 12.0) -> dict[str, Point]:

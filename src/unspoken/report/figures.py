@@ -1,7 +1,8 @@
 """The figures of the page: each takes results and gives panels, or none where the data is absent.
 
 A panel is a title, a legend and one drawing. Colours have one meaning on the whole page: blue is the Reasoner and the
-right name, orange the coupled baseline and the other name, green the Talker and what is measured over all nodes.
+right name, orange the baseline and the other name, green the Talker and what is measured over all nodes. Of a run on
+word problems every system has a colour of its own, the baseline orange again.
 """
 
 from __future__ import annotations
@@ -25,12 +26,23 @@ from unspoken.report.charts import (
     shares,
     training_steps,
 )
-from unspoken.report.findings import Results, averaged, inside, step_names
+from unspoken.report.findings import Results, averaged, baseline, inside, reasoners, step_names
 from unspoken.report.formats import coefficient, percent
 
-STAGE_COLOURS = {"sst": "c1", "talker": "c3"}
+STAGE_COLOURS = {"sst": "c1", "talker": "c3", "compress": "c4", "autonomy": "c1"}
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
+BASELINE_COLOUR = "c2"
 KINDS = {"forced": "teacher-forced", "rollout": "rollout"}
+
+
+def system_colours(results: Results) -> dict[str, str]:
+    """The colour of every system of a run on word problems, latent reasoners first; where colours run out, lines dash."""
+    others = dict.fromkeys([*reasoners(results), *results["systems"]])
+    others.pop(baseline(results), None)
+    free = [colour for colour in SERIES if colour != BASELINE_COLOUR]
+    free += [f"{colour} dashed" for colour in free]
+    found = {name: free[index % len(free)] for index, name in enumerate(others)}
+    return {**found, baseline(results): BASELINE_COLOUR}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +109,12 @@ def _objective(objective: Mapping[str, Any]) -> str:
     if kind == "sst":
         return f"SST loss, k = {objective.get('k', 0):g}"
     if kind == "next_token":
+        if objective.get("chain") == "none":
+            return "next token, no chain"
         return f"next token, {objective.get('positions', 'all')} positions"
-    return "cross-entropy of the words" if kind == "talker" else str(kind)
+    if kind == "compress":
+        return f"stage 1, {objective.get('train', '')}"
+    return {"talker": "cross-entropy of the words", "autonomy": "stage 2"}.get(kind, str(kind))
 
 
 def _curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:
@@ -133,7 +149,8 @@ def training_panels(results: Results) -> list[list[Panel]]:
             )
         if any("exact_match" in curve for _, curve in curves):
             group.append(_validation(stage, curves, colour, x))
-        groups.append(group)
+        if group:  # a stage that writes labels has no curve
+            groups.append(group)
     return groups
 
 

@@ -25,6 +25,13 @@ CONTROL_MEANING = {
     "truncate": ("the first half, then zeros", "Are the late steps needed?"),
     "no chain": ("a single zero vector", "How far does guessing go?"),
 }
+WORD_CONTROL_MEANING = CONTROL_MEANING | {
+    "no chain": ("the end marker follows the question", "How far does it get without a chain?"),
+    "forced answer": ("the box is opened right behind the chain", "Is the answer ready when the chain ends?"),
+    "random mixtures": ("as many mixtures of random tokens", "Would any mixtures do?"),
+}
+# These take away what a chain holds; the others disturb it or the text behind it.
+_EMPTYING = ("no chain", "swap", "mean", "random mixtures", "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +70,38 @@ def title(results: Results) -> str:
     return f"{results.get('name', 'run')}, {results.get('size', '')}".rstrip(", ")
 
 
+def words(results: Results) -> Mapping[str, Any]:
+    """What was measured on word problems only; empty for other tasks."""
+    found: Mapping[str, Any] = results.get("words") or {}
+    return found
+
+
+def baseline(results: Results) -> str:
+    """The system that the others are compared with."""
+    return str(results.get("baseline", COUPLED))
+
+
+def label(results: Results, system: str) -> str:
+    """A system as it is written: on word problems it has the name of a stage, which reads badly."""
+    return system.replace("_", " ") if words(results) else system
+
+
+def reasoners(results: Results) -> list[str]:
+    """Systems that reason in latents; the baseline's steps are explicit tokens."""
+    taken = words(results).get("steps", {})
+    return [
+        name for name in results["systems"] if name != baseline(results) and taken.get(name, {}).get("latents", 0) > 0
+    ]
+
+
 def sample(results: Results) -> str:
     """``1,000 test problems, 3 seeds``."""
     return f"{count(results['problems'], 'test problem')}, {count(len(results['seeds']), 'seed')}"
 
 
 def difference(results: Results, system: str) -> Mapping[str, Any] | None:
-    """The paired test of a system against the coupled baseline, if there is one."""
-    found: Mapping[str, Any] | None = results.get("differences", {}).get(f"{system} - {COUPLED}")
+    """The paired test of a system against the baseline, if there is one."""
+    found: Mapping[str, Any] | None = results.get("differences", {}).get(f"{system} - {baseline(results)}")
     return found
 
 
@@ -103,17 +134,85 @@ def finding(results: Results) -> str:
         return _calibrated(calibrated[0])
     if PAIR in systems:
         return _pair(results)
+    if baseline(results) in systems and reasoners(results):
+        return _latents(results)
     rates = {name: entry["exact_match"]["mean"] for name, entry in systems.items()}
     low, high = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
     problems = count(results["problems"], "unseen problem")
     if len(rates) == 1:
-        return f"{high} answers {percent(rates[high])} of {problems}."
+        return f"{label(results, high)} answers {percent(rates[high])} of {problems}."
     overlap = systems[low]["exact_match"]["high"] >= systems[high]["exact_match"]["low"]
     together = "; their intervals overlap" if overlap else ""
     return (
-        f"Of {len(rates)} systems, {high} answers the most of {problems}, {percent(rates[high])}, "
-        f"and {low} the least, {percent(rates[low])}{together}.{_seeds_caveat(results)}"
+        f"Of {len(rates)} systems, {label(results, high)} answers the most of {problems}, {percent(rates[high])}, "
+        f"and {label(results, low)} the least, {percent(rates[low])}{together}.{_seeds_caveat(results)}"
     )
+
+
+def _latents(results: Results) -> str:
+    """The best system that reasons in latents beside the explicit chain of thought."""
+    taken, explicit, silent = words(results)["steps"], baseline(results), reasoners(results)
+    rates = {name: entry["exact_match"]["mean"] for name, entry in results["systems"].items()}
+    best = max(silent, key=lambda name: rates[name])
+    length = f", {steps(taken[explicit]['latents'])} tokens" if explicit in taken else ""
+    paired = difference(results, best)
+    text = (
+        f"Reasoning in {steps(taken[best]['latents'])} latents a problem, {label(results, best)} answers "
+        f"{percent(rates[best])} of {count(results['problems'], 'unseen problem')}; the explicit chain of thought "
+        f"({label(results, explicit)}{length}){_equal_training(results)} answers {percent(rates[explicit])}"
+        f"{'' if paired is None else _verdict(paired)}."
+    )
+    if len(silent) > 1:
+        text += f" It is the best of {len(silent)} systems that reason in latents, picked on these problems."
+    swapped = words(results).get("controls", {}).get(best, {}).get("swap")
+    if swapped is not None:
+        text += f" With the chain of another problem it answers {percent(swapped['exact_match']['mean'])}."
+    return text + _seeds_caveat(results)
+
+
+def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> str:
+    """Whether the chain of a word-problem system does anything, out of its controls' paired differences.
+
+    Args:
+        controls: by name, each with its ``difference`` to the system with its own chain.
+    """
+    change = {name: entry["difference"] for name, entry in controls.items()}
+    lost = {name: -entry["mean"] for name, entry in change.items() if differs(entry) and entry["mean"] < 0}
+    emptied = [name for name in _EMPTYING if name in change]
+    needed = sorted((name for name in emptied if name in lost), key=lambda name: lost[name])
+    spared = [name for name in emptied if name not in lost]
+    parts = []
+    if needed and not spared:
+        span = " to ".join(dict.fromkeys(bare_percent(lost[name], 1) for name in (needed[0], needed[-1])))
+        parts.append(f"The chain does something: without what it holds, accuracy falls by {span} points.")
+    elif needed:
+        most = f"{'up to ' if len(needed) > 1 else ''}{bare_percent(lost[needed[-1]], 1)} points"
+        anyones = ", so it need not be this problem’s chain" if "swap" in spared else ""
+        parts.append(
+            f"The chain does something, but not all of it counts: {joined(needed)} cost {most}, while "
+            f"{joined(spared)} cost nothing detectable{anyones}."
+        )
+    elif spared:
+        parts.append("No sign that the chain does anything: to take away what it holds costs nothing detectable.")
+    subjects = {"shuffle": "its order", "truncate": "its second half"}
+    told = [f"{subject} ({points(-lost[name])} points)" for name, subject in subjects.items() if name in lost]
+    if told:
+        parts.append(_sentence(f"{joined(told)} {'matters' if len(told) == 1 else 'matter'}"))
+    told = [subject for name, subject in subjects.items() if name in change and name not in lost]
+    if told:
+        parts.append(_sentence(f"{joined(told)} {'makes' if len(told) == 1 else 'make'} no detectable difference"))
+    if "forced answer" in lost:
+        parts.append(
+            f"Answering right behind the chain costs {bare_percent(lost['forced answer'], 1)} points: "
+            "part of the work is done in the text after it."
+        )
+    elif "forced answer" in change:
+        parts.append("Answering right behind the chain costs nothing detectable.")
+    return " ".join(parts)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _pair(results: Results) -> str:
@@ -153,7 +252,7 @@ def _calibrated(entry: Mapping[str, Any]) -> str:
 
 def _equal_training(results: Results) -> str:
     for stage in results.get("recipe", {}).get("stages", ()):
-        if stage.get("name") == COUPLED and stage.get("steps_of"):
+        if stage.get("name") == baseline(results) and stage.get("steps_of"):
             return f", given as many training steps as {joined(list(stage['steps_of']))} together,"
     return ""
 

@@ -16,6 +16,7 @@ from unspoken.report.findings import (
     PAPER,
     Results,
     averaged,
+    baseline,
     compares_to_paper,
     containment,
     difference,
@@ -23,6 +24,8 @@ from unspoken.report.findings import (
     each_seed,
     inside,
     is_ambiguous,
+    label,
+    words,
 )
 from unspoken.report.formats import (
     NO_VALUE,
@@ -39,6 +42,9 @@ from unspoken.report.formats import (
 )
 from unspoken.report.latents import calibration_section, examples_section, mixture_section, pca_section
 from unspoken.report.markup import Cell, Section, figure, heads, paragraph, prose, table, text_cell
+from unspoken.report.strips import strips_section
+from unspoken.report.superposition import superposition_section
+from unspoken.report.words import geometry_section, steps_table, tests_section, word_controls_section
 
 NEAREST = ", nearest row"
 SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2"}
@@ -48,21 +54,22 @@ SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2"}
 
 
 def headline(results: Results) -> str:
-    """Exact match of every system, against the coupled baseline and beside the paper's."""
+    """Exact match of every system, against the baseline and beside the paper's."""
     systems = results["systems"]
+    colours = figures.system_colours(results) if words(results) else SYSTEM_COLOURS
     compared = any(difference(results, name) for name in systems)
     seeds = len(results["seeds"]) > 1
     valid = {name: entry["calibration"] for name, entry in inside(results).items() if "calibration" in entry}
     head = [*heads("System", "Exact match|95 % interval"), Cell(small="0 to 100 %", classes="wide graphic")]
     head += heads("", "~Each seed|%")[1:] if seeds else []
-    head += heads("", "Against coupled|points", "~p")[1:] if compared else []
+    head += heads("", f"Against {label(results, baseline(results))}|points", "~p")[1:] if compared else []
     head += heads("", "Real routes")[1:] if valid else []
     rows = []
     for name, entry in systems.items():
         rate = entry["exact_match"]
-        bar = interval_bar(rate["mean"], rate["low"], rate["high"], SYSTEM_COLOURS.get(name, "c1"), bar=False)
+        bar = interval_bar(rate["mean"], rate["low"], rate["high"], colours.get(name, "c1"), bar=False)
         row = [
-            text_cell(name),
+            text_cell(label(results, name)),
             Cell(text=percent(rate["mean"]), small=percent_range(rate["low"], rate["high"]), classes="num strong"),
             Cell(html=bar, classes="wide graphic"),
         ]
@@ -95,7 +102,14 @@ def _against(results: Results, name: str) -> list[Cell]:
 
 def _headline_caption(results: Results, compared: bool) -> str:
     problems = count(results["problems"], "test problem")
-    text = f"Share of {problems} whose whole answer is right, its end included; every system gets the same problems. "
+    if words(results):
+        names = list(words(results).get("tests", ()))
+        problems += f" of {names[0]}" if len(names) > 1 else ""
+        text = f"Share of {problems} whose boxed answer is right; every system gets the same problems. "
+    else:
+        text = (
+            f"Share of {problems} whose whole answer is right, its end included; every system gets the same problems. "
+        )
     if is_ambiguous(results):
         text += "The route is drawn from the odds, so no system can always be right; a real route is one that may be meant. "
     many = len(results["seeds"]) > 1
@@ -238,9 +252,15 @@ def training_section(results: Results) -> Section | None:
     cards = "".join(f'<div class="stage">{"".join(panel.html() for panel in group)}</div>' for group in groups)
     caption = (
         "One thin line a seed. Exact match is measured on validation problems, in free generation; the dot is the checkpoint "
-        "that was kept. Losses of different objectives cannot be compared. Look for a plateau followed by a fall: there the "
-        "search is found."
+        "that was kept. Losses of different objectives cannot be compared. "
     )
+    if not words(results):
+        caption += "Look for a plateau followed by a fall: there the search is found."
+    elif any(kind.get("kind") == "compress" for kind in figures.stage_kinds(results).values()):
+        caption += (
+            "Stages that make latents of explicit chains answer from the latents of the right chain, through which the answer "
+            "leaks: their exact match says which checkpoint to keep and nothing else."
+        )
     body = f'<figure><div class="panels strip">{cards}</div><figcaption>{prose(caption)}</figcaption></figure>'
     return Section(key="training", title="Training", body=body + _stages_table(results))
 
@@ -248,6 +268,8 @@ def training_section(results: Results) -> Section | None:
 def _stages_table(results: Results) -> str:
     recipe = {stage["name"]: stage for stage in results.get("recipe", {}).get("stages", ())}
     first = results["training"][0]["stages"]
+    backbone = results.get("recipe", {}).get("backbone")
+    scratch = backbone if isinstance(backbone, str) else "random weights"
     rows = []
     for name, curve in first.items():
         curves = [entry["stages"][name] for entry in results["training"] if name in entry["stages"]]
@@ -256,9 +278,9 @@ def _stages_table(results: Results) -> str:
         rows.append(
             [
                 text_cell(name),
-                text_cell(recipe.get(name, {}).get("start") or "random weights"),
-                Cell(text=f"{max(curve['steps'], default=0):,}"),
-                Cell(text=kept),
+                text_cell(recipe.get(name, {}).get("start") or scratch),
+                Cell(text=f"{max(curve['steps']):,}" if curve["steps"] else NO_VALUE),
+                Cell(text=kept if curve["steps"] else NO_VALUE),
                 Cell(text=duration(sum(times) / len(times)) if times else NO_VALUE),
             ]
         )
@@ -268,16 +290,17 @@ def _stages_table(results: Results) -> str:
 
 
 def cost_section(results: Results) -> Section | None:
-    """What an answer costs."""
+    """What an answer costs; word problems have the steps in a table of their own."""
+    taken = steps_table(results)
     rows = []
     for name, entry in results["systems"].items():
         cost = entry.get("cost")
         if cost:
+            counted = [Cell(text=steps(cost["latent_steps"])), Cell(text=steps(cost["spoken_tokens"]))]
             rows.append(
                 [
-                    text_cell(name),
-                    Cell(text=steps(cost["latent_steps"])),
-                    Cell(text=steps(cost["spoken_tokens"])),
+                    text_cell(label(results, name)),
+                    *([] if taken else counted),
                     Cell(text=steps(cost["sequential_passes"])),
                     Cell(text=megaflops(cost["flops"])),
                     Cell(text=milliseconds(cost["seconds_batched"])),
@@ -290,8 +313,7 @@ def cost_section(results: Results) -> Section | None:
         return None
     head = heads(
         "System",
-        "Latent steps",
-        "Spoken tokens",
+        *(() if taken else ("Latent steps", "Spoken tokens")),
         "Passes|in sequence",
         "MFLOPs",
         "Time|ms, in a batch",
@@ -299,11 +321,12 @@ def cost_section(results: Results) -> Section | None:
         "Parameters",
         "Ended|by itself",
     )
+    own = "" if taken else "; the coupled model’s latent steps are the tokens it reasons in"
     caption = (
-        "Means a problem. Passes in sequence are forward passes that wait for one another; the coupled model’s latent steps are the "
-        "tokens it reasons in. MFLOPs: millions of floating-point operations of matrix products. Times are of this machine, first seed."
+        f"Means a problem. Passes in sequence are forward passes that wait for one another{own}. "
+        "MFLOPs: millions of floating-point operations of matrix products. Times are of this machine, first seed."
     )
-    return Section(key="cost", title="What an answer costs", body=table(head, rows, caption=caption))
+    return Section(key="cost", title="What an answer costs", body=taken + table(head, rows, caption=caption))
 
 
 def recipe_section(results: Results) -> Section | None:
@@ -324,6 +347,11 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     pca_section,
     examples_section,
     calibration_section,
+    tests_section,
+    word_controls_section,
+    strips_section,
+    superposition_section,
+    geometry_section,
     training_section,
     cost_section,
     recipe_section,

@@ -9,9 +9,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from unspoken.evaluation.systems import COUPLED
-from unspoken.report.findings import PAPER, Results, compares_to_paper, each_seed
+from unspoken.report.findings import (
+    PAPER,
+    Results,
+    baseline,
+    chain_verdict,
+    compares_to_paper,
+    difference,
+    differs,
+    each_seed,
+    label,
+    words,
+)
 from unspoken.report.formats import (
+    NO_VALUE,
     bare_percent,
     coefficient,
     count,
@@ -60,11 +71,11 @@ def _headline(results: Results, console: Console) -> None:
         rate = system["exact_match"]
         rows.append(
             [
-                name,
+                label(results, name),
                 percent(rate["mean"]),
                 percent_range(rate["low"], rate["high"]),
                 each_seed(rate["seeds"]),
-                *(_against(results.get("differences", {}).get(f"{name} - {COUPLED}")) if compared else ()),
+                *(_against(difference(results, name)) if compared else ()),
             ]
         )
     if compares_to_paper(results):
@@ -72,22 +83,23 @@ def _headline(results: Results, console: Console) -> None:
             ["the paper's, 42 M parameters", percent(PAPER.exact_match), "none given", "", *("", "") * compared]
         )
     title = f"{results['name']} {results['size']}: exact match on {count(results['problems'], 'test problem')}"
-    _show(title, ["system", "mean", "95 % interval", "each seed", *("vs coupled", "p") * compared], rows, console)
+    against = (f"vs {label(results, baseline(results))}", "p") * compared
+    _show(title, ["system", "mean", "95 % interval", "each seed", *against], rows, console)
 
 
-def _against(difference: Results | None) -> tuple[str, str]:
-    """Points more than the coupled baseline, and the paired test of them."""
-    if difference is None:
+def _against(paired: Results | None) -> tuple[str, str]:
+    """Points more than the baseline, and the paired test of them."""
+    if paired is None:
         return "", ""
-    return points(difference["mean"]), p_value(difference["p"]).removeprefix("p = ").removeprefix("p ")
+    return points(paired["mean"]), p_value(paired["p"]).removeprefix("p = ").removeprefix("p ")
 
 
 def _costs(results: Results, console: Console) -> None:
+    taken = words(results).get("steps", {})
     rows = [
         [
-            name,
-            steps(cost["latent_steps"]),
-            steps(cost["spoken_tokens"]),
+            label(results, name),
+            *_steps(taken, name, cost),
             steps(cost["sequential_passes"]),
             megaflops(cost["flops"]),
             milliseconds(cost["seconds_batched"]),
@@ -96,8 +108,17 @@ def _costs(results: Results, console: Console) -> None:
         ]
         for name, cost in ((name, system["cost"]) for name, system in results["systems"].items())
     ]
-    header = ["system", "steps", "words", "passes", "MFLOP", "ms batched", "ms alone", "parameters"]
+    counted = ["chain", "markers", "answer", "total"] if taken else ["steps", "words"]
+    header = ["system", *counted, "passes", "MFLOP", "ms batched", "ms alone", "parameters"]
     _show("cost of one answer", header, rows, console)
+
+
+def _steps(taken: Results, system: str, cost: Results) -> list[str]:
+    """What an answer is made of, in steps."""
+    if not taken:
+        return [steps(cost["latent_steps"]), steps(cost["spoken_tokens"])]
+    parts = ("latents", "marker", "answer", "total")
+    return [steps(taken[system][part]) if system in taken else NO_VALUE for part in parts]
 
 
 def _controls(results: Results, console: Console) -> None:
@@ -158,6 +179,82 @@ def _calibration(name: str, reading: Results, console: Console) -> None:
     _say(f"spoken routes that are real and lead to a leaf that may be meant: {percent(valid)}", console)
 
 
+# --- word problems -----------------------------------------------------------------------------------------------
+
+_SHORT = {"forced answer": "forced", "random mixtures": "random"}  # so that a row stays under a hundred columns
+
+
+def _tests(results: Results, console: Console) -> None:
+    tests = words(results).get("tests", {})
+    if len(tests) < 2:
+        return
+    rows = [
+        [
+            label(results, name),
+            *(percent(found[name]["exact_match"]["mean"]) if name in found else NO_VALUE for found in tests.values()),
+        ]
+        for name in results["systems"]
+    ]
+    _show("exact match on every test set", ["system", *tests], rows, console)
+
+
+def _chain_controls(results: Results, console: Console) -> None:
+    controls = words(results).get("controls", {})
+    if not controls:
+        return
+    names = list(dict.fromkeys(name for entries in controls.values() for name in entries))
+
+    def change(entry: Results | None) -> str:
+        if entry is None:
+            return NO_VALUE
+        text = points(entry["difference"]["mean"])
+        return text if differs(entry["difference"]) else f"({text})"
+
+    rows = [
+        [
+            label(results, system),
+            percent(results["systems"][system]["exact_match"]["mean"]),
+            *(change(entries.get(name)) for name in names),
+        ]
+        for system, entries in controls.items()
+    ]
+    title = "points more or fewer on an altered chain; in brackets where it may be chance"
+    _show(title, ["system", "own chain", *(_SHORT.get(name, name) for name in names)], rows, console)
+    for system, entries in controls.items():
+        _say(f"{label(results, system)}: {chain_verdict(entries)}", console)
+
+
+def _superposition(results: Results, console: Console) -> None:
+    measured = words(results).get("superposition", {})
+    if not measured:
+        return
+    every = sorted({int(most) for entry in measured.values() for most in entry.get("ecr") or {}})
+    ends = list(dict.fromkeys([*every[:1], *every[-1:]]))
+    rows = []
+    for name, entry in measured.items():
+        rates, parallel = entry.get("ecr") or {}, entry.get("parallelism") or {}
+        row = [label(results, name)]
+        row += [coefficient(rates[str(most)]) if str(most) in rates else NO_VALUE for most in ends]
+        row += [percent(entry["top1"], 1), percent(entry["exit_rate"], 1)]
+        digits = {"chains": 2, "n_eff": 2, "n_naive": 2, "ratio": 3, "top2": 2}
+        row += [coefficient(parallel[key], places) if key in parallel else NO_VALUE for key, places in digits.items()]
+        rows.append(row)
+    header = ["system", *(f"ECR@{most}" for most in ends), "top token", "ended", "M", "N_eff", "N_naive", "ratio", "top-2"]
+    _show("what a latent holds (ECR, N_eff and top-2 are reconstructions)", header, rows, console)
+
+
+def _geometry(results: Results, console: Console) -> None:
+    entry = words(results).get("geometry")
+    if entry:
+        _say(
+            f"\nembeddings and hidden states: norm {coefficient(entry['embedding_norm'])} and "
+            f"{coefficient(entry['hidden_norm'])}, effective rank {coefficient(entry['embedding_rank'], 1)} and "
+            f"{coefficient(entry['hidden_rank'], 1)},\n  cosine {coefficient(entry['cosine_mean'], 3)}, squared "
+            f"Frechet distance {coefficient(entry['frechet'])}, squared MMD {coefficient(entry['mmd'], 3)}",
+            console,
+        )
+
+
 def print_results(results: Results, console: Console) -> None:
     """Everything a run measured, in under a hundred columns.
 
@@ -166,7 +263,11 @@ def print_results(results: Results, console: Console) -> None:
         console: a terminal gets tables, anything else plain aligned text.
     """
     _headline(results, console)
+    _tests(results, console)
     _costs(results, console)
+    _chain_controls(results, console)
+    _superposition(results, console)
+    _geometry(results, console)
     if results.get("controls"):
         _controls(results, console)
     if results.get("inside"):
@@ -182,7 +283,9 @@ def print_results(results: Results, console: Console) -> None:
             f"changed {percent(contained['answers_changed'], 1)} of the answers;\n             the latents {same}",
             console,
         )
-    seconds = [stage["seconds"] for entry in results.get("training", ()) for stage in entry["stages"].values()]
+    seconds = [
+        stage["seconds"] for entry in results.get("training", ()) for stage in entry["stages"].values() if stage["steps"]
+    ]
     if seconds and all(value is not None for value in seconds):
         _say(f"training took {duration(sum(seconds) / len(results['training']))} a seed", console)
 

@@ -1,38 +1,39 @@
-"""Generated data as a map from index to sample, made a batch at a time."""
+"""Training data as a map from index to batch, made a batch at a time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from unspoken.tasks.tree_search import Split, TreeSearchTask
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GeneratedDataset(Dataset[dict[str, Tensor]]):
-    """Samples ``first`` to ``first + size - 1`` of a split.
+class GeneratedDataset(Dataset[Batch]):
+    """Samples ``first`` to ``first + size - 1`` of a stream.
 
-    Sample i is a pure function of (task, seed, split, i), so shuffling, sharding over ranks and resuming need no state.
+    Attributes:
+        make: indices to a finished batch. Sample i is a pure function of i, so shuffling, sharding over ranks and
+            resuming need no state.
     """
 
-    task: TreeSearchTask
-    split: Split
-    seed: int
+    make: Callable[[NDArray[np.int64]], Batch]
     first: int
     size: int
 
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {key: value[0] for key, value in self.__getitems__([index]).items()}
+    def __getitem__(self, index: int) -> Batch:
+        return self.__getitems__([index])
 
-    def __getitems__(self, indices: list[int]) -> dict[str, Tensor]:
+    def __getitems__(self, indices: list[int]) -> Batch:
         """A whole batch at once: the loader's fast path. It needs no collation."""
         if any(not 0 <= index < self.size for index in indices):
             raise IndexError(f"index {indices} is outside a data set of {self.size} samples")
-        wanted = np.asarray(indices, dtype=np.int64) + self.first
-        return self.task.encode(self.task.sample(self.split, wanted, self.seed))
+        return self.make(np.asarray(indices, dtype=np.int64) + self.first)

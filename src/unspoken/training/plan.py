@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from unspoken.training.optimizers import is_matrix
-from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.stages import build_model
+from unspoken.training.recipe import Recipe, StackShape, Stage
+from unspoken.training.trees import build_model, task_of
 
 
 def _gigabytes(numbers: float) -> float:
@@ -24,6 +24,7 @@ def _model_facts(recipe: Recipe, stage: Stage, model: PreTrainedModel, sequence:
     # Muon keeps one number a weight, AdamW two.
     state = 2 * trained - (matrices if stage.optimizer.name == "muon" else 0)
     shape = recipe.backbone
+    assert isinstance(shape, StackShape)
     # Kept for the backward pass: per block about 10 widths of the residual stream, the heads, the FFN and the scores.
     widths = 6 * shape.hidden_size + 5 * shape.attention_size + 2 * shape.intermediate_size
     scores = 2 * shape.heads * sequence
@@ -41,7 +42,7 @@ def _model_facts(recipe: Recipe, stage: Stage, model: PreTrainedModel, sequence:
 
 def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameter counts, memory and token budget of every stage."""
-    task = recipe.task.build()
+    task = task_of(recipe)
     sequence = task.prompt_length + task.answer_length
     models: list[dict[str, Any]] = []
     built: dict[str, PreTrainedModel] = {}

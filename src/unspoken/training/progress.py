@@ -13,10 +13,9 @@ from transformers import TrainerCallback
 class StageProgress(TrainerCallback):
     """Loss, the stage's own metric, tokens a second and time left."""
 
-    def __init__(self, console: Console, title: str, tokens_per_step: int) -> None:
+    def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self.title = title
-        self.tokens_per_step = tokens_per_step
         self.loss = float("nan")
         self.exact = float("nan")
         self.bar = Progress(
@@ -31,13 +30,13 @@ class StageProgress(TrainerCallback):
         self.row = self.bar.add_task(title, total=None, status="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.began, self.first_step = time.monotonic(), state.global_step
+        self.began, self.tokens_before = time.monotonic(), state.num_input_tokens_seen
         self.bar.update(self.row, total=state.max_steps, completed=state.global_step)
         self.bar.start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.console.is_terminal:
-            self.bar.update(self.row, completed=state.global_step, status=self._status(state.global_step))
+            self.bar.update(self.row, completed=state.global_step, status=self._status(state))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         self.loss = (logs or {}).get("loss", self.loss)
@@ -48,14 +47,14 @@ class StageProgress(TrainerCallback):
         self.exact = (metrics or {}).get("eval_exact_match", self.exact)
         if not self.console.is_terminal and not self.console.quiet:
             print(
-                f"{self.title}  step {state.global_step}/{state.max_steps}  {self._status(state.global_step)}",
+                f"{self.title}  step {state.global_step}/{state.max_steps}  {self._status(state)}",
                 flush=True,
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.stop()
 
-    def _status(self, step: int) -> str:
+    def _status(self, state: Any) -> str:
         elapsed = time.monotonic() - self.began
-        speed = (step - self.first_step) * self.tokens_per_step / elapsed if elapsed > 0 else 0.0
+        speed = (state.num_input_tokens_seen - self.tokens_before) / elapsed if elapsed > 0 else 0.0
         return f"loss {self.loss:.4f}  exact match {self.exact:.1%}  {speed / 1000:.1f}k tokens/s"

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
-from unspoken.tasks import TreeSearchConfig
+from unspoken.methods.latent_sft import Autonomy, Compress, Labels
+from unspoken.tasks import ArithmeticConfig, GradeSchoolConfig, TreeSearchConfig
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
 
 Size = Literal["tiny", "small", "paper"]
@@ -121,33 +123,56 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends (section 5.3).
+
+    Attributes:
+        rank: of the adapters; their scale is 2, as published.
+        dropout: before them.
+    """
+
+    rank: int = 64
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; they must be at least 1 and in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One training run that ends in a folder.
 
     Attributes:
         name: of the folder, and what later stages refer to.
         start: the stage whose best checkpoint this one continues from; null starts from random weights.
-        objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker.
-        steps: optimiser steps, or null if ``steps_of`` says them.
+        objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker;
+            ``compress`` makes latents of explicit chains, ``labels`` writes them down, ``autonomy`` learns to say them.
+        steps: optimiser steps, or null if ``steps_of`` says them; ``labels`` has none.
         steps_of: as many steps as these stages together: how a baseline is given equal training.
         batch_size: sequences a step.
         optimizer: see `Optimizer`.
+        lora: adapters instead of full training; null trains all weights.
         evaluate_every: steps between two looks at the validation problems; checkpoints are written then too.
     """
 
     name: str
     start: str | None = None
-    objective: NextToken | SST | TalkerLoss
+    objective: NextToken | SST | TalkerLoss | Compress | Labels | Autonomy
     steps: int | None = None
     steps_of: tuple[str, ...] = ()
     batch_size: int = 64
     optimizer: Optimizer = field(default_factory=Optimizer)
+    lora: LoRA | None = None
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"stage name {self.name!r} must be letters, digits and underscores")
-        if (self.steps is None) == (not self.steps_of):
+        if isinstance(self.objective, Labels):
+            if self.steps is not None or self.steps_of:
+                raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
+        elif (self.steps is None) == (not self.steps_of):
             raise ValueError("give exactly one of steps and steps_of")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
@@ -163,15 +188,34 @@ class Evaluation:
         problems: test problems, the same for every seed and method.
         validation_problems: looked at during training, and what checkpoints are selected on.
         batch_size: problems answered at once.
+        max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens.
     """
 
     problems: int = 2000
     validation_problems: int = 500
     batch_size: int = 500
+    max_latents: int = 128
+    max_answer: int = 16
 
     def __post_init__(self) -> None:
-        if min(self.problems, self.validation_problems, self.batch_size) < 1:
-            raise ValueError("problems, validation_problems and batch_size must be at least 1")
+        sizes = (self.problems, self.validation_problems, self.batch_size, self.max_latents, self.max_answer)
+        if min(sizes) < 1:
+            names = "problems, validation_problems, batch_size, max_latents and max_answer"
+            raise ValueError(f"{names} must be at least 1")
+
+
+# What a stage of each kind may start from; None is the backbone itself.
+_TREE_STAGES: dict[str, tuple[str | None, ...]] = {
+    "next_token": (None, "next_token"),
+    "sst": (None, "next_token"),
+    "talker": ("sst",),
+}
+_WORD_STAGES: dict[str, tuple[str | None, ...]] = {
+    "next_token": (None, "next_token"),
+    "compress": (None, "next_token", "compress"),
+    "labels": ("compress",),
+    "autonomy": ("labels",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +223,7 @@ class Recipe:
     """One experiment at one size.
 
     Attributes:
+        backbone: a shape to train from random weights, or a pretrained model: a folder or a name on the hub.
         precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
         attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
@@ -187,8 +232,8 @@ class Recipe:
     name: str
     size: Size
     summary: str = ""
-    task: TreeSearchConfig
-    backbone: StackShape
+    task: TreeSearchConfig | ArithmeticConfig | GradeSchoolConfig
+    backbone: StackShape | str
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -203,7 +248,11 @@ class Recipe:
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         seen: dict[str, Stage] = {}
-        needs = {"next_token": (None, "next_token"), "sst": (None, "next_token"), "talker": ("sst",)}
+        needs = _TREE_STAGES if isinstance(self.task, TreeSearchConfig) else _WORD_STAGES
+        if isinstance(self.backbone, str) and isinstance(self.task, TreeSearchConfig):
+            raise ValueError("backbone: tree search has a vocabulary of its own; give a shape, not a pretrained model")
+        if isinstance(self.backbone, StackShape) and isinstance(self.task, GradeSchoolConfig):
+            raise ValueError("backbone: grade-school problems are natural language; give a pretrained model")
         names = [stage.name for stage in self.stages]
         for index, stage in enumerate(self.stages):
             if stage.name in names[:index]:
@@ -222,6 +271,11 @@ class Recipe:
                         f"{where}: batch_size is {stage.batch_size}, but {name!r} has {seen[name].batch_size}; "
                         "equal steps are equal training only at equal batch_size"
                     )
+            if stage.objective.kind not in needs:
+                known = ", ".join(sorted(needs))
+                raise ValueError(
+                    f"{where}: a {stage.objective.kind} stage cannot learn the task {self.task.kind}; it has {known}"
+                )
             start = seen[stage.start].objective.kind if stage.start else None
             if start not in needs[stage.objective.kind]:
                 wanted = " or ".join("random weights" if kind is None else kind for kind in needs[stage.objective.kind])
@@ -231,12 +285,45 @@ class Recipe:
                 )
             if stage.objective.kind == "talker" and self.talker is None:
                 raise ValueError(f"{where} trains a Talker, but the recipe has no 'talker' shape")
+            self._check_line(stage, seen, where)
             seen[stage.name] = stage
+        if self.talker is not None and isinstance(self.backbone, str):
+            raise ValueError("talker: a Talker needs a backbone shape, not a pretrained model")
         if self.talker is not None:
             try:
                 self.talker_config(vocab_size=1)
             except ValueError as error:
                 raise ValueError(f"talker: {error}") from None
+
+    def _check_line(self, stage: Stage, seen: dict[str, Stage], where: str) -> None:
+        """Encoder, then decoder, then both: a line of Latent-SFT stages passes on the shape of its latents."""
+        chainless = isinstance(stage.objective, NextToken) and stage.objective.chain == "none"
+        if chainless and isinstance(self.task, TreeSearchConfig):
+            raise ValueError(f"{where}: chain is 'none', but tree search has no chain to leave out")
+        if isinstance(stage.objective, Compress):
+            before = seen[stage.start].objective if stage.start else None
+            trained = before.train if isinstance(before, Compress) else None
+            wanted = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
+            if trained not in wanted[stage.objective.train]:
+                raise ValueError(f"{where}: stages of a line train encoder, then decoder, then union; set its start")
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The task's own tokenizer, or the pretrained backbone's.
+
+        Raises:
+            ValueError: the backbone has none.
+        """
+        own = self.task.build().tokenizer
+        if own is not None:
+            return own
+        assert isinstance(self.backbone, str)
+        try:
+            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.backbone, padding_side="left")
+        except (OSError, ValueError) as error:
+            raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        if found.pad_token_id is None:
+            found.pad_token = found.eos_token
+        return found
 
     def stage(self, name: str) -> Stage:
         """A stage by name.
@@ -250,7 +337,7 @@ class Recipe:
         raise ValueError(f"no stage {name!r}; {nearest(name, [stage.name for stage in self.stages])}")
 
     def steps(self, stage: Stage) -> int:
-        """Optimiser steps of a stage, with ``steps_of`` added up."""
+        """Optimiser steps of a stage, with ``steps_of`` added up; 0 for labels."""
         return stage.steps if stage.steps is not None else sum(self.steps(self.stage(name)) for name in stage.steps_of)
 
     def samples_before(self, stage: Stage) -> int:
@@ -261,8 +348,9 @@ class Recipe:
         return self.samples_before(parent) + self.steps(parent) * parent.batch_size
 
     def backbone_config(self) -> UnspokenConfig:
-        """The Reasoner's blocks, for this task's vocabulary."""
-        tokenizer = self.task.build().tokenizer
+        """The blocks that are trained from random weights, for this task's vocabulary."""
+        assert isinstance(self.backbone, StackShape)
+        tokenizer = self.tokenizer()
         return self.backbone.config(
             vocab_size=len(tokenizer),
             positions=1024,
@@ -272,7 +360,7 @@ class Recipe:
 
     def talker_config(self, vocab_size: int | None = None) -> UnspokenConfig:
         """The Talker's blocks, at the latent width."""
-        assert self.talker is not None
+        assert self.talker is not None and isinstance(self.backbone, StackShape)
         shape = StackShape(
             hidden_size=self.backbone.hidden_size,
             attention_size=self.talker.attention_size,
@@ -280,7 +368,7 @@ class Recipe:
             layers=self.talker.layers,
             heads=self.talker.heads,
         )
-        size = len(self.task.build().tokenizer) if vocab_size is None else vocab_size
+        size = len(self.tokenizer()) if vocab_size is None else vocab_size
         return shape.config(vocab_size=size, positions=1024, is_causal=self.talker.causal, tie_word_embeddings=True)
 
 

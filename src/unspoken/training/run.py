@@ -38,12 +38,9 @@ def train(
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     stages = recipe.stages if only is None else (recipe.stage(only),)
-    task = recipe.task.build()
-    tokens = task.prompt_length + task.answer_length
     runs = seed_runs(recipe, output, seeds)
     for run in runs:
         for stage in stages:
-            title = f"seed {run.seed}  {stage.name}"
-            bar = StageProgress(console, title, tokens * stage.batch_size)
+            bar = StageProgress(console, f"seed {run.seed}  {stage.name}")
             train_stage(run, stage, report_to=report_to, callbacks=[bar])
     return runs

@@ -42,9 +42,9 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         if value is None and type(None) in parts:
             return None
         classes = [part for part in parts if dataclasses.is_dataclass(part)]
-        if classes:
+        if classes and (isinstance(value, Mapping) or len(classes) == len([p for p in parts if p is not type(None)])):
             return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
-        for part in parts:
+        for part in (part for part in parts if part not in classes):
             try:
                 return _convert(part, value, where)
             except SettingsError:

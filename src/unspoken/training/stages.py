@@ -9,23 +9,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 
-from unspoken.analysis.mixture import measure, siblings
-from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify, write_json
-from unspoken.evaluation.systems import answer, load_model, system_of
-from unspoken.methods.jepa_reasoner import (
-    JepaReasonerConfig,
-    JepaReasonerForCausalLM,
-    JepaReasonerModel,
-    effective_rank,
-)
+from unspoken.evaluation.systems import load_model
+from unspoken.methods.latent_sft import Autonomy, Labels
+from unspoken.tasks import GeneratedDataset, TreeSearchConfig
+from unspoken.training import trees, words
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.settings import as_mapping
-from unspoken.training.trainer import MODEL, Judge, StageTrainer, clear
+from unspoken.training.trainer import MODEL, StageTrainer, clear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,84 +43,6 @@ class SeedRun:
         return self.model_folder(stage.name).is_dir()
 
 
-def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> PreTrainedModel:
-    """The stage's model with its starting weights.
-
-    Args:
-        start: the finished model of the stage it continues from; None for random weights.
-    """
-    settings: dict[str, Any] = {"attn_implementation": recipe.attention}
-    backbone = recipe.backbone_config()
-    tokens = {"eos_token_id": backbone.eos_token_id, "pad_token_id": backbone.pad_token_id}
-    if stage.objective.kind == "next_token":
-        model: PreTrainedModel = UnspokenForCausalLM._from_config(backbone, **settings)
-        if start is not None:
-            model.load_state_dict(start.state_dict(), strict=True)
-        return model
-    # The paper switches the L2 half of HybridNorm on when SST starts.
-    backbone.l2_output = True
-    shape: dict[str, Any] = {
-        "backbone_config": backbone,
-        "unit_tokens": recipe.backbone.unit_embeddings,
-        "max_latents": 2 * recipe.task.build().answer_length,
-        **tokens,
-    }
-    if stage.objective.kind == "sst":
-        reasoner = JepaReasonerModel._from_config(JepaReasonerConfig(**shape), **settings)
-        if start is not None:
-            reasoner.backbone.load_state_dict(start.base_model.state_dict(), strict=True)
-        reasoner.start_target()
-        return reasoner
-    assert recipe.talker is not None and start is not None
-    config = JepaReasonerConfig(
-        **shape,
-        talker_config=recipe.talker_config(),
-        talker_kind=recipe.talker.variant,
-        talker_encoder_layers=recipe.talker.encoder_layers or 1,
-    )
-    both = JepaReasonerForCausalLM._from_config(config, **settings)
-    both.reasoner.load_state_dict(start.state_dict(), strict=True)
-    both.freeze_reasoner()
-    return both
-
-
-def judge_of(recipe: Recipe, stage: Stage) -> Judge:
-    """What is measured on the validation problems while a stage trains.
-
-    ``score`` selects the checkpoint: exact match of whole routes in free generation, with the validation loss (never
-    more than a fraction of one problem) to tell equals apart.
-    """
-    task = recipe.task.build()
-    count = recipe.evaluation.validation_problems
-    problems = task.sample("validation", np.arange(count))
-    batch = task.encode(problems)
-    below_root = siblings(task, problems)
-
-    @torch.no_grad()
-    def judge(model: PreTrainedModel) -> dict[str, float]:
-        answers = answer(system_of(model), task, problems, recipe.evaluation.batch_size)
-        # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-        outputs = type(model).forward(model, **stage.objective.inputs(batch))
-        loss, terms = stage.objective(outputs, batch)
-        exact = float(answers.correct.double().mean())
-        reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
-        # With several possible targets no answer is right every time: the loss alone tells models apart.
-        reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
-        if isinstance(model, JepaReasonerModel):
-            forced = outputs.latents[:, task.prompt_length - 1 : -1]
-            steps = slice(1, task.config.depth)
-            reading["nearest_row"] = float((model.nearest_row(forced) == task.answers(problems)).double().mean())
-            reading["effective_rank"] = effective_rank(model.target_table)
-            for kind, latents in (("forced", forced), ("rollout", answers.chain.latents)):
-                if latents.shape[1] >= task.config.depth:
-                    mixture = measure(latents[:, steps], model.target_table, below_root)
-                    flat = {key: value for key, value in mixture.summary().items() if isinstance(value, float)}
-                    reading |= {f"{kind}_{key}": value for key, value in flat.items()}
-        return reading
-
-    return judge
-
-
 def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
     """What every published folder records about where it came from."""
     return {
@@ -136,6 +52,19 @@ def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
         "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
+
+
+def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> GeneratedDataset:
+    """What a stage reads: the samples behind those of the stages before it.
+
+    A stage that learns from labels begins with the first problems instead, which are those that have labels.
+    """
+    if isinstance(recipe.task, TreeSearchConfig):
+        make = trees.batches(recipe, seed)
+    else:
+        make = words.batches(recipe, stage, start, seed)
+    first = 0 if isinstance(stage.objective, Autonomy) else recipe.samples_before(stage)
+    return GeneratedDataset(make=make, first=first, size=recipe.steps(stage) * stage.batch_size)
 
 
 def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: list[TrainerCallback]) -> Path:
@@ -149,6 +78,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         verify(final)
         clear(run.stage_folder(stage))  # a kill just after publishing leaves checkpoints behind
         return final
+    folder = run.stage_folder(stage)
     start, history = None, []
     if stage.start is not None:
         origin = run.model_folder(stage.start)
@@ -159,21 +89,29 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
             )
         manifest = verify(origin)
         history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
-        start = load_model(origin)
+        start = origin
+    facts = {**fingerprint(run.recipe, run.seed), "stage": stage.name, "stages": history}
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(stage.objective, Labels):
+        assert start is not None
+        return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
-    model = build_model(run.recipe, stage, start)
-    folder = run.stage_folder(stage)
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(run.recipe.task, TreeSearchConfig):
+        model = trees.build_model(run.recipe, stage, None if start is None else load_model(start))
+        judge = trees.judge_of(run.recipe, stage)
+    else:
+        model, judge = words.build_model(run.recipe, stage, start), words.judge_of(run.recipe)
     trainer = StageTrainer(
         recipe=run.recipe,
         stage=stage,
         model=model,
-        tokenizer=run.recipe.task.build().tokenizer,
+        tokenizer=run.recipe.tokenizer(),
+        data=data_of(run.recipe, stage, start, run.seed),
         folder=folder,
         seed=run.seed,
-        judge=judge_of(run.recipe, stage),
-        manifest={**fingerprint(run.recipe, run.seed), "stage": stage.name, "stages": history},
+        judge=judge,
+        manifest=facts,
         report_to=report_to,
         callbacks=callbacks,
     )

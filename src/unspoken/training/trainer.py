@@ -18,12 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
 from unspoken.methods.jepa_reasoner import SST, collapsed
+from unspoken.methods.latent_sft import Labels
+from unspoken.methods.latent_sft.layout import Rows
 from unspoken.tasks import GeneratedDataset
+from unspoken.training.adapters import published
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 
@@ -69,8 +72,9 @@ class StageTrainer(Trainer):
     Args:
         recipe, stage: what to train.
         model: the stage's model, its starting weights loaded.
+        data: training samples in the order in which they are read.
         folder: of the stage.
-        seed: of the data.
+        seed: of the random numbers of training (dropout, the loader).
         judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
@@ -82,7 +86,8 @@ class StageTrainer(Trainer):
         recipe: Recipe,
         stage: Stage,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: PreTrainedTokenizerBase,
+        data: GeneratedDataset,
         folder: Path,
         seed: int,
         judge: Judge,
@@ -90,7 +95,9 @@ class StageTrainer(Trainer):
         report_to: list[str],
         callbacks: list[TrainerCallback],
     ) -> None:
+        assert not isinstance(stage.objective, Labels)
         self.stage = stage
+        self.objective = stage.objective
         self.judge = judge
         self.folder = folder
         self.manifest = manifest
@@ -131,14 +138,8 @@ class StageTrainer(Trainer):
         super().__init__(
             model=model,
             args=arguments,
-            train_dataset=GeneratedDataset(
-                task=recipe.task.build(),
-                split="train",
-                seed=seed,
-                first=recipe.samples_before(stage),
-                size=steps * stage.batch_size,
-            ),
-            eval_dataset=GeneratedDataset(task=recipe.task.build(), split="validation", seed=0, first=0, size=1),
+            train_dataset=data,
+            eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the judge instead
             data_collator=lambda batch: batch,
             processing_class=tokenizer,
             callbacks=callbacks,
@@ -161,8 +162,14 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
-        outputs = model(**self.stage.objective.inputs(inputs))
-        loss, terms = self.stage.objective(outputs, inputs)
+        outputs = model(**self.objective.inputs(inputs))
+        # Shapes are known without waiting for the device; padding is counted.
+        self.state.num_input_tokens_seen += sum(
+            part.ids.numel() if isinstance(part, Rows) else part.numel()
+            for name, part in inputs.items()
+            if name in ("input_ids", "encoder", "decoder")
+        )
+        loss, terms = self.objective(outputs, inputs)
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
         self._terms_steps += 1
@@ -217,8 +224,8 @@ class StageTrainer(Trainer):
     def _export(self, final: Path, reading: dict[str, float]) -> None:
         staging = self.folder / ".best"
         shutil.rmtree(staging, ignore_errors=True)
-        self.model.save_pretrained(staging)
-        assert isinstance(self.processing_class, PreTrainedTokenizerFast)
+        published(self.model).save_pretrained(staging)
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         self.processing_class.save_pretrained(staging)
         publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
 

@@ -21,12 +21,15 @@ class NextToken:
     """Cross-entropy of the next token.
 
     Attributes:
-        positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone).
+        positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone; of a word problem, on
+            chain and answer).
+        chain: ``"none"`` leaves the explicit chain of a word problem out: the answer-only baseline.
     """
 
     kind: ClassVar[str] = "next_token"
 
     positions: Literal["all", "answer"] = "all"
+    chain: Literal["explicit", "none"] = "explicit"
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""

@@ -1,0 +1,395 @@
+"""Measures finished seeds of a word-problem recipe.
+
+The results have the layout of `measure`, with what belongs to trees left empty and a part ``words``: accuracy on every
+test set, steps of each kind, causal controls of every system that has a chain, measures of superposition, and a few
+chains written out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModel
+
+from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
+from unspoken.chain import LatentChain
+from unspoken.evaluation.controls import CONTROLS
+from unspoken.evaluation.cost import cost
+from unspoken.evaluation.curves import curve, has_curve
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.significance import paired_difference, rate
+from unspoken.evaluation.systems import Answers, load_model
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTModel, Spelling
+from unspoken.methods.latent_sft.superposition import embedding_table, mix
+from unspoken.methods.latent_sft.teacher import gold_chain
+from unspoken.tasks.words import WordProblem, WordTask, graded
+
+SOFT_THINKING = "soft thinking"
+_LOOKED_AT = 200  # test problems whose chains are taken apart
+_ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordSystem:
+    """A named way to answer word problems."""
+
+    name: str
+    reasoner: LatentReasoner
+    spelling: Spelling
+    max_answer: int
+
+    @torch.no_grad()
+    def answer(
+        self,
+        problems: Sequence[WordProblem],
+        batch_size: int,
+        *,
+        given: LatentChain | None = None,
+        box: bool = False,
+    ) -> Answers:
+        """Answer problems, from their own chains or from given ones; ``box`` says the start of the answer for it."""
+        chains, said, texts = [], [], []
+        end = int(self.spelling.tokenizer.eos_token_id)
+        for start in range(0, len(problems), batch_size):
+            some = problems[start : start + batch_size]
+            rows = torch.arange(start, start + len(some))
+            ids, mask = self.spelling.prompts(some)
+            chain, spoken = self.reasoner.respond(
+                ids,
+                mask,
+                max_tokens=self.max_answer,
+                given=None if given is None else given.select(rows),
+                forced=self.spelling.box if box else (),
+            )
+            chains.append(chain)
+            said.append(torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end))
+            texts += [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
+        spoken = torch.cat(said)
+        words = (((spoken == end).cumsum(dim=1) == 0).sum(dim=1) + 1).clamp(max=self.max_answer)
+        return Answers(
+            chain=LatentChain.concatenate(chains),
+            spoken=spoken,
+            words=words,
+            correct=torch.from_numpy(graded(texts, problems)),
+        )
+
+
+def systems_of(stage: str, model: Any, spelling: Spelling, max_answer: int) -> list[WordSystem]:
+    """What a stage's model can do: reason as it was taught, and, taught explicit chains, also think softly."""
+    settings = LatentSettings.of(model)
+    found = {stage: settings}
+    if settings.top_k == 1 and settings.max_latents:
+        found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
+    return [
+        WordSystem(
+            name=name,
+            reasoner=LatentReasoner(model=model, settings=how),
+            spelling=spelling,
+            max_answer=max_answer,
+        )
+        for name, how in found.items()
+    ]
+
+
+def _answering(system: WordSystem, problems: Sequence[WordProblem]) -> Callable[[int, int, int], Answers]:
+    return lambda start, stop, size: system.answer(problems[start:stop], size)
+
+
+# --- controls (section 9) ----------------------------------------------------------------------------------------
+
+
+def _no_chain(chain: LatentChain, *_: Any) -> LatentChain:
+    """Nothing between the markers."""
+    return chain.with_latents(torch.zeros_like(chain.latents), torch.zeros_like(chain.mask))
+
+
+def _random_mixtures(chain: LatentChain, generator: torch.Generator, table: Tensor) -> LatentChain:
+    """The same weights on random tokens: vectors of the same kind and number, without their content."""
+    assert chain.support_ids is not None and chain.support_weights is not None
+    ids = torch.randint(len(table), chain.support_ids.shape, generator=generator)
+    return chain.with_latents(mix(chain.support_weights, ids, table) * chain.mask[..., None])
+
+
+def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, LatentChain]:
+    """The system's chains, altered in every way."""
+    generator, table = torch.Generator().manual_seed(seed), embedding_table(system.reasoner.model)
+    altered = {name: CONTROLS[name](chain, generator) for name in ("swap", "shuffle", "truncate", "zero", "mean")}
+    altered["no chain"] = _no_chain(chain)
+    if system.reasoner.settings.feed == "superposition" and chain.support_ids is not None:
+        altered["random mixtures"] = _random_mixtures(chain, generator, table)
+    else:
+        altered["noise"] = CONTROLS["noise"](chain, generator)
+    return altered
+
+
+# --- inside a chain ----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def distributions(system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain) -> list[Tensor]:
+    """The full distribution ``[T, V]`` that the model gives at every latent of each chain, in one parallel pass."""
+    reasoner, settings = system.reasoner, system.reasoner.settings
+    found = []
+    for row, problem in enumerate(problems):
+        steps = int(chain.lengths[row])
+        prompt = torch.tensor([[*system.spelling.prompt(problem.question), *settings.open_ids]])
+        inputs = torch.cat([reasoner.embed_prompt(prompt), chain.latents[row : row + 1, :steps]], dim=1)
+        hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[0]
+        before = hidden[prompt.shape[1] - 1 : prompt.shape[1] - 1 + steps]
+        found.append((reasoner.logits(before) / settings.temperature).softmax(dim=-1))
+    return found
+
+
+def superposition_facts(
+    system: WordSystem,
+    problems: Sequence[WordProblem],
+    answers: Answers,
+    teacher: LatentSFTModel | None,
+    seed: int,
+) -> dict[str, Any]:
+    """How much the chains hold at once (section 10), on the problems that have an explicit chain."""
+    chosen = [row for row, problem in enumerate(problems) if problem.chains and answers.chain.lengths[row]]
+    chosen = chosen[:_LOOKED_AT]
+    some = [problems[row] for row in chosen]
+    if not some:
+        return {}
+    chain = answers.chain.select(torch.tensor(chosen))
+    full = distributions(system, some, chain)
+    vocabulary = full[0].shape[-1]
+    explicit = [list(system.spelling.spans(problem).chain) for problem in some]
+    rates = ecr(full, explicit, [k for k in _ECR if k <= vocabulary])
+    mean, count = average_by_step([entropy(steps) for steps in full])
+    facts: dict[str, Any] = {
+        "ecr": {str(k): float(values.mean()) for k, values in rates.items()},
+        "ecr_left_out": len(problems[:_LOOKED_AT]) - len(some),
+        "entropy": {"mean": mean.tolist(), "count": count.tolist()},
+        "top1": float(torch.cat([steps.max(dim=-1).values for steps in full]).mean()),
+        "exit_rate": exit_rate(answers.chain.stop),
+        "parallelism": None,
+    }
+    if teacher is None:
+        return facts
+    readings = []
+    for row, (problem, steps) in enumerate(zip(some, full, strict=True)):
+        chains = distinct(problem.chains)
+        if len(chains) < 2:
+            continue
+        spans = [system.spelling.spans(replace(problem, chains=(text,))) for text in chains]
+        gold = gold_chain(teacher, system.spelling, spans)
+        readings.append(
+            global_parallelism(
+                steps,
+                chain.latents[row, : len(steps)],
+                [list(one.chain) for one in spans],
+                [gold.latents[index, : int(gold.lengths[index])] for index in range(len(spans))],
+                seed=seed,
+            )
+        )
+    if readings:
+        names = ("chains", "n_eff", "n_naive", "ratio", "n_eff_v1", "top2", "top2_v1")
+        facts["parallelism"] = {
+            "questions": len(readings),
+            **{name: float(np.mean([getattr(reading, name) for reading in readings])) for name in names},
+            "points": [round(reading.n_eff, 4) for reading in readings],
+        }
+    return facts
+
+
+def _strip(system: WordSystem, problem: WordProblem, answers: Answers, row: int, rate: int | None) -> dict[str, Any]:
+    """One chain, written out step by step, with the chunk of the explicit chain that each latent stands for."""
+    chain, tokenizer = answers.chain, system.spelling.tokenizer
+    assert chain.support_ids is not None and chain.support_weights is not None
+    explicit = system.spelling.spans(problem).chain
+    chunks = [explicit[at : at + rate] for at in range(0, len(explicit), rate)] if rate else []
+    steps = []
+    for step in range(int(chain.lengths[row])):
+        weights, ids = chain.support_weights[row, step], chain.support_ids[row, step]
+        pairs = [[tokenizer.decode([int(t)]), round(float(w), 4)] for w, t in zip(weights, ids, strict=True)]
+        steps.append({"tokens": pairs[:5], "entropy": round(float(entropy(weights)), 4)})
+    correct = bool(answers.correct[row])
+    return {
+        "system": system.name,
+        "kind": "right" if correct else "wrong",
+        "question": problem.question,
+        "answer": problem.answer,
+        "said": system.spelling.texts(answers.spoken[row : row + 1])[0],
+        "correct": correct,
+        "steps": steps,
+        "chunks": [tokenizer.decode(list(chunk)) for chunk in chunks],
+    }
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------
+
+
+def _mean_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Numbers averaged over seeds; per-step and per-question lists are the first seed's."""
+    first = entries[0]
+    if not first:
+        return {}
+    average = {
+        name: float(np.mean([entry[name] for entry in entries])) for name in ("top1", "exit_rate", "ecr_left_out")
+    }
+    rates = {k: float(np.mean([entry["ecr"][k] for entry in entries])) for k in first["ecr"]}
+    parallel = first["parallelism"]
+    if parallel is not None:
+        parallel = {
+            name: value if name == "points" else float(np.mean([entry["parallelism"][name] for entry in entries]))
+            for name, value in parallel.items()
+        }
+    return {**first, **average, "ecr": rates, "parallelism": parallel}
+
+
+def evaluate_words(
+    task: WordTask,
+    tokenizer: Any,
+    seeds: list[SeedModels],
+    *,
+    baseline: str | None,
+    problems: int,
+    batch_size: int,
+    max_answer: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every final stage on the test problems, once.
+
+    Args:
+        tokenizer: of the recipe.
+        baseline: the stage that the others are compared with: explicit chains, if the recipe has them.
+        problems: number of problems of each test set, the same for all seeds and systems; smaller sets are used whole.
+
+    Returns:
+        The layout of `measure.evaluate`, with ``words``.
+    """
+    spelling = Spelling(tokenizer=tokenizer)
+    sizes = {test: min(problems, task.size(test) or problems) for test in task.tests}
+    tests = {test: task.sample(test, np.arange(size)) for test, size in sizes.items()}
+    headline = task.tests[0]
+    outcomes: dict[str, dict[str, list[NDArray[np.float64]]]] = {test: {} for test in tests}
+    ended: dict[str, list[float]] = {}
+    lengths: dict[str, list[tuple[float, float]]] = {}
+    altered: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
+    facts: dict[str, list[dict[str, Any]]] = {}
+    costs: dict[str, Any] = {}
+    strips: list[dict[str, Any]] = []
+    markers = len(spelling.markers.open) + len(spelling.markers.end)
+    for entry in seeds:
+        for stage, folder in entry.final.items():
+            model = load_model(folder)
+            teacher = None
+            if stage in entry.teachers:
+                teacher = AutoModel.from_pretrained(entry.teachers[stage], dtype=torch.float32).eval()
+            for system in systems_of(stage, model, spelling, max_answer):
+                name = system.name
+                for test, asked in tests.items():
+                    say(f"seed {entry.seed}  {name}: {len(asked)} problems of {test}")
+                    given = system.answer(asked, batch_size)
+                    outcomes[test].setdefault(name, []).append(given.correct.numpy().astype(np.float64))
+                    if test == headline:
+                        answers = given
+                asked = tests[headline]
+                ended.setdefault(name, []).append(float((answers.chain.stop == 0).double().mean()))
+                lengths.setdefault(name, []).append(
+                    (float(answers.chain.lengths.double().mean()), float(answers.words.double().mean()))
+                )
+                chained = bool(answers.chain.lengths.any())
+                if chained and name in entry.final:
+                    say(f"seed {entry.seed}  {name}: controls")
+                    tried = {
+                        control: system.answer(asked, batch_size, given=chain)
+                        for control, chain in controlled(system, answers.chain, entry.seed).items()
+                    }
+                    tried["forced answer"] = system.answer(asked, batch_size, given=answers.chain, box=True)
+                    for control, result in tried.items():
+                        altered.setdefault(name, {}).setdefault(control, []).append(
+                            result.correct.numpy().astype(np.float64)
+                        )
+                if chained and system.reasoner.settings.feed == "superposition":
+                    facts.setdefault(name, []).append(superposition_facts(system, asked, answers, teacher, entry.seed))
+                if entry is seeds[0]:
+                    few = asked[: min(128, len(asked))]
+                    spent = cost(
+                        _answering(system, few),
+                        len(few),
+                        parameters=sum(parameter.numel() for parameter in model.parameters()),
+                        spoken_passes=lambda _, words: markers + words,
+                        batch_size=batch_size,
+                    )
+                    costs[name] = dataclasses.asdict(spent)
+                    if chained and answers.chain.support_ids is not None:
+                        compressed = teacher.config.latent_shape.rate if teacher is not None else None
+                        rate_of = 1 if system.reasoner.settings.top_k == 1 else compressed
+                        right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
+                        picked = [*right[:2].tolist(), *wrong[:1].tolist()]
+                        strips += [_strip(system, asked[row], answers, row, rate_of) for row in picked]
+    stacked = {name: np.stack(values) for name, values in outcomes[headline].items()}
+    compared = baseline if baseline in stacked else None
+    return {
+        "schema": 1,
+        "seeds": [entry.seed for entry in seeds],
+        "problems": sizes[headline],
+        "baseline": compared,
+        "systems": {
+            name: {
+                "exact_match": dataclasses.asdict(rate(values)),
+                "ended": float(np.mean(ended[name])),
+                "cost": costs[name],
+            }
+            for name, values in stacked.items()
+        },
+        "differences": {
+            f"{name} - {compared}": dataclasses.asdict(paired_difference(values, stacked[compared]))
+            for name, values in stacked.items()
+            if compared is not None and name != compared
+        },
+        "controls": {},
+        "inside": {},
+        "reference": {},
+        "containment": None,
+        "examples": [],
+        "pca": None,
+        "words": {
+            "tests": {
+                test: {
+                    name: {"exact_match": dataclasses.asdict(rate(np.stack(values)))} for name, values in found.items()
+                }
+                for test, found in outcomes.items()
+            },
+            "steps": {
+                name: {
+                    "latents": (latents := float(np.mean([pair[0] for pair in pairs]))),
+                    "marker": markers,
+                    "answer": (said := float(np.mean([pair[1] for pair in pairs]))),
+                    "total": latents + markers + said,
+                }
+                for name, pairs in lengths.items()
+            },
+            "controls": {
+                name: {
+                    control: {
+                        "exact_match": dataclasses.asdict(rate(np.stack(values))),
+                        "difference": dataclasses.asdict(paired_difference(np.stack(values), stacked[name])),
+                    }
+                    for control, values in found.items()
+                }
+                for name, found in altered.items()
+            },
+            "superposition": {name: _mean_facts(entries) for name, entries in facts.items() if entries[0]},
+            "strips": strips,
+            "geometry": None,
+        },
+        "training": [
+            {
+                "seed": entry.seed,
+                "stages": {name: curve(folder) for name, folder in entry.stages.items() if has_curve(folder)},
+            }
+            for entry in seeds
+        ],
+    }

@@ -1,0 +1,26 @@
+"""Latent-SFT: latents that are superpositions over the vocabulary, learned from explicit chains (arXiv 2510.15522)."""
+
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig, LatentShape
+from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.objective import Autonomy, Compress, Labels, Noise
+from unspoken.methods.latent_sft.reasoner import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
+from unspoken.methods.latent_sft.spelling import Spelling
+
+__all__ = [
+    "Autonomy",
+    "Compress",
+    "LabelIdentity",
+    "LabelStore",
+    "LabelWriter",
+    "Labels",
+    "LatentGenerateOutput",
+    "LatentReasoner",
+    "LatentSFTConfig",
+    "LatentSFTModel",
+    "LatentSettings",
+    "LatentShape",
+    "Noise",
+    "Spelling",
+    "latent_generate",
+]

@@ -1,0 +1,312 @@
+"""The token sequences of Latent-SFT: what stands where, what it is, and what is supervised.
+
+A chain of thought is cut into chunks ``S_1 .. S_N`` of r tokens (r is the compression rate, the last chunk may be
+shorter), and each chunk has a slot for one latent ``Z_i``. Spans come from whoever tokenised the problem and are never
+searched for, so marker ids may occur anywhere in a text.
+
+Source: Latent-SFT (arXiv 2510.15522), latent token induction and supervision; the positions are those of its second
+version.
+
+Axes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+Side = Literal["left", "right"]
+
+
+class Kind(IntEnum):
+    """What a token is."""
+
+    PROMPT = 0  # the question and the open marker
+    TEXT = 1  # a word of the explicit chain
+    LATENT = 2
+    FINAL = 3  # the end marker and the answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markers:
+    """Token ids of ``<think>`` and ``</think>``, one or several each.
+
+    Raises:
+        ValueError: a marker without tokens.
+    """
+
+    open: tuple[int, ...]
+    end: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("open", "end"):
+            if not getattr(self, name):
+                raise ValueError(f"the {name} marker has no tokens; give the ids that the tokenizer makes of it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans:
+    """Token ids of one problem.
+
+    Attributes:
+        prompt: everything before the open marker.
+        chain: the explicit chain of thought, without markers.
+        answer: ends with the end-of-sequence token; empty where a model is to write it.
+    """
+
+    prompt: tuple[int, ...]
+    chain: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A batch of sequences, padded on one side.
+
+    Attributes:
+        ids: ``[B, T]``, the padding id at padding and at latent slots.
+        kind: ``[B, T]``, one `Kind` a token; FINAL at padding, where it is never read.
+        chunk: ``[B, T]``, the number i, from 1, of a latent ``Z_i``, of the latent that chunk text follows (decoder)
+            or of the chunk that the text belongs to (encoder); 0 everywhere else.
+        position: ``[B, T]`` position ids, 0 at padding.
+        start, length: ``[B]``; the real tokens are ``start <= t < start + length``.
+        target: ``[B, T]``, true where token t is predicted by the output at t - 1 and supervised.
+    """
+
+    ids: Int[Tensor, "B T"]
+    kind: Int[Tensor, "B T"]
+    chunk: Int[Tensor, "B T"]
+    position: Int[Tensor, "B T"]
+    start: Int[Tensor, " B"]
+    length: Int[Tensor, " B"]
+    target: Bool[Tensor, "B T"]
+
+    @property
+    def real(self) -> Bool[Tensor, "B T"]:
+        """True at tokens that are not padding."""
+        return _between(self.start, self.length, self.ids.shape[1])
+
+    @property
+    def slots(self) -> Bool[Tensor, "B T"]:
+        """True at latents; as an index it takes them row by row, from left to right."""
+        return self.real & (self.kind == Kind.LATENT)
+
+    def to(self, device: torch.device | str) -> Rows:
+        """The same rows on a device."""
+        return Rows(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+def latents_of(chain_length: int, rate: int) -> int:
+    """Number of latents of a chain: its length over the compression rate, rounded up.
+
+    Raises:
+        ValueError: a rate below 1.
+    """
+    if rate < 1:
+        raise ValueError(f"the compression rate is {rate}; it must be at least 1 token a latent")
+    return -(-chain_length // rate)
+
+
+def encoder_rows(
+    spans: Sequence[Spans],
+    markers: Markers,
+    *,
+    rate: int,
+    pad_id: int,
+    side: Side = "right",
+    shared_positions: bool = False,
+) -> Rows:
+    """Input of the latent token encoder: ``prompt | open | S_1 L_1 S_2 L_2 .. S_N L_N | end``, without targets.
+
+    Args:
+        spans: the problems.
+        markers: ids around the chain.
+        rate: tokens a chunk.
+        pad_id: id at padding and at slots.
+        side: where padding goes.
+        shared_positions: a slot has the position of the last token of its chunk instead of one of its own.
+
+    Raises:
+        ValueError: an empty batch, an empty chain, a rate below 1.
+    """
+    rows = []
+    place = 0 if shared_positions else 1
+    for row, latents in _with_latents(spans, rate):
+        head = row.prompt + markers.open
+        ids, runs, position = [*head], [_Run(len(head), Kind.PROMPT, 0)], len(head)
+        for number in range(1, latents + 1):
+            text = row.chain[(number - 1) * rate : number * rate]
+            ids += [*text, pad_id]
+            runs.append(_Run(len(text), Kind.TEXT, position, number))
+            position += len(text) + place
+            runs.append(_Run(1, Kind.LATENT, position - 1, number))
+        runs.append(_Run(len(markers.end), Kind.FINAL, position))
+        rows.append(([*ids, *markers.end], runs))
+    return _batch(rows, pad_id, side)
+
+
+def decoder_rows(
+    spans: Sequence[Spans],
+    markers: Markers,
+    *,
+    rate: int,
+    pad_id: int,
+    side: Side = "right",
+    positions: Literal["two_track", "plain"] = "two_track",
+) -> Rows:
+    """Input of the decoder in stage 1: ``prompt | open | Z_1 S_2 Z_2 .. S_N Z_N | end | answer``.
+
+    ``S_1`` is missing, because nothing stands before it that could predict it. Targets are the chunk text, the end
+    marker and the answer: ``Z_i`` predicts the first token of ``S_{i+1}``, and ``Z_N`` that of the end marker.
+
+    Args:
+        spans: the problems.
+        markers: ids around the chain.
+        rate: tokens a chunk.
+        pad_id: id at padding and at slots.
+        side: where padding goes.
+        positions: "two_track" counts latents, end and answer as `compact_rows` does, as if no chunk text stood between
+            them, and chunk text on from its latent; "plain" counts every token.
+
+    Raises:
+        ValueError: an empty batch, an empty chain, a rate below 1.
+    """
+    rows = []
+    for row, latents in _with_latents(spans, rate):
+        head, tail = row.prompt + markers.open, markers.end + row.answer
+        ids, runs, position = [*head], [_Run(len(head), Kind.PROMPT, 0)], len(head)
+        for number in range(1, latents + 1):
+            text = row.chain[number * rate : (number + 1) * rate]
+            ids += [pad_id, *text]
+            runs.append(_Run(1, Kind.LATENT, position, number))
+            runs.append(_Run(len(text), Kind.TEXT, position + 1, number, target=True))
+            position += 1 if positions == "two_track" else 1 + len(text)
+        runs.append(_Run(len(tail), Kind.FINAL, position, target=True))
+        rows.append(([*ids, *tail], runs))
+    return _batch(rows, pad_id, side)
+
+
+def compact_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id: int, side: Side = "right") -> Rows:
+    """Input of stage 2 and of inference: ``prompt | open | Z_1 .. Z_N | end | answer``.
+
+    Targets are the end marker and the answer. An empty chain has no latents.
+
+    Args:
+        spans: the problems.
+        markers: ids around the chain.
+        rate: tokens a chunk.
+        pad_id: id at padding and at slots.
+        side: where padding goes.
+
+    Raises:
+        ValueError: an empty batch, a rate below 1.
+    """
+    rows = []
+    for row, latents in _with_latents(spans, rate, needs_chain=False):
+        head, tail = row.prompt + markers.open, markers.end + row.answer
+        runs = [_Run(len(head), Kind.PROMPT, 0)]
+        runs += [_Run(1, Kind.LATENT, len(head) + before, before + 1) for before in range(latents)]
+        runs.append(_Run(len(tail), Kind.FINAL, len(head) + latents, target=True))
+        rows.append(([*head, *[pad_id] * latents, *tail], runs))
+    return _batch(rows, pad_id, side)
+
+
+def explicit_rows(
+    spans: Sequence[Spans], markers: Markers, *, pad_id: int, side: Side = "right", chain: bool = True
+) -> Rows:
+    """Ordinary text, for the explicit baseline: ``prompt | open | chain | end | answer``.
+
+    Targets are the chain, the end marker and the answer.
+
+    Args:
+        spans: the problems.
+        markers: ids around the chain.
+        pad_id: id at padding.
+        side: where padding goes.
+        chain: False leaves the chain out (answer only); the end marker then stands there from the start, untaught.
+
+    Raises:
+        ValueError: an empty batch.
+    """
+    rows = []
+    for row in spans:
+        head, text = row.prompt + markers.open, row.chain if chain else ()
+        position = len(head) + len(text)
+        runs = [
+            _Run(len(head), Kind.PROMPT, 0),
+            _Run(len(text), Kind.TEXT, len(head), target=True),
+            _Run(len(markers.end), Kind.FINAL, position, target=chain),
+            _Run(len(row.answer), Kind.FINAL, position + len(markers.end), target=True),
+        ]
+        rows.append(([*head, *text, *markers.end, *row.answer], runs))
+    return _batch(rows, pad_id, side)
+
+
+class _Run(NamedTuple):
+    """Neighbouring tokens that differ in nothing but their position, which counts up by one."""
+
+    tokens: int
+    kind: Kind
+    position: int  # of the first token
+    chunk: int = 0
+    target: bool = False
+
+
+def _with_latents(spans: Sequence[Spans], rate: int, *, needs_chain: bool = True) -> Iterator[tuple[Spans, int]]:
+    """The problems with their numbers of latents."""
+    for index, row in enumerate(spans):
+        if needs_chain and not row.chain:
+            raise ValueError(
+                f"problem {index} of the batch has an empty chain; drop it, or train it in stage 2 alone, where a "
+                "chain may have no latents"
+            )
+        yield row, latents_of(len(row.chain), rate)
+
+
+def _between(start_B: Tensor, length_B: Tensor, width: int) -> Tensor:
+    """True ``[B, T]`` where ``start <= t < start + length``."""
+    place_T = torch.arange(width, device=start_B.device)
+    return (place_T >= start_B[:, None]) & (place_T < (start_B + length_B)[:, None])
+
+
+def _integers(numbers: Iterable[int]) -> Tensor:
+    """Numbers as a tensor, much faster than ``torch.tensor`` reads a nested list."""
+    return torch.from_numpy(np.fromiter(numbers, dtype=np.int64))
+
+
+def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int, side: Side) -> Rows:
+    """Pad rows, given as token ids and as the runs that these make up, to the longest."""
+    if not rows:
+        raise ValueError("the batch is empty; give at least one problem")
+    length = torch.tensor([len(ids) for ids, _ in rows])
+    width = int(length.max())
+    start = width - length if side == "left" else torch.zeros_like(length)
+    real = _between(start, length, width)
+    # All rows in one line, without padding: "real" takes and gives places in this order.
+    ids = _integers(token for row, _ in rows for token in row)
+    runs = _integers(number for _, row in rows for run in row for number in run).view(-1, len(_Run._fields))
+    tokens, kind, position, chunk, target = runs.repeat_interleave(runs[:, 0], dim=0).unbind(dim=1)
+    first = (runs[:, 0].cumsum(dim=0) - runs[:, 0]).repeat_interleave(runs[:, 0])
+    within = torch.arange(len(tokens)) - first
+
+    def spread(values: Tensor, filler: int) -> Tensor:
+        spread_BT = torch.full(real.shape, filler)
+        spread_BT[real] = values
+        return spread_BT
+
+    return Rows(
+        ids=spread(ids, pad_id),
+        kind=spread(kind, Kind.FINAL),
+        chunk=spread(chunk, 0),
+        position=spread(position + within, 0),
+        start=start,
+        length=length,
+        target=spread(target, 0).bool(),
+    )

@@ -1,0 +1,107 @@
+"""Who may look at whom in Latent-SFT: induction in the encoder, supervision in the decoder.
+
+A mask is a predicate over a few small integer vectors of a batch, in the form that FlexAttention takes:
+``(batch, head, query, key) -> bool``. The same predicate gives the dense mask for the other kernels, so all of them
+agree by construction. Every token sees itself, padding sees nothing else, and nothing else sees padding: no row of a
+softmax is ever empty.
+
+Source: Latent-SFT (arXiv 2510.15522), latent token induction mask and latent token supervision mask.
+
+Axes: B batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PreTrainedModel
+
+from unspoken.methods.latent_sft.layout import Kind, Rows
+
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def causal(rows: Rows) -> MaskMod:
+    """Every real token sees the real tokens up to itself."""
+    start, end = rows.start, rows.start + rows.length
+    # kv < q, so q >= start and kv < end follow from the two bounds that are asked.
+    return lambda b, _h, q, kv: ((kv < q) & (kv >= start[b]) & (q < end[b])) | (q == kv)
+
+
+def induction(rows: Rows) -> MaskMod:
+    """The encoder's mask: causal, and no latent is seen by any token but itself.
+
+    So each latent sums up the question and all the text before it, and none is made out of another.
+
+    Args:
+        rows: of `encoder_rows`.
+    """
+    earlier, text = causal(rows), rows.kind != Kind.LATENT
+    return lambda b, h, q, kv: earlier(b, h, q, kv) & (text[b, kv] | (q == kv))
+
+
+def supervision(rows: Rows, chunk_sees: Literal["none", "first_token", "prompt"] = "none") -> MaskMod:
+    """The decoder's mask: chunk text sees its latent and itself, and no other token sees chunk text.
+
+    Prompt, latents, end marker and answer see each other causally.
+
+    Args:
+        rows: of `decoder_rows`.
+        chunk_sees: what chunk text sees besides; the paper's mask has "none". "first_token" gives it the first token of
+            the row (pretrained models lean on it as an attention sink), "prompt" the prompt and the open marker.
+    """
+    earlier, chunk, text = causal(rows), rows.chunk, rows.kind == Kind.TEXT
+    place_T = torch.arange(text.shape[1], device=text.device)
+    besides = {
+        "none": torch.zeros_like(text),
+        "first_token": place_T == rows.start[:, None],
+        "prompt": rows.kind == Kind.PROMPT,
+    }[chunk_sees]
+    # Text has the number of the latent that it follows; prompt, end marker and answer have none.
+    return lambda b, h, q, kv: (
+        earlier(b, h, q, kv) & torch.where(text[b, q], (chunk[b, q] == chunk[b, kv]) | besides[b, kv], ~text[b, kv])
+    )
+
+
+def dense(mod: MaskMod, rows: Rows) -> Bool[Tensor, "B 1 T T"]:
+    """A predicate as a tensor, true where a query (third axis) may see a key (last axis)."""
+    batch, width = rows.ids.shape
+    b = torch.arange(batch, device=rows.ids.device)
+    t = torch.arange(width, device=rows.ids.device)
+    return mod(b[:, None, None, None], torch.zeros_like(b[:1]), t[:, None], t)
+
+
+def attention_mask(mod: MaskMod, rows: Rows, model: PreTrainedModel) -> Tensor | BlockMask:
+    """A predicate in the form that a model's attention takes; the library passes a mask of four axes on as it is.
+
+    Args:
+        mod: predicate of ``rows``.
+        rows: on the device of the model.
+        model: any transformers model.
+
+    Returns:
+        "sdpa": bool ``[B, 1, T, T]``. "eager": the same, as numbers that are added to the scores. "flex_attention": a
+        block mask.
+
+    Raises:
+        ValueError: another kind of attention.
+    """
+    implementation = model.config._attn_implementation
+    if implementation == "flex_attention":
+        batch, width = rows.ids.shape
+        return create_block_mask(mod, batch, None, width, width, device=rows.ids.device)
+    if implementation not in ("eager", "sdpa"):
+        raise ValueError(
+            f"attention {implementation!r} of {type(model).__name__} takes no mask of our own; load the model with "
+            "attn_implementation 'sdpa', 'eager' or 'flex_attention'"
+        )
+    allowed = dense(mod, rows)
+    if implementation == "sdpa":
+        return allowed
+    hidden = torch.finfo(model.dtype).min
+    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(~allowed, hidden)

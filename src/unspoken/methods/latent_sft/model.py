@@ -1,0 +1,162 @@
+"""The models in training: an encoder that makes latents out of an explicit chain, and a decoder that must use them.
+
+With the encoder it is stage 1 (section 5 of the specification), without it stage 2 (section 7), where the latents come
+from the label store.
+
+Axes: B batch, T tokens, N latents and M supervised tokens of all rows together, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from unspoken.backbone.folder import StrictLoading
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.layout import Rows
+from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, readout_matrix, superpose
+
+
+@dataclass
+class LatentSFTOutput(ModelOutput):
+    """Outputs of the decoder where they are judged; the loss makes scores of them, a piece at a time.
+
+    Attributes:
+        before_targets: ``[M, D]``, the output before each supervised token, row by row.
+        before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
+        head: ``[V, D]``, what turns them into scores; it is never trained.
+    """
+
+    before_targets: Tensor | None = None
+    before_slots: Tensor | None = None
+    head: Tensor | None = None
+
+
+class LatentSFTModel(StrictLoading):
+    """Encoder and decoder of one shape, started from one base model.
+
+    Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
+    token is one vector of its own (the published code adds a row to the encoder's table instead).
+    """
+
+    config_class = LatentSFTConfig
+    config: LatentSFTConfig
+    base_model_prefix = "decoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: LatentSFTConfig) -> None:
+        super().__init__(config)
+        if not isinstance(config.base_config, PreTrainedConfig):
+            raise ValueError("base_config is missing: Latent-SFT needs the configuration of its blocks")
+        how: Any = {"attn_implementation": config._attn_implementation}
+        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
+        if config.has_encoder:
+            self.encoder: PreTrainedModel = AutoModel.from_config(config.base_config, **how)
+            self.compress = nn.Parameter(torch.zeros(config.base_config.hidden_size))
+        self.post_init()
+
+    @torch.no_grad()
+    def start_from(self, base: PreTrainedModel) -> None:
+        """Copy a causal language model into both halves; the extra token starts as the mean row of the table."""
+        self.decoder.load_state_dict(base.state_dict(), strict=True)
+        if not self.config.has_encoder:
+            return
+        self.encoder.load_state_dict(base.base_model.state_dict(), strict=True)
+        table: Any = base.get_input_embeddings().weight
+        self.compress.copy_(table.mean(dim=0))
+
+    def train_only(self, *, encoder: bool, decoder: bool) -> None:
+        """Which half learns (section 5.1)."""
+        if self.config.has_encoder:
+            self.encoder.requires_grad_(encoder)
+            self.compress.requires_grad_(encoder)
+        self.decoder.requires_grad_(decoder)
+        for fixed in (self.decoder.get_input_embeddings(), self.decoder.get_output_embeddings()):
+            fixed.requires_grad_(False)
+
+    def summaries(self, rows: Rows) -> Float[Tensor, "N D"]:
+        """The encoder's output at every slot: each sees the prompt and all text before it, and no other slot."""
+        inputs = self.encoder.get_input_embeddings()(rows.ids)
+        inputs = torch.where(rows.slots[..., None], self.compress.to(inputs.dtype), inputs)
+        mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
+        return _hidden(self.encoder, inputs, rows, attention_mask(mod, rows, self.encoder))[rows.slots]
+
+    def latents(self, rows: Rows) -> Float[Tensor, "N D"]:
+        """What the decoder is given at every slot."""
+        shape, summaries = self.config.latent_shape, self.summaries(rows)
+        if shape.latent == "hidden":
+            return summaries
+        return superpose(
+            summaries,
+            readout_matrix(self.decoder, shape.readout),
+            embedding_table(self.decoder),
+            top_k=shape.top_k,
+            temperature=shape.temperature,
+        )
+
+    def labels(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """What stage 2 learns to say: weights and ids ``[N, K]``, or ``[N, D]`` and None without a vocabulary step."""
+        shape, summaries = self.config.latent_shape, self.summaries(rows)
+        if shape.latent == "hidden":
+            return summaries, None
+        matrix = readout_matrix(self.decoder, shape.readout)
+        return choose(summaries @ matrix.T.to(summaries.dtype), shape.top_k, shape.temperature)
+
+    def forward(
+        self,
+        decoder: Rows,
+        encoder: Rows | None = None,
+        weights: Float[Tensor, "N K"] | None = None,
+        ids: Tensor | None = None,
+    ) -> LatentSFTOutput:
+        """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
+
+        Args:
+            decoder: of `layout.decoder_rows` in stage 1, of `layout.compact_rows` in stage 2.
+            encoder: of `layout.encoder_rows`; stage 1 makes the latents here.
+            weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
+
+        Raises:
+            ValueError: the two layouts do not hold the same number of slots in every row.
+        """
+        table = embedding_table(self.decoder)
+        if encoder is not None:
+            if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
+                raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
+            latents_ND = self.latents(encoder)
+            shape, stack = self.config.latent_shape, self.decoder.base_model
+            mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
+            mask: Any = attention_mask(mod, decoder, stack)
+        else:
+            assert weights is not None
+            latents_ND = weights if ids is None else mix(weights, ids, table)
+            mask = decoder.real.long()
+        inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
+        inputs_BTD = inputs_BTD.masked_scatter(decoder.slots[..., None], latents_ND.to(inputs_BTD.dtype))
+        hidden_BTD = _hidden(self.decoder.base_model, inputs_BTD, decoder, mask)[:, :-1]
+        return LatentSFTOutput(
+            before_targets=hidden_BTD[decoder.target[:, 1:]],
+            before_slots=hidden_BTD[decoder.slots[:, 1:]],
+            head=readout_matrix(self.decoder, "head"),
+        )
+
+
+def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, rows: Rows, mask: Any) -> Tensor:
+    hidden: Tensor = stack(
+        inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=rows.position, use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
+AutoConfig.register(LatentSFTConfig.model_type, LatentSFTConfig)
+AutoModel.register(LatentSFTConfig, LatentSFTModel)

@@ -1,0 +1,160 @@
+"""What the stages of Latent-SFT minimise (sections 5.2 and 7.1).
+
+Axes: N latents and M supervised tokens of all rows together, K entries of a superposition, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from unspoken.methods.latent_sft.configuration import LatentShape
+from unspoken.methods.latent_sft.layout import Kind
+from unspoken.methods.latent_sft.model import LatentSFTOutput
+
+_PIECE = 1024  # positions whose scores over the vocabulary exist at one time
+
+
+def _in_pieces(function: Any, *tensors: Tensor) -> Tensor:
+    """A loss per position, made a piece at a time, forward and backward, so that no ``[M, V]`` tensor is kept."""
+    if len(tensors[0]) <= _PIECE:
+        result: Tensor = function(*tensors)
+        return result
+    pieces = zip(*(tensor.split(_PIECE) for tensor in tensors), strict=True)
+    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
+
+
+def token_losses(
+    hidden: Float[Tensor, "M D"], head: Float[Tensor, "V D"], tokens: Int[Tensor, " M"]
+) -> Float[Tensor, " M"]:
+    """Cross-entropy of each token, in nats."""
+
+    def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy((hidden @ head.T.to(hidden.dtype)).float(), tokens, reduction="none")
+
+    return _in_pieces(piece, hidden, tokens)
+
+
+def divergences(
+    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
+) -> Float[Tensor, " N"]:
+    """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary."""
+
+    def piece(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        student = F.log_softmax((hidden @ head.T.to(hidden.dtype)).float(), dim=-1).gather(-1, ids)
+        return (torch.special.xlogy(weights, weights) - weights * student).sum(dim=-1)
+
+    return _in_pieces(piece, hidden, weights.float(), ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress:
+    """Stage 1: make latents that the decoder can use (section 5).
+
+    Attributes:
+        train: which half learns.
+        shape: what a latent is; given where a line of stages starts, inherited behind it.
+    """
+
+    kind: ClassVar[str] = "compress"
+
+    train: Literal["encoder", "decoder", "union"]
+    shape: LatentShape | None = None
+
+    def __post_init__(self) -> None:
+        if (self.train == "encoder") != (self.shape is not None):
+            raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model's forward takes out of a batch."""
+        return {"decoder": batch["decoder"], "encoder": batch["encoder"]}
+
+    def __call__(self, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the supervised tokens, in nats (open point 4: the published code's weighting)."""
+        losses, kinds = _supervised(outputs, batch)
+        terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
+        return losses.mean(), terms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Between the stages: write the label of every latent of the first ``rows`` training problems (section 6)."""
+
+    kind: ClassVar[str] = "labels"
+
+    rows: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows is {self.rows}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Gumbel noise on the labels (section 7.2): one draw a reading, used for input and target."""
+
+    scale: float = 1.0
+    temperature: float = 1.0
+    lowest: float = -1.5
+    highest: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
+            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autonomy:
+    """Stage 2: say the latents oneself, and know when to stop (section 7).
+
+    Attributes:
+        ce_weight, kl_weight: of the two losses.
+        noise: on the labels; null for none (the first version).
+    """
+
+    kind: ClassVar[str] = "autonomy"
+
+    ce_weight: float = 1.0
+    kl_weight: float = 1.0
+    noise: Noise | None = field(default_factory=Noise)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the model's forward takes out of a batch."""
+        return {"decoder": batch["decoder"], "weights": batch["weights"], "ids": batch["ids"]}
+
+    def __call__(self, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """``ce_weight * CE + kl_weight * KL``: CE a mean over tokens, KL over each row's slots and then over rows.
+
+        Without a vocabulary step, the squared distance of unit vectors takes the place of KL (open point 30, ours).
+        """
+        assert outputs.before_slots is not None and outputs.head is not None
+        spoken = _supervised(outputs, batch)[0].mean()
+        if batch["ids"] is None:
+            taught = F.normalize(batch["weights"].float(), dim=-1)
+            slots = (F.normalize(outputs.before_slots.float(), dim=-1) - taught).square().sum(dim=-1)
+        else:
+            slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
+        counts = batch["decoder"].slots.sum(dim=1)
+        each = torch.repeat_interleave(1.0 / counts.clamp(min=1), counts)
+        silent = (slots * each).sum() / (counts > 0).sum().clamp(min=1)
+        loss = self.ce_weight * spoken + self.kl_weight * silent
+        return loss, {"token_loss": spoken.detach(), "latent_loss": silent.detach()}
+
+
+def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Loss and kind of every supervised token."""
+    assert outputs.before_targets is not None and outputs.head is not None
+    rows = batch["decoder"]
+    chosen = rows.target[:, 1:]
+    losses = token_losses(outputs.before_targets, outputs.head, rows.ids[:, 1:][chosen])
+    return losses, rows.kind[:, 1:][chosen]
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    return (values * chosen).sum().detach() / chosen.sum().clamp(min=1)

@@ -1,0 +1,211 @@
+"""Reasoning in superpositions with a plain causal language model (section 8).
+
+One class covers the family, because an explicit chain is the superposition of one token: ``top_k=1`` is greedy chain of
+thought, ``top_k=10`` on a model that was only tuned on explicit chains is Soft Thinking, and on a model that learned
+from labels it is Latent-SFT. A chain cap of 0 is the answer-only baseline.
+
+Axes: B batch, T prompt tokens, N latent steps, M spoken tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from unspoken.chain import LatentChain
+from unspoken.methods.latent_sft.layout import Markers
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix
+from unspoken.reasoning import Speech, StopRule, Thought, respond
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """What a folder records beside its weights: ``generation_config.json``, key ``latent``.
+
+    Attributes:
+        open_ids, end_ids: tokens of the markers around the chain.
+        top_k, temperature: of the superposition that is fed back.
+        feed: "superposition", or "hidden" for the ablation that feeds the output of the stack.
+        max_latents: cap of a chain.
+    """
+
+    open_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    top_k: int | None = 10
+    temperature: float = 1.0
+    feed: Literal["superposition", "hidden"] = "superposition"
+    max_latents: int = 128
+
+    @property
+    def markers(self) -> Markers:
+        """Tokens around the chain."""
+        return Markers(open=self.open_ids, end=self.end_ids)
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Record the settings in the model's generation config, so that ``save_pretrained`` keeps them."""
+        config = model.generation_config
+        config.latent = asdict(self)
+        config.use_cache = True
+        # Otherwise the library makes a new one out of the model's config when it loads the folder.
+        config._from_model_config = False
+
+    @staticmethod
+    def of(model: PreTrainedModel) -> LatentSettings:
+        """The settings that a model was saved with.
+
+        Raises:
+            ValueError: it has none.
+        """
+        found = getattr(model.generation_config, "latent", None)
+        if found is None:
+            raise ValueError(
+                "this model's generation config has no 'latent' settings: it was not trained by Latent-SFT; "
+                "pass latent=LatentSettings(...) to reason with it anyway"
+            )
+        return LatentSettings(**{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentReasoner:
+    """A causal language model that feeds back its own next-token distribution until its most likely token ends it.
+
+    Attributes:
+        model: any decoder-only transformers model with a head.
+        settings: see `LatentSettings`.
+        noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
+        generator: of the noise.
+    """
+
+    model: PreTrainedModel
+    settings: LatentSettings
+    noise: float = 0.0
+    generator: torch.Generator | None = None
+
+    @property
+    def stack(self) -> PreTrainedModel:
+        """The model without its head."""
+        stack: PreTrainedModel = self.model.base_model
+        return stack
+
+    def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        """Rows of the input table."""
+        embedded: Tensor = self.model.get_input_embeddings()(input_ids)
+        return embedded
+
+    def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
+        """Scores of the next token."""
+        scores: Tensor = self.model.get_output_embeddings()(hidden)
+        return scores.float()
+
+    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+        """Superpose; the row is done when the clean arg-max is the first token of the end marker."""
+        scores = self.logits(hidden)
+        done = scores.argmax(dim=-1) == self.settings.end_ids[0]
+        weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
+        if self.noise:
+            uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
+            weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
+        latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
+        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+
+    def respond(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        *,
+        max_latents: int | None = None,
+        max_tokens: int,
+        given: LatentChain | None = None,
+        forced: tuple[int, ...] = (),
+        pick: Any = None,
+    ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
+        """Reason and answer.
+
+        Args:
+            input_ids, attention_mask: questions without the open marker, padded on the left.
+            max_latents: cap of the chain, the settings' by default; 0 speaks at once.
+            max_tokens: cap of the answer.
+            given: speak from this chain instead of thinking; every causal control does.
+            forced: tokens said for the model behind the end marker; they are not returned.
+            pick: how the answer's tokens are chosen, see `Speech`.
+        """
+        opened = torch.tensor(self.settings.open_ids, device=input_ids.device).expand(len(input_ids), -1)
+        mask = None if attention_mask is None else torch.cat([attention_mask, torch.ones_like(opened)], dim=1)
+        cap = self.settings.max_latents if max_latents is None else max_latents
+        ends, pad = _end_and_pad(self.model.generation_config)
+        how: dict[str, Any] = {} if pick is None else {"pick": pick}
+        speech = Speech(
+            marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
+        )
+        stop = StopRule(max_latents=0 if given is not None else cap)
+        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, speech, given)
+        return (chain if given is None else given), said
+
+
+@dataclass
+class LatentGenerateOutput(ModelOutput):
+    """``sequences`` ``[B, T + M]`` and the chain that was there before the answer."""
+
+    sequences: Tensor | None = None
+    chain: LatentChain | None = None
+
+
+def latent_generate(
+    model: Any,
+    input_ids: Int[Tensor, "B T"],
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: Any,  # noqa: ARG001 - the library passes it
+    generation_config: GenerationConfig,
+    attention_mask: Tensor | None = None,
+    latent: LatentSettings | None = None,
+    latent_noise: float = 0.0,
+    return_chain: bool = False,
+    **_: Any,
+) -> Tensor | LatentGenerateOutput:
+    """Silent reasoning as a decoding loop of the library.
+
+    ``model.generate(**inputs, custom_generate=latent_generate)`` works on any plain causal language model folder.
+    ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options hold for the
+    answer; the chain is deterministic unless ``latent_noise`` is set.
+
+    Args:
+        latent: the settings; those in the model's generation config by default.
+        latent_noise: scale of Gumbel noise on the superpositions, to draw different chains.
+        return_chain: also return the chain, with its distributions.
+
+    Returns:
+        ``[B, T + M]``: prompt, both markers, answer. Between the markers nothing was said.
+
+    Raises:
+        ValueError: the model has no latent settings and none were given, or prompts are padded on the right.
+    """
+    settings = latent or LatentSettings.of(model)
+    reasoner = LatentReasoner(model=model, settings=settings, noise=latent_noise)
+
+    def pick(said: Tensor, scores: Tensor) -> Tensor:
+        scores = logits_processor(said, scores)
+        if not generation_config.do_sample:
+            return scores.argmax(dim=-1)
+        return torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
+
+    answer_room = (generation_config.max_length or 0) - input_ids.shape[1]
+    chain, said = reasoner.respond(input_ids, attention_mask, max_tokens=max(1, answer_room), pick=pick)
+    markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
+    sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
+    return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
+
+
+def _end_and_pad(config: GenerationConfig) -> tuple[tuple[int, ...], int]:
+    """Tokens that end an answer, and the one that fills rows behind it."""
+    ends = config.eos_token_id
+    if ends is None:
+        raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")
+    listed = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+    return listed, listed[0] if config.pad_token_id is None else int(config.pad_token_id)

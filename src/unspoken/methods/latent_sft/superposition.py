@@ -1,0 +1,166 @@
+"""The latent token: a mixture of rows of the input table (Latent-SFT, section 2 of the specification).
+
+``alpha = softmax(readout(h) / temperature)``, ``z = sum_v alpha_v e_v``, over the whole vocabulary or over its k most
+likely entries, where it is normalised anew.
+
+Axes: N slots, D width, V vocabulary, K entries kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+Readout = Literal["head", "table"]
+
+_CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
+
+
+def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
+    """What each token id becomes at the first block, without gradient: the rows that latents are mixed from."""
+    embedding: nn.Module = model.get_input_embeddings()
+    if type(embedding) is nn.Embedding:
+        return embedding.weight.detach()
+    # A table that normalises or scales its rows when they are read: mix what the blocks would see.
+    with torch.no_grad():
+        weight: Any = embedding.weight
+        rows: Tensor = embedding(torch.arange(weight.shape[0], device=weight.device))
+    return rows
+
+
+def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V D"]:
+    """The matrix that turns an output of the stack into scores, without gradient.
+
+    ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
+    would say (paper_index, Latent-SFT open point 1), so it warns.
+    """
+    if readout == "head":
+        head: Any = model.get_output_embeddings()
+        return head.weight.detach()
+    weight: Any = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not weight:
+        warnings.warn(
+            "readout is 'table', but this model's head is not tied to its table: the labels will differ from what the "
+            "head says; use readout 'head'",
+            stacklevel=2,
+        )
+    return weight.detach()
+
+
+def choose(
+    scores: Float[Tensor, "N V"], top_k: int | None, temperature: float = 1.0
+) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+    """Weights and token ids of superpositions, most likely entry first.
+
+    Args:
+        scores: read-out of each slot.
+        top_k: entries kept, and normalised among themselves; None keeps the whole vocabulary.
+        temperature: divides the scores.
+
+    Returns:
+        Weights in float32 that sum to 1, and ids. The choice of ids has no gradient, the weights do.
+    """
+    kept = scores.shape[-1] if top_k is None else min(top_k, scores.shape[-1])
+    values, ids = (scores.float() / temperature).topk(kept, dim=-1)
+    return F.softmax(values, dim=-1), ids
+
+
+def mix(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "N D"]:
+    """``sum_k weights_k table[ids_k]``, added up in float32, in the table's precision."""
+    mixed: Tensor = torch.einsum("...k,...kd->...d", weights.float(), table[ids].float())
+    return mixed.to(table.dtype)
+
+
+def superpose(
+    hidden: Float[Tensor, "N D"],
+    readout: Float[Tensor, "V D"],
+    table: Float[Tensor, "V D"],
+    *,
+    top_k: int | None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "N D"]:
+    """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
+
+    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``.
+    """
+    if top_k is None:
+        return _Full.apply(hidden, readout, table, temperature)
+    weights, ids = choose(hidden @ readout.T.to(hidden.dtype), top_k, temperature)
+    return mix(weights, ids, table)
+
+
+class _Full(torch.autograd.Function):
+    """``softmax(h R' / t) E`` by the running log-sum-exp, with the softmax made again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, readout: Tensor, table: Tensor, temperature: float) -> Tensor:
+        h = hidden.float()
+        top = h.new_full((len(h), 1), float("-inf"))
+        total, mixed = h.new_zeros((len(h), 1)), h.new_zeros((len(h), table.shape[-1]))
+        for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
+            scores = h @ rows.float().T / temperature
+            higher = torch.maximum(top, scores.max(dim=-1, keepdim=True).values)
+            shrink, part = (top - higher).exp(), (scores - higher).exp()
+            total = total * shrink + part.sum(dim=-1, keepdim=True)
+            mixed = mixed * shrink + part @ entries.float()
+            top = higher
+        mixed = mixed / total
+        ctx.save_for_backward(hidden, readout, table, mixed, top + total.log())
+        ctx.temperature = temperature
+        return mixed.to(table.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        hidden, readout, table, mixed, log_total = ctx.saved_tensors
+        h, wanted = hidden.float(), gradients[0].float()
+        inner = (wanted * mixed).sum(dim=-1, keepdim=True)
+        result = torch.zeros_like(h)
+        for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
+            weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
+            result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
+        return result.to(hidden.dtype), None, None, None
+
+
+def perturb(
+    weights: Float[Tensor, "N K"],
+    ids: Int[Tensor, "N K"],
+    generator: torch.Generator,
+    *,
+    end_id: int,
+    scale: float = 1.0,
+    temperature: float = 1.0,
+    lowest: float = -1.5,
+    highest: float = 3.0,
+    attempts: int = 100,
+) -> Float[Tensor, "N K"]:
+    """Gumbel-Softmax noise on stored superpositions (the second version's Latent-Optim, section 7.2).
+
+    ``softmax((log(alpha + 1e-10) + clamp(scale * g, lowest, highest)) / temperature)``. A slot whose most likely entry
+    became the first token of the end marker is drawn again, alone; after ``attempts`` draws it keeps its clean weights.
+
+    Args:
+        weights, ids: superpositions; weights sum to 1.
+        generator: of the row, so that a draw depends on nothing else.
+        end_id: first token of the end marker.
+    """
+    logs = (weights.float() + 1e-10).log()
+    noisy = weights.float().clone()
+    pending = torch.arange(len(weights))
+    for _ in range(attempts):
+        uniform = torch.rand((len(pending), weights.shape[-1]), generator=generator).clamp(min=1e-20)
+        gumbel = -(-uniform.log()).clamp(min=1e-20).log()
+        drawn = F.softmax((logs[pending] + (scale * gumbel).clamp(lowest, highest)) / temperature, dim=-1)
+        first = ids[pending].gather(-1, drawn.argmax(dim=-1, keepdim=True))[:, 0]
+        fine = first != end_id
+        noisy[pending[fine]] = drawn[fine]
+        pending = pending[~fine]
+        if not len(pending):
+            break
+    return noisy

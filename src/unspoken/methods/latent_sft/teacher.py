@@ -1,0 +1,37 @@
+"""The encoder at work: latents of explicit chains that are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from unspoken.chain import LatentChain
+from unspoken.methods.latent_sft.configuration import LatentShape
+from unspoken.methods.latent_sft.layout import Rows, Spans, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.spelling import Spelling
+
+
+def stage_one_batch(spans: Sequence[Spans], spelling: Spelling, shape: LatentShape) -> dict[str, Rows]:
+    """The layouts of encoder and decoder for the same problems."""
+    pad, markers = spelling.tokenizer.pad_token_id, spelling.markers
+    return {
+        "encoder": encoder_rows(spans, markers, rate=shape.rate, pad_id=pad),
+        "decoder": decoder_rows(spans, markers, rate=shape.rate, pad_id=pad, positions=shape.positions),
+    }
+
+
+@torch.no_grad()
+def gold_chain(model: LatentSFTModel, spelling: Spelling, spans: Sequence[Spans]) -> LatentChain:
+    """The encoder's latents of right chains.
+
+    The answer leaks through them, so what is said from them is an upper bound (section 5.4).
+    """
+    shape = model.config.latent_shape
+    rows = encoder_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)
+    latents = model.latents(rows)
+    counts = rows.slots.sum(dim=1)
+    mask = torch.arange(int(counts.max()))[None] < counts[:, None]
+    packed = latents.new_zeros((*mask.shape, latents.shape[-1])).masked_scatter(mask[..., None], latents)
+    return LatentChain(latents=packed, mask=mask, stop=torch.zeros_like(counts))

@@ -1,0 +1,105 @@
+"""Chains of word problems as strips: what each latent is made of, above the explicit tokens in its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import zip_longest
+from typing import Any
+
+from unspoken.report.findings import Results, baseline, label, words
+from unspoken.report.formats import coefficient, count
+from unspoken.report.markup import Section, prose
+
+SHOWN_STEPS = 35  # of a chain that ran on to its cap nothing more is learned
+_SPACES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+
+
+def strips_section(results: Results) -> Section | None:
+    """Chains of some problems, a column a latent."""
+    entries = words(results).get("strips", ())
+    if not entries:
+        return None
+    # One scale for all strips, so that columns of two of them can be compared.
+    most = max((step["entropy"] for entry in entries for step in entry["steps"]), default=0.0) or 1.0
+    key = (
+        '<p class="legend example-key"><span class="key shared">also in the explicit piece below</span>'
+        '<span class="key unshared">not there</span><span class="key c4 tall">entropy of the latent</span>'
+        '<span class="key piece">piece of the explicit chain</span></p>'
+    )
+    caption = (
+        "A column is one latent: its most likely tokens with their weights, and its entropy in nats on one scale for all strips. "
+        "The band below, read along, is the explicit chain of the problem, cut where training cuts it; each piece stands under the "
+        "latent in its place. Several blue tokens in one column are explicit tokens that share one latent."
+    )
+    body = f'{key}{"".join(_strip(results, entry, most) for entry in entries)}<p class="caption">{prose(caption)}</p>'
+    return Section(key="strips", title="Chains, latent by latent", body=body)
+
+
+def _strip(results: Results, entry: Mapping[str, Any], most: float) -> str:
+    pieces = list(entry["chunks"])
+    while len(pieces) > len(entry["steps"]) and not pieces[-1]:
+        pieces.pop()
+    columns = list(zip_longest(entry["steps"], pieces))
+    cards = [
+        _card(number, step, piece or "", most) for number, (step, piece) in enumerate(columns[:SHOWN_STEPS], start=1)
+    ]
+    if len(columns) > SHOWN_STEPS:
+        cards.append(f'<li class="latent more"><p>and {count(len(columns) - SHOWN_STEPS, "more step")}</p></li>')
+    verdict = "right" if entry["correct"] else "wrong"
+    kind = entry["kind"][:1].upper() + entry["kind"][1:]
+    told = label(results, entry["system"]) + ("" if entry["kind"] == verdict else f", {verdict}")
+    told += f", {count(len(entry['steps']), 'token' if entry['system'] == baseline(results) else 'latent')}"
+    name = f"{kind}: {told}"
+    return (
+        f'<div class="example"><h4>{escape(kind)} <span>{escape(told)}</span></h4>'
+        f'<p class="question">{escape(entry["question"])}</p>'
+        f'<p class="told">said <code>{escape(entry["said"]) or "nothing"}</code>, the answer is '
+        f"<code>{escape(entry['answer'])}</code></p>"
+        f'<ol class="chain" tabindex="0" aria-label="{escape(name)}">{"".join(cards)}</ol></div>'
+    )
+
+
+def _card(number: int, step: Mapping[str, Any] | None, piece: str, most: float) -> str:
+    shared, band = _shared([text for text, _ in step["tokens"]] if step else [], piece)
+    below = f'<p class="piece">{band}</p>' if piece else '<p class="piece none" aria-label="no explicit piece">–</p>'
+    if step is None:
+        return f'<li class="latent none"><p class="step"><b>–</b></p><p class="tokens">no latent</p>{below}</li>'
+    rows = "".join(
+        f'<li class="{"shared" if text in shared else "unshared"}" style="--w:{100 * weight:.0f}%" title="{escape(text)}">'
+        f"<code>{escape(visible(text))}</code> <span>{coefficient(weight)}</span></li>"
+        for text, weight in step["tokens"]
+    )
+    height = 100 * min(step["entropy"] / most, 1.0)
+    return (
+        f'<li class="latent"><p class="step"><b>{number}</b> <span>{coefficient(step["entropy"])} nats</span></p>'
+        f'<div class="tokens"><ul>{rows}</ul><span class="entropy" style="--e:{height:.0f}%"></span></div>{below}</li>'
+    )
+
+
+def visible(token: str) -> str:
+    """A token with its white space made visible."""
+    return token.translate(_SPACES) or "∅"
+
+
+def _shared(tokens: Sequence[str], piece: str) -> tuple[set[str], str]:
+    """The tokens that occur in a piece of the explicit chain, and the piece as HTML with them marked.
+
+    A token occurs where it neither begins nor ends inside a word or number: there is no 1 in 18.
+    """
+    patterns = {token: _whole(token.strip()) for token in tokens if token.strip()}
+    shared = {token for token, pattern in patterns.items() if re.search(pattern, piece)}
+    # Of tokens that begin in one place the longest is marked.
+    longest_first = sorted((patterns[token] for token in shared), key=len, reverse=True)
+    band, end = "", 0
+    for match in re.finditer("|".join(longest_first), piece) if shared else ():
+        band += f"{escape(piece[end : match.start()])}<mark>{escape(match[0])}</mark>"
+        end = match.end()
+    return shared, band + escape(piece[end:])
+
+
+def _whole(token: str) -> str:
+    before = r"(?<![^\W_])" if token[0].isalnum() else ""
+    after = r"(?![^\W_])" if token[-1].isalnum() else ""
+    return before + re.escape(token) + after

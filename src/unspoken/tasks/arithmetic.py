@@ -1,0 +1,385 @@
+"""Made-up word problems about who has how many things, in two to four steps of whole-number arithmetic.
+
+A problem is a small directed graph of quantities. Each belongs to a person and is either given or made by one step out
+of one or two earlier ones; the last step makes the answer, and every other quantity is used on the way to it::
+
+    Ann has 5 pears. Bo has 3 more pears than Ann. Cy has 2 times as many pears as Ann.
+    How many pears do Bo and Cy have together?          <<5+3=8>> <<5*2=10>> <<8+10=18>>
+
+Steps that do not need each other may be taken in either order, so a problem often has several valid chains, all of
+which are known. The chains have the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
+
+Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its
+answer written as one expression of the given numbers; who has what, and in which order it is told, do not enter. So no
+calculation that is tested was ever trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from itertools import combinations, islice
+from random import Random
+from typing import ClassVar, Literal, NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from unspoken.tasks.words import Indices, WordProblem
+
+Operation = Literal["add", "subtract", "multiply", "divide"]
+
+SYMBOLS: dict[Operation, str] = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/"}
+# fmt: off
+NAMES = (
+    "Ann", "Bo", "Cy", "Dee", "Eli", "Fay", "Gus", "Hal", "Ida", "Jan", "Kit", "Lea",
+    "Max", "Ned", "Ola", "Pam", "Quin", "Ray", "Sue", "Tom", "Una", "Val", "Wes", "Zoe",
+)
+THINGS = (
+    "apples", "balls", "beads", "books", "cards", "coins", "cups", "eggs",
+    "kites", "marbles", "nuts", "pears", "pens", "plums", "shells", "stamps",
+)
+# fmt: on
+
+# {new} is the person that a sentence introduces, {old} and {other} are known by then.
+_GIVEN = ("{new} has {number} {things}.", "{new} owns {number} {things}.", "The bag of {new} holds {number} {things}.")
+_FROM_ONE: dict[Operation, tuple[str, ...]] = {
+    "add": (
+        "{new} has {number} more {things} than {old}.",
+        "{new} has as many {things} as {old} would have after finding {number} more.",
+        "{new} owns the same number of {things} as {old} and {number} more.",
+    ),
+    "subtract": (
+        "{new} has {number} fewer {things} than {old}.",
+        "{new} has as many {things} as {old} would have after giving away {number}.",
+        "{new} owns {number} {things} less than {old} does.",
+    ),
+    "multiply": (
+        "{new} has {number} times as many {things} as {old}.",
+        "For each of the {things} that {old} has, {new} has {number}.",
+        "{new} owns {number} times the number of {things} that {old} owns.",
+    ),
+    "divide": (
+        "{new} has as many {things} as there are in one of {number} equal shares of what {old} has.",
+        "If {old} filled {number} bags with the same number of {things}, each bag would hold as many as {new} has.",
+    ),
+}
+_FROM_TWO: dict[Operation, tuple[str, ...]] = {
+    "add": (
+        "{new} has as many {things} as {old} and {other} together.",
+        "{new} owns the same number of {things} as {old} and {other} put together.",
+    ),
+    "subtract": (
+        "{new} has as many {things} as {other} would need to catch up with {old}.",
+        "What {new} has is the difference between the {things} of {old} and the {things} of {other}.",
+    ),
+}
+_ASK_TWO: dict[Operation, tuple[str, ...]] = {
+    "add": (
+        "How many {things} do {old} and {other} have together?",
+        "{old} and {other} put all their {things} in one box. How many {things} are in the box?",
+        "How many {things} do {old} and {other} own in all?",
+    ),
+    "subtract": (
+        "How many more {things} does {old} have than {other}?",
+        "How many fewer {things} does {other} have than {old}?",
+        "How many {things} must {other} find to have as many as {old}?",
+    ),
+}
+_ASK_ONE = ("How many {things} does {old} have?", "How many {things} does {old} own?")
+
+_SPECIAL = ("[PAD]", "[EOS]")
+_MARKERS = ("<think>", "</think>", "\\boxed{", "}", "<<", ">>", "=", *SYMBOLS.values())
+_TOKEN = r"\[PAD\]|\[EOS\]|</?think>|\\boxed\{|<<|>>|[A-Za-z]+|[0-9]+|\S"
+_SPLIT_CLASSES = 8  # six for training, one for validation, one for test
+_CHAINS = 8  # orders of steps that are written out
+_TRIES = 4  # for one step, before the whole problem is drawn anew
+_LARGEST_FACTOR = 9  # "23 times as many" is not how people talk
+
+
+def _words() -> list[str]:
+    """Every word and stop of a question, names and things included."""
+    several = [text for group in (_FROM_ONE, _FROM_TWO, _ASK_TWO) for texts in group.values() for text in texts]
+    sentences = " ".join([*_GIVEN, *several, *_ASK_ONE, *NAMES, *THINGS])
+    return sorted(set(re.findall(r"[A-Za-z]+|[.?,]", re.sub(r"\{\w+\}", " ", sentences))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticConfig:
+    """What a made-up word problem looks like.
+
+    Attributes:
+        steps: numbers of steps that occur, each equally often; 1 to 6.
+        largest: no number in a problem, given or computed, is above it; at least 20. Each number is one token.
+        operations: what a step may be. Only adding and subtracting join two people's quantities, so one of them is
+            needed.
+    """
+
+    kind: ClassVar[str] = "arithmetic"
+
+    steps: tuple[int, ...] = (2, 3, 4)
+    largest: int = 99
+    operations: tuple[Operation, ...] = ("add", "subtract", "multiply")
+
+    def __post_init__(self) -> None:
+        if not self.steps or len(set(self.steps)) < len(self.steps) or not all(1 <= step <= 6 for step in self.steps):
+            raise ValueError(f"steps is {self.steps}; it must list different numbers from 1 to 6")
+        if self.largest < 20:
+            raise ValueError(f"largest is {self.largest}; it must be at least 20, or there are too few problems")
+        if len(set(self.operations)) < len(self.operations):
+            raise ValueError(f"operations is {self.operations}; it must list each operation once")
+        if not {"add", "subtract"} & set(self.operations):
+            raise ValueError(f"operations is {self.operations}; it must hold add or subtract, which join two people")
+
+    def build(self) -> ArithmeticTask:
+        """The task of this configuration."""
+        return ArithmeticTask(self)
+
+
+class _Quantity(NamedTuple):
+    """A number of things: given, or made by one step out of earlier quantities."""
+
+    value: int
+    operation: Operation | None = None
+    parts: tuple[int, ...] = ()  # the quantities it is made of, by their place in the problem
+    number: int | None = None  # the number in the sentence, if it is made of one quantity
+
+
+@cache
+def _choices(count: int, unused: frozenset[int], left: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """What the next step may be made of: the ways to take one of ``count`` quantities, and the ways to take two.
+
+    Every quantity must be used in the end. Each of the ``left`` steps after this one can bring the number of unused
+    quantities down by one, and the answer alone may be left over.
+    """
+    ways = [
+        tuple(parts for parts in combinations(range(count), size) if len(unused.difference(parts)) <= left)
+        for size in (1, 2)
+    ]
+    return tuple(way for way in ways if way)
+
+
+def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """All orders of the steps in which each comes after those that it needs, the order of telling first."""
+    if len(done) == len(needs):
+        yield done
+    for step in range(len(needs)):
+        if step not in done and needs[step] <= frozenset(done):
+            yield from _orders(needs, (*done, step))
+
+
+class ArithmeticTask:
+    """Makes and reads made-up word problems."""
+
+    tests = ("test",)
+
+    def __init__(self, config: ArithmeticConfig) -> None:
+        self.config = config
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data that this task makes."""
+        text = json.dumps({"kind": self.config.kind, **asdict(self.config)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token a word, number, stop and sign. It has no token for unknown words and raises on them."""
+        words = [*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words()]
+        tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(words)}))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.WordPiece(cleanup=False),  # a space before every token but the first
+                decoders.Fuse(),
+                decoders.Replace(Regex(r" (?=[.?,}=+*/-]|>>)"), ""),
+                decoders.Replace(Regex(r"(?<=<<|[=+*/-]|\{) "), ""),
+            ]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            eos_token="[EOS]",
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )
+
+    def size(self, split: str) -> None:
+        """Every split is endless.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split not in ("train", "validation", *self.tests):
+            raise ValueError(f"there is no split {split!r}; this task has train, validation and test")
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+        """Make the problems with the given indices.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        self.size(split)
+        return [self._make(split, int(index), seed) for index in indices]
+
+    def parse(self, text: str) -> WordProblem:
+        """A question typed by a person.
+
+        Raises:
+            ValueError: the question is empty or holds a word that this task does not know.
+        """
+        question = text.strip()
+        known = {*_words(), *map(str, range(self.config.largest + 1))}
+        if not question:
+            raise ValueError("the question is empty; type a word problem")
+        for word in re.findall(_TOKEN, question):
+            if word not in known:
+                raise ValueError(
+                    f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
+                    f"sentences like {self.sample('train', [0])[0].question!r}"
+                )
+        return WordProblem(question=question, chains=(), answer="", key="typed")
+
+    # --- making ------------------------------------------------------------------------------------------------
+
+    def _make(self, split: str, index: int, seed: int) -> WordProblem:
+        random = Random(f"{seed}:{split}:{index}")
+        # Chosen once: long problems fail more often, and would else be rarer.
+        steps = random.choice(self.config.steps)
+        while True:
+            quantities = self._draw(random, steps)
+            if quantities is not None and _split_of(quantities) == split and not _has_idle(quantities):
+                break
+        return WordProblem(
+            question=_tell(random, quantities),
+            chains=_chains(quantities),
+            answer=str(quantities[-1].value),
+            key=f"{split}:{seed}:{index}",
+        )
+
+    def _draw(self, random: Random, steps: int) -> list[_Quantity] | None:
+        """The quantities of a problem, in the order of telling; None if the draw came to a dead end."""
+        # Small numbers are more likely, since large ones leave no room for multiplying.
+        givens = range(2, self.config.largest + 1)
+        quantities = [_Quantity(givens[int(random.random() ** 2 * len(givens))]) for _ in range(random.choice((1, 2)))]
+        unused = frozenset(range(len(quantities)))
+        seen = {quantity.value for quantity in quantities}
+        if len(seen) < len(quantities):
+            return None
+        for left in reversed(range(steps)):
+            choices = _choices(len(quantities), unused, left)
+            for _ in range(_TRIES):
+                parts = random.choice(random.choice(choices))
+                made = self._one_step(random, quantities, parts)
+                # A number that stands in the text already could be guessed.
+                if made and made.value <= self.config.largest and made.value not in seen and made.value != made.number:
+                    break
+            else:
+                return None
+            seen |= {made.value} if made.number is None else {made.value, made.number}
+            unused = unused.difference(parts) | {len(quantities)}
+            quantities.append(made)
+        return quantities
+
+    def _one_step(self, random: Random, quantities: list[_Quantity], parts: tuple[int, ...]) -> _Quantity | None:
+        """A step from one quantity by a number, or from two quantities; None if no number fits."""
+        values = [quantities[part].value for part in parts]
+        if len(parts) == 2:
+            operation = random.choice([joining for joining in _FROM_TWO if joining in self.config.operations])
+            if operation == "add":
+                swapped = random.random() < 0.5
+                return _Quantity(sum(values), operation, parts[::-1] if swapped else parts)
+            return _Quantity(abs(values[0] - values[1]), operation, parts if values[0] > values[1] else parts[::-1])
+        value, operation = values[0], random.choice(self.config.operations)
+        # Numbers start at two, so that every thing is in the plural.
+        if operation == "add":
+            numbers: Sequence[int] = range(2, self.config.largest - value + 1)
+        elif operation == "subtract":
+            numbers = range(2, value)
+        elif operation == "multiply":
+            numbers = range(2, min(_LARGEST_FACTOR, self.config.largest // value) + 1)
+        else:
+            numbers = [number for number in range(2, _LARGEST_FACTOR + 1) if value % number == 0]
+        if not numbers:
+            return None
+        number = numbers[int(random.random() ** 2 * len(numbers))]
+        results = {
+            "add": value + number,
+            "subtract": value - number,
+            "multiply": value * number,
+            "divide": value // number,
+        }
+        return _Quantity(results[operation], operation, parts, number)
+
+
+def _has_idle(quantities: Sequence[_Quantity]) -> bool:
+    """Whether some quantity cancels out, as what Ann has does in (Ann + 7) - (Ann + 3).
+
+    That is a derivative of the answer that is zero; they are summed up from the answer backwards.
+    """
+    slopes = [0.0] * (len(quantities) - 1) + [1.0]
+    for place in reversed(range(len(quantities))):
+        quantity, slope = quantities[place], slopes[place]
+        if abs(slope) < 1e-9:
+            return True
+        factors = [1.0, -1.0 if quantity.operation == "subtract" else 1.0]
+        if quantity.number is not None:
+            factors = [{"multiply": quantity.number, "divide": 1 / quantity.number}.get(quantity.operation or "", 1.0)]
+        for part, factor in zip(quantity.parts, factors, strict=False):
+            slopes[part] += slope * factor
+    return False
+
+
+def _split_of(quantities: Sequence[_Quantity]) -> str:
+    """The split of a problem: a hash of the answer's expression, blind to the order of what is added or multiplied."""
+    expressions: list[str] = []
+    for quantity in quantities:
+        if quantity.operation is None:
+            expressions.append(str(quantity.value))
+            continue
+        terms = [expressions[part] for part in quantity.parts]
+        if quantity.number is not None:
+            terms.append(str(quantity.number))
+        if quantity.operation in ("add", "multiply"):
+            terms.sort()
+        expressions.append(f"({SYMBOLS[quantity.operation].join(terms)})")
+    share = hashlib.blake2b(expressions[-1].encode(), digest_size=8).digest()[0] % _SPLIT_CLASSES
+    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+
+
+def _chains(quantities: Sequence[_Quantity]) -> tuple[str, ...]:
+    """The equations in every order that works, the order of telling first."""
+    given = sum(quantity.operation is None for quantity in quantities)
+    equations = []
+    for quantity in quantities[given:]:
+        terms = [quantities[part].value for part in quantity.parts]
+        terms += [] if quantity.number is None else [quantity.number]
+        assert quantity.operation is not None
+        equations.append(f"<<{terms[0]}{SYMBOLS[quantity.operation]}{terms[1]}={quantity.value}>>")
+    needs = [frozenset(part - given for part in quantity.parts if part >= given) for quantity in quantities[given:]]
+    return tuple(" ".join(equations[step] for step in order) for order in islice(_orders(needs), _CHAINS))
+
+
+def _tell(random: Random, quantities: Sequence[_Quantity]) -> str:
+    """The problem in words."""
+    people = random.sample(NAMES, len(quantities))
+    things = random.choice(THINGS)
+    sentences = []
+    last = len(quantities) - 1
+    for place, (new, quantity) in enumerate(zip(people, quantities, strict=True)):
+        if quantity.operation is None:
+            texts: tuple[str, ...] = _GIVEN
+        elif len(quantity.parts) == 1:
+            texts = _FROM_ONE[quantity.operation]
+        else:
+            texts = (_ASK_TWO if place == last else _FROM_TWO)[quantity.operation]
+        known = dict(zip(("old", "other"), (people[part] for part in quantity.parts), strict=False))
+        number = quantity.value if quantity.operation is None else quantity.number
+        sentences.append(random.choice(texts).format(new=new, number=number, things=things, **known))
+    if len(quantities[last].parts) == 1:
+        sentences.append(random.choice(_ASK_ONE).format(old=people[last], things=things))
+    return " ".join(sentences)

@@ -1,0 +1,359 @@
+"""Grade-school word problems out of files: GSM8K and its relatives.
+
+Training rows come from GSM8k-Aug (Deng et al., arXiv 2311.01460: chains of bare equations) or GSM8K (Cobbe et al.,
+arXiv 2110.14168: prose with annotated equations); tests also from GSM-Hard, SVAMP and MultiArith. A row's format is
+told by its fields:
+
+==============================================  =======================================================
+fields                                          source
+==============================================  =======================================================
+``question``, ``steps`` (list), ``answer``      GSM8k-Aug
+``question``, ``answer`` ending in ``#### 18``  GSM8K
+``input``, ``target``                           GSM-Hard, MultiArith
+``Body``, ``Question``, ``Answer``              SVAMP
+==============================================  =======================================================
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspoken.tasks.words import Indices, WordProblem
+
+Chains = Literal["equations", "prose"]
+
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
+_PROSE_NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradeSchoolConfig:
+    """Which files, and what is read out of them.
+
+    Attributes:
+        train: a file (a JSON list, or one JSON object a line), or ``owner/name[:config]`` on the Hugging Face hub,
+            whose "train" split is read.
+        validation_rows: training rows held out, chosen by a hash of the question. A question that occurs several
+            times goes as a whole, so there may be a few more.
+        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
+            suffix, or by the name on the hub without the owner.
+        chains: "equations" like ``<<5+3=8>> <<8*2=16>>``, or GSM8K's "prose" without them. GSM8k-Aug has equations.
+        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
+    """
+
+    kind: ClassVar[str] = "grade_school"
+
+    train: str
+    validation_rows: int = 500
+    tests: tuple[str, ...] = ()
+    chains: Chains = "equations"
+    skip_malformed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.validation_rows < 0:
+            raise ValueError(f"validation_rows is {self.validation_rows}; it cannot be negative")
+        names = Counter(_test_name(source) for source in self.tests)
+        for name, count in names.items():
+            if count > 1 or name in ("train", "validation"):
+                reason = f"{count} test sets are named {name!r}" if count > 1 else f"a test set is named {name!r}"
+                raise ValueError(f"{reason}; rename the file, since a test set is named after its file")
+
+    def build(self) -> GradeSchoolTask:
+        """The task of this configuration; reads all files.
+
+        Raises:
+            ValueError: a file is missing, a row is malformed, or too few training rows are left.
+        """
+        return GradeSchoolTask(self)
+
+
+class GradeSchoolTask:
+    """Reads and serves grade-school problems; the backbone brings the tokenizer.
+
+    Attributes:
+        dropped: how many rows were left out, and why, for instance ``{"train: no chain": 95}``. A training row is
+            left out if its chain does not end in its answer.
+    """
+
+    tokenizer = None
+
+    def __init__(self, config: GradeSchoolConfig) -> None:
+        self.config = config
+        self.tests = tuple(_test_name(source) for source in config.tests)
+        dropped: Counter[str] = Counter()
+        self._digests: dict[str, str] = {}
+        self._problems: dict[str, list[WordProblem]] = {}
+        for name, source in zip(("train", *self.tests), (config.train, *config.tests), strict=True):
+            self._problems[name] = []
+            copies: Counter[str] = Counter()
+            rows, self._digests[name] = _read(source, "train" if name == "train" else "test")
+            for where, row in rows:
+                try:
+                    problem = _problem(row, config.chains, name)
+                except ValueError as error:
+                    if not config.skip_malformed:
+                        raise ValueError(
+                            f"{where}: {error}; mend the row, or set skip_malformed to leave such rows out"
+                        ) from None
+                    dropped[f"{name}: malformed"] += 1
+                    continue
+                fault = _chain_fault(problem, config.chains) if name == "train" else None
+                if fault is None:
+                    copies[problem.key] += 1
+                    if copies[problem.key] > 1:  # some files hold a row twice; a key names one of them
+                        problem = replace(problem, key=f"{problem.key}:{copies[problem.key]}")
+                    self._problems[name].append(problem)
+                else:
+                    dropped[f"{name}: {fault}"] += 1
+            if not self._problems[name]:
+                raise ValueError(f"{source} has no row that can be used ({dict(dropped) or 'it is empty'})")
+        self.dropped = dict(dropped)
+        self._hold_out()
+
+    def _hold_out(self) -> None:
+        """Move the questions with the smallest hashes to validation, whatever their place in the file."""
+        rows = self._problems["train"]
+        hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
+        held = set(sorted(hashes)[: self.config.validation_rows])
+        self._problems["validation"] = [problem for problem, key in zip(rows, hashes, strict=True) if key in held]
+        self._problems["train"] = [problem for problem, key in zip(rows, hashes, strict=True) if key not in held]
+        if not self._problems["train"]:
+            raise ValueError(
+                f"validation_rows is {self.config.validation_rows}, which leaves nothing of the {len(rows)} rows of "
+                f"{self.config.train} to train on; hold out fewer"
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the data: what the files hold and how they are read, but not where they lie."""
+        text = json.dumps(
+            {
+                "kind": self.config.kind,
+                "files": self._digests,
+                "validation_rows": self.config.validation_rows,
+                "chains": self.config.chains,
+                "skip_malformed": self.config.skip_malformed,
+            },
+            sort_keys=True,
+        )
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def size(self, split: str) -> int:
+        """Problems in a split; training goes on after them with the next epoch.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        return len(self._rows(split))
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+        """The problems with the given indices.
+
+        Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
+        The other splits have the order of their file.
+
+        Raises:
+            ValueError: there is no such split.
+            IndexError: an index is negative, or outside a split that is not "train".
+        """
+        rows = self._rows(split)
+        count = len(rows)
+        for index in indices:
+            if index < 0 or (split != "train" and index >= count):
+                raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
+        if split == "train":
+            return [rows[_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
+        return [rows[int(index)] for index in indices]
+
+    def parse(self, text: str) -> WordProblem:
+        """A question typed by a person.
+
+        Raises:
+            ValueError: the question is empty.
+        """
+        if not text.strip():
+            raise ValueError("the question is empty; type a word problem")
+        return WordProblem(question=text.strip(), chains=(), answer="", key="typed")
+
+    def _rows(self, split: str) -> list[WordProblem]:
+        if split not in self._problems:
+            raise ValueError(f"there is no split {split!r}; this task has {', '.join(sorted(self._problems))}")
+        return self._problems[split]
+
+
+@lru_cache(maxsize=8)
+def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    """The order of the training rows in one epoch, ``[rows]``."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def _test_name(source: str) -> str:
+    return Path(source).stem if _is_file(source) else source.partition(":")[0].rpartition("/")[2]
+
+
+def _is_file(source: str) -> bool:
+    return Path(source).suffix in (".json", ".jsonl") or Path(source).is_file() or not _HUB_NAME.fullmatch(source)
+
+
+def _read(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
+    """The rows of a file or of a data set on the hub, each with its place in words, and a hash of all of them."""
+    if not _is_file(source):
+        return _read_hub(source, split)
+    try:
+        content = Path(source).read_bytes()
+        text = content.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"there is no file {source}; give a JSON file, or owner/name[:config] on the hub") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read {source}: {error}; it must be JSON in UTF-8") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if not text.lstrip().startswith("["):
+        lines = enumerate(text.split("\n"), start=1)
+        return ((f"{source}, line {number}", line) for number, line in lines if line.strip()), digest
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{source}, line {error.lineno}: not a JSON list ({error.msg}); mend the file") from None
+    return ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
+
+
+def _read_hub(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
+    """The rows of one split of a data set on the hub."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
+        ) from None
+
+    name = _HUB_NAME.fullmatch(source)
+    assert name is not None
+    try:
+        rows = [dict(row) for row in datasets.load_dataset(name["name"], name["config"], split=split)]
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"there is no file {source}, and the hub gave no {split!r} split under that name "
+            f"({' '.join(str(error).split())}); give a JSON file, or owner/name[:config] on the hub"
+        ) from None
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    return ((f"{source}, {split} row {number}", row) for number, row in enumerate(rows, start=1)), digest
+
+
+def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
+    """One row as a problem.
+
+    Args:
+        row: an object, or the line of text that should hold one.
+        kind: which chains are wanted.
+        source: first part of the key.
+
+    Raises:
+        ValueError: the row cannot be read; the message says why, but not where.
+    """
+    if isinstance(row, str):
+        try:
+            row = json.loads(row)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not JSON ({error.msg})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"a row must be an object with named fields, not {type(row).__name__}")
+    chain = ""
+    if "steps" in row:
+        question, answer = _text(row, "question"), _number(_field(row, "answer"), "answer")
+        chain = _steps(row, kind)
+    elif "Body" in row:
+        question = f"{_text(row, 'Body')} {_text(row, 'Question')}"
+        answer = _number(_field(row, "Answer"), "Answer")
+    elif "input" in row:
+        question, answer = _text(row, "input"), _number(_field(row, "target"), "target")
+    elif "question" in row:
+        question = _text(row, "question")
+        told, mark, number = _text(row, "answer").rpartition("####")
+        if not mark:
+            raise ValueError("the answer has no '#### number' at its end, and there are no steps")
+        answer = _number(number, "answer")
+        equations = " ".join(_ANNOTATION.findall(told))
+        chain = equations if kind == "equations" else _ANNOTATION.sub("", told).strip()
+    else:
+        raise ValueError(
+            f"unknown fields {', '.join(map(repr, row)) or '(none)'}; known are question, steps, answer (GSM8k-Aug), "
+            "question, answer (GSM8K), input, target (GSM-Hard, MultiArith) and Body, Question, Answer (SVAMP)"
+        )
+    content = hashlib.sha256(json.dumps([question, chain, answer]).encode()).hexdigest()[:16]
+    return WordProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=f"{source}:{content}")
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    if name not in row:
+        raise ValueError(f"field {name!r} is missing")
+    return row[name]
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = _field(row, name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"field {name!r} is {value!r}; it must be text")
+    return value.strip()
+
+
+def _steps(row: dict[str, Any], kind: Chains) -> str:
+    """The chain of a GSM8k-Aug row."""
+    steps = row["steps"]
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise ValueError(f"field 'steps' is {steps!r}; it must be a list of texts")
+    found = "equations" if all(_ANNOTATION.fullmatch(step.strip()) for step in steps) else "prose"
+    if steps and found != kind:
+        raise ValueError(f"the steps are {found}, but chains is {kind!r}")
+    return " ".join(step.strip() for step in steps)
+
+
+def _number(value: Any, name: str) -> str:
+    """An answer as text; whatever is a plain number has one spelling, the rest ("4/5", "5:45") stays as it is."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"field {name!r} is {value!r}; it must be a number or text")
+    if not re.search(r"\d", str(value)):
+        raise ValueError(f"field {name!r} is {value!r}; there is no number in it")
+    return _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    """One spelling for a number: "$1,234.50" is "1234.5", "18.0" and "18." are "18"."""
+    text = text.strip()
+    bare = text.replace("$", "", 1)
+    if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d*)?", bare):
+        bare = bare.replace(",", "")
+    if not _NUMBER.fullmatch(bare):
+        return text
+    number = Decimal(bare)
+    spelled = format(number, "f")
+    if "." in spelled:
+        spelled = spelled.rstrip("0").rstrip(".")
+    return spelled if number else "0"
+
+
+def _chain_fault(problem: WordProblem, kind: Chains) -> str | None:
+    """Why a problem cannot be trained on: its chain must end in its answer."""
+    if not problem.chains:
+        return "no chain"
+    if kind == "equations":
+        last = problem.chains[0].rpartition("=")[2].removesuffix(">>")
+    else:
+        last = (_PROSE_NUMBER.findall(problem.chains[0]) or [""])[-1]
+    return None if _plain(last) == problem.answer else "chain does not end in the answer"

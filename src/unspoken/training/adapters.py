@@ -1,0 +1,51 @@
+"""LoRA on the parts of a model that a stage trains, and the plain model that the stage publishes."""
+
+from __future__ import annotations
+
+import copy
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+from unspoken.methods.latent_sft import LatentSFTModel
+from unspoken.training.recipe import LoRA
+
+
+def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
+    """Put adapters on the linear layers of every trainable part, in place; the weights below them are frozen."""
+    parts = [model]
+    if isinstance(model, LatentSFTModel):
+        halves = [model.decoder.base_model, *([model.encoder] if model.config.has_encoder else [])]
+        parts = [half for half in halves if any(parameter.requires_grad for parameter in half.parameters())]
+    for part in parts:
+        layers = [
+            name
+            for name, module in part.named_modules()
+            if isinstance(module, nn.Linear) and module is not part.get_output_embeddings()
+        ]
+        config = LoraConfig(
+            r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=settings.dropout, target_modules=layers
+        )
+        for parameter in part.parameters():
+            parameter.requires_grad_(False)
+        inject_adapter_in_model(config, part)
+
+
+def published(model: PreTrainedModel) -> PreTrainedModel:
+    """What a stage's folder holds: adapters merged into the weights, and of stage 2 the plain causal language model.
+
+    The model in training is left as it is.
+    """
+    if isinstance(model, LatentSFTModel) and not model.config.has_encoder:
+        model = model.decoder
+    if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        return model
+    merged = copy.deepcopy(model)
+    for name, module in list(merged.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, attribute = name.rpartition(".")
+            setattr(merged.get_submodule(parent), attribute, module.get_base_layer())
+    return merged

@@ -1,0 +1,121 @@
+"""What the stages of a tree-search recipe train, on what, and what is measured meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from unspoken.analysis.mixture import measure, siblings
+from unspoken.backbone import UnspokenForCausalLM
+from unspoken.evaluation.systems import answer, system_of
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import (
+    SST,
+    JepaReasonerConfig,
+    JepaReasonerForCausalLM,
+    JepaReasonerModel,
+    TalkerLoss,
+    effective_rank,
+)
+from unspoken.tasks import TreeSearchTask
+from unspoken.tasks.dataset import Batch
+from unspoken.training.recipe import Recipe, StackShape, Stage
+from unspoken.training.trainer import Judge
+
+
+def task_of(recipe: Recipe) -> TreeSearchTask:
+    """The recipe's task."""
+    task = recipe.task.build()
+    assert isinstance(task, TreeSearchTask)
+    return task
+
+
+def batches(recipe: Recipe, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
+    """Indices of training samples to a batch."""
+    task = task_of(recipe)
+    return lambda indices: task.encode(task.sample("train", indices, seed))
+
+
+def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> PreTrainedModel:
+    """The stage's model with its starting weights.
+
+    Args:
+        start: the finished model of the stage it continues from; None for random weights.
+    """
+    assert isinstance(recipe.backbone, StackShape)
+    settings: dict[str, Any] = {"attn_implementation": recipe.attention}
+    backbone = recipe.backbone_config()
+    tokens = {"eos_token_id": backbone.eos_token_id, "pad_token_id": backbone.pad_token_id}
+    if stage.objective.kind == "next_token":
+        model: PreTrainedModel = UnspokenForCausalLM._from_config(backbone, **settings)
+        if start is not None:
+            model.load_state_dict(start.state_dict(), strict=True)
+        return model
+    # The paper switches the L2 half of HybridNorm on when SST starts.
+    backbone.l2_output = True
+    shape: dict[str, Any] = {
+        "backbone_config": backbone,
+        "unit_tokens": recipe.backbone.unit_embeddings,
+        "max_latents": 2 * task_of(recipe).answer_length,
+        **tokens,
+    }
+    if stage.objective.kind == "sst":
+        reasoner = JepaReasonerModel._from_config(JepaReasonerConfig(**shape), **settings)
+        if start is not None:
+            reasoner.backbone.load_state_dict(start.base_model.state_dict(), strict=True)
+        reasoner.start_target()
+        return reasoner
+    assert recipe.talker is not None and start is not None
+    config = JepaReasonerConfig(
+        **shape,
+        talker_config=recipe.talker_config(),
+        talker_kind=recipe.talker.variant,
+        talker_encoder_layers=recipe.talker.encoder_layers or 1,
+    )
+    both = JepaReasonerForCausalLM._from_config(config, **settings)
+    both.reasoner.load_state_dict(start.state_dict(), strict=True)
+    both.freeze_reasoner()
+    return both
+
+
+def judge_of(recipe: Recipe, stage: Stage) -> Judge:
+    """What is measured on the validation problems while a stage trains.
+
+    ``score`` selects the checkpoint: exact match of whole routes in free generation, with the validation loss (never
+    more than a fraction of one problem) to tell equals apart.
+    """
+    task, objective = task_of(recipe), stage.objective
+    assert isinstance(objective, NextToken | SST | TalkerLoss)
+    count = recipe.evaluation.validation_problems
+    problems = task.sample("validation", np.arange(count))
+    batch = task.encode(problems)
+    below_root = siblings(task, problems)
+
+    @torch.no_grad()
+    def judge(model: PreTrainedModel) -> dict[str, float]:
+        answers = answer(system_of(model), task, problems, recipe.evaluation.batch_size)
+        # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+        outputs = type(model).forward(model, **objective.inputs(batch))
+        loss, terms = objective(outputs, batch)
+        exact = float(answers.correct.double().mean())
+        reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
+        # With several possible targets no answer is right every time: the loss alone tells models apart.
+        reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
+        if isinstance(model, JepaReasonerModel):
+            forced = outputs.latents[:, task.prompt_length - 1 : -1]
+            steps = slice(1, task.config.depth)
+            reading["nearest_row"] = float((model.nearest_row(forced) == task.answers(problems)).double().mean())
+            reading["effective_rank"] = effective_rank(model.target_table)
+            for kind, latents in (("forced", forced), ("rollout", answers.chain.latents)):
+                if latents.shape[1] >= task.config.depth:
+                    mixture = measure(latents[:, steps], model.target_table, below_root)
+                    flat = {key: value for key, value in mixture.summary().items() if isinstance(value, float)}
+                    reading |= {f"{kind}_{key}": value for key, value in flat.items()}
+        return reading
+
+    return judge

@@ -1,0 +1,318 @@
+"""What the stages of a word-problem recipe train, on what, and what is measured meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.folder import file_hash
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.latent_sft import (
+    Autonomy,
+    Compress,
+    LabelIdentity,
+    Labels,
+    LabelStore,
+    LabelWriter,
+    LatentReasoner,
+    LatentSettings,
+    LatentSFTConfig,
+    LatentSFTModel,
+    LatentShape,
+    Spelling,
+)
+from unspoken.methods.latent_sft.layout import compact_rows, explicit_rows
+from unspoken.methods.latent_sft.superposition import perturb
+from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
+from unspoken.tasks.dataset import Batch
+from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.training.adapters import add_adapters
+from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.trainer import MODEL, Judge, publish
+
+LABELS = "labels"
+
+
+def task_of(recipe: Recipe) -> WordTask:
+    """The recipe's task."""
+    task: Any = recipe.task.build()
+    return task
+
+
+def _base(recipe: Recipe, start: Path | None) -> PreTrainedModel:
+    """The causal language model that a stage starts from, in float32."""
+    if start is None and not isinstance(recipe.backbone, str):
+        model: PreTrainedModel = UnspokenForCausalLM._from_config(
+            recipe.backbone_config(), attn_implementation=recipe.attention
+        )
+        return model
+    source: Any = recipe.backbone if start is None else start
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
+    return LatentSFTModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=recipe.attention)
+
+
+def _settings(recipe: Recipe, shape: LatentShape) -> LatentSettings:
+    markers = Spelling(tokenizer=recipe.tokenizer()).markers
+    return LatentSettings(
+        open_ids=markers.open,
+        end_ids=markers.end,
+        top_k=shape.top_k,
+        temperature=shape.temperature,
+        feed=shape.latent,
+        max_latents=recipe.evaluation.max_latents,
+    )
+
+
+def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
+    """The stage's model with its starting weights.
+
+    Args:
+        start: folder of the stage it continues from; None for the recipe's backbone.
+    """
+    objective = stage.objective
+    if isinstance(objective, NextToken):
+        model = _base(recipe, start)
+        # An explicit chain is the superposition of one token; without a chain the cap of latents is 0.
+        explicit = _settings(recipe, LatentShape(top_k=1))
+        cap = recipe.evaluation.max_latents if objective.chain == "explicit" else 0
+        LatentSettings(**{**asdict(explicit), "max_latents": cap}).attach(model)
+    elif isinstance(objective, Compress) and objective.shape is not None:
+        base = _base(recipe, start)
+        model = _joint(recipe, base, objective.shape, has_encoder=True)
+    elif isinstance(objective, Compress):
+        assert start is not None
+        model = _stage_one(start, recipe)
+    else:
+        assert isinstance(objective, Autonomy) and start is not None
+        base = _base(recipe, start)
+        shape = LatentShape(**base.generation_config.latent_shape)
+        model = _joint(recipe, base, shape, has_encoder=False)
+        _settings(recipe, shape).attach(model.decoder)
+    if isinstance(model, LatentSFTModel):
+        trains = objective.train if isinstance(objective, Compress) else "decoder"
+        model.train_only(encoder=trains in ("encoder", "union"), decoder=trains in ("decoder", "union"))
+    _speak_like(model, recipe)
+    if stage.lora is not None:
+        add_adapters(model, stage.lora)
+    return model
+
+
+def _joint(recipe: Recipe, base: PreTrainedModel, shape: LatentShape, *, has_encoder: bool) -> LatentSFTModel:
+    markers = Spelling(tokenizer=recipe.tokenizer()).markers
+    config = LatentSFTConfig(
+        base_config=base.config,
+        shape=asdict(shape),
+        open_ids=list(markers.open),
+        end_ids=list(markers.end),
+        has_encoder=has_encoder,
+    )
+    model = LatentSFTModel._from_config(config, attn_implementation=recipe.attention)
+    model.start_from(base)
+    return model
+
+
+def _speak_like(model: PreTrainedModel, recipe: Recipe) -> None:
+    """Ends and padding of answers are the tokenizer's."""
+    tokenizer = recipe.tokenizer()
+    speaker = model.decoder if isinstance(model, LatentSFTModel) else model
+    speaker.generation_config.eos_token_id = tokenizer.eos_token_id
+    speaker.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner:
+    """The model of a stage as it answers problems."""
+    if isinstance(model, LatentSFTModel):
+        return LatentReasoner(model=model.decoder, settings=_settings(recipe, model.config.latent_shape))
+    return LatentReasoner(model=model, settings=LatentSettings.of(model))
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def batches(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
+    """Indices of training samples to a batch."""
+    task, objective = task_of(recipe), stage.objective
+    spelling = Spelling(tokenizer=recipe.tokenizer())
+    if isinstance(objective, Autonomy):
+        assert start is not None
+        return _labelled(recipe, objective, start, seed)
+    if isinstance(objective, Compress):
+        shape = objective.shape or inherited_shape(recipe, stage)
+        return lambda indices: {
+            **stage_one_batch(
+                [spelling.spans(problem) for problem in task.sample("train", indices, seed)], spelling, shape
+            )
+        }
+    assert isinstance(objective, NextToken)
+    return lambda indices: explicit_batch(task.sample("train", indices, seed), spelling, objective)
+
+
+def inherited_shape(recipe: Recipe, stage: Stage) -> LatentShape:
+    """What a latent is in the line of stages that this one belongs to."""
+    while True:
+        if isinstance(stage.objective, Compress) and stage.objective.shape is not None:
+            return stage.objective.shape
+        assert stage.start is not None
+        stage = recipe.stage(stage.start)
+
+
+def explicit_batch(problems: list[WordProblem], spelling: Spelling, objective: NextToken) -> Batch:
+    """Rows of plain text for next-token training."""
+    spans = [spelling.spans(problem) for problem in problems]
+    pad = spelling.tokenizer.pad_token_id
+    rows = explicit_rows(spans, spelling.markers, pad_id=pad, chain=objective.chain == "explicit")
+    return {"input_ids": rows.ids, "attention_mask": rows.real.long(), "answer_mask": rows.target}
+
+
+def _labelled(recipe: Recipe, objective: Autonomy, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
+    """Rows of stage 2 with their labels: every epoch in another order, and with other noise."""
+    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    store = LabelStore.open(start / LABELS, LabelIdentity(**json.loads((start / "labels.json").read_text())))
+    shape = LatentShape(**json.loads((start / "generation_config.json").read_text())["latent_shape"])
+
+    def make(indices: NDArray[np.int64]) -> Batch:
+        epochs, places = np.divmod(indices, len(store))
+        order = {epoch: np.random.default_rng([seed, epoch]).permutation(len(store)) for epoch in set(epochs.tolist())}
+        chosen = np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+        problems = task.sample("train", chosen, seed)
+        spans = [spelling.spans(problem) for problem in problems]
+        rows = compact_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)
+        labels = [store[int(row), problem.key] for row, problem in zip(chosen, problems, strict=True)]
+        if shape.latent == "hidden":
+            vectors = torch.cat([label.vectors for label in labels if label.vectors is not None])
+            return {"decoder": rows, "weights": vectors, "ids": None}
+        weights: list[Tensor] = []
+        for label, epoch, row in zip(labels, epochs.tolist(), chosen.tolist(), strict=True):
+            assert label.weights is not None and label.ids is not None
+            noisy = label.weights
+            if objective.noise is not None:
+                key = hashlib.sha256(f"{seed}:{epoch}:{row}".encode()).digest()[:8]
+                generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+                noisy = perturb(noisy, label.ids, generator, end_id=spelling.markers.end[0], **asdict(objective.noise))
+            weights.append(noisy)
+        ids = torch.cat([label.ids for label in labels if label.ids is not None])
+        return {"decoder": rows, "weights": torch.cat(weights), "ids": ids}
+
+    return make
+
+
+# --- measuring while training ------------------------------------------------------------------------------------
+
+
+def _parts(count: int, size: int) -> list[slice]:
+    return [slice(begin, begin + size) for begin in range(0, count, size)]
+
+
+def judge_of(recipe: Recipe) -> Judge:
+    """What is measured on the validation problems: right answers, and whether the chain ends by itself.
+
+    Stage 1 answers from the encoder's latents of the right chain, which only selects checkpoints; every other stage
+    reasons alone.
+    """
+    task, spelling, settings = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), recipe.evaluation
+    problems = task.sample("validation", np.arange(settings.validation_problems))
+
+    @torch.no_grad()
+    def judge(model: PreTrainedModel) -> dict[str, float]:
+        reasoner = speaker_of(model, recipe)
+        right, ended, latents = [], [], []
+        for part in _parts(len(problems), settings.batch_size):
+            some = problems[part]
+            ids, mask = spelling.prompts(some)
+            given = None
+            if isinstance(model, LatentSFTModel) and model.config.has_encoder:
+                given = gold_chain(model, spelling, [spelling.spans(problem) for problem in some])
+            chain, said = reasoner.respond(ids, mask, max_tokens=settings.max_answer, given=given)
+            right.append(graded(spelling.texts(said), some))
+            ended.append((chain.stop == 0).double())
+            latents.append(chain.lengths.double())
+        exact = float(np.concatenate(right).mean())
+        reading = {"exact_match": exact, "score": exact}
+        if not (isinstance(model, LatentSFTModel) and model.config.has_encoder):
+            reading |= {"ended": float(torch.cat(ended).mean()), "latents": float(torch.cat(latents).mean())}
+        return reading
+
+    return judge
+
+
+# --- between the stages ------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write_labels(
+    recipe: Recipe, stage: Stage, start: Path, folder: Path, *, seed: int, manifest: dict[str, Any]
+) -> Path:
+    """Write the labels and publish them beside the plain decoder that stage 2 starts from.
+
+    Safe to kill: it continues behind the last block on disk.
+    """
+    assert isinstance(stage.objective, Labels)
+    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    model = _stage_one(start, recipe).eval()
+    shape = model.config.latent_shape
+    vocabulary, width = model.decoder.get_input_embeddings().weight.shape
+    kept = min(shape.top_k or vocabulary, vocabulary)
+    weights_hash = hashlib.sha256("".join(file_hash(file) for file in sorted(start.glob("*.safetensors"))).encode())
+    identity = LabelIdentity(
+        data=task.fingerprint,
+        split="train",
+        seed=seed,
+        tokenizer=hashlib.sha256(spelling.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
+        rate=shape.rate,
+        latent=shape.latent,
+        width=width if shape.latent == "hidden" else kept,
+        top_k=None if shape.latent == "hidden" else shape.top_k,
+        temperature=shape.temperature,
+        readout=shape.readout,
+        encoder=weights_hash.hexdigest()[:16],
+        decoder=weights_hash.hexdigest()[:16],
+    )
+    size = task.size("train")
+    rows = stage.objective.rows if size is None else min(stage.objective.rows, size)
+    store = folder / LABELS
+    if not store.exists():
+        writer = LabelWriter(store, identity, rows=rows)
+        while writer.next_row < rows:
+            some = np.arange(writer.next_row, min(writer.next_row + 64, rows))
+            problems = task.sample("train", some, seed)
+            batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
+            weights, ids = model.labels(batch["encoder"])
+            counts = batch["encoder"].slots.sum(dim=1).tolist()
+            for index, problem in enumerate(problems):
+                place = slice(sum(counts[:index]), sum(counts[: index + 1]))
+                if ids is None:
+                    writer.append_vectors(problem.key, weights[place])
+                else:
+                    writer.append(problem.key, ids[place], weights[place])
+        writer.finish()
+        writer.publish()
+    staging = folder / ".model"
+    shutil.rmtree(staging, ignore_errors=True)
+    decoder = model.decoder
+    _settings(recipe, shape).attach(decoder)
+    decoder.generation_config.latent_shape = asdict(shape)
+    decoder.save_pretrained(staging)
+    spelling.tokenizer.save_pretrained(staging)
+    (staging / "labels.json").write_text(json.dumps(asdict(identity), indent=1))
+    shutil.copytree(store, staging / LABELS)
+    publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
+    shutil.rmtree(store)
+    return folder / MODEL
