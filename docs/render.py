@@ -190,7 +190,7 @@ def terminal(content: dict[str, Any]) -> str:
     return f"```text\n{out.getvalue().strip()}\n\nreport page: {folder}/report.html\n```\n"
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+TABLES: dict[str, Callable[..., str]] = {
     "headline": headline,
     "terminal": terminal,
     "controls": controls,
@@ -209,7 +209,9 @@ def render(text: str) -> str:
         return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
 
     def table(match: re.Match[str]) -> str:
-        return match[1] + TABLES[match[3]](results(match[2])) + match[5]
+        # "along:all_positions" is the table "along" of that stage.
+        kind, *stage = match[3].split(":")
+        return match[1] + TABLES[kind](results(match[2]), *stage) + match[5]
 
     for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER)):
         if text.count(opening) != len(whole.findall(text)):

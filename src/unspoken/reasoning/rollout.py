@@ -98,14 +98,24 @@ class Speech:
         max_tokens: cap of the answer behind the marker, for each row.
         end_ids: tokens that end an answer.
         pad_id: fills spoken rows behind their end.
-        pick: chooses a token from scores ``[B, V]``; given the tokens said so far ``[B, M]`` first.
+        pick: chooses the next token of some rows that have said equally many: of their indices ``[R]``, what they have
+            said ``[R, M]`` and the scores ``[R, V]`` it makes ``[R]``.
+
+    Raises:
+        ValueError: no marker, or a cap below 1.
     """
 
     marker: tuple[int, ...]
     max_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
-    pick: Callable[[Tensor, Tensor], Tensor] = lambda _, scores: scores.argmax(dim=-1)
+    pick: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda _rows, _said, scores: scores.argmax(dim=-1)
+
+    def __post_init__(self) -> None:
+        if not self.marker or self.max_tokens < 1:
+            raise ValueError(
+                f"the marker has {len(self.marker)} tokens and max_tokens is {self.max_tokens}; both are at least 1"
+            )
 
 
 @torch.no_grad()
@@ -159,19 +169,19 @@ def respond(
         given: a chain that stands behind the prompt already: with ``max_latents=0`` the answer is spoken from it alone.
 
     Returns:
-        The chain, and the words behind the marker with their end, padded.
+        What was thought here (without ``given``), and the words behind the marker with their end, padded.
 
     Raises:
         ValueError: as `rollout`; the prompt must also leave room for marker and answer.
     """
     marker = torch.tensor(speech.marker, device=input_ids.device)
     run = _Run(method, input_ids, attention_mask, stop.max_latents + len(marker) + speech.max_tokens, given)
-    rows = len(input_ids)
+    batch = len(input_ids)
     # What a row says next: position in the marker, then in the answer; -1 while it thinks.
-    at = torch.full((rows,), -1, device=input_ids.device)
+    at = torch.full((batch,), -1, device=input_ids.device)
     ends = torch.tensor(speech.end_ids, device=input_ids.device)
-    said = torch.full((rows, speech.max_tokens), speech.pad_id, device=input_ids.device)
-    silent = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
+    said = torch.full((batch, speech.max_tokens), speech.pad_id, device=input_ids.device)
+    silent = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
     used = torch.zeros_like(at)
     for step in range(stop.max_latents + len(marker) + speech.max_tokens):
         hidden = run.advance()
@@ -186,8 +196,11 @@ def respond(
         answering = (at >= len(marker)) & ~silent
         words = marker[at.clamp(0, len(marker) - 1)]
         if bool(answering.any()):
-            words = torch.where(answering, speech.pick(said, method.logits(hidden)), words)
-            said[answering, told[answering]] = words[answering]
+            scores = method.logits(hidden)
+            for length in told[answering].unique().tolist():
+                rows = torch.where(answering & (told == length))[0]
+                words[rows] = speech.pick(rows, said[rows, :length], scores[rows])
+                said[rows, length] = words[rows]
             used = torch.where(answering, told + 1, used)
             silent = silent | (answering & (torch.isin(words, ends) | (told == speech.max_tokens - 1)))
             if bool(silent.all()):
@@ -224,11 +237,13 @@ class _Run:
             )
         self.inputs = method.embed_prompt(input_ids)
         self.dtype = self.inputs.dtype
+        self.ends: Tensor | None = None
         if given is not None:
             # Short chains leave holes behind them; positions do not count holes.
             attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             attention_mask = torch.cat([attention_mask, given.mask.to(attention_mask.dtype)], dim=1)
             self.inputs = torch.cat([self.inputs, given.latents.to(self.dtype)], dim=1)
+            self.ends = prompt_length - 1 + given.lengths
         self.method = method
         self.mask = attention_mask
         self.positions = None if attention_mask is None else (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
@@ -239,7 +254,7 @@ class _Run:
         self.reason = torch.full((rows,), int(StopReason.CAP), device=input_ids.device)
 
     def advance(self) -> Tensor:
-        """One pass of the stack over what is new; the output ``[B, D]`` of each row's last position."""
+        """One pass of the stack over what is new; the output ``[B, D]`` of each row's last real position."""
         if self.cache.get_seq_length() and self.mask is not None and self.positions is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
             self.positions = self.positions[:, -1:] + 1
@@ -250,8 +265,11 @@ class _Run:
             past_key_values=self.cache,
             use_cache=True,
         )
-        last: Tensor = outputs.last_hidden_state[:, -1]
-        return last
+        hidden: Tensor = outputs.last_hidden_state
+        if self.ends is None:
+            return hidden[:, -1]
+        ends, self.ends = self.ends, None
+        return hidden[torch.arange(len(hidden), device=hidden.device), ends]
 
     def think(self, hidden: Tensor, stop: StopRule) -> Thought:
         """Record one step of the rows that still think, and stop those that are done."""

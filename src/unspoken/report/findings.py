@@ -170,11 +170,14 @@ def _latents(results: Results) -> str:
     return text + _seeds_caveat(results)
 
 
-def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> str:
+def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Whether the chain of a word-problem system does anything, out of its controls' paired differences.
 
     Args:
         controls: by name, each with its ``difference`` to the system with its own chain.
+
+    Returns:
+        Sentences, the most important first.
     """
     change = {name: entry["difference"] for name, entry in controls.items()}
     lost = {name: -entry["mean"] for name, entry in change.items() if differs(entry) and entry["mean"] < 0}
@@ -208,7 +211,7 @@ def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> str:
         )
     elif "forced answer" in change:
         parts.append("Answering right behind the chain costs nothing detectable.")
-    return " ".join(parts)
+    return parts
 
 
 def _sentence(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -221,7 +222,8 @@ def _chain_controls(results: Results, console: Console) -> None:
     title = "points more or fewer on an altered chain; in brackets where it may be chance"
     _show(title, ["system", "own chain", *(_SHORT.get(name, name) for name in names)], rows, console)
     for system, entries in controls.items():
-        _say(f"{label(results, system)}: {chain_verdict(entries)}", console)
+        for sentence in chain_verdict(entries)[:1]:
+            _say(textwrap.fill(f"{label(results, system)}: {sentence}", 96, subsequent_indent="  "), console)
 
 
 def _superposition(results: Results, console: Console) -> None:

@@ -61,7 +61,7 @@ def word_controls_section(results: Results) -> Section | None:
         return None
     colours = system_colours(results)
     verdicts = "".join(
-        f"<li><b>{escape(label(results, system))}</b> <span>{prose(chain_verdict(entries))}</span></li>"
+        f"<li><b>{escape(label(results, system))}</b> <span>{prose(" ".join(chain_verdict(entries)))}</span></li>"
         for system, entries in controls.items()
     )
     asks = len(controls) < 3  # more columns leave no room for it

@@ -34,6 +34,9 @@ class LatentSettings:
         top_k, temperature: of the superposition that is fed back.
         feed: "superposition", or "hidden" for the ablation that feeds the output of the stack.
         max_latents: cap of a chain.
+
+    Raises:
+        ValueError: a marker without tokens, or a number out of range.
     """
 
     open_ids: tuple[int, ...]
@@ -42,6 +45,14 @@ class LatentSettings:
     temperature: float = 1.0
     feed: Literal["superposition", "hidden"] = "superposition"
     max_latents: int = 128
+
+    def __post_init__(self) -> None:
+        assert self.markers  # refuses empty ones
+        if (self.top_k is not None and self.top_k < 1) or self.temperature <= 0 or self.max_latents < 0:
+            raise ValueError(
+                f"latent settings top_k {self.top_k}, temperature {self.temperature}, max_latents {self.max_latents}: "
+                "top_k is at least 1 or null, the temperature is positive, and max_latents is not negative"
+            )
 
     @property
     def markers(self) -> Markers:
@@ -81,12 +92,22 @@ class LatentReasoner:
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
         generator: of the noise.
+
+    Raises:
+        ValueError: noise below 0, or noise on vectors that are no superpositions.
     """
 
     model: PreTrainedModel
     settings: LatentSettings
     noise: float = 0.0
     generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise < 0 or (self.noise and self.settings.feed == "hidden"):
+            raise ValueError(
+                f"noise is {self.noise} where the feed is {self.settings.feed!r}; it must be 0, or above 0 with the "
+                "feed 'superposition', whose weights it changes"
+            )
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -125,6 +146,7 @@ class LatentReasoner:
         given: LatentChain | None = None,
         forced: tuple[int, ...] = (),
         pick: Any = None,
+        config: GenerationConfig | None = None,
     ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
         """Reason and answer.
 
@@ -135,11 +157,15 @@ class LatentReasoner:
             given: speak from this chain instead of thinking; every causal control does.
             forced: tokens said for the model behind the end marker; they are not returned.
             pick: how the answer's tokens are chosen, see `Speech`.
+            config: names the tokens that end and pad an answer; the model's generation config by default.
+
+        Raises:
+            ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
         """
         opened = torch.tensor(self.settings.open_ids, device=input_ids.device).expand(len(input_ids), -1)
         mask = None if attention_mask is None else torch.cat([attention_mask, torch.ones_like(opened)], dim=1)
         cap = self.settings.max_latents if max_latents is None else max_latents
-        ends, pad = _end_and_pad(self.model.generation_config)
+        ends, pad = _end_and_pad(config or self.model.generation_config)
         how: dict[str, Any] = {} if pick is None else {"pick": pick}
         speech = Speech(
             marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
@@ -163,11 +189,10 @@ def latent_generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: Any,  # noqa: ARG001 - the library passes it
     generation_config: GenerationConfig,
-    attention_mask: Tensor | None = None,
     latent: LatentSettings | None = None,
     latent_noise: float = 0.0,
     return_chain: bool = False,
-    **_: Any,
+    **model_kwargs: Any,
 ) -> Tensor | LatentGenerateOutput:
     """Silent reasoning as a decoding loop of the library.
 
@@ -184,19 +209,25 @@ def latent_generate(
         ``[B, T + M]``: prompt, both markers, answer. Between the markers nothing was said.
 
     Raises:
-        ValueError: the model has no latent settings and none were given, or prompts are padded on the right.
+        ValueError: the model has no latent settings and none were given, prompts are padded on the right, or beams.
     """
+    if generation_config.num_beams != 1:
+        raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
     settings = latent or LatentSettings.of(model)
     reasoner = LatentReasoner(model=model, settings=settings, noise=latent_noise)
 
-    def pick(said: Tensor, scores: Tensor) -> Tensor:
-        scores = logits_processor(said, scores)
+    def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
+        scores = logits_processor(torch.cat([input_ids[rows], said], dim=1), scores)
         if not generation_config.do_sample:
             return scores.argmax(dim=-1)
         return torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
 
     answer_room = (generation_config.max_length or 0) - input_ids.shape[1]
-    chain, said = reasoner.respond(input_ids, attention_mask, max_tokens=max(1, answer_room), pick=pick)
+    # Named in the signature, the library would pass the mask twice.
+    mask = model_kwargs.get("attention_mask")
+    chain, said = reasoner.respond(
+        input_ids, mask, max_tokens=max(1, answer_room), pick=pick, config=generation_config
+    )
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
     sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
     return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences

@@ -72,9 +72,17 @@ def choose(
     return F.softmax(values, dim=-1), ids
 
 
-def mix(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "N D"]:
+def mix(
+    weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]
+) -> Float[Tensor, "*N D"]:
     """``sum_k weights_k table[ids_k]``, added up in float32, in the table's precision."""
-    mixed: Tensor = torch.einsum("...k,...kd->...d", weights.float(), table[ids].float())
+    weights = weights.float()
+    with torch.autocast(table.device.type, enabled=False):
+        if ids.shape[-1] == len(table):
+            # A row of the table for every entry of every slot would be [N, V, D].
+            mixed = torch.zeros_like(weights).scatter_add(-1, ids, weights) @ table.float()
+        else:
+            mixed = torch.einsum("...k,...kd->...d", weights, table[ids].float())
     return mixed.to(table.dtype)
 
 
