@@ -27,15 +27,16 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 def naive_chain(reasoner: SilentReasoner, prompt_T: Tensor, stop: StopRule) -> tuple[Tensor, StopReason]:
     """One row, no cache, no padding, no positions given: the whole sequence is computed anew at every step."""
     inputs = reasoner.embed_prompt(prompt_T[None])
-    latents = []
+    latents = [inputs.new_zeros((0, inputs.shape[-1]))]
     for _ in range(stop.max_latents):
         hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
         thought = reasoner.think(hidden)
-        latents.append(thought.latent[0])
+        if stop.fixed or thought.counts is None or bool(thought.counts[0]):
+            latents.append(thought.latent)
         if not stop.fixed and bool(thought.done[0]):
-            return torch.stack(latents), StopReason.END
+            return torch.cat(latents), StopReason.END
         inputs = torch.cat([inputs, thought.feed[:, None].to(inputs.dtype)], dim=1)
-    return torch.stack(latents), StopReason.FIXED if stop.fixed else StopReason.CAP
+    return torch.cat(latents), StopReason.FIXED if stop.fixed else StopReason.CAP
 
 
 def left_padded(rows: list[Tensor], filler: int = PAD) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Import mode "importlib" leaves sys.path alone; the files that these tests share lie beside this one.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from words_results import words_results
 
 Results = dict[str, Any]
 NAMES = "ABCDEFGHIJKLMNO"
@@ -187,3 +194,9 @@ def ambiguous() -> Results:
     results["inside"] = {"sst": inside}
     results |= {"differences": {}, "controls": {}, "containment": None, "examples": [], "pca": None}
     return results
+
+
+@pytest.fixture
+def word_run() -> Results:
+    """A run on word problems, with everything that can be measured on them."""
+    return words_results()

@@ -111,7 +111,7 @@ BROWSER = [
 @pytest.mark.slow
 @pytest.mark.skipif(which("chromium") is None, reason="needs a real browser")
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("kind", ["complete", "sweep", "ambiguous"])
+@pytest.mark.parametrize("kind", ["complete", "sweep", "ambiguous", "word_run"])
 def test_no_page_scrolls_sideways_or_complains(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, width: int
 ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 import pytest
 from rich.console import Console
+from tag_balance import unbalanced
 from tiny_recipe import TEXT, quiet_train
 
 from unspoken.experiment import measure_run, open_run, read_results
@@ -29,26 +29,6 @@ COUPLED = """
     batch_size: 8
     evaluate_every: 5
 """
-VOID = {"meta", "link", "br", "img", "hr", "input", "path", "line", "circle", "rect"}
-
-
-class Balance(HTMLParser):
-    """Finds a tag that is not closed, or closed twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stack: list[str] = []
-        self.problems: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in VOID:
-            return
-        if not self.stack or self.stack.pop() != tag:
-            self.problems.append(tag)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +60,7 @@ def test_the_page_needs_no_network_and_every_tag_is_closed(run: Path, tmp_path: 
     page = page_of([read_results(run)], tmp_path)
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
     assert "<script" not in page
-    balance = Balance()
-    balance.feed(page)
-    assert balance.problems == []
-    assert balance.stack == []
+    assert unbalanced(page) == []
 
 
 def test_the_page_has_every_section_the_data_allow(run: Path, tmp_path: Path) -> None:

@@ -22,16 +22,16 @@ SYSTEMS: dict[str, tuple[float, tuple[float, int, float]]] = {
 }
 TESTS = {"gsm8k-aug": 1.0, "gsm-hard": 0.21, "svamp": 1.04, "multiarith": 1.35}
 CONTROLS = {
-    "no chain": 0.19,
-    "forced answer": 0.99,
     "swap": 0.02,
     "shuffle": 0.55,
-    "random mixtures": 0.17,
     "truncate": 0.34,
     "zero": 0.18,
     "mean": 0.24,
+    "no chain": 0.19,
+    "random mixtures": 0.17,
+    "forced answer": 0.99,
 }
-TOP = (50, 100, 150, 200, 250, 300)
+TOP = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
 def rate(mean: float, problems: int = PROBLEMS) -> Results:
@@ -73,16 +73,16 @@ def _superposition(rate_of: int, *, parallel: bool, level: float) -> Results:
     points = [1.0 + 2.9 * math.sin(0.5 * math.pi * (index + 0.5) / 240) for index in range(240)]
     n_eff = sum(points) / len(points)
     return {
-        "ecr": {str(most): rate_of * (1 - 0.55 * math.exp(-most / 90)) for most in TOP},
-        "ecr_left_out": 4 if rate_of > 2 else 0,
+        "ecr": {str(most): rate_of * most / (most + 2.5 * (rate_of - 0.9)) for most in TOP},
+        "ecr_left_out": 1.333 if rate_of > 2 else 0.0,
         "entropy": {
             "mean": [level * (1 - 0.035 * step) + 0.06 * math.sin(step) for step in range(steps)],
             "count": [PROBLEMS if step < steps // 2 else PROBLEMS - 80 * (step - steps // 2) for step in range(steps)],
         },
-        "top1": 0.71 if rate_of == 2 else 0.58,
+        "top1": 0.98 - 0.11 * level,
         "exit_rate": 0.994,
         "parallelism": {
-            "questions": len(points),
+            "questions": float(len(points)),
             "chains": 4.21,
             "n_eff": n_eff,
             "n_naive": 3.02,
@@ -103,10 +103,13 @@ def _step(entropy: float, tokens: dict[str, float]) -> Results:
 
 def _strips() -> list[Results]:
     pears = (
-        "Ann has 5 pears. Bo has 3 more pears than Ann. Cy has 2 times as many pears as Bo. How many pears do Ann and Cy "
-        "have together?"
+        "Ann has 5 pears. Bo has 3 more pears than Ann. Cy has 2 times as many pears as Bo. "
+        "How many pears do Ann and Cy have together?"
     )
-    coins = "Max has 48 coins. Sue owns 9 coins less than Max does. How many coins must Sue find to have twice as many as Max?"
+    coins = (
+        "Max has 48 coins. Sue owns 9 coins less than Max does. "
+        "How many coins must Sue find to have twice as many as Max?"
+    )
     by_two = ["<<5", "+3", "=8", ">> <<", "8*", "2=", "16>>", "<<5", "+16", "=21", ">>"]
     by_four = ["<<5+3", "=8>> <<", "8*2=", "16>> <<5", "+16=21", ">>"]
     right = [
@@ -140,6 +143,8 @@ def _strips() -> list[Results]:
     endless = [
         _step(2.1 - 0.02 * step, {"48": 0.4, "39": 0.3, " coins": 0.15, "\n": 0.1, "9": 0.05}) for step in range(128)
     ]
+    explicit = ["<<", "5", "+", "3", "=", "8", ">>", "<<", "8", "*", "2", "=", "16", ">>"]
+    spoken = [_step(0.0, {text: 1.0}) for text in explicit]
     chunks = ["<<48", "-9", "=39", ">> <<", "48*", "2=", "96>>", "<<96", "-39", "=57", ">>"]
     common = {"right": (pears, "21", "\\boxed{21}", True), "wrong": (coins, "57", "\\boxed{87}", False)}
 
@@ -152,7 +157,8 @@ def _strips() -> list[Results]:
         strip("latent_sft_2", "right", right, by_two),
         strip("latent_sft_2", "wrong", wrong, chunks),
         strip("latent_sft_4", "right", wide, by_four),
-        strip("soft thinking", "wrong", endless, chunks + [""] * (len(endless) - len(chunks))),
+        strip("soft thinking", "wrong", endless, []),
+        strip("cot", "right", spoken, explicit),
     ]
 
 
@@ -191,11 +197,6 @@ def _curve(steps: int, best: float, *, lost: float = 2.2) -> Results:
     }
 
 
-def _labels() -> Results:
-    """A stage that trains nothing."""
-    return {"selected_step": 0, "steps": [], "loss_steps": [], "loss": [], "seconds": None}
-
-
 def _stages() -> list[Results]:
     line = {"kind": "compress"}
     return [
@@ -216,7 +217,8 @@ def _stages() -> list[Results]:
 def words_results() -> Results:
     """A new, complete dictionary."""
     own = {name: mean for name, (mean, _) in SYSTEMS.items()}
-    useless = dict.fromkeys(CONTROLS, 0.99)
+    # Hidden states have no weights that could stand on other tokens; they are replaced by noise.
+    useless = {name: 0.99 for name in CONTROLS if name != "random mixtures"} | {"noise": 0.99}
     stages = _stages()
     return {
         "schema": 1,
@@ -253,15 +255,17 @@ def words_results() -> Results:
             },
             "steps": {name: _steps(steps) for name, (_, steps) in SYSTEMS.items()},
             "controls": {
+                "cot": _controls(own["cot"], CONTROLS),
                 "latent_sft_2": _controls(own["latent_sft_2"], CONTROLS),
                 "latent_sft_4": _controls(own["latent_sft_4"], CONTROLS | {"swap": 0.05, "forced answer": 0.6}),
                 "hidden_2": _controls(own["hidden_2"], useless),
                 "no_induction": _controls(own["no_induction"], CONTROLS | {"swap": 0.98, "mean": 0.98, "shuffle": 1.0}),
-                "soft thinking": _controls(own["soft thinking"], CONTROLS),
             },
             "superposition": {
+                "cot": _superposition(1, parallel=False, level=0.3),
                 "latent_sft_2": _superposition(2, parallel=True, level=1.3),
                 "latent_sft_4": _superposition(4, parallel=True, level=1.9),
+                "no_induction": _superposition(2, parallel=True, level=1.1),
                 "soft thinking": _superposition(1, parallel=False, level=0.5),
             },
             "strips": _strips(),
@@ -271,8 +275,10 @@ def words_results() -> Results:
             {
                 "seed": seed,
                 "stages": {
-                    stage["name"]: _labels() if stage["objective"]["kind"] == "labels" else _curve(4000, 0.6)
+                    # A stage that writes labels has no curve.
+                    stage["name"]: _curve(4000, 0.6)
                     for stage in stages
+                    if stage["objective"]["kind"] != "labels"
                 },
             }
             for seed in SEEDS

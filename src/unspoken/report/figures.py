@@ -42,7 +42,7 @@ def system_colours(results: Results) -> dict[str, str]:
     free = [colour for colour in SERIES if colour != BASELINE_COLOUR]
     free += [f"{colour} dashed" for colour in free]
     found = {name: free[index % len(free)] for index, name in enumerate(others)}
-    return {**found, baseline(results): BASELINE_COLOUR}
+    return {name: found.get(name, BASELINE_COLOUR) for name in results["systems"]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,8 +149,7 @@ def training_panels(results: Results) -> list[list[Panel]]:
             )
         if any("exact_match" in curve for _, curve in curves):
             group.append(_validation(stage, curves, colour, x))
-        if group:  # a stage that writes labels has no curve
-            groups.append(group)
+        groups.append(group)
     return groups
 
 

@@ -26,12 +26,12 @@ CONTROL_MEANING = {
     "no chain": ("a single zero vector", "How far does guessing go?"),
 }
 WORD_CONTROL_MEANING = CONTROL_MEANING | {
-    "no chain": ("the end marker follows the question", "How far does it get without a chain?"),
+    "no chain": ("nothing between the markers", "How far does it get without a chain?"),
     "forced answer": ("the box is opened right behind the chain", "Is the answer ready when the chain ends?"),
-    "random mixtures": ("as many mixtures of random tokens", "Would any mixtures do?"),
+    "random mixtures": ("the same weights on random tokens", "Would any mixtures do?"),
 }
 # These take away what a chain holds; the others disturb it or the text behind it.
-_EMPTYING = ("no chain", "swap", "mean", "random mixtures", "zero")
+_EMPTYING = ("no chain", "swap", "mean", "random mixtures", "noise", "zero")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +76,10 @@ def words(results: Results) -> Mapping[str, Any]:
     return found
 
 
-def baseline(results: Results) -> str:
-    """The system that the others are compared with."""
-    return str(results.get("baseline", COUPLED))
+def baseline(results: Results) -> str | None:
+    """The system that the others are compared with: a word-problem run may have none, a file of trees does not say."""
+    found: str | None = results.get("baseline", COUPLED)
+    return found
 
 
 def label(results: Results, system: str) -> str:
@@ -134,8 +135,9 @@ def finding(results: Results) -> str:
         return _calibrated(calibrated[0])
     if PAIR in systems:
         return _pair(results)
-    if baseline(results) in systems and reasoners(results):
-        return _latents(results)
+    explicit, silent = baseline(results), reasoners(results)
+    if explicit is not None and explicit in systems and silent:
+        return _latents(results, explicit, silent)
     rates = {name: entry["exact_match"]["mean"] for name, entry in systems.items()}
     low, high = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
     problems = count(results["problems"], "unseen problem")
@@ -149,17 +151,16 @@ def finding(results: Results) -> str:
     )
 
 
-def _latents(results: Results) -> str:
+def _latents(results: Results, explicit: str, silent: Sequence[str]) -> str:
     """The best system that reasons in latents beside the explicit chain of thought."""
-    taken, explicit, silent = words(results)["steps"], baseline(results), reasoners(results)
+    taken = words(results)["steps"]
     rates = {name: entry["exact_match"]["mean"] for name, entry in results["systems"].items()}
     best = max(silent, key=lambda name: rates[name])
-    length = f", {steps(taken[explicit]['latents'])} tokens" if explicit in taken else ""
     paired = difference(results, best)
     text = (
         f"Reasoning in {steps(taken[best]['latents'])} latents a problem, {label(results, best)} answers "
         f"{percent(rates[best])} of {count(results['problems'], 'unseen problem')}; the explicit chain of thought "
-        f"({label(results, explicit)}{length}){_equal_training(results)} answers {percent(rates[explicit])}"
+        f"({label(results, explicit)}, {steps(taken[explicit]['latents'])} tokens){_equal_training(results)} answers {percent(rates[explicit])}"
         f"{'' if paired is None else _verdict(paired)}."
     )
     if len(silent) > 1:

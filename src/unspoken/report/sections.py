@@ -57,12 +57,13 @@ def headline(results: Results) -> str:
     """Exact match of every system, against the baseline and beside the paper's."""
     systems = results["systems"]
     colours = figures.system_colours(results) if words(results) else SYSTEM_COLOURS
+    against = label(results, baseline(results) or "")
     compared = any(difference(results, name) for name in systems)
     seeds = len(results["seeds"]) > 1
     valid = {name: entry["calibration"] for name, entry in inside(results).items() if "calibration" in entry}
     head = [*heads("System", "Exact match|95 % interval"), Cell(small="0 to 100 %", classes="wide graphic")]
     head += heads("", "~Each seed|%")[1:] if seeds else []
-    head += heads("", f"Against {label(results, baseline(results))}|points", "~p")[1:] if compared else []
+    head += heads("", f"Against {against}|points", "~p")[1:] if compared else []
     head += heads("", "Real routes")[1:] if valid else []
     rows = []
     for name, entry in systems.items():
@@ -279,8 +280,8 @@ def _stages_table(results: Results) -> str:
             [
                 text_cell(name),
                 text_cell(recipe.get(name, {}).get("start") or scratch),
-                Cell(text=f"{max(curve['steps']):,}" if curve["steps"] else NO_VALUE),
-                Cell(text=kept if curve["steps"] else NO_VALUE),
+                Cell(text=f"{max(curve['steps'], default=0):,}"),
+                Cell(text=kept),
                 Cell(text=duration(sum(times) / len(times)) if times else NO_VALUE),
             ]
         )

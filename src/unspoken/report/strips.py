@@ -17,53 +17,70 @@ _SPACES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
 def strips_section(results: Results) -> Section | None:
-    """Chains of some problems, a column a latent."""
+    """Chains of some problems, a column a latent; all systems but the first are folded."""
     entries = words(results).get("strips", ())
     if not entries:
         return None
     # One scale for all strips, so that columns of two of them can be compared.
     most = max((step["entropy"] for entry in entries for step in entry["steps"]), default=0.0) or 1.0
+    groups: dict[str, list[str]] = {name: [] for name in _most_telling_first(results, entries)}
+    for entry in entries:
+        groups[entry["system"]].append(_strip(results, entry, most))
     key = (
         '<p class="legend example-key"><span class="key shared">also in the explicit piece below</span>'
         '<span class="key unshared">not there</span><span class="key c4 tall">entropy of the latent</span>'
         '<span class="key piece">piece of the explicit chain</span></p>'
     )
-    caption = (
-        "A column is one latent: its most likely tokens with their weights, and its entropy in nats on one scale for all strips. "
-        "The band below, read along, is the explicit chain of the problem, cut where training cuts it; each piece stands under the "
-        "latent in its place. Several blue tokens in one column are explicit tokens that share one latent."
+    folded = "".join(
+        f'<details class="strips"{"" if index else " open"}><summary>{escape(label(results, name))} '
+        f"<span>{count(len(strips), 'chain')}</span></summary>{''.join(strips)}</details>"
+        for index, (name, strips) in enumerate(groups.items())
     )
-    body = f'{key}{"".join(_strip(results, entry, most) for entry in entries)}<p class="caption">{prose(caption)}</p>'
+    caption = (
+        "A column is one latent: its most likely tokens with the weights that were fed back, and their entropy in nats, on one "
+        "scale for all strips. The band below, read along, is the explicit chain of the problem, cut where training cuts it; each "
+        "piece stands under the latent in its place. Several blue tokens in one column are explicit tokens that share one latent."
+    )
+    body = f'{key}{folded}<p class="caption">{prose(caption)}</p>'
     return Section(key="strips", title="Chains, latent by latent", body=body)
 
 
+def _most_telling_first(results: Results, entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The systems: latents above explicit pieces, then latents alone, then explicit chains."""
+    cut = {entry["system"] for entry in entries if entry["chunks"]}
+    names = dict.fromkeys(entry["system"] for entry in entries)
+    return sorted(names, key=lambda name: (name == baseline(results), name not in cut))
+
+
 def _strip(results: Results, entry: Mapping[str, Any], most: float) -> str:
-    pieces = list(entry["chunks"])
-    while len(pieces) > len(entry["steps"]) and not pieces[-1]:
-        pieces.pop()
+    pieces = entry["chunks"]
     columns = list(zip_longest(entry["steps"], pieces))
     cards = [
-        _card(number, step, piece or "", most) for number, (step, piece) in enumerate(columns[:SHOWN_STEPS], start=1)
+        _card(number, step, (piece or "") if pieces else None, most)
+        for number, (step, piece) in enumerate(columns[:SHOWN_STEPS], start=1)
     ]
     if len(columns) > SHOWN_STEPS:
         cards.append(f'<li class="latent more"><p>and {count(len(columns) - SHOWN_STEPS, "more step")}</p></li>')
     verdict = "right" if entry["correct"] else "wrong"
-    kind = entry["kind"][:1].upper() + entry["kind"][1:]
-    told = label(results, entry["system"]) + ("" if entry["kind"] == verdict else f", {verdict}")
-    told += f", {count(len(entry['steps']), 'token' if entry['system'] == baseline(results) else 'latent')}"
-    name = f"{kind}: {told}"
+    kind = f"{entry['kind'][:1].upper()}{entry['kind'][1:]}"
+    told = "" if entry["kind"] == verdict else f"{verdict}, "
+    told += count(len(entry["steps"]), "token" if entry["system"] == baseline(results) else "latent")
+    name = f"{label(results, entry['system'])}, {entry['kind']}: {told}"
     return (
         f'<div class="example"><h4>{escape(kind)} <span>{escape(told)}</span></h4>'
         f'<p class="question">{escape(entry["question"])}</p>'
         f'<p class="told">said <code>{escape(entry["said"]) or "nothing"}</code>, the answer is '
         f"<code>{escape(entry['answer'])}</code></p>"
-        f'<ol class="chain" tabindex="0" aria-label="{escape(name)}">{"".join(cards)}</ol></div>'
+        f'<ol class="chain{"" if pieces else " bare"}" tabindex="0" aria-label="{escape(name)}">{"".join(cards)}</ol></div>'
     )
 
 
-def _card(number: int, step: Mapping[str, Any] | None, piece: str, most: float) -> str:
-    shared, band = _shared([text for text, _ in step["tokens"]] if step else [], piece)
-    below = f'<p class="piece">{band}</p>' if piece else '<p class="piece none" aria-label="no explicit piece">–</p>'
+def _card(number: int, step: Mapping[str, Any] | None, piece: str | None, most: float) -> str:
+    """One latent; ``step`` is None where the chain has ended, ``piece`` where the explicit chain was not cut."""
+    shared, band = _shared([text for text, _ in step["tokens"]] if step else [], piece or "")
+    below = f'<p class="piece">{band}</p>' if band else '<p class="piece none">–</p>'
+    if piece is None:
+        below = ""
     if step is None:
         return f'<li class="latent none"><p class="step"><b>–</b></p><p class="tokens">no latent</p>{below}</li>'
     rows = "".join(
@@ -71,10 +88,10 @@ def _card(number: int, step: Mapping[str, Any] | None, piece: str, most: float) 
         f"<code>{escape(visible(text))}</code> <span>{coefficient(weight)}</span></li>"
         for text, weight in step["tokens"]
     )
-    height = 100 * min(step["entropy"] / most, 1.0)
     return (
         f'<li class="latent"><p class="step"><b>{number}</b> <span>{coefficient(step["entropy"])} nats</span></p>'
-        f'<div class="tokens"><ul>{rows}</ul><span class="entropy" style="--e:{height:.0f}%"></span></div>{below}</li>'
+        f'<div class="tokens"><ul>{rows}</ul><span class="entropy" style="--e:{100 * step["entropy"] / most:.0f}%"></span>'
+        f"</div>{below}</li>"
     )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from unspoken.report.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, nice_ticks
+from unspoken.report.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, logarithmic, nice_ticks
 from unspoken.report.figures import Panel, system_colours
 from unspoken.report.findings import Results, label, words
-from unspoken.report.formats import NO_VALUE, coefficient, percent
+from unspoken.report.formats import NO_VALUE, coefficient, percent, steps
 from unspoken.report.markup import Cell, Section, figure, heads, paragraph, table, text_cell
 
 _LEAST = 0.1  # the entropy line ends where fewer chains than this share still run
@@ -30,16 +31,13 @@ def superposition_section(results: Results) -> Section | None:
     measured = words(results).get("superposition", {})
     if not measured:
         return None
-    panels = [
-        panel for panel in (_ecr_panel(results, measured), _entropy_panel(results, measured)) if panel is not None
-    ]
     caption = (
         "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
-        "chain has 1 by definition, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
-        "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean of the latents at each step; a "
-        "line ends where fewer than a tenth of the chains still run."
+        "chain that says the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
+        "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
+        "that the model gives; a line ends where fewer than a tenth of the chains still run."
     )
-    body = figure(panels, caption) if panels else ""
+    body = figure([_ecr_panel(results, measured), _entropy_panel(results, measured)], caption)
     body += _numbers(results, measured) + _parallelism(results, measured) + paragraph(_RECONSTRUCTED, "caption")
     return Section(key="superposition", title="How much does a latent hold?", body=body)
 
@@ -49,7 +47,7 @@ def superposition_section(results: Results) -> Section | None:
 
 def _rates(entry: Mapping[str, Any]) -> list[tuple[int, float]]:
     """ECR by K in rising order; a file's keys are text."""
-    return sorted((int(most), value) for most, value in (entry.get("ecr") or {}).items())
+    return sorted((int(most), value) for most, value in entry["ecr"].items())
 
 
 def _legend(results: Results, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
@@ -57,17 +55,14 @@ def _legend(results: Results, names: Sequence[str]) -> tuple[tuple[str, str], ..
     return tuple((f"{colours[name]} plain", label(results, name)) for name in names)
 
 
-def _ecr_panel(results: Results, measured: Mapping[str, Any]) -> Panel | None:
-    rates = {name: _rates(entry) for name, entry in measured.items() if entry.get("ecr")}
-    if not rates:
-        return None
+def _ecr_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
+    rates = {name: _rates(entry) for name, entry in measured.items()}
     colours = system_colours(results)
     lines = [
         Line(points=values, classes=colours[name], marker="dot", hint=label(results, name))
         for name, values in rates.items()
     ]
-    every = sorted({most for values in rates.values() for most, _ in values})
-    x = Axis(low=0, high=every[-1], ticks=tuple((most, str(most)) for most in every), title="K")
+    x = replace(logarithmic(most for values in rates.values() for most, _ in values), title="K")
     y = linear([0.0, 1.0, *(value for values in rates.values() for _, value in values)])
     frame = Frame(x=x, y=y, width=430, height=240, levels=(Level(value=1, name="explicit"),))
     drawing = line_chart(frame, lines, label="Effective compression rate at K")
@@ -79,10 +74,8 @@ def _ecr_panel(results: Results, measured: Mapping[str, Any]) -> Panel | None:
     )
 
 
-def _entropy_panel(results: Results, measured: Mapping[str, Any]) -> Panel | None:
-    shown = {name: _along(entry["entropy"]) for name, entry in measured.items() if entry["entropy"]["mean"]}
-    if not shown:
-        return None
+def _entropy_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
+    shown = {name: _along(entry["entropy"]) for name, entry in measured.items()}
     colours = system_colours(results)
     lines = [
         Line(points=values, classes=colours[name], marker="dot" if len(values) < 20 else "", hint=label(results, name))
@@ -112,16 +105,13 @@ def _numbers(results: Results, measured: Mapping[str, Any]) -> str:
     rows = []
     for name, entry in measured.items():
         rates, entropy = dict(_rates(entry)), entry["entropy"]
-        reached = sum(entropy["count"])
-        overall = (
-            sum(m * c for m, c in zip(entropy["mean"], entropy["count"], strict=True)) / reached if reached else None
-        )
+        total = sum(mean * chains for mean, chains in zip(entropy["mean"], entropy["count"], strict=True))
         rows.append(
             [
                 text_cell(label(results, name)),
                 *(Cell(text=coefficient(rates[most]) if most in rates else NO_VALUE) for most in every),
-                Cell(text=f"{entry.get('ecr_left_out', 0):,}"),
-                Cell(text=NO_VALUE if overall is None else coefficient(overall), classes="num first"),
+                Cell(text=steps(entry["ecr_left_out"])),
+                Cell(text=coefficient(total / sum(entropy["count"])), classes="num first"),
                 Cell(text=percent(entry["top1"], 1)),
                 Cell(text=percent(entry["exit_rate"], 1)),
             ]
@@ -130,7 +120,8 @@ def _numbers(results: Results, measured: Mapping[str, Any]) -> str:
     head[len(every) + 2] = Cell(text="Entropy", small="nats", classes="num first")
     groups = [("ECR at K", len(every) + 1), ("A latent, on average", 3)]
     caption = (
-        "A chain without any latent has no rate and is left out. An explicit token has entropy 0 and weight 100 %."
+        "A chain without any latent has no rate and is left out. Entropy and top token are of the full distribution, before "
+        "it is cut to what is fed back."
     )
     return table(head, rows, caption=caption, groups=groups)
 
@@ -146,7 +137,7 @@ def _parallelism(results: Results, measured: Mapping[str, Any]) -> str:
     rows = [
         [
             text_cell(label(results, name)),
-            Cell(text=f"{entry['questions']:,}"),
+            Cell(text=steps(entry["questions"])),
             *(
                 Cell(text=coefficient(entry[key], digits), classes="num strong" if key == "n_eff" else "num")
                 for key, digits in columns

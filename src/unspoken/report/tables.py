@@ -84,7 +84,7 @@ def _headline(results: Results, console: Console) -> None:
             ["the paper's, 42 M parameters", percent(PAPER.exact_match), "none given", "", *("", "") * compared]
         )
     title = f"{results['name']} {results['size']}: exact match on {count(results['problems'], 'test problem')}"
-    against = (f"vs {label(results, baseline(results))}", "p") * compared
+    against = (f"vs {label(results, baseline(results) or '')}", "p") * compared
     _show(title, ["system", "mean", "95 % interval", "each seed", *against], rows, console)
 
 
@@ -100,7 +100,7 @@ def _costs(results: Results, console: Console) -> None:
     rows = [
         [
             label(results, name),
-            *_steps(taken, name, cost),
+            *(() if taken else (steps(cost["latent_steps"]), steps(cost["spoken_tokens"]))),
             steps(cost["sequential_passes"]),
             megaflops(cost["flops"]),
             milliseconds(cost["seconds_batched"]),
@@ -109,17 +109,16 @@ def _costs(results: Results, console: Console) -> None:
         ]
         for name, cost in ((name, system["cost"]) for name, system in results["systems"].items())
     ]
-    counted = ["chain", "markers", "answer", "total"] if taken else ["steps", "words"]
-    header = ["system", *counted, "passes", "MFLOP", "ms batched", "ms alone", "parameters"]
+    header = [
+        "system",
+        *(() if taken else ("steps", "words")),
+        "passes",
+        "MFLOP",
+        "ms batched",
+        "ms alone",
+        "parameters",
+    ]
     _show("cost of one answer", header, rows, console)
-
-
-def _steps(taken: Results, system: str, cost: Results) -> list[str]:
-    """What an answer is made of, in steps."""
-    if not taken:
-        return [steps(cost["latent_steps"]), steps(cost["spoken_tokens"])]
-    parts = ("latents", "marker", "answer", "total")
-    return [steps(taken[system][part]) if system in taken else NO_VALUE for part in parts]
 
 
 def _controls(results: Results, console: Console) -> None:
@@ -138,11 +137,11 @@ def _controls(results: Results, console: Console) -> None:
 def _mixtures(results: Results, console: Console) -> None:
     rows = []
     for name, entry in results["inside"].items():
-        for kind, label in (("forced", "teacher-forced"), ("rollout", "rollout")):
+        for kind, called in (("forced", "teacher-forced"), ("rollout", "rollout")):
             values = {key: item["mean"] for key, item in entry["mixture"][kind].items()}
             rows.append(
                 [
-                    f"{name.removesuffix(', nearest row')}, {label}",
+                    f"{name.removesuffix(', nearest row')}, {called}",
                     percent(values["rank"]),
                     percent(values["rank_inner"]),
                     percent(values["major"]),
@@ -182,7 +181,14 @@ def _calibration(name: str, reading: Results, console: Console) -> None:
 
 # --- word problems -----------------------------------------------------------------------------------------------
 
-_SHORT = {"forced answer": "forced", "random mixtures": "random"}  # so that a row stays under a hundred columns
+# Names of controls so short that a row fits a terminal of eighty columns. Hidden states have noise for random mixtures.
+_SHORT = {
+    "no chain": "none",
+    "forced answer": "forced",
+    "random mixtures": "random",
+    "noise": "random",
+    "truncate": "half",
+}
 
 
 def _tests(results: Results, console: Console) -> None:
@@ -199,28 +205,40 @@ def _tests(results: Results, console: Console) -> None:
     _show("exact match on every test set", ["system", *tests], rows, console)
 
 
+def _steps(results: Results, console: Console) -> None:
+    parts = ("latents", "marker", "answer", "total")
+    taken = words(results).get("steps", {})
+    rows = [[label(results, name), *(steps(entry[part]) for part in parts)] for name, entry in taken.items()]
+    if rows:
+        _show("steps of one answer", ["system", "chain", "markers", "answer", "total"], rows, console)
+
+
 def _chain_controls(results: Results, console: Console) -> None:
     controls = words(results).get("controls", {})
     if not controls:
         return
-    names = list(dict.fromkeys(name for entries in controls.values() for name in entries))
+    short = {
+        system: {_SHORT.get(name, name): entry["difference"] for name, entry in entries.items()}
+        for system, entries in controls.items()
+    }
+    names = list(dict.fromkeys(name for changes in short.values() for name in changes))
 
-    def change(entry: Results | None) -> str:
-        if entry is None:
+    def written(change: Results | None) -> str:
+        if change is None:
             return NO_VALUE
-        text = points(entry["difference"]["mean"])
-        return text if differs(entry["difference"]) else f"({text})"
+        text = points(change["mean"])
+        return text if differs(change) else f"({text})"
 
     rows = [
         [
             label(results, system),
-            percent(results["systems"][system]["exact_match"]["mean"]),
-            *(change(entries.get(name)) for name in names),
+            bare_percent(results["systems"][system]["exact_match"]["mean"], 1),
+            *(written(changes.get(name)) for name in names),
         ]
-        for system, entries in controls.items()
+        for system, changes in short.items()
     ]
-    title = "points more or fewer on an altered chain; in brackets where it may be chance"
-    _show(title, ["system", "own chain", *(_SHORT.get(name, name) for name in names)], rows, console)
+    title = "points more or fewer on an altered chain than on its own; in brackets where it may be chance"
+    _show(title, ["system", "own", *names], rows, console)
     for system, entries in controls.items():
         for sentence in chain_verdict(entries)[:1]:
             _say(textwrap.fill(f"{label(results, system)}: {sentence}", 96, subsequent_indent="  "), console)
@@ -230,18 +248,28 @@ def _superposition(results: Results, console: Console) -> None:
     measured = words(results).get("superposition", {})
     if not measured:
         return
-    every = sorted({int(most) for entry in measured.values() for most in entry.get("ecr") or {}})
-    ends = list(dict.fromkeys([*every[:1], *every[-1:]]))
+    every = sorted({int(most) for entry in measured.values() for most in entry["ecr"]})
+    shown = sorted({min(every, key=lambda most: abs(most - 50)), every[-1]})  # the paper's smallest, and the largest
     rows = []
     for name, entry in measured.items():
-        rates, parallel = entry.get("ecr") or {}, entry.get("parallelism") or {}
+        rates, parallel = entry["ecr"], entry["parallelism"] or {}
         row = [label(results, name)]
-        row += [coefficient(rates[str(most)]) if str(most) in rates else NO_VALUE for most in ends]
+        row += [coefficient(rates[str(most)]) if str(most) in rates else NO_VALUE for most in shown]
         row += [percent(entry["top1"], 1), percent(entry["exit_rate"], 1)]
         digits = {"chains": 2, "n_eff": 2, "n_naive": 2, "ratio": 3, "top2": 2}
         row += [coefficient(parallel[key], places) if key in parallel else NO_VALUE for key, places in digits.items()]
         rows.append(row)
-    header = ["system", *(f"ECR@{most}" for most in ends), "top token", "ended", "M", "N_eff", "N_naive", "ratio", "top-2"]
+    header = [
+        "system",
+        *(f"ECR@{most}" for most in shown),
+        "top token",
+        "ended",
+        "M",
+        "N_eff",
+        "N_naive",
+        "ratio",
+        "top-2",
+    ]
     _show("what a latent holds (ECR, N_eff and top-2 are reconstructions)", header, rows, console)
 
 
@@ -266,6 +294,7 @@ def print_results(results: Results, console: Console) -> None:
     """
     _headline(results, console)
     _tests(results, console)
+    _steps(results, console)
     _costs(results, console)
     _chain_controls(results, console)
     _superposition(results, console)
@@ -285,9 +314,7 @@ def print_results(results: Results, console: Console) -> None:
             f"changed {percent(contained['answers_changed'], 1)} of the answers;\n             the latents {same}",
             console,
         )
-    seconds = [
-        stage["seconds"] for entry in results.get("training", ()) for stage in entry["stages"].values() if stage["steps"]
-    ]
+    seconds = [stage["seconds"] for entry in results.get("training", ()) for stage in entry["stages"].values()]
     if seconds and all(value is not None for value in seconds):
         _say(f"training took {duration(sum(seconds) / len(results['training']))} a seed", console)
 

@@ -60,10 +60,8 @@ def word_controls_section(results: Results) -> Section | None:
     if not controls:
         return None
     colours = system_colours(results)
-    verdicts = "".join(
-        f"<li><b>{escape(label(results, system))}</b> <span>{prose(" ".join(chain_verdict(entries)))}</span></li>"
-        for system, entries in controls.items()
-    )
+    told = {label(results, system): " ".join(chain_verdict(entries)) for system, entries in controls.items()}
+    verdicts = "".join(f"<li><b>{escape(name)}</b> <span>{prose(text)}</span></li>" for name, text in told.items())
     asks = len(controls) < 3  # more columns leave no room for it
     first = [text_cell("the chain itself", small="nothing is changed")]
     for system in controls:
@@ -123,8 +121,8 @@ def steps_table(results: Results) -> str:
         f'<span class="key {ANSWER_COLOUR} barred">answer</span></p>'
     )
     caption = (
-        f"Steps that wait for one another, means a problem. The chain of {label(results, baseline(results))} is made of "
-        "explicit tokens. The answer is text and counts too: a chain gets no shorter by moving its work there."
+        "Steps that wait for one another, means a problem. The answer is text and counts too: a chain gets no shorter by "
+        "moving its work there."
     )
     head = [*heads("System", "Chain|steps", "Markers|steps", "Answer|steps", "Total|steps"), Cell(classes="graphic")]
     return legend + table(head, rows, caption=caption)

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenForCausalLM
-from unspoken.backbone.folder import file_hash
+from unspoken.backbone.folder import verify
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.latent_sft import (
     Autonomy,
@@ -103,7 +103,7 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
     else:
         assert isinstance(objective, Autonomy) and start is not None
         base = _base(recipe, start)
-        shape = LatentShape(**base.generation_config.latent_shape)
+        shape = inherited_shape(recipe, stage)
         model = _joint(recipe, base, shape, has_encoder=False)
         _settings(recipe, shape).attach(model.decoder)
     if isinstance(model, LatentSFTModel):
@@ -153,7 +153,7 @@ def batches(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Call
     spelling = Spelling(tokenizer=recipe.tokenizer())
     if isinstance(objective, Autonomy):
         assert start is not None
-        return _labelled(recipe, objective, start, seed)
+        return _labelled(recipe, stage, start, seed)
     if isinstance(objective, Compress):
         shape = objective.shape or inherited_shape(recipe, stage)
         return lambda indices: {
@@ -182,11 +182,18 @@ def explicit_batch(problems: list[WordProblem], spelling: Spelling, objective: N
     return {"input_ids": rows.ids, "attention_mask": rows.real.long(), "answer_mask": rows.target}
 
 
-def _labelled(recipe: Recipe, objective: Autonomy, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
+def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
     """Rows of stage 2 with their labels: every epoch in another order, and with other noise."""
-    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
-    store = LabelStore.open(start / LABELS, LabelIdentity(**json.loads((start / "labels.json").read_text())))
-    shape = LatentShape(**json.loads((start / "generation_config.json").read_text())["latent_shape"])
+    task, spelling, objective = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), stage.objective
+    assert isinstance(objective, Autonomy) and stage.start is not None
+    labels_stage = recipe.stage(stage.start)
+    assert labels_stage.start is not None
+    teacher = start.parents[1] / labels_stage.start / MODEL
+    store = LabelStore.open(start / LABELS, label_identity(recipe, labels_stage, teacher, seed))
+    rows_wanted = labelled_rows(recipe, labels_stage)
+    if len(store) != rows_wanted:
+        raise ValueError(f"{start / LABELS} has {len(store)} rows instead of {rows_wanted}; write the labels again")
+    shape = inherited_shape(recipe, stage)
 
     def make(indices: NDArray[np.int64]) -> Batch:
         epochs, places = np.divmod(indices, len(store))
@@ -256,6 +263,41 @@ def judge_of(recipe: Recipe) -> Judge:
 # --- between the stages ------------------------------------------------------------------------------------------
 
 
+def labelled_rows(recipe: Recipe, stage: Stage) -> int:
+    """Problems that a labels stage labels: all of them, where there are fewer than it asks for."""
+    assert isinstance(stage.objective, Labels)
+    size = task_of(recipe).size("train")
+    return stage.objective.rows if size is None else min(stage.objective.rows, size)
+
+
+def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> LabelIdentity:
+    """What the labels of a labels stage are made of, found out from the recipe and the teacher's folder.
+
+    Args:
+        teacher: folder of the model that makes them.
+    """
+    shape, config = inherited_shape(recipe, stage), LatentSFTConfig.from_pretrained(teacher)
+    assert isinstance(config.base_config, PreTrainedConfig)
+    vocabulary, hidden = config.base_config.vocab_size, shape.latent == "hidden"
+    listed = json.dumps(sorted(verify(teacher)["files"].items()))
+    weights = hashlib.sha256(listed.encode()).hexdigest()[:16]
+    tokenizer: Any = recipe.tokenizer()
+    return LabelIdentity(
+        data=task_of(recipe).fingerprint,
+        split="train",
+        seed=seed,
+        tokenizer=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
+        rate=shape.rate,
+        latent=shape.latent,
+        width=config.base_config.hidden_size if hidden else min(shape.top_k or vocabulary, vocabulary),
+        top_k=None if hidden else shape.top_k,
+        temperature=shape.temperature,
+        readout=shape.readout,
+        encoder=weights,
+        decoder=weights,
+    )
+
+
 @torch.no_grad()
 def write_labels(
     recipe: Recipe, stage: Stage, start: Path, folder: Path, *, seed: int, manifest: dict[str, Any]
@@ -268,25 +310,8 @@ def write_labels(
     task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
     model = _stage_one(start, recipe).eval()
     shape = model.config.latent_shape
-    vocabulary, width = model.decoder.get_input_embeddings().weight.shape
-    kept = min(shape.top_k or vocabulary, vocabulary)
-    weights_hash = hashlib.sha256("".join(file_hash(file) for file in sorted(start.glob("*.safetensors"))).encode())
-    identity = LabelIdentity(
-        data=task.fingerprint,
-        split="train",
-        seed=seed,
-        tokenizer=hashlib.sha256(spelling.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16],
-        rate=shape.rate,
-        latent=shape.latent,
-        width=width if shape.latent == "hidden" else kept,
-        top_k=None if shape.latent == "hidden" else shape.top_k,
-        temperature=shape.temperature,
-        readout=shape.readout,
-        encoder=weights_hash.hexdigest()[:16],
-        decoder=weights_hash.hexdigest()[:16],
-    )
-    size = task.size("train")
-    rows = stage.objective.rows if size is None else min(stage.objective.rows, size)
+    identity = label_identity(recipe, stage, start, seed)
+    rows = labelled_rows(recipe, stage)
     store = folder / LABELS
     if not store.exists():
         writer = LabelWriter(store, identity, rows=rows)
@@ -308,10 +333,8 @@ def write_labels(
     shutil.rmtree(staging, ignore_errors=True)
     decoder = model.decoder
     _settings(recipe, shape).attach(decoder)
-    decoder.generation_config.latent_shape = asdict(shape)
     decoder.save_pretrained(staging)
     spelling.tokenizer.save_pretrained(staging)
-    (staging / "labels.json").write_text(json.dumps(asdict(identity), indent=1))
     shutil.copytree(store, staging / LABELS)
     publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
     shutil.rmtree(store)

@@ -72,8 +72,7 @@ class LatentSFTModel(StrictLoading):
         if not self.config.has_encoder:
             return
         self.encoder.load_state_dict(base.base_model.state_dict(), strict=True)
-        table: Any = base.get_input_embeddings().weight
-        self.compress.copy_(table.mean(dim=0))
+        self.compress.copy_(embedding_table(base).mean(dim=0))
 
     def train_only(self, *, encoder: bool, decoder: bool) -> None:
         """Which half learns (section 5.1)."""
@@ -127,9 +126,9 @@ class LatentSFTModel(StrictLoading):
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
 
         Raises:
-            ValueError: the two layouts do not hold the same number of slots in every row.
+            ValueError: the two layouts do not hold the same number of slots in every row, or there are not as many
+                given latents as slots.
         """
-        table = embedding_table(self.decoder)
         if encoder is not None:
             if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
@@ -139,7 +138,9 @@ class LatentSFTModel(StrictLoading):
             mask: Any = attention_mask(mod, decoder, stack)
         else:
             assert weights is not None
-            latents_ND = weights if ids is None else mix(weights, ids, table)
+            if len(weights) != (slots := int(decoder.slots.sum())):
+                raise ValueError(f"{len(weights)} latents for {slots} slots; take the labels of the same problems")
+            latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
             mask = decoder.real.long()
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
         inputs_BTD = inputs_BTD.masked_scatter(decoder.slots[..., None], latents_ND.to(inputs_BTD.dtype))

@@ -47,7 +47,7 @@ class LatentSettings:
     max_latents: int = 128
 
     def __post_init__(self) -> None:
-        assert self.markers  # refuses empty ones
+        Markers(open=self.open_ids, end=self.end_ids)  # refuses a marker without tokens
         if (self.top_k is not None and self.top_k < 1) or self.temperature <= 0 or self.max_latents < 0:
             raise ValueError(
                 f"latent settings top_k {self.top_k}, temperature {self.temperature}, max_latents {self.max_latents}: "
@@ -211,7 +211,7 @@ def latent_generate(
     Raises:
         ValueError: the model has no latent settings and none were given, prompts are padded on the right, or beams.
     """
-    if generation_config.num_beams != 1:
+    if (generation_config.num_beams or 1) != 1:
         raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
     settings = latent or LatentSettings.of(model)
     reasoner = LatentReasoner(model=model, settings=settings, noise=latent_noise)
@@ -225,9 +225,7 @@ def latent_generate(
     answer_room = (generation_config.max_length or 0) - input_ids.shape[1]
     # Named in the signature, the library would pass the mask twice.
     mask = model_kwargs.get("attention_mask")
-    chain, said = reasoner.respond(
-        input_ids, mask, max_tokens=max(1, answer_room), pick=pick, config=generation_config
-    )
+    chain, said = reasoner.respond(input_ids, mask, max_tokens=max(1, answer_room), pick=pick, config=generation_config)
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
     sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
     return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences

@@ -38,7 +38,7 @@ def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V
     """The matrix that turns an output of the stack into scores, without gradient.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
-    would say (paper_index, Latent-SFT open point 1), so it warns.
+    would say (latent_sft_index, open point 1), so it warns.
     """
     if readout == "head":
         head: Any = model.get_output_embeddings()
@@ -72,9 +72,7 @@ def choose(
     return F.softmax(values, dim=-1), ids
 
 
-def mix(
-    weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]
-) -> Float[Tensor, "*N D"]:
+def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N D"]:
     """``sum_k weights_k table[ids_k]``, added up in float32, in the table's precision."""
     weights = weights.float()
     with torch.autocast(table.device.type, enabled=False):
@@ -112,13 +110,15 @@ class _Full(torch.autograd.Function):
         h = hidden.float()
         top = h.new_full((len(h), 1), float("-inf"))
         total, mixed = h.new_zeros((len(h), 1)), h.new_zeros((len(h), table.shape[-1]))
-        for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
-            scores = h @ rows.float().T / temperature
-            higher = torch.maximum(top, scores.max(dim=-1, keepdim=True).values)
-            shrink, part = (top - higher).exp(), (scores - higher).exp()
-            total = total * shrink + part.sum(dim=-1, keepdim=True)
-            mixed = mixed * shrink + part @ entries.float()
-            top = higher
+        # The backward pass makes the same scores again, usually where autocast is off already.
+        with torch.autocast(h.device.type, enabled=False):
+            for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
+                scores = h @ rows.float().T / temperature
+                higher = torch.maximum(top, scores.max(dim=-1, keepdim=True).values)
+                shrink, part = (top - higher).exp(), (scores - higher).exp()
+                total = total * shrink + part.sum(dim=-1, keepdim=True)
+                mixed = mixed * shrink + part @ entries.float()
+                top = higher
         mixed = mixed / total
         ctx.save_for_backward(hidden, readout, table, mixed, top + total.log())
         ctx.temperature = temperature
@@ -130,9 +130,10 @@ class _Full(torch.autograd.Function):
         h, wanted = hidden.float(), gradients[0].float()
         inner = (wanted * mixed).sum(dim=-1, keepdim=True)
         result = torch.zeros_like(h)
-        for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
-            weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
-            result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
+        with torch.autocast(h.device.type, enabled=False):
+            for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
+                weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
+                result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
         return result.to(hidden.dtype), None, None, None
 
 

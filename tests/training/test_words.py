@@ -1,0 +1,275 @@
+"""The stages of Latent-SFT, from random weights to a plain folder that reasons in superpositions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from tiny_recipe import quiet_train
+from transformers import AutoModelForCausalLM
+
+from unspoken.backbone.folder import read_manifest
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.words import SOFT_THINKING, evaluate_words
+from unspoken.experiment import final_stages, models_of
+from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
+from unspoken.training import recipe as recipes
+from unspoken.training.adapters import add_adapters, published
+from unspoken.training.recipe import LoRA, Recipe
+from unspoken.training.run import seed_runs
+from unspoken.training.words import batches, build_model
+
+LINE = """
+name: words
+size: tiny
+task: {kind: arithmetic, steps: [2, 3], largest: 20, operations: [add, subtract]}
+backbone: {hidden_size: 32, attention_size: 32, intermediate_size: 64, layers: 2, heads: 2}
+stages:
+  - {name: cot, objective: {kind: next_token, positions: answer}, steps: 4, evaluate_every: 2, batch_size: 8}
+  - name: encoder
+    start: cot
+    objective: {kind: compress, train: encoder, shape: {rate: 2, top_k: 5}}
+    steps: 4
+    evaluate_every: 2
+    batch_size: 8
+  - name: decoder
+    start: encoder
+    objective: {kind: compress, train: decoder}
+    steps: 2
+    evaluate_every: 2
+    batch_size: 8
+    lora: {rank: 4}
+    optimizer: {name: adamw, lr: 0.01, lr_rest: null}
+  - {name: union, start: decoder, objective: {kind: compress, train: union}, steps: 2, evaluate_every: 2, batch_size: 8}
+  - {name: labels, start: union, objective: {kind: labels, rows: 20}}
+  - {name: autonomy, start: labels, objective: {kind: autonomy}, steps: 4, evaluate_every: 2, batch_size: 8}
+  - {name: answer_only, objective: {kind: next_token, chain: none}, steps: 2, evaluate_every: 2, batch_size: 8}
+evaluation: {problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}
+threads: 1
+"""
+
+
+def line(*overrides: str) -> Recipe:
+    """The recipe of this file."""
+    return recipes.parse(LINE, "line", overrides)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the line, one seed."""
+    folder = tmp_path_factory.mktemp("words")
+    quiet_train(line(), folder)
+    return folder
+
+
+def model_folder(run: Path, stage: str) -> Path:
+    return run / "seed-0" / stage / "model"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# --- what is published -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["cot", "labels", "autonomy", "answer_only"])
+def test_what_answers_is_a_plain_causal_language_model_with_its_settings(trained: Path, stage: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder(trained, stage))
+    assert type(model).__name__ == "UnspokenForCausalLM"
+    settings = LatentSettings.of(model)
+    assert settings.top_k == (5 if stage in ("labels", "autonomy") else 1)
+    assert settings.max_latents == (0 if stage == "answer_only" else 6)
+    ids = torch.tensor([[30, 40, 50]])
+    result = model.generate(ids, custom_generate=latent_generate, max_new_tokens=4, return_chain=True)
+    assert result.sequences[0, :5].tolist() == [30, 40, 50, settings.open_ids[0], settings.end_ids[0]]
+    assert len(result.chain) == 1
+
+
+def test_table_and_head_are_the_same_in_every_stage_of_the_line(trained: Path) -> None:
+    table = weights(model_folder(trained, "cot"))["model.embed_tokens.weight"]
+    for stage in ("encoder", "decoder", "union"):
+        assert torch.equal(weights(model_folder(trained, stage))["decoder.model.embed_tokens.weight"], table), stage
+    assert torch.equal(weights(model_folder(trained, "autonomy"))["model.embed_tokens.weight"], table)
+
+
+def test_each_step_of_stage_one_trains_what_it_says(trained: Path) -> None:
+    before = weights(model_folder(trained, "encoder"))
+    decoder, union = weights(model_folder(trained, "decoder")), weights(model_folder(trained, "union"))
+    cot = weights(model_folder(trained, "cot"))
+
+    def same(one: dict[str, Any], two: dict[str, Any], prefix: str) -> bool:
+        names = [name for name in one if name.startswith(prefix) and "layers" in name]
+        assert names
+        return all(torch.equal(one[name], two[name]) for name in names)
+
+    for name, weight in cot.items():
+        assert torch.equal(before[f"decoder.{name}"], weight)  # the encoder step leaves the decoder alone
+    assert same(before, decoder, "encoder.")
+    assert not same(before, decoder, "decoder.")
+    assert not same(decoder, union, "encoder.")
+    assert not same(decoder, union, "decoder.")
+
+
+def test_adapters_are_merged_into_what_is_published(trained: Path) -> None:
+    assert not [name for name in weights(model_folder(trained, "decoder")) if "lora" in name or "base_layer" in name]
+
+
+def test_merging_changes_no_output_and_leaves_the_model_in_training_alone() -> None:
+    recipe = line()
+    torch.manual_seed(0)
+    model = build_model(recipe, recipe.stage("cot"), None)
+    add_adapters(model, LoRA(rank=4, dropout=0.0))
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name), name
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    ids = torch.arange(4, 24)[None]
+    plain = published(model)
+    assert not any(isinstance(module, BaseTunerLayer) for module in plain.modules())
+    assert any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain.eval()(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+# --- labels ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_that_learns_reads_every_labelled_row_once_an_epoch_with_other_noise(trained: Path) -> None:
+    recipe = line()
+    make = batches(recipe, recipe.stage("autonomy"), model_folder(trained, "labels"), 0)
+    first, second = make(np.arange(20)), make(np.arange(20, 40))
+
+    def rows(batch: dict[str, Any]) -> list[tuple[int, ...]]:
+        return sorted(tuple(row[row != 0].tolist()) for row in batch["decoder"].ids)
+
+    assert rows(first) == rows(second)
+    assert not torch.equal(first["weights"][:3], second["weights"][:3])
+    torch.testing.assert_close(first["weights"].sum(dim=-1), torch.ones(len(first["weights"])))
+    assert len(first["weights"]) == int(first["decoder"].slots.sum())
+    again = make(np.arange(20))
+    assert torch.equal(first["weights"], again["weights"])
+
+
+def test_labels_are_what_the_encoder_says(trained: Path) -> None:
+    recipe = line("stages.autonomy.objective.noise=null")
+    batch = batches(recipe, recipe.stage("autonomy"), model_folder(trained, "labels"), 0)(np.arange(3))
+    model = LatentSFTModel.from_pretrained(model_folder(trained, "union")).eval()
+    maker = batches(recipe, recipe.stage("union"), None, 0)
+    order = np.random.default_rng([0, 0]).permutation(20)[:3]
+    with torch.no_grad():
+        expected, ids = model.labels(maker(order)["encoder"])
+    assert torch.equal(batch["ids"], ids)
+    torch.testing.assert_close(batch["weights"], expected)
+
+
+def test_writing_labels_continues_after_a_kill(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    labels = run / "seed-0" / "labels"
+    expected = (labels / "model" / "labels" / "rank-00000" / "weights.bin").read_bytes()
+    # As after a kill between the store and the folder: the store is there, the published folder is not.
+    shutil.copytree(labels / "model" / "labels", labels / "labels")
+    shutil.rmtree(labels / "model")
+    quiet_train(line(), run, only="labels")
+    assert (labels / "model" / "labels" / "rank-00000" / "weights.bin").read_bytes() == expected
+    assert not (labels / "labels").exists()
+
+
+@pytest.mark.parametrize("override", ["task.largest=30", "stages.labels.objective.rows=19"])
+def test_a_run_folder_of_other_data_is_refused(trained: Path, override: str) -> None:
+    with pytest.raises(ValueError, match="was started with another recipe"):
+        quiet_train(line(override), trained)
+
+
+def test_labels_of_other_data_are_refused(trained: Path) -> None:
+    recipe = line("task.largest=30")
+    with pytest.raises(ValueError, match="labels"):
+        batches(recipe, recipe.stage("autonomy"), model_folder(trained, "labels"), 0)(np.arange(2))
+
+
+# --- running again ---------------------------------------------------------------------------------------------------
+
+
+def test_training_again_gives_the_same_bits(trained: Path, tmp_path: Path) -> None:
+    quiet_train(line(), tmp_path)
+    for stage in ("union", "autonomy"):
+        one, two = weights(model_folder(trained, stage)), weights(model_folder(tmp_path, stage))
+        assert all(torch.equal(one[name], two[name]) for name in one), stage
+
+
+def test_the_manifest_tells_the_line(trained: Path) -> None:
+    manifest = read_manifest(model_folder(trained, "autonomy"))
+    assert [entry["name"] for entry in manifest["stages"]] == ["cot", "encoder", "decoder", "union", "labels"]
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def test_the_results_hold_every_system_every_control_and_plain_json(trained: Path) -> None:
+    recipe = line()
+    models: list[SeedModels] = [models_of(run) for run in seed_runs(recipe, trained, 1)]
+    results = evaluate_words(
+        recipe.task.build(),  # type: ignore[arg-type]
+        recipe.tokenizer(),
+        models,
+        baseline="cot",
+        problems=12,
+        batch_size=5,
+        max_answer=5,
+    )
+    json.dumps(results, allow_nan=False)
+    assert final_stages(recipe) == ["cot", "autonomy", "answer_only"]
+    assert set(results["systems"]) == {"cot", SOFT_THINKING, "autonomy", "answer_only"}
+    assert set(results["words"]["controls"]["autonomy"]) >= {"no chain", "forced answer", "swap", "random mixtures"}
+    assert results["words"]["steps"]["answer_only"]["latents"] == 0
+    assert results["words"]["steps"]["autonomy"]["total"] > results["words"]["steps"]["answer_only"]["total"]
+    assert "answer_only" not in results["words"]["controls"]
+    assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
+
+
+# --- recipes that cannot be ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.labels.steps=3", "a labels stage takes no steps"),
+        ("stages.encoder.objective.shape=null", "give shape where train is 'encoder'"),
+        ("stages.decoder.objective.shape={}", "give shape where train is 'encoder'"),
+        ("stages.encoder.objective.shape.rate=0", "rate is 0"),
+        ("stages.encoder.objective.shape.top_k=0", "top_k is 0"),
+        ("stages.encoder.objective.shape.temperature=0", "temperature is 0"),
+        ("stages.encoder.objective.shape.readout=heads", "did you mean 'head'"),
+        ("stages.union.start=encoder", ""),
+        ("stages.decoder.start=cot", "encoder, then decoder, then union"),
+        ("stages.autonomy.start=union", "autonomy stage starts from labels"),
+        ("stages.labels.start=cot", "labels stage starts from compress"),
+        ("stages.autonomy.objective.noise.scale=0", "positive scale"),
+        ("stages.cot.objective={kind: sst}", "cannot learn the task arithmetic"),
+        ("stages.decoder.lora.rank=0", "rank is 0"),
+        ("task.largest=3", "largest is 3"),
+        ("task.steps=[9]", "from 1 to 6"),
+        ("backbone=12", "it must be StackShape or text"),
+        ("evaluation.max_latents=0", "must be at least 1"),
+    ],
+)
+def test_an_impossible_line_is_one_clear_message(override: str, message: str) -> None:
+    if not message:
+        line(override)  # union may follow the encoder: the decoder step can be left out
+        return
+    with pytest.raises(ValueError, match=message) as caught:
+        line(override)
+    assert "\n" not in str(caught.value)
+
+
+def test_tree_search_has_no_chain_to_leave_out() -> None:
+    with pytest.raises(ValueError, match="no chain to leave out"):
+        recipes.load("tree-search", "tiny", ["stages.pretrain.objective.chain=none"])
