@@ -52,7 +52,13 @@ def case_of(family: str, feed: Any = "superposition", rest: tuple[int, ...] = ()
     )
 
 
-@pytest.fixture(params=[*product(FAMILIES, ("superposition", "hidden"), ((), (14, 9)))], ids=str)
+@pytest.fixture(
+    params=[
+        *product(FAMILIES, ("superposition",), ((), (14, 9))),
+        *product(FAMILIES, ("hidden",), ((14, 9),)),
+    ],
+    ids=str,
+)
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(*request.param)
 

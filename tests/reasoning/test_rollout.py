@@ -11,6 +11,7 @@ from unspoken.chain import StopReason
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
 from unspoken.reasoning import StopRule, rollout
+from unspoken.reasoning.cache import reserved_cache
 
 
 @pytest.fixture
@@ -126,7 +127,25 @@ def test_a_prompt_of_one_token_is_enough(reasoner: JepaReasonerModel) -> None:
     torch.testing.assert_close(together.latents[0], alone.latents[0], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("steps", [0, -1])
-def test_a_chain_without_steps_is_refused(steps: int) -> None:
-    with pytest.raises(ValueError, match=f"max_latents is {steps}"):
-        StopRule(max_latents=steps)
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_latents is -1"):
+        StopRule(max_latents=-1)
+
+
+def test_no_steps_make_an_empty_chain(reasoner: JepaReasonerModel) -> None:
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=0))
+    assert chain.latents.shape == (6, 0, chain.latents.shape[-1])
+    assert chain.lengths.tolist() == [0] * 6
+
+
+def test_the_cost_of_a_step_does_not_copy_what_is_cached(reasoner: JepaReasonerModel) -> None:
+    cache = reserved_cache(reasoner.stack.config, 7)
+    seen = []
+    for length in (4, 1, 1):
+        cache.update(torch.full((2, 2, length, 3), float(length)), torch.zeros(2, 2, length, 3), 0)
+        seen.append(cache.layers[0].keys)
+    assert len({keys.untyped_storage().data_ptr() for keys in seen}) == 1
+    assert [keys.shape[2] for keys in seen] == [4, 5, 6]
+    assert seen[2][0, 0, :, 0].tolist() == [4, 4, 4, 4, 1, 1]
+    with pytest.raises(ValueError, match="room for 7 positions"):
+        cache.update(torch.zeros(2, 2, 2, 3), torch.zeros(2, 2, 2, 3), 0)

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicCache
 
 from unspoken.chain import LatentChain, StopReason
+from unspoken.reasoning.cache import reserved_cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,8 +225,10 @@ class _Run:
         rows, prompt_length = input_ids.shape
         room += 0 if given is None else given.mask.shape[1]
         if attention_mask is not None:
-            if not bool(attention_mask[:, -1].all()):
-                raise ValueError("prompts must be padded on the left: the last column of attention_mask holds a zero")
+            real = attention_mask.bool()
+            # A method may have put a marker behind the padding.
+            if not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any()):
+                raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero behind a one")
             if bool(attention_mask.all()):
                 attention_mask = None
         limit = getattr(method.stack.config, "max_position_embeddings", None)
@@ -247,7 +249,7 @@ class _Run:
         self.method = method
         self.mask = attention_mask
         self.positions = None if attention_mask is None else (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        self.cache = DynamicCache(config=method.stack.config)
+        self.cache = reserved_cache(method.stack.config, prompt_length + room)
         self.thoughts: list[Thought] = []
         self.counted: list[Tensor] = []
         self.thinking = torch.ones(rows, dtype=torch.bool, device=input_ids.device)

@@ -255,21 +255,12 @@ def _superposition(results: Results, console: Console) -> None:
         rates, parallel = entry["ecr"], entry["parallelism"] or {}
         row = [label(results, name)]
         row += [coefficient(rates[str(most)]) if str(most) in rates else NO_VALUE for most in shown]
-        row += [percent(entry["top1"], 1), percent(entry["exit_rate"], 1)]
+        row += [percent(entry["top1"], 1)]
         digits = {"chains": 2, "n_eff": 2, "n_naive": 2, "ratio": 3, "top2": 2}
         row += [coefficient(parallel[key], places) if key in parallel else NO_VALUE for key, places in digits.items()]
         rows.append(row)
-    header = [
-        "system",
-        *(f"ECR@{most}" for most in shown),
-        "top token",
-        "ended",
-        "M",
-        "N_eff",
-        "N_naive",
-        "ratio",
-        "top-2",
-    ]
+    rates_of = (f"ECR@{most}" for most in shown)
+    header = ["system", *rates_of, "top-1", "M", "N_eff", "N_naive", "ratio", "top-2"]
     _show("what a latent holds (ECR, N_eff and top-2 are reconstructions)", header, rows, console)
 
 

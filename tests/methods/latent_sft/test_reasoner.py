@@ -1,0 +1,412 @@
+"""Reasoning in superpositions over our backbone and three families of the library, and through ``generate``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conformance import ReasonerConformance, assert_same_chain, left_padded
+from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+
+from unspoken.chain import StopReason
+from unspoken.methods.latent_sft import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
+from unspoken.reasoning import StopRule, rollout
+
+# A token that most likely comes next early, late and never in each family's chains.
+ENDS = {
+    "superposition": {"unspoken": 3, "llama": 7, "qwen2": 11, "gpt2": 4},
+    "hidden": {"unspoken": 3, "llama": 7, "qwen2": 5, "gpt2": 2},
+}
+OPEN = (2, 18)
+
+
+def settings_of(family: str, feed: Any = "superposition", **how: Any) -> LatentSettings:
+    return LatentSettings(**{"open_ids": OPEN, "end_ids": (ENDS[feed][family],), "feed": feed, "max_latents": 8, **how})
+
+
+# --- the shared engine -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(
+    params=[
+        *[(family, "eager", "superposition") for family in FAMILIES],
+        *[(family, "sdpa", "superposition") for family in ("unspoken", "llama")],
+        *[(family, "eager", "hidden") for family in FAMILIES],
+    ],
+    ids="-".join,
+)
+def reasoner(request: pytest.FixtureRequest) -> LatentReasoner:
+    family, attention, feed = request.param
+    return LatentReasoner(model=tiny_language_model(family, attention), settings=settings_of(family, feed))
+
+
+class TestConformance(ReasonerConformance):
+    def teacher_forced(
+        self, reasoner: LatentReasoner, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        out = reasoner.model(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        return out.logits
+
+    def reload(self, reasoner: LatentReasoner, folder: Path) -> LatentReasoner:
+        reasoner.settings.attach(reasoner.model)
+        reasoner.model.save_pretrained(folder)
+        attention = reasoner.model.config._attn_implementation
+        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+        return LatentReasoner(model=model, settings=LatentSettings.of(model))
+
+
+# --- one thought -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_thought_is_the_next_token_distribution_mixed_out_of_the_table() -> None:
+    model = tiny_language_model("unspoken")
+    whole = LatentReasoner(model=model, settings=settings_of("unspoken", top_k=None, temperature=0.7))
+    hidden = model.base_model(prompts()).last_hidden_state[:, -1]
+    thought = whole.think(hidden)
+    scores = model(prompts()).logits[:, -1]
+    expected = (scores / 0.7).softmax(dim=-1) @ model.get_input_embeddings()(torch.arange(20))
+    torch.testing.assert_close(thought.latent, expected)
+    assert torch.equal(thought.feed, thought.latent)
+    assert thought.done.tolist() == (scores.argmax(dim=-1) == 3).tolist()
+    assert thought.counts is not None
+    assert torch.equal(thought.counts, ~thought.done)
+    assert 0 < int(thought.done.sum()) < 6
+
+
+@torch.no_grad()
+def test_one_entry_is_greedy_chain_of_thought() -> None:
+    model = tiny_language_model("llama")
+    thought = LatentReasoner(model=model, settings=settings_of("llama", top_k=1)).think(torch.randn(6, 16))
+    assert thought.support_ids is not None
+    assert thought.support_weights is not None
+    assert thought.support_weights.tolist() == [[1.0]] * 6
+    assert torch.equal(thought.feed, model.get_input_embeddings()(thought.support_ids[:, 0]))
+
+
+@torch.no_grad()
+def test_the_ablation_feeds_the_output_of_the_stack() -> None:
+    hidden = torch.randn(6, 16)
+    model = tiny_language_model("llama")
+    thought = LatentReasoner(model=model, settings=settings_of("llama", "hidden")).think(hidden)
+    assert torch.equal(thought.feed, hidden)
+    assert torch.equal(thought.latent, hidden)
+
+
+@torch.no_grad()
+def test_noise_changes_the_weights_and_never_the_stop() -> None:
+    model = tiny_language_model("unspoken")
+    settings = settings_of("unspoken", max_latents=4)
+    hidden = model.base_model(prompts(rows=64)).last_hidden_state[:, -1]
+    clean = LatentReasoner(model=model, settings=settings).think(hidden)
+    noisy = LatentReasoner(model=model, settings=settings, noise=1.0).think(hidden)
+    assert clean.support_weights is not None and clean.support_ids is not None
+    assert noisy.support_weights is not None and noisy.support_ids is not None
+    assert torch.equal(noisy.support_ids, clean.support_ids)
+    torch.testing.assert_close(noisy.support_weights.sum(dim=-1), torch.ones(64))
+    winners = [t.support_ids.gather(1, t.support_weights.argmax(dim=-1, keepdim=True)) for t in (clean, noisy)]  # type: ignore[union-attr]
+    assert (winners[0] != winners[1]).any()
+    assert torch.equal(noisy.done, clean.done)
+    table = model.get_input_embeddings()(torch.arange(20))
+    expected = (noisy.support_weights[..., None] * table[noisy.support_ids]).sum(dim=1)
+    torch.testing.assert_close(noisy.latent, expected)
+
+
+@torch.no_grad()
+def test_gumbel_noise_draws_each_token_as_often_as_the_model_would() -> None:
+    # The arg-max of log p + Gumbel is a draw from p: the one property that tells this noise from others.
+    model = tiny_language_model("llama")
+    hidden = torch.randn(1, 16).expand(20_000, 16)
+    settings = settings_of("llama", top_k=4)
+    reasoner = LatentReasoner(model=model, settings=settings, noise=1.0, generator=torch.Generator().manual_seed(5))
+    clean = LatentReasoner(model=model, settings=settings).think(hidden[:1]).support_weights
+    drawn = reasoner.think(hidden).support_weights
+    assert clean is not None and drawn is not None
+    shares = torch.bincount(drawn.argmax(dim=-1), minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, clean[0], rtol=0, atol=0.015)
+    # Twice the noise draws from p ** (1 / 2).
+    twice = replace(reasoner, noise=2.0).think(hidden).support_weights
+    assert twice is not None
+    shares = torch.bincount(twice.argmax(dim=-1), minlength=4) / len(drawn)
+    torch.testing.assert_close(shares, clean[0].sqrt() / clean[0].sqrt().sum(), rtol=0, atol=0.015)
+
+
+def test_noise_that_would_do_nothing_is_refused() -> None:
+    model = tiny_language_model("llama")
+    with pytest.raises(ValueError, match="noise is 0.5 where the feed is 'hidden'"):
+        LatentReasoner(model=model, settings=settings_of("llama", "hidden"), noise=0.5)
+    with pytest.raises(ValueError, match="noise is -1"):
+        LatentReasoner(model=model, settings=settings_of("llama"), noise=-1.0)
+
+
+# --- asking ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_open_marker_is_put_behind_every_question() -> None:
+    model = tiny_language_model("llama")
+    reasoner = LatentReasoner(model=model, settings=settings_of("llama"))
+    ids, mask = left_padded([row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)])
+    chain, _ = reasoner.respond(ids, mask, max_tokens=3)
+    opened = torch.cat([ids, torch.tensor(OPEN).expand(6, -1)], dim=1)
+    expected = rollout(reasoner, opened, torch.cat([mask, torch.ones(6, 2).long()], dim=1), StopRule(max_latents=8))
+    assert_same_chain(chain, expected)
+
+
+def test_words_may_be_put_in_the_model_s_mouth_and_are_not_returned() -> None:
+    model = tiny_language_model("llama")
+    reasoner = LatentReasoner(model=model, settings=settings_of("llama"))
+    model.generation_config.eos_token_id = 99
+    _, said = reasoner.respond(prompts(), max_tokens=6, max_latents=0)
+    # What the model would have said anyway is no change.
+    first = said[0, 0].item()
+    _, forced = reasoner.respond(prompts()[:1], max_tokens=5, max_latents=0, forced=(int(first),))
+    assert forced[0].tolist() == said[0, 1:].tolist()
+    _, other = reasoner.respond(prompts()[:1], max_tokens=5, max_latents=0, forced=(14, 9))
+    assert other[0].tolist() != said[0, 1:].tolist()
+
+
+def test_a_given_chain_takes_the_place_of_thinking() -> None:
+    reasoner = LatentReasoner(model=tiny_language_model("llama"), settings=settings_of("llama"))
+    chain, said = reasoner.respond(prompts(), max_tokens=4)
+    again, words = reasoner.respond(prompts(), max_tokens=4, given=chain)
+    assert again is chain
+    assert torch.equal(words, said)
+
+
+def test_a_model_without_an_end_is_refused() -> None:
+    model = tiny_language_model("llama", eos_token_id=None)
+    with pytest.raises(ValueError, match="no eos_token_id: nothing could end an answer"):
+        LatentReasoner(model=model, settings=settings_of("llama")).respond(prompts(), max_tokens=4)
+
+
+def test_rows_are_padded_with_the_end_where_there_is_no_padding_token() -> None:
+    model = tiny_language_model("unspoken")
+    model.generation_config.pad_token_id = None
+    model.generation_config.eos_token_id = [15, 10]
+    _, said = LatentReasoner(model=model, settings=settings_of("unspoken")).respond(prompts(), max_tokens=8)
+    ended = torch.isin(said, torch.tensor([15, 10])).int().cumsum(dim=1)
+    behind = (ended - torch.isin(said, torch.tensor([15, 10])).int()) > 0
+    assert behind.any()
+    assert (said[behind] == 15).all()
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"open_ids": ()}, "open marker has no tokens"),
+        ({"end_ids": ()}, "end marker has no tokens"),
+        ({"top_k": 0}, "top_k 0"),
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"max_latents": -1}, "max_latents -1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings_of("llama", **changed)
+
+
+def test_settings_are_read_back_as_they_were(tmp_path: Path) -> None:
+    for how in ({"top_k": None, "temperature": 0.5}, {"feed": "hidden", "end_ids": (4, 5, 6), "max_latents": 3}):
+        settings = LatentSettings(**{"open_ids": OPEN, "end_ids": (4,), **how})
+        model = tiny_language_model("llama")
+        settings.attach(model)
+        model.save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "generation_config.json").read_text())["latent"]["max_latents"] > 0
+        assert LatentSettings.of(AutoModelForCausalLM.from_pretrained(tmp_path)) == settings
+
+
+# --- through the library ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["llama", "unspoken"])
+def loaded(request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
+    """A model that went to disk with its settings and came back by the library's own means."""
+    family = request.param
+    model = tiny_language_model(family)
+    end, ends = {"llama": (7, [11, 8]), "unspoken": (9, [3, 10])}[family]
+    settings_of(family, end_ids=(end, 14)).attach(model)
+    model.generation_config.eos_token_id = ends
+    model.save_pretrained(tmp_path)
+    return AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def padded() -> dict[str, Tensor]:
+    ids, mask = left_padded([row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def generated(model: PreTrainedModel, **how: Any) -> LatentGenerateOutput:
+    how = {**padded(), "max_new_tokens": 6, "return_chain": True, **how}
+    return model.generate(custom_generate=latent_generate, **how)
+
+
+def answers(out: LatentGenerateOutput, ends: list[int]) -> list[list[int]]:
+    """What was said behind prompt and markers, each row up to its end."""
+    assert out.sequences is not None
+    rows = [row[9:] for row in out.sequences.tolist()]
+    lasts = [next((place for place, word in enumerate(row) if word in ends), len(row)) for row in rows]
+    return [row[: last + 1] for row, last in zip(rows, lasts, strict=True)]
+
+
+def test_generate_returns_prompt_markers_and_answer(loaded: PreTrainedModel) -> None:
+    out = generated(loaded)
+    settings = LatentSettings.of(loaded)
+    chain, said = LatentReasoner(model=loaded, settings=settings).respond(**padded(), max_tokens=6)
+    assert out.sequences is not None and out.chain is not None
+    assert_same_chain(out.chain, chain)
+    assert len(set(chain.lengths.tolist())) >= 3
+    markers = torch.tensor([*OPEN, *settings.end_ids]).expand(6, -1)
+    assert torch.equal(out.sequences, torch.cat([padded()["input_ids"], markers, said], dim=1))
+    # Without the chain it returns what every decoding loop of the library does.
+    assert torch.equal(generated(loaded, return_chain=False), out.sequences)  # type: ignore[arg-type]
+
+
+def test_generate_does_without_a_mask_where_nothing_is_padded(loaded: PreTrainedModel) -> None:
+    one = generated(loaded, input_ids=prompts(), attention_mask=None)
+    two = generated(loaded, input_ids=prompts(), attention_mask=torch.ones_like(prompts()))
+    assert one.sequences is not None and two.sequences is not None
+    assert torch.equal(one.sequences, two.sequences)
+
+
+def test_a_row_is_answered_alone_as_in_a_batch(loaded: PreTrainedModel) -> None:
+    together = generated(loaded).sequences
+    assert together is not None
+    for row in range(6):
+        prompt = padded()["input_ids"][row][padded()["attention_mask"][row].bool()]
+        alone = generated(loaded, input_ids=prompt[None], attention_mask=torch.ones_like(prompt)[None]).sequences
+        assert alone is not None
+        said = alone[0, len(prompt) :].tolist()
+        assert together[row, 5:].tolist() == said + [PAD] * (together.shape[1] - 5 - len(said))
+
+
+def test_what_the_caller_says_goes_before_what_the_folder_says(loaded: PreTrainedModel) -> None:
+    # The chain's own cap, in the settings.
+    short = replace(LatentSettings.of(loaded), max_latents=1)
+    chain = generated(loaded, latent=short).chain
+    assert chain is not None
+    assert chain.lengths.max() == 1
+    # The ends of an answer, and what is behind them, in the call.
+    ends = loaded.generation_config.eos_token_id
+    usual, longer = generated(loaded), generated(loaded, eos_token_id=99)
+    assert [len(answer) for answer in answers(longer, [99])] == [6] * 6
+    assert answers(longer, ends) == answers(usual, ends)
+    assert min(len(answer) for answer in answers(usual, ends)) < 6
+    other = generated(loaded, pad_token_id=18).sequences
+    assert other is not None and usual.sequences is not None
+    for row, answer in enumerate(answers(usual, ends)):
+        assert other[row, 9:].tolist() == answer + [18] * (other.shape[1] - 9 - len(answer))
+
+
+def test_sampling_is_reproducible_and_leaves_the_chain_alone(loaded: PreTrainedModel) -> None:
+    found = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append(generated(loaded, do_sample=True, temperature=1.5, eos_token_id=99))
+    first, again, other = (out.sequences for out in found)
+    assert first is not None and again is not None and other is not None
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    greedy = generated(loaded).chain
+    assert greedy is not None
+    for out in found:
+        assert out.chain is not None
+        assert_same_chain(out.chain, greedy)
+
+
+def test_sampling_options_hold_for_the_answer(loaded: PreTrainedModel) -> None:
+    greedy = generated(loaded).sequences
+    sampled = generated(loaded, do_sample=True, top_k=1, temperature=3.0).sequences
+    assert greedy is not None and sampled is not None
+    assert torch.equal(sampled, greedy)
+
+
+def test_noise_draws_different_chains_and_none_draws_the_same(loaded: PreTrainedModel) -> None:
+    plain = generated(loaded).chain
+    chains = []
+    for noise, seed in ((0.0, 1), (0.0, 2), (1.0, 1), (1.0, 1), (1.0, 2)):
+        torch.manual_seed(seed)
+        chains.append(generated(loaded, latent_noise=noise).chain)
+    silent, also, one, same, two = chains
+    assert plain is not None and silent is not None and also is not None
+    assert one is not None and same is not None and two is not None
+    assert_same_chain(silent, plain)
+    assert_same_chain(also, plain)
+    assert_same_chain(one, same)
+    steps = min(one.mask.shape[1], two.mask.shape[1])
+    moved = (one.latents[:, :steps] - two.latents[:, :steps]).abs().amax(dim=(1, 2))
+    assert (moved > 1e-3).all()
+
+
+def test_several_answers_of_one_question_think_differently_under_noise(loaded: PreTrainedModel) -> None:
+    torch.manual_seed(0)
+    chain = generated(loaded, latent_noise=1.0, do_sample=True, num_return_sequences=3).chain
+    assert chain is not None
+    assert len(chain) == 18
+    assert len({tuple(row.flatten().tolist()) for row in chain.latents}) == 18
+
+
+class Watched(LogitsProcessor):
+    """Records what it is shown, one list a row."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[int]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        assert len(input_ids) == len(scores)
+        self.seen += input_ids.tolist()
+        return scores
+
+
+def test_processors_see_the_question_and_what_the_row_has_said(loaded: PreTrainedModel) -> None:
+    watched = Watched()
+    out = generated(loaded, logits_processor=LogitsProcessorList([watched]))
+    said = answers(out, loaded.generation_config.eos_token_id)
+    questions = padded()["input_ids"].tolist()
+    expected = [
+        question + answer[:length]
+        for question, answer in zip(questions, said, strict=True)
+        for length in range(len(answer))
+    ]
+    assert sorted(watched.seen) == sorted(expected)
+
+
+def test_a_shortest_answer_is_obeyed(loaded: PreTrainedModel) -> None:
+    ends = loaded.generation_config.eos_token_id
+    assert min(len(answer) for answer in answers(generated(loaded), ends)) < 4
+    # The end itself is a token too.
+    assert min(len(answer) for answer in answers(generated(loaded, min_new_tokens=4), ends)) >= 5
+
+
+def test_a_model_without_settings_says_so_in_one_line() -> None:
+    model = tiny_language_model("llama")
+    with pytest.raises(ValueError, match=r"no 'latent' settings.*pass latent=LatentSettings") as caught:
+        generated(model)
+    assert "\n" not in str(caught.value)
+    assert generated(model, latent=settings_of("llama")).sequences is not None
+
+
+def test_generate_refuses_beams_and_padding_on_the_right(loaded: PreTrainedModel) -> None:
+    with pytest.raises(ValueError, match="num_beams is 2"):
+        generated(loaded, num_beams=2)
+    wrong = torch.ones_like(prompts())
+    wrong[2, -1] = 0
+    with pytest.raises(ValueError, match="padded on the left"):
+        generated(loaded, input_ids=prompts(), attention_mask=wrong)
+
+
+def test_a_chain_that_met_its_cap_says_so_through_generate(loaded: PreTrainedModel) -> None:
+    chain = generated(loaded).chain
+    assert chain is not None
+    assert {StopReason.END, StopReason.CAP} == {StopReason(int(reason)) for reason in chain.stop}
+    assert END not in LatentSettings.of(loaded).end_ids
