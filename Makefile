@@ -13,7 +13,7 @@ help:
 	@echo "make test        lint, then every test that takes seconds"
 	@echo "make slow        the tests that take minutes"
 	@echo "make lint        format, lint, types, direction of imports"
-	@echo "make benchmarks  run every script in benchmarks/"
+	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, four minutes)"
 	@echo "make docs        write every number of the pages from results/, and check their links"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -42,9 +42,7 @@ slow: $(STAMP)
 
 # One after another, since they measure time.
 benchmarks: $(STAMP)
-	@for script in benchmarks/*.py; do \
-	  echo "== $$script"; $(BIN)/python "$$script" || exit 1; \
-	done
+	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMP)
 	$(BIN)/python docs/render.py
