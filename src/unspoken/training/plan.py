@@ -5,30 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from unspoken.methods.latent_sft import Labels, Spelling
+from unspoken.tasks import TreeSearchConfig
+from unspoken.training import trees, words
 from unspoken.training.optimizers import is_matrix
-from unspoken.training.recipe import Recipe, StackShape, Stage
-from unspoken.training.trees import build_model, task_of
+from unspoken.training.recipe import Recipe, Stage
 
 
 def _gigabytes(numbers: float) -> float:
     return round(4 * numbers / 1e9, 4)  # float32: weights, gradients and optimiser state
 
 
-def _model_facts(recipe: Recipe, stage: Stage, model: PreTrainedModel, sequence: int) -> dict[str, Any]:
+def _model_facts(stage: Stage, model: PreTrainedModel, config: PreTrainedConfig, sequence: int) -> dict[str, Any]:
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     trained = sum(parameter.numel() for _, parameter in named)
     matrices = sum(parameter.numel() for name, parameter in named if is_matrix(name, parameter))
     total = sum(parameter.numel() for parameter in model.parameters())
     # Muon keeps one number a weight, AdamW two.
     state = 2 * trained - (matrices if stage.optimizer.name == "muon" else 0)
-    shape = recipe.backbone
-    assert isinstance(shape, StackShape)
     # Kept for the backward pass: per block about 10 widths of the residual stream, the heads, the FFN and the scores.
-    widths = 6 * shape.hidden_size + 5 * shape.attention_size + 2 * shape.intermediate_size
-    scores = 2 * shape.heads * sequence
-    activations = stage.batch_size * sequence * shape.layers * (widths + scores)
+    attention = getattr(config, "attention_size", config.hidden_size)
+    widths = 6 * config.hidden_size + 5 * attention + 2 * config.intermediate_size
+    scores = 2 * config.num_attention_heads * sequence
+    activations = stage.batch_size * sequence * config.num_hidden_layers * (widths + scores)
     return {
         "stage": stage.name,
         "parameters": total,
@@ -40,17 +41,41 @@ def _model_facts(recipe: Recipe, stage: Stage, model: PreTrainedModel, sequence:
     }
 
 
+def _tree_models(recipe: Recipe) -> list[dict[str, Any]]:
+    sequence = _sequence(recipe)
+    built: dict[str, PreTrainedModel] = {}
+    facts = []
+    for stage in recipe.stages:
+        model = trees.build_model(recipe, stage, built.get(stage.start) if stage.start else None)
+        built[stage.name] = model
+        facts.append(_model_facts(stage, model, recipe.backbone_config(), sequence))
+    return facts
+
+
+def _word_models(recipe: Recipe) -> list[dict[str, Any]]:
+    sequence, config = _sequence(recipe), words.base_config(recipe)
+    return [
+        _model_facts(stage, words.build_empty(stage, config), config, sequence)
+        for stage in recipe.stages
+        if not isinstance(stage.objective, Labels)
+    ]
+
+
+def _sequence(recipe: Recipe) -> int:
+    """Tokens of a training sample; of word problems, the mean over some with their explicit chains."""
+    if isinstance(recipe.task, TreeSearchConfig):
+        task = trees.task_of(recipe)
+        return task.prompt_length + task.answer_length
+    spelling = Spelling(tokenizer=recipe.tokenizer())
+    spans = [spelling.spans(problem) for problem in words.task_of(recipe).sample("train", range(64))]
+    return round(sum(len(row.prompt) + len(row.chain) + len(row.answer) for row in spans) / len(spans))
+
+
 def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameter counts, memory and token budget of every stage."""
-    task = task_of(recipe)
-    sequence = task.prompt_length + task.answer_length
-    models: list[dict[str, Any]] = []
-    built: dict[str, PreTrainedModel] = {}
+    sequence = _sequence(recipe)
     with torch.device("meta"):
-        for stage in recipe.stages:
-            model = build_model(recipe, stage, built.get(stage.start) if stage.start else None)
-            built[stage.name] = model
-            models.append(_model_facts(recipe, stage, model, sequence))
+        models = _tree_models(recipe) if isinstance(recipe.task, TreeSearchConfig) else _word_models(recipe)
     return {
         "name": recipe.name,
         "size": recipe.size,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
@@ -107,12 +107,38 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         model = _joint(recipe, base, shape, has_encoder=False)
         _settings(recipe, shape).attach(model.decoder)
     if isinstance(model, LatentSFTModel):
-        trains = objective.train if isinstance(objective, Compress) else "decoder"
-        model.train_only(encoder=trains in ("encoder", "union"), decoder=trains in ("decoder", "union"))
+        _choose_halves(model, stage)
     _speak_like(model, recipe)
     if stage.lora is not None:
         add_adapters(model, stage.lora)
     return model
+
+
+def base_config(recipe: Recipe) -> PreTrainedConfig:
+    """Configuration of the causal language model that every stage starts from."""
+    if not isinstance(recipe.backbone, str):
+        return recipe.backbone_config()
+    config: PreTrainedConfig = AutoConfig.from_pretrained(recipe.backbone)
+    return config
+
+
+def build_empty(stage: Stage, config: PreTrainedConfig) -> PreTrainedModel:
+    """The stage's model with no particular weights, for counting; works on the meta device."""
+    auto: Any = AutoModelForCausalLM
+    objective = stage.objective
+    if isinstance(objective, NextToken):
+        model: PreTrainedModel = auto.from_config(config)
+    else:
+        model = LatentSFTModel(LatentSFTConfig(base_config=config, has_encoder=isinstance(objective, Compress)))
+        _choose_halves(model, stage)
+    if stage.lora is not None:
+        add_adapters(model, stage.lora)
+    return model
+
+
+def _choose_halves(model: LatentSFTModel, stage: Stage) -> None:
+    trains = stage.objective.train if isinstance(stage.objective, Compress) else "decoder"
+    model.train_only(encoder=trains in ("encoder", "union"), decoder=trains in ("decoder", "union"))
 
 
 def _joint(recipe: Recipe, base: PreTrainedModel, shape: LatentShape, *, has_encoder: bool) -> LatentSFTModel:

@@ -1,0 +1,492 @@
+"""Encoder and decoder together, against runs written out by hand: one row, one slot, no masks of our own."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import PAD, VOCABULARY, WIDTH, tiny_config, tiny_language_model
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel
+
+from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, LatentShape
+from unspoken.methods.latent_sft.layout import Kind, Markers, Rows, Spans, compact_rows, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.objective import token_losses
+from unspoken.methods.latent_sft.superposition import embedding_table, mix
+
+MARKERS = Markers(open=(5, 3, 6), end=(7, 3, 6))
+# Chains of one latent and of several, whole and broken last chunks, marker ids in the question, unequal lengths.
+BATCH = [
+    Spans(prompt=(3, 11, 4), chain=(13, 14, 15, 16, 17, 12), answer=(18, 1)),
+    Spans(prompt=(12,), chain=(19, 13, 4), answer=(1,)),
+    Spans(prompt=(11, 12, 16, 3, 17), chain=(18, 18), answer=(14, 15, 1)),
+    Spans(prompt=(19, 7), chain=(11, 12, 13, 14, 15, 16, 17), answer=(19, 1)),
+]
+FAMILIES = ["unspoken", "llama", "qwen2"]
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def joint(
+    family: str = "unspoken", attention: str = "eager", *, has_encoder: bool = True, base: Any = None, **shape: Any
+) -> LatentSFTModel:
+    """Both halves from one lively base; the encoder is then moved a little, so that nothing confuses the two."""
+    base = tiny_language_model(family, attention, **(base or {}))
+    config = LatentSFTConfig(
+        base_config=base.config,
+        shape=asdict(LatentShape(**shape)),
+        open_ids=list(MARKERS.open),
+        end_ids=list(MARKERS.end),
+        has_encoder=has_encoder,
+    )
+    model = LatentSFTModel._from_config(config, attn_implementation=attention)
+    model.start_from(base)
+    if has_encoder:
+        generator = torch.Generator().manual_seed(4)
+        with torch.no_grad():
+            for weight in (*model.encoder.parameters(), model.compress):
+                weight += 0.1 * torch.randn(weight.shape, generator=generator)
+    return model.eval()
+
+
+def both(spans: list[Spans], rate: int = 2, **how: Any) -> dict[str, Rows]:
+    return {
+        "encoder": encoder_rows(spans, MARKERS, rate=rate, pad_id=PAD),
+        "decoder": decoder_rows(spans, MARKERS, rate=rate, pad_id=PAD, **how),
+    }
+
+
+def compact(spans: list[Spans], rate: int = 2) -> Rows:
+    return compact_rows(spans, MARKERS, rate=rate, pad_id=PAD)
+
+
+def chunks(chain: tuple[int, ...], rate: int = 2) -> list[list[int]]:
+    return [list(chain[place : place + rate]) for place in range(0, len(chain), rate)]
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_both_halves_start_as_copies_of_the_base(family: str) -> None:
+    base = tiny_language_model(family)
+    config = LatentSFTConfig(base_config=base.config, open_ids=[5], end_ids=[7])
+    model = LatentSFTModel._from_config(config, attn_implementation="eager").eval()
+    model.start_from(base)
+    ids = torch.tensor([[3, 9, 12, 5]])
+    assert torch.equal(model.decoder(ids).logits, base(ids).logits)
+    assert torch.equal(model.encoder(ids).last_hidden_state, base.base_model(ids).last_hidden_state)
+    addresses = [{weight.data_ptr() for weight in part.parameters()} for part in (base, model.encoder, model.decoder)]
+    assert not addresses[0] & addresses[1]
+    assert not addresses[0] & addresses[2]
+    assert not addresses[1] & addresses[2]
+
+
+@torch.no_grad()
+def test_the_extra_token_starts_as_the_mean_of_what_the_blocks_see() -> None:
+    for family in FAMILIES:
+        base = tiny_language_model(family)
+        model = LatentSFTModel(LatentSFTConfig(base_config=base.config, open_ids=[5], end_ids=[7]))
+        model.start_from(base)
+        seen = base.get_input_embeddings()(torch.arange(VOCABULARY))
+        torch.testing.assert_close(model.compress, seen.mean(dim=0))
+
+
+def test_stage_two_has_no_encoder() -> None:
+    model = joint(has_encoder=False)
+    assert not hasattr(model, "encoder")
+    assert not hasattr(model, "compress")
+    names = {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert names == {"decoder"}
+
+
+def test_a_configuration_without_blocks_is_refused() -> None:
+    with pytest.raises(ValueError, match="base_config is missing"):
+        LatentSFTModel(LatentSFTConfig(open_ids=[5], end_ids=[7]))
+
+
+# --- the encoder -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def summaries_by_hand(model: LatentSFTModel, row: Spans, rate: int = 2) -> Tensor:
+    """Each slot alone at the end of all text before it, which stands where it stands in the full row."""
+    embed = model.encoder.get_input_embeddings()
+    head = [*row.prompt, *MARKERS.open]
+    found = []
+    tokens, places, place = list(head), list(range(len(head))), len(head)
+    for chunk in chunks(row.chain, rate):
+        tokens, places = tokens + chunk, places + list(range(place, place + len(chunk)))
+        place += len(chunk)
+        inputs = torch.cat([embed(torch.tensor(tokens)), model.compress[None]])
+        out = model.encoder(inputs_embeds=inputs[None], position_ids=torch.tensor([[*places, place]]), use_cache=False)
+        found.append(out.last_hidden_state[0, -1])
+        place += 1
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("rate", [1, 2, 3])
+@torch.no_grad()
+def test_each_slot_sums_up_the_text_before_it_alone(family: str, attention: str, rate: int) -> None:
+    model = joint(family, attention)
+    found = model.summaries(both(BATCH, rate)["encoder"])
+    torch.testing.assert_close(found, torch.cat([summaries_by_hand(model, row, rate) for row in BATCH]), **CLOSE)
+
+
+@torch.no_grad()
+def test_without_the_induction_mask_the_encoder_is_plainly_causal() -> None:
+    model = joint(induction_mask=False)
+    found = iter(model.summaries(both(BATCH)["encoder"]))
+    for row in BATCH:
+        rows = encoder_rows([row], MARKERS, rate=2, pad_id=PAD)
+        inputs = model.encoder.get_input_embeddings()(rows.ids)
+        inputs[rows.slots] = model.compress
+        out = model.encoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows.slots]
+        torch.testing.assert_close(torch.stack([next(found) for _ in out]), out, **CLOSE)
+        if len(row.chain) > 2:
+            assert (out[1:] - summaries_by_hand(model, row)[1:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("top_k", [3, None])
+@torch.no_grad()
+def test_latents_are_mixed_by_the_decoder_s_head_out_of_the_decoder_s_table(top_k: int | None) -> None:
+    model = joint("llama", base={"tie_word_embeddings": False}, top_k=top_k, temperature=0.7)
+    rows = both(BATCH)["encoder"]
+    scores = model.decoder.get_output_embeddings()(model.summaries(rows)) / 0.7
+    if top_k is not None:
+        scores = scores.masked_fill(scores < scores.sort(dim=-1).values[:, -top_k, None], float("-inf"))
+    expected = scores.softmax(dim=-1) @ model.decoder.get_input_embeddings().weight
+    torch.testing.assert_close(model.latents(rows), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("top_k", [3, None])
+@torch.no_grad()
+def test_a_label_is_what_the_decoder_was_given(family: str, top_k: int | None) -> None:
+    model = joint(family, top_k=top_k, temperature=0.7)
+    rows = both(BATCH)["encoder"]
+    weights, ids = model.labels(rows)
+    assert ids is not None
+    assert weights.shape == (3 + 2 + 1 + 4, top_k or VOCABULARY)
+    torch.testing.assert_close(mix(weights, ids, embedding_table(model.decoder)), model.latents(rows))
+
+
+@torch.no_grad()
+def test_without_the_vocabulary_step_latent_and_label_are_the_summary() -> None:
+    model = joint(latent="hidden")
+    rows = both(BATCH)["encoder"]
+    vectors, ids = model.labels(rows)
+    assert ids is None
+    assert torch.equal(vectors, model.summaries(rows))
+    assert torch.equal(model.latents(rows), vectors)
+
+
+@torch.no_grad()
+def test_the_published_readout_is_the_table_and_warns() -> None:
+    model = joint("llama", base={"tie_word_embeddings": False}, readout="table", top_k=None)
+    rows = both(BATCH)["encoder"]
+    table = model.decoder.get_input_embeddings().weight
+    with pytest.warns(UserWarning, match="readout is 'table'"):
+        found = model.latents(rows)
+    torch.testing.assert_close(found, (model.summaries(rows) @ table.T).softmax(dim=-1) @ table)
+
+
+# --- the decoder -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def compact_by_hand(model: LatentSFTModel, row: Spans, latents_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs before each supervised token and before each latent of one row, with the stack's own causal mask."""
+    embed = model.decoder.get_input_embeddings()
+    head, tail = [*row.prompt, *MARKERS.open], [*MARKERS.end, *row.answer]
+    inputs = torch.cat([embed(torch.tensor(head)), latents_ND, embed(torch.tensor(tail))])
+    hidden = model.decoder.base_model(inputs_embeds=inputs[None], use_cache=False).last_hidden_state[0]
+    begin = len(head) + len(latents_ND) - 1
+    return hidden[begin : begin + len(tail)], hidden[len(head) - 1 : len(head) - 1 + len(latents_ND)]
+
+
+def final(out: Any, rows: Rows) -> Tensor:
+    """Of the outputs before supervised tokens, those before end marker and answer."""
+    return out.before_targets[rows.kind[:, 1:][rows.target[:, 1:]] == Kind.FINAL]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("chunk_sees", ["none", "first_token", "prompt"])
+@torch.no_grad()
+def test_the_main_track_of_stage_one_is_the_compact_run(family: str, attention: str, chunk_sees: str) -> None:
+    model = joint(family, attention, chunk_sees=chunk_sees)
+    rows = both(BATCH)
+    latents = model.latents(rows["encoder"])
+    found = final(model(**rows), rows["decoder"])
+    each = latents.split([3, 2, 1, 4])
+    expected = [compact_by_hand(model, row, own)[0] for row, own in zip(BATCH, each, strict=True)]
+    torch.testing.assert_close(found, torch.cat(expected), **CLOSE)
+    # And it is what stage 2 computes from the labels.
+    weights, ids = model.labels(rows["encoder"])
+    again = model(compact(BATCH), weights=weights, ids=ids)
+    torch.testing.assert_close(again.before_targets, found, **CLOSE)
+
+
+@pytest.mark.parametrize(("changed", "how"), [({"supervision_mask": False}, {}), ({}, {"positions": "plain"})])
+@torch.no_grad()
+def test_the_ablations_leave_the_compact_run(changed: dict[str, Any], how: dict[str, Any]) -> None:
+    model = joint(**changed)
+    rows = both(BATCH, **how)
+    each = model.latents(rows["encoder"]).split([3, 2, 1, 4])
+    expected = torch.cat([compact_by_hand(model, row, own)[0] for row, own in zip(BATCH, each, strict=True)])
+    assert (final(model(**rows), rows["decoder"]) - expected).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_without_the_supervision_mask_the_decoder_is_plainly_causal() -> None:
+    model = joint("llama", supervision_mask=False)
+    rows = both(BATCH[:1], positions="plain")
+    inputs = model.decoder.get_input_embeddings()(rows["decoder"].ids)
+    inputs[rows["decoder"].slots] = model.latents(rows["encoder"])
+    hidden = model.decoder.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    expected = hidden[:, :-1][rows["decoder"].target[:, 1:]]
+    torch.testing.assert_close(model(**rows).before_targets, expected, **CLOSE)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_a_batch_of_stage_one_is_its_rows(attention: str) -> None:
+    model = joint("unspoken", attention)
+    together = model(**both(BATCH)).before_targets
+    alone = [model(**both([row])).before_targets for row in BATCH]
+    torch.testing.assert_close(together, torch.cat(alone), **CLOSE)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("hidden", [False, True])
+@torch.no_grad()
+def test_stage_two_is_judged_before_each_latent_and_each_word(family: str, attention: str, hidden: bool) -> None:
+    model = joint(family, attention, has_encoder=False)
+    # One row without latents among the others.
+    batch = [*BATCH[:2], Spans(prompt=(9, 8), chain=(), answer=(2, 1)), *BATCH[2:]]
+    counts = [3, 2, 0, 1, 4]
+    if hidden:
+        weights, ids = torch.randn(10, WIDTH), None
+        latents = weights
+    else:
+        weights, ids = torch.rand(10, 4).softmax(dim=-1), torch.randint(2, VOCABULARY, (10, 4))
+        latents = mix(weights, ids, embedding_table(model.decoder))
+    out = model(compact(batch), weights=weights, ids=ids)
+    by_hand = [compact_by_hand(model, row, own) for row, own in zip(batch, latents.split(counts), strict=True)]
+    torch.testing.assert_close(out.before_targets, torch.cat([targets for targets, _ in by_hand]), **CLOSE)
+    torch.testing.assert_close(out.before_slots, torch.cat([slots for _, slots in by_hand]), **CLOSE)
+    assert torch.equal(out.head, model.decoder.get_output_embeddings().weight)
+
+
+def test_rows_that_do_not_belong_together_are_refused() -> None:
+    model = joint()
+    with pytest.raises(ValueError, match="different numbers of latents"):
+        model(decoder=both(BATCH, rate=2)["decoder"], encoder=both(BATCH, rate=3)["encoder"])
+    # As many slots in all, but in other rows.
+    turned = [BATCH[1], BATCH[0], *BATCH[2:]]
+    with pytest.raises(ValueError, match="different numbers of latents"):
+        model(decoder=both(BATCH)["decoder"], encoder=both(turned)["encoder"])
+
+
+@pytest.mark.parametrize("labels", [9, 11])
+def test_stage_two_needs_a_latent_for_every_slot_and_no_more(labels: int) -> None:
+    model = joint(has_encoder=False)
+    weights, ids = torch.full((labels, 2), 0.5), torch.full((labels, 2), 4)
+    with pytest.raises(ValueError, match=f"{labels} latents for 10 slots"):
+        model(compact(BATCH), weights=weights, ids=ids)
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+# prompt 0 1, open 2 3 4, Z1 5, c3 c4 6 7, Z2 8, c5 c6 9 10, Z3 11, c7 12, Z4 13, end 14 15 16, answer 17 18
+ROW = Spans(prompt=(19, 7), chain=(11, 12, 13, 14, 15, 16, 17), answer=(19, 1))
+LATENTS, TEXTS = {1: 5, 2: 8, 3: 11, 4: 13}, {1: [6, 7], 2: [9, 10], 3: [12]}
+
+
+def reached(model: LatentSFTModel, target: int) -> set[int]:
+    """Places of the decoder's input that the loss of the token at ``target`` has a gradient for."""
+    leaves: list[Tensor] = []
+
+    def watch(_module: Any, args: Any, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        leaves.append(how["inputs_embeds"].detach().requires_grad_())
+        return args, {**how, "inputs_embeds": leaves[-1]}
+
+    rows = both([ROW])
+    hook = model.decoder.base_model.register_forward_pre_hook(watch, with_kwargs=True)
+    out = model(**rows)
+    hook.remove()
+    order = rows["decoder"].target[0].nonzero().flatten().tolist()
+    losses = token_losses(out.before_targets, out.head, rows["decoder"].ids[0, order])
+    losses[order.index(target)].backward()
+    assert leaves[0].grad is not None
+    return set(leaves[0].grad[0].abs().amax(dim=-1).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_of_a_chunk_knows_no_other_chunk_and_no_later_latent(family: str) -> None:
+    model = joint(family)
+    for number, text in TEXTS.items():
+        earlier = {LATENTS[other] for other in range(1, number + 1)}
+        for target in text:
+            own = {place for place in text if place < target}
+            assert reached(model, target) == {0, 1, 2, 3, 4} | earlier | own
+    # End and answer know every latent and no text.
+    assert reached(model, 14) == {0, 1, 2, 3, 4, *LATENTS.values()}
+    assert reached(model, 18) == {0, 1, 2, 3, 4, *LATENTS.values(), 14, 15, 16, 17}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_loss_of_a_chunk_reaches_the_question_only_through_its_latent(family: str) -> None:
+    # In one block text looks at its latent as that came in, which has not looked at the question yet.
+    shallow = joint(family, base={"num_hidden_layers": 1})
+    assert reached(shallow, 7) == {5, 6}
+    assert reached(shallow, 10) == {8, 9}
+    # The first word of a chunk is said by the latent itself.
+    assert reached(shallow, 9) == {0, 1, 2, 3, 4, 5, 8}
+
+
+@pytest.mark.parametrize("target", [9, 10])
+def test_the_encoder_learns_from_a_chunk_through_the_text_before_it(target: int) -> None:
+    model = joint()
+    leaves: list[Tensor] = []
+
+    def watch(_module: Any, args: Any, how: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        leaves.append(how["inputs_embeds"].detach().requires_grad_())
+        return args, {**how, "inputs_embeds": leaves[-1]}
+
+    rows = both([ROW])
+    model.encoder.register_forward_pre_hook(watch, with_kwargs=True)
+    out = model(**rows)
+    order = rows["decoder"].target[0].nonzero().flatten().tolist()
+    token_losses(out.before_targets, out.head, rows["decoder"].ids[0, order])[order.index(target)].backward()
+    # prompt and open 0-4, c1 c2 5 6, L1 7, c3 c4 8 9, L2 10, c5 .. behind. Chunk 3 is said from Z2, which saw Z1.
+    assert leaves[0].grad is not None
+    found = leaves[0].grad[0].abs().amax(dim=-1).nonzero().flatten().tolist()
+    assert found == list(range(11))
+
+
+STEPS = {"encoder": (True, False), "decoder": (False, True), "union": (True, True)}
+
+
+def gradients(model: LatentSFTModel, loss: Tensor) -> dict[str, bool]:
+    """For each weight, whether it got a gradient; an existing one is not all zero."""
+    loss.backward()
+    named = dict(model.named_parameters())
+    assert all(bool(weight.grad.any()) for weight in named.values() if weight.grad is not None)
+    return {name: weight.grad is not None for name, weight in named.items()}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("top_k", [3, None])
+def test_each_step_of_stage_one_trains_its_half_and_never_table_or_head(
+    step: str, tied: bool, top_k: int | None
+) -> None:
+    encoder, decoder = STEPS[step]
+    model = joint("llama", base={"tie_word_embeddings": tied}, top_k=top_k)
+    model.train_only(encoder=encoder, decoder=decoder)
+    rows = both(BATCH)
+    out = model(**rows)
+    tokens = rows["decoder"].ids[:, 1:][rows["decoder"].target[:, 1:]]
+    found = gradients(model, token_losses(out.before_targets, out.head, tokens).mean())
+    frozen = {"decoder.model.embed_tokens.weight", "decoder.lm_head.weight"}
+    for name, learned in found.items():
+        wanted = decoder if name.startswith("decoder.") else encoder
+        assert learned == (wanted and name not in frozen), name
+    assert ("compress" in found) and found["compress"] == encoder
+
+
+def test_stage_two_trains_the_decoder_s_blocks() -> None:
+    model = joint("unspoken", has_encoder=False)
+    model.train_only(encoder=False, decoder=True)
+    weights, ids = torch.full((10, 2), 0.5), torch.randint(2, VOCABULARY, (10, 2))
+    out = model(compact(BATCH), weights=weights, ids=ids)
+    found = gradients(model, out.before_slots.square().sum() + out.before_targets.sum())
+    assert {name for name, learned in found.items() if not learned} == {"decoder.model.embed_tokens.weight"}
+
+
+@pytest.mark.parametrize("family", ["unspoken", "llama"])
+def test_checkpointed_activations_give_the_same_gradients(family: str) -> None:
+    found = []
+    for checkpointed in (False, True):
+        model = joint(family)
+        model.train_only(encoder=True, decoder=True)
+        if checkpointed:
+            model.gradient_checkpointing_enable()
+        model.train()
+        rows = both(BATCH)
+        out = model(**rows)
+        out.before_targets.sum().backward()
+        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient)
+
+
+# --- on disk ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("tied", [True, False])
+@torch.no_grad()
+def test_stage_one_survives_the_disk(family: str, tied: bool, tmp_path: Path) -> None:
+    tie = {} if family == "unspoken" else {"tie_word_embeddings": tied}
+    model = joint(family, "sdpa", base=tie, rate=2, top_k=3, temperature=0.7)
+    model.save_pretrained(tmp_path)
+    again = AutoModel.from_pretrained(tmp_path, attn_implementation="sdpa").eval()
+    assert isinstance(again, LatentSFTModel)
+    assert again.config.latent_shape == LatentShape(rate=2, top_k=3, temperature=0.7)
+    assert again.config.markers == MARKERS
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert torch.equal(model(**both(BATCH)).before_targets, again(**both(BATCH)).before_targets)
+    for one in (model, again):
+        parts: list[PreTrainedModel] = [one.decoder, one.encoder]
+        assert [part.config._attn_implementation for part in parts] == ["sdpa", "sdpa"]
+        head, table = one.decoder.get_output_embeddings().weight, one.decoder.get_input_embeddings().weight
+        assert (head is table) == (tied or family == "unspoken")
+
+
+@torch.no_grad()
+def test_stage_two_survives_the_disk(tmp_path: Path) -> None:
+    model = joint("unspoken", has_encoder=False)
+    model.save_pretrained(tmp_path)
+    again = LatentSFTModel.from_pretrained(tmp_path)
+    assert not again.config.has_encoder
+    weights, ids = torch.full((10, 2), 0.5), torch.randint(2, VOCABULARY, (10, 2))
+    one, two = (each(compact(BATCH), weights=weights, ids=ids) for each in (model, again.eval()))
+    torch.testing.assert_close(one.before_slots, two.before_slots, **CLOSE)
+
+
+@pytest.mark.parametrize("lost", ["compress", "encoder.layers.1.ffn_norm.weight", "decoder.model.norm.rms.weight"])
+def test_a_lost_weight_is_refused(lost: str, tmp_path: Path) -> None:
+    joint().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = load_file(file)
+    assert lost in weights
+    save_file({name: weight for name, weight in weights.items() if name != lost}, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"missing keys in the weights: {lost}"):
+        LatentSFTModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("rate", 0), ("top_k", 0), ("temperature", 0.0)])
+def test_a_shape_that_means_nothing_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}"):
+        LatentShape(**{field: value})
+
+
+def test_the_base_is_of_the_kind_it_was(tmp_path: Path) -> None:
+    config = LatentSFTConfig(base_config=tiny_config("qwen2"), open_ids=[5], end_ids=[7])
+    config.save_pretrained(tmp_path)
+    again = LatentSFTConfig.from_pretrained(tmp_path)
+    assert type(again.base_config) is type(tiny_config("qwen2"))
+    assert again.base_config.num_key_value_heads == 2
