@@ -56,8 +56,7 @@ class LatentSFTModel(StrictLoading):
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
-        if not isinstance(config.base_config, PreTrainedConfig):
-            raise ValueError("base_config is missing: Latent-SFT needs the configuration of its blocks")
+        assert isinstance(config.base_config, PreTrainedConfig)  # the library fills in a missing one
         how: Any = {"attn_implementation": config._attn_implementation}
         self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
         if config.has_encoder:

@@ -1,0 +1,165 @@
+"""Questions, chains and answers as tokens, with the arithmetic task's own tokenizer and with one of single letters."""
+
+from __future__ import annotations
+
+import string
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from unspoken.methods.latent_sft import Spelling
+from unspoken.methods.latent_sft.layout import compact_rows
+from unspoken.methods.latent_sft.spelling import INSTRUCTION
+from unspoken.tasks import ArithmeticConfig
+from unspoken.tasks.words import WordProblem, graded
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "[{{ message.role }}|{{ message.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant|{% endif %}"
+)
+PROBLEM = WordProblem(question="Ann has 3.", chains=("<<1+2=3>>", "<<2+1=3>>"), answer="3", key="k")
+
+
+def letters(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token a letter, and a token that the tokenizer puts before every text unless it is told not to."""
+    written = string.ascii_letters + string.digits + string.punctuation + " \n"
+    tokens = ["~pad", "~bos", "~eos", *written]
+    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.post_processor = processors.TemplateProcessing(single="~bos $A", special_tokens=[("~bos", 1)])
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="~pad", bos_token="~bos", eos_token="~eos", padding_side="left"
+    )
+    found.chat_template = template
+    return found
+
+
+def spelled(text: str) -> tuple[int, ...]:
+    """Letters as ids, by hand."""
+    return tuple(3 + (string.ascii_letters + string.digits + string.punctuation + " \n").index(one) for one in text)
+
+
+def arithmetic() -> tuple[Any, Spelling]:
+    task = ArithmeticConfig().build()
+    return task, Spelling(tokenizer=task.tokenizer)
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_markers_of_several_tokens_are_spelled_out() -> None:
+    markers = Spelling(tokenizer=letters()).markers
+    assert markers.open == spelled("<think>")
+    assert markers.end == spelled("</think>")
+    assert (len(markers.open), len(markers.end)) == (7, 8)
+
+
+def test_markers_of_the_arithmetic_task_are_one_token_each() -> None:
+    task, spelling = arithmetic()
+    assert (len(spelling.markers.open), len(spelling.markers.end), len(spelling.box)) == (1, 1, 1)
+    words = task.tokenizer.convert_ids_to_tokens([*spelling.markers.open, *spelling.markers.end, *spelling.box])
+    assert words == ["<think>", "</think>", "\\boxed{"]
+
+
+def test_a_template_puts_instruction_and_question_in_the_user_s_turn() -> None:
+    prompt = Spelling(tokenizer=letters()).prompt("Ann has 3.")
+    # The template writes the first token itself; the tokenizer must not put another before it.
+    assert prompt == (1, *spelled(f"[user|{INSTRUCTION}\nAnn has 3.][assistant|"))
+
+
+def test_without_a_template_the_question_stands_alone() -> None:
+    assert Spelling(tokenizer=letters(template=None)).prompt("Ann has 3.") == spelled("Ann has 3.")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_spans_hold_the_first_chain_and_an_answer_in_a_box_that_ends(template: str | None) -> None:
+    spelling = Spelling(tokenizer=letters(template))
+    spans = spelling.spans(PROBLEM)
+    assert spans.prompt == spelling.prompt("Ann has 3.")
+    assert spans.chain == spelled("<<1+2=3>>")
+    assert spans.answer == (*spelled("\\boxed{3}"), 2)
+
+
+def test_a_problem_without_a_chain_has_an_empty_one() -> None:
+    spans = Spelling(tokenizer=letters()).spans(replace(PROBLEM, chains=()))
+    assert spans.chain == ()
+    assert spans.answer == (*spelled("\\boxed{3}"), 2)
+
+
+def test_the_box_begins_every_answer() -> None:
+    for spelling in (Spelling(tokenizer=letters()), arithmetic()[1]):
+        answer = spelling.spans(replace(PROBLEM, answer="12")).answer
+        assert answer[: len(spelling.box)] == spelling.box
+        assert len(spelling.box) < len(answer)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+def test_prompts_are_padded_on_the_left(template: str | None) -> None:
+    spelling = Spelling(tokenizer=letters(template))
+    problems = [replace(PROBLEM, question=text) for text in ("Ann", "Ann has", "A")]
+    ids, mask = spelling.prompts(problems)
+    longest = len(spelling.prompt("Ann has"))
+    assert ids.shape == mask.shape == (3, longest)
+    for row, problem in enumerate(problems):
+        own = spelling.prompt(problem.question)
+        assert ids[row].tolist() == [0] * (longest - len(own)) + list(own)
+        assert mask[row].tolist() == [0] * (longest - len(own)) + [1] * len(own)
+
+
+def test_prompts_are_what_training_puts_before_the_open_marker() -> None:
+    task, spelling = arithmetic()
+    problems = task.sample("train", np.arange(8))
+    ids, mask = spelling.prompts(problems)
+    rows = compact_rows([spelling.spans(problem) for problem in problems], spelling.markers, rate=2, pad_id=0)
+    assert len(set(mask.sum(dim=1).tolist())) > 1
+    for row in range(8):
+        own = ids[row][mask[row].bool()].tolist()
+        assert rows.ids[row, : len(own) + 1].tolist() == [*own, *spelling.markers.open]
+
+
+# --- back to text ----------------------------------------------------------------------------------------------------
+
+
+def test_texts_of_the_arithmetic_task_round_trip() -> None:
+    task, spelling = arithmetic()
+    problems = task.sample("train", np.arange(64))
+    for problem in problems:
+        spans = spelling.spans(problem)
+        said = [torch.tensor([part]) for part in (spans.prompt, spans.chain, spans.answer)]
+        texts = [spelling.texts(part)[0] for part in said]
+        assert texts[:2] == [problem.question, problem.chains[0]]
+        assert texts[2].strip() == f"\\boxed{{{problem.answer}}}"
+
+
+def test_said_answers_are_graded_right_whatever_stands_behind_their_end() -> None:
+    task, spelling = arithmetic()
+    problems = task.sample("train", np.arange(8))
+    end, pad = task.tokenizer.eos_token_id, task.tokenizer.pad_token_id
+    rows = [list(spelling.spans(problem).answer) for problem in problems]
+    assert all(row[-1] == end for row in rows)
+    for filler in (pad, end):
+        said = torch.tensor([row + [filler] * (9 - len(row)) for row in rows])
+        assert graded(spelling.texts(said), problems).all()
+        assert not graded(spelling.texts(said.roll(1, dims=0)), problems).all()
+
+
+def test_texts_leave_out_padding_and_end_and_keep_every_letter() -> None:
+    spelling = Spelling(tokenizer=letters())
+    said = torch.tensor([[*spelled("\\boxed{ 3 }"), 2, 0, 0], [*spelled("no box, 7.5 ?"), 0][:14]])
+    assert spelling.texts(said) == ["\\boxed{ 3 }", "no box, 7.5 ?"]
+
+
+def test_nothing_is_said_of_nothing() -> None:
+    task, spelling = arithmetic()
+    nothing = torch.full((2, 3), task.tokenizer.pad_token_id)
+    assert spelling.texts(nothing) == ["", ""]
