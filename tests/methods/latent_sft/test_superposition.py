@@ -428,3 +428,11 @@ def test_noise_leaves_the_stored_weights_alone() -> None:
     before = weights.clone()
     perturb(weights, ids, seeded(), end_id=4)
     assert torch.equal(weights, before)
+
+
+@pytest.mark.parametrize("name", ["final_logit_softcapping", "logits_scaling", "logit_scale"])
+def test_a_model_that_caps_or_scales_its_scores_is_refused(name: str) -> None:
+    model = tiny_language_model("llama")
+    setattr(model.config, name, 30.0)
+    with pytest.raises(ValueError, match=f"scales or caps its scores .{name}"):
+        readout_matrix(model, "head")

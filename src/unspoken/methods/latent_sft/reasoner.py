@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, require_plain_head
 from unspoken.reasoning import Speech, StopRule, Thought, respond
 
 
@@ -108,6 +108,7 @@ class LatentReasoner:
                 f"noise is {self.noise} where the feed is {self.settings.feed!r}; it must be 0, or above 0 with the "
                 "feed 'superposition', whose weights it changes"
             )
+        require_plain_head(self.model)
 
     @property
     def stack(self) -> PreTrainedModel:

@@ -34,12 +34,30 @@ def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
     return rows
 
 
+def require_plain_head(model: PreTrainedModel) -> None:
+    """Refuse a model that does more to its scores than one matrix does.
+
+    Raises:
+        ValueError: the config names a cap or a scale of the scores.
+    """
+    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(model.config, name, None) not in (None, 1.0):
+            raise ValueError(
+                f"this model scales or caps its scores ({name} in its config), which superpositions leave out; "
+                "choose a model whose head is one matrix"
+            )
+
+
 def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V D"]:
     """The matrix that turns an output of the stack into scores, without gradient.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
     would say (latent_sft_index, open point 1), so it warns.
+
+    Raises:
+        ValueError: the model does more to its scores than one matrix does.
     """
+    require_plain_head(model)
     if readout == "head":
         head: Any = model.get_output_embeddings()
         return head.weight.detach()
