@@ -15,11 +15,10 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
+from timing import interleaved, ratio
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
 from unspoken.methods.coupled import NextToken
@@ -36,24 +35,6 @@ from unspoken.methods.latent_sft.masks import dense, supervision
 from unspoken.tasks import ArithmeticConfig
 
 LATENTS, ANSWER, BATCH = 12, 6, 32
-
-
-def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, one after another in every round."""
-    for step in steps.values():
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median of round-by-round ratios."""
-    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from timing import interleaved, ratio
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
@@ -41,25 +42,6 @@ def step_of(model: torch.nn.Module, objective: NextToken | SST, batch: dict[str,
         model.zero_grad(set_to_none=True)
 
     return step
-
-
-def interleaved(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender, one after another in every round."""
-    for step in steps.values():
-        step()
-        step()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - began)
-    return seconds
-
-
-def ratio(over: list[float], under: list[float]) -> float:
-    """Median of round-by-round ratios."""
-    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
 
 
 def matmul_rate(size: int = 2048) -> float:

@@ -112,6 +112,11 @@ class Answers:
     correct: Tensor
 
 
+def words_said(spoken: Tensor, end: int) -> Tensor:
+    """Tokens that each row ``[B, N]`` said, its first end included."""
+    return (((spoken == end).cumsum(dim=1) == 0).sum(dim=1) + 1).clamp(max=spoken.shape[1])
+
+
 @torch.no_grad()
 def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_size: int) -> Answers:
     """Let a system answer problems and grade it.
@@ -125,5 +130,4 @@ def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_s
     chain = LatentChain.concatenate(chains)
     width = chain.mask.shape[1]
     padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in spoken])
-    words = (((padded == EOS).cumsum(dim=1) == 0).sum(dim=1) + 1).clamp(max=width)
-    return Answers(chain=chain, spoken=padded, words=words, correct=task.grade(padded, problems))
+    return Answers(chain=chain, spoken=padded, words=words_said(padded, EOS), correct=task.grade(padded, problems))

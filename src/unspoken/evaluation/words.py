@@ -25,7 +25,7 @@ from unspoken.evaluation.cost import cost
 from unspoken.evaluation.curves import curve, has_curve
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import paired_difference, rate
-from unspoken.evaluation.systems import Answers, load_model
+from unspoken.evaluation.systems import Answers, load_model, words_said
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table, mix
 from unspoken.methods.latent_sft.teacher import gold_chain
@@ -72,11 +72,10 @@ class WordSystem:
             said.append(torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end))
             texts += [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
         spoken = torch.cat(said)
-        words = (((spoken == end).cumsum(dim=1) == 0).sum(dim=1) + 1).clamp(max=self.max_answer)
         return Answers(
             chain=LatentChain.concatenate(chains),
             spoken=spoken,
-            words=words,
+            words=words_said(spoken, end),
             correct=torch.from_numpy(graded(texts, problems)),
         )
 

@@ -41,8 +41,7 @@ def _model_facts(stage: Stage, model: PreTrainedModel, config: PreTrainedConfig,
     }
 
 
-def _tree_models(recipe: Recipe) -> list[dict[str, Any]]:
-    sequence = _sequence(recipe)
+def _tree_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
     built: dict[str, PreTrainedModel] = {}
     facts = []
     for stage in recipe.stages:
@@ -52,8 +51,8 @@ def _tree_models(recipe: Recipe) -> list[dict[str, Any]]:
     return facts
 
 
-def _word_models(recipe: Recipe) -> list[dict[str, Any]]:
-    sequence, config = _sequence(recipe), words.base_config(recipe)
+def _word_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
+    config = words.base_config(recipe)
     return [
         _model_facts(stage, words.build_empty(stage, config), config, sequence)
         for stage in recipe.stages
@@ -75,7 +74,8 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameter counts, memory and token budget of every stage."""
     sequence = _sequence(recipe)
     with torch.device("meta"):
-        models = _tree_models(recipe) if isinstance(recipe.task, TreeSearchConfig) else _word_models(recipe)
+        facts_of = _tree_models if isinstance(recipe.task, TreeSearchConfig) else _word_models
+        models = facts_of(recipe, sequence)
     return {
         "name": recipe.name,
         "size": recipe.size,

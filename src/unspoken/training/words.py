@@ -250,10 +250,6 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
 # --- measuring while training ------------------------------------------------------------------------------------
 
 
-def _parts(count: int, size: int) -> list[slice]:
-    return [slice(begin, begin + size) for begin in range(0, count, size)]
-
-
 def judge_of(recipe: Recipe) -> Judge:
     """What is measured on the validation problems: right answers, and whether the chain ends by itself.
 
@@ -267,8 +263,8 @@ def judge_of(recipe: Recipe) -> Judge:
     def judge(model: PreTrainedModel) -> dict[str, float]:
         reasoner = speaker_of(model, recipe)
         right, ended, latents = [], [], []
-        for part in _parts(len(problems), settings.batch_size):
-            some = problems[part]
+        for start in range(0, len(problems), settings.batch_size):
+            some = problems[start : start + settings.batch_size]
             ids, mask = spelling.prompts(some)
             given = None
             if isinstance(model, LatentSFTModel) and model.config.has_encoder:

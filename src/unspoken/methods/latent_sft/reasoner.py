@@ -54,11 +54,6 @@ class LatentSettings:
                 "top_k is at least 1 or null, the temperature is positive, and max_latents is not negative"
             )
 
-    @property
-    def markers(self) -> Markers:
-        """Tokens around the chain."""
-        return Markers(open=self.open_ids, end=self.end_ids)
-
     def attach(self, model: PreTrainedModel) -> None:
         """Record the settings in the model's generation config, so that ``save_pretrained`` keeps them."""
         config = model.generation_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class Spelling:
 
     tokenizer: Any
 
-    @property
+    @cached_property
     def markers(self) -> Markers:
         """The markers, tokenised on their own: one token or several."""
         return Markers(open=self._ids(OPEN), end=self._ids(END))

@@ -1,0 +1,26 @@
+"""Fair timing: contenders take turns within one process, so that drift of the machine cancels."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, one after another in every round."""
+    for step in steps.values():
+        step()
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(over: list[float], under: list[float]) -> float:
+    """Median of round-by-round ratios."""
+    return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
