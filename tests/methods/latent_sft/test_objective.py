@@ -178,6 +178,11 @@ def test_stage_one_is_a_mean_over_tokens_and_tells_its_two_parts_apart() -> None
     torch.testing.assert_close(loss, expected.mean())
     torch.testing.assert_close(terms["chunk_loss"], expected[0])
     torch.testing.assert_close(terms["final_loss"], expected[1:].mean())
+    # The formula of the paper: the first row has two latents, each with a mean of its own, the second row has one.
+    loss, same = Compress(train="union", mean="chunks")(out, {"decoder": rows, "encoder": None})
+    first = (expected[0] + expected[1:5].mean()) / 2
+    torch.testing.assert_close(loss, (first + expected[5:].mean()) / 2)
+    assert same == terms
 
 
 def test_terms_carry_no_gradient() -> None:

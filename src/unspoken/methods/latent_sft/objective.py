@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unspoken.methods.latent_sft.configuration import LatentShape
-from unspoken.methods.latent_sft.layout import Kind
+from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
 
 _PIECE = 1024  # positions whose scores over the vocabulary exist at one time
@@ -60,12 +60,15 @@ class Compress:
     Attributes:
         train: which half learns.
         shape: what a latent is; given where a line of stages starts, inherited behind it.
+        mean: over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then
+            over the chunks of a row, then over rows (the paper's formula); see open point 4.
     """
 
     kind: ClassVar[str] = "compress"
 
     train: Literal["encoder", "decoder", "union"]
     shape: LatentShape | None = None
+    mean: Literal["tokens", "chunks"] = "tokens"
 
     def __post_init__(self) -> None:
         if (self.train == "encoder") != (self.shape is not None):
@@ -76,10 +79,10 @@ class Compress:
         return {"decoder": batch["decoder"], "encoder": batch["encoder"]}
 
     def __call__(self, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the supervised tokens, in nats (open point 4: the published code's weighting)."""
+        """Mean cross-entropy of what the latents must predict, in nats."""
         losses, kinds = _supervised(outputs, batch)
         terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
-        return losses.mean(), terms
+        return losses.mean() if self.mean == "tokens" else _mean_of_chunks(losses, batch["decoder"]), terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +157,18 @@ def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor
     chosen = rows.target[:, 1:]
     losses = token_losses(outputs.before_targets, outputs.head, rows.ids[:, 1:][chosen])
     return losses, rows.kind[:, 1:][chosen]
+
+
+def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> Tensor:
+    """The paper's weighting: every latent of a row counts alike, however many tokens it must predict."""
+    row_M, place_M = rows.target[:, 1:].nonzero(as_tuple=True)
+    # What the last latent predicts, the end marker and the answer, has chunk number 0 and is a group of its own.
+    pairs = torch.stack([row_M, rows.chunk[:, 1:][row_M, place_M]], dim=1)
+    groups_GP, group_M = pairs.unique(dim=0, return_inverse=True)
+    in_group = torch.bincount(group_M)
+    in_row = torch.bincount(groups_GP[:, 0])
+    weight_M = 1.0 / (in_group[group_M] * in_row[row_M] * (in_row > 0).sum())
+    return (losses * weight_M).sum()
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
