@@ -120,13 +120,31 @@ def train(
 
 
 @app.command()
-def eval(folder: RunFolder, as_json: AsJson = False, quiet: Quiet = False) -> None:
+def eval(
+    folder: RunFolder,
+    analysis: Annotated[
+        list[str] | None,
+        typer.Option(help="geometry: hidden states of the chains beside embeddings. Word problems only; repeatable."),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k. Word problems only.")
+    ] = 0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json."""
     from unspoken.experiment import measure_run, open_run
 
     console = _console(quiet=quiet)
     recipe, runs = open_run(folder)
-    results = measure_run(recipe, runs, command=_command(), say=lambda text: console.print(text, style="dim"))
+    results = measure_run(
+        recipe,
+        runs,
+        command=_command(),
+        say=lambda text: console.print(text, style="dim"),
+        analyses=analysis or (),
+        samples=samples,
+    )
     _print_results(results, as_json=as_json)
 
 

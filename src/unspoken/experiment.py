@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from unspoken.backbone.folder import write_json
+from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
+from unspoken.evaluation.sampling import evaluate_samples
 from unspoken.evaluation.words import evaluate_words
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.latent_sft import Autonomy
@@ -22,6 +24,7 @@ from unspoken.training.settings import as_mapping
 from unspoken.training.stages import SeedRun
 
 RESULTS, PAGE = "results.json", "report.html"
+ANALYSES = ("geometry",)
 
 
 def final_stages(recipe: Recipe) -> list[str]:
@@ -84,23 +87,48 @@ def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
     return recipe, runs
 
 
-def measure_run(recipe: Recipe, runs: list[SeedRun], *, command: str, say: Callable[[str], None]) -> dict[str, Any]:
-    """Evaluate finished seeds and write ``results.json`` beside them."""
+def measure_run(
+    recipe: Recipe,
+    runs: list[SeedRun],
+    *,
+    command: str,
+    say: Callable[[str], None],
+    analyses: Sequence[str] = (),
+    samples: int = 0,
+) -> dict[str, Any]:
+    """Evaluate finished seeds and write ``results.json`` beside them.
+
+    Args:
+        analyses: what else is measured on word problems, out of `ANALYSES`.
+        samples: noisy chains for each word problem, for pass@k; 0 draws none.
+
+    Raises:
+        ValueError: there is no such analysis, or the task is not one of word problems.
+    """
+    for name in analyses:
+        if name not in ANALYSES:
+            raise ValueError(f"there is no analysis {name!r}; choose from {', '.join(ANALYSES)}")
+    if (analyses or samples) and isinstance(recipe.task, TreeSearchConfig):
+        raise ValueError(
+            "--analysis and --samples are for word problems, and this run is about tree search; leave them out"
+        )
     task, settings, models = recipe.task.build(), recipe.evaluation, [models_of(run) for run in runs]
     if isinstance(task, TreeSearchTask):
         results = evaluate(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
     else:
         explicit = [s.name for s in recipe.stages if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
-        results = evaluate_words(
-            task,
-            recipe.tokenizer(),
-            models,
-            baseline=explicit[0] if explicit else None,
-            problems=settings.problems,
-            batch_size=settings.batch_size,
-            max_answer=settings.max_answer,
-            say=say,
-        )
+        how: dict[str, Any] = {
+            "problems": settings.problems,
+            "batch_size": settings.batch_size,
+            "max_answer": settings.max_answer,
+            "say": say,
+        }
+        tokenizer = recipe.tokenizer()
+        results = evaluate_words(task, tokenizer, models, baseline=explicit[0] if explicit else None, **how)
+        if "geometry" in analyses:
+            results["words"]["geometry"] = evaluate_geometry(task, tokenizer, models, **how)
+        if samples:
+            results["words"]["samples"] = evaluate_samples(task, tokenizer, models, draws=samples, **how)
     results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
     write_json(runs[0].folder.parent / RESULTS, results)
     return results

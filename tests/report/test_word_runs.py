@@ -33,6 +33,7 @@ CONTROLS = (
 )  # fmt: skip
 SECTIONS = [
     "Accuracy on every test set",
+    "Several chains a problem",
     "Does the chain do anything?",
     "Chains, latent by latent",
     "How much does a latent hold?",
@@ -93,7 +94,7 @@ def test_a_complete_run_has_every_section_of_its_own_and_none_of_trees() -> None
 def test_every_system_has_its_exact_match_difference_and_cost() -> None:
     found = sections(render([words_results()]))
     for name in SYSTEMS:
-        for part in ("head", SECTIONS[0], SECTIONS[6]):
+        for part in ("head", SECTIONS[0], SECTIONS[7]):
             assert name in found[part], (name, part)
     for fact in ("59.83 %", "Against cot", "−1.4", "−3.8 to +1.0", "−42.9", "of gsm8k-aug", "boxed"):
         assert fact in found["head"], fact
@@ -101,12 +102,12 @@ def test_every_system_has_its_exact_match_difference_and_cost() -> None:
     for fact in ("gsm8k-aug", "gsm-hard", "svamp", "multiarith", "80.77 %", "12.56 %"):
         assert fact in found[SECTIONS[0]], fact
     # 12.44 latents, 6 marker tokens and 4 tokens of the answer.
-    assert re.search(r"latent sft 2\s+12\.44\s+6\s+4\s+22\.44", found[SECTIONS[6]])
-    assert "30.6 M" in found[SECTIONS[6]]
+    assert re.search(r"latent sft 2\s+12\.44\s+6\s+4\s+22\.44", found[SECTIONS[7]])
+    assert "30.6 M" in found[SECTIONS[7]]
 
 
 def test_every_control_is_shown_with_its_difference_and_a_verdict() -> None:
-    found = sections(render([words_results()]))[SECTIONS[1]]
+    found = sections(render([words_results()]))[SECTIONS[2]]
     for name in CONTROLS:
         assert name in found, name
     # 0.5983 times 0.02 is left of it after the swap.
@@ -116,7 +117,7 @@ def test_every_control_is_shown_with_its_difference_and_a_verdict() -> None:
 
 
 def test_superposition_is_told_with_everything_needed_to_judge_it() -> None:
-    found = sections(render([words_results()]))[SECTIONS[3]]
+    found = sections(render([words_results()]))[SECTIONS[4]]
     # ECR@50 was made up as 2 * 50 / (50 + 2.75); two thirds of a chain a seed were left out of the other system's.
     for fact in ("1.90", "1.33", "explicit", "M 4.21", "N_naive 3.02", "0.942", "0.63", "2.71", "reconstructions"):
         assert fact in found, fact
@@ -124,11 +125,21 @@ def test_superposition_is_told_with_everything_needed_to_judge_it() -> None:
 
 def test_hidden_states_are_compared_in_numbers_and_in_a_picture() -> None:
     page = render([words_results()])
-    found = sections(page)[SECTIONS[4]]
+    found = sections(page)[SECTIONS[5]]
     for fact in ("0.98", "41.37", "231.4", "88.2", "0.012 ± 0.087", "1684.20", "0.831", "41.2 % and 15.3 %"):
         assert fact in found, fact
+    assert re.search(r"latent sft 2\s+2,488 hidden states a seed\s+0\.98\s+20\.68\s", found)
     picture = page[page.index('id="geometry"') : page.index('id="training"')]
     assert picture.count('class="cloud"') == 600
+
+
+def test_several_chains_are_shown_beside_the_clean_one() -> None:
+    found = sections(render([words_results()]))[SECTIONS[1]]
+    # Of the made-up answers a draw misses, each doubling of k finds a third.
+    assert re.search(r"Clean chain\s+pass@1\s+pass@2\s+pass@4\s+pass@6", found)
+    assert re.search(r"latent sft 2\s+59\.83 %.*53\.85 %.*69\.23 %.*79\.49 %.*86\.33 %", found, re.DOTALL)
+    assert "hidden 2" not in found
+    assert "6 noisy chains" in found
 
 
 def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> None:
@@ -145,10 +156,12 @@ def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> Non
 @pytest.mark.parametrize(
     ("change", "gone"),
     [
-        ({"geometry": None}, SECTIONS[4]),
-        ({"strips": []}, SECTIONS[2]),
-        ({"controls": {}}, SECTIONS[1]),
-        ({"superposition": {}}, SECTIONS[3]),
+        ({"geometry": None}, SECTIONS[5]),
+        ({"samples": None}, SECTIONS[1]),
+        ({"samples": {"draws": 4, "systems": {}}}, SECTIONS[1]),
+        ({"strips": []}, SECTIONS[3]),
+        ({"controls": {}}, SECTIONS[2]),
+        ({"superposition": {}}, SECTIONS[4]),
         ({"tests": {"test": words_results()["words"]["tests"]["svamp"]}}, SECTIONS[0]),
     ],
 )
@@ -288,7 +301,7 @@ def test_an_entropy_line_ends_with_its_last_frequent_step() -> None:
     (line,) = lines(page, "Entropy of the latents by step")
     assert len(line) == 3
     # Every chain counts once for each of its steps: (100 + 72 + 6 + 3.6) / 209.
-    assert "0.87" in sections(page)[SECTIONS[3]]
+    assert "0.87" in sections(page)[SECTIONS[4]]
 
 
 def test_compression_rises_from_left_to_right_whatever_the_order_in_the_file() -> None:
@@ -413,7 +426,8 @@ def test_piped_tables_are_plain_narrow_and_whole() -> None:
         "N_naive",
         "4.21",
         "reconstructions",
-        "41.37",
+        "0.98 / 41.37",
+        "clean chain",
     ):
         assert fact in text, fact
     for verdict in ("latent sft 2: The chain does something", "hidden 2: No sign that the chain does anything"):
@@ -423,6 +437,15 @@ def test_piped_tables_are_plain_narrow_and_whole() -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_a_terminal_of_usual_width_shows_every_number(width: int) -> None:
     assert "…" not in printed(words_results(), width=width, force_terminal=True)
+
+
+def test_pass_at_k_is_printed_in_rising_order_of_k() -> None:
+    text = printed(words_results())
+    header = next(line for line in text.splitlines() if "@2" in line)
+    assert header.split() == ["system", "clean", "chain", "@1", "@2", "@4", "@6"]
+    assert ["latent", "sft", "2", "59.8", "53.8", "69.2", "79.5", "86.3"] in [
+        line.split() for line in text.splitlines()
+    ]
 
 
 def test_hidden_states_have_noise_where_the_others_have_random_mixtures() -> None:

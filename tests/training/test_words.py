@@ -12,13 +12,13 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from tiny_recipe import quiet_train
+from tiny_recipe import quiet_train, tiny_recipe
 from transformers import AutoModelForCausalLM
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.words import SOFT_THINKING, evaluate_words
-from unspoken.experiment import final_stages, models_of
+from unspoken.experiment import final_stages, measure_run, models_of, open_run, read_results
 from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
 from unspoken.training import recipe as recipes
 from unspoken.training.adapters import add_adapters, published
@@ -233,6 +233,45 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
     assert results["words"]["steps"]["autonomy"]["total"] > results["words"]["steps"]["answer_only"]["total"]
     assert "answer_only" not in results["words"]["controls"]
     assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
+
+
+def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    recipe, runs = open_run(run)
+
+    def measured(**options: Any) -> dict[str, Any]:
+        measure_run(recipe, runs, command="", say=lambda _: None, **options)
+        words: dict[str, Any] = read_results(run)["words"]
+        return words
+
+    plain = measured()
+    assert plain["geometry"] is None
+    assert plain["samples"] is None
+    words = measured(analyses=["geometry"], samples=3)
+    assert words | {"geometry": None, "samples": None} == plain
+    assert set(words["geometry"]) == {"cot", SOFT_THINKING, "autonomy"}
+    assert words["samples"]["draws"] == 3
+    assert set(words["samples"]["systems"]) == {"cot", SOFT_THINKING, "autonomy"}
+    for rates in words["samples"]["systems"].values():
+        assert list(rates) == ["1", "2", "3"]
+        assert rates["1"]["problems"] == 12
+        assert rates["1"]["mean"] <= rates["2"]["mean"] <= rates["3"]["mean"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"analyses": ["geometri"]}, "no analysis 'geometri'; choose from geometry"),
+        ({"analyses": ["geometry"]}, "for word problems, and this run is about tree search"),
+        ({"samples": 2}, "for word problems, and this run is about tree search"),
+    ],
+)
+def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_measured(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure_run(tiny_recipe(), [], command="", say=lambda _: None, **options)
 
 
 # --- recipes that cannot be ------------------------------------------------------------------------------------------

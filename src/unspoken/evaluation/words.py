@@ -8,7 +8,7 @@ chains written out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,6 +97,21 @@ def systems_of(stage: str, model: Any, spelling: Spelling, max_answer: int) -> l
     ]
 
 
+def each_system(
+    seeds: Sequence[SeedModels], spelling: Spelling, max_answer: int
+) -> Iterator[tuple[SeedModels, WordSystem]]:
+    """Every system of every final stage, seed by seed; one model is in memory at a time."""
+    for entry in seeds:
+        for stage, folder in entry.final.items():
+            for system in systems_of(stage, load_model(folder), spelling, max_answer):
+                yield entry, system
+
+
+def problems_of(task: WordTask, test: str, most: int) -> list[WordProblem]:
+    """The first problems of a test set; a smaller set is used whole."""
+    return task.sample(test, np.arange(min(most, task.size(test) or most)))
+
+
 def _answering(system: WordSystem, problems: Sequence[WordProblem]) -> Callable[[int, int, int], Answers]:
     return lambda start, stop, size: system.answer(problems[start:stop], size)
 
@@ -132,18 +147,42 @@ def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, L
 
 
 @torch.no_grad()
-def distributions(system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain) -> list[Tensor]:
-    """The full distribution ``[T, V]`` that the model gives at every latent of each chain, in one parallel pass."""
-    reasoner, settings = system.reasoner, system.reasoner.settings
-    found = []
-    for row, problem in enumerate(problems):
-        steps = int(chain.lengths[row])
-        prompt = torch.tensor([[*system.spelling.prompt(problem.question), *settings.open_ids]])
-        inputs = torch.cat([reasoner.embed_prompt(prompt), chain.latents[row : row + 1, :steps]], dim=1)
-        hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[0]
-        before = hidden[prompt.shape[1] - 1 : prompt.shape[1] - 1 + steps]
-        found.append((reasoner.logits(before) / settings.temperature).softmax(dim=-1))
+def before_latents(
+    system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain, batch_size: int
+) -> list[Tensor]:
+    """The stack's outputs ``[T, D]`` that the latents of each chain were made from, without a cache."""
+    reasoner, found = system.reasoner, []
+    opened = torch.tensor(reasoner.settings.open_ids)
+    for start in range(0, len(problems), batch_size):
+        some = problems[start : start + batch_size]
+        rows = chain.select(torch.arange(start, start + len(some)))
+        lengths = rows.lengths.tolist()
+        steps = max(lengths)
+        ids, mask = system.spelling.prompts(some)
+        ids = torch.cat([ids, opened.expand(len(some), -1)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(some), len(opened)), rows.mask[:, :steps].to(mask)], dim=1)
+        prompts = reasoner.embed_prompt(ids)
+        hidden = reasoner.stack(
+            inputs_embeds=torch.cat([prompts, rows.latents[:, :steps].to(prompts)], dim=1),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            use_cache=False,
+        ).last_hidden_state
+        # Prompts end in the same column, since they are padded on the left.
+        found += [row[ids.shape[1] - 1 :][:length] for row, length in zip(hidden, lengths, strict=True)]
     return found
+
+
+@torch.no_grad()
+def distributions(
+    system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain, batch_size: int
+) -> list[Tensor]:
+    """The full distribution ``[T, V]`` that the model gives at every latent of each chain."""
+    reasoner = system.reasoner
+    return [
+        (reasoner.logits(hidden) / reasoner.settings.temperature).softmax(dim=-1)
+        for hidden in before_latents(system, problems, chain, batch_size)
+    ]
 
 
 def superposition_facts(
@@ -152,6 +191,7 @@ def superposition_facts(
     answers: Answers,
     teacher: LatentSFTModel | None,
     seed: int,
+    batch_size: int,
 ) -> dict[str, Any]:
     """How much the chains hold at once (section 10), on the problems that have an explicit chain."""
     chosen = [row for row, problem in enumerate(problems) if problem.chains and answers.chain.lengths[row]]
@@ -160,7 +200,7 @@ def superposition_facts(
     if not some:
         return {}
     chain = answers.chain.select(torch.tensor(chosen))
-    full = distributions(system, some, chain)
+    full = distributions(system, some, chain, batch_size)
     vocabulary = full[0].shape[-1]
     explicit = [list(system.spelling.spans(problem).chain) for problem in some]
     rates = ecr(full, explicit, [k for k in _ECR if k <= vocabulary])
@@ -265,11 +305,11 @@ def evaluate_words(
         problems: number of problems of each test set, the same for all seeds and systems; smaller sets are used whole.
 
     Returns:
-        The layout of `measure.evaluate`, with ``words``.
+        The layout of `measure.evaluate`, with ``words``. Its ``geometry`` and ``samples`` are left to those who ask for
+        them (`evaluation.geometry`, `evaluation.sampling`).
     """
     spelling = Spelling(tokenizer=tokenizer)
-    sizes = {test: min(problems, task.size(test) or problems) for test in task.tests}
-    tests = {test: task.sample(test, np.arange(size)) for test, size in sizes.items()}
+    tests = {test: problems_of(task, test, problems) for test in task.tests}
     headline = task.tests[0]
     outcomes: dict[str, dict[str, list[NDArray[np.float64]]]] = {test: {} for test in tests}
     ended: dict[str, list[float]] = {}
@@ -311,7 +351,9 @@ def evaluate_words(
                             result.correct.numpy().astype(np.float64)
                         )
                 if chained and system.reasoner.settings.feed == "superposition":
-                    facts.setdefault(name, []).append(superposition_facts(system, asked, answers, teacher, entry.seed))
+                    facts.setdefault(name, []).append(
+                        superposition_facts(system, asked, answers, teacher, entry.seed, batch_size)
+                    )
                 if entry is seeds[0]:
                     few = asked[: min(128, len(asked))]
                     spent = cost(
@@ -333,7 +375,7 @@ def evaluate_words(
     return {
         "schema": 1,
         "seeds": [entry.seed for entry in seeds],
-        "problems": sizes[headline],
+        "problems": len(tests[headline]),
         "baseline": compared,
         "systems": {
             name: {
@@ -383,6 +425,7 @@ def evaluate_words(
             "superposition": {name: _mean_facts(entries) for name, entries in facts.items() if entries[0]},
             "strips": strips,
             "geometry": None,
+            "samples": None,
         },
         "training": [
             {

@@ -44,7 +44,7 @@ from unspoken.report.latents import calibration_section, examples_section, mixtu
 from unspoken.report.markup import Cell, Section, figure, heads, paragraph, prose, table, text_cell
 from unspoken.report.strips import strips_section
 from unspoken.report.superposition import superposition_section
-from unspoken.report.words import geometry_section, steps_table, tests_section, word_controls_section
+from unspoken.report.words import geometry_section, samples_section, steps_table, tests_section, word_controls_section
 
 NEAREST = ", nearest row"
 SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2"}
@@ -349,6 +349,7 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     examples_section,
     calibration_section,
     tests_section,
+    samples_section,
     word_controls_section,
     strips_section,
     superposition_section,

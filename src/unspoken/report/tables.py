@@ -264,16 +264,38 @@ def _superposition(results: Results, console: Console) -> None:
     _show("what a latent holds (ECR, N_eff and top-2 are reconstructions)", header, rows, console)
 
 
+def _samples(results: Results, console: Console) -> None:
+    entry = words(results).get("samples")
+    if not entry:
+        return
+    every = sorted({int(k) for rates in entry["systems"].values() for k in rates})
+    rows = [
+        [
+            label(results, name),
+            bare_percent(results["systems"][name]["exact_match"]["mean"], 1),
+            *(bare_percent(rates[str(k)]["mean"], 1) for k in every),
+        ]
+        for name, rates in entry["systems"].items()
+    ]
+    title = f"pass@k in per cent, from {count(entry['draws'], 'noisy chain')} a problem"
+    _show(title, ["system", "clean chain", *(f"@{k}" for k in every)], rows, console)
+
+
 def _geometry(results: Results, console: Console) -> None:
-    entry = words(results).get("geometry")
-    if entry:
-        _say(
-            f"\nembeddings and hidden states: norm {coefficient(entry['embedding_norm'])} and "
-            f"{coefficient(entry['hidden_norm'])}, effective rank {coefficient(entry['embedding_rank'], 1)} and "
-            f"{coefficient(entry['hidden_rank'], 1)},\n  cosine {coefficient(entry['cosine_mean'], 3)}, squared "
-            f"Frechet distance {coefficient(entry['frechet'])}, squared MMD {coefficient(entry['mmd'], 3)}",
-            console,
-        )
+    rows = [
+        [
+            label(results, name),
+            f"{coefficient(entry['embedding_norm'])} / {coefficient(entry['hidden_norm'])}",
+            f"{coefficient(entry['embedding_rank'], 1)} / {coefficient(entry['hidden_rank'], 1)}",
+            coefficient(entry["cosine_mean"], 3),
+            coefficient(entry["frechet"]),
+            coefficient(entry["mmd"], 3),
+        ]
+        for name, entry in (words(results).get("geometry") or {}).items()
+    ]
+    if rows:
+        title = "rows of the embedding table / hidden states of the chain (distances are squared)"
+        _show(title, ["system", "norm", "effective rank", "cosine", "Frechet", "MMD"], rows, console)
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -289,6 +311,7 @@ def print_results(results: Results, console: Console) -> None:
     _costs(results, console)
     _chain_controls(results, console)
     _superposition(results, console)
+    _samples(results, console)
     _geometry(results, console)
     if results.get("controls"):
         _controls(results, console)

@@ -1,8 +1,9 @@
-"""Sections of the page that only runs on word problems have: test sets, controls, steps, hidden states."""
+"""Sections of the page that only runs on word problems have: test sets, draws, controls, steps, hidden states."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -18,7 +19,7 @@ from unspoken.report.findings import (
     label,
     words,
 )
-from unspoken.report.formats import NO_VALUE, coefficient, joined, percent, percent_range, points, steps
+from unspoken.report.formats import NO_VALUE, coefficient, count, joined, percent, percent_range, points, steps
 from unspoken.report.markup import Cell, Section, figure, heads, prose, table, text_cell
 
 ANSWER_COLOUR, MARKER_COLOUR = "c3", "c0"
@@ -52,6 +53,30 @@ def tests_section(results: Results) -> Section | None:
     )
     body = table(heads("System", *tests), rows, caption=caption, classes="matrix")
     return Section(key="tests", title="Accuracy on every test set", body=body)
+
+
+def samples_section(results: Results) -> Section | None:
+    """pass@k of noisy chains, beside the exact match of the clean one."""
+    entry = words(results).get("samples")
+    if not entry or not entry["systems"]:
+        return None
+    colours = system_colours(results)
+    every = sorted({int(k) for rates in entry["systems"].values() for k in rates})
+    rows = []
+    for name, rates in entry["systems"].items():
+        cells = [results["systems"][name]["exact_match"], *(rates[str(k)] for k in every)]
+        shown = [_rate_cell(rate, percent_range(rate["low"], rate["high"]), colours[name]) for rate in cells]
+        rows.append([text_cell(label(results, name)), *shown])
+    caption = (
+        f"Chance that one of k chains leads to the right answer, estimated from {count(entry['draws'], 'noisy chain')} a problem, "
+        "with a 95 % interval that is rather too wide; the bar goes from 0 to 100 %. Explicit chains are sampled at temperature 1, "
+        "superpositions have Gumbel noise on their weights, and every answer is spoken greedily. Guesses that differ raise pass@k "
+        "too, so compare systems at the same k; pass@1 far below the clean chain says that the noise does harm."
+    )
+    head = heads("System", "Clean chain", *(f"pass@{k}" for k in every))
+    return Section(
+        key="samples", title="Several chains a problem", body=table(head, rows, caption=caption, classes="matrix")
+    )
 
 
 def word_controls_section(results: Results) -> Section | None:
@@ -143,51 +168,47 @@ def _stacked(parts: tuple[tuple[float, str], ...], longest: float) -> str:
 
 def geometry_section(results: Results) -> Section | None:
     """Hidden states beside the rows of the embedding table."""
-    entry = words(results).get("geometry")
-    if not entry:
+    measured = words(results).get("geometry")
+    if not measured:
         return None
-    blank = Cell(text="")
-    cosine = f"{coefficient(entry['cosine_mean'], 3)} ± {coefficient(entry['cosine_sd'], 3)}"
     rows = [
         [
-            text_cell("Norm", small="mean"),
+            text_cell(label(results, name), small=f"{count(round(entry['states']), 'hidden state')} a seed"),
             Cell(text=coefficient(entry["embedding_norm"])),
             Cell(text=coefficient(entry["hidden_norm"])),
-            blank,
-        ],
-        [
-            text_cell("Effective rank", small="exp of the entropy of the singular values"),
             Cell(text=coefficient(entry["embedding_rank"], 1)),
             Cell(text=coefficient(entry["hidden_rank"], 1)),
-            blank,
-        ],
-        [text_cell("Cosine", small="mean ± standard deviation"), blank, blank, Cell(text=cosine)],
-        [
-            text_cell("Fréchet distance", small="squared, of the fitted Gaussians"),
-            blank,
-            blank,
+            Cell(text=f"{coefficient(entry['cosine_mean'], 3)} ± {coefficient(entry['cosine_sd'], 3)}"),
             Cell(text=coefficient(entry["frechet"])),
-        ],
-        [
-            text_cell("Maximum mean discrepancy", small="squared"),
-            blank,
-            blank,
             Cell(text=coefficient(entry["mmd"], 3)),
-        ],
+        ]
+        for name, entry in measured.items()
     ]
     caption = (
         "A method that feeds hidden states back as inputs assumes that they look like rows of the embedding table. Far-apart "
-        "norms, a cosine near zero and large distances say that they do not; a mixture of rows lies among the rows by itself."
+        "norms, a cosine near zero and large distances say that they do not; a mixture of rows lies among the rows by itself. "
+        "A hidden state is the output of the stack that a step of the chain was made from; means over seeds, both distances "
+        "squared."
     )
-    body = table(
-        heads("Measure", "Embeddings", "Hidden states", "Between them"), rows, caption=caption, classes="narrow"
+    head = heads(
+        "System",
+        "Rows",
+        "States",
+        "Rows",
+        "States",
+        "Cosine|of random pairs",
+        "Fréchet|of fitted Gaussians",
+        "MMD|Gaussian kernel",
     )
-    panel = plane_panel(entry["plane"]) if entry.get("plane") else None
-    if panel is not None:
-        explained = joined([percent(share, 1) for share in entry["plane"]["explained"]])
-        told = (
-            f"Both on the plane of most variance of the two together, which explains {explained} of it: distances here are "
-            "only a hint."
-        )
-        body += figure([panel], told, classes="beside")
+    groups = [("Mean norm", 2), ("Effective rank", 2), ("Rows against states", 3)]
+    body = table(head, rows, caption=caption, groups=groups)
+    for name, entry in measured.items():
+        panel = plane_panel(entry["plane"]) if entry.get("plane") else None
+        if panel is not None:
+            explained = joined([percent(share, 1) for share in entry["plane"]["explained"]])
+            told = (
+                f"Both on the plane of most variance of the two together, which explains {explained} of it: distances "
+                "here are only a hint."
+            )
+            body += figure([replace(panel, title=label(results, name))], told, classes="beside")
     return Section(key="geometry", title="Hidden states beside embeddings", body=body)

@@ -1,0 +1,77 @@
+"""Where the hidden states of chains are, beside the rows of the embedding table (Latent-SFT, preliminary experiments).
+
+The hidden state of a step is the output of the stack that the step was made from: what a method that feeds hidden
+states back would put in the step's place. The paper looks at the explicit chain of thought; here every system that
+writes a chain is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from unspoken.analysis.geometry import Geometry, geometry, principal_planes
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.words import before_latents, each_system, problems_of
+from unspoken.methods.latent_sft import Spelling
+from unspoken.methods.latent_sft.superposition import embedding_table
+from unspoken.tasks.words import WordTask
+
+_LOOKED_AT = 200  # test problems whose chains are taken
+
+
+def evaluate_geometry(
+    task: WordTask,
+    tokenizer: Any,
+    seeds: list[SeedModels],
+    *,
+    problems: int,
+    batch_size: int,
+    max_answer: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, dict[str, Any]]:
+    """Compare the hidden states of every system's chains with the rows of its embedding table.
+
+    Args:
+        tokenizer: of the recipe.
+        problems: of the first test set; at most 200 are used.
+
+    Returns:
+        By system: the numbers of `Geometry` and ``states``, how many hidden states there were, all averaged over
+        seeds. Systems that write no chain are left out. The first system also has a ``plane``, the picture of its first
+        seed: ``embeddings`` and ``hidden`` (pairs of coordinates), and ``explained``.
+    """
+    asked = problems_of(task, task.tests[0], min(problems, _LOOKED_AT))
+    measured: dict[str, list[dict[str, float]]] = {}
+    planes: dict[str, dict[str, Any]] = {}
+    for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
+        chain = system.answer(asked, batch_size).chain
+        if not bool(chain.mask.any()):
+            continue
+        hidden = torch.cat(before_latents(system, asked, chain, batch_size))
+        # A model that says one thing for ever repeats its states, and no distance has a scale among equal rows.
+        different = hidden.unique(dim=0)
+        if len(different) < 2:
+            continue
+        say(f"seed {entry.seed}  {system.name}: geometry of {len(hidden)} hidden states")
+        table = embedding_table(system.reasoner.model)
+        found: Geometry = geometry(table, different, seed=entry.seed)
+        measured.setdefault(system.name, []).append({**asdict(found), "states": len(hidden)})
+        if not planes:
+            plane = principal_planes(table, different, seed=entry.seed)
+            planes[system.name] = {
+                "embeddings": plane.embeddings.numpy().round(4).tolist(),
+                "hidden": plane.hidden.numpy().round(4).tolist(),
+                "explained": list(plane.explained),
+            }
+    return {
+        name: {
+            **{measure: float(np.mean([reading[measure] for reading in readings])) for measure in readings[0]},
+            **({"plane": planes[name]} if name in planes else {}),
+        }
+        for name, readings in measured.items()
+    }

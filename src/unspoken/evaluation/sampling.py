@@ -1,0 +1,164 @@
+"""Several noisy chains a problem, and pass@k: how often one of k leads to the right answer (Latent-SFT, section 9).
+
+Every draw has Gumbel noise of its own. An explicit chain is sampled from the model at temperature 1, token by token; a
+superposition gets the noise on its weights that stage 2 trains with. Answers are spoken greedily, so draws differ by
+their chains alone.
+
+Axes: B batch, D width, P problems.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.significance import rate
+from unspoken.evaluation.words import WordSystem, each_system, problems_of
+from unspoken.methods.latent_sft import LatentReasoner, Spelling
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
+from unspoken.reasoning import Thought
+from unspoken.tasks.words import WordProblem, WordTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyReasoner(LatentReasoner):
+    """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
+
+    Attributes:
+        noise: scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at.
+        generators: one for each row of the batch, used up by one chain.
+    """
+
+    noise: float = 1.0
+    generators: tuple[torch.Generator, ...]
+
+    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+        """One step of every row; an explicit chain ends where its end marker is drawn, others as without noise."""
+        scores, end = self.logits(hidden), self.settings.end_ids[0]
+        if self.settings.top_k == 1:
+            # The arg-max of log p + Gumbel is a draw from p, if nothing bounds the noise.
+            every = torch.arange(scores.shape[-1])[None]
+            drawn = [
+                perturb(row, every, source, end_id=-1, scale=self.noise, lowest=-math.inf, highest=math.inf)
+                for row, source in zip(F.softmax(scores, dim=-1).split(1), self.generators, strict=True)
+            ]
+            ids = torch.cat(drawn).argmax(dim=-1, keepdim=True)
+            weights, done = torch.ones(ids.shape), ids[:, 0] == end
+        else:
+            weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
+            done = scores.argmax(dim=-1) == end
+            rows = zip(weights.split(1), ids.split(1), self.generators, done.tolist(), strict=True)
+            # A row that ends here would be drawn in vain until the guard of the end marker gives up.
+            noisy = [w if over else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, over in rows]
+            weights = torch.cat(noisy)
+        latent = mix(weights, ids, embedding_table(self.model))
+        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+
+
+def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
+    """Chance that k of a problem's draws hold a right one: unbiased for k new draws (Chen et al., 2021, equation 1).
+
+    Args:
+        right: ``[P]``, how many draws of each problem are right.
+        draws: how many there are of each problem.
+
+    Returns:
+        ``[P]``.
+
+    Raises:
+        ValueError: k is not from 1 to ``draws``, or a count is not from 0 to ``draws``.
+    """
+    if not 1 <= k <= draws:
+        raise ValueError(f"pass@{k} out of {draws} draws is not defined; k goes from 1 to {draws}")
+    if right.size and not (right.min() >= 0 and right.max() <= draws):
+        raise ValueError(f"counts of right draws go from {right.min()} to {right.max()}; they must be 0 to {draws}")
+    none_right = [math.comb(draws - count, k) / math.comb(draws, k) for count in range(draws + 1)]
+    return 1 - np.array(none_right)[right]
+
+
+def draw(
+    system: WordSystem, problems: Sequence[WordProblem], batch_size: int, *, draws: int, seed: int
+) -> NDArray[np.bool_]:
+    """Answer every problem from several noisy chains.
+
+    The noise of a chain is a function of (seed, key of the problem, draw).
+
+    Returns:
+        ``[P, draws]``, true where right.
+
+    Raises:
+        ValueError: the system feeds hidden states back, which have no weights to put noise on.
+    """
+    asked = [(problem, number) for problem in problems for number in range(draws)]
+    correct = []
+    for start in range(0, len(asked), batch_size):
+        some = asked[start : start + batch_size]
+        sources = tuple(_generator(f"{seed}:{problem.key}:{number}") for problem, number in some)
+        clean = system.reasoner
+        noisy = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
+        answers = replace(system, reasoner=noisy).answer([problem for problem, _ in some], len(some))
+        correct.append(answers.correct.numpy())
+    return np.concatenate(correct).reshape(len(problems), draws)
+
+
+def _generator(key: str) -> torch.Generator:
+    digest = hashlib.sha256(key.encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def evaluate_samples(
+    task: WordTask,
+    tokenizer: Any,
+    seeds: list[SeedModels],
+    *,
+    draws: int,
+    problems: int,
+    batch_size: int,
+    max_answer: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure pass@k for k in 1, 2, 4, ... up to ``draws``, and for ``draws`` itself.
+
+    Args:
+        tokenizer: of the recipe.
+        draws: chains for each problem.
+        problems: of the first test set, as in `evaluate_words`, whose exact match is that of the clean chain.
+
+    Returns:
+        ``draws``, and ``systems``: by name and k the `Rate` over seeds and problems. Its interval is that of outcomes
+        which are right or wrong, so it is too wide rather than too narrow for k below ``draws``. Systems without a
+        chain, or with hidden states in it, are left out.
+
+    Raises:
+        ValueError: ``draws`` is below 1.
+    """
+    if draws < 1:
+        raise ValueError(f"{draws} chains a problem cannot be drawn; ask for at least 1")
+    asked = problems_of(task, task.tests[0], problems)
+    counts: dict[str, list[NDArray[np.int64]]] = {}
+    for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
+        settings = system.reasoner.settings
+        if not settings.max_latents or settings.feed != "superposition":
+            continue
+        say(f"seed {entry.seed}  {system.name}: {draws} noisy chains for each of {len(asked)} problems")
+        correct = draw(system, asked, batch_size, draws=draws, seed=entry.seed)
+        counts.setdefault(system.name, []).append(correct.sum(axis=1))
+    every = sorted({draws, *(2**power for power in range(draws.bit_length()))})
+    return {
+        "draws": draws,
+        "systems": {
+            name: {str(k): asdict(rate(np.stack([pass_at(k, right, draws) for right in found]))) for k in every}
+            for name, found in counts.items()
+        },
+    }

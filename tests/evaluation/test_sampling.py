@@ -1,0 +1,163 @@
+"""Noisy chains and pass@k: the estimator by counting, and noise that belongs to a row alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conformance import left_padded
+from tiny_models import tiny_language_model
+from tiny_words import TASK, tiny_word_system
+
+from unspoken.chain import LatentChain
+from unspoken.evaluation.sampling import NoisyReasoner, draw, pass_at
+from unspoken.evaluation.systems import Answers
+from unspoken.evaluation.words import WordSystem
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
+
+PROBLEMS = TASK.sample("test", range(5))
+
+
+def sources(count: int, first: int = 0) -> tuple[torch.Generator, ...]:
+    return tuple(torch.Generator().manual_seed(first + index) for index in range(count))
+
+
+# --- the estimator ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_draw(k: int) -> None:
+    for right in range(7):
+        draws = [True] * right + [False] * (6 - right)
+        subsets = [any(subset) for subset in combinations(draws, k)]
+        (found,) = pass_at(k, np.array([right]), 6)
+        assert found == pytest.approx(sum(subsets) / len(subsets), abs=1e-12), right
+
+
+def test_pass_at_k_keeps_the_order_of_problems_and_large_numbers() -> None:
+    assert pass_at(1, np.array([3, 0, 4]), 4).tolist() == [0.75, 0.0, 1.0]
+    assert 0.9 < pass_at(512, np.array([5]), 1024)[0] < 1
+
+
+@pytest.mark.parametrize(("k", "right"), [(0, 1), (5, 1), (2, 5), (2, -1)])
+def test_what_cannot_be_counted_is_refused(k: int, right: int) -> None:
+    with pytest.raises(ValueError, match="draws") as caught:
+        pass_at(k, np.array([right]), 4)
+    assert "\n" not in str(caught.value)
+
+
+# --- one step --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_explicit_chain_is_sampled_from_the_model_its_end_included() -> None:
+    model, hidden = tiny_language_model("llama"), torch.randn(1, 16)
+    chances = model.get_output_embeddings()(hidden)[0].softmax(dim=-1)
+    end = int(chances.topk(2).indices[1])
+    settings = LatentSettings(open_ids=(2,), end_ids=(end,), top_k=1)
+    thought = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).think(hidden.expand(4000, 16))
+    assert thought.support_ids is not None and thought.support_weights is not None and thought.counts is not None
+    drawn = thought.support_ids[:, 0]
+    torch.testing.assert_close(torch.bincount(drawn, minlength=20) / 4000, chances, rtol=0, atol=0.03)
+    assert 0 < int(thought.done.sum()) < 4000
+    assert torch.equal(thought.done, drawn == end)
+    assert torch.equal(thought.counts, drawn != end)
+    assert torch.equal(thought.feed, model.get_input_embeddings()(drawn))
+    assert thought.support_weights.unique().tolist() == [1.0]
+
+
+@torch.no_grad()
+def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_end() -> None:
+    system = tiny_word_system("llama")
+    hidden = torch.randn(64, 16)
+    scores = system.reasoner.logits(hidden)
+    # The end is what some rows most likely say, and the second choice of others.
+    end = int(scores.argmax(dim=-1).mode().values)
+    settings = replace(system.reasoner.settings, end_ids=(end,))
+    clean = LatentReasoner(model=system.reasoner.model, settings=settings).think(hidden)
+    noisy = NoisyReasoner(model=system.reasoner.model, settings=settings, generators=sources(64)).think(hidden)
+    assert clean.support_ids is not None and noisy.support_ids is not None
+    assert clean.support_weights is not None and noisy.support_weights is not None
+    assert 0 < int(clean.done.sum()) < 64
+    assert torch.equal(noisy.done, clean.done)
+    assert torch.equal(noisy.support_ids, clean.support_ids)
+    going = ~clean.done
+    assert (noisy.support_weights - clean.support_weights)[going].abs().sum(dim=-1).min() > 1e-4
+    torch.testing.assert_close(noisy.support_weights.sum(dim=-1), torch.ones(64))
+    heaviest = noisy.support_ids.gather(1, noisy.support_weights.argmax(dim=-1, keepdim=True))[:, 0]
+    assert (clean.support_ids[going, 1:] == end).any()
+    assert (heaviest != clean.support_ids[:, 0])[going].any()
+    assert not (heaviest == end)[going].any()
+
+
+# --- whole chains ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_a_chain_is_the_same_whatever_is_beside_it(top_k: int) -> None:
+    system = tiny_word_system("llama", top_k=top_k)
+    prompts = [torch.tensor(system.spelling.prompt(problem.question)) for problem in PROBLEMS]
+
+    def chain_of(rows: list[int], first: int = 0) -> LatentChain:
+        chosen = tuple(torch.Generator().manual_seed(first + row) for row in rows)
+        reasoner = NoisyReasoner(model=system.reasoner.model, settings=system.reasoner.settings, generators=chosen)
+        return reasoner.respond(*left_padded([prompts[row] for row in rows]), max_tokens=3)[0]
+
+    together = chain_of([4, 0, 2, 1, 3])
+    assert together.support_ids is not None
+    for place, row in enumerate((4, 0, 2, 1, 3)):
+        alone, steps = chain_of([row]), int(together.lengths[place])
+        assert alone.support_ids is not None
+        assert int(alone.lengths[0]) == steps
+        assert torch.equal(alone.support_ids[0, :steps], together.support_ids[place, :steps])
+        torch.testing.assert_close(alone.latents[0, :steps], together.latents[place, :steps], rtol=1e-4, atol=2e-5)
+    others = chain_of([4, 0, 2, 1, 3], first=100)
+    assert not torch.equal(others.mask, together.mask) or not torch.allclose(others.latents, together.latents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorder(WordSystem):
+    """Answers nothing: it writes down which noise each problem was given, and calls every second noise right."""
+
+    seen: list[tuple[str, int]] = field(default_factory=list)
+
+    def answer(self, problems: Any, batch_size: int, **_: Any) -> Answers:
+        assert isinstance(self.reasoner, NoisyReasoner)
+        assert batch_size == len(problems) == len(self.reasoner.generators)
+        noise = [source.initial_seed() for source in self.reasoner.generators]
+        self.seen.extend((problem.key, seed) for problem, seed in zip(problems, noise, strict=True))
+        nothing = torch.zeros(len(noise), 0, 16)
+        chain = LatentChain(latents=nothing, mask=nothing[..., 0].bool(), stop=torch.zeros(len(noise)).long())
+        right = torch.tensor([seed % 2 == 0 for seed in noise])
+        return Answers(chain=chain, spoken=torch.zeros(len(noise), 1).long(), words=right.long(), correct=right)
+
+
+def recorded(batch_size: int, seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
+    """The noise of each problem's draws, and which draws were right."""
+    plain = tiny_word_system("llama")
+    system = Recorder(name="", reasoner=plain.reasoner, spelling=plain.spelling, max_answer=3)
+    correct = draw(system, PROBLEMS, batch_size, draws=4, seed=seed)
+    noise: dict[str, list[int]] = {}
+    for key, source in system.seen:
+        noise.setdefault(key, []).append(source)
+    return noise, correct
+
+
+def test_noise_belongs_to_seed_problem_and_draw() -> None:
+    noise, correct = recorded(7, 0)
+    assert list(noise) == [problem.key for problem in PROBLEMS]
+    assert len({source for several in noise.values() for source in several}) == 20
+    assert correct.tolist() == [[source % 2 == 0 for source in several] for several in noise.values()]
+    again, _ = recorded(3, 0)
+    assert again == noise
+    other, _ = recorded(7, 1)
+    assert not {source for several in other.values() for source in several} & {s for row in noise.values() for s in row}
+
+
+def test_hidden_states_have_no_weights_to_put_noise_on() -> None:
+    with pytest.raises(ValueError, match="weights"):
+        draw(tiny_word_system(feed="hidden"), PROBLEMS, 5, draws=2, seed=0)

@@ -1,0 +1,38 @@
+"""A very small model that answers made-up word problems, and the task it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tiny_models import tiny_language_model
+from torch import Tensor
+
+from unspoken.evaluation.words import WordSystem
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, Spelling
+from unspoken.tasks.arithmetic import ArithmeticConfig
+
+TASK = ArithmeticConfig(steps=(1, 2, 3), largest=20).build()
+SPELLING = Spelling(tokenizer=TASK.tokenizer)
+
+
+def tiny_word_system(family: str = "unspoken", **settings: Any) -> WordSystem:
+    """An untrained system named after its family."""
+    model = tiny_language_model(family, vocab_size=len(TASK.tokenizer), max_position_embeddings=160)
+    markers = SPELLING.markers
+    how = {"open_ids": markers.open, "end_ids": markers.end, "top_k": 5, "max_latents": 6, **settings}
+    reasoner = LatentReasoner(model=model, settings=LatentSettings(**how))
+    return WordSystem(name=family, reasoner=reasoner, spelling=SPELLING, max_answer=3)
+
+
+def saved(system: WordSystem, folder: Path) -> Path:
+    """The folder in which the system's model and settings are saved."""
+    system.reasoner.settings.attach(system.reasoner.model)
+    system.reasoner.model.save_pretrained(folder)
+    return folder
+
+
+def table_rows(system: WordSystem) -> Tensor:
+    """The rows of the system's embedding table."""
+    rows: Tensor = system.reasoner.model.get_input_embeddings().weight.detach()
+    return rows
