@@ -8,7 +8,7 @@ from typing import Any
 from tiny_models import tiny_language_model
 from torch import Tensor
 
-from unspoken.evaluation.words import WordSystem
+from unspoken.evaluation.word_systems import WordSystem
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, Spelling
 from unspoken.tasks.arithmetic import ArithmeticConfig
 

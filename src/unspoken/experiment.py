@@ -14,7 +14,9 @@ from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
 from unspoken.evaluation.sampling import evaluate_samples
 from unspoken.evaluation.words import evaluate_words
+from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
 from unspoken.tasks import TreeSearchConfig, TreeSearchTask
@@ -31,12 +33,19 @@ def final_stages(recipe: Recipe) -> list[str]:
     """The stages that a recipe is about.
 
     Of tree search, those that no other stage starts from; of word problems, all that reason by themselves, since the
-    explicit chain of thought is both a start and a baseline.
+    explicit chain of thought is both a start and a baseline. Coconut's curriculum and JEPA-Reasoner end in their last
+    stage.
     """
+    starts = {stage.start for stage in recipe.stages}
+    last = [stage.name for stage in recipe.stages if stage.name not in starts]
     if isinstance(recipe.task, TreeSearchConfig):
-        starts = {stage.start for stage in recipe.stages}
-        return [stage.name for stage in recipe.stages if stage.name not in starts]
-    return [stage.name for stage in recipe.stages if isinstance(stage.objective, NextToken | Autonomy)]
+        return last
+    return [
+        stage.name
+        for stage in recipe.stages
+        if isinstance(stage.objective, NextToken | Autonomy)
+        or (isinstance(stage.objective, Coconut | SST | TalkerLoss) and stage.name in last)
+    ]
 
 
 def _teacher(recipe: Recipe, name: str) -> str | None:

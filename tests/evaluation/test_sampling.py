@@ -16,7 +16,7 @@ from tiny_words import TASK, tiny_word_system
 from unspoken.chain import LatentChain
 from unspoken.evaluation.sampling import NoisyReasoner, draw, pass_at
 from unspoken.evaluation.systems import Answers
-from unspoken.evaluation.words import WordSystem
+from unspoken.evaluation.word_systems import WordSystem
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
 
 PROBLEMS = TASK.sample("test", range(5))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unspoken.evaluation.significance import paired_difference, rate
+from unspoken.evaluation.significance import bootstrap_means, interval, paired_difference, rate
 
 
 def test_a_perfect_score_still_has_an_interval():
@@ -56,3 +56,38 @@ def test_no_difference_is_rarely_called_one():
 def test_outcomes_of_different_shape_are_refused():
     with pytest.raises(ValueError, match="paired"):
         paired_difference(np.ones((3, 10)), np.ones((2, 10)))
+
+
+def found(values, draws=200, seed=0):
+    return interval(float(values.mean()), bootstrap_means(values[..., None], draws=draws, seed=seed)[:, 0])
+
+
+def width(values):
+    return found(values).high - found(values).low
+
+
+def test_bootstrapped_means_are_means_of_rows_and_columns_drawn_anew():
+    values = np.random.default_rng(3).random((3, 20, 4))
+    drawn = bootstrap_means(values, draws=5, seed=7)
+    generator = np.random.default_rng(7)
+    for means in drawn:
+        rows, columns = generator.integers(3, size=3), generator.integers(20, size=20)
+        np.testing.assert_allclose(means, values[rows][:, columns].mean(axis=(0, 1)))
+
+
+def test_the_bootstrap_covers_a_known_value_although_seeds_differ():
+    generator, hits, narrow = np.random.default_rng(4), 0, 0
+    for trial in range(120):
+        levels = generator.normal(0.7, 0.06, size=(10, 1))
+        values = (generator.random((10, 200)) < levels).astype(float)
+        one, flat = found(values, seed=trial), found(values.reshape(1, -1), seed=trial)
+        hits += one.low <= 0.7 <= one.high
+        narrow += flat.low <= 0.7 <= flat.high
+    assert 0.88 <= hits / 120 <= 0.99
+    # Control: problems alone, as if all answers came from one seed, promise too much.
+    assert narrow / 120 < 0.8
+
+
+def test_the_bootstrap_interval_shrinks_with_the_root_of_the_number_of_problems():
+    values = (np.random.default_rng(5).random((3, 6400)) < 0.7).astype(float)
+    assert width(values[:, :400]) / width(values) == pytest.approx(4, rel=0.35)

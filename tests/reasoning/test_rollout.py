@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
-from conformance import left_padded
-from tiny_models import prompts, tiny_language_model, tiny_reasoner
+from conformance import CLOSE, assert_row_is, assert_same_chain, left_padded, naive_chain
+from tiny_models import PAD, prompts, tiny_language_model, tiny_reasoner
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unspoken.chain import StopReason
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
-from unspoken.reasoning import StopRule, rollout
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
+from unspoken.reasoning import SilentReasoner, Speech, StopRule, Thought, respond, rollout
 from unspoken.reasoning.cache import reserved_cache
 
 
@@ -149,3 +154,72 @@ def test_the_cost_of_a_step_does_not_copy_what_is_cached(reasoner: JepaReasonerM
     assert seen[2][0, 0, :, 0].tolist() == [4, 4, 4, 4, 1, 1]
     with pytest.raises(ValueError, match="room for 7 positions"):
         cache.update(torch.zeros(2, 2, 2, 3), torch.zeros(2, 2, 2, 3), 0)
+
+
+# --- a hook on every step --------------------------------------------------------------------------------------------
+
+
+def rolled(thought: Thought, step: int) -> Thought:
+    """Moves the entries of a latent by one place more at every step."""
+    return replace(thought, latent=thought.latent.roll(step + 1, dims=-1), feed=thought.feed.roll(step + 1, dims=-1))
+
+
+@dataclass
+class Rolling:
+    """A method that does the same to itself."""
+
+    method: SilentReasoner
+    step: int = 0
+
+    @property
+    def stack(self) -> PreTrainedModel:
+        return self.method.stack
+
+    def embed_prompt(self, input_ids: Tensor) -> Tensor:
+        return self.method.embed_prompt(input_ids)
+
+    def think(self, hidden: Tensor) -> Thought:
+        self.step += 1
+        return rolled(self.method.think(hidden), self.step - 1)
+
+
+def test_a_hook_sees_every_step_of_the_whole_batch_and_need_not_change_it(reasoner: JepaReasonerModel) -> None:
+    seen = []
+
+    def look(thought: Thought, step: int) -> Thought:
+        seen.append((step, len(thought.latent)))
+        return thought
+
+    plain = rollout(reasoner, prompts(), None, StopRule(max_latents=5))
+    assert_same_chain(rollout(reasoner, prompts(), None, StopRule(max_latents=5), look), plain)
+    assert seen == [(step, 6) for step in range(plain.mask.shape[1])]
+
+
+def test_what_a_hook_makes_of_a_step_is_recorded_and_looped(reasoner: JepaReasonerModel) -> None:
+    stop = StopRule(max_latents=5)
+    chain = rollout(reasoner, prompts(), None, stop, rolled)
+    for row, prompt in enumerate(prompts()):
+        assert_row_is(chain, row, *naive_chain(Rolling(reasoner), prompt, stop))
+
+
+def test_a_hook_may_end_a_chain(reasoner: JepaReasonerModel) -> None:
+    def end(thought: Thought, step: int) -> Thought:
+        return replace(thought, done=torch.full_like(thought.done, step == 2))
+
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=5), end)
+    assert chain.lengths.tolist() == [3] * 6
+    assert chain.stop.tolist() == [StopReason.END] * 6
+
+
+def test_a_method_that_speaks_takes_the_same_hook() -> None:
+    settings = LatentSettings(open_ids=(2,), end_ids=(17,), top_k=10)
+    method = LatentReasoner(model=tiny_language_model("unspoken"), settings=settings)
+    speech = Speech(marker=(17,), max_tokens=4, end_ids=(1,), pad_id=PAD)
+    stop = StopRule(max_latents=5)
+    chain, said = respond(method, prompts(), None, stop, speech, disturb=rolled)
+    alone = rollout(method, prompts(), None, stop, rolled)
+    assert torch.equal(chain.mask, alone.mask)
+    torch.testing.assert_close(chain.latents, alone.latents, **CLOSE)
+    _, from_it = respond(method, prompts(), None, StopRule(max_latents=0), speech, given=alone)
+    assert torch.equal(said, from_it)
+    assert not torch.equal(said, respond(method, prompts(), None, stop, speech)[1])

@@ -97,6 +97,18 @@ def test_targets_repeat_only_if_they_may() -> None:
     assert not any(len(set(tree.targets)) < 3 for tree in printed(task_of(targets=3, repeat_targets=False), count=500))
 
 
+def test_a_share_of_the_problems_is_certain() -> None:
+    free, mixed = (task_of(targets=3, certain=share).sample("train", np.arange(4000)) for share in (0.0, 0.5))
+    same = (mixed.targets_BA == mixed.targets_BA[:, :1]).all(axis=1)
+    # A half, and one in 64 of the others; sigma 0.008.
+    assert abs(same.mean() - (0.5 + 0.5 / 64)) < 0.03
+    # The others are as they were, and the leaf is always a listed one.
+    assert (mixed.targets_BA[~same] == free.targets_BA[~same]).all()
+    assert (mixed.targets_BA == mixed.leaf_B[:, None]).any(axis=1).all()
+    every = task_of(targets=3, certain=1.0).sample("train", np.arange(100)).targets_BA
+    assert (every == every[:, :1]).all()
+
+
 def test_every_name_is_everywhere_equally_often() -> None:
     # 15,000 trees, 1000 expected of each name in each place, sigma 31: a biased counter hash would show.
     names = task_of().sample("train", np.arange(15_000)).names_BM
@@ -145,7 +157,7 @@ def test_names_are_the_fifteen_letters_of_the_paper() -> None:
 
 
 def test_the_fingerprint_tells_configurations_apart() -> None:
-    settings = [{}, {"depth": 3}, {"targets": 2}, {"shuffle_edges": True}, {"repeat_targets": False}]
+    settings = [{}, {"depth": 3}, {"targets": 2}, {"shuffle_edges": True}, {"repeat_targets": False}, {"certain": 0.5}]
     prints = [task_of(**each).fingerprint for each in settings]
     assert len(set(prints)) == len(settings)
     assert prints == [task_of(**each).fingerprint for each in settings]

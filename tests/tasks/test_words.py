@@ -85,6 +85,7 @@ def test_the_same_letters_or_the_same_value_are_right(said: str, answer: str) ->
         (r"\boxed{18!}", "18"),
         (r"\boxed{}", "18"),
         (r"\boxed{many}", "18"),
+        (r"\boxed{guw}", "wug"),
         (r"\boxed{((((}", "18"),
         (r"first \boxed{18} then \boxed{7}", "18"),
         ("18", "18"),

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.measure import SeedModels
-from unspoken.evaluation.words import SOFT_THINKING, evaluate_words
+from unspoken.evaluation.word_systems import SOFT_THINKING
+from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run, read_results
 from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
 from unspoken.training import recipe as recipes
@@ -292,7 +293,7 @@ def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_measured(
         ("stages.autonomy.start=union", "autonomy stage starts from labels"),
         ("stages.labels.start=cot", "labels stage starts from compress"),
         ("stages.autonomy.objective.noise.scale=0", "positive scale"),
-        ("stages.cot.objective={kind: sst}", "cannot learn the task arithmetic"),
+        ("task={kind: tree_search}", "cannot learn the task tree_search"),
         ("stages.decoder.lora.rank=0", "rank is 0"),
         ("task.largest=3", "largest is 3"),
         ("task.steps=[9]", "from 1 to 6"),

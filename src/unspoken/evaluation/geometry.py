@@ -16,7 +16,8 @@ import torch
 
 from unspoken.analysis.geometry import Geometry, geometry, principal_planes
 from unspoken.evaluation.measure import SeedModels
-from unspoken.evaluation.words import before_latents, each_system, problems_of
+from unspoken.evaluation.word_systems import each_system, problems_of
+from unspoken.evaluation.words import before_latents
 from unspoken.methods.latent_sft import Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table
 from unspoken.tasks.words import WordTask
@@ -49,6 +50,8 @@ def evaluate_geometry(
     measured: dict[str, list[dict[str, float]]] = {}
     planes: dict[str, dict[str, Any]] = {}
     for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
+        if system.settings is None:
+            continue  # the latents of a JEPA-Reasoner are trained to be directions of table rows
         chain = system.answer(asked, batch_size).chain
         if not bool(chain.mask.any()):
             continue

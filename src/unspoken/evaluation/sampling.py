@@ -24,7 +24,7 @@ from torch import Tensor
 
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import rate
-from unspoken.evaluation.words import WordSystem, each_system, problems_of
+from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
 from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
 from unspoken.reasoning import Thought
@@ -98,14 +98,16 @@ def draw(
         ``[P, draws]``, true where right.
 
     Raises:
-        ValueError: the system feeds hidden states back, which have no weights to put noise on.
+        ValueError: the system feeds no weights back that noise could be put on.
     """
+    clean = system.reasoner
+    if not isinstance(clean, LatentReasoner):
+        raise ValueError(f"{system.name} does not draw its chains; only what it says can be sampled")
     asked = [(problem, number) for problem in problems for number in range(draws)]
     correct = []
     for start in range(0, len(asked), batch_size):
         some = asked[start : start + batch_size]
         sources = tuple(_generator(f"{seed}:{problem.key}:{number}") for problem, number in some)
-        clean = system.reasoner
         noisy = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
         answers = replace(system, reasoner=noisy).answer([problem for problem, _ in some], len(some))
         correct.append(answers.correct.numpy())
@@ -148,8 +150,8 @@ def evaluate_samples(
     asked = problems_of(task, task.tests[0], problems)
     counts: dict[str, list[NDArray[np.int64]]] = {}
     for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
-        settings = system.reasoner.settings
-        if not settings.max_latents or settings.feed != "superposition":
+        settings = system.settings
+        if settings is None or not settings.max_latents or settings.feed != "superposition":
             continue
         say(f"seed {entry.seed}  {system.name}: {draws} noisy chains for each of {len(asked)} problems")
         correct = draw(system, asked, batch_size, draws=draws, seed=entry.seed)

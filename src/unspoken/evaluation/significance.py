@@ -1,6 +1,6 @@
 """Intervals and tests for outcomes of several seeds on the same problems.
 
-Axes: S seeds, P problems.
+Axes: S seeds, P problems, K quantities measured on the same problems.
 """
 
 from __future__ import annotations
@@ -59,6 +59,40 @@ def rate(outcomes: Outcomes) -> Rate:
     )
 
 
+def bootstrap_means(values: Outcomes, *, draws: int, seed: int = 0) -> Outcomes:
+    """Means of ``[S, P, K]`` values in ``draws`` samples drawn anew: ``[draws, K]``.
+
+    Two levels: seeds, and problems, which are the same for all seeds. All K quantities see the same draws, so their
+    differences and ratios are paired.
+    """
+    generator = np.random.default_rng(seed)
+    seeds, problems, kinds = values.shape
+    sums = np.empty((draws, kinds))
+    for draw in range(draws):
+        rows = np.bincount(generator.integers(seeds, size=seeds), minlength=seeds).astype(np.float64)
+        columns = np.bincount(generator.integers(problems, size=problems), minlength=problems).astype(np.float64)
+        sums[draw] = rows @ (columns @ values)
+    return sums / (seeds * problems)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(mean: float, drawn: Outcomes) -> Interval:
+    """Percentiles of the bootstrapped values of a mean.
+
+    Of outcomes that are all alike it is a point; where that can happen to a success rate, `rate` is honest.
+    """
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return Interval(mean=mean, low=float(low), high=float(high))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Difference:
     """A paired difference of two methods: mean, 95 % interval, and two-sided p-value."""
@@ -69,24 +103,26 @@ class Difference:
     p: float
 
 
+def tested(mean: float, drawn: Outcomes) -> Difference:
+    """The test of a difference from its bootstrapped values.
+
+    p: twice the share of draws on the far side of zero, with one added to both counts; so interval and p-value never
+    contradict each other.
+    """
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    p = min(1.0, 2 * (1 + beyond) / (1 + len(drawn)))
+    found = interval(mean, drawn)
+    return Difference(mean=mean, low=found.low, high=found.high, p=float(p))
+
+
 def paired_difference(first: Outcomes, second: Outcomes, *, draws: int = 5000, seed: int = 0) -> Difference:
     """``first - second`` on the same seeds and problems ``[S, P]``.
 
-    Interval: bootstrap over seeds, then over problems within them. p: from the same bootstrap, twice the share of
-    draws on the far side of zero, with one added to both counts; so the two never contradict each other, and one seed
-    that goes the other way counts as such.
+    Interval and p-value from a bootstrap over seeds and problems, so that one seed that goes the other way counts as
+    such.
     """
     if first.shape != second.shape:
         raise ValueError(f"outcomes of shape {first.shape} and {second.shape} cannot be paired")
-    generator = np.random.default_rng(seed)
     difference = first - second
-    seeds, problems = difference.shape
-    means = np.empty(draws)
-    for draw in range(draws):
-        chosen = generator.integers(seeds, size=seeds)
-        columns = generator.integers(problems, size=problems)
-        means[draw] = difference[chosen][:, columns].mean()
-    beyond = min(int((means <= 0).sum()), int((means >= 0).sum()))
-    p = min(1.0, 2 * (1 + beyond) / (1 + draws))
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Difference(mean=float(difference.mean()), low=float(low), high=float(high), p=float(p))
+    drawn = bootstrap_means(difference[..., None], draws=draws, seed=seed)[:, 0]
+    return tested(float(difference.mean()), drawn)

@@ -8,8 +8,8 @@ chains written out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,91 +25,15 @@ from unspoken.evaluation.cost import cost
 from unspoken.evaluation.curves import curve, has_curve
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import paired_difference, rate
-from unspoken.evaluation.systems import Answers, load_model, words_said
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTModel, Spelling
+from unspoken.evaluation.systems import Answers, load_model
+from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_of, systems_of
+from unspoken.methods.latent_sft import LatentReasoner, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table, mix
 from unspoken.methods.latent_sft.teacher import gold_chain
-from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.tasks.words import WordProblem, WordTask
 
-SOFT_THINKING = "soft thinking"
 _LOOKED_AT = 200  # test problems whose chains are taken apart
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WordSystem:
-    """A named way to answer word problems."""
-
-    name: str
-    reasoner: LatentReasoner
-    spelling: Spelling
-    max_answer: int
-
-    @torch.no_grad()
-    def answer(
-        self,
-        problems: Sequence[WordProblem],
-        batch_size: int,
-        *,
-        given: LatentChain | None = None,
-        box: bool = False,
-    ) -> Answers:
-        """Answer problems, from their own chains or from given ones; ``box`` says the start of the answer for it."""
-        chains, said, texts = [], [], []
-        end = int(self.spelling.tokenizer.eos_token_id)
-        for start in range(0, len(problems), batch_size):
-            some = problems[start : start + batch_size]
-            rows = torch.arange(start, start + len(some))
-            ids, mask = self.spelling.prompts(some)
-            chain, spoken = self.reasoner.respond(
-                ids,
-                mask,
-                max_tokens=self.max_answer,
-                given=None if given is None else given.select(rows),
-                forced=self.spelling.box if box else (),
-            )
-            chains.append(chain)
-            said.append(torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end))
-            texts += [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
-        spoken = torch.cat(said)
-        return Answers(
-            chain=LatentChain.concatenate(chains),
-            spoken=spoken,
-            words=words_said(spoken, end),
-            correct=torch.from_numpy(graded(texts, problems)),
-        )
-
-
-def systems_of(stage: str, model: Any, spelling: Spelling, max_answer: int) -> list[WordSystem]:
-    """What a stage's model can do: reason as it was taught, and, taught explicit chains, also think softly."""
-    settings = LatentSettings.of(model)
-    found = {stage: settings}
-    if settings.top_k == 1 and settings.max_latents:
-        found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
-    return [
-        WordSystem(
-            name=name,
-            reasoner=LatentReasoner(model=model, settings=how),
-            spelling=spelling,
-            max_answer=max_answer,
-        )
-        for name, how in found.items()
-    ]
-
-
-def each_system(
-    seeds: Sequence[SeedModels], spelling: Spelling, max_answer: int
-) -> Iterator[tuple[SeedModels, WordSystem]]:
-    """Every system of every final stage, seed by seed; one model is in memory at a time."""
-    for entry in seeds:
-        for stage, folder in entry.final.items():
-            for system in systems_of(stage, load_model(folder), spelling, max_answer):
-                yield entry, system
-
-
-def problems_of(task: WordTask, test: str, most: int) -> list[WordProblem]:
-    """The first problems of a test set; a smaller set is used whole."""
-    return task.sample(test, np.arange(min(most, task.size(test) or most)))
 
 
 def _answering(system: WordSystem, problems: Sequence[WordProblem]) -> Callable[[int, int, int], Answers]:
@@ -132,12 +56,13 @@ def _random_mixtures(chain: LatentChain, generator: torch.Generator, table: Tens
 
 
 def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, LatentChain]:
-    """The system's chains, altered in every way."""
-    generator, table = torch.Generator().manual_seed(seed), embedding_table(system.reasoner.model)
+    """The system's chains, altered in every way; a Talker that is given no latent at all has nothing to say."""
+    generator, settings = torch.Generator().manual_seed(seed), system.settings
     altered = {name: CONTROLS[name](chain, generator) for name in ("swap", "shuffle", "truncate", "zero", "mean")}
-    altered["no chain"] = _no_chain(chain)
-    if system.reasoner.settings.feed == "superposition" and chain.support_ids is not None:
-        altered["random mixtures"] = _random_mixtures(chain, generator, table)
+    if settings is not None:
+        altered["no chain"] = _no_chain(chain)
+    if settings is not None and settings.feed == "superposition" and chain.support_ids is not None:
+        altered["random mixtures"] = _random_mixtures(chain, generator, embedding_table(system.reasoner.model))
     else:
         altered["noise"] = CONTROLS["noise"](chain, generator)
     return altered
@@ -152,6 +77,7 @@ def before_latents(
 ) -> list[Tensor]:
     """The stack's outputs ``[T, D]`` that the latents of each chain were made from, without a cache."""
     reasoner, found = system.reasoner, []
+    assert isinstance(reasoner, LatentReasoner)
     opened = torch.tensor(reasoner.settings.open_ids)
     for start in range(0, len(problems), batch_size):
         some = problems[start : start + batch_size]
@@ -179,6 +105,7 @@ def distributions(
 ) -> list[Tensor]:
     """The full distribution ``[T, V]`` that the model gives at every latent of each chain."""
     reasoner = system.reasoner
+    assert isinstance(reasoner, LatentReasoner)
     return [
         (reasoner.logits(hidden) / reasoner.settings.temperature).softmax(dim=-1)
         for hidden in before_latents(system, problems, chain, batch_size)
@@ -313,12 +240,11 @@ def evaluate_words(
     headline = task.tests[0]
     outcomes: dict[str, dict[str, list[NDArray[np.float64]]]] = {test: {} for test in tests}
     ended: dict[str, list[float]] = {}
-    lengths: dict[str, list[tuple[float, float]]] = {}
+    steps: dict[str, list[tuple[float, float, float, float]]] = {}
     altered: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     facts: dict[str, list[dict[str, Any]]] = {}
     costs: dict[str, Any] = {}
     strips: list[dict[str, Any]] = []
-    markers = len(spelling.markers.open) + len(spelling.markers.end)
     for entry in seeds:
         for stage, folder in entry.final.items():
             model = load_model(folder)
@@ -335,9 +261,9 @@ def evaluate_words(
                         answers = given
                 asked = tests[headline]
                 ended.setdefault(name, []).append(float((answers.chain.stop == 0).double().mean()))
-                lengths.setdefault(name, []).append(
-                    (float(answers.chain.lengths.double().mean()), float(answers.words.double().mean()))
-                )
+                latents, said = (float(x.double().mean()) for x in (answers.chain.lengths, answers.words))
+                passes = system.spoken_passes(latents, said)
+                steps.setdefault(name, []).append((latents, system.markers, said, latents + passes))
                 chained = bool(answers.chain.lengths.any())
                 if chained and name in entry.final:
                     say(f"seed {entry.seed}  {name}: controls")
@@ -345,12 +271,13 @@ def evaluate_words(
                         control: system.answer(asked, batch_size, given=chain)
                         for control, chain in controlled(system, answers.chain, entry.seed).items()
                     }
-                    tried["forced answer"] = system.answer(asked, batch_size, given=answers.chain, box=True)
+                    if not isinstance(system.reasoner, ChainSpeaker):
+                        tried["forced answer"] = system.answer(asked, batch_size, given=answers.chain, box=True)
                     for control, result in tried.items():
                         altered.setdefault(name, {}).setdefault(control, []).append(
                             result.correct.numpy().astype(np.float64)
                         )
-                if chained and system.reasoner.settings.feed == "superposition":
+                if chained and system.settings is not None and system.settings.feed == "superposition":
                     facts.setdefault(name, []).append(
                         superposition_facts(system, asked, answers, teacher, entry.seed, batch_size)
                     )
@@ -360,13 +287,13 @@ def evaluate_words(
                         _answering(system, few),
                         len(few),
                         parameters=sum(parameter.numel() for parameter in model.parameters()),
-                        spoken_passes=lambda _, words: markers + words,
+                        spoken_passes=system.spoken_passes,
                         batch_size=batch_size,
                     )
                     costs[name] = dataclasses.asdict(spent)
-                    if chained and answers.chain.support_ids is not None:
+                    if chained and system.settings is not None and answers.chain.support_ids is not None:
                         compressed = teacher.config.latent_shape.rate if teacher is not None else None
-                        rate_of = 1 if system.reasoner.settings.top_k == 1 else compressed
+                        rate_of = 1 if system.settings.top_k == 1 else compressed
                         right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
                         picked = [*right[:2].tolist(), *wrong[:1].tolist()]
                         strips += [_strip(system, asked[row], answers, row, rate_of) for row in picked]
@@ -404,13 +331,8 @@ def evaluate_words(
                 for test, found in outcomes.items()
             },
             "steps": {
-                name: {
-                    "latents": (latents := float(np.mean([pair[0] for pair in pairs]))),
-                    "marker": markers,
-                    "answer": (said := float(np.mean([pair[1] for pair in pairs]))),
-                    "total": latents + markers + said,
-                }
-                for name, pairs in lengths.items()
+                name: dict(zip(("latents", "marker", "answer", "total"), np.mean(found, axis=0).tolist(), strict=True))
+                for name, found in steps.items()
             },
             "controls": {
                 name: {

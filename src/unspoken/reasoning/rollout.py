@@ -63,6 +63,10 @@ class Thought:
     support_weights: Float[Tensor, "B K"] | None = None
 
 
+# Changes a step (counted from 0) before it is recorded and fed back; the thought holds every row of the batch.
+Disturbance = Callable[[Thought, int], Thought]
+
+
 @runtime_checkable
 class SilentReasoner(Protocol):
     """What a method supplies to the engine."""
@@ -124,6 +128,7 @@ def rollout(
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
+    disturb: Disturbance | None = None,
 ) -> LatentChain:
     """Reason about a batch of prompts with a key-value cache.
 
@@ -132,6 +137,7 @@ def rollout(
         input_ids: prompts, padded on the left.
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
+        disturb: changes every step on its way into chain and loop, for measurements of robustness.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
@@ -139,7 +145,7 @@ def rollout(
     Raises:
         ValueError: an empty prompt, padding on the right, or a prompt that leaves no room for ``max_latents``.
     """
-    run = _Run(method, input_ids, attention_mask, stop.max_latents)
+    run = _Run(method, input_ids, attention_mask, stop.max_latents, disturb=disturb)
     for _ in range(stop.max_latents):
         thought = run.think(run.advance(), stop)
         if not bool(run.thinking.any()):
@@ -156,6 +162,7 @@ def respond(
     stop: StopRule,
     speech: Speech,
     given: LatentChain | None = None,
+    disturb: Disturbance | None = None,
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
     """Reason, close the chain and answer, all from one cache.
 
@@ -164,7 +171,7 @@ def respond(
 
     Args:
         method: see `SpeakingReasoner`.
-        input_ids, attention_mask, stop: as in `rollout`.
+        input_ids, attention_mask, stop, disturb: as in `rollout`.
         speech: marker, cap and choice of words.
         given: a chain that stands behind the prompt already: with ``max_latents=0`` the answer is spoken from it alone.
 
@@ -175,7 +182,7 @@ def respond(
         ValueError: as `rollout`; the prompt must also leave room for marker and answer.
     """
     marker = torch.tensor(speech.marker, device=input_ids.device)
-    run = _Run(method, input_ids, attention_mask, stop.max_latents + len(marker) + speech.max_tokens, given)
+    run = _Run(method, input_ids, attention_mask, stop.max_latents + len(marker) + speech.max_tokens, given, disturb)
     batch = len(input_ids)
     # What a row says next: position in the marker, then in the answer; -1 while it thinks.
     at = torch.full((batch,), -1, device=input_ids.device)
@@ -221,6 +228,7 @@ class _Run:
         attention_mask: Tensor | None,
         room: int,
         given: LatentChain | None = None,
+        disturb: Disturbance | None = None,
     ) -> None:
         rows, prompt_length = input_ids.shape
         room += 0 if given is None else given.mask.shape[1]
@@ -247,6 +255,7 @@ class _Run:
             self.inputs = torch.cat([self.inputs, given.latents.to(self.dtype)], dim=1)
             self.ends = prompt_length - 1 + given.lengths
         self.method = method
+        self.disturb = disturb
         self.mask = attention_mask
         self.positions = None if attention_mask is None else (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         self.cache = reserved_cache(method.stack.config, prompt_length + room)
@@ -276,6 +285,8 @@ class _Run:
     def think(self, hidden: Tensor, stop: StopRule) -> Thought:
         """Record one step of the rows that still think, and stop those that are done."""
         thought = self.method.think(hidden)
+        if self.disturb is not None:
+            thought = self.disturb(thought, len(self.thoughts))
         done = torch.zeros_like(self.thinking) if stop.fixed else self.thinking & thought.done
         counts = self.thinking if stop.fixed or thought.counts is None else self.thinking & thought.counts
         self.thoughts.append(thought)

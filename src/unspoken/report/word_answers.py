@@ -10,7 +10,7 @@ import numpy as np
 
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import load_model
-from unspoken.evaluation.words import WordSystem, systems_of
+from unspoken.evaluation.word_systems import WordSystem, systems_of
 from unspoken.methods.latent_sft import Spelling
 from unspoken.tasks.words import WordProblem, boxed
 from unspoken.training.recipe import Recipe
@@ -32,7 +32,7 @@ def _answer_one(system: WordSystem, problem: WordProblem) -> dict[str, Any]:
     given = system.answer([problem], 1)
     chain, tokenizer = given.chain, system.spelling.tokenizer
     length, said = int(chain.lengths[0]), system.spelling.texts(given.spoken)[0]
-    explicit = system.reasoner.settings.top_k == 1
+    explicit = system.settings is not None and system.settings.top_k == 1
     result: dict[str, Any] = {
         "problem": problem.question,
         "system": system.name,

@@ -1,16 +1,26 @@
 """What a problem is. A task makes samples, tokenises them with named spans, and grades answers."""
 
 from unspoken.tasks.arithmetic import ArithmeticConfig, ArithmeticTask
+from unspoken.tasks.competition import CompetitionConfig, CompetitionTask
 from unspoken.tasks.dataset import GeneratedDataset
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
+from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
+from unspoken.tasks.logic import LogicConfig, LogicTask
 from unspoken.tasks.tree_search import TreeProblems, TreeSearchConfig, TreeSearchTask
 
 __all__ = [
     "ArithmeticConfig",
     "ArithmeticTask",
+    "CompetitionConfig",
+    "CompetitionTask",
     "GeneratedDataset",
     "GradeSchoolConfig",
     "GradeSchoolTask",
+    "GrammarConfig",
+    "GrammarProblems",
+    "GrammarTask",
+    "LogicConfig",
+    "LogicTask",
     "TreeProblems",
     "TreeSearchConfig",
     "TreeSearchTask",

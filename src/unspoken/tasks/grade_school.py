@@ -20,21 +20,16 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import cached_property, lru_cache
-from pathlib import Path
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
+from unspoken.tasks.files import epoch_order, field_of, read_source, row_fields, set_name, text_of, texts_of
 from unspoken.tasks.words import Indices, WordProblem
 
 Chains = Literal["equations", "prose"]
 
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")
 _PROSE_NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
@@ -66,7 +61,7 @@ class GradeSchoolConfig:
     def __post_init__(self) -> None:
         if self.validation_rows < 0:
             raise ValueError(f"validation_rows is {self.validation_rows}; it cannot be negative")
-        names = Counter(_test_name(source) for source in self.tests)
+        names = Counter(set_name(source) for source in self.tests)
         for name, count in names.items():
             if count > 1 or name in ("train", "validation"):
                 reason = f"{count} test sets are named {name!r}" if count > 1 else f"a test set is named {name!r}"
@@ -93,14 +88,14 @@ class GradeSchoolTask:
 
     def __init__(self, config: GradeSchoolConfig) -> None:
         self.config = config
-        self.tests = tuple(_test_name(source) for source in config.tests)
+        self.tests = tuple(set_name(source) for source in config.tests)
         dropped: Counter[str] = Counter()
         self._digests: dict[str, str] = {}
         self._problems: dict[str, list[WordProblem]] = {}
         for name, source in zip(("train", *self.tests), (config.train, *config.tests), strict=True):
             self._problems[name] = []
             copies: Counter[str] = Counter()
-            rows, self._digests[name] = _read(source, "train" if name == "train" else "test")
+            rows, self._digests[name] = read_source(source, "train" if name == "train" else "test")
             for where, row in rows:
                 try:
                     problem = _problem(row, config.chains, name)
@@ -176,7 +171,7 @@ class GradeSchoolTask:
             if index < 0 or (split != "train" and index >= count):
                 raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
         if split == "train":
-            return [rows[_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
+            return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
         return [rows[int(index)] for index in indices]
 
     def parse(self, text: str) -> WordProblem:
@@ -195,65 +190,7 @@ class GradeSchoolTask:
         return self._problems[split]
 
 
-@lru_cache(maxsize=8)
-def _order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
-    """The order of the training rows in one epoch, ``[rows]``."""
-    return np.random.default_rng([seed, epoch]).permutation(rows)
-
-
 # --- reading ---------------------------------------------------------------------------------------------------
-
-
-def _test_name(source: str) -> str:
-    return Path(source).stem if _is_file(source) else source.partition(":")[0].rpartition("/")[2]
-
-
-def _is_file(source: str) -> bool:
-    return Path(source).suffix in (".json", ".jsonl") or Path(source).is_file() or not _HUB_NAME.fullmatch(source)
-
-
-def _read(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
-    """The rows of a file or of a data set on the hub, each with its place in words, and a hash of all of them."""
-    if not _is_file(source):
-        return _read_hub(source, split)
-    try:
-        content = Path(source).read_bytes()
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {source}; give a JSON file, or owner/name[:config] on the hub") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {source}: {error}; it must be JSON in UTF-8") from None
-    digest = hashlib.sha256(content).hexdigest()
-    if not text.lstrip().startswith("["):
-        lines = enumerate(text.split("\n"), start=1)
-        return ((f"{source}, line {number}", line) for number, line in lines if line.strip()), digest
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {error.lineno}: not a JSON list ({error.msg}); mend the file") from None
-    return ((f"{source}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
-
-
-def _read_hub(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
-    """The rows of one split of a data set on the hub."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
-        ) from None
-
-    name = _HUB_NAME.fullmatch(source)
-    assert name is not None
-    try:
-        rows = [dict(row) for row in datasets.load_dataset(name["name"], name["config"], split=split)]
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"there is no file {source}, and the hub gave no {split!r} split under that name "
-            f"({' '.join(str(error).split())}); give a JSON file, or owner/name[:config] on the hub"
-        ) from None
-    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
-    return ((f"{source}, {split} row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
 
 def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
@@ -267,25 +204,19 @@ def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
     Raises:
         ValueError: the row cannot be read; the message says why, but not where.
     """
-    if isinstance(row, str):
-        try:
-            row = json.loads(row)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON ({error.msg})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be an object with named fields, not {type(row).__name__}")
+    row = row_fields(row)
     chain = ""
     if "steps" in row:
-        question, answer = _text(row, "question"), _number(_field(row, "answer"), "answer")
+        question, answer = text_of(row, "question"), _number(field_of(row, "answer"), "answer")
         chain = _steps(row, kind)
     elif "Body" in row:
-        question = f"{_text(row, 'Body')} {_text(row, 'Question')}"
-        answer = _number(_field(row, "Answer"), "Answer")
+        question = f"{text_of(row, 'Body')} {text_of(row, 'Question')}"
+        answer = _number(field_of(row, "Answer"), "Answer")
     elif "input" in row:
-        question, answer = _text(row, "input"), _number(_field(row, "target"), "target")
+        question, answer = text_of(row, "input"), _number(field_of(row, "target"), "target")
     elif "question" in row:
-        question = _text(row, "question")
-        told, mark, number = _text(row, "answer").rpartition("####")
+        question = text_of(row, "question")
+        told, mark, number = text_of(row, "answer").rpartition("####")
         if not mark:
             raise ValueError("the answer has no '#### number' at its end, and there are no steps")
         answer = _number(number, "answer")
@@ -300,28 +231,13 @@ def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
     return WordProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=f"{source}:{content}")
 
 
-def _field(row: dict[str, Any], name: str) -> Any:
-    if name not in row:
-        raise ValueError(f"field {name!r} is missing")
-    return row[name]
-
-
-def _text(row: dict[str, Any], name: str) -> str:
-    value = _field(row, name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"field {name!r} is {value!r}; it must be text")
-    return value.strip()
-
-
 def _steps(row: dict[str, Any], kind: Chains) -> str:
     """The chain of a GSM8k-Aug row."""
-    steps = row["steps"]
-    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise ValueError(f"field 'steps' is {steps!r}; it must be a list of texts")
-    found = "equations" if all(_ANNOTATION.fullmatch(step.strip()) for step in steps) else "prose"
+    steps = texts_of(row, "steps")
+    found = "equations" if all(_ANNOTATION.fullmatch(step) for step in steps) else "prose"
     if steps and found != kind:
         raise ValueError(f"the steps are {found}, but chains is {kind!r}")
-    return " ".join(step.strip() for step in steps)
+    return " ".join(steps)
 
 
 def _number(value: Any, name: str) -> str:

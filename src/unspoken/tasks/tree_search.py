@@ -56,6 +56,8 @@ class TreeSearchConfig:
         shuffle_edges: print the edges in random order instead of level by level.
         targets: leaves listed after the target marker; 1 is the paper's task, 0 leaves the target unnamed.
         repeat_targets: the same leaf may be listed several times, which weights it.
+        certain: share of the problems in which one leaf is listed ``targets`` times. They are not ambiguous, and a
+            model learns the search from them much sooner.
     """
 
     kind: ClassVar[str] = "tree_search"
@@ -64,6 +66,7 @@ class TreeSearchConfig:
     shuffle_edges: bool = False
     targets: int = 1
     repeat_targets: bool = True
+    certain: float = 0.0
 
     def __post_init__(self) -> None:
         if not 2 <= self.depth <= 4:
@@ -73,6 +76,8 @@ class TreeSearchConfig:
             raise ValueError(f"targets is {self.targets}; it cannot be negative")
         if not self.repeat_targets and self.targets > leaves:
             raise ValueError(f"targets is {self.targets}, but a tree of depth {self.depth} has {leaves} leaves")
+        if not 0 <= self.certain <= (1 if self.repeat_targets else 0):
+            raise ValueError(f"certain is {self.certain}; it is a share from 0 to 1, and 0 without repeat_targets")
 
     def build(self) -> TreeSearchTask:
         """The task of this configuration."""
@@ -161,6 +166,8 @@ class TreeSearchTask:
             targets_BA = (noise[:, :listed] % np.uint64(leaves)).astype(np.int64)
         else:
             targets_BA = np.argsort(noise[:, :leaves], axis=1)[:, :listed].astype(np.int64)
+        certain_B = noise[:, leaves + 1] / 2.0**64 < self.config.certain
+        targets_BA[certain_B] = targets_BA[certain_B, :1]
         chosen_B = (noise[:, leaves] % np.uint64(listed)).astype(np.int64)
         leaf_B = self.first_leaf + np.take_along_axis(targets_BA, chosen_B[:, None], axis=1)[:, 0]
         edges_BE = np.tile(np.arange(1, self.nodes), (len(indices), 1))

@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 Indices: TypeAlias = Sequence[int] | NDArray[np.int64]
 
 _TIME_LIMIT = 5  # seconds for one comparison: a model may well say 9^{9^9}
+# White space stays with the step behind it, as tokenizers have it.
+_STEP_END = re.compile(r"(?:(?<=>>)|(?<=[.!?]))(?=\s+\S)|(?<=\S)(?=[ \t]*\n\s*\S)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +32,19 @@ class WordProblem:
         chains: explicit chains of thought, all valid; the first is the one trained on. Empty where none is known.
         answer: the right answer, without a box; empty where it is not known.
         key: names the row, whatever its place in a batch or a file.
+        solution: what is said behind the chain, if it is more than the boxed answer.
     """
 
     question: str
     chains: tuple[str, ...]
     answer: str
     key: str
+    solution: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The first chain cut into equations ``<<5+3=8>>``, sentences or lines; joined, they are the chain again."""
+        return tuple(_STEP_END.split(self.chains[0])) if self.chains else ()
 
 
 @runtime_checkable
@@ -97,6 +106,9 @@ def _equal(said: str, answer: str) -> bool:
     """Whether two boxed texts are the same, or mean the same number or expression."""
     if said == answer:
         return True
+    # Words are compared as they are: read as a product of letters, a word would equal its anagrams.
+    if (said + answer).isalpha() and len(said) > 1 and len(answer) > 1:
+        return False
     from math_verify import parse, verify
 
     # The library's time limit is a signal, which Python delivers to the main thread only.

@@ -9,6 +9,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from unspoken.methods.coconut import CoconutModel
 from unspoken.methods.latent_sft import LatentSFTModel
 from unspoken.training.recipe import LoRA
 
@@ -19,6 +20,8 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
     if isinstance(model, LatentSFTModel):
         halves = [model.decoder.base_model, *([model.encoder] if model.config.has_encoder else [])]
         parts = [half for half in halves if any(parameter.requires_grad for parameter in half.parameters())]
+    if isinstance(model, CoconutModel):
+        parts = [model.decoder.base_model]
     for part in parts:
         layers = [
             name
@@ -34,11 +37,13 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
 
 
 def published(model: PreTrainedModel) -> PreTrainedModel:
-    """What a stage's folder holds: adapters merged into the weights, and of stage 2 the plain causal language model.
+    """What a stage's folder holds: adapters merged into the weights.
+
+    Of stage 2 and of Coconut it is the plain causal language model.
 
     The model in training is left as it is.
     """
-    if isinstance(model, LatentSFTModel) and not model.config.has_encoder:
+    if isinstance(model, CoconutModel) or (isinstance(model, LatentSFTModel) and not model.config.has_encoder):
         model = model.decoder
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         return model

@@ -12,10 +12,11 @@ import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from unspoken.backbone import UnspokenConfig
+from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy, Compress, Labels
-from unspoken.tasks import ArithmeticConfig, GradeSchoolConfig, TreeSearchConfig
+from unspoken.tasks import ArithmeticConfig, CompetitionConfig, GradeSchoolConfig, LogicConfig, TreeSearchConfig
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
 
 Size = Literal["tiny", "small", "paper"]
@@ -147,23 +148,26 @@ class Stage:
         name: of the folder, and what later stages refer to.
         start: the stage whose best checkpoint this one continues from; null starts from random weights.
         objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker;
-            ``compress`` makes latents of explicit chains, ``labels`` writes them down, ``autonomy`` learns to say them.
+            ``compress`` makes latents of explicit chains, ``labels`` writes them down, ``autonomy`` learns to say them;
+            ``coconut`` replaces explicit steps by hidden states.
         steps: optimiser steps, or null if ``steps_of`` says them; ``labels`` has none.
         steps_of: as many steps as these stages together: how a baseline is given equal training.
         batch_size: sequences a step.
         optimizer: see `Optimizer`.
         lora: adapters instead of full training; null trains all weights.
+        talker: shape of this stage's Talker; the recipe's if null.
         evaluate_every: steps between two looks at the validation problems; checkpoints are written then too.
     """
 
     name: str
     start: str | None = None
-    objective: NextToken | SST | TalkerLoss | Compress | Labels | Autonomy
+    objective: NextToken | SST | TalkerLoss | Compress | Labels | Autonomy | Coconut
     steps: int | None = None
     steps_of: tuple[str, ...] = ()
     batch_size: int = 64
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: LoRA | None = None
+    talker: TalkerShape | None = None
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
@@ -174,6 +178,8 @@ class Stage:
                 raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
         elif (self.steps is None) == (not self.steps_of):
             raise ValueError("give exactly one of steps and steps_of")
+        if self.talker is not None and self.objective.kind != "talker":
+            raise ValueError(f"talker is set, but a {self.objective.kind} stage trains none")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.batch_size < 1 or self.evaluate_every < 1:
@@ -215,6 +221,9 @@ _WORD_STAGES: dict[str, tuple[str | None, ...]] = {
     "compress": (None, "next_token", "compress"),
     "labels": ("compress",),
     "autonomy": ("labels",),
+    "sst": (None, "next_token"),
+    "talker": ("sst",),
+    "coconut": (None, "next_token", "coconut"),
 }
 
 
@@ -232,7 +241,7 @@ class Recipe:
     name: str
     size: Size
     summary: str = ""
-    task: TreeSearchConfig | ArithmeticConfig | GradeSchoolConfig
+    task: TreeSearchConfig | ArithmeticConfig | GradeSchoolConfig | LogicConfig | CompetitionConfig
     backbone: StackShape | str
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
@@ -251,8 +260,8 @@ class Recipe:
         needs = _TREE_STAGES if isinstance(self.task, TreeSearchConfig) else _WORD_STAGES
         if isinstance(self.backbone, str) and isinstance(self.task, TreeSearchConfig):
             raise ValueError("backbone: tree search has a vocabulary of its own; give a shape, not a pretrained model")
-        if isinstance(self.backbone, StackShape) and isinstance(self.task, GradeSchoolConfig):
-            raise ValueError("backbone: grade-school problems are natural language; give a pretrained model")
+        if isinstance(self.backbone, StackShape) and isinstance(self.task, GradeSchoolConfig | CompetitionConfig):
+            raise ValueError(f"backbone: {self.task.kind} problems are natural language; give a pretrained model")
         names = [stage.name for stage in self.stages]
         for index, stage in enumerate(self.stages):
             if stage.name in names[:index]:
@@ -283,20 +292,28 @@ class Recipe:
                     f"{where}: a {stage.objective.kind} stage starts from {wanted}, "
                     f"not from {start or 'random weights'}; set its start"
                 )
-            if stage.objective.kind == "talker" and self.talker is None:
-                raise ValueError(f"{where} trains a Talker, but the recipe has no 'talker' shape")
+            if stage.objective.kind == "talker" and (self.talker or stage.talker) is None:
+                raise ValueError(f"{where} trains a Talker, but neither it nor the recipe has a 'talker' shape")
+            if stage.objective.kind in ("sst", "talker") and isinstance(self.backbone, str):
+                raise ValueError(f"{where}: a JEPA-Reasoner needs a backbone shape, not a pretrained model")
             self._check_line(stage, seen, where)
             seen[stage.name] = stage
         if self.talker is not None and isinstance(self.backbone, str):
             raise ValueError("talker: a Talker needs a backbone shape, not a pretrained model")
-        if self.talker is not None:
-            try:
-                self.talker_config(vocab_size=1)
-            except ValueError as error:
-                raise ValueError(f"talker: {error}") from None
+        shapes = {"talker": self.talker, **{f"stages ({stage.name}): talker": stage.talker for stage in self.stages}}
+        for where, shape in shapes.items():
+            if shape is not None:
+                try:
+                    self.talker_config(shape, vocab_size=1)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from None
 
     def _check_line(self, stage: Stage, seen: dict[str, Stage], where: str) -> None:
-        """Encoder, then decoder, then both: a line of Latent-SFT stages passes on the shape of its latents."""
+        """What holds along a line of stages.
+
+        Latent-SFT: encoder, then decoder, then both; the shape of the latents is passed on. Coconut: more and more
+        latents.
+        """
         chainless = isinstance(stage.objective, NextToken) and stage.objective.chain == "none"
         if chainless and isinstance(self.task, TreeSearchConfig):
             raise ValueError(f"{where}: chain is 'none', but tree search has no chain to leave out")
@@ -306,6 +323,17 @@ class Recipe:
             wanted = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
             if trained not in wanted[stage.objective.train]:
                 raise ValueError(f"{where}: stages of a line train encoder, then decoder, then union; set its start")
+        if isinstance(stage.objective, Coconut):
+            before = seen[stage.start].objective if stage.start else None
+            if isinstance(before, Coconut) and before.latents > stage.objective.latents:
+                raise ValueError(
+                    f"{where}: it has {stage.objective.latents} latents and {stage.start!r} before it "
+                    f"{before.latents}; later stages of a curriculum replace more steps"
+                )
+            if self.activation_checkpointing:
+                raise ValueError(
+                    f"{where}: activation_checkpointing drops the cache that Coconut keeps its latents in; set it false"
+                )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The task's own tokenizer, or the pretrained backbone's.
@@ -358,18 +386,24 @@ class Recipe:
             eos_token_id=tokenizer.eos_token_id,
         )
 
-    def talker_config(self, vocab_size: int | None = None) -> UnspokenConfig:
+    def talker_of(self, stage: Stage) -> TalkerShape:
+        """Shape of the Talker that a stage trains."""
+        found = stage.talker or self.talker
+        assert found is not None
+        return found
+
+    def talker_config(self, talker: TalkerShape, vocab_size: int | None = None) -> UnspokenConfig:
         """The Talker's blocks, at the latent width."""
-        assert self.talker is not None and isinstance(self.backbone, StackShape)
+        assert isinstance(self.backbone, StackShape)
         shape = StackShape(
             hidden_size=self.backbone.hidden_size,
-            attention_size=self.talker.attention_size,
-            intermediate_size=self.talker.intermediate_size,
-            layers=self.talker.layers,
-            heads=self.talker.heads,
+            attention_size=talker.attention_size,
+            intermediate_size=talker.intermediate_size,
+            layers=talker.layers,
+            heads=talker.heads,
         )
         size = len(self.tokenizer()) if vocab_size is None else vocab_size
-        return shape.config(vocab_size=size, positions=1024, is_causal=self.talker.causal, tie_word_embeddings=True)
+        return shape.config(vocab_size=size, positions=1024, is_causal=talker.causal, tie_word_embeddings=True)
 
 
 # --- files -------------------------------------------------------------------------------------------------------

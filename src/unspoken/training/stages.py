@@ -101,7 +101,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         model = trees.build_model(run.recipe, stage, None if start is None else load_model(start))
         judge = trees.judge_of(run.recipe, stage)
     else:
-        model, judge = words.build_model(run.recipe, stage, start), words.judge_of(run.recipe)
+        model, judge = words.build_model(run.recipe, stage, start), words.judge_of(run.recipe, stage)
     trainer = StageTrainer(
         recipe=run.recipe,
         stage=stage,

@@ -167,7 +167,7 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
             for name, part in inputs.items()
-            if name in ("input_ids", "encoder", "decoder")
+            if name in ("input_ids", "text_ids", "encoder", "decoder")
         )
         loss, terms = self.objective(outputs, inputs)
         for name, value in terms.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +15,14 @@ from unspoken.evaluation.systems import answer, system_of
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import (
     SST,
-    JepaReasonerConfig,
-    JepaReasonerForCausalLM,
     JepaReasonerModel,
     TalkerLoss,
     effective_rank,
 )
 from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.dataset import Batch
-from unspoken.training.recipe import Recipe, StackShape, Stage
+from unspoken.training import jepa
+from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import Judge
 
 
@@ -47,40 +45,14 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     Args:
         start: the finished model of the stage it continues from; None for random weights.
     """
-    assert isinstance(recipe.backbone, StackShape)
-    settings: dict[str, Any] = {"attn_implementation": recipe.attention}
-    backbone = recipe.backbone_config()
-    tokens = {"eos_token_id": backbone.eos_token_id, "pad_token_id": backbone.pad_token_id}
-    if stage.objective.kind == "next_token":
-        model: PreTrainedModel = UnspokenForCausalLM._from_config(backbone, **settings)
-        if start is not None:
-            model.load_state_dict(start.state_dict(), strict=True)
-        return model
-    # The paper switches the L2 half of HybridNorm on when SST starts.
-    backbone.l2_output = True
-    shape: dict[str, Any] = {
-        "backbone_config": backbone,
-        "unit_tokens": recipe.backbone.unit_embeddings,
-        "max_latents": 2 * task_of(recipe).answer_length,
-        **tokens,
-    }
-    if stage.objective.kind == "sst":
-        reasoner = JepaReasonerModel._from_config(JepaReasonerConfig(**shape), **settings)
-        if start is not None:
-            reasoner.backbone.load_state_dict(start.base_model.state_dict(), strict=True)
-        reasoner.start_target()
-        return reasoner
-    assert recipe.talker is not None and start is not None
-    config = JepaReasonerConfig(
-        **shape,
-        talker_config=recipe.talker_config(),
-        talker_kind=recipe.talker.variant,
-        talker_encoder_layers=recipe.talker.encoder_layers or 1,
+    if not isinstance(stage.objective, NextToken):
+        return jepa.build_model(recipe, stage, start, max_latents=2 * task_of(recipe).answer_length)
+    model: PreTrainedModel = UnspokenForCausalLM._from_config(
+        recipe.backbone_config(), attn_implementation=recipe.attention
     )
-    both = JepaReasonerForCausalLM._from_config(config, **settings)
-    both.reasoner.load_state_dict(start.state_dict(), strict=True)
-    both.freeze_reasoner()
-    return both
+    if start is not None:
+        model.load_state_dict(start.state_dict(), strict=True)
+    return model
 
 
 def judge_of(recipe: Recipe, stage: Stage) -> Judge:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
+from unspoken.evaluation.systems import load_model, system_of
+from unspoken.evaluation.word_systems import ChainSpeaker
+from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
 from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import (
+    SST,
+    JepaReasonerForCausalLM,
+    JepaReasonerModel,
+    TalkerLoss,
+)
 from unspoken.methods.latent_sft import (
     Autonomy,
     Compress,
@@ -38,6 +47,7 @@ from unspoken.methods.latent_sft.superposition import perturb
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.training import jepa
 from unspoken.training.adapters import add_adapters
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import MODEL, Judge, publish
@@ -90,10 +100,20 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
     objective = stage.objective
     if isinstance(objective, NextToken):
         model = _base(recipe, start)
-        # An explicit chain is the superposition of one token; without a chain the cap of latents is 0.
+        # An explicit chain is the superposition of one token; without a chain there are none.
         explicit = _settings(recipe, LatentShape(top_k=1))
-        cap = recipe.evaluation.max_latents if objective.chain == "explicit" else 0
-        LatentSettings(**{**asdict(explicit), "max_latents": cap}).attach(model)
+        (explicit if objective.chain == "explicit" else replace(explicit, max_latents=0, fixed=True)).attach(model)
+    elif isinstance(objective, SST | TalkerLoss):
+        # Its chain stands for the explicit steps, the end marker and the answer.
+        end = Spelling(tokenizer=recipe.tokenizer()).markers.end
+        cap = recipe.evaluation.max_latents + len(end) + recipe.evaluation.max_answer
+        return jepa.build_model(recipe, stage, None if start is None else load_model(start), max_latents=cap)
+    elif isinstance(objective, Coconut):
+        base = _base(recipe, start)
+        model = CoconutModel._from_config(base.config, attn_implementation=recipe.attention)
+        model.start_from(base)
+        settings = _settings(recipe, LatentShape(latent="hidden"))
+        replace(settings, max_latents=objective.latents, fixed=True).attach(model.decoder)
     elif isinstance(objective, Compress) and objective.shape is not None:
         base = _base(recipe, start)
         model = _joint(recipe, base, objective.shape, has_encoder=True)
@@ -128,6 +148,8 @@ def build_empty(stage: Stage, config: PreTrainedConfig) -> PreTrainedModel:
     objective = stage.objective
     if isinstance(objective, NextToken):
         model: PreTrainedModel = auto.from_config(config)
+    elif isinstance(objective, Coconut):
+        model = CoconutModel(config)
     else:
         model = LatentSFTModel(LatentSFTConfig(base_config=config, has_encoder=isinstance(objective, Compress)))
         _choose_halves(model, stage)
@@ -158,16 +180,20 @@ def _joint(recipe: Recipe, base: PreTrainedModel, shape: LatentShape, *, has_enc
 def _speak_like(model: PreTrainedModel, recipe: Recipe) -> None:
     """Ends and padding of answers are the tokenizer's."""
     tokenizer = recipe.tokenizer()
-    speaker = model.decoder if isinstance(model, LatentSFTModel) else model
+    speaker = model.decoder if isinstance(model, LatentSFTModel | CoconutModel) else model
     speaker.generation_config.eos_token_id = tokenizer.eos_token_id
     speaker.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner:
+def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner | ChainSpeaker:
     """The model of a stage as it answers problems."""
+    if isinstance(model, JepaReasonerModel | JepaReasonerForCausalLM):
+        opened = Spelling(tokenizer=recipe.tokenizer()).markers.open
+        return ChainSpeaker(system=system_of(model), open_ids=opened, max_latents=model.config.max_latents)
     if isinstance(model, LatentSFTModel):
         return LatentReasoner(model=model.decoder, settings=_settings(recipe, model.config.latent_shape))
-    return LatentReasoner(model=model, settings=LatentSettings.of(model))
+    speaker = model.decoder if isinstance(model, CoconutModel) else model
+    return LatentReasoner(model=speaker, settings=LatentSettings.of(speaker))
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -187,8 +213,10 @@ def batches(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Call
                 [spelling.spans(problem) for problem in task.sample("train", indices, seed)], spelling, shape
             )
         }
-    assert isinstance(objective, NextToken)
-    return lambda indices: explicit_batch(task.sample("train", indices, seed), spelling, objective)
+    if isinstance(objective, Coconut):
+        return lambda indices: coconut_batch(task.sample("train", indices, seed), spelling, objective)
+    chain = not isinstance(objective, NextToken) or objective.chain == "explicit"
+    return lambda indices: explicit_batch(task.sample("train", indices, seed), spelling, chain=chain)
 
 
 def inherited_shape(recipe: Recipe, stage: Stage) -> LatentShape:
@@ -200,12 +228,23 @@ def inherited_shape(recipe: Recipe, stage: Stage) -> LatentShape:
         stage = recipe.stage(stage.start)
 
 
-def explicit_batch(problems: list[WordProblem], spelling: Spelling, objective: NextToken) -> Batch:
-    """Rows of plain text for next-token training."""
+def explicit_batch(problems: list[WordProblem], spelling: Spelling, *, chain: bool) -> Batch:
+    """Rows of plain text: of next-token training, and of JEPA-Reasoner, whose latents stand for tokens one by one."""
     spans = [spelling.spans(problem) for problem in problems]
     pad = spelling.tokenizer.pad_token_id
-    rows = explicit_rows(spans, spelling.markers, pad_id=pad, chain=objective.chain == "explicit")
+    rows = explicit_rows(spans, spelling.markers, pad_id=pad, chain=chain)
     return {"input_ids": rows.ids, "attention_mask": rows.real.long(), "answer_mask": rows.target}
+
+
+def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Coconut) -> Batch:
+    """Rows in which latents stand in for the first steps."""
+    markers, rows = spelling.markers, []
+    for problem in problems:
+        spans = spelling.spans(problem)
+        steps = tuple(spelling.ids(step) for step in problem.steps)
+        cut = StepSpans(prompt=spans.prompt, steps=steps, answer=spans.answer)
+        rows.append(objective.row(cut, markers.open, markers.end))
+    return {**batch_of(rows, spelling.tokenizer.pad_token_id)}
 
 
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
@@ -250,11 +289,12 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
 # --- measuring while training ------------------------------------------------------------------------------------
 
 
-def judge_of(recipe: Recipe) -> Judge:
+def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     """What is measured on the validation problems: right answers, and whether the chain ends by itself.
 
-    Stage 1 answers from the encoder's latents of the right chain, which only selects checkpoints; every other stage
-    reasons alone.
+    A stage of Coconut says the steps that latents do not replace before its answer, and JEPA-Reasoner all of them, so
+    they may say more. Stage 1 answers from the encoder's latents of the right chain, which only selects checkpoints;
+    every other stage reasons alone. A Reasoner's table is watched for collapse.
     """
     task, spelling, settings = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), recipe.evaluation
     problems = task.sample("validation", np.arange(settings.validation_problems))
@@ -269,7 +309,9 @@ def judge_of(recipe: Recipe) -> Judge:
             given = None
             if isinstance(model, LatentSFTModel) and model.config.has_encoder:
                 given = gold_chain(model, spelling, [spelling.spans(problem) for problem in some])
-            chain, said = reasoner.respond(ids, mask, max_tokens=settings.max_answer, given=given)
+            more = isinstance(model, CoconutModel | JepaReasonerModel | JepaReasonerForCausalLM)
+            room = settings.max_answer + (settings.max_latents if more else 0)
+            chain, said = reasoner.respond(ids, mask, max_tokens=room, given=given)
             right.append(graded(spelling.texts(said), some))
             ended.append((chain.stop == 0).double())
             latents.append(chain.lengths.double())
@@ -277,6 +319,9 @@ def judge_of(recipe: Recipe) -> Judge:
         reading = {"exact_match": exact, "score": exact}
         if not (isinstance(model, LatentSFTModel) and model.config.has_encoder):
             reading |= {"ended": float(torch.cat(ended).mean()), "latents": float(torch.cat(latents).mean())}
+        if isinstance(model, JepaReasonerModel):
+            assert isinstance(stage.objective, SST)
+            reading |= jepa.reading(model, stage.objective, explicit_batch(problems, spelling, chain=True))
         return reading
 
     return judge

@@ -2,7 +2,8 @@
 
 One class covers the family, because an explicit chain is the superposition of one token: ``top_k=1`` is greedy chain of
 thought, ``top_k=10`` on a model that was only tuned on explicit chains is Soft Thinking, and on a model that learned
-from labels it is Latent-SFT. A chain cap of 0 is the answer-only baseline.
+from labels it is Latent-SFT. A fixed length of 0 is the answer-only baseline, and a fixed number of hidden states is
+Coconut.
 
 Axes: B batch, T prompt tokens, N latent steps, M spoken tokens, D width, V vocabulary.
 """
@@ -22,7 +23,7 @@ from transformers.utils.generic import ModelOutput
 from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
 from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, require_plain_head
-from unspoken.reasoning import Speech, StopRule, Thought, respond
+from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,7 @@ class LatentSettings:
         top_k, temperature: of the superposition that is fed back.
         feed: "superposition", or "hidden" for the ablation that feeds the output of the stack.
         max_latents: cap of a chain.
+        fixed: every chain has ``max_latents`` steps; otherwise it ends where the end marker is most likely.
 
     Raises:
         ValueError: a marker without tokens, or a number out of range.
@@ -45,6 +47,7 @@ class LatentSettings:
     temperature: float = 1.0
     feed: Literal["superposition", "hidden"] = "superposition"
     max_latents: int = 128
+    fixed: bool = False
 
     def __post_init__(self) -> None:
         Markers(open=self.open_ids, end=self.end_ids)  # refuses a marker without tokens
@@ -143,6 +146,7 @@ class LatentReasoner:
         forced: tuple[int, ...] = (),
         pick: Any = None,
         config: GenerationConfig | None = None,
+        disturb: Disturbance | None = None,
     ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
         """Reason and answer.
 
@@ -154,6 +158,7 @@ class LatentReasoner:
             forced: tokens said for the model behind the end marker; they are not returned.
             pick: how the answer's tokens are chosen, see `Speech`.
             config: names the tokens that end and pad an answer; the model's generation config by default.
+            disturb: changes every step, see `unspoken.reasoning.rollout`.
 
         Raises:
             ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
@@ -166,8 +171,8 @@ class LatentReasoner:
         speech = Speech(
             marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
         )
-        stop = StopRule(max_latents=0 if given is not None else cap)
-        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, speech, given)
+        stop = StopRule(max_latents=0 if given is not None else cap, fixed=self.settings.fixed)
+        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, speech, given, disturb)
         return (chain if given is None else given), said
 
 

@@ -31,31 +31,32 @@ class Spelling:
     @cached_property
     def markers(self) -> Markers:
         """The markers, tokenised on their own: one token or several."""
-        return Markers(open=self._ids(OPEN), end=self._ids(END))
+        return Markers(open=self.ids(OPEN), end=self.ids(END))
 
     @property
     def box(self) -> tuple[int, ...]:
         """The start of an answer, tokenised on its own: the forced-answer control says it for the model."""
-        return self._ids("\\boxed{")
+        return self.ids("\\boxed{")
 
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text, and no others."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Everything before the open marker."""
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
         if self.tokenizer.chat_template is None:
-            return self._ids(question)
+            return self.ids(question)
         turn = [{"role": "user", "content": f"{INSTRUCTION}\n{question}"}]
         text: Any = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self._ids(text)
+        return self.ids(text)
 
     def spans(self, problem: WordProblem) -> Spans:
         """Spans of a problem with its first chain; an empty chain if it has none."""
         return Spans(
             prompt=self.prompt(problem.question),
-            chain=self._ids(problem.chains[0]) if problem.chains else (),
-            answer=(*self._ids(f"\\boxed{{{problem.answer}}}"), self.tokenizer.eos_token_id),
+            chain=self.ids(problem.chains[0]) if problem.chains else (),
+            answer=(*self.ids(problem.solution or f"\\boxed{{{problem.answer}}}"), self.tokenizer.eos_token_id),
         )
 
     def prompts(self, problems: Sequence[WordProblem]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,419 @@
+"""Made-up questions about what is a kind of what, in the form of ProsQA (Hao et al., arXiv 2412.06769).
+
+Sentences tell the edges of a directed graph without cycles, in any order; the question asks for the one of two
+concepts that the person is::
+
+    Every dax is a wug. Bo is a fep. Every fep is a klib. Ann is a dax. Is Ann a klib or wug?
+    Ann is a dax. Every dax is a wug.        the chain
+    wug                                      the answer
+
+Each problem has two people, each at the head of a line of concepts that ends in one of the two options. The right
+option is reached from the person asked about, the wrong one only from the other person. What tells the options apart
+is nothing but the way to them:
+
+- both are as many steps away from their own person, lead nowhere, and stand in equally many sentences. In the
+  published validation file the wrong option stands in more sentences, and nearer to its person, than the right one;
+- who is asked about is drawn last, by a fair coin, and so is the order of the options and of the sentences;
+- the other concepts branch off both lines alike, with sentences that join branches and some that both people reach.
+
+Where several shortest chains exist all are known, up to eight; the first takes at every fork the sentence told first.
+
+Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its graph
+and options; names, the order of telling and who is asked about do not enter. So no graph that is tested was ever
+trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice, pairwise
+from pathlib import Path
+from random import Random
+from string import ascii_letters, ascii_lowercase
+from typing import Any, ClassVar, NamedTuple
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from unspoken.tasks.arithmetic import NAMES
+from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.words import Indices, WordProblem
+
+# No two have the same letters: a grader of mathematics takes a word for a product. All are shorter than spelled names.
+# fmt: off
+CONCEPTS = (
+    "bimp", "blick", "brask", "cheb", "clorn", "dax", "drenk", "fep", "flonk", "frush", "gadge",
+    "glarp", "grelt", "hask", "hune", "jalt", "jomb", "kelm", "klib", "lorch", "mab", "mulp",
+    "nald", "neft", "plov", "quib", "rulf", "shelb", "skon", "slerm", "snup", "stroy", "tazz",
+    "thrin", "tulk", "varp", "vosh", "wug", "yent", "zill", "zork",
+)
+# fmt: on
+
+_SPECIAL = ("[PAD]", "[EOS]")
+_MARKERS = ("<think>", "</think>", "\\boxed{", "}")
+_WORDS = ("Every", "Is", "is", "a", "or", ".", "?")
+_TOKEN = r"\[PAD\]|\[EOS\]|</?think>|\\boxed\{|[A-Za-z]+|\S"
+_INSIDE = "##"  # before a letter that is not the first of its name
+_FACT = re.compile(r"(?:Every ([a-z]+)|((?!Every )[A-Z][a-z]*)) is a ([a-z]+)\.")
+_ASKED = re.compile(r"Is ([A-Z][a-z]*) a ([a-z]+) or ([a-z]+)\?")
+_SPLIT_CLASSES = 8  # six for training, one for validation, one for test
+_CHAINS = 8  # shortest chains that are written out
+_SPARE = 4  # concepts beside the two lines, without which there are too few graphs for three splits
+_SHARED = 0.2  # of the concepts beside the lines, those that both people may reach
+_MORE_PARENTS = 2  # that an option has beside the end of its line, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogicConfig:
+    """What a question looks like; the sizes of the defaults are about those of ProsQA.
+
+    Attributes:
+        hops: numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
+        concepts: how many there are, the options included; at least four more than the two lines need.
+        edges: sentences before the question, at most: a graph may have room for fewer. At least one a concept.
+        spelled: share of the problems whose names are made up anew, and are thus read letter by letter. Without any,
+            a model never learns to read the names in published files.
+        tests: published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``),
+            each a test set named after its file without the suffix, beside the made-up one named "test".
+    """
+
+    kind: ClassVar[str] = "logic"
+
+    hops: tuple[int, ...] = (3, 4, 5, 6)
+    concepts: int = 20
+    edges: int = 36
+    spelled: float = 0.0
+    tests: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.hops or len(set(self.hops)) < len(self.hops) or not all(1 <= hops <= 8 for hops in self.hops):
+            raise ValueError(f"hops is {self.hops}; it must list different numbers from 1 to 8")
+        fewest = 2 * max(self.hops) + _SPARE
+        if not fewest <= self.concepts <= len(CONCEPTS):
+            raise ValueError(
+                f"concepts is {self.concepts}; it must be {fewest} to {len(CONCEPTS)} for {max(self.hops)} hops"
+            )
+        if self.edges < self.concepts:
+            raise ValueError(f"edges is {self.edges}; it must be at least the {self.concepts} of concepts")
+        if not 0 <= self.spelled <= 1:
+            raise ValueError(f"spelled is {self.spelled}; it must be a share from 0 to 1")
+        names = Counter(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
+        for name, count in names.items():
+            if count > 1:
+                raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+
+    def build(self) -> LogicTask:
+        """The task of this configuration; reads the files.
+
+        Raises:
+            ValueError: a file is missing or empty, or a row is malformed.
+        """
+        return LogicTask(self)
+
+
+class _Graph(NamedTuple):
+    """Who is a kind of what, by number: 0 and 1 are the people, the others concepts."""
+
+    pairs: list[tuple[int, int]]
+    options: tuple[int, int]  # what person 0 is, and what person 1 is
+
+
+class _Told(NamedTuple):
+    """A question as it is read."""
+
+    pairs: list[tuple[str, str]]  # in the order of telling
+    person: str
+    options: tuple[str, str]
+
+
+class LogicTask:
+    """Makes and reads questions about what is a kind of what."""
+
+    def __init__(self, config: LogicConfig) -> None:
+        self.config = config
+        self._digests: dict[str, str] = {}
+        self._published: dict[str, list[WordProblem]] = {}
+        for path in config.tests:
+            name = Path(path).stem
+            try:
+                rows, self._digests[name] = read_rows(path)
+            except FileNotFoundError:
+                raise ValueError(f"there is no file {path}; tests lists JSON files of ProsQA questions") from None
+            self._published[name] = []
+            for where, row in rows:
+                try:
+                    self._published[name].append(_problem(row, name))
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}; mend the row") from None
+            if not self._published[name]:
+                raise ValueError(f"{path} has no rows; tests lists JSON files of ProsQA questions")
+        self.tests = ("test", *self._published)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the data: the settings and what the files hold, but not where they lie."""
+        settings = {**asdict(self.config), "tests": self._digests}
+        text = json.dumps({"kind": self.config.kind, **settings}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token a word, stop and name of this task; other names are one token a letter. It raises on the rest."""
+        letters = [*ascii_letters, *(_INSIDE + letter for letter in ascii_lowercase)]
+        tokens = dict.fromkeys([*_SPECIAL, *_MARKERS, *_WORDS, *NAMES, *CONCEPTS, *letters])  # "a" is a letter too
+        tokenizer = Tokenizer(
+            models.BPE(
+                vocab={token: index for index, token in enumerate(tokens)},
+                merges=[],
+                ignore_merges=True,  # whole words first
+                continuing_subword_prefix=_INSIDE,
+                unk_token="[UNK]",  # not in the vocabulary, so that what is no letter raises instead of vanishing
+            )
+        )
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
+        tokenizer.decoder = decoders.Sequence(
+            [
+                decoders.WordPiece(prefix=_INSIDE, cleanup=False),
+                decoders.Fuse(),
+                decoders.Replace(Regex(r" (?=[.?}])"), ""),
+                decoders.Replace(Regex(r"(?<=\{) "), ""),
+            ]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            eos_token="[EOS]",
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )
+
+    def size(self, split: str) -> int | None:
+        """Problems in a published test set; the other splits are endless.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        if split in self._published:
+            return len(self._published[split])
+        if split not in ("train", "validation", "test"):
+            raise ValueError(f"there is no split {split!r}; this task has train, validation, {', '.join(self.tests)}")
+        return None
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+        """The problems with the given indices; a published test set has the order of its file.
+
+        Raises:
+            ValueError: there is no such split.
+            IndexError: an index is outside a published test set.
+        """
+        size = self.size(split)
+        if size is None:
+            return [self._make(split, int(index), seed) for index in indices]
+        for index in indices:
+            if not 0 <= index < size:
+                raise IndexError(f"index {index} is outside split {split!r} of {size} problems")
+        return [self._published[split][int(index)] for index in indices]
+
+    def parse(self, text: str) -> WordProblem:
+        """A question typed by a person. Names may be any: those that this task does not know are spelled.
+
+        Raises:
+            ValueError: the question is empty, or a sentence cannot be read.
+        """
+        question = " ".join(text.split())
+        if not question:
+            raise ValueError("the question is empty; type sentences and a question about them")
+        _read(question)
+        return WordProblem(question=question, chains=(), answer="", key="typed")
+
+    def _make(self, split: str, index: int, seed: int) -> WordProblem:
+        random = Random(f"{seed}:{split}:{index}")
+        hops = random.choice(self.config.hops)  # chosen once, whatever split the graph falls in
+        graph = _draw(random, hops, self.config)
+        while _split_of(graph) != split:
+            graph = _draw(random, hops, self.config)
+        names = [*random.sample(NAMES, 2), *random.sample(CONCEPTS, self.config.concepts)]
+        if random.random() < self.config.spelled:
+            first, second, *others = _coin(random, len(names))
+            names = [first.capitalize(), second.capitalize(), *others]
+        told = [(names[old], names[new]) for old, new in graph.pairs]
+        random.shuffle(told)
+        asked = random.randrange(2)
+        person, answer = names[asked], names[graph.options[asked]]
+        options = [names[option] for option in graph.options]
+        random.shuffle(options)
+        return WordProblem(
+            question=" ".join([*map(_sentence, told), f"Is {person} a {options[0]} or {options[1]}?"]),
+            chains=tuple(_chain(path) for path in islice(_shortest(told, person, answer), _CHAINS)),
+            answer=answer,
+            key=f"{split}:{seed}:{index}",
+        )
+
+
+# --- making ----------------------------------------------------------------------------------------------------
+
+
+def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
+    """A graph in which each option is exactly ``hops`` steps from its person, and out of reach of the other.
+
+    Every concept has a level, one more than that of the concept it was made from, and may only follow from levels at
+    least as high as that one's: so no way is shorter than the levels say. It also has the people who may reach it, as
+    bits, and may only follow from what nobody else reaches.
+    """
+    level, reach = [0, 0], [0b01, 0b10]
+    pairs: list[tuple[int, int]] = []
+    ends = [0, 1]  # of the two lines, so far
+    lines: list[int | None] = [*([0, 1] * hops), *([None] * (config.concepts - 2 * hops))]
+    random.shuffle(lines)
+    for new, line in enumerate(lines, start=2):
+        if line is None:
+            old = random.choice([node for node in range(new) if node not in ends or level[node] < hops])
+            reach.append(0b11 if random.random() < _SHARED else reach[old])
+        else:
+            old, ends[line] = ends[line], new
+            reach.append(reach[old])
+        level.append(level[old] + 1)
+        pairs.append((old, new))
+
+    inner = [node for node in range(len(level)) if node not in ends]
+    made = set(pairs)
+    rooms = [
+        [(old, end) for old in inner if reach[old] == reach[end] and level[old] >= hops - 1 and (old, end) not in made]
+        for end in ends
+    ]
+    left = config.edges - len(pairs)
+    more = random.randint(0, min(_MORE_PARENTS, left // 2, *map(len, rooms)))  # the same for both options
+    for room in rooms:
+        pairs += random.sample(room, more)
+    room = [
+        (old, new)
+        for new in inner[2:]
+        for old in inner
+        if old < new and level[new] <= level[old] + 1 and reach[old] | reach[new] == reach[new]
+        if (old, new) not in made
+    ]
+    pairs += random.sample(room, min(len(room), left - 2 * more))
+    return _Graph(pairs, (ends[0], ends[1]))
+
+
+def _split_of(graph: _Graph) -> str:
+    """The split of a graph: a hash of all that leads to each node, blind to numbers and to which person is which."""
+    parents: dict[int, list[int]] = defaultdict(list)
+    for old, new in graph.pairs:
+        parents[new].append(old)
+    marks: dict[int, str] = {}
+    inner = [node for node in range(2, 2 + len(parents)) if node not in graph.options]
+    for node in (0, 1, *inner, *graph.options):  # each after its parents
+        kind = "person" if node < 2 else "option" if node in graph.options else "concept"
+        marks[node] = _digest(kind, *sorted(marks[parent] for parent in parents.get(node, ())))
+    share = int(_digest(*sorted(marks.values())), 16) % _SPLIT_CLASSES
+    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.blake2b(" ".join(texts).encode(), digest_size=8).hexdigest()
+
+
+def _coin(random: Random, count: int) -> list[str]:
+    """Different names of six letters, no two of the same letters."""
+    found: dict[str, str] = {}
+    while len(found) < count:
+        name = "".join(random.choice(letters) for letters in ("bcdfghjklmnprstvwyz", "aeiou", "lmnprst") * 2)
+        found.setdefault("".join(sorted(name)), name)
+    return list(found.values())
+
+
+# --- telling and reading ---------------------------------------------------------------------------------------
+
+
+def _sentence(pair: tuple[str, str]) -> str:
+    old, new = pair
+    return f"{old} is a {new}." if old[0].isupper() else f"Every {old} is a {new}."
+
+
+def _chain(path: Sequence[str]) -> str:
+    return " ".join(map(_sentence, pairwise(path)))
+
+
+def _shortest(told: Sequence[tuple[str, str]], start: str, goal: str) -> Iterator[tuple[str, ...]]:
+    """All shortest ways, those first that take the sentences told first; none if there is no way."""
+    after: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, and each once
+    before: dict[str, list[str]] = defaultdict(list)
+    for old, new in told:
+        after[old][new] = None
+        before[new].append(old)
+    away = {goal: 0}
+    queue = [goal]
+    for name in queue:
+        for old in before[name]:
+            if old not in away:
+                away[old] = away[name] + 1
+                queue.append(old)
+
+    def walk(way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        here = way[-1]
+        if here == goal:
+            yield way
+            return
+        for new in after[here]:
+            if new in away and away[new] == away[here] - 1:
+                yield from walk((*way, new))
+
+    if start in away:
+        yield from walk((start,))
+
+
+def _fact(sentence: str) -> tuple[str, str]:
+    found = _FACT.fullmatch(sentence)
+    if found is None:
+        raise ValueError(f"cannot read {sentence!r}; write 'Ann is a dax.' or 'Every dax is a wug.'")
+    return found[1] or found[2], found[3]
+
+
+def _read(question: str) -> _Told:
+    """A question with single spaces.
+
+    Raises:
+        ValueError: a sentence has another form.
+    """
+    *facts, last = re.split(r"(?<=[.?]) ", question)
+    pairs = [_fact(sentence) for sentence in facts]
+    asked = _ASKED.fullmatch(last)
+    if asked is None:
+        raise ValueError(f"cannot read {last!r} at the end; ask 'Is Ann a wug or klib?'")
+    return _Told(pairs, asked[1], (asked[2], asked[3]))
+
+
+def _problem(row: Any, source: str) -> WordProblem:
+    """One row of a published file as a problem; graph and symbols beside the text are not needed.
+
+    Args:
+        row: an object, or the line of text that should hold one.
+        source: first part of the key.
+
+    Raises:
+        ValueError: the row cannot be read, or its parts do not agree; the message says why, but not where.
+    """
+    fields = row_fields(row)
+    question = " ".join(text_of(fields, "question").split())
+    told = _read(question)
+    person, answer = _fact(text_of(fields, "answer"))
+    if person != told.person or answer not in told.options:
+        raise ValueError(f"the answer {fields['answer']!r} is none of the two that are asked about")
+    wrong = told.options[1 - told.options.index(answer)]
+    shortest = list(islice(_shortest(told.pairs, person, answer), _CHAINS))
+    if not shortest or any(_shortest(told.pairs, person, wrong)):
+        raise ValueError(f"the sentences must make {person} a {answer}, and not a {wrong}")
+    steps = [_fact(step) for step in texts_of(fields, "steps")]
+    way = [person, *(new for _, new in steps)]
+    if way[-1] != answer or list(pairwise(way)) != steps or not set(steps) <= set(told.pairs):
+        raise ValueError(f"the steps do not lead from {person} to {answer} by sentences of the question")
+    chains = dict.fromkeys([_chain(way), *map(_chain, shortest)])
+    content = hashlib.sha256(question.encode()).hexdigest()[:16]
+    return WordProblem(question=question, chains=tuple(chains)[:_CHAINS], answer=answer, key=f"{source}:{content}")

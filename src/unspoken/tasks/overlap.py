@@ -1,0 +1,87 @@
+"""Which test problems were seen in training: shared n-grams of words.
+
+The usual measure (Brown et al., arXiv 2005.14165, appendix C) calls a test problem contaminated if any of its 13-grams
+stands in a training document. A question shorter than that is one n-gram of all its words.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from unspoken.tasks.words import WordProblem
+
+_WORD = re.compile(r"\w+")
+_Gram = tuple[str, ...]
+
+
+def overlap(
+    train: Iterable[WordProblem], tests: Mapping[str, Iterable[WordProblem]], *, words: int = 13
+) -> dict[str, Any]:
+    """Find questions of test sets in training rows.
+
+    Case, punctuation and the form of letters do not count. A training row is searched in question, chains and solution,
+    each by itself; of a test problem only the question is looked for, since other models' data may word the solution
+    differently. Seven thousand rows against four thousand questions take about a second.
+
+    Args:
+        train: all training rows.
+        tests: name to problems of each test set.
+        words: length n of what must be shared. Questions about numbers share phrases: with less than about 8 words
+            many hits are chance.
+
+    Returns:
+        Plain data for a manifest: ``words``; ``rows``, how many were searched; and for each of ``tests`` the number of
+        ``problems``, the keys of those that overlap (``problem_keys``), and of the rows they overlap with
+        (``row_keys``), both in the order given.
+
+    Raises:
+        ValueError: ``words`` is below 1.
+    """
+    if words < 1:
+        raise ValueError(f"words is {words}; an overlap has at least one word, and 13 are usual")
+    asked: dict[str, list[WordProblem]] = {name: list(problems) for name, problems in tests.items()}
+    owners: dict[_Gram, set[tuple[str, int]]] = defaultdict(set)
+    for name, problems in asked.items():
+        for place, problem in enumerate(problems):
+            said = _words(problem.question)
+            for gram in _grams(said, min(words, len(said))):
+                owners[gram].add((name, place))
+    sizes = {len(gram) for gram in owners}
+    rows: dict[str, dict[str, None]] = {name: {} for name in asked}  # keys in the order of training
+    seen: dict[str, set[int]] = {name: set() for name in asked}
+    count = 0
+    for row in train:
+        count += 1
+        for text in (row.question, *row.chains, row.solution):
+            said = _words(text)
+            for size in sizes:
+                for gram in _grams(said, size):
+                    for name, place in owners.get(gram, ()):
+                        rows[name][row.key] = None
+                        seen[name].add(place)
+    return {
+        "words": words,
+        "rows": count,
+        "tests": {
+            name: {
+                "problems": len(problems),
+                "problem_keys": [problems[place].key for place in sorted(seen[name])],
+                "row_keys": list(rows[name]),
+            }
+            for name, problems in asked.items()
+        },
+    }
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def _grams(said: list[str], size: int) -> Iterator[_Gram]:
+    """Runs of ``size`` words; none of an empty text."""
+    if size:
+        yield from (tuple(said[start : start + size]) for start in range(len(said) - size + 1))

@@ -1,0 +1,169 @@
+"""What each stage reads, written out by hand, and what it judges."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_models import PAD, VOCABULARY
+from torch import Tensor
+
+from unspoken.methods.coconut import Coconut, CoconutOutput, Row, StepSpans, batch_of
+from unspoken.tasks import ArithmeticConfig
+from unspoken.tasks.words import WordProblem
+
+OPEN, END = (5,), (7, 6)
+SPANS = StepSpans(prompt=(3, 4), steps=((10, 11), (12,), (13, 14)), answer=(18, 1))
+
+
+def row_of(replaced: int, **how: Any) -> Row:
+    return Coconut(replaced=replaced, **how).row(SPANS, OPEN, END)
+
+
+# --- a chain in steps ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chain", "steps"),
+    [
+        ("<<5+3=8>> <<8*2=16>>", ("<<5+3=8>>", " <<8*2=16>>")),
+        ("<<5+3=8>>", ("<<5+3=8>>",)),
+        ("Tom is a wumpus. Every wumpus is a rempus.", ("Tom is a wumpus.", " Every wumpus is a rempus.")),
+        ("He pays 3.50 a kilo.  So 7 in all!\nDone", ("He pays 3.50 a kilo.", "  So 7 in all!", "\nDone")),
+        ("5 + 3 = 8 \n\n8 * 2 = 16\n", ("5 + 3 = 8", " \n\n8 * 2 = 16\n")),
+        ("He has 5+3=<<5+3=8>>8 left.", ("He has 5+3=<<5+3=8>>8 left.",)),
+    ],
+)
+def test_a_chain_is_cut_behind_equations_sentences_and_lines(chain: str, steps: tuple[str, ...]) -> None:
+    problem = WordProblem(question="?", chains=(chain, "<<1+1=2>> <<2+2=4>>"), answer="1", key="k")
+    assert problem.steps == steps
+
+
+def test_tokens_of_steps_are_the_tokens_of_the_chain() -> None:
+    task = ArithmeticConfig().build()
+    problems = task.sample("train", range(30))
+    assert {len(problem.steps) for problem in problems} == {2, 3, 4}
+    for problem in problems:
+        pieces = [task.tokenizer(step)["input_ids"] for step in problem.steps]
+        assert [token for piece in pieces for token in piece] == task.tokenizer(problem.chains[0])["input_ids"]
+    assert task.parse("Ann has 3 pears.").steps == ()
+
+
+# --- the curriculum --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("replaced", "how", "latents", "text"),
+    [
+        (0, {}, 0, (10, 11, 12, 13, 14, 18, 1)),
+        (1, {}, 2, (12, 13, 14, 18, 1)),
+        (2, {"latents_per_step": 3}, 6, (13, 14, 18, 1)),
+        (2, {"rest": "none"}, 4, (18, 1)),
+        (3, {}, 6, (18, 1)),
+        # Fewer steps than the stage replaces: as many latents as any other problem.
+        (5, {}, 10, (18, 1)),
+        (0, {"rest": "none"}, 0, (18, 1)),
+    ],
+)
+def test_a_stage_replaces_the_first_steps_by_latents(
+    replaced: int, how: dict[str, Any], latents: int, text: tuple[int, ...]
+) -> None:
+    assert row_of(replaced, **how) == Row(prompt=(3, 4, 5), latents=latents, end=END, text=text)
+    assert Coconut(replaced=replaced, **how).latents == latents
+
+
+def test_four_latents_then_four_tokens() -> None:
+    # The last eight symbols of a string, with a bare marker behind the latents.
+    spans = StepSpans(prompt=(3, 4, 9), steps=((11,), (12,), (13,), (14,)), answer=(15, 16, 17, 18))
+    row = Coconut(replaced=4, latents_per_step=1).row(spans, (), (1,))
+    assert row == Row(prompt=(3, 4, 9), latents=4, end=(1,), text=(15, 16, 17, 18))
+
+
+# --- a batch ---------------------------------------------------------------------------------------------------------
+
+ROWS = [
+    Row(prompt=(3, 4, 5), latents=1, end=(7, 6), text=(18, 1)),
+    Row(prompt=(8,), latents=0, end=(7, 6), text=(1,)),
+    Row(prompt=(9, 5), latents=3, end=(7, 6), text=(14, 15, 16, 1)),
+]
+
+
+def test_a_batch_by_hand() -> None:
+    batch = batch_of(ROWS, pad_id=PAD)
+    yes, no = True, False
+    expected = {
+        "input_ids": [[3, 4, 5], [PAD, PAD, 8], [PAD, 9, 5]],
+        "attention_mask": [[1, 1, 1], [0, 0, 1], [0, 1, 1]],
+        "latent_mask": [[yes, no, no], [no, no, no], [yes, yes, yes]],
+        "text_ids": [[7, 6, 18, 1, PAD, PAD], [7, 6, 1, PAD, PAD, PAD], [7, 6, 14, 15, 16, 1]],
+        "text_mask": [[1, 1, 1, 1, 0, 0], [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1]],
+        "target_mask": [[no, no, yes, yes, no, no], [no, no, yes, no, no, no], [no, no, yes, yes, yes, yes]],
+    }
+    assert {name: part.tolist() for name, part in batch.items()} == expected
+    assert {name for name, part in batch.items() if part.dtype == torch.bool} == {"latent_mask", "target_mask"}
+
+
+def test_a_batch_without_latents_has_no_column_for_them() -> None:
+    assert batch_of([ROWS[1]], pad_id=PAD)["latent_mask"].shape == (1, 0)
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def loss_of(logits: Tensor) -> float:
+    objective = Coconut(replaced=1)
+    batch = batch_of(ROWS, pad_id=PAD)
+    loss, terms = objective(CoconutOutput(logits=logits), batch)
+    assert {name: float(term) for name, term in terms.items()} == {"token_loss": float(loss)}
+    assert set(objective.inputs(batch)) == set(batch) - {"target_mask"}
+    return float(loss)
+
+
+def test_no_opinion_costs_the_logarithm_of_the_vocabulary() -> None:
+    assert loss_of(torch.zeros(3, 6, VOCABULARY)) == pytest.approx(math.log(VOCABULARY))
+
+
+def test_the_next_token_shouted_costs_nothing() -> None:
+    following = batch_of(ROWS, pad_id=PAD)["text_ids"].roll(-1, dims=1)
+    assert loss_of(F.one_hot(following, VOCABULARY).float() * 50) == pytest.approx(0, abs=1e-6)
+
+
+def test_outputs_before_text_are_judged_and_no_others() -> None:
+    logits = torch.randn(3, 6, VOCABULARY, requires_grad=True)
+    loss, _ = Coconut(replaced=1)(CoconutOutput(logits=logits), batch_of(ROWS, pad_id=PAD))
+    loss.backward()
+    assert logits.grad is not None
+    touched = logits.grad.abs().amax(dim=-1) > 0
+    # The last token of the marker is the first that predicts anything.
+    assert touched.nonzero().tolist() == [[0, 1], [0, 2], [1, 1], [2, 1], [2, 2], [2, 3], [2, 4]]
+    # Every token weighs the same, whatever its row.
+    sizes = logits.grad.abs().sum(dim=-1)[touched]
+    likely = 2 * (1 - torch.stack([F.softmax(logits[0, 1], 0)[18], F.softmax(logits[1, 1], 0)[1]])) / 7
+    torch.testing.assert_close(sizes[[0, 2]], likely.detach())
+
+
+# --- what means nothing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"replaced": -1}, {"replaced": 1, "latents_per_step": 0}])
+def test_a_stage_that_means_nothing_is_refused(values: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"replaced is -?1 and latents_per_step \d; they must be at least 0 and") as it:
+        Coconut(**values)
+    assert "\n" not in str(it.value)
+
+
+@pytest.mark.parametrize("part", ["prompt", "end", "text"])
+def test_a_row_with_an_empty_part_is_refused(part: str) -> None:
+    whole: dict[str, Any] = {"prompt": (3,), "latents": 1, "end": (7,), "text": (1,)}
+    with pytest.raises(ValueError, match=f"the {part} of a row has no tokens"):
+        Row(**(whole | {part: ()}))
+
+
+def test_a_batch_of_nothing_and_a_debt_of_latents_are_refused() -> None:
+    with pytest.raises(ValueError, match="the batch is empty"):
+        batch_of([], pad_id=PAD)
+    with pytest.raises(ValueError, match="a row has -1 latents"):
+        Row(prompt=(3,), latents=-1, end=(7,), text=(1,))
