@@ -171,6 +171,27 @@ def generate(
 
 
 @app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one model.")],
+    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
+    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="UNSPOKEN_API_KEY", help="What clients must send.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers computed at once.")] = 32,
+    queue: Annotated[int, typer.Option(min=1, help="Answers that may wait beside those.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt.")] = 4096,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 1024,
+) -> None:
+    """Serve a finished model to OpenAI clients, until interrupted."""
+    from unspoken.serving import Limits
+    from unspoken.serving import serve as serve_run
+
+    limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
+    serve_run(model, seed=seed, stage=stage, host=host, port=port, api_key=api_key, limits=limits)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,

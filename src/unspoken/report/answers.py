@@ -27,7 +27,7 @@ from unspoken.training.stages import SeedRun
 _SHOWN = 4  # coefficients printed for each latent
 
 
-def _locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
+def locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     """The recipe and the model folder that a path, a seed and a stage mean."""
     if (path / MANIFEST).is_file():
         return read(Recipe, read_manifest(path)["recipe"]), path
@@ -97,7 +97,7 @@ def answer_problems(
     Raises:
         ValueError: no such model, or a text that is not a problem of its task.
     """
-    recipe, folder = _locate(model_path, seed, stage)
+    recipe, folder = locate(model_path, seed, stage)
     task = recipe.task.build()
     if not isinstance(task, TreeSearchTask):
         yield from answer_words(recipe, folder, texts)

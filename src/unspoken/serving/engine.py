@@ -1,0 +1,174 @@
+"""One thread that computes, and the queue before it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from unspoken.reasoning import SilentReasoner
+from unspoken.serving.batch import Batch, Job, Row, Said
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server accepts.
+
+    Attributes:
+        batch_size: answers that are computed at once.
+        queue: answers that may wait for their turn beside those.
+        prompt_tokens: cap of a prompt.
+        answer_tokens: the most that a request may ask for.
+
+    Raises:
+        ValueError: a limit below 1.
+    """
+
+    batch_size: int = 32
+    queue: int = 256
+    prompt_tokens: int = 4096
+    answer_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) < 1:
+                raise ValueError(f"the limit {field.name} is {getattr(self, field.name)}; it is at least 1")
+
+
+class QueueFull(Exception):
+    """As many answers are waiting as may wait."""
+
+
+class Closing(Exception):
+    """Nothing new is begun any more."""
+
+
+@dataclass
+class Counters:
+    """What was done since the start."""
+
+    answers: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    spoken_tokens: int = 0
+    latent_steps: int = 0
+    passes: int = 0
+    seconds: float = 0.0  # from admission to the last word, summed over answers
+
+
+class Engine:
+    """Computes answers in a thread of its own, as many at once as the limits allow; the others wait in order.
+
+    Args:
+        method: see `Batch`.
+        limits: see `Limits`.
+    """
+
+    def __init__(self, method: SilentReasoner, limits: Limits) -> None:
+        self.limits = limits
+        self.counters = Counters()
+        self._batch = Batch(method)
+        self._waiting: deque[Row] = deque()
+        self._running = 0
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="unspoken-model", daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether new work is taken."""
+        return self._thread.is_alive() and not self._closing
+
+    @property
+    def running(self) -> int:
+        """Answers being computed."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Answers whose turn has not come."""
+        return len(self._waiting)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Refuse new work, finish what was taken, and return when that is done."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def submit(self, jobs: Sequence[Job], tell: Callable[[int, Said], None]) -> list[Row]:
+        """Take some jobs, all or none.
+
+        Args:
+            jobs: what to do.
+            tell: hears of the job with the given index, from the thread that computes; it must return at once.
+
+        Raises:
+            QueueFull: there are not as many places left.
+            Closing: `close` was called.
+        """
+        rows = [Row(job, self._counted(job, index, tell)) for index, job in enumerate(jobs)]
+        with self._changed:
+            if self._closing:
+                raise Closing
+            if len(self._waiting) + self._running + len(rows) > self.limits.batch_size + self.limits.queue:
+                raise QueueFull
+            self._waiting.extend(rows)
+            self._changed.notify_all()
+        return rows
+
+    def cancel(self, rows: Sequence[Row]) -> None:
+        """Nobody listens to these rows any more: they give up their places."""
+        with self._changed:
+            for row in rows:
+                row.cancelled = True
+            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+
+    def _counted(self, job: Job, index: int, tell: Callable[[int, Said], None]) -> Callable[[Said], None]:
+        began = time.monotonic()
+
+        def count(news: Said) -> None:
+            counters = self.counters
+            counters.spoken_tokens += len(news.words)
+            if news.failure:
+                counters.failures += 1
+            elif news.over:
+                counters.answers += 1
+                counters.prompt_tokens += len(job.prompt)
+                counters.latent_steps += news.latents
+                counters.seconds += time.monotonic() - began
+            tell(index, news)
+
+        return count
+
+    def _work(self) -> None:
+        batch = self._batch
+        while True:
+            with self._changed:
+                self._running = len(batch.rows)
+                self._changed.wait_for(lambda: self._waiting or batch.rows or self._closing)
+                if not self._waiting and not batch.rows:
+                    return
+                free = max(0, self.limits.batch_size - len(batch.rows))
+                joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+                self._running += len(joining)
+            try:
+                batch.join(joining)
+                batch.step()
+                self.counters.passes += 1
+            except Exception as error:  # one bad batch must not end the server
+                _log.exception("the model failed; its rows are given up")
+                failed = dict.fromkeys([*batch.rows, *joining])
+                batch.clear()
+                for row in failed:
+                    if not row.over:
+                        row.tell(Said(over=True, failure=f"{type(error).__name__} while computing the answer"))

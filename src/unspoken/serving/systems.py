@@ -1,0 +1,178 @@
+"""What is served: a finished model of a run, and how text becomes its prompt and its words become text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from unspoken.chain import LatentChain
+from unspoken.evaluation.systems import System, load_model, system_of, words_said
+from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, systems_of
+from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.methods.latent_sft import LatentReasoner, Spelling
+from unspoken.reasoning import SilentReasoner, Speech, StopRule
+from unspoken.report.answers import locate
+from unspoken.serving.batch import Job
+from unspoken.tasks import TreeSearchTask
+from unspoken.tasks.words import WordTask
+from unspoken.training.words import task_of
+
+# Of a prompt, the most words to say and how they are picked.
+JobMaker = Callable[[Sequence[int], int, Picker], Job]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """A system behind the server.
+
+    Attributes:
+        name: what clients call it.
+        method: what the engine runs.
+        positions: the most tokens and latents that fit its stack; None if nothing limits them.
+        answer_tokens: cap of an answer where a request names none.
+        silent: its chain is not what it says; otherwise a step of the chain is a spoken token, and counts as one only.
+        spell: a text and whether it is a chat's (else it stands for itself) to tokens; ValueError if the system's task
+            cannot read it.
+        job: a prompt, the most words to say and how they are picked, to what the engine does; ValueError if the system
+            cannot pick words that way.
+        text: words to text, their end left out.
+    """
+
+    name: str
+    method: SilentReasoner
+    positions: int | None
+    answer_tokens: int
+    silent: bool
+    spell: Callable[[str, bool], Sequence[int]]
+    job: JobMaker
+    text: Callable[[Sequence[int]], str]
+
+
+def open_served(path: Path, *, seed: int = 0, stage: str | None = None) -> Served:
+    """Open a finished model.
+
+    Args:
+        path: a run folder, or the folder of one model.
+        seed, stage: which model of a run folder; the last that speaks from latents by default.
+
+    Raises:
+        ValueError: there is no such model, or it is damaged.
+    """
+    recipe, folder = locate(path, seed, stage)
+    model, stage = load_model(folder), folder.parent.name
+    name = f"{recipe.name}-{recipe.size}-{stage}"
+    task = recipe.task.build()
+    if isinstance(task, TreeSearchTask):
+        return served_tree(model, task, name=name)
+    spelling = Spelling(tokenizer=recipe.tokenizer())
+    return served_words(systems_of(stage, model, spelling, recipe.evaluation.max_answer)[0], task_of(recipe), name=name)
+
+
+def served_words(system: WordSystem, task: WordTask, *, name: str) -> Served:
+    """A system that answers word problems.
+
+    Raises:
+        ValueError: nothing is named that could end an answer.
+    """
+    spelling, tokenizer = system.spelling, system.spelling.tokenizer
+    if isinstance(system.reasoner, ChainSpeaker):
+        method, job = _said_by_another(system.reasoner.system, name, system.reasoner.open_ids)
+    else:
+        method, job = system.reasoner, _said_by_itself(system.reasoner)
+
+    def spell(text: str, chat: bool) -> Sequence[int]:
+        question = task.parse(text).question
+        return spelling.prompt(question) if chat else spelling.ids(question)
+
+    return Served(
+        name=name,
+        method=method,
+        positions=_positions(method),
+        answer_tokens=system.max_answer,
+        silent=True,
+        spell=spell,
+        job=job,
+        text=lambda words: str(tokenizer.decode(list(words), skip_special_tokens=True)),
+    )
+
+
+def served_tree(model: PreTrainedModel, task: TreeSearchTask, *, name: str) -> Served:
+    """A system that searches trees: pair, Reasoner alone, or the coupled baseline."""
+    method, job = _said_by_another(system_of(model), name)
+
+    def spell(text: str, _chat: bool) -> Sequence[int]:
+        ids: list[int] = task.encode(task.parse(text))["input_ids"][0, : task.prompt_length].tolist()
+        return ids
+
+    return Served(
+        name=name,
+        method=method,
+        positions=_positions(method),
+        answer_tokens=2 * task.answer_length,
+        silent=not isinstance(method, CoupledReasoner),
+        spell=spell,
+        job=job,
+        text=lambda words: "".join(task.words(torch.tensor(words, dtype=torch.long))),
+    )
+
+
+def _said_by_itself(reasoner: LatentReasoner) -> JobMaker:
+    """Jobs of a stack that thinks and then speaks."""
+    settings, found = reasoner.settings, reasoner.model.generation_config.eos_token_id
+    if found is None:
+        raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")
+    ends = (found,) if isinstance(found, int) else tuple(found)
+
+    def job(prompt: Sequence[int], max_tokens: int, picker: Picker) -> Job:
+        speech = Speech(
+            marker=settings.end_ids,
+            max_tokens=max_tokens,
+            end_ids=ends,
+            pad_id=ends[0],
+            pick=lambda _rows, _said, scores: picker(scores[:, None])[:, 0],
+        )
+        stop = StopRule(max_latents=settings.max_latents, fixed=settings.fixed)
+        return Job(prompt=(*prompt, *settings.open_ids), stop=stop, speak=speech)
+
+    return job
+
+
+def _said_by_another(system: System, name: str, opened: tuple[int, ...] = ()) -> tuple[SilentReasoner, JobMaker]:
+    """The stack that writes a system's chains, and jobs whose finished chain is said by a Talker or a table."""
+    model: Any = system.model
+    end: int = model.config.eos_token_id
+    draws = isinstance(model, JepaReasonerForCausalLM)
+    if draws:
+        method = model.reasoner
+    elif isinstance(model, JepaReasonerModel):
+        method = model
+    else:
+        method = CoupledReasoner(model=model, end_id=end, pad_id=model.config.pad_token_id)
+
+    def job(prompt: Sequence[int], max_tokens: int, picker: Picker) -> Job:
+        if picker.temperature and not draws:
+            raise ValueError(f"{name} says its most likely answer and draws none; leave temperature out or set it to 0")
+
+        def speak(chain: LatentChain) -> list[int]:
+            if picker.temperature:
+                said = model.speak(chain, temperature=picker.temperature, generator=picker.generator)
+            else:
+                said = system.speak(chain)
+            words: list[int] = said[0, : int(words_said(said, end)[0])].tolist()
+            return words
+
+        return Job(prompt=(*prompt, *opened), stop=StopRule(max_latents=max_tokens), speak=speak)
+
+    return method, job
+
+
+def _positions(method: SilentReasoner) -> int | None:
+    limit: int | None = getattr(method.stack.config, "max_position_embeddings", None)
+    return limit

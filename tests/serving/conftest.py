@@ -1,0 +1,118 @@
+"""A server on a free port, in a thread of its own, over models that take milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from tiny_words import TASK, tiny_word_system
+from torch import Tensor
+
+from unspoken.reasoning import Thought
+from unspoken.serving import Served, app, served_words
+
+WORDS = 8  # of an answer, where a request names no number
+
+
+class Running:
+    """A server that is up."""
+
+    def __init__(self, server: uvicorn.Server, thread: threading.Thread) -> None:
+        self.server = server
+        self.thread = thread
+        self.port: int = server.servers[0].sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def metric(self, name: str) -> float:
+        lines = httpx2.get(f"{self.url}/metrics").text.splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"unspoken_{name} "))
+
+
+@contextlib.contextmanager
+def running(served: Served, **how: Any) -> Iterator[Running]:
+    config = uvicorn.Config(app(served, **how), host="127.0.0.1", port=0, log_level="critical", ws="none")
+    server = uvicorn.Server(config)
+    # Not uvicorn's own choice of loop: the policy of the test process must stay as it is.
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield Running(server, thread)
+    finally:
+        server.should_exit = True
+        thread.join(timeout=20)
+        assert not thread.is_alive()
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Wait for something that another thread does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+class Held:
+    """A reasoner that says a word only when it is let."""
+
+    def __init__(self, reasoner: Any) -> None:
+        self.reasoner = reasoner
+        self.permits = threading.Semaphore(0)
+
+    @property
+    def stack(self) -> Any:
+        return self.reasoner.stack
+
+    def embed_prompt(self, input_ids: Tensor) -> Tensor:
+        return self.reasoner.embed_prompt(input_ids)
+
+    def think(self, hidden: Tensor) -> Thought:
+        return self.reasoner.think(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        assert self.permits.acquire(timeout=60)
+        return self.reasoner.logits(hidden)
+
+    def let(self, words: int) -> None:
+        self.permits.release(words)
+
+
+def tiny_served() -> Served:
+    return served_words(replace(tiny_word_system(), max_answer=WORDS), TASK, name="tiny")
+
+
+@pytest.fixture
+def served() -> Served:
+    return tiny_served()
+
+
+@pytest.fixture
+def held() -> Iterator[tuple[Held, Served]]:
+    served = tiny_served()
+    reasoner = Held(served.method)
+    yield reasoner, replace(served, method=reasoner)
+    reasoner.let(10_000)  # nobody waits for a word when the test is over
+
+
+@pytest.fixture
+def start() -> Any:
+    return running
+
+
+@pytest.fixture
+def wait() -> Any:
+    return until
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Iterator[Running]:
+    with running(tiny_served()) as server:
+        yield server

@@ -1,0 +1,157 @@
+"""Rows that come and go are answered as they would be alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from conformance import CLOSE
+from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_pair, tiny_reasoner
+from torch import Tensor
+
+from unspoken.chain import LatentChain
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
+from unspoken.reasoning import Speech, StopRule, respond, rollout
+from unspoken.serving.batch import Batch, Job, Row, Said
+
+CAP, WORDS = 8, 6
+ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
+ENDS = {"unspoken": 17, "llama": 7, "qwen2": 13, "gpt2": 19}  # first tokens of markers that chains run into
+
+
+def spread(rows: list[list[int]]) -> int:
+    """The token that rows run into at the most different places: as an end, it makes them differ."""
+    return max(range(20), key=lambda token: len({row.index(token) for row in rows if token in row}))
+
+
+def case_of(family: str, attention: str = "eager") -> tuple[LatentReasoner, Speech]:
+    settings = LatentSettings(open_ids=(2,), end_ids=(ENDS[family], 14), top_k=10)
+    reasoner = LatentReasoner(model=tiny_language_model(family, attention), settings=settings)
+    endless = Speech(marker=settings.end_ids, max_tokens=WORDS, end_ids=(99,), pad_id=PAD)
+    said = [alone(reasoner, row, StopRule(max_latents=CAP), endless)[0] for row in ROWS]
+    return reasoner, replace(endless, end_ids=(spread(said),))
+
+
+def alone(reasoner: Any, prompt: Tensor, stop: StopRule, speech: Speech) -> tuple[list[int], int]:
+    """What the engine makes of one row: its words and its steps."""
+    chain, said = respond(reasoner, prompt[None], None, stop, speech)
+    return said[0].tolist(), int(chain.lengths[0])
+
+
+class Heard:
+    """A row and everything it told."""
+
+    def __init__(self, prompt: Tensor, speak: Any, stop: StopRule) -> None:
+        self.news: list[Said] = []
+        self.row = Row(Job(prompt=tuple(prompt.tolist()), stop=stop, speak=speak), self.news.append)
+
+    @property
+    def words(self) -> list[int]:
+        return [word for news in self.news for word in news.words]
+
+
+def finish(batch: Batch) -> None:
+    for _ in range(100):
+        if not batch.rows:
+            return
+        batch.step()
+    raise AssertionError("rows that never end")
+
+
+@pytest.mark.parametrize(("family", "attention"), [*product(FAMILIES, ["eager"]), ("llama", "sdpa")])
+@pytest.mark.parametrize(
+    "stop", [StopRule(max_latents=CAP), StopRule(max_latents=3, fixed=True), StopRule(max_latents=0)]
+)
+def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, attention: str, stop: StopRule) -> None:
+    reasoner, speech = case_of(family, attention)
+    expected = [alone(reasoner, row, stop, speech) for row in ROWS]
+    if stop.max_latents == CAP:
+        assert len({steps for _, steps in expected}) >= 3
+        assert len({len(words) for words, _ in expected}) >= 2
+    batch, heard = Batch(reasoner), [Heard(row, speech, stop) for row in ROWS]
+    # The longest prompt comes last, when the others have thought and spoken.
+    for coming in ([1, 3], [], [], [2], [5], [], [], [0, 4]):
+        batch.join([heard[index].row for index in coming])
+        batch.step()
+    finish(batch)
+    assert [one.words for one in heard] == [words for words, _ in expected]
+    for one, (words, steps) in zip(heard, expected, strict=True):
+        assert [news.over for news in one.news] == [False] * (len(words) - 1) + [True]
+        assert one.news[-1].latents == steps
+        assert one.news[-1].capped == (words[-1] not in speech.end_ids)
+
+
+@pytest.mark.parametrize("kind", ["pair", "reasoner"])
+def test_a_finished_chain_is_handed_over_as_the_engine_writes_it(kind: str) -> None:
+    pair = tiny_pair() if kind == "pair" else None
+    method = tiny_reasoner() if pair is None else pair.reasoner
+    stop, chains = StopRule(max_latents=CAP), dict[int, LatentChain]()
+    endless = [rollout(method, row[None], None, StopRule(max_latents=CAP, fixed=True)) for row in ROWS]
+    method.config.eos_token_id = spread([method.read_out(chain)[0].tolist() for chain in endless])
+
+    def keep(index: int) -> Any:
+        def speak(chain: LatentChain) -> list[int]:
+            chains[index] = chain
+            return (method.read_out(chain) if pair is None else pair.speak(chain))[0].tolist()
+
+        return speak
+
+    batch, heard = Batch(method), [Heard(row, keep(index), stop) for index, row in enumerate(ROWS)]
+    for coming in ([3, 0], [1], [2, 4], [5]):
+        batch.join([heard[index].row for index in coming])
+        batch.step()
+    finish(batch)
+    lengths = set()
+    for index, prompt in enumerate(ROWS):
+        expected = rollout(method, prompt[None], None, stop)
+        lengths.add(int(expected.lengths[0]))
+        steps = int(expected.lengths[0])
+        torch.testing.assert_close(chains[index].latents, expected.latents[:, :steps], **CLOSE)
+        assert torch.equal(chains[index].stop, expected.stop)
+        words = method.read_out(expected) if pair is None else pair.speak(expected)
+        assert heard[index].words == words[0, :steps].tolist()
+        assert len(heard[index].news) == 1
+    assert len(lengths) >= 3
+
+
+def test_a_cancelled_row_gives_up_its_place_and_disturbs_nobody() -> None:
+    reasoner, speech = case_of("llama")
+    stop = StopRule(max_latents=CAP)
+    batch, heard = Batch(reasoner), [Heard(row, speech, stop) for row in ROWS]
+    batch.join([one.row for one in heard])
+    batch.step()
+    there, told = len(batch.rows), len(heard[0].news)
+    heard[0].row.cancelled = True
+    batch.step()
+    assert len(batch.rows) < there
+    finish(batch)
+    assert len(heard[0].news) == told
+    assert [one.words for one in heard[1:]] == [alone(reasoner, row, stop, speech)[0] for row in ROWS[1:]]
+
+
+def test_columns_that_nobody_uses_are_given_up() -> None:
+    # The batch is never empty here; without that the cache would hold every step since the start.
+    reasoner, speech = case_of("unspoken")
+    stop = StopRule(max_latents=CAP)
+    longest = max(len(row) for row in ROWS) + CAP + len(speech.marker) + WORDS
+    batch, heard = Batch(reasoner), []
+    for index in range(30):
+        heard.append(Heard(ROWS[index % 6], speech, stop))
+        batch.join([heard[-1].row])
+        batch.step()
+        assert batch.rows
+        held = batch.cache.get_seq_length()
+        assert held == int(batch.mask_BT.sum(dim=1).max()) <= longest
+    finish(batch)
+    expected = [alone(reasoner, row, stop, speech)[0] for row in ROWS]
+    assert [one.words for one in heard] == [expected[index % 6] for index in range(30)]
+
+
+def test_a_model_that_forgets_what_is_far_back_is_refused() -> None:
+    model = tiny_language_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
+    reasoner = LatentReasoner(model=model, settings=LatentSettings(open_ids=(2,), end_ids=(7,)))
+    with pytest.raises(ValueError, match="sliding window"):
+        Batch(reasoner)

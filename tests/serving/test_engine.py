@@ -1,0 +1,124 @@
+"""The queue, failures and the end of the engine's thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from tiny_words import TASK
+from torch import Tensor
+
+from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.reasoning import Thought
+from unspoken.serving import Engine, Limits, Served
+from unspoken.serving.batch import Job, Said
+from unspoken.serving.engine import Closing, QueueFull
+
+
+def jobs_of(served: Served, count: int, words: int = 8) -> list[Job]:
+    questions = [problem.question for problem in TASK.sample("test", range(count))]
+    return [served.job(served.spell(text, True), words, Picker()) for text in questions]
+
+
+class Ear:
+    """What was heard of each job."""
+
+    def __init__(self) -> None:
+        self.news: dict[int, list[Said]] = defaultdict(list)
+
+    def __call__(self, index: int, news: Said) -> None:
+        self.news[index].append(news)
+
+    def over(self) -> set[int]:
+        return {index for index, news in list(self.news.items()) if news[-1].over}
+
+
+def test_more_than_the_queue_holds_is_refused_whole_and_a_cancelled_row_makes_place(held: Any, wait: Any) -> None:
+    reasoner, served = held
+    engine, ear = Engine(reasoner, Limits(batch_size=2, queue=3)), Ear()
+    engine.start()
+    rows = engine.submit(jobs_of(served, 4), ear)
+    wait(lambda: engine.running == 2)
+    assert engine.waiting == 2
+    with pytest.raises(QueueFull):
+        engine.submit(jobs_of(served, 2), ear)
+    assert engine.waiting == 2
+    engine.cancel(rows[2:3])
+    assert engine.waiting == 1
+    engine.submit(jobs_of(served, 2), Ear())
+    with pytest.raises(QueueFull):
+        engine.submit(jobs_of(served, 1), ear)
+    reasoner.let(1000)
+    engine.close()
+    assert ear.over() == {0, 1, 3}
+    assert 2 not in ear.news
+    assert engine.counters.answers == 5
+
+
+def test_closing_finishes_what_was_taken_and_refuses_the_rest(held: Any, wait: Any) -> None:
+    reasoner, served = held
+    engine, ear = Engine(reasoner, Limits(batch_size=1, queue=5)), Ear()
+    engine.start()
+    engine.submit(jobs_of(served, 3), ear)
+    wait(lambda: engine.running == 1)
+    assert engine.alive
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    wait(lambda: not engine.alive)
+    with pytest.raises(Closing):
+        engine.submit(jobs_of(served, 1), ear)
+    assert not ear.over()
+    reasoner.let(1000)
+    closing.join(timeout=10)
+    assert ear.over() == {0, 1, 2}
+
+
+class Broken:
+    """A reasoner that fails once."""
+
+    def __init__(self, reasoner: Any) -> None:
+        self.reasoner = reasoner
+        self.fails = True
+
+    @property
+    def stack(self) -> Any:
+        return self.reasoner.stack
+
+    def embed_prompt(self, input_ids: Tensor) -> Tensor:
+        return self.reasoner.embed_prompt(input_ids)
+
+    def think(self, hidden: Tensor) -> Thought:
+        if self.fails:
+            self.fails = False
+            raise RuntimeError("out of memory")
+        return self.reasoner.think(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return self.reasoner.logits(hidden)
+
+
+def test_a_batch_that_fails_is_reported_and_the_next_one_is_answered(
+    held: Any, wait: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = Broken(held[0].reasoner)
+    engine, ear, second = Engine(broken, Limits()), Ear(), Ear()
+    jobs = jobs_of(held[1], 2)
+    with caplog.at_level(logging.CRITICAL):
+        engine.start()
+        engine.submit(jobs, ear)
+        wait(lambda: ear.over() == {0, 1})
+    assert [news[-1].failure for news in ear.news.values()] == ["RuntimeError while computing the answer"] * 2
+    engine.submit(jobs, second)
+    wait(lambda: second.over() == {0, 1})
+    assert not any(news[-1].failure for news in second.news.values())
+    assert (engine.counters.failures, engine.counters.answers) == (2, 2)
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["batch_size", "queue", "prompt_tokens", "answer_tokens"])
+def test_limits_are_at_least_one(name: str) -> None:
+    with pytest.raises(ValueError, match=f"the limit {name} is 0"):
+        Limits(**{name: 0})
