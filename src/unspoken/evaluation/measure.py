@@ -238,7 +238,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure every final stage on the test problems, once.
 
-    A Reasoner with its Talker is also read out without the Talker ("nearest row").
+    A Reasoner with its Talker is also read out without the Talker ("nearest row"). Where a share of the problems is
+    made certain, to learn from, none is here.
 
     Args:
         task: of the recipe.
@@ -250,6 +251,7 @@ def evaluate(
     Returns:
         The content described at the top of this file, without recipe and command.
     """
+    task = dataclasses.replace(task.config, certain=0.0).build()
     test = task.sample("test", np.arange(problems))
     timed = task.sample("test", np.arange(min(500, problems)))
     outcomes: dict[str, list[Outcomes]] = {}
