@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from unspoken.methods.latent_sft import superposition
 from unspoken.methods.latent_sft.superposition import (
+    Noise,
     choose,
     embedding_table,
     mix,
@@ -93,6 +94,34 @@ def test_the_choice_of_entries_has_no_gradient_but_their_weights_do() -> None:
     assert scores.grad is not None
     touched = scores.grad != 0
     assert torch.equal(touched, torch.zeros(2, 12).scatter(1, ids, 1.0).bool())
+
+
+# --- noise while latents are learned ---------------------------------------------------------------------------------
+
+
+def test_noise_in_training_has_the_law_of_noise_on_labels() -> None:
+    weights = torch.tensor([[0.6, 0.3, 0.1]]).repeat(20_000, 1)
+    torch.manual_seed(0)
+    learned = Noise().on(weights)
+    labels = perturb(weights, torch.tensor([[4, 5, 6]]).repeat(20_000, 1), torch.Generator().manual_seed(1), end_id=0)
+    torch.testing.assert_close(learned.sum(dim=-1), torch.ones(20_000))
+    # Standard deviations are about 0.3, so means of 20,000 are within 0.01.
+    torch.testing.assert_close(learned.mean(dim=0), labels.mean(dim=0), rtol=0, atol=0.012)
+    torch.testing.assert_close(learned.std(dim=0), labels.std(dim=0), rtol=0, atol=0.012)
+
+
+def test_noise_in_training_lets_the_gradient_through_and_is_off_without_scale() -> None:
+    weights = torch.tensor([[0.6, 0.3, 0.1]]).requires_grad_()
+    (gradient,) = torch.autograd.grad(Noise().on(weights)[0, 0], weights)
+    assert gradient.abs().min() > 0
+    torch.testing.assert_close(Noise(scale=1e-6).on(weights), weights, rtol=1e-4, atol=1e-5)
+
+
+def test_superpositions_are_noisy_only_if_asked() -> None:
+    hidden, table = drawn(6, 4), drawn(12, 4)
+    clean, again, noisy = (superpose(hidden, table, table, top_k=3, noise=noise) for noise in (None, None, Noise()))
+    assert torch.equal(clean, again)
+    assert (noisy - clean).abs().amax(dim=-1).min() > 0
 
 
 # --- mixing ----------------------------------------------------------------------------------------------------------

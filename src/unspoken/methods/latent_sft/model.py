@@ -21,7 +21,14 @@ from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, readout_matrix, superpose
+from unspoken.methods.latent_sft.superposition import (
+    Noise,
+    choose,
+    embedding_table,
+    mix,
+    readout_matrix,
+    superpose,
+)
 
 
 @dataclass
@@ -89,7 +96,7 @@ class LatentSFTModel(StrictLoading):
         mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
         return _hidden(self.encoder, inputs, rows, attention_mask(mod, rows, self.encoder))[rows.slots]
 
-    def latents(self, rows: Rows) -> Float[Tensor, "N D"]:
+    def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
         """What the decoder is given at every slot."""
         shape, summaries = self.config.latent_shape, self.summaries(rows)
         if shape.latent == "hidden":
@@ -100,6 +107,7 @@ class LatentSFTModel(StrictLoading):
             embedding_table(self.decoder),
             top_k=shape.top_k,
             temperature=shape.temperature,
+            noise=noise if self.training else None,
         )
 
     def labels(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
@@ -116,6 +124,7 @@ class LatentSFTModel(StrictLoading):
         encoder: Rows | None = None,
         weights: Float[Tensor, "N K"] | None = None,
         ids: Tensor | None = None,
+        noise: Noise | None = None,
     ) -> LatentSFTOutput:
         """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
 
@@ -124,6 +133,8 @@ class LatentSFTModel(StrictLoading):
             encoder: of `layout.encoder_rows`; stage 1 makes the latents here.
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
 
+            noise: on the latents of stage 1, in training mode alone.
+
         Raises:
             ValueError: the two layouts do not hold the same number of slots in every row, or there are not as many
                 given latents as slots.
@@ -131,7 +142,7 @@ class LatentSFTModel(StrictLoading):
         if encoder is not None:
             if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
-            latents_ND = self.latents(encoder)
+            latents_ND = self.latents(encoder, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder, stack)

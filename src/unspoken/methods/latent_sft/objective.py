@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from unspoken.methods.latent_sft.configuration import LatentShape
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
+from unspoken.methods.latent_sft.superposition import Noise
 
 _PIECE = 1024  # positions whose scores over the vocabulary exist at one time
 
@@ -62,6 +63,9 @@ class Compress:
         shape: what a latent is; given where a line of stages starts, inherited behind it.
         mean: over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then
             over the chunks of a row, then over rows (the paper's formula); see open point 4.
+        noise: on the latents while they are learned, as stage 2 puts it on their labels. Ours, off by default: a
+            channel with noise makes the encoder choose superpositions that are far from each other, which stage 2 can
+            tell apart.
     """
 
     kind: ClassVar[str] = "compress"
@@ -69,6 +73,7 @@ class Compress:
     train: Literal["encoder", "decoder", "union"]
     shape: LatentShape | None = None
     mean: Literal["tokens", "chunks"] = "tokens"
+    noise: Noise | None = None
 
     def __post_init__(self) -> None:
         if (self.train == "encoder") != (self.shape is not None):
@@ -76,7 +81,7 @@ class Compress:
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
-        return {"decoder": batch["decoder"], "encoder": batch["encoder"]}
+        return {"decoder": batch["decoder"], "encoder": batch["encoder"], "noise": self.noise}
 
     def __call__(self, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy of what the latents must predict, in nats."""
@@ -96,20 +101,6 @@ class Labels:
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; it must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Gumbel noise on the labels (section 7.2): one draw a reading, used for input and target."""
-
-    scale: float = 1.0
-    temperature: float = 1.0
-    lowest: float = -1.5
-    highest: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
 
 
 @dataclass(frozen=True, kw_only=True)

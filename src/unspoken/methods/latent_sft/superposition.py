@@ -9,6 +9,7 @@ Axes: N slots, D width, V vocabulary, K entries kept.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -109,15 +110,16 @@ def superpose(
     *,
     top_k: int | None,
     temperature: float = 1.0,
+    noise: Noise | None = None,
 ) -> Float[Tensor, "N D"]:
     """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
 
-    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``.
+    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``; it takes no noise.
     """
     if top_k is None:
         return _Full.apply(hidden, readout, table, temperature)
     weights, ids = choose(hidden @ readout.T.to(hidden.dtype), top_k, temperature)
-    return mix(weights, ids, table)
+    return mix(weights if noise is None else noise.on(weights), ids, table)
 
 
 class _Full(torch.autograd.Function):
@@ -153,6 +155,26 @@ class _Full(torch.autograd.Function):
                 weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
                 result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
         return result.to(hidden.dtype), None, None, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
+
+    scale: float = 1.0
+    temperature: float = 1.0
+    lowest: float = -1.5
+    highest: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
+            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
+
+    def on(self, weights: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        """Noisy weights, by torch's own generator; the gradient goes through."""
+        gumbel = -torch.empty_like(weights).exponential_().log()
+        bounded = (self.scale * gumbel).clamp(self.lowest, self.highest)
+        return F.softmax(((weights + 1e-10).log() + bounded) / self.temperature, dim=-1)
 
 
 def perturb(
