@@ -9,17 +9,19 @@ from typing import Any
 
 from rich.console import Console
 
-from unspoken.backbone.folder import write_json
+from unspoken.backbone.folder import read_manifest, write_json
 from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
 from unspoken.evaluation.sampling import evaluate_samples
+from unspoken.evaluation.strings import evaluate_strings
+from unspoken.evaluation.texts import evaluate_texts
 from unspoken.evaluation.words import evaluate_words
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
-from unspoken.tasks import TreeSearchConfig, TreeSearchTask
+from unspoken.tasks import GrammarConfig, GrammarTask, ProseConfig, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import seed_runs, train
 from unspoken.training.settings import as_mapping
@@ -32,13 +34,13 @@ ANALYSES = ("geometry",)
 def final_stages(recipe: Recipe) -> list[str]:
     """The stages that a recipe is about.
 
-    Of tree search, those that no other stage starts from; of word problems, all that reason by themselves, since the
-    explicit chain of thought is both a start and a baseline. Coconut's curriculum and JEPA-Reasoner end in their last
-    stage.
+    Of tree search and the grammar, those that no other stage starts from; of word problems, all that reason by
+    themselves, since the explicit chain of thought is both a start and a baseline. Coconut's curriculum and
+    JEPA-Reasoner end in their last stage.
     """
     starts = {stage.start for stage in recipe.stages}
     last = [stage.name for stage in recipe.stages if stage.name not in starts]
-    if isinstance(recipe.task, TreeSearchConfig):
+    if isinstance(recipe.task, TreeSearchConfig | GrammarConfig):
         return last
     return [
         stage.name
@@ -117,15 +119,22 @@ def measure_run(
     for name in analyses:
         if name not in ANALYSES:
             raise ValueError(f"there is no analysis {name!r}; choose from {', '.join(ANALYSES)}")
-    if (analyses or samples) and isinstance(recipe.task, TreeSearchConfig):
+    if (analyses or samples) and isinstance(recipe.task, TreeSearchConfig | GrammarConfig | ProseConfig):
+        about = recipe.task.kind.replace("_", " ")
         raise ValueError(
-            "--analysis and --samples are for word problems, and this run is about tree search; leave them out"
+            f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
         )
     task, settings, models = recipe.task.build(), recipe.evaluation, [models_of(run) for run in runs]
     if isinstance(task, TreeSearchTask):
         results = evaluate(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
+    elif isinstance(task, GrammarTask):
+        results = evaluate_strings(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
+    elif isinstance(task, ProseTask):
+        results = evaluate_texts(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
     else:
-        explicit = [s.name for s in recipe.stages if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
+        explicit = [s for s in recipe.stages if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
+        # Where one of them was given as many further steps as the methods that it is compared with, it is that one.
+        explicit.sort(key=lambda stage: not (stage.start and stage.steps_of))
         how: dict[str, Any] = {
             "problems": settings.problems,
             "batch_size": settings.batch_size,
@@ -133,11 +142,13 @@ def measure_run(
             "say": say,
         }
         tokenizer = recipe.tokenizer()
-        results = evaluate_words(task, tokenizer, models, baseline=explicit[0] if explicit else None, **how)
+        results = evaluate_words(task, tokenizer, models, baseline=explicit[0].name if explicit else None, **how)
         if "geometry" in analyses:
             results["words"]["geometry"] = evaluate_geometry(task, tokenizer, models, **how)
         if samples:
             results["words"]["samples"] = evaluate_samples(task, tokenizer, models, draws=samples, **how)
+        if (seen := read_manifest(models[0].stages[recipe.stages[0].name]).get("overlap")) is not None:
+            results["overlap"] = seen
     results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
     write_json(runs[0].folder.parent / RESULTS, results)
     return results

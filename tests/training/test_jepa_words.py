@@ -110,7 +110,6 @@ def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(train
         ("stages.dual.talker.heads=3", r"stages \(dual\): talker: "),
         ("stages.cot.talker={attention_size: 32, intermediate_size: 64, layers: 1, heads: 2}", "trains none"),
         ("stages.mono.start=cot", "a talker stage starts from sst"),
-        ("backbone=some/model", "needs a backbone shape"),
     ],
 )
 def test_an_impossible_line_is_one_clear_message(override: str, message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from unspoken.training.optimizers import MuonWithAdamW, build_optimizer, is_matrix
-from unspoken.training.recipe import Optimizer
+from unspoken.training.parts import Optimizer
 
 MUON = Optimizer(lr=0.02, lr_rest=0.003)
 ADAMW = Optimizer(name="adamw", lr=0.003, lr_rest=0.001, weight_decay=0.1)

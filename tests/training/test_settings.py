@@ -93,7 +93,7 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages.0.optimizer", {"name": "adam"}, ("stages[0].optimizer.name", "did you mean 'adamw'?")),
     ("stages.0.objective.kind", "next_tokens", ("stages[0].objective.kind", "did you mean 'next_token'?")),
     ("stages.0.objective.kind", ["next_token"], ("stages[0].objective.kind",)),
-    ("task.kind", "grammar", ("task.kind", "tree_search")),
+    ("task.kind", "tree_serch", ("task.kind", "tree_search")),
     # sizes that cannot be built
     ("backbone.hidden_size", -16, ("backbone", "hidden_size")),
     ("backbone.hidden_size", 0, ("backbone", "hidden_size")),
@@ -152,7 +152,7 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages.2.start", None, ("stages[2]", "talker", "starts from sst")),
     ("stages.3.start", "sst", ("stages[3]", "next_token", "starts from")),
     ("stages.3.start", "talker", ("stages[3]", "next_token", "starts from")),
-    ("talker", None, ("stages[2]", "no 'talker' shape")),
+    ("talker", None, ("stages[2]", "neither it nor the recipe has a 'talker' shape")),
 ]
 
 

@@ -23,7 +23,8 @@ from unspoken.experiment import final_stages, measure_run, models_of, open_run, 
 from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
 from unspoken.training import recipe as recipes
 from unspoken.training.adapters import add_adapters, published
-from unspoken.training.recipe import LoRA, Recipe
+from unspoken.training.parts import LoRA
+from unspoken.training.recipe import Recipe
 from unspoken.training.run import seed_runs
 from unspoken.training.words import batches, build_model
 
@@ -293,6 +294,7 @@ def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_measured(
         ("stages.autonomy.start=union", "autonomy stage starts from labels"),
         ("stages.labels.start=cot", "labels stage starts from compress"),
         ("stages.autonomy.objective.noise.scale=0", "positive scale"),
+        ("stages.union.objective.noise.scale=0", "positive scale"),
         ("task={kind: tree_search}", "cannot learn the task tree_search"),
         ("stages.decoder.lora.rank=0", "rank is 0"),
         ("task.largest=3", "largest is 3"),
@@ -313,3 +315,9 @@ def test_an_impossible_line_is_one_clear_message(override: str, message: str) ->
 def test_tree_search_has_no_chain_to_leave_out() -> None:
     with pytest.raises(ValueError, match="no chain to leave out"):
         recipes.load("tree-search", "tiny", ["stages.pretrain.objective.chain=none"])
+
+
+@pytest.mark.parametrize("shape", ["{top_k: null}", "{latent: hidden}"])
+def test_noise_is_refused_where_there_are_no_few_weights_to_put_it_on(shape: str) -> None:
+    with pytest.raises(ValueError, match=r"stages\[3\] \(union\): noise needs superpositions of a few tokens"):
+        line(f"stages.encoder.objective.shape={shape}", "stages.union.objective.noise={}")

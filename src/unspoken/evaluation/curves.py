@@ -13,7 +13,17 @@ def curve(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     evaluations = [entry for entry in manifest["history"] if "eval_score" in entry]
     losses = [entry for entry in manifest["history"] if "loss" in entry]
-    keep = ("exact_match", "ended", "latents", "effective_rank", "nearest_row", "sst_loss", "best_constant_loss")
+    keep = (
+        "exact_match",
+        "token_accuracy",
+        "perplexity",
+        "ended",
+        "latents",
+        "effective_rank",
+        "nearest_row",
+        "sst_loss",
+        "best_constant_loss",
+    )
     names = [
         name
         for name in evaluations[0]

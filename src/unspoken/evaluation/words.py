@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
-from unspoken.chain import LatentChain
+from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import cost
 from unspoken.evaluation.curves import curve, has_curve
@@ -33,6 +33,7 @@ from unspoken.methods.latent_sft.teacher import gold_chain
 from unspoken.tasks.words import WordProblem, WordTask
 
 _LOOKED_AT = 200  # test problems whose chains are taken apart
+_ALTERED = 500  # test problems that are answered again from every altered chain
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
@@ -260,19 +261,23 @@ def evaluate_words(
                     if test == headline:
                         answers = given
                 asked = tests[headline]
-                ended.setdefault(name, []).append(float((answers.chain.stop == 0).double().mean()))
+                # Where the length is fixed there is no end to reach.
+                if not bool((answers.chain.stop == StopReason.FIXED).all()):
+                    ended.setdefault(name, []).append(float((answers.chain.stop == StopReason.END).double().mean()))
                 latents, said = (float(x.double().mean()) for x in (answers.chain.lengths, answers.words))
                 passes = system.spoken_passes(latents, said)
                 steps.setdefault(name, []).append((latents, system.markers, said, latents + passes))
                 chained = bool(answers.chain.lengths.any())
                 if chained and name in entry.final:
                     say(f"seed {entry.seed}  {name}: controls")
+                    some = asked[:_ALTERED]
+                    own = answers.chain.select(torch.arange(len(some)))
                     tried = {
-                        control: system.answer(asked, batch_size, given=chain)
-                        for control, chain in controlled(system, answers.chain, entry.seed).items()
+                        control: system.answer(some, batch_size, given=chain)
+                        for control, chain in controlled(system, own, entry.seed).items()
                     }
                     if not isinstance(system.reasoner, ChainSpeaker):
-                        tried["forced answer"] = system.answer(asked, batch_size, given=answers.chain, box=True)
+                        tried["forced answer"] = system.answer(some, batch_size, given=own, box=True)
                     for control, result in tried.items():
                         altered.setdefault(name, {}).setdefault(control, []).append(
                             result.correct.numpy().astype(np.float64)
@@ -307,7 +312,7 @@ def evaluate_words(
         "systems": {
             name: {
                 "exact_match": dataclasses.asdict(rate(values)),
-                "ended": float(np.mean(ended[name])),
+                "ended": float(np.mean(ended[name])) if name in ended else None,
                 "cost": costs[name],
             }
             for name, values in stacked.items()
@@ -338,7 +343,9 @@ def evaluate_words(
                 name: {
                     control: {
                         "exact_match": dataclasses.asdict(rate(np.stack(values))),
-                        "difference": dataclasses.asdict(paired_difference(np.stack(values), stacked[name])),
+                        "difference": dataclasses.asdict(
+                            paired_difference(np.stack(values), stacked[name][:, : len(values[0])])
+                        ),
                     }
                     for control, values in found.items()
                 }

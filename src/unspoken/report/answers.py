@@ -18,8 +18,9 @@ from unspoken.evaluation.systems import System, answer, load_model, system_name,
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.report.formats import coefficient, count
 from unspoken.report.word_answers import answer_words
-from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks import GrammarTask, ProseTask, TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
+from unspoken.tasks.words import WordTask
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.settings import read
 from unspoken.training.stages import SeedRun
@@ -84,6 +85,21 @@ def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) ->
     return result
 
 
+def answerable(recipe: Recipe) -> TreeSearchTask | WordTask:
+    """The task of a recipe, if a person can put a problem to it.
+
+    Raises:
+        ValueError: it is about continuing strings or texts.
+    """
+    task = recipe.task.build()
+    if isinstance(task, GrammarTask | ProseTask):
+        raise ValueError(
+            f"{recipe.name} is about {recipe.task.kind}, where nobody asks anything; what its models continue is in the "
+            "report, and problems are answered by runs of tree search and of word problems"
+        )
+    return task
+
+
 def answer_problems(
     model_path: Path, texts: Sequence[str | None], *, seed: int = 0, stage: str | None = None
 ) -> Iterator[dict[str, Any]]:
@@ -98,7 +114,7 @@ def answer_problems(
         ValueError: no such model, or a text that is not a problem of its task.
     """
     recipe, folder = locate(model_path, seed, stage)
-    task = recipe.task.build()
+    task = answerable(recipe)
     if not isinstance(task, TreeSearchTask):
         yield from answer_words(recipe, folder, texts)
         return

@@ -30,6 +30,14 @@ WORD_CONTROL_MEANING = CONTROL_MEANING | {
     "forced answer": ("the box is opened right behind the chain", "Is the answer ready when the chain ends?"),
     "random mixtures": ("the same weights on random tokens", "Would any mixtures do?"),
 }
+# Of appendix C: what is wrong, and what the paper reports of a few sentences.
+CORRUPTION_MEANING = {
+    "none": ("the sentence’s own latents", "the sentence"),
+    "random string": ("latents of random tokens", "nonsense behind the prime"),
+    "random prime": ("own latents, random first tokens", "nearly the sentence, one wrong name"),
+    "gaussian": ("random directions of the same norm", "pieces of words"),
+    "other sentence": ("latents of another sentence", "the other sentence’s content"),
+}
 # These take away what a chain holds; the others disturb it or the text behind it.
 _EMPTYING = ("no chain", "swap", "mean", "random mixtures", "noise", "zero")
 
@@ -76,6 +84,12 @@ def words(results: Results) -> Mapping[str, Any]:
     return found
 
 
+def texts(results: Results) -> Mapping[str, Any]:
+    """What was measured on plain text only; empty for other tasks."""
+    found: Mapping[str, Any] = results.get("texts") or {}
+    return found
+
+
 def baseline(results: Results) -> str | None:
     """The system that the others are compared with: a word-problem run may have none, a file of trees does not say."""
     found: str | None = results.get("baseline", COUPLED)
@@ -97,7 +111,8 @@ def reasoners(results: Results) -> list[str]:
 
 def sample(results: Results) -> str:
     """``1,000 test problems, 3 seeds``."""
-    return f"{count(results['problems'], 'test problem')}, {count(len(results['seeds']), 'seed')}"
+    what = "test sentence" if texts(results) else "test problem"
+    return f"{count(results['problems'], what)}, {count(len(results['seeds']), 'seed')}"
 
 
 def difference(results: Results, system: str) -> Mapping[str, Any] | None:
@@ -129,6 +144,8 @@ def step_names(depth: int) -> list[str]:
 
 def finding(results: Results) -> str:
     """One or two sentences: what came out."""
+    if texts(results):
+        return _said(results)
     systems = results["systems"]
     calibrated = [entry["calibration"] for entry in inside(results).values() if "calibration" in entry]
     if calibrated:
@@ -148,6 +165,24 @@ def finding(results: Results) -> str:
     return (
         f"Of {len(rates)} systems, {label(results, high)} answers the most of {problems}, {percent(rates[high])}, "
         f"and {label(results, low)} the least, {percent(rates[low])}{together}.{_seeds_caveat(results)}"
+    )
+
+
+def _said(results: Results) -> str:
+    """The best Talker of plain text, with its own latents and with another sentence's."""
+    every = texts(results)["corruption"]
+    if not every:
+        language = texts(results)["language"]
+        name = max(language, key=lambda stage: language[stage]["accuracy"]["mean"])
+        right = percent(language[name]["accuracy"]["mean"], 1)
+        return f"{name} knows {right} of the next tokens of unseen text.{_seeds_caveat(results)}"
+    best = max(every, key=lambda name: every[name]["conditions"]["none"]["right"]["mean"])
+    own, other = (every[best]["conditions"][name] for name in ("none", "other sentence"))
+    return (
+        f"From the latents of an unseen sentence the Talker ({best.replace('_', ' ')}) says "
+        f"{percent(own['right']['mean'], 1)} of its tokens. From those of another sentence it says "
+        f"{percent(other['right']['mean'], 1)} of them, and {percent(other['other']['mean'], 1)} of the other’s."
+        f"{_seeds_caveat(results)}"
     )
 
 

@@ -25,6 +25,7 @@ from unspoken.report.findings import (
     inside,
     is_ambiguous,
     label,
+    texts,
     words,
 )
 from unspoken.report.formats import (
@@ -42,12 +43,14 @@ from unspoken.report.formats import (
 )
 from unspoken.report.latents import calibration_section, examples_section, mixture_section, pca_section
 from unspoken.report.markup import Cell, Section, figure, heads, paragraph, prose, table, text_cell
+from unspoken.report.strings import claims_section, forced_section, latent_noise_section, strings, token_noise_section
 from unspoken.report.strips import strips_section
 from unspoken.report.superposition import superposition_section
+from unspoken.report.texts import language_section, sentences_section, texts_headline
 from unspoken.report.words import geometry_section, samples_section, steps_table, tests_section, word_controls_section
 
 NEAREST = ", nearest row"
-SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2"}
+SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2", "coconut": "c4"}
 
 
 # --- what came out -----------------------------------------------------------------------------------------------
@@ -55,6 +58,8 @@ SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2"}
 
 def headline(results: Results) -> str:
     """Exact match of every system, against the baseline and beside the paper's."""
+    if texts(results):
+        return texts_headline(results)
     systems = results["systems"]
     colours = figures.system_colours(results) if words(results) else SYSTEM_COLOURS
     against = label(results, baseline(results) or "")
@@ -107,6 +112,12 @@ def _headline_caption(results: Results, compared: bool) -> str:
         names = list(words(results).get("tests", ()))
         problems += f" of {names[0]}" if len(names) > 1 else ""
         text = f"Share of {problems} whose boxed answer is right; every system gets the same problems. "
+    elif strings(results):
+        symbols, half = strings(results)["symbols"], strings(results)["half"]
+        text = (
+            f"Share of {problems} of which symbols {half + 1} to {symbols} behind the prompt are all right: the only ones that "
+            "Coconut says. "
+        )
     else:
         text = (
             f"Share of {problems} whose whole answer is right, its end included; every system gets the same problems. "
@@ -206,7 +217,7 @@ def controls_section(results: Results) -> Section | None:
         rows.append(_control(name, given, question, entry["exact_match"], entry.get("symbol_accuracy"), "c0"))
     caption = (
         "The same trained model speaks from an altered chain. Bar: exact match of the whole answer, with its 95 % interval; "
-        "diamond: share of right names below the root. A bar that stays as long as the first one means that what was "
+        f"diamond: share of right {'symbols' if strings(results) else 'names below the root'}. A bar that stays as long as the first one means that what was "
         "destroyed was not used; a bar near zero, that the answer needed it."
     )
     scale, asks = Cell(small="0 to 100 %", classes="graphic"), text_cell("What it asks", classes="wide")
@@ -255,7 +266,11 @@ def training_section(results: Results) -> Section | None:
         "One thin line a seed. Exact match is measured on validation problems, in free generation; the dot is the checkpoint "
         "that was kept. Losses of different objectives cannot be compared. "
     )
-    if not words(results):
+    if texts(results):
+        caption = "One thin line a seed. Checkpoints are selected on validation rows. Losses of different objectives cannot be compared."
+    elif strings(results):
+        caption += "A string can go on in several ways, so no curve reaches the top."
+    elif not words(results):
         caption += "Look for a plateau followed by a fall: there the search is found."
     elif any(kind.get("kind") == "compress" for kind in figures.stage_kinds(results).values()):
         caption += (
@@ -307,7 +322,7 @@ def cost_section(results: Results) -> Section | None:
                     Cell(text=milliseconds(cost["seconds_batched"])),
                     Cell(text=milliseconds(cost["seconds_alone"])),
                     Cell(text=quantity(cost["parameters"])),
-                    Cell(text=percent(entry["ended"], 1)),
+                    Cell(text="–" if entry["ended"] is None else percent(entry["ended"], 1)),
                 ]
             )
     if not rows:
@@ -341,6 +356,10 @@ def recipe_section(results: Results) -> Section | None:
 
 SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     paper_section,
+    claims_section,
+    token_noise_section,
+    latent_noise_section,
+    forced_section,
     steps_section,
     controls_section,
     containment_section,
@@ -354,6 +373,8 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     strips_section,
     superposition_section,
     geometry_section,
+    sentences_section,
+    language_section,
     training_section,
     cost_section,
     recipe_section,

@@ -20,6 +20,7 @@ from unspoken.report.findings import (
     differs,
     each_seed,
     label,
+    texts,
     words,
 )
 from unspoken.report.formats import (
@@ -37,6 +38,7 @@ from unspoken.report.formats import (
     quantity,
     steps,
 )
+from unspoken.report.strings import claims, string_tables, strings
 
 
 def _say(text: str, console: Console) -> None:
@@ -131,7 +133,8 @@ def _controls(results: Results, console: Console) -> None:
         ]
         for name, entry in results["controls"].items()
     ]
-    _show("the same Talker on an altered chain", ["control", "exact", "95 % interval", "names right"], rows, console)
+    part = "symbols" if strings(results) else "names"
+    _show("the same Talker on an altered chain", ["control", "exact", "95 % interval", f"{part} right"], rows, console)
 
 
 def _mixtures(results: Results, console: Console) -> None:
@@ -298,6 +301,57 @@ def _geometry(results: Results, console: Console) -> None:
         _show(title, ["system", "norm", "effective rank", "cosine", "Frechet", "MMD"], rows, console)
 
 
+# --- plain text --------------------------------------------------------------------------------------------------
+
+
+def _corruption(results: Results, console: Console) -> None:
+    measured = texts(results)
+    for system, entry in measured["corruption"].items():
+        rows = []
+        for name, found in entry["conditions"].items():
+            change = found.get("change")
+            told = "" if change is None else points(change["mean"])
+            rows.append(
+                [
+                    name,
+                    percent(found["right"]["mean"], 1),
+                    percent_range(found["right"]["low"], found["right"]["high"], 1),
+                    told if change is None or differs(change) else f"({told})",
+                    percent(found["other"]["mean"], 1),
+                    percent_range(found["other"]["low"], found["other"]["high"], 1),
+                ]
+            )
+        title = (
+            f"{system.replace('_', ' ')}: tokens said behind the first {measured['prime']} of "
+            f"{count(measured['sentences'], 'test sentence')}; by chance two agree in {percent(entry['alike'], 1)}"
+        )
+        header = ["corruption", "its own", "95 % interval", "change", "the other's", "95 % interval"]
+        _show(title, header, rows, console)
+
+
+def _language(results: Results, console: Console) -> None:
+    measured = texts(results)
+    if not measured:
+        return
+    rows = []
+    for stage, entry in measured["language"].items():
+        lost, right = entry.get("perplexity"), entry["accuracy"]
+        span = NO_VALUE if lost is None else f"{coefficient(lost['low'])} – {coefficient(lost['high'])}"
+        rows.append(
+            [
+                stage.replace("_", " "),
+                NO_VALUE if lost is None else coefficient(lost["mean"]),
+                span,
+                percent(right["mean"], 1),
+                percent_range(right["low"], right["high"], 1),
+            ]
+        )
+    title = (
+        f"the next token, on {count(measured['rows'], 'test text')} of {count(measured['tokens'], 'token')} together"
+    )
+    _show(title, ["stage", "perplexity", "95 % interval", "right", "95 % interval"], rows, console)
+
+
 def print_results(results: Results, console: Console) -> None:
     """Everything a run measured, in under a hundred columns.
 
@@ -305,14 +359,23 @@ def print_results(results: Results, console: Console) -> None:
         results: content of a results file.
         console: a terminal gets tables, anything else plain aligned text.
     """
-    _headline(results, console)
+    if texts(results):
+        _corruption(results, console)
+        _language(results, console)
+    else:
+        _headline(results, console)
     _tests(results, console)
     _steps(results, console)
-    _costs(results, console)
+    if not texts(results):
+        _costs(results, console)
     _chain_controls(results, console)
     _superposition(results, console)
     _samples(results, console)
     _geometry(results, console)
+    for title, header, rows in string_tables(results):
+        _show(title, header, rows, console)
+    for name, told in claims(results) if strings(results) else ():
+        _say(textwrap.fill(f"{name}: {told}", 96, subsequent_indent="  "), console)
     if results.get("controls"):
         _controls(results, console)
     if results.get("inside"):

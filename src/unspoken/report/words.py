@@ -104,6 +104,9 @@ def word_controls_section(results: Results) -> Section | None:
         "difference; grey where the data cannot tell it from zero. A bar that stays as long as the first one means that what "
         "was destroyed was not used."
     )
+    altered = min(entry["exact_match"]["problems"] for entries in controls.values() for entry in entries.values())
+    if altered < results["problems"]:
+        caption += f" Altered chains are measured on the first {altered:,} of the {results['problems']:,} problems."
     head = heads("Chain", *(label(results, system) for system in controls))
     head += [text_cell("What it asks", classes="wide")] if asks else []
     body = f'<ul class="verdicts">{verdicts}</ul>{table(head, rows, caption=caption, classes="matrix")}'

@@ -18,11 +18,10 @@ from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasoner
 from unspoken.methods.jepa_reasoner.talker import Picker
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
 from unspoken.reasoning import SilentReasoner, Speech, StopRule
-from unspoken.report.answers import locate
+from unspoken.report.answers import answerable, locate
 from unspoken.serving.batch import Job
 from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.words import WordTask
-from unspoken.training.words import task_of
 
 # Of a prompt, the most words to say and how they are picked.
 JobMaker = Callable[[Sequence[int], int, Picker], Job]
@@ -66,13 +65,13 @@ def open_served(path: Path, *, seed: int = 0, stage: str | None = None) -> Serve
         ValueError: there is no such model, or it is damaged.
     """
     recipe, folder = locate(path, seed, stage)
+    task = answerable(recipe)
     model, stage = load_model(folder), folder.parent.name
     name = f"{recipe.name}-{recipe.size}-{stage}"
-    task = recipe.task.build()
     if isinstance(task, TreeSearchTask):
         return served_tree(model, task, name=name)
     spelling = Spelling(tokenizer=recipe.tokenizer())
-    return served_words(systems_of(stage, model, spelling, recipe.evaluation.max_answer)[0], task_of(recipe), name=name)
+    return served_words(systems_of(stage, model, spelling, recipe.evaluation.max_answer)[0], task, name=name)
 
 
 def served_words(system: WordSystem, task: WordTask, *, name: str) -> Served:

@@ -6,6 +6,7 @@ from unspoken.tasks.dataset import GeneratedDataset
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
 from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
 from unspoken.tasks.logic import LogicConfig, LogicTask
+from unspoken.tasks.prose import ProseConfig, ProseTask
 from unspoken.tasks.tree_search import TreeProblems, TreeSearchConfig, TreeSearchTask
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "GrammarTask",
     "LogicConfig",
     "LogicTask",
+    "ProseConfig",
+    "ProseTask",
     "TreeProblems",
     "TreeSearchConfig",
     "TreeSearchTask",

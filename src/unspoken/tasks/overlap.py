@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.words import WordProblem, WordTask
 
 _WORD = re.compile(r"\w+")
 _Gram = tuple[str, ...]
@@ -75,6 +75,14 @@ def overlap(
             for name, problems in asked.items()
         },
     }
+
+
+def seen_in_training(task: WordTask) -> dict[str, Any] | None:
+    """`overlap` of a task's own training rows with each of its test sets; None where either is endless or missing."""
+    sizes = {split: task.size(split) for split in ("train", *task.tests)}
+    found = {split: task.sample(split, range(size)) for split, size in sizes.items() if size is not None}
+    train = found.pop("train", None)
+    return None if train is None or not found else overlap(train, found)
 
 
 def _words(text: str) -> list[str]:

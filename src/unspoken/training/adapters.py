@@ -8,32 +8,47 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from unspoken.methods.coconut import CoconutModel
+from unspoken.methods.jepa_reasoner import JepaReasonerModel
 from unspoken.methods.latent_sft import LatentSFTModel
-from unspoken.training.recipe import LoRA
+from unspoken.training.parts import LoRA
 
 
 def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
-    """Put adapters on the linear layers of every trainable part, in place; the weights below them are frozen."""
+    """Put adapters on the linear layers of every trainable part, in place; the weights below them are frozen.
+
+    Of a JEPA-Reasoner the table is still trained in full: its target is a moving average of the online table, and an
+    average of rows that stand still would switch half of the method off.
+    """
     parts = [model]
     if isinstance(model, LatentSFTModel):
         halves = [model.decoder.base_model, *([model.encoder] if model.config.has_encoder else [])]
         parts = [half for half in halves if any(parameter.requires_grad for parameter in half.parameters())]
     if isinstance(model, CoconutModel):
         parts = [model.decoder.base_model]
+    if isinstance(model, JepaReasonerModel):
+        parts = [model.backbone]
     for part in parts:
         layers = [
             name
             for name, module in part.named_modules()
-            if isinstance(module, nn.Linear) and module is not part.get_output_embeddings()
+            if isinstance(module, nn.Linear | Conv1D) and module is not part.get_output_embeddings()
         ]
         config = LoraConfig(
-            r=settings.rank, lora_alpha=2 * settings.rank, lora_dropout=settings.dropout, target_modules=layers
+            r=settings.rank,
+            lora_alpha=2 * settings.rank,
+            lora_dropout=settings.dropout,
+            target_modules=layers,
+            # The GPT-2 family keeps its matrices the other way round.
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in part.modules()),
         )
         for parameter in part.parameters():
             parameter.requires_grad_(False)
         inject_adapter_in_model(config, part)
+    if isinstance(model, JepaReasonerModel):
+        model.backbone.get_input_embeddings().requires_grad_(True)
 
 
 def published(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from unspoken.training.recipe import Optimizer
+from unspoken.training.parts import Optimizer
 
 
 class MuonWithAdamW(torch.optim.Optimizer):

@@ -8,8 +8,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.methods.latent_sft import Labels, Spelling
-from unspoken.tasks import TreeSearchConfig
-from unspoken.training import trees, words
+from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
+from unspoken.training import strings, texts, trees, words
 from unspoken.training.optimizers import is_matrix
 from unspoken.training.recipe import Recipe, Stage
 
@@ -27,7 +27,8 @@ def _model_facts(stage: Stage, model: PreTrainedModel, config: PreTrainedConfig,
     state = 2 * trained - (matrices if stage.optimizer.name == "muon" else 0)
     # Kept for the backward pass: per block about 10 widths of the residual stream, the heads, the FFN and the scores.
     attention = getattr(config, "attention_size", config.hidden_size)
-    widths = 6 * config.hidden_size + 5 * attention + 2 * config.intermediate_size
+    ffn = getattr(config, "intermediate_size", 4 * config.hidden_size)
+    widths = 6 * config.hidden_size + 5 * attention + 2 * ffn
     scores = 2 * config.num_attention_heads * sequence
     activations = stage.batch_size * sequence * config.num_hidden_layers * (widths + scores)
     return {
@@ -41,11 +42,14 @@ def _model_facts(stage: Stage, model: PreTrainedModel, config: PreTrainedConfig,
     }
 
 
-def _tree_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
+def _own_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
+    """Of a task with a vocabulary of its own."""
+    builders = {GrammarConfig.kind: strings.build_model, ProseConfig.kind: texts.build_model}
+    build_model = builders.get(recipe.task.kind, trees.build_model)
     built: dict[str, PreTrainedModel] = {}
     facts = []
     for stage in recipe.stages:
-        model = trees.build_model(recipe, stage, built.get(stage.start) if stage.start else None)
+        model = build_model(recipe, stage, built.get(stage.start) if stage.start else None)
         built[stage.name] = model
         facts.append(_model_facts(stage, model, recipe.backbone_config(), sequence))
     return facts
@@ -54,7 +58,7 @@ def _tree_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
 def _word_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
     config = words.base_config(recipe)
     return [
-        _model_facts(stage, words.build_empty(stage, config), config, sequence)
+        _model_facts(stage, words.build_empty(recipe, stage, config), config, sequence)
         for stage in recipe.stages
         if not isinstance(stage.objective, Labels)
     ]
@@ -65,6 +69,10 @@ def _sequence(recipe: Recipe) -> int:
     if isinstance(recipe.task, TreeSearchConfig):
         task = trees.task_of(recipe)
         return task.prompt_length + task.answer_length
+    if isinstance(recipe.task, GrammarConfig):
+        return round(strings.task_of(recipe).grammar.mean_length) + 1
+    if isinstance(recipe.task, ProseConfig):
+        return recipe.task.length
     spelling = Spelling(tokenizer=recipe.tokenizer())
     spans = [spelling.spans(problem) for problem in words.task_of(recipe).sample("train", range(64))]
     return round(sum(len(row.prompt) + len(row.chain) + len(row.answer) for row in spans) / len(spans))
@@ -74,7 +82,9 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameter counts, memory and token budget of every stage."""
     sequence = _sequence(recipe)
     with torch.device("meta"):
-        facts_of = _tree_models if isinstance(recipe.task, TreeSearchConfig) else _word_models
+        facts_of = (
+            _own_models if isinstance(recipe.task, TreeSearchConfig | GrammarConfig | ProseConfig) else _word_models
+        )
         models = facts_of(recipe, sequence)
     return {
         "name": recipe.name,

@@ -16,128 +16,19 @@ from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy, Compress, Labels
-from unspoken.tasks import ArithmeticConfig, CompetitionConfig, GradeSchoolConfig, LogicConfig, TreeSearchConfig
+from unspoken.tasks import (
+    ArithmeticConfig,
+    CompetitionConfig,
+    GradeSchoolConfig,
+    GrammarConfig,
+    LogicConfig,
+    ProseConfig,
+    TreeSearchConfig,
+)
+from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
 
 Size = Literal["tiny", "small", "paper"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StackShape:
-    """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
-
-    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
-    open point 8). ``initializer_range``: standard deviation of fresh weights.
-    """
-
-    hidden_size: int
-    attention_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    unit_embeddings: bool = True
-    initializer_range: float = 0.02
-
-    def __post_init__(self) -> None:
-        self.config(vocab_size=1, positions=1)
-
-    def config(self, *, vocab_size: int, positions: int, **others: Any) -> UnspokenConfig:
-        """The transformers config of this shape."""
-        try:
-            return UnspokenConfig(
-                vocab_size=vocab_size,
-                hidden_size=self.hidden_size,
-                attention_size=self.attention_size,
-                intermediate_size=self.intermediate_size,
-                num_hidden_layers=self.layers,
-                num_attention_heads=self.heads,
-                unit_embeddings=self.unit_embeddings,
-                initializer_range=self.initializer_range,
-                max_position_embeddings=positions,
-                **others,
-            )
-        except Exception as error:
-            # The library wraps our message in two lines of its own.
-            raise ValueError(str(error.__cause__ or error).strip().splitlines()[-1].strip()) from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TalkerShape:
-    """The Talker. Its width is the Reasoner's latent width.
-
-    Attributes:
-        variant: ``"mono"`` or ``"dual"``.
-        causal: mask of the Mono-Talker; the Dual-Talker's decoder is always causal.
-        encoder_layers: blocks of the Dual-Talker's encoder; 1 if null.
-    """
-
-    variant: Literal["mono", "dual"] = "mono"
-    causal: bool = True
-    attention_size: int
-    intermediate_size: int
-    layers: int
-    heads: int
-    encoder_layers: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.encoder_layers is not None and self.encoder_layers < 1:
-            raise ValueError(f"encoder_layers is {self.encoder_layers}; it must be at least 1")
-        if self.variant == "mono" and self.encoder_layers is not None:
-            raise ValueError("encoder_layers is set, but a mono Talker has no encoder")
-        if self.variant == "dual" and not self.causal:
-            raise ValueError("causal is false, but the decoder of a dual Talker is always causal")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """How a stage's weights move.
-
-    Attributes:
-        name: ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
-        lr: peak learning rate of the matrices.
-        lr_rest: peak learning rate of everything else; the same as ``lr`` if null.
-        weight_decay: of the matrices; table and gains have none.
-        betas: of AdamW.
-        warmup_steps: linear warm-up.
-        schedule: decay to zero after the warm-up, or none.
-        clip: largest norm of the gradient.
-    """
-
-    name: Literal["muon", "adamw"] = "muon"
-    lr: float = 0.02
-    lr_rest: float | None = 0.003
-    weight_decay: float = 0.0
-    betas: tuple[float, ...] = (0.9, 0.95)
-    warmup_steps: int = 20
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
-            raise ValueError("learning rates must be positive")
-        if self.name == "adamw" and self.lr > 0.01:
-            raise ValueError(f"lr is {self.lr}, a rate for Muon; AdamW wants about 0.001 or less: set lr and lr_rest")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas is {list(self.betas)}; it must be two numbers in [0, 1)")
-        if self.weight_decay < 0 or self.warmup_steps < 0 or self.clip <= 0:
-            raise ValueError("weight_decay and warmup_steps cannot be negative, and clip must be positive")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoRA:
-    """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends (section 5.3).
-
-    Attributes:
-        rank: of the adapters; their scale is 2, as published.
-        dropout: before them.
-    """
-
-    rank: int = 64
-    dropout: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; they must be at least 1 and in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +47,7 @@ class Stage:
         optimizer: see `Optimizer`.
         lora: adapters instead of full training; null trains all weights.
         talker: shape of this stage's Talker; the recipe's if null.
+        blocks: the Reasoner of an ``sst`` stage keeps the first so many of the backbone's; all if null.
         evaluate_every: steps between two looks at the validation problems; checkpoints are written then too.
     """
 
@@ -168,6 +60,7 @@ class Stage:
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: LoRA | None = None
     talker: TalkerShape | None = None
+    blocks: int | None = None
     evaluate_every: int = 250
 
     def __post_init__(self) -> None:
@@ -180,6 +73,10 @@ class Stage:
             raise ValueError("give exactly one of steps and steps_of")
         if self.talker is not None and self.objective.kind != "talker":
             raise ValueError(f"talker is set, but a {self.objective.kind} stage trains none")
+        if self.lora is not None and self.objective.kind == "talker":
+            raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
+        if self.blocks is not None and (self.objective.kind != "sst" or self.blocks < 1):
+            raise ValueError(f"blocks is {self.blocks}; an sst stage may have it, and it must be at least 1")
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.batch_size < 1 or self.evaluate_every < 1:
@@ -216,6 +113,7 @@ _TREE_STAGES: dict[str, tuple[str | None, ...]] = {
     "sst": (None, "next_token"),
     "talker": ("sst",),
 }
+_STRING_STAGES = {**_TREE_STAGES, "coconut": (None, "next_token")}
 _WORD_STAGES: dict[str, tuple[str | None, ...]] = {
     "next_token": (None, "next_token"),
     "compress": (None, "next_token", "compress"),
@@ -224,6 +122,12 @@ _WORD_STAGES: dict[str, tuple[str | None, ...]] = {
     "sst": (None, "next_token"),
     "talker": ("sst",),
     "coconut": (None, "next_token", "coconut"),
+}
+# Tasks with a vocabulary of their own; every other is one of word problems.
+_NEEDS = {
+    TreeSearchConfig.kind: _TREE_STAGES,
+    GrammarConfig.kind: _STRING_STAGES,
+    ProseConfig.kind: _TREE_STAGES,
 }
 
 
@@ -241,7 +145,15 @@ class Recipe:
     name: str
     size: Size
     summary: str = ""
-    task: TreeSearchConfig | ArithmeticConfig | GradeSchoolConfig | LogicConfig | CompetitionConfig
+    task: (
+        TreeSearchConfig
+        | GrammarConfig
+        | ProseConfig
+        | ArithmeticConfig
+        | GradeSchoolConfig
+        | LogicConfig
+        | CompetitionConfig
+    )
     backbone: StackShape | str
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
@@ -257,9 +169,15 @@ class Recipe:
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         seen: dict[str, Stage] = {}
-        needs = _TREE_STAGES if isinstance(self.task, TreeSearchConfig) else _WORD_STAGES
-        if isinstance(self.backbone, str) and isinstance(self.task, TreeSearchConfig):
-            raise ValueError("backbone: tree search has a vocabulary of its own; give a shape, not a pretrained model")
+        needs = _NEEDS.get(self.task.kind, _WORD_STAGES)
+        if isinstance(self.backbone, str) and self.task.kind in _NEEDS:
+            name = self.task.kind.replace("_", " ")
+            raise ValueError(f"backbone: {name} has a vocabulary of its own; give a shape, not a pretrained model")
+        if isinstance(self.task, GrammarConfig) and self.task.steps % 2:
+            raise ValueError(
+                f"task.steps is {self.task.steps}; give an even number: one half of the symbols is measured under "
+                "noise on tokens, the other under noise on latents"
+            )
         if isinstance(self.backbone, StackShape) and isinstance(self.task, GradeSchoolConfig | CompetitionConfig):
             raise ValueError(f"backbone: {self.task.kind} problems are natural language; give a pretrained model")
         names = [stage.name for stage in self.stages]
@@ -294,17 +212,13 @@ class Recipe:
                 )
             if stage.objective.kind == "talker" and (self.talker or stage.talker) is None:
                 raise ValueError(f"{where} trains a Talker, but neither it nor the recipe has a 'talker' shape")
-            if stage.objective.kind in ("sst", "talker") and isinstance(self.backbone, str):
-                raise ValueError(f"{where}: a JEPA-Reasoner needs a backbone shape, not a pretrained model")
             self._check_line(stage, seen, where)
             seen[stage.name] = stage
-        if self.talker is not None and isinstance(self.backbone, str):
-            raise ValueError("talker: a Talker needs a backbone shape, not a pretrained model")
         shapes = {"talker": self.talker, **{f"stages ({stage.name}): talker": stage.talker for stage in self.stages}}
         for where, shape in shapes.items():
             if shape is not None:
                 try:
-                    self.talker_config(shape, vocab_size=1)
+                    self.talker_config(shape, hidden_size=1, vocab_size=1)
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
 
@@ -315,15 +229,31 @@ class Recipe:
         latents.
         """
         chainless = isinstance(stage.objective, NextToken) and stage.objective.chain == "none"
-        if chainless and isinstance(self.task, TreeSearchConfig):
-            raise ValueError(f"{where}: chain is 'none', but tree search has no chain to leave out")
+        if chainless and self.task.kind in _NEEDS:
+            name = self.task.kind.replace("_", " ")
+            raise ValueError(f"{where}: chain is 'none', but {name} has no chain to leave out")
+        if stage.blocks is not None and isinstance(self.backbone, StackShape) and stage.blocks > self.backbone.layers:
+            raise ValueError(f"{where}: blocks is {stage.blocks}, but the backbone has {self.backbone.layers} layers")
         if isinstance(stage.objective, Compress):
             before = seen[stage.start].objective if stage.start else None
             trained = before.train if isinstance(before, Compress) else None
             wanted = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
             if trained not in wanted[stage.objective.train]:
                 raise ValueError(f"{where}: stages of a line train encoder, then decoder, then union; set its start")
+            first = stage
+            while isinstance(first.objective, Compress) and first.objective.shape is None:
+                first = seen[str(first.start)]
+            shape = first.objective.shape if isinstance(first.objective, Compress) else None
+            if stage.objective.noise and shape and (shape.top_k is None or shape.latent == "hidden"):
+                raise ValueError(f"{where}: noise needs superpositions of a few tokens; set top_k, or noise to null")
         if isinstance(stage.objective, Coconut):
+            if isinstance(self.task, GrammarConfig):
+                whole = Coconut(replaced=self.task.steps // 2, latents_per_step=1)
+                if stage.objective != whole:
+                    raise ValueError(
+                        f"{where}: on the grammar latents stand for the first half of {self.task.steps} symbols, one "
+                        f"each; set replaced to {whole.replaced}, latents_per_step to 1 and rest to 'explicit'"
+                    )
             before = seen[stage.start].objective if stage.start else None
             if isinstance(before, Coconut) and before.latents > stage.objective.latents:
                 raise ValueError(
@@ -349,6 +279,8 @@ class Recipe:
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.backbone, padding_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        if found.eos_token_id is None:
+            raise ValueError(f"backbone {self.backbone!r}: its tokenizer has no end-of-sequence token; set eos_token")
         if found.pad_token_id is None:
             found.pad_token = found.eos_token
         return found
@@ -392,11 +324,15 @@ class Recipe:
         assert found is not None
         return found
 
-    def talker_config(self, talker: TalkerShape, vocab_size: int | None = None) -> UnspokenConfig:
-        """The Talker's blocks, at the latent width."""
-        assert isinstance(self.backbone, StackShape)
+    def talker_config(self, talker: TalkerShape, *, hidden_size: int, vocab_size: int | None = None) -> UnspokenConfig:
+        """The Talker's blocks.
+
+        Args:
+            hidden_size: the latent width, which a pretrained backbone knows and the recipe does not.
+            vocab_size: rows of its head; the tokenizer's by default.
+        """
         shape = StackShape(
-            hidden_size=self.backbone.hidden_size,
+            hidden_size=hidden_size,
             attention_size=talker.attention_size,
             intermediate_size=talker.intermediate_size,
             layers=talker.layers,

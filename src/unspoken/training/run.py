@@ -11,6 +11,7 @@ from transformers.utils import logging as transformers_logging
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import SeedRun, claim, train_stage
+from unspoken.training.words import base_config
 
 
 def seed_runs(recipe: Recipe, output: Path, seeds: int) -> list[SeedRun]:
@@ -30,10 +31,13 @@ def train(
         only: train this stage alone; the stages it starts from must be finished.
 
     Raises:
-        ValueError: the folder belongs to another recipe, a stage is missing, or a file was damaged.
+        ValueError: the folder belongs to another recipe, a stage is missing, a file was damaged, or the pretrained
+            backbone cannot be had or has fewer blocks than the recipe wants.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    if isinstance(recipe.backbone, str):
+        base_config(recipe)  # what is wrong with it is said before anything is trained
     claim(output, recipe)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)

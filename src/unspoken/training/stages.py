@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,18 @@ from transformers import TrainerCallback
 from unspoken.backbone.folder import verify, write_json
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.latent_sft import Autonomy, Labels
-from unspoken.tasks import GeneratedDataset, TreeSearchConfig
-from unspoken.training import trees, words
+from unspoken.tasks import (
+    CompetitionConfig,
+    GeneratedDataset,
+    GradeSchoolConfig,
+    GrammarConfig,
+    ProseConfig,
+    TreeSearchConfig,
+)
+from unspoken.tasks.overlap import seen_in_training
+from unspoken.training import strings, texts, trees, words
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.settings import as_mapping
+from unspoken.training.settings import as_mapping, read
 from unspoken.training.trainer import MODEL, StageTrainer, clear
 
 
@@ -43,12 +52,23 @@ class SeedRun:
         return self.model_folder(stage.name).is_dir()
 
 
+@lru_cache(maxsize=4)
+def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[str, Any] | None:  # noqa: ARG001
+    """Found once for all stages of a run; ``data`` is the fingerprint, since files change under the same name."""
+    return seen_in_training(config.build())
+
+
 def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What every published folder records about where it came from."""
+    """What every published folder records about where it came from.
+
+    ``overlap`` says which test problems stand in the training rows, for tasks that read both from files.
+    """
+    task, data = recipe.task, recipe.task.build().fingerprint
     return {
         "recipe": as_mapping(recipe),
         "seed": seed,
-        "data": recipe.task.build().fingerprint,
+        "data": data,
+        **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
         "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
     }
@@ -61,6 +81,10 @@ def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Gene
     """
     if isinstance(recipe.task, TreeSearchConfig):
         make = trees.batches(recipe, seed)
+    elif isinstance(recipe.task, GrammarConfig):
+        make = strings.batches(recipe, stage, seed)
+    elif isinstance(recipe.task, ProseConfig):
+        make = texts.batches(recipe, stage, seed)
     else:
         make = words.batches(recipe, stage, start, seed)
     first = 0 if isinstance(stage.objective, Autonomy) else recipe.samples_before(stage)
@@ -100,6 +124,12 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     if isinstance(run.recipe.task, TreeSearchConfig):
         model = trees.build_model(run.recipe, stage, None if start is None else load_model(start))
         judge = trees.judge_of(run.recipe, stage)
+    elif isinstance(run.recipe.task, GrammarConfig):
+        model = strings.build_model(run.recipe, stage, None if start is None else load_model(start))
+        judge = strings.judge_of(run.recipe, stage)
+    elif isinstance(run.recipe.task, ProseConfig):
+        model = texts.build_model(run.recipe, stage, None if start is None else load_model(start))
+        judge = texts.judge_of(run.recipe, stage)
     else:
         model, judge = words.build_model(run.recipe, stage, start), words.judge_of(run.recipe, stage)
     trainer = StageTrainer(
@@ -134,7 +164,8 @@ def claim(folder: Path, recipe: Recipe) -> None:
     content = as_mapping(recipe)
     if path.is_file():
         try:
-            before = json.loads(path.read_text())
+            # Read as a recipe, so that a key which is newer than the folder has its default there.
+            before = as_mapping(read(Recipe, json.loads(path.read_text())))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; remove {folder} and train again") from None
         changed = [key for key in content if _trains(before).get(key) != _trains(content).get(key)]

@@ -107,7 +107,10 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         # Its chain stands for the explicit steps, the end marker and the answer.
         end = Spelling(tokenizer=recipe.tokenizer()).markers.end
         cap = recipe.evaluation.max_latents + len(end) + recipe.evaluation.max_answer
-        return jepa.build_model(recipe, stage, None if start is None else load_model(start), max_latents=cap)
+        before = None if start is None else load_model(start)
+        if before is None and isinstance(recipe.backbone, str):
+            before = _base(recipe, None)
+        model = jepa.build_model(recipe, stage, before, max_latents=cap)
     elif isinstance(objective, Coconut):
         base = _base(recipe, start)
         model = CoconutModel._from_config(base.config, attn_implementation=recipe.attention)
@@ -135,19 +138,39 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
 
 
 def base_config(recipe: Recipe) -> PreTrainedConfig:
-    """Configuration of the causal language model that every stage starts from."""
+    """Configuration of the causal language model that every stage starts from.
+
+    Raises:
+        ValueError: there is no pretrained model of that name, or it has fewer blocks than an SST stage asks for.
+    """
     if not isinstance(recipe.backbone, str):
         return recipe.backbone_config()
-    config: PreTrainedConfig = AutoConfig.from_pretrained(recipe.backbone)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(recipe.backbone)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"backbone {recipe.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    for stage in recipe.stages:
+        if isinstance(stage.objective, SST):
+            jepa.first_blocks(config, stage)
     return config
 
 
-def build_empty(stage: Stage, config: PreTrainedConfig) -> PreTrainedModel:
-    """The stage's model with no particular weights, for counting; works on the meta device."""
+def build_empty(recipe: Recipe, stage: Stage, config: PreTrainedConfig) -> PreTrainedModel:
+    """The stage's model with no particular weights, for counting; works on the meta device.
+
+    Args:
+        config: the recipe's `base_config`.
+    """
     auto: Any = AutoModelForCausalLM
     objective = stage.objective
     if isinstance(objective, NextToken):
         model: PreTrainedModel = auto.from_config(config)
+    elif isinstance(objective, SST):
+        model = jepa.build_model(recipe, stage, auto.from_config(config), max_latents=1)
+    elif isinstance(objective, TalkerLoss):
+        assert stage.start is not None
+        reasoner = build_empty(recipe, replace(recipe.stage(stage.start), lora=None), config)
+        model = jepa.build_model(recipe, stage, reasoner, max_latents=1)
     elif isinstance(objective, Coconut):
         model = CoconutModel(config)
     else:
@@ -181,6 +204,8 @@ def _speak_like(model: PreTrainedModel, recipe: Recipe) -> None:
     """Ends and padding of answers are the tokenizer's."""
     tokenizer = recipe.tokenizer()
     speaker = model.decoder if isinstance(model, LatentSFTModel | CoconutModel) else model
+    if isinstance(speaker, JepaReasonerModel):
+        return  # it has no words of its own
     speaker.generation_config.eos_token_id = tokenizer.eos_token_id
     speaker.generation_config.pad_token_id = tokenizer.pad_token_id
 

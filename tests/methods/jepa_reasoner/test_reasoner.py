@@ -12,7 +12,7 @@ from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
 from unspoken.reasoning import StopRule
 from unspoken.training.optimizers import build_optimizer
-from unspoken.training.recipe import Optimizer
+from unspoken.training.parts import Optimizer
 
 FIXED = StopRule(max_latents=6, fixed=True)
 

@@ -359,7 +359,8 @@ def test_the_model_learns_its_labels() -> None:
 
 
 def test_the_model_is_given_its_part_of_a_batch() -> None:
-    assert Compress(train="union").inputs({"decoder": 1, "encoder": 2, "other": 3}) == {"decoder": 1, "encoder": 2}
+    given = Compress(train="union").inputs({"decoder": 1, "encoder": 2, "other": 3})
+    assert given == {"decoder": 1, "encoder": 2, "noise": None}
     batch = {"decoder": 1, "weights": 2, "ids": 3, "other": 4}
     assert Autonomy().inputs(batch) == {"decoder": 1, "weights": 2, "ids": 3}
 

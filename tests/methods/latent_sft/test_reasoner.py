@@ -12,7 +12,13 @@ import torch
 from conformance import ReasonerConformance, assert_same_chain, left_padded
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+)
 
 from unspoken.chain import StopReason
 from unspoken.methods.latent_sft import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
@@ -416,3 +422,24 @@ def test_a_chain_that_met_its_cap_says_so_through_generate(loaded: PreTrainedMod
     assert chain is not None
     assert {StopReason.END, StopReason.CAP} == {StopReason(int(reason)) for reason in chain.stop}
     assert END not in LatentSettings.of(loaded).end_ids
+
+
+class FirstIs(StoppingCriteria):
+    """Stops a row once it has said a token that only some rows say first."""
+
+    def __init__(self, token: int) -> None:
+        self.token = token
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+        stops: Any = input_ids[:, -1] == self.token
+        return stops
+
+
+def test_a_stopping_criterion_ends_its_rows_and_no_others(loaded: PreTrainedModel) -> None:
+    free = answers(generated(loaded, eos_token_id=99), [99])
+    token, end = free[0][0], next(unused for unused in range(20) if not any(unused in row for row in free))
+    stopped = answers(generated(loaded, eos_token_id=end, stopping_criteria=[FirstIs(token)]), [end])
+    for one, other in zip(free, stopped, strict=True):
+        place = one.index(token) if token in one else len(one)
+        assert other == [*one[: place + 1], end][:6]
+    assert len({len(answer) for answer in stopped}) > 1

@@ -52,6 +52,8 @@ class SST:
         k: weight of the loss. Invisible to Adam but for clipping and epsilon.
         momentum: of the target table, applied once after every optimiser step.
         positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
+        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
+            as in the training before, so rows of a pretrained model enter as they are.
     """
 
     kind: ClassVar[str] = "sst"
@@ -59,6 +61,7 @@ class SST:
     k: float = 4.0
     momentum: float = 0.98
     positions: Literal["all", "answer"] = "answer"
+    unit_tokens: bool | None = None
 
     def __post_init__(self) -> None:
         if self.k <= 0:

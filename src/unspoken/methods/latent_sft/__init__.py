@@ -3,9 +3,10 @@
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig, LatentShape
 from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.objective import Autonomy, Compress, Labels, Noise
+from unspoken.methods.latent_sft.objective import Autonomy, Compress, Labels
 from unspoken.methods.latent_sft.reasoner import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
 from unspoken.methods.latent_sft.spelling import Spelling
+from unspoken.methods.latent_sft.superposition import Noise
 
 __all__ = [
     "Autonomy",

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.utils.generic import ModelOutput
 
 from unspoken.chain import LatentChain
@@ -188,7 +188,7 @@ def latent_generate(
     model: Any,
     input_ids: Int[Tensor, "B T"],
     logits_processor: LogitsProcessorList,
-    stopping_criteria: Any,  # noqa: ARG001 - the library passes it
+    stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
     latent: LatentSettings | None = None,
     latent_noise: float = 0.0,
@@ -198,8 +198,9 @@ def latent_generate(
     """Silent reasoning as a decoding loop of the library.
 
     ``model.generate(**inputs, custom_generate=latent_generate)`` works on any plain causal language model folder.
-    ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options hold for the
-    answer; the chain is deterministic unless ``latent_noise`` is set.
+    ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options and stopping
+    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library keeps a
+    ``streamer`` to itself, so it hears the prompt alone; ``unspoken serve`` streams.
 
     Args:
         latent: the settings; those in the model's generation config by default.
@@ -216,12 +217,19 @@ def latent_generate(
         raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
     settings = latent or LatentSettings.of(model)
     reasoner = LatentReasoner(model=model, settings=settings, noise=latent_noise)
+    stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
-        scores = logits_processor(torch.cat([input_ids[rows], said], dim=1), scores)
-        if not generation_config.do_sample:
-            return scores.argmax(dim=-1)
-        return torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
+        before = torch.cat([input_ids[rows], said], dim=1)
+        scores = logits_processor(before, scores)
+        if generation_config.do_sample:
+            token = torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
+        else:
+            token = scores.argmax(dim=-1)
+        # A row that a criterion stopped ends with the next token.
+        token = torch.where(stopped[rows], _end_and_pad(generation_config)[0][0], token)
+        stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)
+        return token
 
     answer_room = (generation_config.max_length or 0) - input_ids.shape[1]
     # Named in the signature, the library would pass the mask twice.

@@ -1,0 +1,473 @@
+"""Measures finished seeds that continue the strings of a grammar (JEPA-Reasoner, sections 6.2, 6.3 and 6.6).
+
+The layout is that of `unspoken.evaluation.measure`, with ``strings``. Every system answers for the same symbols, so
+exact match is that of the second half of a continuation: Coconut says no other, for its latents stand for the first.
+
+``strings`` holds ``symbols`` and ``half`` (of a continuation); ``coconut`` (the name of that system); ``steps`` (system
+-> accuracy of each symbol, None where it is not said); ``valid`` (system -> rate of whole continuations that begin some
+string); ``token_noise`` (``systems`` and ``comparison`` as `robustness.summary` and `robustness.comparison` give them,
+and ``valid``, a mean for each level); ``latent_noise`` (``renormalised`` and ``free``, each ``systems``, ``comparison``
+and ``norm_ratio``); ``containment`` (`robustness.effect_summary`); ``prime`` of a Dual-Talker.
+
+Axes: B strings, P prompt tokens, M symbols.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken.chain import LatentChain
+from unspoken.evaluation.controls import CONTROLS
+from unspoken.evaluation.cost import cost
+from unspoken.evaluation.curves import curve
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.robustness import (
+    Effect,
+    Hits,
+    LatentNoise,
+    Run,
+    answering_run,
+    comparison,
+    containment,
+    corrupted,
+    coupled_run,
+    effect_summary,
+    hits,
+    noisy_chain,
+    pair_run,
+    summary,
+    token_noise,
+)
+from unspoken.evaluation.significance import Outcomes, paired_difference, rate
+from unspoken.evaluation.systems import COUPLED, PAIR, Answers, load_model, system_name, system_of
+from unspoken.methods.coconut import CoconutModel
+from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
+from unspoken.reasoning import SilentReasoner, StopRule
+from unspoken.tasks import GrammarProblems, GrammarTask
+from unspoken.tasks.grammar import EOS, FIRST_TERMINAL, PAD, TERMINALS
+
+TOKEN_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+FRACTIONS = (0.0, 0.05, 0.1, 0.15)
+SYMBOLS = torch.arange(FIRST_TERMINAL, FIRST_TERMINAL + len(TERMINALS))
+
+_FORCED = 0.25  # share of the words that containment makes wrong
+_FEW = 200  # problems for containment and cost
+
+
+# --- anything that continues strings -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuer:
+    """A model as it continues strings: every symbol that it says has one latent before the first of them is said.
+
+    Attributes:
+        name: for tables.
+        model: its parameters are counted.
+        method: what writes its chain.
+        opening: tokens between prompt and chain.
+        unsaid: symbols behind the prompt that latents stand for and nobody says.
+        respond: prompts ``[B, P]``, their mask and a fixed length to the chain and what is said from it.
+        speak: a chain, prompts and their mask to what is said.
+        run: prompts, mask and length to what containment runs; None where nothing is said but the chain itself.
+        passes: sequential forward passes of speaking, given the number of symbols.
+    """
+
+    name: str
+    model: PreTrainedModel
+    method: SilentReasoner
+    opening: tuple[int, ...] = ()
+    unsaid: int = 0
+    respond: Callable[[Tensor, Tensor, StopRule], tuple[LatentChain, Tensor]]
+    speak: Callable[[LatentChain, Tensor, Tensor], Tensor]
+    run: Callable[[Tensor, Tensor, StopRule], Run] | None
+    passes: Callable[[int], int]
+
+
+def continuer_of(model: PreTrainedModel, *, name: str) -> Continuer:
+    """How a stage's model continues strings: a pair, a Reasoner by its nearest rows, Coconut, or in tokens."""
+    if isinstance(model, CoconutModel):
+        model = model.decoder
+    if getattr(getattr(model, "generation_config", None), "latent", None) is not None:
+        return _thinker(model, name)
+    system = system_of(model, name=name)
+    method: SilentReasoner
+    run: Callable[[Tensor, Tensor, StopRule], Run] | None = None
+    if isinstance(model, JepaReasonerForCausalLM):
+        method, run = model.reasoner, partial(pair_run, model)
+    elif isinstance(model, JepaReasonerModel):
+        method = model
+    else:
+        method = CoupledReasoner(model=model, end_id=EOS, pad_id=PAD)
+        run = partial(coupled_run, method)
+
+    def respond(ids: Tensor, mask: Tensor, stop: StopRule) -> tuple[LatentChain, Tensor]:
+        chain = system.reason(ids, mask, stop)
+        return chain, system.speak(chain)
+
+    return Continuer(
+        name=name,
+        model=model,
+        method=method,
+        respond=respond,
+        speak=lambda chain, _ids, _mask: system.speak(chain),
+        run=run,
+        passes=system.spoken_passes,
+    )
+
+
+def _thinker(model: PreTrainedModel, name: str) -> Continuer:
+    """Coconut: its latents stand for the first half of a continuation, and it says the second."""
+    reasoner = LatentReasoner(model=model, settings=LatentSettings.of(model))
+    settings = reasoner.settings
+
+    def respond(ids: Tensor, mask: Tensor, stop: StopRule, **how: Any) -> tuple[LatentChain, Tensor]:
+        return reasoner.respond(ids, mask, max_tokens=stop.max_latents, **how)
+
+    return Continuer(
+        name=name,
+        model=model,
+        method=reasoner,
+        opening=settings.open_ids,
+        unsaid=settings.max_latents,
+        respond=respond,
+        speak=lambda chain, ids, mask: respond(ids, mask, _fixed(chain.mask.shape[1]), given=chain)[1],
+        run=lambda ids, mask, stop: answering_run(partial(respond, ids, mask, stop)),
+        passes=lambda words: len(settings.end_ids) + words,
+    )
+
+
+def _fixed(steps: int) -> StopRule:
+    return StopRule(max_latents=steps, fixed=True)
+
+
+@torch.no_grad()
+def continued(
+    one: Continuer, prompts: Mapping[str, Tensor], steps: int, batch_size: int
+) -> tuple[LatentChain, Int[Tensor, "B M"]]:
+    """The chains of some prompts and the symbols said from them, as many as latents.
+
+    Args:
+        prompts: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left.
+        steps: latents of every chain.
+    """
+    chains, said = [], []
+    for rows in torch.arange(len(prompts["input_ids"])).split(batch_size):
+        chain, words = one.respond(prompts["input_ids"][rows], prompts["attention_mask"][rows], _fixed(steps))
+        chains.append(chain)
+        said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
+    return LatentChain.concatenate(chains), torch.cat(said)
+
+
+@torch.no_grad()
+def _noisily(
+    one: Continuer, prompts: Mapping[str, Tensor], steps: int, noise: LatentNoise, batch_size: int
+) -> tuple[Tensor, float]:
+    """What is said from noisy chains ``[B, M]``, and the mean ratio of noise norm to latent norm."""
+    ids, mask = prompts["input_ids"], prompts["attention_mask"]
+    opening = torch.tensor(one.opening, dtype=ids.dtype).expand(len(ids), -1)
+    opened, seen = torch.cat([ids, opening], dim=1), torch.cat([mask, torch.ones_like(opening)], dim=1)
+    chain, ratio = noisy_chain(one.method, opened, seen, _fixed(steps), noise, batch_size=batch_size)
+    said = []
+    for rows in torch.arange(len(ids)).split(batch_size):
+        words = one.speak(chain.select(rows), ids[rows], mask[rows])
+        said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
+    return torch.cat(said), ratio
+
+
+# --- one model ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """What one model of one seed did.
+
+    Attributes:
+        exact: ``[B]``, whether the whole second half was right.
+        steps: accuracy of each symbol that was said.
+        valid: ``[B]``; None of a system that does not say all symbols, like the next two.
+        token: the first half, said behind corrupted prompts.
+        token_valid: for each rate, how often it begins some string behind the clean prompt.
+        latent, ratio: the second half with noise on every latent, renormalised and not.
+        effect: of wrong words in its mouth.
+    """
+
+    exact: Outcomes
+    steps: list[float]
+    valid: Outcomes | None = None
+    token: Hits | None = None
+    token_valid: list[float] = field(default_factory=list)
+    latent: dict[bool, Hits]
+    ratio: dict[bool, dict[float, float]]
+    effect: Effect | None
+
+
+def _whole(found: Outcomes) -> Outcomes:
+    """Whether every symbol of a row was right."""
+    outcome: Outcomes = found.min(axis=1)
+    return outcome
+
+
+def _some(problems: GrammarProblems, rows: slice) -> GrammarProblems:
+    return GrammarProblems(
+        ids_BT=problems.ids_BT[rows], length_B=problems.length_B[rows], prompt_B=problems.prompt_B[rows]
+    )
+
+
+def _prefixes(
+    one: Continuer, task: GrammarTask, problems: GrammarProblems, seed: int, batch_size: int
+) -> tuple[Hits, list[float]]:
+    """The first half behind corrupted prompts (section 6.2), and how often it is valid behind the clean ones."""
+    short = replace(task.config, steps=task.config.steps // 2).build()
+    prompts, valid = task.prompts(problems), []
+
+    def answer(ids: Tensor) -> Tensor:
+        _, said = continued(one, {**prompts, "input_ids": ids}, short.config.steps, batch_size)
+        valid.append(float(short.valid(said, problems).double().mean()))
+        return said
+
+    found = token_noise(
+        answer, prompts["input_ids"], short.answers(problems), rates=TOKEN_RATES, alternatives=SYMBOLS, seed=seed
+    )
+    return found, valid
+
+
+def _read(
+    one: Continuer,
+    said: Tensor,
+    task: GrammarTask,
+    problems: GrammarProblems,
+    seed: int,
+    batch_size: int,
+) -> _Reading:
+    steps, half = said.shape[1], task.config.steps // 2
+    prompts, right = task.prompts(problems), task.answers(problems)
+    behind = right[:, half:]
+    clean = hits(said[:, half - one.unsaid :], behind)
+    latent: dict[bool, Hits] = {}
+    ratio: dict[bool, dict[float, float]] = {}
+    for renormalise in (True, False):
+        found, norms = {0.0: clean}, {0.0: 0.0}
+        for fraction in FRACTIONS[1:]:
+            noise = LatentNoise(fraction=fraction, seed=seed, renormalise=renormalise)
+            noisy, norms[fraction] = _noisily(one, prompts, steps, noise, batch_size)
+            found[fraction] = hits(noisy[:, half - one.unsaid :], behind)
+        latent[renormalise], ratio[renormalise] = found, norms
+    effect = None
+    if one.run is not None:
+        few = _some(problems, slice(_FEW))
+        asked, wanted = task.prompts(few), task.answers(few)[:, one.unsaid :]
+        run = one.run(asked["input_ids"], asked["attention_mask"], _fixed(steps))
+        effect = containment(run, wanted, alternatives=SYMBOLS, rate=_FORCED, seed=seed)
+    whole: dict[str, Any] = {}
+    if not one.unsaid:
+        token, token_valid = _prefixes(one, task, problems, seed, batch_size)
+        valid = task.valid(said, problems).numpy().astype(np.float64)
+        whole = {"valid": valid, "token": token, "token_valid": token_valid}
+    return _Reading(
+        exact=_whole(clean),
+        steps=hits(said, right[:, one.unsaid :]).mean(axis=0).tolist(),
+        latent=latent,
+        ratio=ratio,
+        effect=effect,
+        **whole,
+    )
+
+
+def _cost(one: Continuer, task: GrammarTask, problems: GrammarProblems, batch_size: int) -> dict[str, Any]:
+    steps = task.config.steps - one.unsaid
+
+    def respond(start: int, stop: int, at_once: int) -> Answers:
+        chain, said = continued(one, task.prompts(_some(problems, slice(start, stop))), steps, at_once)
+        counted = torch.full((len(said),), steps)
+        return Answers(chain=chain, spoken=said, words=counted, correct=torch.zeros(len(said), dtype=torch.bool))
+
+    spent = cost(
+        respond,
+        min(len(problems), _FEW),
+        parameters=sum(parameter.numel() for parameter in one.model.parameters()),
+        spoken_passes=lambda _, words: one.passes(round(words)),
+        batch_size=batch_size,
+    )
+    return asdict(spent)
+
+
+@torch.no_grad()
+def _controls(
+    model: JepaReasonerForCausalLM, chain: LatentChain, right: Tensor, seed: int
+) -> tuple[dict[str, Outcomes], dict[str, Outcomes]]:
+    """Hits ``[B, M]`` of the second half: from every altered chain, and behind right and wrong first halves.
+
+    Only a Dual-Talker hears what was said before; a Mono-Talker has no second part.
+    """
+    half = right.shape[1] // 2
+    altered = {}
+    for name, control in CONTROLS.items():
+        said = model.speak(control(chain, torch.Generator().manual_seed(seed)))
+        altered[name] = hits(said[:, half:], right[:, half:])
+    if model.config.talker_kind == "mono":
+        return altered, {}
+    first = right[:, :half]
+    wrong = corrupted(first, torch.ones_like(first, dtype=torch.bool), 1.0, SYMBOLS, seed)
+    primed = {
+        name: hits(model.speak(chain, prime=prime)[:, half:], right[:, half:])
+        for name, prime in (("right", first), ("wrong", wrong))
+    }
+    return altered, primed
+
+
+# --- all of them -------------------------------------------------------------------------------------------------
+
+
+def _rated(seeds: Sequence[Outcomes]) -> dict[str, Any]:
+    return asdict(rate(np.stack(seeds)))
+
+
+def _halves(seeds: Sequence[Outcomes]) -> dict[str, Any]:
+    return {
+        "exact_match": _rated([_whole(found) for found in seeds]),
+        "symbol_accuracy": float(np.mean(seeds)),
+    }
+
+
+def _noise(found: Mapping[str, Sequence[Hits]], against: str | None) -> dict[str, Any]:
+    """Every system's curves, and its paired tests against one of them, if that was measured."""
+    base = None if against is None else found.get(against)
+    return {
+        "systems": {name: summary(seeds) for name, seeds in found.items()},
+        "comparison": {
+            f"{name} - {against}": comparison(seeds, base)
+            for name, seeds in found.items()
+            if base is not None and seeds is not base
+        },
+    }
+
+
+def _gathered(readings: Mapping[str, Sequence[_Reading]], task: GrammarTask, coconut: str | None) -> dict[str, Any]:
+    steps = task.config.steps
+    token = {name: [r.token for r in seeds if r.token is not None] for name, seeds in readings.items()}
+    valid = {name: [r.valid for r in seeds if r.valid is not None] for name, seeds in readings.items()}
+    effects = {name: [r.effect for r in seeds if r.effect is not None] for name, seeds in readings.items()}
+    latent = {}
+    for renormalise, kind in ((True, "renormalised"), (False, "free")):
+        noisy = {name: [r.latent[renormalise] for r in seeds] for name, seeds in readings.items()}
+        # One kind is tested: twice the tests would be twice the chances to find something.
+        latent[kind] = _noise(noisy, coconut if renormalise else None)
+        latent[kind]["norm_ratio"] = {
+            name: [float(np.mean([r.ratio[renormalise][level] for r in seeds])) for level in FRACTIONS]
+            for name, seeds in readings.items()
+        }
+    means = {name: np.mean([r.steps for r in seeds], axis=0).tolist() for name, seeds in readings.items()}
+    return {
+        "symbols": steps,
+        "half": steps // 2,
+        "coconut": coconut,
+        "steps": {name: [None] * (steps - len(values)) + values for name, values in means.items()},
+        "valid": {name: _rated(seeds) for name, seeds in valid.items() if seeds},
+        "token_noise": {
+            **_noise({name: seeds for name, seeds in token.items() if seeds}, COUPLED),
+            "valid": {
+                name: np.mean([r.token_valid for r in readings[name]], axis=0).tolist()
+                for name, seeds in token.items()
+                if seeds
+            },
+        },
+        "latent_noise": latent,
+        "containment": {name: effect_summary(seeds) for name, seeds in effects.items() if seeds},
+    }
+
+
+def evaluate_strings(
+    task: GrammarTask,
+    seeds: list[SeedModels],
+    *,
+    problems: int,
+    batch_size: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every final stage on the test strings.
+
+    The first pair of a seed is also read without its Talker, and its chains are altered.
+
+    Args:
+        task: with an even number of symbols to say: the first half under noise on tokens, the second under noise on
+            latents. The paper's are four and four.
+        seeds: finished folders.
+        problems: number of test problems, the same for all seeds and systems.
+        batch_size: problems answered at once.
+        say: told what is being done.
+
+    Returns:
+        The content described at the top of this file, without recipe and command.
+    """
+    test = task.sample("test", np.arange(problems))
+    prompts, right = task.prompts(test), task.answers(test)
+    readings: dict[str, list[_Reading]] = {}
+    costs: dict[str, dict[str, Any]] = {}
+    altered: dict[str, list[Outcomes]] = {}
+    primed: dict[str, list[Outcomes]] = {}
+    both = (altered, primed)
+    coconut: str | None = None
+    for entry in seeds:
+        taken: list[str] = []
+        for stage, folder in entry.final.items():
+            model = load_model(folder)
+            name = system_name(model, stage)
+            name = f"{name}, {stage}" if name in taken else name
+            taken.append(name)
+            systems = [continuer_of(model, name=name)]
+            if isinstance(model, JepaReasonerForCausalLM) and name == PAIR:
+                systems.append(continuer_of(model.reasoner, name=f"{name}, nearest row"))
+            for one in systems:
+                say(f"seed {entry.seed}  {one.name}: {problems} test strings")
+                coconut = coconut or (one.name if one.unsaid else None)
+                chain, said = continued(one, prompts, task.config.steps - one.unsaid, batch_size)
+                reading = _read(one, said, task, test, entry.seed, batch_size)
+                readings.setdefault(one.name, []).append(reading)
+                if entry is seeds[0]:
+                    costs[one.name] = _cost(one, task, test, batch_size)
+                if isinstance(one.model, JepaReasonerForCausalLM) and name == PAIR:
+                    for kept, found in zip(both, _controls(one.model, chain, right, entry.seed), strict=True):
+                        for control, outcome in found.items():
+                            kept.setdefault(control, []).append(outcome)
+    stacked = {name: np.stack([reading.exact for reading in found]) for name, found in readings.items()}
+    strings = _gathered(readings, task, coconut)
+    strings["prime"] = {name: _halves(found) for name, found in primed.items()}
+    return {
+        "schema": 1,
+        "seeds": [entry.seed for entry in seeds],
+        "problems": problems,
+        "systems": {
+            # A continuation has a fixed length: nothing ends by itself.
+            name: {"cost": costs[name], "exact_match": asdict(rate(values)), "ended": None}
+            for name, values in stacked.items()
+        },
+        "differences": {
+            f"{name} - {COUPLED}": asdict(paired_difference(values, stacked[COUPLED]))
+            for name, values in stacked.items()
+            if COUPLED in stacked and name != COUPLED
+        },
+        "controls": {name: _halves(found) for name, found in altered.items()},
+        "inside": {},
+        "reference": {},
+        "containment": None,
+        "examples": [],
+        "pca": None,
+        "strings": strings,
+        "training": [
+            {"seed": entry.seed, "stages": {name: curve(folder) for name, folder in entry.stages.items()}}
+            for entry in seeds
+        ],
+    }

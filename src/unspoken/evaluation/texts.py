@@ -1,0 +1,162 @@
+"""Measures finished seeds of a run on plain text.
+
+Layout as in `unspoken.evaluation.measure`, with a part ``texts``: ``rows`` and ``tokens`` read; ``language`` (stage ->
+``accuracy`` of the next token and, where there are logits, ``perplexity``, each with its interval); ``sentences``,
+``prime`` and ``corruption`` (stage -> the ablation of appendix C); ``samples`` of it as text. ``exact_match`` of a
+system is the share of sentences that its Talker says word for word from their own latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken.evaluation.corruption import Ablation, ablate, ablation_summary
+from unspoken.evaluation.curves import curve
+from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
+from unspoken.evaluation.systems import load_model
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.tasks.prose import MARKERS, ProseTask, Row
+
+_SAMPLES = 3
+
+
+@torch.no_grad()
+def next_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], batch_size: int) -> dict[str, Outcomes]:
+    """How well the next token of texts is known, a row a text.
+
+    Args:
+        model: a causal language model, or a Reasoner, of which the nearest table row of each latent counts.
+        batch: ``input_ids`` and ``attention_mask`` ``[B, T]`` without padding.
+        batch_size: texts read at once.
+
+    Returns:
+        ``accuracy`` ``[B]`` and, of a language model, ``loss`` ``[B]`` in nats a token.
+    """
+    right, losses = [], []
+    for ids, mask in zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True):
+        # The class's forward: while it trains, the instance's is wrapped in autocast, and readings are in float32.
+        outputs = type(model).forward(model, input_ids=ids, attention_mask=mask)
+        if isinstance(model, JepaReasonerModel):
+            found = model.nearest_row(outputs.latents[:, :-1])
+        else:
+            found = outputs.logits[:, :-1].argmax(dim=-1)
+            wrong = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
+            losses.append(wrong.mean(dim=1))
+        right.append((found == ids[:, 1:]).double().mean(dim=1))
+    read = {"accuracy": torch.cat(right).numpy()}
+    return read | ({"loss": torch.cat(losses).double().numpy()} if losses else {})
+
+
+def _language(seeds: list[dict[str, Outcomes]]) -> dict[str, Any]:
+    """Accuracy and perplexity with their intervals."""
+    keys = list(seeds[0])
+    values = np.stack([np.stack([entry[key] for key in keys], axis=1) for entry in seeds])
+    drawn, means = bootstrap_means(values, draws=2000), values.mean(axis=(0, 1))
+    found = {}
+    for place, key in enumerate(keys):
+        mean, sampled = float(means[place]), drawn[:, place]
+        if key == "loss":
+            found["perplexity"] = asdict(interval(float(np.exp(mean)), np.exp(sampled)))
+        else:
+            found[key] = asdict(interval(mean, sampled))
+    return found
+
+
+def sentence_pairs(rows: list[Row]) -> list[Row]:
+    """Sentences in order of length, so that neighbours are about as long; an odd one out is left out.
+
+    Raises:
+        ValueError: there are not two.
+    """
+    if len(rows) < 2:
+        raise ValueError("the test split has a single sentence; give more text, or widen task.sentence_tokens")
+    return sorted(rows, key=len)[: len(rows) - len(rows) % 2]
+
+
+def _samples(task: ProseTask, system: str, ablation: Ablation) -> list[dict[str, Any]]:
+    """Pairs from the middle, where sentences have the usual length."""
+    middle = len(ablation.tokens) // 2
+    rows = range(middle - middle % 2, len(ablation.tokens), 2)[:_SAMPLES]
+    return [
+        {
+            "system": system,
+            "sentence": task.text(ablation.tokens[row]),
+            "other": task.text(ablation.tokens[row + 1]),
+            "said": {name: task.text(said[row]) for name, said in ablation.said.items()},
+        }
+        for row in rows
+    ]
+
+
+def evaluate_texts(
+    task: ProseTask,
+    seeds: list[SeedModels],
+    *,
+    problems: int,
+    batch_size: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Measure every stage on test texts, and every pair on test sentences, once.
+
+    Args:
+        task: of the recipe.
+        seeds: finished folders.
+        problems: number of test texts, and of test sentences; fewer where the split has fewer.
+        batch_size: rows read or spoken at once.
+        say: told what is being done.
+
+    Returns:
+        The content described at the top of this file, without recipe and command.
+    """
+    texts = task.encode(task.first("test", problems))
+    rows = sentence_pairs(task.first("test", problems, kind="sentences"))
+    sentences = task.encode(rows)
+    drawable = torch.arange(len(MARKERS), len(task.tokenizer))
+    prime = task.config.prime
+    language: dict[str, list[dict[str, Outcomes]]] = {}
+    ablations: dict[str, list[Ablation]] = {}
+    samples: list[dict[str, Any]] = []
+    for entry in seeds:
+        for stage, folder in entry.stages.items():
+            model = load_model(folder)
+            if isinstance(model, JepaReasonerForCausalLM):
+                say(f"seed {entry.seed}  {stage}: {len(rows)} test sentences, right and corrupted")
+                found = ablate(
+                    model, sentences, prime=prime, alternatives=drawable, seed=entry.seed, batch_size=batch_size
+                )
+                ablations.setdefault(stage, []).append(found)
+                samples += _samples(task, stage, found) if entry is seeds[0] else []
+            else:
+                say(f"seed {entry.seed}  {stage}: {len(texts['input_ids'])} test texts")
+                language.setdefault(stage, []).append(next_tokens(model, texts, batch_size))
+    corruption = {stage: ablation_summary(found) for stage, found in ablations.items()}
+    return {
+        "schema": 1,
+        "seeds": [entry.seed for entry in seeds],
+        "problems": len(rows),
+        "systems": {
+            stage: {key: summary.pop(key) for key in ("exact_match", "ended")} for stage, summary in corruption.items()
+        },
+        "texts": {
+            "rows": len(texts["input_ids"]),
+            "tokens": texts["input_ids"].numel(),
+            "language": {stage: _language(found) for stage, found in language.items()},
+            "sentences": len(rows),
+            "prime": prime,
+            "corruption": corruption,
+            "samples": samples,
+        },
+        "training": [
+            {"seed": entry.seed, "stages": {name: curve(folder) for name, folder in entry.stages.items()}}
+            for entry in seeds
+        ],
+    }

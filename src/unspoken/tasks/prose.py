@@ -1,0 +1,379 @@
+"""Plain text: what the language models of JEPA-Reasoner are pretrained on (C4 and WikiText in the paper), and single
+sentences, which the Talker says in the ablation of its appendix C.
+
+A corpus is made of documents: the paragraphs of a file, or the rows of a data set on the Hugging Face hub. A document
+belongs to exactly one split, by its hash. Two kinds of rows are made of them: *texts*, in which documents with an
+end-of-sequence behind each are laid end to end and cut into pieces of one length, so that nothing is padding; and
+*sentences*, alone between two ends. Files are read into memory and shuffled anew in every epoch; data sets on the hub
+are streamed, never stored, and read forwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from itertools import count, islice, zip_longest
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from unspoken.tasks.files import epoch_order
+from unspoken.tasks.words import Indices
+
+Row: TypeAlias = NDArray[np.int64]
+Kind = Literal["texts", "sentences"]
+
+PAD, EOS = range(2)
+MARKERS = ("[PAD]", "[EOS]")
+PYTHON_HELP = "python-help"
+
+_SPLIT_CLASSES = {"train": range(14), "validation": range(14, 15), "test": range(15, 16)}
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_BLANK_LINES = re.compile(r"\n\s*\n")
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]*[A-Z])")
+_TOKENIZER_DOCUMENTS = 10_000  # enough for merges that are all frequent
+_SHUFFLED_TOGETHER = 10_000  # rows of a stream, which is too long to be shuffled as a whole
+_LONGEST = 1024  # positions that a recipe's models are built for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProseConfig:
+    """Which texts, and how they are cut.
+
+    Attributes:
+        train: a text file in UTF-8 whose documents are parted by blank lines; ``owner/name[:config]``, a data set on
+            the hub whose rows have a field "text" (``allenai/c4:en``, ``Salesforce/wikitext:wikitext-103-raw-v1``);
+            "python-help", the reference that every Python brings along and the only choice that needs nothing; or a
+            list of these, whose documents are read in turn.
+        vocabulary: entries of the byte-pair tokenizer that is trained on the training documents, two markers and all
+            256 bytes among them.
+        length: tokens of a text.
+        sentence_tokens: the fewest and the most tokens of a sentence; shorter and longer ones are left out.
+        prime: tokens of a sentence that the ablation gives to a Dual-Talker; the paper's are 10.
+    """
+
+    kind: ClassVar[str] = "prose"
+
+    train: str | tuple[str, ...]
+    vocabulary: int = 4096
+    length: int = 128
+    sentence_tokens: tuple[int, ...] = (16, 40)
+    prime: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("train is empty; name a file, a data set on the hub, or a list of them")
+        if not 258 <= self.vocabulary <= 2**16:
+            raise ValueError(f"vocabulary is {self.vocabulary}; two markers and 256 bytes are 258, and most is {2**16}")
+        if not 2 <= self.length <= _LONGEST:
+            raise ValueError(f"length is {self.length}; it must lie between 2 and {_LONGEST}")
+        if len(self.sentence_tokens) != 2 or not self.sentence_tokens[0] <= self.sentence_tokens[1] < _LONGEST - 1:
+            raise ValueError(
+                f"sentence_tokens is {list(self.sentence_tokens)}; it must be two numbers, the smaller first, "
+                f"below {_LONGEST - 1}"
+            )
+        if not 0 <= self.prime < self.sentence_tokens[0]:
+            raise ValueError(
+                f"prime is {self.prime} and the shortest sentence has {self.sentence_tokens[0]} tokens; "
+                "a sentence must go on behind its prime"
+            )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names in ``train``."""
+        return (self.train,) if isinstance(self.train, str) else self.train
+
+    def build(self) -> ProseTask:
+        """The task of this configuration; reads all files. As long as they do not change, it is the same object.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        return _task(self, tuple(_read(source) for source in self.sources))
+
+
+@lru_cache(maxsize=2)
+def _task(config: ProseConfig, texts: tuple[str | None, ...]) -> ProseTask:
+    """A tokenizer takes seconds to train, and training asks for the task again and again."""
+    return ProseTask(config, texts)
+
+
+class ProseTask:
+    """Makes texts and sentences.
+
+    Args:
+        texts: what each source holds, or None for a stream.
+    """
+
+    def __init__(self, config: ProseConfig, texts: tuple[str | None, ...]) -> None:
+        self.config = config
+        self._texts = texts
+        self._streams: dict[tuple[Kind, str, int], _Stream] = {}
+        self._encoded_once: dict[tuple[Kind, str], list[Row]] = {}
+
+    @property
+    def streamed(self) -> bool:
+        """Whether a source is on the hub, so that nobody knows how many rows there are."""
+        return None in self._texts
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the data that this task makes: by content where there are files, by name where there are none."""
+        digests = [None if text is None else hashlib.sha256(text.encode()).hexdigest() for text in self._texts]
+        names = [source for source, text in zip(self.config.sources, self._texts, strict=True) if text is None]
+        settings = {**asdict(self.config), "train": names, "digests": digests}
+        text = json.dumps({"kind": self.config.kind, **settings}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Byte-level byte pairs (Sennrich et al., 2016), learned from the first 10,000 training documents.
+
+        Every text can be written, and there are exactly as many entries as the configuration says.
+
+        Raises:
+            ValueError: the documents have too few byte pairs.
+        """
+        wanted = self.config.vocabulary
+        made = Tokenizer(models.BPE())
+        # The space makes a sentence the same tokens alone and behind another one.
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        made.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=wanted,
+            special_tokens=list(MARKERS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        made.train_from_iterator(islice(self._documents("train", 0, 0), _TOKENIZER_DOCUMENTS), trainer)
+        if made.get_vocab_size() < wanted:
+            raise ValueError(
+                f"task.vocabulary is {wanted}, but the training documents give only {made.get_vocab_size()} entries; "
+                "lower it, or give more text"
+            )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=made,
+            pad_token=MARKERS[PAD],
+            eos_token=MARKERS[EOS],
+            padding_side="left",
+            clean_up_tokenization_spaces=False,
+        )
+
+    # --- rows ----------------------------------------------------------------------------------------------------
+
+    def size(self, split: str, kind: Kind = "texts") -> int | None:
+        """How many different rows a split has; None if it is streamed.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        _check(split)
+        if self.streamed:
+            return None
+        known = self._known(kind, split)
+        return len(known) if kind == "sentences" else sum(map(len, known)) // self.config.length
+
+    def sample(self, split: str, indices: Indices, seed: int = 0, *, kind: Kind = "texts") -> list[Row]:
+        """The rows with the given indices, a pure function of (configuration, seed, split, kind, index).
+
+        Training rows never end: an epoch follows the other, each in its own order. Reading is forwards: a row behind
+        the last one read costs the rows between them, an earlier one all rows from the start.
+
+        Args:
+            kind: "texts" of ``length`` tokens, or "sentences" between two ends.
+
+        Raises:
+            ValueError: there is no such split, or it has no rows of this kind.
+            IndexError: an index lies outside a validation or test split that is not streamed.
+        """
+        size = self.size(split, kind)
+        if split != "train":
+            seed = 0  # all seeds are measured on the same rows
+            if size and any(not 0 <= index < size for index in indices):
+                raise IndexError(f"the {split} split has {size} {kind}, and not all of {list(indices)} are among them")
+        stream = self._streams.setdefault(
+            (kind, split, seed),
+            _Stream(f"the {split} split has no {kind}", lambda epoch: self._rows(kind, split, seed, epoch)),
+        )
+        return stream.take(indices)
+
+    def first(self, split: str, most: int, *, kind: Kind = "texts") -> list[Row]:
+        """The first rows of a split: ``most`` of them, or all where there are fewer.
+
+        Raises:
+            ValueError: there is no such split, or it has no rows of this kind.
+        """
+        size = self.size(split, kind)
+        return self.sample(split, range(most if size is None else max(1, min(most, size))), kind=kind)
+
+    def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Rows of either kind as a batch.
+
+        Returns:
+            ``input_ids`` ``[B, T]``, padded on the left, ``attention_mask`` ``[B, T]`` and ``answer_mask`` ``[B, T]``,
+            true on every real token but the first, which has nothing before it to be predicted from.
+        """
+        width = max(map(len, rows))
+        ids, place = np.full((len(rows), width), PAD, dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64)
+        for number, row in enumerate(rows):
+            ids[number, width - len(row) :] = row
+            place[number, width - len(row) :] = np.arange(1, len(row) + 1)
+        return {
+            "input_ids": torch.from_numpy(ids),
+            "attention_mask": torch.from_numpy((place > 0).astype(np.int64)),
+            "answer_mask": torch.from_numpy(place > 1),
+        }
+
+    def text(self, ids: Sequence[int] | Row | Tensor) -> str:
+        """What some tokens say, without markers."""
+        tokenizer: Any = self.tokenizer
+        said: str = tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        return said.strip()
+
+    def _rows(self, kind: Kind, split: str, seed: int, epoch: int) -> Iterator[Row]:
+        """One epoch, in its order."""
+        if self.streamed:
+            encoded = self._encoded(kind, self._documents(split, seed, epoch))
+        else:
+            known = self._known(kind, split)
+            order = epoch_order(seed, epoch, len(known)).tolist() if split == "train" else range(len(known))
+            encoded = (known[place] for place in order)
+        return encoded if kind == "sentences" else self._packed(encoded)
+
+    def _known(self, kind: Kind, split: str) -> list[Row]:
+        """The tokens of all documents or sentences in files, each once, in the order of the files."""
+        if (kind, split) not in self._encoded_once:
+            every = self._encoded(kind, self._documents(split, 0, 0))
+            self._encoded_once[kind, split] = list({row.tobytes(): row for row in every}.values())
+        return self._encoded_once[kind, split]
+
+    def _encoded(self, kind: Kind, documents: Iterator[str]) -> Iterator[Row]:
+        tokenizer: Any = self.tokenizer.backend_tokenizer
+        tokenizer.encode_special_tokens = True  # what looks like a marker in a text is text
+        least, most = self.config.sentence_tokens
+        whole = kind == "texts"
+        pieces = documents if whole else (part for text in documents for part in _SENTENCE_END.split(text))
+        while some := list(islice(pieces, 64)):
+            for piece in tokenizer.encode_batch(some, add_special_tokens=False):
+                if whole:
+                    yield np.array([*piece.ids, EOS], dtype=np.int64)
+                elif least <= len(piece.ids) <= most:
+                    yield np.array([EOS, *piece.ids, EOS], dtype=np.int64)
+
+    def _packed(self, documents: Iterator[Row]) -> Iterator[Row]:
+        """Cut what is laid end to end; what is left at the end of an epoch is dropped."""
+        rest = np.zeros(0, dtype=np.int64)
+        for document in documents:
+            rest = np.concatenate([rest, document])
+            while len(rest) >= self.config.length:
+                yield rest[: self.config.length]
+                rest = rest[self.config.length :]
+
+    # --- documents -----------------------------------------------------------------------------------------------
+
+    def _documents(self, split: str, seed: int, epoch: int) -> Iterator[str]:
+        """The documents of a split, those of several sources in turn until each has ended, on one line each."""
+        order = [seed, epoch] if split == "train" else None
+        parts = [
+            _stream(source, order) if text is None else iter(_BLANK_LINES.split(text))
+            for source, text in zip(self.config.sources, self._texts, strict=True)
+        ]
+        for together in zip_longest(*parts):
+            for document in together:
+                plain = " ".join((document or "").split())
+                if plain and hashlib.sha256(plain.encode()).digest()[0] % 16 in _SPLIT_CLASSES[split]:
+                    yield plain
+
+
+class _Stream:
+    """The rows of one epoch after the other, read forwards.
+
+    Args:
+        fault: what is wrong if an epoch has no rows.
+        epoch: the rows of an epoch, given its number.
+    """
+
+    def __init__(self, fault: str, epoch: Callable[[int], Iterator[Row]]) -> None:
+        self._fault = fault
+        self._epoch = epoch
+        self._next = 0
+        self._rows = self._endless()
+
+    def take(self, indices: Indices) -> list[Row]:
+        """The rows with the given numbers, in any order."""
+        found: dict[int, Row] = {}
+        for index in sorted({int(index) for index in indices}):
+            if index < self._next:
+                self._next, self._rows = 0, self._endless()
+            while self._next <= index:
+                found[index] = next(self._rows)
+                self._next += 1
+        return [found[int(index)] for index in indices]
+
+    def _endless(self) -> Iterator[Row]:
+        for number in count():
+            empty = True
+            for row in self._epoch(number):
+                empty = False
+                yield row
+            if empty:
+                raise ValueError(f"{self._fault}; give more text, or shorter rows by task.length or sentence_tokens")
+
+
+def _check(split: str) -> None:
+    if split not in _SPLIT_CLASSES:
+        raise ValueError(f"there is no split {split!r}; this task has {', '.join(_SPLIT_CLASSES)}")
+
+
+def _read(source: str) -> str | None:
+    """The text of a source, or None if it is on the hub."""
+    if source == PYTHON_HELP:
+        from pydoc_data.topics import topics
+
+        return "\n\n".join(topics.values())
+    if Path(source).is_file():
+        try:
+            return Path(source).read_text("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"cannot read {source}: {error}; it must be text in UTF-8") from None
+    if Path(source).suffix == ".txt" or not _HUB_NAME.fullmatch(source):
+        raise ValueError(
+            f"there is no file {source}; give a text file by task.train, {PYTHON_HELP!r}, or owner/name[:config] on "
+            "the hub"
+        )
+    return None
+
+
+def _stream(source: str, order: list[int] | None) -> Iterator[str]:
+    """The texts of a data set on the hub, as they come or shuffled as far as a buffer allows."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
+        ) from None
+    name, _, configuration = source.partition(":")
+    try:
+        rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"there is no file {source}, and the hub gave no texts under that name ({' '.join(str(error).split())}); "
+            "give a text file, or owner/name[:config] on the hub"
+        ) from None
+    if order is not None:
+        drawn = np.random.SeedSequence(order).generate_state(1)
+        rows = rows.shuffle(seed=int(drawn[0]), buffer_size=_SHUFFLED_TOGETHER)
+    for row in rows:
+        if not isinstance(row.get("text"), str):
+            raise ValueError(f"{source}: a row has the fields {', '.join(row)}, but no field 'text' that holds text")
+        yield row["text"]

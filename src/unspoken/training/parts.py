@@ -1,0 +1,128 @@
+"""Parts of a recipe: shapes of models, and how weights move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unspoken.backbone import UnspokenConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class StackShape:
+    """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
+
+    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
+    open point 8). ``initializer_range``: standard deviation of fresh weights.
+    """
+
+    hidden_size: int
+    attention_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    unit_embeddings: bool = True
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        self.config(vocab_size=1, positions=1)
+
+    def config(self, *, vocab_size: int, positions: int, **others: Any) -> UnspokenConfig:
+        """The transformers config of this shape."""
+        try:
+            return UnspokenConfig(
+                vocab_size=vocab_size,
+                hidden_size=self.hidden_size,
+                attention_size=self.attention_size,
+                intermediate_size=self.intermediate_size,
+                num_hidden_layers=self.layers,
+                num_attention_heads=self.heads,
+                unit_embeddings=self.unit_embeddings,
+                initializer_range=self.initializer_range,
+                max_position_embeddings=positions,
+                **others,
+            )
+        except Exception as error:
+            # The library wraps our message in two lines of its own.
+            raise ValueError(str(error.__cause__ or error).strip().splitlines()[-1].strip()) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TalkerShape:
+    """The Talker. Its width is the Reasoner's latent width.
+
+    Attributes:
+        variant: ``"mono"`` or ``"dual"``.
+        causal: mask of the Mono-Talker; the Dual-Talker's decoder is always causal.
+        encoder_layers: blocks of the Dual-Talker's encoder; 1 if null.
+    """
+
+    variant: Literal["mono", "dual"] = "mono"
+    causal: bool = True
+    attention_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    encoder_layers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoder_layers is not None and self.encoder_layers < 1:
+            raise ValueError(f"encoder_layers is {self.encoder_layers}; it must be at least 1")
+        if self.variant == "mono" and self.encoder_layers is not None:
+            raise ValueError("encoder_layers is set, but a mono Talker has no encoder")
+        if self.variant == "dual" and not self.causal:
+            raise ValueError("causal is false, but the decoder of a dual Talker is always causal")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """How a stage's weights move.
+
+    Attributes:
+        name: ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
+        lr: peak learning rate of the matrices.
+        lr_rest: peak learning rate of everything else; the same as ``lr`` if null.
+        weight_decay: of the matrices; table and gains have none.
+        betas: of AdamW.
+        warmup_steps: linear warm-up.
+        schedule: decay to zero after the warm-up, or none.
+        clip: largest norm of the gradient.
+    """
+
+    name: Literal["muon", "adamw"] = "muon"
+    lr: float = 0.02
+    lr_rest: float | None = 0.003
+    weight_decay: float = 0.0
+    betas: tuple[float, ...] = (0.9, 0.95)
+    warmup_steps: int = 20
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
+            raise ValueError("learning rates must be positive")
+        if self.name == "adamw" and self.lr > 0.01:
+            raise ValueError(f"lr is {self.lr}, a rate for Muon; AdamW wants about 0.001 or less: set lr and lr_rest")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas is {list(self.betas)}; it must be two numbers in [0, 1)")
+        if self.weight_decay < 0 or self.warmup_steps < 0 or self.clip <= 0:
+            raise ValueError("weight_decay and warmup_steps cannot be negative, and clip must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends (section 5.3).
+
+    An SST stage also trains the table, in full.
+
+    Attributes:
+        rank: of the adapters; their scale is 2, as published.
+        dropout: before them.
+    """
+
+    rank: int = 64
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; they must be at least 1 and in [0, 1)")
