@@ -45,7 +45,8 @@ def final_stages(recipe: Recipe) -> list[str]:
     return [
         stage.name
         for stage in recipe.stages
-        if isinstance(stage.objective, NextToken | Autonomy)
+        if isinstance(stage.objective, Autonomy)
+        or (isinstance(stage.objective, NextToken) and (stage.objective.positions == "answer" or stage.name in last))
         or (isinstance(stage.objective, Coconut | SST | TalkerLoss) and stage.name in last)
     ]
 
@@ -132,7 +133,8 @@ def measure_run(
     elif isinstance(task, ProseTask):
         results = evaluate_texts(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
     else:
-        explicit = [s for s in recipe.stages if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
+        measured = [recipe.stage(name) for name in final_stages(recipe)]
+        explicit = [s for s in measured if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
         # Where one of them was given as many further steps as the methods that it is compared with, it is that one.
         explicit.sort(key=lambda stage: not (stage.start and stage.steps_of))
         how: dict[str, Any] = {
