@@ -21,12 +21,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import epoch_order, field_of, read_source, row_fields, set_name, text_of
-from unspoken.tasks.words import Indices, WordProblem, boxed
+from unspoken.tasks.files import FileTask, field_of, read_source, row_fields, set_name, text_of
+from unspoken.tasks.words import WordProblem, boxed
 
 Profile = Literal["as_released", "boxed_only"]
 
@@ -74,67 +75,24 @@ class CompetitionConfig:
         return CompetitionTask(self)
 
 
-class CompetitionTask:
-    """Reads and serves competition problems; the backbone brings the tokenizer.
+class CompetitionTask(FileTask):
+    """Reads and serves competition problems."""
 
-    Attributes:
-        dropped: how many rows were left out, for instance ``{"train: malformed": 3}``.
-    """
-
-    tokenizer = None
+    nothing_typed = "the problem is empty; type one"
 
     def __init__(self, config: CompetitionConfig) -> None:
         self.config = config
-        self.tests = tuple(set_name(source) for source in config.tests)
-        self.dropped: dict[str, int] = {}
-        self._digests: dict[str, str] = {}
-        self._problems: dict[str, list[WordProblem]] = {}
-        if config.train is not None:
-            self._load("train", config.train)
-            self._hold_out(config.train)
-        for name, source in zip(self.tests, config.tests, strict=True):
-            self._load(name, source)
+        super().__init__(config)
 
-    def _load(self, name: str, source: str) -> None:
-        found, copies, malformed = [], Counter[str](), 0
+    def _problem(self, row: Any, split: str) -> WordProblem:
+        return _problem(row, split, self.config.profile)
+
+    def _open(self, source: str, name: str) -> tuple[Iterator[tuple[str, Any]], str]:
         try:
-            rows, self._digests[name] = read_source(source, "train" if name == "train" else "test")
+            return super()._open(source, name)
         except ValueError:
             # The one split that AIME has on the hub is called "train".
-            rows, self._digests[name] = read_source(source, "train")
-        for where, row in rows:
-            try:
-                problem = _problem(row, name, self.config.profile)
-            except ValueError as error:
-                if not self.config.skip_malformed:
-                    raise ValueError(
-                        f"{where}: {error}; mend the row, or set skip_malformed to leave such rows out"
-                    ) from None
-                malformed += 1
-                continue
-            copies[problem.key] += 1
-            if copies[problem.key] > 1:  # a key names one row, even of two that are alike
-                problem = replace(problem, key=f"{problem.key}:{copies[problem.key]}")
-            found.append(problem)
-        if malformed:
-            self.dropped[f"{name}: malformed"] = malformed
-        if not found:
-            raise ValueError(f"{source} has no row that can be used ({malformed} are malformed)")
-        self._problems[name] = found
-
-    def _hold_out(self, source: str) -> None:
-        """Move the questions with the smallest hashes to validation, whatever their place in the file."""
-        rows = self._problems["train"]
-        hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
-        held = set(sorted(hashes)[: self.config.validation_rows])
-        for split in ("train", "validation"):
-            kept = [row for row, key in zip(rows, hashes, strict=True) if (key in held) == (split == "validation")]
-            self._problems[split] = kept
-        if not self._problems["train"]:
-            raise ValueError(
-                f"validation_rows is {self.config.validation_rows}, which leaves nothing of the {len(rows)} rows of "
-                f"{source} to train on; hold out fewer"
-            )
+            return read_source(source, "train")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -142,48 +100,6 @@ class CompetitionTask:
         config = self.config
         how = [config.kind, self._digests, config.validation_rows, config.profile, config.skip_malformed]
         return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
-
-    def size(self, split: str) -> int:
-        """Problems in a split; training goes on after them with the next epoch.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        return len(self._rows(split))
-
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
-        """The problems with the given indices.
-
-        Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
-        The other splits have the order of their file.
-
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index is negative, or outside a split that is not "train".
-        """
-        rows = self._rows(split)
-        count = len(rows)
-        for index in indices:
-            if index < 0 or (split != "train" and index >= count):
-                raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
-        if split == "train":
-            return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
-        return [rows[int(index)] for index in indices]
-
-    def parse(self, text: str) -> WordProblem:
-        """A problem typed by a person.
-
-        Raises:
-            ValueError: it is empty.
-        """
-        if not text.strip():
-            raise ValueError("the problem is empty; type one")
-        return WordProblem(question=text.strip(), chains=(), answer="", key="typed")
-
-    def _rows(self, split: str) -> list[WordProblem]:
-        if split not in self._problems:
-            raise ValueError(f"there is no split {split!r}; this task has {', '.join(sorted(self._problems))}")
-        return self._problems[split]
 
 
 def _problem(row: Any, source: str, profile: Profile) -> WordProblem:

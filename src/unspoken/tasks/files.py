@@ -1,17 +1,22 @@
-"""Rows out of files and out of data sets on the Hugging Face hub, and what is wrong with them in one line."""
+"""Word problems out of files and out of data sets on the Hugging Face hub, and what is wrong with a row in one line."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from unspoken.tasks.words import Indices, WordProblem
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
@@ -140,3 +145,139 @@ def texts_of(row: dict[str, Any], name: str) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"field {name!r} is {value!r}; it must be a list of texts")
     return [text.strip() for text in value]
+
+
+class FileConfig(Protocol):
+    """What every task that reads files is told; see `GradeSchoolConfig`."""
+
+    @property
+    def train(self) -> str | None:
+        """A file, or a name on the hub."""
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The same, of the test sets."""
+
+    @property
+    def validation_rows(self) -> int:
+        """Training rows held out."""
+
+    @property
+    def skip_malformed(self) -> bool:
+        """Leave out what cannot be read."""
+
+
+class FileTask(ABC):
+    """Reads and serves problems out of files; the backbone brings the tokenizer.
+
+    Attributes:
+        dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
+    """
+
+    tokenizer = None
+    nothing_typed: ClassVar[str]
+
+    def __init__(self, config: FileConfig) -> None:
+        self.tests = tuple(set_name(source) for source in config.tests)
+        dropped: Counter[str] = Counter()
+        self._digests: dict[str, str] = {}
+        self._problems: dict[str, list[WordProblem]] = {}
+        trained = () if config.train is None else (("train", config.train),)
+        for name, source in (*trained, *zip(self.tests, config.tests, strict=True)):
+            self._problems[name] = []
+            copies: Counter[str] = Counter()
+            rows, self._digests[name] = self._open(source, name)
+            for where, row in rows:
+                try:
+                    problem = self._problem(row, name)
+                except ValueError as error:
+                    if not config.skip_malformed:
+                        raise ValueError(
+                            f"{where}: {error}; mend the row, or set skip_malformed to leave such rows out"
+                        ) from None
+                    dropped[f"{name}: malformed"] += 1
+                    continue
+                fault = self._fault(problem) if name == "train" else None
+                if fault is None:
+                    copies[problem.key] += 1
+                    if copies[problem.key] > 1:  # some files hold a row twice; a key names one of them
+                        problem = replace(problem, key=f"{problem.key}:{copies[problem.key]}")
+                    self._problems[name].append(problem)
+                else:
+                    dropped[f"{name}: {fault}"] += 1
+            if not self._problems[name]:
+                raise ValueError(f"{source} has no row that can be used ({dict(dropped) or 'it is empty'})")
+        self.dropped = dict(dropped)
+        if config.train is not None:
+            self._hold_out(config.train, config.validation_rows)
+
+    @abstractmethod
+    def _problem(self, row: Any, split: str) -> WordProblem:
+        """One row as a problem; the name of the split is the first part of its key.
+
+        Raises:
+            ValueError: the row cannot be read; the message says why, but not where.
+        """
+
+    def _fault(self, _problem: WordProblem) -> str | None:
+        """Why a training row that can be read is left out all the same."""
+        return None
+
+    def _open(self, source: str, name: str) -> tuple[Iterator[tuple[str, Any]], str]:
+        """The rows of a split, as `read_source` gives them."""
+        return read_source(source, "train" if name == "train" else "test")
+
+    def _hold_out(self, source: str, rows_held: int) -> None:
+        """Move the questions with the smallest hashes to validation, whatever their place in the file."""
+        rows = self._problems["train"]
+        hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
+        held = set(sorted(hashes)[:rows_held])
+        self._problems["validation"] = [problem for problem, key in zip(rows, hashes, strict=True) if key in held]
+        self._problems["train"] = [problem for problem, key in zip(rows, hashes, strict=True) if key not in held]
+        if not self._problems["train"]:
+            raise ValueError(
+                f"validation_rows is {rows_held}, which leaves nothing of the {len(rows)} rows of {source} to train "
+                "on; hold out fewer"
+            )
+
+    def size(self, split: str) -> int:
+        """Problems in a split; training goes on after them with the next epoch.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        return len(self._rows(split))
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+        """The problems with the given indices.
+
+        Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
+        The other splits have the order of their file.
+
+        Raises:
+            ValueError: there is no such split.
+            IndexError: an index is negative, or outside a split that is not "train".
+        """
+        rows = self._rows(split)
+        count = len(rows)
+        for index in indices:
+            if index < 0 or (split != "train" and index >= count):
+                raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
+        if split == "train":
+            return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
+        return [rows[int(index)] for index in indices]
+
+    def parse(self, text: str) -> WordProblem:
+        """A problem typed by a person.
+
+        Raises:
+            ValueError: it is empty.
+        """
+        if not text.strip():
+            raise ValueError(self.nothing_typed)
+        return WordProblem(question=text.strip(), chains=(), answer="", key="typed")
+
+    def _rows(self, split: str) -> list[WordProblem]:
+        if split not in self._problems:
+            raise ValueError(f"there is no split {split!r}; this task has {', '.join(sorted(self._problems))}")
+        return self._problems[split]

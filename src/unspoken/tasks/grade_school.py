@@ -20,13 +20,13 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import epoch_order, field_of, read_source, row_fields, set_name, text_of, texts_of
-from unspoken.tasks.words import Indices, WordProblem
+from unspoken.tasks.files import FileTask, field_of, row_fields, set_name, text_of, texts_of
+from unspoken.tasks.words import WordProblem
 
 Chains = Literal["equations", "prose"]
 
@@ -76,61 +76,20 @@ class GradeSchoolConfig:
         return GradeSchoolTask(self)
 
 
-class GradeSchoolTask:
-    """Reads and serves grade-school problems; the backbone brings the tokenizer.
+class GradeSchoolTask(FileTask):
+    """Reads and serves grade-school problems; a training row is left out if its chain does not end in its answer."""
 
-    Attributes:
-        dropped: how many rows were left out, and why, for instance ``{"train: no chain": 95}``. A training row is
-            left out if its chain does not end in its answer.
-    """
-
-    tokenizer = None
+    nothing_typed = "the question is empty; type a word problem"
 
     def __init__(self, config: GradeSchoolConfig) -> None:
         self.config = config
-        self.tests = tuple(set_name(source) for source in config.tests)
-        dropped: Counter[str] = Counter()
-        self._digests: dict[str, str] = {}
-        self._problems: dict[str, list[WordProblem]] = {}
-        for name, source in zip(("train", *self.tests), (config.train, *config.tests), strict=True):
-            self._problems[name] = []
-            copies: Counter[str] = Counter()
-            rows, self._digests[name] = read_source(source, "train" if name == "train" else "test")
-            for where, row in rows:
-                try:
-                    problem = _problem(row, config.chains, name)
-                except ValueError as error:
-                    if not config.skip_malformed:
-                        raise ValueError(
-                            f"{where}: {error}; mend the row, or set skip_malformed to leave such rows out"
-                        ) from None
-                    dropped[f"{name}: malformed"] += 1
-                    continue
-                fault = _chain_fault(problem, config.chains) if name == "train" else None
-                if fault is None:
-                    copies[problem.key] += 1
-                    if copies[problem.key] > 1:  # some files hold a row twice; a key names one of them
-                        problem = replace(problem, key=f"{problem.key}:{copies[problem.key]}")
-                    self._problems[name].append(problem)
-                else:
-                    dropped[f"{name}: {fault}"] += 1
-            if not self._problems[name]:
-                raise ValueError(f"{source} has no row that can be used ({dict(dropped) or 'it is empty'})")
-        self.dropped = dict(dropped)
-        self._hold_out()
+        super().__init__(config)
 
-    def _hold_out(self) -> None:
-        """Move the questions with the smallest hashes to validation, whatever their place in the file."""
-        rows = self._problems["train"]
-        hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
-        held = set(sorted(hashes)[: self.config.validation_rows])
-        self._problems["validation"] = [problem for problem, key in zip(rows, hashes, strict=True) if key in held]
-        self._problems["train"] = [problem for problem, key in zip(rows, hashes, strict=True) if key not in held]
-        if not self._problems["train"]:
-            raise ValueError(
-                f"validation_rows is {self.config.validation_rows}, which leaves nothing of the {len(rows)} rows of "
-                f"{self.config.train} to train on; hold out fewer"
-            )
+    def _problem(self, row: Any, split: str) -> WordProblem:
+        return _problem(row, self.config.chains, split)
+
+    def _fault(self, problem: WordProblem) -> str | None:
+        return _chain_fault(problem, self.config.chains)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -146,48 +105,6 @@ class GradeSchoolTask:
             sort_keys=True,
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def size(self, split: str) -> int:
-        """Problems in a split; training goes on after them with the next epoch.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        return len(self._rows(split))
-
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
-        """The problems with the given indices.
-
-        Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
-        The other splits have the order of their file.
-
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index is negative, or outside a split that is not "train".
-        """
-        rows = self._rows(split)
-        count = len(rows)
-        for index in indices:
-            if index < 0 or (split != "train" and index >= count):
-                raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
-        if split == "train":
-            return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
-        return [rows[int(index)] for index in indices]
-
-    def parse(self, text: str) -> WordProblem:
-        """A question typed by a person.
-
-        Raises:
-            ValueError: the question is empty.
-        """
-        if not text.strip():
-            raise ValueError("the question is empty; type a word problem")
-        return WordProblem(question=text.strip(), chains=(), answer="", key="typed")
-
-    def _rows(self, split: str) -> list[WordProblem]:
-        if split not in self._problems:
-            raise ValueError(f"there is no split {split!r}; this task has {', '.join(sorted(self._problems))}")
-        return self._problems[split]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
