@@ -7,6 +7,7 @@ Axes: B batch, T prompt tokens, N latent steps, D latent width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny_models import PAD, prompts
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning import SilentReasoner, StopRule, rollout
@@ -145,3 +147,19 @@ class ReasonerConformance:
         together = self.teacher_forced(reasoner, ids, mask)
         for outputs, row in zip(together, rows, strict=True):
             torch.testing.assert_close(outputs[-len(row) :], self.teacher_forced(reasoner, row[None])[0], **CLOSE)
+
+
+class CausalConformance(ReasonerConformance):
+    """The same for reasoners around a plain causal language model in their field ``model``."""
+
+    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        out = reasoner.model(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        logits: Tensor = out.logits
+        return logits
+
+    def reload(self, reasoner: Any, folder: Path) -> Any:
+        reasoner.model.save_pretrained(folder)
+        attention = reasoner.model.config._attn_implementation
+        return replace(reasoner, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention))

@@ -21,11 +21,11 @@ from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
-from unspoken.tasks import GrammarConfig, GrammarTask, ProseConfig, ProseTask, TreeSearchConfig, TreeSearchTask
+from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import seed_runs, train
 from unspoken.training.settings import as_mapping
-from unspoken.training.stages import SeedRun
+from unspoken.training.stages import OWN_KINDS, SeedRun
 
 RESULTS, PAGE = "results.json", "report.html"
 ANALYSES = ("geometry",)
@@ -120,7 +120,7 @@ def measure_run(
     for name in analyses:
         if name not in ANALYSES:
             raise ValueError(f"there is no analysis {name!r}; choose from {', '.join(ANALYSES)}")
-    if (analyses or samples) and isinstance(recipe.task, TreeSearchConfig | GrammarConfig | ProseConfig):
+    if (analyses or samples) and recipe.task.kind in OWN_KINDS:
         about = recipe.task.kind.replace("_", " ")
         raise ValueError(
             f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"

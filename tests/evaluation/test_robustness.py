@@ -26,7 +26,6 @@ from unspoken.evaluation.robustness import (
     answering_run,
     comparison,
     containment,
-    continuation,
     corrupted,
     coupled_run,
     effect_summary,
@@ -37,7 +36,6 @@ from unspoken.evaluation.robustness import (
     summary,
     token_noise,
 )
-from unspoken.evaluation.systems import coupled, pair
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
 from unspoken.reasoning import SilentReasoner, StopRule, Thought, rollout
@@ -263,14 +261,6 @@ def test_every_system_continues_the_same_prefixes_and_markers_stay() -> None:
     # Three symbols of four were said: those that were not corrupted are right.
     assert found[0.0].tolist() == [[1, 1, 1, 0]] * 8
     assert np.array_equal(found[0.3][:, :3], (heard[0][1] == ids)[:, 2:5].numpy())
-
-
-def test_a_continuation_has_the_wanted_length_in_every_batch() -> None:
-    systems = (coupled(tiny_language_model("unspoken"), end_id=9, pad_id=PAD), pair(tiny_pair()))
-    for system in systems:
-        whole = continuation(system, prompts(), steps=4, batch_size=6)
-        assert whole.shape == (6, 4)
-        assert torch.equal(whole, continuation(system, prompts(), steps=4, batch_size=1))
 
 
 def test_hits_are_scored_place_by_place() -> None:

@@ -12,8 +12,7 @@ from tiny_models import prompts, tiny_language_model, tiny_pair
 from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
 
-from unspoken.evaluation.robustness import LatentNoise
-from unspoken.evaluation.strings import TOKEN_RATES, Continuer, _noisily, continued, continuer_of
+from unspoken.evaluation.strings import TOKEN_RATES, Continuer, continued, continuer_of, under_noise
 from unspoken.experiment import final_stages, measure_run, open_run
 from unspoken.methods.latent_sft import LatentSettings
 from unspoken.tasks.grammar import EOS
@@ -77,13 +76,17 @@ def test_without_noise_a_noisy_chain_is_the_chain_itself(kind: str) -> None:
     one = one_of(kind)
     steps = 4 - one.unsaid
     _, clean = continued(one, PROMPTS, steps, 4)
-    said, ratio = _noisily(one, PROMPTS, steps, LatentNoise(fraction=0.0), 4)
-    assert said.tolist() == clean.tolist()
-    assert ratio == 0
-    loud, ratio = _noisily(one, PROMPTS, steps, LatentNoise(fraction=5.0), 4)
+    how: Any = {"steps": steps, "fractions": (0.0, 5.0), "seed": 0, "batch_size": 4}
+    found, ratios = under_noise(one, PROMPTS, clean, **how)
+    assert found[0.0].shape == (9, steps)
+    assert found[0.0].all()
+    assert ratios[0.0] == 0
     # What a coupled model has chosen it says; the noise shows in what it chooses next.
-    assert loud.tolist() != clean.tolist()
-    assert ratio > 1
+    assert not found[5.0].all()
+    assert ratios[5.0] > 1
+    # Fewer symbols are the last ones.
+    last, _ = under_noise(one, PROMPTS, clean[:, -1:], **how)
+    assert last[5.0].tolist() == found[5.0][:, -1:].tolist()
 
 
 # --- a whole run -------------------------------------------------------------------------------------------------

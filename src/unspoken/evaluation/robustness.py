@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, tested
-from unspoken.evaluation.systems import System, words_said
+from unspoken.evaluation.systems import words_said
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.talker import Picker
@@ -66,17 +66,6 @@ def corrupted(
     return torch.where(mask & (rank < count[:, None]), others[drawn], ids)
 
 
-def continuation(
-    system: System, input_ids: Tensor, attention_mask: Tensor | None = None, *, steps: int, batch_size: int
-) -> Int[Tensor, "B M"]:
-    """What a system says when it reasons for exactly ``steps`` steps."""
-    stop, said = StopRule(max_latents=steps, fixed=True), []
-    for rows in torch.arange(len(input_ids)).split(batch_size):
-        mask = None if attention_mask is None else attention_mask[rows]
-        said.append(system.speak(system.reason(input_ids[rows], mask, stop)))
-    return torch.cat(said)
-
-
 def token_noise(
     answer: Callable[[Tensor], Tensor],
     input_ids: Int[Tensor, "B T"],
@@ -89,7 +78,7 @@ def token_noise(
     """Continue prefixes in which some tokens are wrong (section 6.2).
 
     Args:
-        answer: prefixes ``[B, T]`` to what is said behind them; for a `System`, `continuation`.
+        answer: prefixes ``[B, T]`` to what is said behind them.
         input_ids: clean prefixes. Only the alternatives among their tokens are corrupted, so markers and padding stay.
         right: what should be said behind the clean prefix.
         rates: shares of corrupted tokens, 0 among them.
@@ -201,6 +190,7 @@ def latent_noise(
     input_ids: Int[Tensor, "B T"],
     right: Int[Tensor, "B M"],
     *,
+    attention_mask: Tensor | None = None,
     stop: StopRule,
     fractions: Iterable[float],
     seed: int,
@@ -213,10 +203,10 @@ def latent_noise(
         method: what reasons; of a pair, its Reasoner.
         speak: a chain of all B problems to the tokens that are compared with ``right``; where only the last four
             count, it returns those.
-        input_ids: prompts of one length.
+        input_ids, attention_mask: prompts, padded on the left; a marker that opens the chain is part of them.
         right: what should be said.
         stop: the paper writes a fixed number of latents.
-        fractions: levels of noise, 0 among them.
+        fractions: levels of noise; level 0 is the clean run.
         seed, renormalise: see `LatentNoise`.
         batch_size: problems reasoned about at once.
 
@@ -227,7 +217,7 @@ def latent_noise(
     found, ratios = {}, {}
     for fraction in fractions:
         noise = LatentNoise(fraction=fraction, seed=seed, renormalise=renormalise)
-        chain, ratios[fraction] = noisy_chain(method, input_ids, None, stop, noise, batch_size=batch_size)
+        chain, ratios[fraction] = noisy_chain(method, input_ids, attention_mask, stop, noise, batch_size=batch_size)
         found[fraction] = hits(speak(chain), right)
     return found, ratios
 

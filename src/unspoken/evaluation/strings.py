@@ -14,7 +14,7 @@ Axes: B strings, P prompt tokens, M symbols.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -34,7 +34,6 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.robustness import (
     Effect,
     Hits,
-    LatentNoise,
     Run,
     answering_run,
     comparison,
@@ -43,7 +42,7 @@ from unspoken.evaluation.robustness import (
     coupled_run,
     effect_summary,
     hits,
-    noisy_chain,
+    latent_noise,
     pair_run,
     summary,
     token_noise,
@@ -172,19 +171,40 @@ def continued(
 
 
 @torch.no_grad()
-def _noisily(
-    one: Continuer, prompts: Mapping[str, Tensor], steps: int, noise: LatentNoise, batch_size: int
-) -> tuple[Tensor, float]:
-    """What is said from noisy chains ``[B, M]``, and the mean ratio of noise norm to latent norm."""
+def under_noise(
+    one: Continuer,
+    prompts: Mapping[str, Tensor],
+    right: Int[Tensor, "B M"],
+    *,
+    steps: int,
+    fractions: Iterable[float],
+    seed: int,
+    renormalise: bool = True,
+    batch_size: int,
+) -> tuple[Hits, dict[float, float]]:
+    """Say the symbols ``right``, the last of ``steps``, from noisy chains; see `robustness.latent_noise`."""
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     opening = torch.tensor(one.opening, dtype=ids.dtype).expand(len(ids), -1)
-    opened, seen = torch.cat([ids, opening], dim=1), torch.cat([mask, torch.ones_like(opening)], dim=1)
-    chain, ratio = noisy_chain(one.method, opened, seen, _fixed(steps), noise, batch_size=batch_size)
-    said = []
-    for rows in torch.arange(len(ids)).split(batch_size):
-        words = one.speak(chain.select(rows), ids[rows], mask[rows])
-        said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
-    return torch.cat(said), ratio
+
+    def speak(chain: LatentChain) -> Tensor:
+        said = []
+        for rows in torch.arange(len(ids)).split(batch_size):
+            words = one.speak(chain.select(rows), ids[rows], mask[rows])
+            said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
+        return torch.cat(said)[:, steps - right.shape[1] :]
+
+    return latent_noise(
+        one.method,
+        speak,
+        torch.cat([ids, opening], dim=1),
+        right,
+        attention_mask=torch.cat([mask, torch.ones_like(opening)], dim=1),
+        stop=_fixed(steps),
+        fractions=fractions,
+        seed=seed,
+        renormalise=renormalise,
+        batch_size=batch_size,
+    )
 
 
 # --- one model ---------------------------------------------------------------------------------------------------
@@ -259,12 +279,17 @@ def _read(
     latent: dict[bool, Hits] = {}
     ratio: dict[bool, dict[float, float]] = {}
     for renormalise in (True, False):
-        found, norms = {0.0: clean}, {0.0: 0.0}
-        for fraction in FRACTIONS[1:]:
-            noise = LatentNoise(fraction=fraction, seed=seed, renormalise=renormalise)
-            noisy, norms[fraction] = _noisily(one, prompts, steps, noise, batch_size)
-            found[fraction] = hits(noisy[:, half - one.unsaid :], behind)
-        latent[renormalise], ratio[renormalise] = found, norms
+        found, norms = under_noise(
+            one,
+            prompts,
+            behind,
+            steps=steps,
+            fractions=FRACTIONS[1:],
+            seed=seed,
+            renormalise=renormalise,
+            batch_size=batch_size,
+        )
+        latent[renormalise], ratio[renormalise] = {0.0: clean, **found}, {0.0: 0.0, **norms}
     effect = None
     if one.run is not None:
         few = _some(problems, slice(_FEW))

@@ -322,7 +322,7 @@ def cost_section(results: Results) -> Section | None:
                     Cell(text=milliseconds(cost["seconds_batched"])),
                     Cell(text=milliseconds(cost["seconds_alone"])),
                     Cell(text=quantity(cost["parameters"])),
-                    Cell(text="–" if entry["ended"] is None else percent(entry["ended"], 1)),
+                    Cell(text=NO_VALUE if entry["ended"] is None else percent(entry["ended"], 1)),
                 ]
             )
     if not rows:

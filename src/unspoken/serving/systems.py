@@ -17,6 +17,7 @@ from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import Picker
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
+from unspoken.methods.latent_sft.reasoner import ends_and_pad
 from unspoken.reasoning import SilentReasoner, Speech, StopRule
 from unspoken.report.answers import answerable, locate
 from unspoken.serving.batch import Job
@@ -124,17 +125,15 @@ def served_tree(model: PreTrainedModel, task: TreeSearchTask, *, name: str) -> S
 
 def _said_by_itself(reasoner: LatentReasoner) -> JobMaker:
     """Jobs of a stack that thinks and then speaks."""
-    settings, found = reasoner.settings, reasoner.model.generation_config.eos_token_id
-    if found is None:
-        raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")
-    ends = (found,) if isinstance(found, int) else tuple(found)
+    settings = reasoner.settings
+    ends, pad = ends_and_pad(reasoner.model.generation_config)
 
     def job(prompt: Sequence[int], max_tokens: int, picker: Picker) -> Job:
         speech = Speech(
             marker=settings.end_ids,
             max_tokens=max_tokens,
             end_ids=ends,
-            pad_id=ends[0],
+            pad_id=pad,
             pick=lambda _rows, _said, scores: picker(scores[:, None])[:, 0],
         )
         stop = StopRule(max_latents=settings.max_latents, fixed=settings.fixed)

@@ -29,6 +29,7 @@ from typing import ClassVar, Literal, NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices, WordProblem
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
@@ -200,13 +201,7 @@ class ArithmeticTask:
                 decoders.Replace(Regex(r"(?<=<<|[=+*/-]|\{) "), ""),
             ]
         )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="[PAD]",
-            eos_token="[EOS]",
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
+        return padded_left(tokenizer)
 
     def size(self, split: str) -> None:
         """Every split is endless.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,6 +147,7 @@ def texts_of(row: dict[str, Any], name: str) -> list[str]:
     return [text.strip() for text in value]
 
 
+@runtime_checkable
 class FileConfig(Protocol):
     """What every task that reads files is told; see `GradeSchoolConfig`."""
 

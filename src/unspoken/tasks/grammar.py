@@ -28,10 +28,10 @@ from typing import ClassVar, NamedTuple, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from unspoken.tasks.tokenizing import by_character
 from unspoken.tasks.tree_search import Array
 
 Rules: TypeAlias = tuple[tuple[tuple[int, ...], ...], ...]
@@ -351,17 +351,7 @@ class GrammarTask:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a terminal and a marker, 5 in all."""
-        vocabulary = {token: index for index, token in enumerate((*MARKERS, *TERMINALS))}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
-        tokenizer.decoder = decoders.Fuse()  # nothing stands between two symbols
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="[PAD]",
-            eos_token="[EOS]",
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
+        return by_character((*MARKERS, *TERMINALS))
 
     # --- making ------------------------------------------------------------------------------------------------
 

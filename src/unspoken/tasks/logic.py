@@ -43,6 +43,7 @@ from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices, WordProblem
 
 # No two have the same letters: a grader of mathematics takes a word for a product. All are shorter than spelled names.
@@ -185,13 +186,7 @@ class LogicTask:
                 decoders.Replace(Regex(r"(?<=\{) "), ""),
             ]
         )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="[PAD]",
-            eos_token="[EOS]",
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
+        return padded_left(tokenizer)
 
     def size(self, split: str) -> int | None:
         """Problems in a published test set; the other splits are endless.

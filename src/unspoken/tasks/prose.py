@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.files import epoch_order
+from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices
 
 Row: TypeAlias = NDArray[np.int64]
@@ -161,13 +162,7 @@ class ProseTask:
                 f"task.vocabulary is {wanted}, but the training documents give only {made.get_vocab_size()} entries; "
                 "lower it, or give more text"
             )
-        return PreTrainedTokenizerFast(
-            tokenizer_object=made,
-            pad_token=MARKERS[PAD],
-            eos_token=MARKERS[EOS],
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
+        return padded_left(made)
 
     # --- rows ----------------------------------------------------------------------------------------------------
 

@@ -26,9 +26,10 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+
+from unspoken.tasks.tokenizing import by_character
 
 Split = Literal["train", "validation", "test"]
 Array = NDArray[np.int64]
@@ -131,17 +132,7 @@ class TreeSearchTask:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a character and a marker, 21 in all."""
-        vocabulary = {token: index for index, token in enumerate((*MARKERS, *LETTERS))}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[PAD]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
-        tokenizer.decoder = decoders.Fuse()  # nothing stands between two names
-        return PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="[PAD]",
-            eos_token="[EOS]",
-            padding_side="left",
-            clean_up_tokenization_spaces=False,
-        )
+        return by_character((*MARKERS, *LETTERS))
 
     # --- making ------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.methods.latent_sft import Labels, Spelling
 from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
-from unspoken.training import strings, texts, trees, words
+from unspoken.training import strings, trees, words
 from unspoken.training.optimizers import is_matrix
 from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.stages import OWN_KINDS
 
 
 def _gigabytes(numbers: float) -> float:
@@ -44,12 +45,10 @@ def _model_facts(stage: Stage, model: PreTrainedModel, config: PreTrainedConfig,
 
 def _own_models(recipe: Recipe, sequence: int) -> list[dict[str, Any]]:
     """Of a task with a vocabulary of its own."""
-    builders = {GrammarConfig.kind: strings.build_model, ProseConfig.kind: texts.build_model}
-    build_model = builders.get(recipe.task.kind, trees.build_model)
     built: dict[str, PreTrainedModel] = {}
     facts = []
     for stage in recipe.stages:
-        model = build_model(recipe, stage, built.get(stage.start) if stage.start else None)
+        model = OWN_KINDS[recipe.task.kind].build_model(recipe, stage, built.get(stage.start) if stage.start else None)
         built[stage.name] = model
         facts.append(_model_facts(stage, model, recipe.backbone_config(), sequence))
     return facts
@@ -82,10 +81,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     """Parameter counts, memory and token budget of every stage."""
     sequence = _sequence(recipe)
     with torch.device("meta"):
-        facts_of = (
-            _own_models if isinstance(recipe.task, TreeSearchConfig | GrammarConfig | ProseConfig) else _word_models
-        )
-        models = facts_of(recipe, sequence)
+        models = (_own_models if recipe.task.kind in OWN_KINDS else _word_models)(recipe, sequence)
     return {
         "name": recipe.name,
         "size": recipe.size,

@@ -30,6 +30,9 @@ from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.settings import as_mapping, read
 from unspoken.training.trainer import MODEL, StageTrainer, clear
 
+# What a stage trains and on what, by the kind of task; every other kind is one of word problems.
+OWN_KINDS = {TreeSearchConfig.kind: trees, GrammarConfig.kind: strings, ProseConfig.kind: texts}
+
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
@@ -79,14 +82,8 @@ def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Gene
 
     A stage that learns from labels begins with the first problems instead, which are those that have labels.
     """
-    if isinstance(recipe.task, TreeSearchConfig):
-        make = trees.batches(recipe, seed)
-    elif isinstance(recipe.task, GrammarConfig):
-        make = strings.batches(recipe, stage, seed)
-    elif isinstance(recipe.task, ProseConfig):
-        make = texts.batches(recipe, stage, seed)
-    else:
-        make = words.batches(recipe, stage, start, seed)
+    own = OWN_KINDS.get(recipe.task.kind)
+    make = own.batches(recipe, stage, seed) if own else words.batches(recipe, stage, start, seed)
     first = 0 if isinstance(stage.objective, Autonomy) else recipe.samples_before(stage)
     return GeneratedDataset(make=make, first=first, size=recipe.steps(stage) * stage.batch_size)
 
@@ -121,17 +118,11 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
-    if isinstance(run.recipe.task, TreeSearchConfig):
-        model = trees.build_model(run.recipe, stage, None if start is None else load_model(start))
-        judge = trees.judge_of(run.recipe, stage)
-    elif isinstance(run.recipe.task, GrammarConfig):
-        model = strings.build_model(run.recipe, stage, None if start is None else load_model(start))
-        judge = strings.judge_of(run.recipe, stage)
-    elif isinstance(run.recipe.task, ProseConfig):
-        model = texts.build_model(run.recipe, stage, None if start is None else load_model(start))
-        judge = texts.judge_of(run.recipe, stage)
+    own = OWN_KINDS.get(run.recipe.task.kind)
+    if own:
+        model = own.build_model(run.recipe, stage, None if start is None else load_model(start))
     else:
-        model, judge = words.build_model(run.recipe, stage, start), words.judge_of(run.recipe, stage)
+        model = words.build_model(run.recipe, stage, start)
     trainer = StageTrainer(
         recipe=run.recipe,
         stage=stage,
@@ -140,7 +131,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         data=data_of(run.recipe, stage, start, run.seed),
         folder=folder,
         seed=run.seed,
-        judge=judge,
+        judge=(own or words).judge_of(run.recipe, stage),
         manifest=facts,
         report_to=report_to,
         callbacks=callbacks,

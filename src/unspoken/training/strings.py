@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken.backbone import UnspokenForCausalLM
 from unspoken.evaluation.robustness import hits
 from unspoken.evaluation.strings import continued, continuer_of
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
@@ -27,6 +26,7 @@ from unspoken.tasks.grammar import EOS, PAD
 from unspoken.training import jepa
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import Judge
+from unspoken.training.trees import language_model
 
 # Coconut's latents stand between two of these: no string has it inside, so it needs no token of its own.
 _MARKER = (EOS,)
@@ -98,11 +98,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     objective = stage.objective
     if isinstance(objective, SST | TalkerLoss):
         return jepa.build_model(recipe, stage, start, max_latents=task_of(recipe).config.steps)
-    model: PreTrainedModel = UnspokenForCausalLM._from_config(
-        recipe.backbone_config(), attn_implementation=recipe.attention
-    )
-    if start is not None:
-        model.load_state_dict(start.state_dict(), strict=True)
+    model = language_model(recipe, start)
     if not isinstance(objective, Coconut):
         return model
     thinker = CoconutModel._from_config(model.config, attn_implementation=recipe.attention)

@@ -20,9 +20,10 @@ from unspoken.methods.jepa_reasoner import SST, JepaReasonerForCausalLM, JepaRea
 from unspoken.tasks import ProseTask
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.prose import Kind
-from unspoken.training import jepa, trees
+from unspoken.training import jepa
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import Judge
+from unspoken.training.trees import language_model
 
 
 def task_of(recipe: Recipe) -> ProseTask:
@@ -50,7 +51,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
         start: the finished model of the stage it continues from; None for random weights.
     """
     if isinstance(stage.objective, NextToken):
-        return trees.build_model(recipe, stage, start)
+        return language_model(recipe, start)
     return jepa.build_model(recipe, stage, start, max_latents=recipe.evaluation.max_latents)
 
 

@@ -33,10 +33,20 @@ def task_of(recipe: Recipe) -> TreeSearchTask:
     return task
 
 
-def batches(recipe: Recipe, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
-    """Indices of training samples to a batch."""
+def batches(recipe: Recipe, _stage: Stage, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
+    """Indices of training samples to a batch; every stage reads the same."""
     task = task_of(recipe)
     return lambda indices: task.encode(task.sample("train", indices, seed))
+
+
+def language_model(recipe: Recipe, start: PreTrainedModel | None) -> PreTrainedModel:
+    """A causal language model of the recipe's shape, with the weights of ``start`` or random ones."""
+    model: PreTrainedModel = UnspokenForCausalLM._from_config(
+        recipe.backbone_config(), attn_implementation=recipe.attention
+    )
+    if start is not None:
+        model.load_state_dict(start.state_dict(), strict=True)
+    return model
 
 
 def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> PreTrainedModel:
@@ -45,14 +55,9 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     Args:
         start: the finished model of the stage it continues from; None for random weights.
     """
-    if not isinstance(stage.objective, NextToken):
-        return jepa.build_model(recipe, stage, start, max_latents=2 * task_of(recipe).answer_length)
-    model: PreTrainedModel = UnspokenForCausalLM._from_config(
-        recipe.backbone_config(), attn_implementation=recipe.attention
-    )
-    if start is not None:
-        model.load_state_dict(start.state_dict(), strict=True)
-    return model
+    if isinstance(stage.objective, NextToken):
+        return language_model(recipe, start)
+    return jepa.build_model(recipe, stage, start, max_latents=2 * task_of(recipe).answer_length)
 
 
 def judge_of(recipe: Recipe, stage: Stage) -> Judge:

@@ -334,8 +334,9 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             given = None
             if isinstance(model, LatentSFTModel) and model.config.has_encoder:
                 given = gold_chain(model, spelling, [spelling.spans(problem) for problem in some])
-            more = isinstance(model, CoconutModel | JepaReasonerModel | JepaReasonerForCausalLM)
-            room = settings.max_answer + (settings.max_latents if more else 0)
+            room = settings.max_answer + (settings.max_latents if isinstance(model, CoconutModel) else 0)
+            if isinstance(reasoner, ChainSpeaker):
+                room = reasoner.max_latents
             chain, said = reasoner.respond(ids, mask, max_tokens=room, given=given)
             right.append(graded(spelling.texts(said), some))
             ended.append((chain.stop == 0).double())

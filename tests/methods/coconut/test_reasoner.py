@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
-from conformance import CAP, ReasonerConformance, left_padded
+from conformance import CAP, CausalConformance, left_padded
 from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from unspoken.chain import StopReason
 from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
@@ -53,22 +50,7 @@ def reasoner(request: pytest.FixtureRequest) -> LatentReasoner:
     return reasoner_of(*request.param)
 
 
-class TestConformance(ReasonerConformance):
-    def teacher_forced(
-        self, reasoner: LatentReasoner, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
-        out = reasoner.model(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-        return out.logits
-
-    def reload(self, reasoner: LatentReasoner, folder: Path) -> LatentReasoner:
-        reasoner.model.save_pretrained(folder)
-        attention = reasoner.model.config._attn_implementation
-        return replace(
-            reasoner, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
-        )
-
+class TestConformance(CausalConformance):
     def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: SilentReasoner) -> None:
         # Coconut's length is fixed: the other tests compare chains that differ in their vectors alone.
         chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import ReasonerConformance, assert_same_chain, left_padded
+from conformance import CausalConformance, assert_same_chain, left_padded
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
 from torch import Tensor
 from transformers import (
@@ -52,21 +52,11 @@ def reasoner(request: pytest.FixtureRequest) -> LatentReasoner:
     return LatentReasoner(model=tiny_language_model(family, attention), settings=settings_of(family, feed))
 
 
-class TestConformance(ReasonerConformance):
-    def teacher_forced(
-        self, reasoner: LatentReasoner, input_ids: Tensor, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
-        out = reasoner.model(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-        return out.logits
-
+class TestConformance(CausalConformance):
     def reload(self, reasoner: LatentReasoner, folder: Path) -> LatentReasoner:
         reasoner.settings.attach(reasoner.model)
-        reasoner.model.save_pretrained(folder)
-        attention = reasoner.model.config._attn_implementation
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
-        return LatentReasoner(model=model, settings=LatentSettings.of(model))
+        again: LatentReasoner = super().reload(reasoner, folder)
+        return replace(again, settings=LatentSettings.of(again.model))
 
 
 # --- one thought -----------------------------------------------------------------------------------------------------

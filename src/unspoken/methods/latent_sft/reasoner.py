@@ -166,7 +166,7 @@ class LatentReasoner:
         opened = torch.tensor(self.settings.open_ids, device=input_ids.device).expand(len(input_ids), -1)
         mask = None if attention_mask is None else torch.cat([attention_mask, torch.ones_like(opened)], dim=1)
         cap = self.settings.max_latents if max_latents is None else max_latents
-        ends, pad = _end_and_pad(config or self.model.generation_config)
+        ends, pad = ends_and_pad(config or self.model.generation_config)
         how: dict[str, Any] = {} if pick is None else {"pick": pick}
         speech = Speech(
             marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
@@ -227,7 +227,7 @@ def latent_generate(
         else:
             token = scores.argmax(dim=-1)
         # A row that a criterion stopped ends with the next token.
-        token = torch.where(stopped[rows], _end_and_pad(generation_config)[0][0], token)
+        token = torch.where(stopped[rows], ends_and_pad(generation_config)[0][0], token)
         stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)
         return token
 
@@ -240,7 +240,7 @@ def latent_generate(
     return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
 
 
-def _end_and_pad(config: GenerationConfig) -> tuple[tuple[int, ...], int]:
+def ends_and_pad(config: GenerationConfig) -> tuple[tuple[int, ...], int]:
     """Tokens that end an answer, and the one that fills rows behind it."""
     ends = config.eos_token_id
     if ends is None:
