@@ -12,6 +12,7 @@ from unspoken.report.figures import Panel
 from unspoken.report.findings import Results, differs
 from unspoken.report.formats import NO_VALUE, bare_percent, coefficient, p_value, percent, points
 from unspoken.report.markup import Cell, Section, heads, paragraph, prose, table, text_cell
+from unspoken.tasks.grammar import TERMINALS
 
 Kind = Literal["absolute", "relative"]
 Told = tuple[str, list[str], list[list[str]]]
@@ -51,7 +52,7 @@ def _paper(kind: Kind, level: float, step: int, column: int) -> float | None:
 
 
 def _ours(results: Results, name: str, kind: Kind, level: int, step: int) -> Mapping[str, float] | None:
-    systems = strings(results)["token_noise"]["systems"]
+    systems = strings(results)["token_noise"].get("systems", {})
     if name not in systems:
         return None
     entry: Mapping[str, Any] = systems[name]["levels"][level]["symbol"][step]
@@ -75,6 +76,16 @@ def _verdict(entry: Mapping[str, float] | None) -> str:
     return f"{told} ({points(entry['mean'])} points, {points(entry['low'])} to {points(entry['high'])}, {p_value(entry['p'])})"
 
 
+def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: Kind) -> str:
+    """What a test of noise says of one generation step; nothing where a system knows nothing to lose."""
+    told = f"step {step + 1} "
+    for name, _ in _COMPARED:
+        clean = _ours(results, name, "absolute", 0, step)
+        if clean is not None and clean["low"] <= 1 / len(TERMINALS):
+            return f"{told}cannot be told: without noise {name} is at chance"
+    return told + _verdict(test[kind])
+
+
 def claims(results: Results) -> list[tuple[str, str]]:
     """The paper's claims about noise, each with what this run says of it.
 
@@ -86,9 +97,9 @@ def claims(results: Results) -> list[tuple[str, str]]:
         worst = token["levels"][-1]
         noise = percent(worst["level"], 0)
         later = range(1, len(worst["symbol"]))
-        told = "; ".join(f"step {step + 1} {_verdict(worst['symbol'][step]['relative'])}" for step in later)
+        told = "; ".join(_step_verdict(results, worst["symbol"][step], step, "relative") for step in later)
         found.append((f"{noise} of the prompt wrong: loses a smaller share than the coupled model", told))
-        told = "; ".join(f"step {step + 1} {_verdict(worst['symbol'][step]['absolute'])}" for step in later if step > 1)
+        told = "; ".join(_step_verdict(results, worst["symbol"][step], step, "absolute") for step in later if step > 1)
         found.append((f"{noise} of the prompt wrong: says more right symbols than the coupled model", told))
     latent = measured["latent_noise"]["renormalised"]["comparison"].get(f"{PAIR} - {measured['coconut']}")
     if latent is not None:

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
-from unspoken.methods.jepa_reasoner import SST, collapsed
+from unspoken.methods.jepa_reasoner import SST, TalkerLoss, collapsed
 from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.tasks import GeneratedDataset
@@ -198,6 +198,8 @@ class StageTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in reading.items()}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        if self.state.global_step == 0 and isinstance(self.objective, TalkerLoss):
+            return metrics  # a Talker starts from random weights: what it says by luck is no candidate
         kept = numbered(self.folder, "best")
         # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
         if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:
