@@ -1,7 +1,8 @@
 """What do superposition latents cost?
 
-* Generation: our batched engine, which goes from chain to answer in one cache, against the loop that published code
-  uses: one problem at a time, and the whole prompt read again before the answer.
+* Generation: our batched engine, which goes from chain to answer in one cache, against the loop of published code
+  (section 8.1): one problem at a time, and then the library's `generate` reads prompt and latents again and samples
+  the answer. Both think and say equally many steps.
 * Stage 2: a step with labels (KL over the vocabulary at the slots) against a step of plain supervised fine-tuning on as
   many tokens.
 * Masks: the supervision mask made on the device out of four integer vectors, against a dense matrix that is filled on
@@ -19,6 +20,7 @@ import sys
 import numpy as np
 import torch
 from timing import interleaved, ratio
+from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
 from unspoken.methods.coupled import NextToken
@@ -38,11 +40,30 @@ LATENTS, ANSWER, BATCH = 12, 6, 32
 
 
 @torch.no_grad()
-def published_loop(reasoner: LatentReasoner, prompts: list[torch.Tensor]) -> None:
+def published_loop(model: UnspokenForCausalLM, settings: LatentSettings, prompts: list[torch.Tensor]) -> None:
     """One problem at a time: think with a cache, throw it away, read prompt and latents again, answer."""
+    table = model.get_input_embeddings().weight
     for prompt in prompts:
-        chain, _ = reasoner.respond(prompt[None], max_latents=LATENTS, max_tokens=1)
-        reasoner.respond(prompt[None], max_tokens=ANSWER, given=chain)
+        known = step = table[torch.cat([prompt, torch.tensor(settings.open_ids)])][None]
+        cache, latents = DynamicCache(config=model.config), []
+        for _ in range(LATENTS):
+            logits = model(inputs_embeds=step, past_key_values=cache, use_cache=True).logits[:, -1].float()
+            # Looked at as published code does, but not obeyed: both contenders think to their cap.
+            logits.argmax().item()
+            best, ids = logits.topk(settings.top_k or logits.shape[-1])
+            mixed = (torch.softmax(best, dim=-1)[..., None] * table[ids]).sum(dim=1, keepdim=True)
+            step = mixed.to(table.dtype)
+            latents.append(step)
+        embedded = torch.cat([known, *latents, table[torch.tensor(settings.end_ids)][None]], dim=1)
+        model.generate(
+            inputs_embeds=embedded,
+            attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long),
+            do_sample=True,
+            temperature=0.6,
+            top_p=0.95,
+            min_new_tokens=ANSWER,
+            max_new_tokens=ANSWER,
+        )
 
 
 def dense_on_host(rows: Rows) -> torch.Tensor:
@@ -81,15 +102,17 @@ def main(rounds: int) -> None:
         pad_token_id=0,
         attn_implementation="eager",
     )
-    base = UnspokenForCausalLM(shape).eval()
+    base = UnspokenForCausalLM(shape).eval().to(torch.bfloat16)
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = 1, 0
-    reasoner = LatentReasoner(model=base, settings=LatentSettings(open_ids=markers.open, end_ids=markers.end))
+    # A fixed length, since a model of random weights would stop anywhere.
+    settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, max_latents=LATENTS, fixed=True)
+    reasoner = LatentReasoner(model=base, settings=settings)
     ids, mask = spelling.prompts(problems[:BATCH])
     single = [torch.tensor(row.prompt) for row in spans[:BATCH]]
     generation = interleaved(
         {
-            "batched": lambda: reasoner.respond(ids, mask, max_latents=LATENTS, max_tokens=ANSWER),
-            "published": lambda: published_loop(reasoner, single),
+            "batched": lambda: reasoner.respond(ids, mask, max_tokens=ANSWER),
+            "published": lambda: published_loop(base, reasoner.settings, single),
         },
         max(3, rounds // 3),
     )

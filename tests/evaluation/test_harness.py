@@ -115,6 +115,15 @@ def test_answers_and_their_cost_are_those_of_each_prompt_alone(
     assert (facts["latents_per_answer"] > 0) == (kind in ("latent", "explicit", "pair"))
 
 
+def test_what_opened_chains_in_training_stands_behind_every_prompt(tmp_path: Path) -> None:
+    plain, opened = UnspokenLM(str(save("pair", tmp_path))), tiny_pair()
+    opened.config.open_ids = [LETTERS.index("q") + 2]
+    opened.save_pretrained(tmp_path / "opened")
+    tokenizer().save_pretrained(tmp_path / "opened")
+    lm = UnspokenLM(str(tmp_path / "opened"), batch_size=3)
+    assert ask(lm, PROMPTS) == ask(plain, [f"{prompt}q" for prompt in PROMPTS]) != ask(plain, PROMPTS)
+
+
 def test_text_is_cut_at_the_first_of_its_stops(tmp_path: Path) -> None:
     lm = UnspokenLM(str(save("coupled", tmp_path)), batch_size=4)
     whole = ask(lm, PROMPTS)

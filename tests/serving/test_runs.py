@@ -60,11 +60,12 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
         pad_token_id=TASK.tokenizer.pad_token_id,
         eos_token_id=TASK.tokenizer.eos_token_id,
         max_latents=7,
+        open_ids=list(SPELLING.markers.open),
     )
     model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
     enliven(model, "talker")
     model.reasoner.start_target()
-    speaker = ChainSpeaker(system=system_of(model.eval()), open_ids=SPELLING.markers.open, max_latents=7)
+    speaker = ChainSpeaker(system=system_of(model.eval()), max_latents=7)
     system = WordSystem(name="pair", reasoner=speaker, spelling=SPELLING, max_answer=7)
     served, found = served_words(system, TASK, name="pair"), set()
     for problem in TASK.sample("test", range(5)):

@@ -74,6 +74,9 @@ def test_a_chain_may_be_padded_and_answered_in_any_company(trained: Path) -> Non
     recipe = line()
     spelling, problems = Spelling(tokenizer=recipe.tokenizer()), task_of(recipe).sample("test", np.arange(7))
     for stage in ("mono", "dual"):
+        assert systems_of(stage, load_model(trained / "seed-0" / stage / "model"), spelling, 5)[
+            0
+        ].reasoner.open_ids == tuple(spelling.markers.open)
         for system in systems_of(stage, load_model(trained / "seed-0" / stage / "model"), spelling, 5):
             together = system.answer(problems, 7)
             alone = system.answer(problems, 1)

@@ -182,14 +182,16 @@ class UnspokenLM(LM):
         ]
 
     def _fitting(self, prompts: list[str], cap: int) -> list[list[int]]:
-        """Prompts as tokens; of those that are too long, the end."""
+        """Prompts as tokens; of those that are too long, the end. What opens a chain stands behind each."""
         rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         rows = [row or [self.tokenizer.eos_token_id] for row in rows]
         config = self.model.config.backbone_config if self._is_jepa else self.model.config
+        # A `LatentReasoner` puts its marker there itself.
+        opened = list(self.model.config.open_ids or ()) if self._is_jepa else []
         positions = getattr(config, "max_position_embeddings", None)
         if positions is None:
-            return rows
-        room = positions - cap
+            return [row + opened for row in rows]
+        room = positions - cap - len(opened)
         if isinstance(self.speaker, LatentReasoner):
             settings = self.speaker.settings
             room -= len(settings.open_ids) + settings.max_latents + len(settings.end_ids)
@@ -201,7 +203,7 @@ class UnspokenLM(LM):
         cut = sum(len(row) > room for row in rows)
         if cut:
             _log.warning("%d of %d prompts are longer than %d tokens; only their ends are read", cut, len(rows), room)
-        return [row[-room:] for row in rows]
+        return [row[-room:] + opened for row in rows]
 
     # --- likelihood of text --------------------------------------------------------------------------------------
 

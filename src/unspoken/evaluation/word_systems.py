@@ -33,13 +33,17 @@ class ChainSpeaker:
     """
 
     system: System
-    open_ids: tuple[int, ...]
     max_latents: int
 
     @property
     def model(self) -> PreTrainedModel:
         """What is loaded."""
         return self.system.model
+
+    @property
+    def open_ids(self) -> tuple[int, ...]:
+        """What stands between a prompt and its first latent."""
+        return tuple(self.model.config.open_ids or ())
 
     def respond(
         self,
@@ -141,11 +145,11 @@ def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answe
         named = {stage: system_of(model)}
         if isinstance(model, JepaReasonerForCausalLM):
             named[f"{stage}, nearest row"] = nearest_row(model.reasoner)
-        cap, opened = model.config.max_latents, spelling.markers.open
+        cap = model.config.max_latents
         return [
             WordSystem(
                 name=name,
-                reasoner=ChainSpeaker(system=system, open_ids=opened, max_latents=cap),
+                reasoner=ChainSpeaker(system=system, max_latents=cap),
                 spelling=spelling,
                 max_answer=cap,
             )

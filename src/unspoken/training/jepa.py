@@ -41,7 +41,9 @@ def first_blocks(config: PreTrainedConfig, stage: Stage) -> PreTrainedConfig:
     return cut
 
 
-def _reasoner(recipe: Recipe, stage: Stage, start: PreTrainedModel | None, max_latents: int) -> JepaReasonerModel:
+def _reasoner(
+    recipe: Recipe, stage: Stage, start: PreTrainedModel | None, max_latents: int, opened: tuple[int, ...]
+) -> JepaReasonerModel:
     """The first blocks and the input table of a causal language model; its head, tied or not, is left behind."""
     assert isinstance(stage.objective, SST)
     backbone = first_blocks(recipe.backbone_config() if start is None else start.base_model.config, stage)
@@ -55,6 +57,7 @@ def _reasoner(recipe: Recipe, stage: Stage, start: PreTrainedModel | None, max_l
         backbone_config=backbone,
         unit_tokens=as_before if stage.objective.unit_tokens is None else stage.objective.unit_tokens,
         max_latents=max_latents,
+        open_ids=list(opened),
         eos_token_id=end,
         # A chat prompt holds end tokens; where they also pad, a prompt without a mask must be taken as it is.
         pad_token_id=None if pad == end else pad,
@@ -68,23 +71,32 @@ def _reasoner(recipe: Recipe, stage: Stage, start: PreTrainedModel | None, max_l
     return reasoner
 
 
-def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None, *, max_latents: int) -> PreTrainedModel:
+def build_model(
+    recipe: Recipe,
+    stage: Stage,
+    start: PreTrainedModel | None,
+    *,
+    max_latents: int,
+    opened: tuple[int, ...] = (),
+) -> PreTrainedModel:
     """The Reasoner of an SST stage, or the pair of a Talker's stage, with its starting weights.
 
     Args:
         start: the model that it continues from: any causal language model for SST (None for random weights of the
             recipe's shape), the finished Reasoner for a Talker.
         max_latents: cap of a chain, recorded in the folder.
+        opened: tokens between a prompt and its first latent, recorded in the folder.
 
     Raises:
         ValueError: as `first_blocks`.
     """
     if isinstance(stage.objective, SST):
-        return _reasoner(recipe, stage, start, max_latents)
+        return _reasoner(recipe, stage, start, max_latents, opened)
     assert isinstance(start, JepaReasonerModel)
     talker, before = recipe.talker_of(stage), start.config
     inherited: dict[str, Any] = {
-        name: getattr(before, name) for name in ("backbone_config", "unit_tokens", "eos_token_id", "pad_token_id")
+        name: getattr(before, name)
+        for name in ("backbone_config", "unit_tokens", "open_ids", "eos_token_id", "pad_token_id")
     }
     config = JepaReasonerConfig(
         **inherited,

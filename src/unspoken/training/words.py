@@ -105,12 +105,12 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         (explicit if objective.chain == "explicit" else replace(explicit, max_latents=0, fixed=True)).attach(model)
     elif isinstance(objective, SST | TalkerLoss):
         # Its chain stands for the explicit steps, the end marker and the answer.
-        end = Spelling(tokenizer=recipe.tokenizer()).markers.end
-        cap = recipe.evaluation.max_latents + len(end) + recipe.evaluation.max_answer
+        markers = Spelling(tokenizer=recipe.tokenizer()).markers
+        cap = recipe.evaluation.max_latents + len(markers.end) + recipe.evaluation.max_answer
         before = None if start is None else load_model(start)
         if before is None and isinstance(recipe.backbone, str):
             before = _base(recipe, None)
-        model = jepa.build_model(recipe, stage, before, max_latents=cap)
+        model = jepa.build_model(recipe, stage, before, max_latents=cap, opened=markers.open)
     elif isinstance(objective, Coconut):
         base = _base(recipe, start)
         model = CoconutModel._from_config(base.config, attn_implementation=recipe.attention)
@@ -213,8 +213,7 @@ def _speak_like(model: PreTrainedModel, recipe: Recipe) -> None:
 def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner | ChainSpeaker:
     """The model of a stage as it answers problems."""
     if isinstance(model, JepaReasonerModel | JepaReasonerForCausalLM):
-        opened = Spelling(tokenizer=recipe.tokenizer()).markers.open
-        return ChainSpeaker(system=system_of(model), open_ids=opened, max_latents=model.config.max_latents)
+        return ChainSpeaker(system=system_of(model), max_latents=model.config.max_latents)
     if isinstance(model, LatentSFTModel):
         return LatentReasoner(model=model.decoder, settings=_settings(recipe, model.config.latent_shape))
     speaker = model.decoder if isinstance(model, CoconutModel) else model
