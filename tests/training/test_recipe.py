@@ -97,3 +97,19 @@ def test_the_talker_has_the_latent_width_and_the_task_s_vocabulary(worked: Recip
     assert talker.hidden_size == worked.backbone.hidden_size
     assert talker.vocab_size == worked.backbone_config().vocab_size == len(worked.task.build().tokenizer)
     assert talker.attention_size == 24
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".hidden", "-rf", "", "C:\\x"])
+def test_a_name_that_leads_out_of_the_run_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="it names the run folder"):
+        parse(WORKED.replace("name: worked", f"name: '{name}'"), "here")
+
+
+def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
+    trap = tmp_path / "trap"
+    call = f"!!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trap}']]"
+    for text in (WORKED.replace("summary", "x") + f"summary: {call}\n", WORKED):
+        overrides = [] if call in text else [f"summary={call}"]
+        with pytest.raises(ValueError, match=r"here|summary"):
+            parse(text, "here", overrides)
+    assert not trap.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -29,6 +30,8 @@ from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
 
 Size = Literal["tiny", "small", "paper"]
+# Names become folders: nothing that leads out of the one they are made in.
+_FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +167,10 @@ class Recipe:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if not _FOLDER_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name is {self.name!r}; it names the run folder, so give letters, digits, dots, hyphens and underscores"
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
         if not self.stages:
