@@ -12,6 +12,7 @@ from tiny_models import prompts, tiny_language_model, tiny_pair
 from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
 
+from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.strings import TOKEN_RATES, Continuer, continued, continuer_of, under_noise
 from unspoken.experiment import final_stages, measure_run, open_run
 from unspoken.methods.latent_sft import LatentSettings
@@ -148,3 +149,10 @@ def test_costs_count_what_waits_for_what(results: dict[str, Any]) -> None:
     assert passes["jepa-reasoner"] == 9
     assert passes["coconut"] == 5
     assert results["systems"]["coconut"]["cost"]["latent_steps"] == 2
+    kept = results["outcomes"]["test"]
+    assert {name: spent["sequential_passes"] for name, spent in kept["cost"].items()} == passes
+    for name, system in results["systems"].items():
+        seeds = [unpacked(text, kept["problems"]).mean() for text in kept["right"][name]]
+        assert seeds == pytest.approx(system["exact_match"]["seeds"])
+    # A Talker comes on top of the chain that it reads.
+    assert kept["cost"]["jepa-reasoner"]["flops"] > kept["cost"]["jepa-reasoner, nearest row"]["flops"]

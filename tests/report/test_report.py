@@ -14,6 +14,7 @@ from rich.console import Console
 from tag_balance import unbalanced
 from tiny_recipe import TEXT, quiet_train
 
+from unspoken.evaluation.outcomes import unpacked
 from unspoken.experiment import measure_run, open_run, read_results
 from unspoken.report.answers import answer_problems, print_answer
 from unspoken.report.page import write_page
@@ -106,7 +107,13 @@ def test_piped_tables_are_plain_and_narrow(run: Path, capsys: pytest.CaptureFixt
 
 
 def test_every_number_of_the_results_is_finite(run: Path) -> None:
-    json.dumps(read_results(run), allow_nan=False)
+    results = read_results(run)
+    json.dumps(results, allow_nan=False)
+    kept = results["outcomes"]["test"]
+    for name, system in results["systems"].items():
+        seeds = [unpacked(text, kept["problems"]).mean() for text in kept["right"][name]]
+        assert seeds == pytest.approx(system["exact_match"]["seeds"])
+        assert kept["cost"][name]["flops"] == system["cost"]["flops"] > 0
 
 
 def test_recipes_and_plans_print(capsys: pytest.CaptureFixture[str]) -> None:

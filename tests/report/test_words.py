@@ -11,7 +11,7 @@ from rich.console import Console
 
 from unspoken.report import formats
 from unspoken.report.findings import finding
-from unspoken.report.tables import print_plan, print_results
+from unspoken.report.tables import print_results
 
 Results = dict[str, Any]
 
@@ -103,11 +103,3 @@ def test_a_terminal_of_usual_width_shows_every_number(complete: Callable[..., Re
 def test_a_quiet_console_prints_nothing(complete: Callable[..., Results], capsys: pytest.CaptureFixture[str]) -> None:
     print_results(complete(), Console(quiet=True))
     assert capsys.readouterr().out == ""
-
-
-def test_a_plan_may_leave_out_the_note() -> None:
-    out = StringIO()
-    model = {"stage": "sst", "parameters": 10, "flops_per_token": 60, "weights_gb": 0.0, "training_gb": 0.0}
-    facts = {"name": "a", "size": "tiny", "models": [model], "steps": {"sst": 5}, "tokens": {"sst": 100}}
-    print_plan(facts, Console(file=out))
-    assert "6.00 k" in out.getvalue()

@@ -479,6 +479,7 @@ def test_a_question_of_another_form_is_refused(text: str, message: str) -> None:
         ({"edges": 19}, "edges is 19; it must be at least the 20 of concepts"),
         ({"spelled": 1.5}, "spelled"),
         ({"spelled": -0.5}, "spelled"),
+        ({"renamed": True}, "renamed is true, but tests lists no published files"),
         ({"tests": ("a/test.json",)}, "2 splits are named 'test'"),
         ({"tests": ("a/prosqa.json", "b/prosqa.jsonl")}, "2 splits are named 'prosqa'"),
     ],

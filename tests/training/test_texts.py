@@ -118,6 +118,8 @@ def test_what_was_measured_is_whole(trained: tuple[Path, dict[str, Any]]) -> Non
     assert "perplexity" not in measured["language"]["sst"]
     assert measured["tokens"] == measured["rows"] * 24
     assert set(results["systems"]) == {"dual", "mono"}
+    kept = results["outcomes"]["test"]
+    assert (kept["problems"], kept["cost"], set(kept["right"])) == (results["problems"], {}, {"dual", "mono"})
     assert list(measured["corruption"]["dual"]["conditions"]) == [
         "none",
         "random string",

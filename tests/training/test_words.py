@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.word_systems import SOFT_THINKING
 from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run, read_results
@@ -235,6 +237,26 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
     assert results["words"]["steps"]["autonomy"]["total"] > results["words"]["steps"]["answer_only"]["total"]
     assert "answer_only" not in results["words"]["controls"]
     assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
+    kept = results["outcomes"]["test"]
+    assert kept["problems"] == 12
+    for name, system in results["systems"].items():
+        (text,) = kept["right"][name]
+        assert unpacked(text, 12).mean() == pytest.approx(system["exact_match"]["mean"])
+        # Twelve problems are few enough that all of them are timed.
+        assert kept["cost"][name]["flops"] == pytest.approx(system["cost"]["flops"])
+        assert kept["cost"][name]["sequential_passes"] == pytest.approx(system["cost"]["sequential_passes"])
+    assert kept["cost"]["answer_only"]["flops"] < kept["cost"]["cot"]["flops"]
+    other = evaluate_words(
+        recipe.task.build(),  # type: ignore[arg-type]
+        recipe.tokenizer(),
+        [replace(models[0], final={"cot": models[0].final["cot"]})],
+        baseline="cot",
+        problems=11,
+        batch_size=11,
+        max_answer=5,
+    )["outcomes"]["test"]
+    assert other["fingerprint"] != kept["fingerprint"], "eleven problems are not the same set as twelve"
+    assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(kept["right"]["cot"][0], 12)[:11].tolist()
 
 
 def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Path, tmp_path: Path) -> None:

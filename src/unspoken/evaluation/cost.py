@@ -1,15 +1,25 @@
-"""What an answer costs: steps, words, sequential passes, floating-point operations, seconds."""
+"""What an answer costs: steps, words, sequential passes, floating-point operations, seconds.
+
+Axes: B problems, V vocabulary, D width.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from unspoken.chain import StopReason
 from unspoken.evaluation.systems import Answers, System, answer
+from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
+from unspoken.methods.latent_sft import LatentSettings
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 
@@ -21,7 +31,7 @@ class Cost:
         latent_steps: silent steps (for a coupled model: reasoning tokens).
         spoken_tokens: tokens of the answer, its end included.
         sequential_passes: forward passes that wait for one another, the prompt's included.
-        flops: floating-point operations of matrix products, in a batch (rows that have stopped run on with it).
+        flops: floating-point operations of prompt, chain and words, see `answer_flops`.
         seconds: wall-clock of a whole batch divided by its problems, and of one problem alone.
         parameters: of the whole system.
     """
@@ -35,12 +45,91 @@ class Cost:
     parameters: int
 
 
+# --- floating-point operations -----------------------------------------------------------------------------------
+
+
+def multiplied(module: nn.Module) -> int:
+    """Weights of a module that every position is multiplied with: of its linear layers, not of its tables."""
+    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
+
+
+def attention_width(config: Any) -> int:
+    """Width of the queries of all blocks together."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(config.num_hidden_layers * config.num_attention_heads * head)
+
+
+def stack_flops(stack: Any, positions: Any, *, causal: bool = True) -> Any:
+    """Floating-point operations of running positions, numbers or ``[B]``, through the blocks, each once."""
+    seen = (positions + 1) / 2 if causal else positions
+    return positions * (2 * multiplied(stack) + 4 * attention_width(stack.config) * seen)
+
+
+def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
+    """Floating-point operations of saying chains, a word a latent; a Dual-Talker's as with a cache."""
+    config = talker.decoder.config
+    if isinstance(talker, MonoTalker):
+        head = latents * 2 * config.hidden_size * config.vocab_size
+        return stack_flops(talker.decoder, latents, causal=config.is_causal) + head
+    head = latents * 2 * config.hidden_size * talker.start_id  # the start token is never said
+    across = latents * latents * 4 * attention_width(config)
+    return stack_flops(talker.encoder, latents, causal=False) + stack_flops(talker.decoder, latents) + across + head
+
+
+def answer_flops(
+    model: PreTrainedModel, prompt: Tensor, answers: Answers, settings: LatentSettings | None = None
+) -> Tensor:
+    """Floating-point operations ``[B]`` of answers, each as if it were given alone and with a cache.
+
+    Counted are two for every weight of a linear layer and position that goes through it; four for every attention
+    channel and pair of a position and one that it sees (scores and weighted sum); and two for every weight of the head
+    (of a JEPA-Reasoner: of the table that ends its chain) at each step that is scored. Not counted are look-ups in
+    tables, norms, activations, softmax and the mixing of a few rows, nor what a batch adds: padding, and rows that run
+    on until the last one ends.
+
+    Args:
+        prompt: tokens that are read, ``[B]`` or the same for all.
+        settings: of a model that thinks and then speaks with one stack, markers around its chain; without them the
+            chain is the answer, or a Talker says it.
+    """
+    latents, words = answers.chain.lengths, torch.zeros_like(answers.chain.lengths)
+    scored = latents
+    if settings is not None:
+        prompt, words = prompt + len(settings.open_ids) + len(settings.end_ids), answers.words
+        unscored = settings.fixed and settings.feed == "hidden"
+        thought = torch.zeros_like(latents) if unscored else latents + (answers.chain.stop == StopReason.END)
+        # A superposition of the whole vocabulary is a product with the table as large as the scores.
+        scored = words + thought * (2 if settings.top_k is None and settings.feed == "superposition" else 1)
+    steps = (prompt + latents + words - 1).double()  # the last token said is never read
+    if isinstance(model, JepaReasonerForCausalLM):
+        reasoner, spoken = model.reasoner, talker_flops(model.talker, latents.double())
+    else:
+        reasoner, spoken = model, 0.0
+    if isinstance(reasoner, JepaReasonerModel):
+        stack, head = reasoner.backbone, reasoner.target_table.numel()
+    else:
+        stack, head = model.base_model, model.get_output_embeddings().weight.numel()
+    found: Tensor = stack_flops(stack, steps) + 2 * head * scored.double() + spoken
+    return found
+
+
+# --- the whole ---------------------------------------------------------------------------------------------------
+
+
+def timed(respond: Callable[[int, int, int], Answers], start: int, stop: int, batch_size: int) -> tuple[Answers, float]:
+    """Answers of problems ``start`` to ``stop``, and the wall-clock of one of them."""
+    began = time.perf_counter()
+    answers = respond(start, stop, batch_size)
+    return answers, (time.perf_counter() - began) / (stop - start)
+
+
 def cost(
     respond: Callable[[int, int, int], Answers],
     problems: int,
     *,
     parameters: int,
     spoken_passes: Callable[[float, float], float],
+    flops: Callable[[Answers], Tensor],
     batch_size: int,
     alone: int = 20,
 ) -> Cost:
@@ -51,32 +140,30 @@ def cost(
         problems: how many there are.
         parameters: of the whole system.
         spoken_passes: sequential passes of speaking, given mean latent steps and mean spoken tokens.
+        flops: `answer_flops` of all problems.
         batch_size: for the batched time.
         alone: how many problems are also answered one by one.
     """
-    few = min(32, problems)
-    with FlopCounterMode(display=False) as counter:
-        respond(0, few, batch_size)
-    flops = counter.get_total_flops() / few
-    began = time.perf_counter()
-    answers = respond(0, problems, batch_size)
-    batched = (time.perf_counter() - began) / problems
-    singles = []
-    for index in range(min(alone, problems)):
-        began = time.perf_counter()
-        respond(index, index + 1, 1)
-        singles.append(time.perf_counter() - began)
+    respond(0, min(32, problems), batch_size)  # the first call of anything is slow
+    answers, batched = timed(respond, 0, problems, batch_size)
+    singles = [timed(respond, at, at + 1, 1)[1] for at in range(min(alone, problems))]
     steps = float(answers.chain.lengths.double().mean())
     words = float(answers.words.double().mean())
     return Cost(
         latent_steps=steps,
         spoken_tokens=words,
         sequential_passes=steps + spoken_passes(steps, words),
-        flops=flops,
+        flops=float(flops(answers).mean()),
         seconds_batched=batched,
         seconds_alone=float(torch.tensor(singles).median()),
         parameters=parameters,
     )
+
+
+def compared(spent: Mapping[str, float]) -> dict[str, float]:
+    """What runs are compared by (`unspoken.evaluation.outcomes`), out of the fields of a `Cost`."""
+    kept = {name: spent[name] for name in ("latent_steps", "sequential_passes", "flops")}
+    return {**kept, "seconds": spent["seconds_batched"]}
 
 
 def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_size: int) -> Cost:
@@ -96,5 +183,6 @@ def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, b
         len(problems),
         parameters=sum(parameter.numel() for parameter in system.model.parameters()),
         spoken_passes=lambda steps, _: system.spoken_passes(round(steps)),
+        flops=lambda answers: answer_flops(system.model, torch.tensor(task.prompt_length), answers),
         batch_size=batch_size,
     )

@@ -1,10 +1,10 @@
 """Measures finished seeds and writes one small JSON file that every table and figure is made from.
 
 Layout (``schema`` 1): ``seeds``; ``problems``; ``systems`` (name -> ``exact_match`` with interval, ``ended``,
-``cost``); ``differences`` (paired tests against the coupled baseline); ``controls`` (name -> rate, of Reasoner and
-Talker); ``inside`` (system -> ``steps`` and ``mixture``, each for rollout and teacher forcing, and ``calibration``
-where the odds are known); ``reference`` levels of the sibling-plane rank; ``containment``; ``training`` (a curve for
-each stage of each seed); ``pca`` and ``examples`` of the first seed.
+``cost``); ``outcomes`` (`unspoken.evaluation.outcomes`); ``differences`` (paired tests against the coupled baseline);
+``controls`` (name -> rate, of Reasoner and Talker); ``inside`` (system -> ``steps`` and ``mixture``, each for rollout
+and teacher forcing, and ``calibration`` where the odds are known); ``reference`` levels of the sibling-plane rank;
+``containment``; ``training`` (a curve for each stage of each seed); ``pca`` and ``examples`` of the first seed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from unspoken.analysis.calibration import forced_calibration, rollout_calibratio
 from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import tree_cost
+from unspoken.evaluation.cost import compared, tree_cost
 from unspoken.evaluation.curves import curve
+from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.systems import (
     COUPLED,
@@ -298,6 +299,10 @@ def evaluate(
         for name, values in stacked.items()
         if COUPLED in stacked and name != COUPLED
     }
+    # The tokens of prompt and right answer say all there is to know of a problem.
+    asked = fingerprint_of(row.tobytes() for row in task.encode(test)["input_ids"].numpy())
+    spent_by = {name: compared(system["cost"]) for name, system in result["systems"].items()}
+    result["outcomes"] = {"test": outcomes_of(asked, outcomes, spent_by)}
     result["controls"] = {
         name: {
             "exact_match": dataclasses.asdict(rate(np.stack([entry[name]["outcomes"] for entry in controls]))),

@@ -59,11 +59,16 @@ def corrupted(
     order, choice = (torch.from_numpy(np.random.default_rng([seed, part]).random(ids.shape)) for part in range(2))
     rank = order.to(ids.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
     count = (rate * mask.sum(dim=1).double() + 0.5).floor()
+    return torch.where(mask & (rank < count[:, None]), another(ids, others, choice.to(ids.device)), ids)
+
+
+def another(ids: Int[Tensor, "B T"], others: Int[Tensor, " K"], choice: Float[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """For every token one of ``others`` (sorted, each once) that it is not itself; ``choice`` is uniform in [0, 1)."""
     # A token that is itself an alternative is left out of its own draw: what lies behind it moves up by one.
     known = torch.isin(ids, others)
-    drawn = (choice.to(ids.device) * (len(others) - known.long())).long()
+    drawn = (choice * (len(others) - known.long())).long()
     drawn += (known & (drawn >= torch.searchsorted(others, ids.contiguous()))).long()
-    return torch.where(mask & (rank < count[:, None]), others[drawn], ids)
+    return others[drawn]
 
 
 def token_noise(
@@ -338,13 +343,17 @@ def containment(
     said, right = (F.pad(words, (0, max(0, width - words.shape[1])), value=FREE)[:, :width] for words in (said, right))
     later = can & ~forced & (forced.cumsum(dim=1) > 0)
     groups = (can, forced, later, later & (said != clean), later & (clean == right), later & (said == right))
+    identical, largest = latent_change(chain, again)
+    counts = torch.stack([group.sum(dim=1) for group in groups], dim=1).cpu().numpy().astype(np.float64)
+    return Effect(counts=counts, latents_identical=identical, largest_latent_change=largest)
+
+
+def latent_change(chain: LatentChain, again: LatentChain) -> tuple[bool, float]:
+    """Whether two runs have the same latents to the last bit, and the largest difference, as `Effect` has them."""
     both = LatentChain.concatenate([chain, again]).latents
     change = (both[: len(chain)] - both[len(chain) :]).abs()
-    return Effect(
-        counts=torch.stack([group.sum(dim=1) for group in groups], dim=1).cpu().numpy().astype(np.float64),
-        latents_identical=torch.equal(chain.mask, again.mask) and torch.equal(chain.latents, again.latents),
-        largest_latent_change=float(change.max()) if change.numel() else 0.0,
-    )
+    identical = torch.equal(chain.mask, again.mask) and torch.equal(chain.latents, again.latents)
+    return identical, float(change.max()) if change.numel() else 0.0
 
 
 def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -356,12 +365,7 @@ def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000, seed: int = 0)
         word; ``latents_identical`` and ``largest_latent_change`` over all seeds.
     """
     counts = np.stack([effect.counts for effect in seeds])
-    means, drawn = counts.mean(axis=(0, 1)), bootstrap_means(counts, draws=draws, seed=seed)
-
-    def share(part: str, whole: str) -> dict[str, float] | None:
-        a, b = _COUNTS.index(part), _COUNTS.index(whole)
-        return _ratio(means[a], means[b], drawn[:, a], drawn[:, b])
-
+    share = shares(counts, _COUNTS, draws, seed)
     return {
         "seeds": counts.shape[0],
         "problems": counts.shape[1],
@@ -374,6 +378,17 @@ def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000, seed: int = 0)
 
 
 # --- intervals and tests -----------------------------------------------------------------------------------------
+
+
+def shares(counts: Outcomes, names: Sequence[str], draws: int, seed: int) -> Callable[..., dict[str, float] | None]:
+    """Ratios of counts ``[S, B, K]``, summed over seeds and problems, by the K names of part and whole."""
+    means, drawn = counts.mean(axis=(0, 1)), bootstrap_means(counts, draws=draws, seed=seed)
+
+    def share(part: str, whole: str) -> dict[str, float] | None:
+        a, b = names.index(part), names.index(whole)
+        return _ratio(means[a], means[b], drawn[:, a], drawn[:, b])
+
+    return share
 
 
 def summary(seeds: Sequence[Hits], *, draws: int = 2000, seed: int = 0) -> dict[str, Any]:
@@ -477,7 +492,7 @@ def _by_level(
 
 
 def _ratio(part: float, whole: float, drawn_part: Outcomes, drawn_whole: Outcomes) -> dict[str, float] | None:
-    """Ratio of two means with its interval; draws in which the whole is zero have none."""
+    """Ratio of two means with its interval, None where the whole is zero; draws in which it is are left out."""
     if whole == 0:
         return None
     some = drawn_whole > 0

@@ -28,9 +28,10 @@ from transformers import PreTrainedModel
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import cost
+from unspoken.evaluation.cost import answer_flops, compared, cost
 from unspoken.evaluation.curves import curve
 from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.robustness import (
     Effect,
     Hits,
@@ -313,6 +314,8 @@ def _read(
 
 def _cost(one: Continuer, task: GrammarTask, problems: GrammarProblems, batch_size: int) -> dict[str, Any]:
     steps = task.config.steps - one.unsaid
+    settings = one.method.settings if isinstance(one.method, LatentReasoner) else None
+    given = torch.from_numpy(problems.prompt_B)
 
     def respond(start: int, stop: int, at_once: int) -> Answers:
         chain, said = continued(one, task.prompts(_some(problems, slice(start, stop))), steps, at_once)
@@ -324,6 +327,7 @@ def _cost(one: Continuer, task: GrammarTask, problems: GrammarProblems, batch_si
         min(len(problems), _FEW),
         parameters=sum(parameter.numel() for parameter in one.model.parameters()),
         spoken_passes=lambda _, words: one.passes(round(words)),
+        flops=lambda answers: answer_flops(one.model, given[: len(answers.words)], answers, settings),
         batch_size=batch_size,
     )
     return asdict(spent)
@@ -467,9 +471,10 @@ def evaluate_strings(
                     for kept, found in zip(both, _controls(one.model, chain, right, entry.seed), strict=True):
                         for control, outcome in found.items():
                             kept.setdefault(control, []).append(outcome)
-    stacked = {name: np.stack([reading.exact for reading in found]) for name, found in readings.items()}
-    strings = _gathered(readings, task, coconut)
-    strings["prime"] = {name: _halves(found) for name, found in primed.items()}
+    exact = {name: [reading.exact for reading in found] for name, found in readings.items()}
+    stacked = {name: np.stack(found) for name, found in exact.items()}
+    asked = fingerprint_of(row.tobytes() for row in torch.cat([prompts["input_ids"], right], dim=1).numpy())
+    strings = _gathered(readings, task, coconut) | {"prime": {name: _halves(found) for name, found in primed.items()}}
     return {
         "schema": 1,
         "seeds": [entry.seed for entry in seeds],
@@ -484,12 +489,9 @@ def evaluate_strings(
             for name, values in stacked.items()
             if COUPLED in stacked and name != COUPLED
         },
+        "outcomes": {"test": outcomes_of(asked, exact, {name: compared(spent) for name, spent in costs.items()})},
         "controls": {name: _halves(found) for name, found in altered.items()},
-        "inside": {},
-        "reference": {},
-        "containment": None,
-        "examples": [],
-        "pca": None,
+        **{"inside": {}, "reference": {}, "containment": None, "examples": [], "pca": None},
         "strings": strings,
         "training": [
             {"seed": entry.seed, "stages": {name: curve(folder) for name, folder in entry.stages.items()}}

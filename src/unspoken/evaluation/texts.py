@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from unspoken.evaluation.corruption import Ablation, ablate, ablation_summary
 from unspoken.evaluation.curves import curve
 from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
@@ -145,6 +146,14 @@ def evaluate_texts(
         "problems": len(rows),
         "systems": {
             stage: {key: summary.pop(key) for key in ("exact_match", "ended")} for stage, summary in corruption.items()
+        },
+        # Sentences are read and said again, which is no answer that has a cost.
+        "outcomes": {
+            "test": outcomes_of(
+                fingerprint_of(row.tobytes() for row in rows),
+                {stage: [ablation.exact for ablation in found] for stage, found in ablations.items()},
+                {},
+            )
         },
         "texts": {
             "rows": len(texts["input_ids"]),

@@ -8,8 +8,10 @@ chains written out.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,13 @@ from transformers import AutoModel
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
 from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import cost
+from unspoken.evaluation.cost import answer_flops, cost, timed
 from unspoken.evaluation.curves import curve, has_curve
 from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import paired_difference, rate
 from unspoken.evaluation.systems import Answers, load_model
+from unspoken.evaluation.word_containment import WordEffect, containment_summary, word_containment
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_of, systems_of
 from unspoken.methods.latent_sft import LatentReasoner, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table, mix
@@ -34,11 +38,25 @@ from unspoken.tasks.words import WordProblem, WordTask
 
 _LOOKED_AT = 200  # test problems whose chains are taken apart
 _ALTERED = 500  # test problems that are answered again from every altered chain
+_TIMED = 128  # test problems whose answers are timed
+_COMPARED = ("latent_steps", "sequential_passes", "flops", "seconds")  # see `unspoken.evaluation.outcomes`
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
 def _answering(system: WordSystem, problems: Sequence[WordProblem]) -> Callable[[int, int, int], Answers]:
     return lambda start, stop, size: system.answer(problems[start:stop], size)
+
+
+def _flops(system: WordSystem, prompts: Tensor, answers: Answers) -> Tensor:
+    """Floating-point operations of each answer; ``prompts`` are lengths of at least as many questions."""
+    opened = len(system.reasoner.open_ids) if isinstance(system.reasoner, ChainSpeaker) else 0
+    return answer_flops(system.reasoner.model, prompts[: len(answers.words)] + opened, answers, system.settings)
+
+
+def _steps(system: WordSystem, answers: Answers) -> tuple[float, float, float, float]:
+    """Means a problem: latents, markers, words, and sequential passes of all of them."""
+    latents, said = (float(x.double().mean()) for x in (answers.chain.lengths, answers.words))
+    return latents, system.markers, said, latents + system.spoken_passes(latents, said)
 
 
 # --- controls (section 9) ----------------------------------------------------------------------------------------
@@ -196,6 +214,76 @@ def _strip(system: WordSystem, problem: WordProblem, answers: Answers, row: int,
 # --- the whole ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _TestSet:
+    """A test set and, by system, what was done with it.
+
+    Attributes:
+        lengths: ``[B]`` tokens of the questions.
+        right: outcomes ``[B]`` of each seed.
+        spent: latent steps, sequential passes and floating-point operations of each seed, means a problem.
+        seconds: of the first seed, a problem in a batch.
+    """
+
+    problems: Sequence[WordProblem]
+    lengths: Tensor
+    right: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
+    spent: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def answer(self, system: WordSystem, batch_size: int) -> Answers:
+        """Let a system answer all problems."""
+        given = system.answer(self.problems, batch_size)
+        self.right.setdefault(system.name, []).append(given.correct.numpy().astype(np.float64))
+        latents, *_, passes = _steps(system, given)
+        flops = float(_flops(system, self.lengths, given).mean())
+        self.spent.setdefault(system.name, []).append((latents, passes, flops))
+        return given
+
+    def cost(self, system: WordSystem, batch_size: int) -> dict[str, Any]:
+        """The whole cost of a system's answers to a few problems."""
+        few = self.problems[:_TIMED]
+        measured = cost(
+            _answering(system, few),
+            len(few),
+            parameters=sum(parameter.numel() for parameter in system.reasoner.model.parameters()),
+            spoken_passes=system.spoken_passes,
+            flops=partial(_flops, system, self.lengths),
+            batch_size=batch_size,
+        )
+        self.seconds[system.name] = measured.seconds_batched
+        return dataclasses.asdict(measured)
+
+    def clock(self, system: WordSystem, batch_size: int) -> None:
+        """Take the time of a few problems alone."""
+        few = self.problems[:_TIMED]
+        self.seconds[system.name] = timed(_answering(system, few), 0, len(few), batch_size)[1]
+
+    def outcomes(self) -> dict[str, Any]:
+        """What other runs are compared with, see `unspoken.evaluation.outcomes`."""
+        means = {name: np.mean(found, axis=0).tolist() for name, found in self.spent.items()}
+        return outcomes_of(
+            fingerprint_of(json.dumps([problem.question, problem.answer]).encode() for problem in self.problems),
+            self.right,
+            {name: dict(zip(_COMPARED, [*mean, self.seconds[name]], strict=True)) for name, mean in means.items()},
+        )
+
+
+def _altered(
+    system: WordSystem, asked: Sequence[WordProblem], answers: Answers, seed: int, batch_size: int
+) -> dict[str, NDArray[np.float64]]:
+    """Outcomes of the first problems from every altered chain, and where the answer is asked for at once."""
+    some = asked[:_ALTERED]
+    own = answers.chain.select(torch.arange(len(some)))
+    tried = {
+        control: system.answer(some, batch_size, given=chain)
+        for control, chain in controlled(system, own, seed).items()
+    }
+    if not isinstance(system.reasoner, ChainSpeaker):
+        tried["forced answer"] = system.answer(some, batch_size, given=own, box=True)
+    return {control: result.correct.numpy().astype(np.float64) for control, result in tried.items()}
+
+
 def _mean_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Numbers averaged over seeds; per-step and per-question lists are the first seed's."""
     first = entries[0]
@@ -237,13 +325,17 @@ def evaluate_words(
         them (`evaluation.geometry`, `evaluation.sampling`).
     """
     spelling = Spelling(tokenizer=tokenizer)
-    tests = {test: problems_of(task, test, problems) for test in task.tests}
-    headline = task.tests[0]
-    outcomes: dict[str, dict[str, list[NDArray[np.float64]]]] = {test: {} for test in tests}
+    tests: dict[str, _TestSet] = {}
+    for test in task.tests:
+        some = problems_of(task, test, problems)
+        tests[test] = _TestSet(problems=some, lengths=spelling.prompts(some)[1].sum(dim=1))
+    headline = tests[task.tests[0]]
+    asked = headline.problems
     ended: dict[str, list[float]] = {}
     steps: dict[str, list[tuple[float, float, float, float]]] = {}
     altered: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
     facts: dict[str, list[dict[str, Any]]] = {}
+    forced: dict[str, list[list[WordEffect]]] = {}
     costs: dict[str, Any] = {}
     strips: list[dict[str, Any]] = []
     for entry in seeds:
@@ -254,60 +346,41 @@ def evaluate_words(
                 teacher = AutoModel.from_pretrained(entry.teachers[stage], dtype=torch.float32).eval()
             for system in systems_of(stage, model, spelling, max_answer):
                 name = system.name
-                for test, asked in tests.items():
-                    say(f"seed {entry.seed}  {name}: {len(asked)} problems of {test}")
-                    given = system.answer(asked, batch_size)
-                    outcomes[test].setdefault(name, []).append(given.correct.numpy().astype(np.float64))
-                    if test == headline:
-                        answers = given
-                asked = tests[headline]
+                for test, test_set in reversed(tests.items()):
+                    say(f"seed {entry.seed}  {name}: {len(test_set.problems)} problems of {test}")
+                    answers = test_set.answer(system, batch_size)  # the last are the headline's
+                    if entry is seeds[0] and test_set is not headline:
+                        test_set.clock(system, batch_size)
                 # Where the length is fixed there is no end to reach.
                 if not bool((answers.chain.stop == StopReason.FIXED).all()):
                     ended.setdefault(name, []).append(float((answers.chain.stop == StopReason.END).double().mean()))
-                latents, said = (float(x.double().mean()) for x in (answers.chain.lengths, answers.words))
-                passes = system.spoken_passes(latents, said)
-                steps.setdefault(name, []).append((latents, system.markers, said, latents + passes))
+                steps.setdefault(name, []).append(_steps(system, answers))
                 chained = bool(answers.chain.lengths.any())
                 if chained and name in entry.final:
                     say(f"seed {entry.seed}  {name}: controls")
-                    some = asked[:_ALTERED]
-                    own = answers.chain.select(torch.arange(len(some)))
-                    tried = {
-                        control: system.answer(some, batch_size, given=chain)
-                        for control, chain in controlled(system, own, entry.seed).items()
-                    }
-                    if not isinstance(system.reasoner, ChainSpeaker):
-                        tried["forced answer"] = system.answer(some, batch_size, given=own, box=True)
-                    for control, result in tried.items():
-                        altered.setdefault(name, {}).setdefault(control, []).append(
-                            result.correct.numpy().astype(np.float64)
-                        )
+                    for control, outcome in _altered(system, asked, answers, entry.seed, batch_size).items():
+                        altered.setdefault(name, {}).setdefault(control, []).append(outcome)
+                effects = word_containment(system, asked, batch_size, seed=entry.seed)
+                if effects is not None:
+                    forced.setdefault(name, []).append(effects)
                 if chained and system.settings is not None and system.settings.feed == "superposition":
                     facts.setdefault(name, []).append(
                         superposition_facts(system, asked, answers, teacher, entry.seed, batch_size)
                     )
                 if entry is seeds[0]:
-                    few = asked[: min(128, len(asked))]
-                    spent = cost(
-                        _answering(system, few),
-                        len(few),
-                        parameters=sum(parameter.numel() for parameter in model.parameters()),
-                        spoken_passes=system.spoken_passes,
-                        batch_size=batch_size,
-                    )
-                    costs[name] = dataclasses.asdict(spent)
+                    costs[name] = headline.cost(system, batch_size)
                     if chained and system.settings is not None and answers.chain.support_ids is not None:
                         compressed = teacher.config.latent_shape.rate if teacher is not None else None
                         rate_of = 1 if system.settings.top_k == 1 else compressed
                         right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
                         picked = [*right[:2].tolist(), *wrong[:1].tolist()]
                         strips += [_strip(system, asked[row], answers, row, rate_of) for row in picked]
-    stacked = {name: np.stack(values) for name, values in outcomes[headline].items()}
+    stacked = {name: np.stack(values) for name, values in headline.right.items()}
     compared = baseline if baseline in stacked else None
     return {
         "schema": 1,
         "seeds": [entry.seed for entry in seeds],
-        "problems": len(tests[headline]),
+        "problems": len(asked),
         "baseline": compared,
         "systems": {
             name: {
@@ -322,6 +395,7 @@ def evaluate_words(
             for name, values in stacked.items()
             if compared is not None and name != compared
         },
+        "outcomes": {test: test_set.outcomes() for test, test_set in tests.items()},
         "controls": {},
         "inside": {},
         "reference": {},
@@ -331,9 +405,10 @@ def evaluate_words(
         "words": {
             "tests": {
                 test: {
-                    name: {"exact_match": dataclasses.asdict(rate(np.stack(values)))} for name, values in found.items()
+                    name: {"exact_match": dataclasses.asdict(rate(np.stack(values)))}
+                    for name, values in test_set.right.items()
                 }
-                for test, found in outcomes.items()
+                for test, test_set in tests.items()
             },
             "steps": {
                 name: dict(zip(("latents", "marker", "answer", "total"), np.mean(found, axis=0).tolist(), strict=True))
@@ -351,6 +426,7 @@ def evaluate_words(
                 }
                 for name, found in altered.items()
             },
+            "containment": containment_summary(forced),
             "superposition": {name: _mean_facts(entries) for name, entries in facts.items() if entries[0]},
             "strips": strips,
             "geometry": None,

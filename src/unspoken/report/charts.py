@@ -47,6 +47,27 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A point with its interval, and the number by which a legend names it.
+
+    Attributes:
+        low, high: ends of the interval of y.
+        colour: class out of the style sheet.
+        filled: a dot instead of a ring.
+        hint: shown where the pointer rests on it.
+    """
+
+    x: float
+    y: float
+    low: float
+    high: float
+    number: int
+    colour: str
+    filled: bool = True
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Level:
     """A dashed horizontal line with its name."""
 
@@ -227,6 +248,81 @@ def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterab
         parts.append("</g>")
     parts += [_level(frame, level, lines) for level in frame.levels]
     return svg(frame.width, frame.height, [*parts, *extra], label=label)
+
+
+def scatter(frame: Frame, marks: Sequence[Mark], stair: Sequence[Point], *, label: str) -> str:
+    """Numbered points with their intervals, in front of a line of steps.
+
+    A number stands where it covers neither a point, nor an interval, nor another number; from far away a thin line leads
+    to its point.
+
+    Args:
+        stair: corners of the line, in values.
+        label: what the drawing shows, for a reader who does not see it.
+    """
+    parts = _axes(frame)
+    if stair:
+        parts.append(polyline([frame.at(*point) for point in stair], "c0 thin"))
+    line = _along([frame.at(*point) for point in stair])
+    marks = sorted(marks, key=lambda mark: mark.filled)  # what is on the line lies in front
+    at = [frame.at(mark.x, mark.y) for mark in marks]
+    spans = [(frame.at(mark.x, mark.high)[1], frame.at(mark.x, mark.low)[1]) for mark in marks]
+    for mark, (x, y), (top, bottom) in zip(marks, at, spans, strict=True):
+        place = f'cx="{number(x)}" cy="{number(y)}"'
+        dot = f'<circle class="{"dot" if mark.filled else "ring open"} {mark.colour}" {place} r="4.5"/>'
+        span = f'<line class="range {mark.colour}" x1="{number(x)}" x2="{number(x)}" y1="{number(top)}" y2="{number(bottom)}"/>'
+        parts.append(f"<g><title>{escape(mark.hint)}</title>{span}{dot}</g>")
+    for mark, point, name in zip(marks, at, _names(frame, marks, at, spans, line), strict=True):
+        if math.dist(point, name) > _NEAR:
+            x1, y1 = _towards(point, name, 6)
+            x2, y2 = _towards(name, point, 7)
+            ends = f'x1="{number(x1)}" y1="{number(y1)}" x2="{number(x2)}" y2="{number(y2)}"'
+            parts.append(f'<line class="lead" {ends}/>')
+        parts.append(
+            f'<text class="name middle {mark.colour}" x="{number(name[0])}" y="{number(name[1])}" dy=".35em">'
+            f"{mark.number}</text>"
+        )
+    return svg(frame.width, frame.height, parts, label=label)
+
+
+_NEAR = 14  # pixels between a point and a number that needs no line
+
+
+def _towards(start: Point, end: Point, pixels: float) -> Point:
+    share = pixels / math.dist(start, end)
+    return start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])
+
+
+def _names(
+    frame: Frame,
+    marks: Sequence[Mark],
+    at: Sequence[Point],
+    spans: Sequence[tuple[float, float]],
+    line: Sequence[Point],
+) -> list[Point]:
+    """The middle of every mark's number: the nearest place, in rings around its point, that is free."""
+    turns = [math.radians(angle) for angle in (-45, 45, 225, 135, 0, 180, -90, 90)]
+    placed: list[Point] = []
+    for (x, y), mark in zip(at, marks, strict=True):
+        half = 3.5 * len(str(mark.number)) + 1.5
+        rings = [(x + away * math.cos(turn), y + away * math.sin(turn)) for away in range(12, 76, 8) for turn in turns]
+
+        def crowding(place: Point, half: float = half) -> float:
+            px, py = place
+            outside = not (
+                frame.left + half <= px <= frame.width - frame.right and 6 <= py <= frame.height - frame.bottom - 7
+            )
+            points = sum(abs(px - ox) < half + 5 and abs(py - oy) < 11 for ox, oy in at)
+            lines = sum(
+                abs(px - ox) < half + 1.5 and top - 6 < py < bottom + 6
+                for (ox, _), (top, bottom) in zip(at, spans, strict=True)
+            )
+            names = sum(abs(px - ox) < 2 * half + 1 and abs(py - oy) < 13 for ox, oy in placed)
+            struck = any(abs(px - ox) < half and abs(py - oy) < 6 for ox, oy in line)
+            return 8 * outside + 4 * names + 2 * points + lines + struck
+
+        placed.append(min(rings, key=crowding))  # the first of equals is the nearest
+    return placed
 
 
 def interval_bar(

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from unspoken.backbone.folder import sync
+from unspoken.report.compare import comparison, cost_figure
 from unspoken.report.findings import Results, finding, sample, title
 from unspoken.report.markup import Section, prose
 from unspoken.report.sections import SECTIONS, headline
@@ -37,7 +38,7 @@ def _single(results: Results) -> str:
     return (
         f'<header><p class="kicker">unspoken</p><h1>{name} <span>{size}</span></h1>'
         f'<p class="finding">{prose(finding(results))}</p>{_facts(results)}</header>'
-        f'<section id="result">{headline(results)}</section>'
+        f'<section id="result">{headline(results)}{cost_figure(results)}</section>'
         f"{_links(sections, '')}{''.join(section.html('') for section in sections)}"
     )
 
@@ -55,7 +56,7 @@ def _several(every: Sequence[Results]) -> str:
         body = "".join(section.html(prefix) for section in sections)
         runs.append(f'<article id="{prefix}top"><h2>{name}</h2>{_links(sections, prefix)}{body}</article>')
     head = f'<header><p class="kicker">unspoken</p><h1>{len(every)} runs</h1></header>'
-    return head + "".join(tables) + "".join(runs)
+    return head + comparison(every) + "".join(tables) + "".join(runs)
 
 
 def render(every: Sequence[Results]) -> str:

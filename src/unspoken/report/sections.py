@@ -43,6 +43,7 @@ from unspoken.report.formats import (
 )
 from unspoken.report.latents import calibration_section, examples_section, mixture_section, pca_section
 from unspoken.report.markup import Cell, Section, figure, heads, paragraph, prose, table, text_cell
+from unspoken.report.robust import word_forced_section
 from unspoken.report.strings import claims_section, forced_section, latent_noise_section, strings, token_noise_section
 from unspoken.report.strips import strips_section
 from unspoken.report.superposition import superposition_section
@@ -370,6 +371,7 @@ SECTIONS: tuple[Callable[[Results], Section | None], ...] = (
     tests_section,
     samples_section,
     word_controls_section,
+    word_forced_section,
     strips_section,
     superposition_section,
     geometry_section,

@@ -12,10 +12,10 @@ from unspoken.report.figures import Panel
 from unspoken.report.findings import Results, differs
 from unspoken.report.formats import NO_VALUE, bare_percent, coefficient, p_value, percent, points
 from unspoken.report.markup import Cell, Section, heads, paragraph, prose, table, text_cell
+from unspoken.report.robust import Columns, Told, effect_rows, effect_table, latents_cell, share_cell
 from unspoken.tasks.grammar import TERMINALS
 
 Kind = Literal["absolute", "relative"]
-Told = tuple[str, list[str], list[list[str]]]
 
 # JEPA-Reasoner, arXiv 2512.19171v3: noise on tokens -> (Transformer, JEPA-Reasoner) at generation steps 1 to 4.
 PAPER_TOKENS: Mapping[float, tuple[tuple[float, float], ...]] = {
@@ -33,6 +33,14 @@ PAPER_LATENTS: Mapping[str, Mapping[float, float]] = {
     "coconut": {0.0: 0.3740, 0.05: 0.3688, 0.1: 0.3650, 0.15: 0.3629},
 }
 _KINDS: tuple[Kind, ...] = ("absolute", "relative")
+# What wrong words did, column by column.
+_EFFECTS: Columns = {
+    "Words forced": lambda effect: share_cell(effect["forced"]),
+    "Later words|changed": lambda effect: share_cell(effect["later_changed"]),
+    "Later right|unforced": lambda effect: share_cell(effect["later_accuracy"]["clean"]),
+    "Later right|forced": lambda effect: share_cell(effect["later_accuracy"]["forced"]),
+    "Latents|largest change": latents_cell,
+}
 # In the paper's order: its columns are the Transformer and the JEPA-Reasoner.
 _COMPARED = ((COUPLED, "c2"), (PAIR, "c1"))
 
@@ -305,31 +313,12 @@ def forced_section(results: Results) -> Section | None:
     effects = strings(results).get("containment")
     if not effects:
         return None
-    rows = []
-    for name, entry in effects.items():
-        clean, forced = (entry["later_accuracy"][kind] for kind in ("clean", "forced"))
-        unchanged = "none" if entry["latents_identical"] else coefficient(entry["largest_latent_change"])
-        rows.append(
-            [
-                text_cell(name),
-                *(Cell(text=_share(value)) for value in (entry["forced"], entry["later_changed"], clean, forced)),
-                Cell(text=unchanged),
-            ]
-        )
     caption = (
         "Some of the words that a system says are replaced by wrong ones while it speaks. Later words are those behind the "
         "first wrong one. Coconut has finished its chain when it speaks, so its latents stay as they are too; the coupled "
-        "model reasons in its words, so every wrong word is a wrong step."
+        "model reasons in its words, so every wrong word is a wrong step. Below each share, its 95 % interval."
     )
-    head = heads(
-        "System",
-        "Words forced",
-        "Later words|changed",
-        "Later right|unforced",
-        "Later right|forced",
-        "Latents|largest change",
-    )
-    body = table(head, rows, caption=caption)
+    body = effect_table([(text_cell(name), [effect]) for name, effect in effects.items()], _EFFECTS, caption=caption)
     primed = strings(results).get("prime") or {}
     if primed:
         own, wrong = (percent(primed[name]["symbol_accuracy"], 1) for name in ("right", "wrong"))
@@ -338,10 +327,6 @@ def forced_section(results: Results) -> Section | None:
             f"ones, {wrong}. Its latents are the same both times."
         )
     return Section(key="forced", title="Wrong words in the mouth", body=body)
-
-
-def _share(entry: Mapping[str, float] | None) -> str:
-    return NO_VALUE if entry is None else percent(entry["mean"], 1)
 
 
 # --- terminal ----------------------------------------------------------------------------------------------------
@@ -369,17 +354,8 @@ def string_tables(results: Results) -> list[Told]:
         ]
         levels = [percent(entry["level"], 0) for entry in next(iter(noise["systems"].values()))["levels"]]
         found.append((f"noise on latents, {kind}: exact match of the last {half} symbols", ["system", *levels], rows))
-    rows = [
-        [
-            name,
-            _share(entry["later_changed"]),
-            _share(entry["later_accuracy"]["clean"]),
-            _share(entry["later_accuracy"]["forced"]),
-            "none" if entry["latents_identical"] else coefficient(entry["largest_latent_change"]),
-        ]
-        for name, entry in measured["containment"].items()
-    ]
-    header = ["system", "later changed", "right", "right, forced", "change of latents"]
+    rows = effect_rows([(name, [effect]) for name, effect in measured["containment"].items()], _EFFECTS)
+    header = ["system", "words forced", "later changed", "right", "right, forced", "change of latents"]
     found.append(("wrong words in the mouth", header, rows))
     rows = [[name, percent(entry["mean"], 1)] for name, entry in measured["valid"].items()]
     found.append(("continuations that begin some string of the grammar", ["system", "valid"], rows))

@@ -29,6 +29,7 @@ from unspoken.report.formats import (
     coefficient,
     count,
     duration,
+    joined,
     megaflops,
     milliseconds,
     p_value,
@@ -38,6 +39,7 @@ from unspoken.report.formats import (
     quantity,
     steps,
 )
+from unspoken.report.robust import word_forced_tables
 from unspoken.report.strings import claims, string_tables, strings
 
 
@@ -372,7 +374,7 @@ def print_results(results: Results, console: Console) -> None:
     _superposition(results, console)
     _samples(results, console)
     _geometry(results, console)
-    for title, header, rows in string_tables(results):
+    for title, header, rows in [*word_forced_tables(results), *string_tables(results)]:
         _show(title, header, rows, console)
     for name, told in claims(results) if strings(results) else ():
         _say(textwrap.fill(f"{name}: {told}", 96, subsequent_indent="  "), console)
@@ -412,21 +414,75 @@ def print_recipes(found: Sequence[tuple[str, str, str]], console: Console) -> No
 
 
 def print_plan(facts: dict[str, Any], console: Console) -> None:
-    """Parameters, memory and budget of each stage."""
+    """Parameters, budget, hours and memory of each stage, in under 120 columns."""
+    models = facts["models"]
+    gpus = list(models[0]["hours"])
     rows = [
         [
             model["stage"],
             f"{model['parameters']:,}",
-            f"{model.get('trained', model['parameters']):,}",
-            f"{facts['steps'][model['stage']]:,}",
-            quantity(facts["tokens"][model["stage"]]),
-            quantity(model["flops_per_token"] * facts["tokens"][model["stage"]]),
-            f"{model['weights_gb']:.3f}",
-            f"{model['training_gb']:.2f}",
+            f"{model['trained']:,}",
+            f"{model['steps']:,}",
+            f"{model['batch_size']:,}",
+            quantity(model["tokens"]),
+            _operations(model["flops"]),
+            *(_hours(hours) for hours in model["hours"].values()),
         ]
-        for model in facts["models"]
+        for model in models
     ]
-    header = ["stage", "parameters", "trained", "steps", "tokens", "FLOPs", "weights GB", "training GB"]
-    _show(f"{facts['name']} {facts['size']}, built on the meta device", header, rows, console)
-    if facts.get("note"):
-        _say(facts["note"], console)
+    sums = [quantity(sum(model["tokens"] for model in models)), _operations(sum(model["flops"] for model in models))]
+    spent = [[model["hours"][ranks] for model in models] for ranks in gpus]
+    rows.append(["all", "", "", "", "", *sums, *(_hours(None if None in hours else sum(hours)) for hours in spent)])
+    header = ["stage", "parameters", "trained", "steps", "batch", "tokens", "FLOPs", *(f"h on {n}" for n in gpus)]
+    title = f"{facts['name']} {facts['size']}, built on the meta device: budget, and hours (h) on {joined(gpus)} GPUs"
+    _show(title, header, rows, console)
+    rows = [
+        [
+            model["stage"],
+            *(_rounded(first[part]) if first else NO_VALUE for part in ("weights", "gradients", "optimizer")),
+            _rounded(first["gathered"]) if first else NO_VALUE,
+            *(
+                text
+                for used in model["memory_gb"].values()
+                for text in ((_active(used), _rounded(used["total"])) if used else (NO_VALUE, NO_VALUE))
+            ),
+        ]
+        for model in models
+        for first in [model["memory_gb"][gpus[0]]]
+    ]
+    header = [
+        "stage",
+        "weights",
+        "gradients",
+        "optimiser",
+        "whole",
+        *(x for n in gpus for x in ("active", f"GB on {n}")),
+    ]
+    _show(
+        "GB: weights, gradients and optimiser of all GPUs together; of each GPU what is whole and active, and all it holds",
+        header,
+        rows,
+        console,
+    )
+    for note in facts["notes"]:
+        _say(textwrap.fill(note, 116, subsequent_indent="  "), console)
+
+
+def _operations(number: float) -> str:
+    """``4.96e18``: budgets of training are spoken of in powers of ten."""
+    return f"{number:.2e}".replace("e+", "e")
+
+
+def _hours(hours: float | None) -> str:
+    return NO_VALUE if hours is None else _rounded(hours)
+
+
+def _rounded(number: float) -> str:
+    """Two decimals below ten, fewer above; what would round to nothing is said to be little."""
+    if 0 < number < 0.005:
+        return "<0.01"
+    return f"{number:,.{0 if number >= 100 else 1 if number >= 10 else 2}f}"
+
+
+def _active(used: dict[str, float]) -> str:
+    return _rounded(used["activations"] + used["scores"])

@@ -82,6 +82,8 @@ class LogicConfig:
             a model never learns to read the names in published files.
         tests: published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``),
             each a test set named after its file without the suffix, beside the made-up one named "test".
+        renamed: people and concepts of published files get names of this task, one for one. The graphs stay as they
+            are, and a model that never learned to spell can read them.
     """
 
     kind: ClassVar[str] = "logic"
@@ -91,6 +93,7 @@ class LogicConfig:
     edges: int = 36
     spelled: float = 0.0
     tests: tuple[str, ...] = ()
+    renamed: bool = False
 
     def __post_init__(self) -> None:
         if not self.hops or len(set(self.hops)) < len(self.hops) or not all(1 <= hops <= 8 for hops in self.hops):
@@ -104,6 +107,8 @@ class LogicConfig:
             raise ValueError(f"edges is {self.edges}; it must be at least the {self.concepts} of concepts")
         if not 0 <= self.spelled <= 1:
             raise ValueError(f"spelled is {self.spelled}; it must be a share from 0 to 1")
+        if self.renamed and not self.tests:
+            raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
         names = Counter(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
         for name, count in names.items():
             if count > 1:
@@ -149,7 +154,7 @@ class LogicTask:
             self._published[name] = []
             for where, row in rows:
                 try:
-                    self._published[name].append(_problem(row, name))
+                    self._published[name].append(_problem(row, name, renamed=config.renamed))
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}; mend the row") from None
             if not self._published[name]:
@@ -244,7 +249,7 @@ class LogicTask:
         options = [names[option] for option in graph.options]
         random.shuffle(options)
         return WordProblem(
-            question=" ".join([*map(_sentence, told), f"Is {person} a {options[0]} or {options[1]}?"]),
+            question=_question(_Told(told, person, (options[0], options[1]))),
             chains=tuple(_chain(path) for path in islice(_shortest(told, person, answer), _CHAINS)),
             answer=answer,
             key=f"{split}:{seed}:{index}",
@@ -332,6 +337,10 @@ def _sentence(pair: tuple[str, str]) -> str:
     return f"{old} is a {new}." if old[0].isupper() else f"Every {old} is a {new}."
 
 
+def _question(told: _Told) -> str:
+    return " ".join([*map(_sentence, told.pairs), f"Is {told.person} a {told.options[0]} or {told.options[1]}?"])
+
+
 def _chain(path: Sequence[str]) -> str:
     return " ".join(map(_sentence, pairwise(path)))
 
@@ -385,12 +394,29 @@ def _read(question: str) -> _Told:
     return _Told(pairs, asked[1], (asked[2], asked[3]))
 
 
-def _problem(row: Any, source: str) -> WordProblem:
+def _own_names(told: _Told, key: str) -> dict[str, str]:
+    """A name of this task for every name of a question, drawn from the key.
+
+    Raises:
+        ValueError: it has more people or concepts than this task.
+    """
+    random, found = Random(key), dict[str, str]()
+    every = sorted({told.person, *told.options, *(name for pair in told.pairs for name in pair)})
+    for kind, own in (("people", NAMES), ("concepts", CONCEPTS)):
+        names = [name for name in every if name[0].isupper() == (kind == "people")]
+        if len(names) > len(own):
+            raise ValueError(f"it has {len(names)} {kind}, and there are only {len(own)} names to give them")
+        found |= zip(names, random.sample(own, len(names)), strict=True)
+    return found
+
+
+def _problem(row: Any, source: str, *, renamed: bool) -> WordProblem:
     """One row of a published file as a problem; graph and symbols beside the text are not needed.
 
     Args:
         row: an object, or the line of text that should hold one.
         source: first part of the key.
+        renamed: give it names of this task.
 
     Raises:
         ValueError: the row cannot be read, or its parts do not agree; the message says why, but not where.
@@ -406,9 +432,14 @@ def _problem(row: Any, source: str) -> WordProblem:
     if not shortest or any(_shortest(told.pairs, person, wrong)):
         raise ValueError(f"the sentences must make {person} a {answer}, and not a {wrong}")
     steps = [_fact(step) for step in texts_of(fields, "steps")]
-    way = [person, *(new for _, new in steps)]
+    way = (person, *(new for _, new in steps))
     if way[-1] != answer or list(pairwise(way)) != steps or not set(steps) <= set(told.pairs):
         raise ValueError(f"the steps do not lead from {person} to {answer} by sentences of the question")
-    chains = dict.fromkeys([_chain(way), *map(_chain, shortest)])
-    content = hashlib.sha256(question.encode()).hexdigest()[:16]
+    content, ways = hashlib.sha256(question.encode()).hexdigest()[:16], [way, *shortest]
+    if renamed:
+        own = _own_names(told, content)
+        pairs = [(own[old], own[new]) for old, new in told.pairs]
+        question = _question(_Told(pairs, own[person], (own[told.options[0]], own[told.options[1]])))
+        ways, answer = [tuple(own[name] for name in names) for names in ways], own[answer]
+    chains = dict.fromkeys(map(_chain, ways))
     return WordProblem(question=question, chains=tuple(chains)[:_CHAINS], answer=answer, key=f"{source}:{content}")

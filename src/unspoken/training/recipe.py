@@ -169,7 +169,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not _FOLDER_NAME.fullmatch(self.name):
             raise ValueError(
-                f"name is {self.name!r}; it names the run folder, so give letters, digits, dots, hyphens and underscores"
+                f"name is {self.name!r}; it names the run folder, so give letters, digits, dots, hyphens, underscores"
             )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")

@@ -1,0 +1,72 @@
+"""Floating-point operations of answers: by hand, and as a counter of the running model sees them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import WIDTH, tiny_language_model, tiny_pair
+from tiny_words import TASK, tiny_word_system
+from torch.utils.flop_counter import FlopCounterMode
+
+from unspoken.chain import LatentChain, StopReason
+from unspoken.evaluation.cost import answer_flops, multiplied, stack_flops, talker_flops
+from unspoken.evaluation.systems import Answers
+
+# Of the tiny models: two blocks with four matrices of attention and two of the feed-forward part.
+BLOCKS = 2 * (4 * 16 * 24 + 2 * 16 * 32)
+ATTENTION = 2 * 24
+
+
+def answers(latents: list[int], words: list[int]) -> Answers:
+    mask = torch.arange(max(latents))[None] < torch.tensor(latents)[:, None]
+    chain = LatentChain(
+        latents=torch.zeros(*mask.shape, WIDTH), mask=mask, stop=torch.full((len(latents),), StopReason.CAP)
+    )
+    return Answers(chain=chain, spoken=mask.long(), words=torch.tensor(words), correct=mask[:, 0])
+
+
+def test_a_stack_costs_two_a_weight_and_four_a_channel_and_pair() -> None:
+    model = tiny_language_model("unspoken")
+    assert multiplied(model.base_model) == BLOCKS  # the table is looked up
+    # Three positions see 1, 2 and 3.
+    assert stack_flops(model.base_model, 3) == 2 * BLOCKS * 3 + 4 * ATTENTION * (1 + 2 + 3)
+    assert stack_flops(model.base_model, 3, causal=False) == 2 * BLOCKS * 3 + 4 * ATTENTION * 9
+
+
+def test_grouped_heads_have_fewer_weights_and_the_same_scores() -> None:
+    stack = tiny_language_model("llama").base_model
+    assert multiplied(stack) == 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32)
+    assert stack_flops(stack, 1) == 2 * multiplied(stack) + 4 * 2 * 16
+
+
+def test_a_talker_is_paid_for_by_the_latent() -> None:
+    prompt = torch.tensor([5, 3])
+    pair = tiny_pair("mono")
+    alone = answer_flops(pair.reasoner, prompt, answers([4, 2], [4, 2]))
+    # Five tokens and three latents that are fed back; every latent is compared with the table of twenty rows.
+    assert alone[0] == 2 * BLOCKS * 8 + 4 * ATTENTION * 36 + 2 * 20 * 16 * 4
+    talker = pair.talker.decoder
+    said = answer_flops(pair, prompt, answers([4, 2], [4, 2])) - alone
+    assert said.tolist() == [float(stack_flops(talker, n)) + 2 * 20 * 16 * n for n in (4, 2)]
+
+
+def test_a_dual_talker_also_reads_what_its_encoder_made() -> None:
+    talker = tiny_pair("dual", attention_size=8).talker
+    # Two blocks each, four latents: the encoder sees all of them everywhere, the decoder what was said and all of them.
+    feed_forward = 2 * 16 * 32
+    encoder = 2 * (2 * (4 * 16 * 8 + feed_forward) * 4 + 4 * 8 * 16)
+    decoder = 2 * (2 * (2 * 4 * 16 * 8 + feed_forward) * 4 + 4 * 8 * (1 + 2 + 3 + 4) + 4 * 8 * 16)
+    assert talker_flops(talker, 4) == encoder + decoder + 2 * 20 * 16 * 4
+
+
+def test_the_count_is_what_a_counter_sees_in_the_running_model() -> None:
+    system = tiny_word_system("unspoken", top_k=3)
+    (problem,) = TASK.sample("test", [0])
+    with FlopCounterMode(display=False) as counter:
+        given = system.answer([problem], 1)
+    asked = len(system.spelling.prompt(problem.question))
+    expected = float(answer_flops(system.reasoner.model, torch.tensor([asked]), given, system.settings))
+    # The running model scores the whole square of the prompt, also what a position may not see, and mixes three rows.
+    read = asked + len(system.spelling.markers.open)
+    expected += 4 * ATTENTION * read * (read - 1) / 2 + 2 * 3 * 16 * int(given.chain.lengths)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)

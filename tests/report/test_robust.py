@@ -1,0 +1,108 @@
+"""One table of wrong words for strings and for word problems, on the page and on a terminal."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from tag_balance import unbalanced
+
+from unspoken.report.markup import text_cell
+from unspoken.report.robust import (
+    effect_rows,
+    effect_table,
+    latents_cell,
+    share_cell,
+    word_forced_section,
+    word_forced_tables,
+)
+
+Results = dict[str, Any]
+SOME = {"mean": 0.1234, "low": 0.1, "high": 0.2}
+
+
+def effect(later: float | None, lost: float | None, change: float) -> Results:
+    def share(mean: float | None) -> Results | None:
+        return None if mean is None else {"mean": mean, "low": mean / 2, "high": (1 + mean) / 2}
+
+    return {
+        "forced": share(0.1),
+        "later_changed": share(later),
+        "answers_lost": share(lost),
+        "judged": 50,
+        "latents_identical": change == 0,
+        "largest_latent_change": change,
+    }
+
+
+def measured(results: Results) -> Results:
+    results["words"]["containment"] = {
+        "problems": 200,
+        "rates": [0.1, 0.3],
+        "systems": {
+            "cot": {
+                "says": "its explicit chain and its answer",
+                "effects": [effect(0.25, 0.5, 1.75), effect(0.375, 0.75, 2.0)],
+            },
+            "latent_sft_2": {"says": "its answer", "effects": [effect(0.0, None, 0.0)] * 2},
+            "jepa_mono": {"says": "all that its Talker says", "effects": [effect(0.0, 0.0, 0.0)] * 2},
+        },
+    }
+    return results
+
+
+def row_of(html: str, name: str) -> str:
+    """The words of a row, without marks."""
+    row = next(part for part in html.split("<tr>") if f">{name}<" in part).split("</tr>")[0]
+    return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", row).split())
+
+
+def test_a_share_has_its_interval_and_nothing_is_no_number() -> None:
+    cell = share_cell(SOME)
+    assert (cell.text, cell.small) == ("12.3 %", "10.0 – 20.0")
+    assert share_cell(None).text == "–"
+    assert latents_cell(effect(0.0, None, 0.0)).text == "none"
+    # A change so small that it rounds to zero is one.
+    assert latents_cell(effect(0.5, None, 0.001)).text == "0.00"
+    # Where no word was forced, that nothing changed says nothing.
+    for never in (None, {"mean": 0.0, "low": 0.0, "high": 0.0}):
+        assert latents_cell(effect(None, None, 0.0) | {"forced": never}).text == "–"
+
+
+def test_every_effect_of_a_system_stands_in_its_row() -> None:
+    columns = {"A": lambda entry: share_cell(entry["a"]), "B": lambda entry: share_cell(entry["b"])}
+    first, second = {"a": SOME, "b": None}, {"a": None, "b": {"mean": 1.0, "low": 1.0, "high": 1.0}}
+    found = effect_table([(text_cell("one"), [first, second])], columns, caption="c", groups=("low", "high"))
+    assert unbalanced(found) == []
+    assert found.count('colspan="2"') == 2
+    assert row_of(found, "one") == "one 12.3 % 10.0 – 20.0 – – 100.0 % 100.0 – 100.0"
+    assert effect_rows([("one", [first, second])], columns) == [["one", "12.3 %", "–", "–", "100.0 %"]]
+
+
+def test_the_page_says_what_was_forced_and_what_came_of_it(word_run: Results) -> None:
+    assert word_forced_section(word_run) is None
+    section = word_forced_section(measured(word_run))
+    assert section is not None
+    assert unbalanced(section.body) == []
+    assert "first 200 problems" in section.body
+    for group in ("10 % of its words wrong", "30 % of its words wrong"):
+        assert group in section.body
+    rows = {
+        "cot": "cot forced: its explicit chain and its answer 25.0 % 12.5 – 62.5 50.0 % 25.0 – 75.0 1.75 "
+        "37.5 % 18.8 – 68.8 75.0 % 37.5 – 87.5 2.00",
+        "latent sft 2": "latent sft 2 forced: its answer " + " ".join(["0.0 % 0.0 – 50.0 – none"] * 2),
+        "jepa mono": "jepa mono forced: all that its Talker says "
+        + " ".join(["0.0 % 0.0 – 50.0 0.0 % 0.0 – 50.0 none"] * 2),
+    }
+    for name, told in rows.items():
+        assert row_of(section.body, name) == told
+
+
+def test_the_terminal_has_the_same_numbers(word_run: Results) -> None:
+    assert word_forced_tables(word_run) == []
+    ((title, header, rows),) = word_forced_tables(measured(word_run))
+    assert "wrong words in the mouth" in title
+    assert header == ["system", *(f"{rate} %: {what}" for rate in (10, 30) for what in ("later", "lost", "latents"))]
+    assert rows[0] == ["cot", "25.0 %", "50.0 %", "1.75", "37.5 %", "75.0 %", "2.00"]
+    assert rows[1] == ["latent sft 2", *("0.0 %", "–", "none") * 2]
+    assert [len(row) for row in rows] == [len(header)] * 3

@@ -1,0 +1,102 @@
+"""ProsQA side by side: every stage of the recipes can be built and fed, and all of them run in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_recipe import quiet_train
+
+from unspoken.evaluation.systems import load_model
+from unspoken.evaluation.word_containment import containment_summary, word_containment
+from unspoken.evaluation.word_systems import problems_of, systems_of
+from unspoken.experiment import final_stages
+from unspoken.methods.coconut import Coconut
+from unspoken.methods.latent_sft import Autonomy, Labels, Spelling
+from unspoken.training.recipe import Recipe, load
+from unspoken.training.words import base_config, batches, build_empty, task_of
+
+SIZES = ("tiny", "small")
+MEASURED = {
+    "tiny": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono"],
+    "small": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono", "jepa_dual"],
+}
+PUBLISHED = {
+    "question": "Every wumpus is a yumpus. Sally is a wumpus. Rex is a zhorpus. Every zhorpus is a rempus. "
+    "Is Sally a rempus or yumpus?",
+    "answer": "Sally is a yumpus.",
+    "steps": ["Sally is a wumpus.", "Every wumpus is a yumpus."],
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_stage_is_built_on_no_device_and_gets_its_first_batch(size: str) -> None:
+    recipe = load("prosqa", size)
+    for stage in recipe.stages:
+        if isinstance(stage.objective, Labels):
+            continue
+        with torch.device("meta"):
+            model = build_empty(recipe, stage, base_config(recipe))
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        assert trained
+        assert all(parameter.is_meta for parameter in trained)
+        if not isinstance(stage.objective, Autonomy):  # what learns from labels needs them
+            batch = batches(recipe, stage, None, 0)(np.arange(4))
+            assert set(stage.objective.inputs(batch)) - {"noise", "use_cache"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_all_methods_are_measured_and_every_answer_fits(size: str) -> None:
+    recipe = load("prosqa", size)
+    assert final_stages(recipe) == MEASURED[size]
+    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    spans = [spelling.spans(problem) for problem in task.sample("validation", range(200))]
+    assert max(len(one.chain) for one in spans) < recipe.evaluation.max_latents
+    assert max(len(one.answer) for one in spans) < recipe.evaluation.max_answer
+    # Coconut ends with a latent for every step and no explicit one.
+    last = recipe.stage("coconut").objective
+    assert isinstance(last, Coconut)
+    assert last.latents == max(task.config.hops)
+    # The same number of steps with and without a chain.
+    assert recipe.steps(recipe.stage("answer_only")) == recipe.steps(recipe.stage("cot"))
+
+
+def micro(published: Path) -> Recipe:
+    """The tiny recipe with three steps a stage on a very small model, and a published file beside its own problems."""
+    published.write_text(json.dumps([PUBLISHED]))
+    shape = "{hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}"
+    small = [f"backbone={shape}", "talker={attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}"]
+    small += [f"task.tests=[{published}]", "task.renamed=true", "threads=1", "precision=fp32"]
+    small += ["evaluation={problems: 9, validation_problems: 4, batch_size: 5, max_latents: 8, max_answer: 6}"]
+    for stage in load("prosqa", "tiny").stages:
+        if isinstance(stage.objective, Labels):
+            small.append(f"stages.{stage.name}.objective.rows=12")
+        else:
+            small += [f"stages.{stage.name}.batch_size=4", f"stages.{stage.name}.evaluate_every=3"]
+            small += [] if stage.steps_of else [f"stages.{stage.name}.steps=3"]
+    return load("prosqa", "tiny", small)
+
+
+def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> None:
+    recipe = micro(tmp_path / "published.json")
+    quiet_train(recipe, tmp_path / "run")
+    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    own, published = (problems_of(task, test, 9) for test in task.tests)
+    assert (len(own), len(published)) == (9, 1)
+    found = {}
+    for name in final_stages(recipe):
+        for system in systems_of(name, load_model(tmp_path / "run" / "seed-0" / name / "model"), spelling, 6):
+            assert system.answer(published, 5).spoken.shape[0] == 1
+            effects = word_containment(system, own, 5, seed=0)
+            if effects is not None:
+                found[system.name] = [effects]
+    assert set(found) == {*MEASURED["tiny"], "soft thinking"}
+    summary = containment_summary(found)
+    assert summary is not None
+    json.dumps(summary, allow_nan=False)
+    for name, entry in summary["systems"].items():
+        assert entry["says"].startswith("its explicit chain" if name == "cot" else ("its answer", "all that"))
+    assert all(effect["latents_identical"] for effect in summary["systems"]["jepa_mono"]["effects"])
