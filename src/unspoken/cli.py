@@ -29,8 +29,13 @@ RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped rec
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
+def _leads() -> bool:
+    """Whether this process prints; of several ranks one does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _console(*, quiet: bool) -> Console:
-    return Console(quiet=quiet or bool(os.environ.get("CI")), stderr=True)
+    return Console(quiet=quiet or bool(os.environ.get("CI")) or not _leads(), stderr=True)
 
 
 def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
@@ -90,6 +95,8 @@ def run(
         console=_console(quiet=quiet),
         command=_command(),
     )
+    if not _leads():
+        return
     _print_results(results, as_json=as_json)
     if not as_json:
         print(f"\nreport page: {folder / PAGE}")
@@ -115,7 +122,7 @@ def train(
     )
     for seed_run in runs:
         for entry in chosen.stages:
-            if seed_run.finished(entry):
+            if _leads() and seed_run.finished(entry):
                 print(seed_run.model_folder(entry.name))
 
 
@@ -135,6 +142,8 @@ def eval(
     """Measure every finished seed of a run again, controls included, and write results.json."""
     from unspoken.experiment import measure_run, open_run
 
+    if not _leads():
+        return
     console = _console(quiet=quiet)
     recipe, runs = open_run(folder)
     results = measure_run(
@@ -219,16 +228,31 @@ def recipes(as_json: AsJson = False) -> None:
 
 
 def main() -> None:
-    """Entry point: bad input ends in one line and status 2; ``UNSPOKEN_DEBUG=1`` shows the traceback."""
+    """Entry point: bad input ends in one line and status 2; ``UNSPOKEN_DEBUG=1`` shows the traceback.
+
+    Of several ranks one prints the line: an error of one ends all, with nothing more to say.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
+        if several:
+            from unspoken import parallel
+
+            parallel.join()
         app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("UNSPOKEN_DEBUG"):
             raise
-        print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
+        if not several or parallel.speaks():
+            print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError:
+        # What a rank says whose peers are gone; the first of them has told why.
+        if not several or parallel.speaks():
+            raise
         sys.exit(2)
     except KeyboardInterrupt:
-        print("unspoken: stopped; run the same command to continue", file=sys.stderr)
+        if not several or parallel.speaks():
+            print("unspoken: stopped; run the same command to continue", file=sys.stderr)
         sys.exit(130)
 
 

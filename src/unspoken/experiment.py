@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from unspoken import parallel
 from unspoken.backbone.folder import read_manifest, write_json
 from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
@@ -22,6 +23,7 @@ from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
 from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
+from unspoken.training.lock import held
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import seed_runs, train
 from unspoken.training.settings import as_mapping
@@ -108,14 +110,15 @@ def measure_run(
     analyses: Sequence[str] = (),
     samples: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate finished seeds and write ``results.json`` beside them.
+    """Evaluate finished seeds and write ``results.json`` beside them: the work of one process, whoever trained them.
 
     Args:
         analyses: what else is measured on word problems, out of `ANALYSES`.
         samples: noisy chains for each word problem, for pass@k; 0 draws none.
 
     Raises:
-        ValueError: there is no such analysis, or the task is not one of word problems.
+        ValueError: there is no such analysis, the task is not one of word problems, or the folder is in use by another
+            run.
     """
     for name in analyses:
         if name not in ANALYSES:
@@ -125,6 +128,17 @@ def measure_run(
         raise ValueError(
             f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
         )
+    folder = runs[0].folder.parent
+    with parallel.alone(), held(folder):
+        results = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
+        results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
+        write_json(folder / RESULTS, results)
+    return results
+
+
+def _measured(
+    recipe: Recipe, runs: list[SeedRun], *, say: Callable[[str], None], analyses: Sequence[str], samples: int
+) -> dict[str, Any]:
     task, settings, models = recipe.task.build(), recipe.evaluation, [models_of(run) for run in runs]
     if isinstance(task, TreeSearchTask):
         results = evaluate(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
@@ -151,8 +165,6 @@ def measure_run(
             results["words"]["samples"] = evaluate_samples(task, tokenizer, models, draws=samples, **how)
         if (seen := read_manifest(models[0].stages[recipe.stages[0].name]).get("overlap")) is not None:
             results["overlap"] = seen
-    results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
-    write_json(runs[0].folder.parent / RESULTS, results)
     return results
 
 
@@ -161,16 +173,21 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train what is missing, measure, and write the page.
 
-    Calling it again after an interruption continues where it stopped; a finished run is only measured again.
+    Calling it again after an interruption continues where it stopped; a finished run is only measured again. Of several
+    ranks all train, rank 0 measures, and the others return nothing.
     """
 
     def say(text: str) -> None:
         if not console.quiet:
             console.print(text, style="dim", highlight=False)
 
-    runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
-    results = measure_run(recipe, runs, command=command, say=say)
-    write_page([results], output / PAGE)
+    parallel.join()
+    with held(output):
+        runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
+        if not parallel.leads():
+            return {}
+        results = measure_run(recipe, runs, command=command, say=say)
+        write_page([results], output / PAGE)
     return results
 
 

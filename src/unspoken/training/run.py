@@ -8,8 +8,11 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from unspoken import parallel
+from unspoken.methods.latent_sft import Labels
+from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
-from unspoken.training.recipe import Recipe
+from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.stages import SeedRun, claim, train_stage
 from unspoken.training.words import base_config
 
@@ -19,10 +22,26 @@ def seed_runs(recipe: Recipe, output: Path, seeds: int) -> list[SeedRun]:
     return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed) for seed in range(seeds)]
 
 
+def _check_ranks(stage: Stage) -> None:
+    ranks = parallel.world()
+    if stage.batch_size % ranks:
+        raise ValueError(
+            f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly; "
+            "set it to a multiple of them, or start another number"
+        )
+    if parallel.sharded() and stage.optimizer.name == "muon":
+        raise ValueError(
+            f"stages ({stage.name}): optimizer.name is 'muon', which needs whole matrices, and FSDP leaves each "
+            "process a part; set it to 'adamw' with its own lr, or train with DDP"
+        )
+
+
 def train(
     recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, only: str | None = None
 ) -> list[SeedRun]:
     """Train every stage of every seed that is not finished yet.
+
+    Of several ranks every one calls this; ``batch_size`` stays that of all of them together, and rank 0 writes.
 
     Args:
         output: the run folder; made if it does not exist, bound to this recipe.
@@ -31,20 +50,26 @@ def train(
         only: train this stage alone; the stages it starts from must be finished.
 
     Raises:
-        ValueError: the folder belongs to another recipe, a stage is missing, a file was damaged, or the pretrained
-            backbone cannot be had or has fewer blocks than the recipe wants.
+        ValueError: the folder belongs to another recipe or is in use by another run, a stage is missing, a file was
+            damaged, the pretrained backbone cannot be had or has fewer blocks than the recipe wants, or several ranks
+            cannot train a stage together.
     """
+    parallel.join()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if isinstance(recipe.backbone, str):
         base_config(recipe)  # what is wrong with it is said before anything is trained
-    claim(output, recipe)
+    stages = recipe.stages if only is None else (recipe.stage(only),)
+    for stage in stages:
+        if not isinstance(stage.objective, Labels):
+            _check_ranks(stage)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    stages = recipe.stages if only is None else (recipe.stage(only),)
     runs = seed_runs(recipe, output, seeds)
-    for run in runs:
-        for stage in stages:
-            bar = StageProgress(console, f"seed {run.seed}  {stage.name}")
-            train_stage(run, stage, report_to=report_to, callbacks=[bar])
+    with held(output):
+        parallel.by_first(lambda: claim(output, recipe))
+        for run in runs:
+            for stage in stages:
+                bar = [StageProgress(console, f"seed {run.seed}  {stage.name}")] if parallel.leads() else []
+                train_stage(run, stage, report_to=report_to, callbacks=[*bar])
     return runs

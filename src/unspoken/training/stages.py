@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from unspoken import parallel
 from unspoken.backbone.folder import verify, write_json
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.latent_sft import Autonomy, Labels
@@ -95,9 +96,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         ValueError: the stage it starts from is missing or damaged, or its own checkpoint is damaged.
     """
     final = run.model_folder(stage.name)
-    if run.finished(stage):
-        verify(final)
-        clear(run.stage_folder(stage))  # a kill just after publishing leaves checkpoints behind
+    if parallel.by_first(lambda: _already(run, stage)):
         return final
     folder = run.stage_folder(stage)
     start, history = None, []
@@ -137,6 +136,15 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         callbacks=callbacks,
     )
     return trainer.run()
+
+
+def _already(run: SeedRun, stage: Stage) -> bool:
+    """Whether the stage is finished and whole."""
+    if not run.finished(stage):
+        return False
+    verify(run.model_folder(stage.name))
+    clear(run.stage_folder(stage))  # a kill just after publishing leaves checkpoints behind
+    return True
 
 
 def _trains(content: dict[str, Any]) -> dict[str, Any]:

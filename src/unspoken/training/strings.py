@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspoken import parallel
 from unspoken.evaluation.robustness import hits
 from unspoken.evaluation.strings import continued, continuer_of
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
@@ -130,16 +131,19 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     make = batches(recipe, stage, 0, "validation")
     parts = [make(indices[at : at + settings.batch_size]) for at in range(0, len(indices), settings.batch_size)]
     sizes = [len(part["input_ids"]) for part in parts]
+    rows = parallel.share(len(indices))
+    own = {name: values[rows.start : rows.stop] for name, values in prompts.items()}
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         one = continuer_of(model, name=stage.name)
-        _, said = continued(one, prompts, right.shape[1] - one.unsaid, settings.batch_size)
+        said = parallel.rows_of_all(continued(one, own, right.shape[1] - one.unsaid, settings.batch_size)[1])
         found = hits(said, right[:, one.unsaid :])
         losses, terms = [], []
         for part in parts:
-            # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-            loss, named = objective(type(model).forward(model, **objective.inputs(part)), part)
+            with parallel.alone():
+                # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+                loss, named = objective(type(model).forward(model, **objective.inputs(part)), part)
             losses.append(float(loss))
             terms.append({name: float(value) for name, value in named.items()})
         reading = {"exact_match": float(found.all(axis=1).mean()), "symbols": float(found.mean())}
@@ -147,7 +151,8 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             reading["valid"] = float(task.valid(said, problems).double().mean())
         if isinstance(model, JepaReasonerModel):
             assert isinstance(objective, SST)
-            reading |= jepa.reading(model, objective, parts[0])
+            with parallel.alone():
+                reading |= jepa.reading(model, objective, parts[0])
         reading |= {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
         lost = min(float(np.average(losses, weights=sizes)), 100.0)
         reading["score"] = reading["symbols"] - lost / (1000 * found.size)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from unspoken import parallel
 from unspoken.evaluation.corruption import forced_chain, spoken
 from unspoken.evaluation.texts import next_tokens
 from unspoken.methods.coupled import NextToken
@@ -66,26 +67,33 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     assert isinstance(objective, NextToken | SST | TalkerLoss)
     batch = task.encode(task.first("validation", settings.validation_problems, kind=_kind(stage)))
     rows = len(batch["input_ids"])
+    share = parallel.share(rows)
+    own = {name: values[share.start : share.stop] for name, values in batch.items()}
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         if isinstance(model, JepaReasonerModel):
             assert isinstance(objective, SST)
-            reading = jepa.reading(model, objective, batch)
+            with parallel.alone():
+                reading = jepa.reading(model, objective, batch)
             return reading | {"score": reading["nearest_row"] - min(reading["sst_loss"], 100.0) / (1000 * rows)}
         if isinstance(model, JepaReasonerForCausalLM):
-            chain, tokens = forced_chain(model.reasoner, batch, settings.batch_size)
+            chain, tokens = forced_chain(model.reasoner, own, settings.batch_size)
             said = spoken(model, chain, None, settings.batch_size)
-            words = chain.mask & (tokens != model.config.end_id)
-            right = float((said == tokens)[words].double().mean())
-            # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-            loss = float(objective(type(model).forward(model, **objective.inputs(batch)), batch)[0])
+            words = parallel.rows_of_all(chain.mask & (tokens != model.config.end_id))
+            right = float(parallel.rows_of_all(said == tokens)[words].double().mean())
+            with parallel.alone():
+                # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+                loss = float(objective(type(model).forward(model, **objective.inputs(batch)), batch)[0])
             return {
                 "token_accuracy": right,
                 "talker_loss": loss,
                 "score": right - min(loss, 100.0) / (1000 * rows),
             }
-        read = next_tokens(model, batch, settings.batch_size)
+        read = {
+            name: parallel.rows_of_all(torch.from_numpy(values)).numpy()
+            for name, values in next_tokens(model, own, settings.batch_size).items()
+        }
         loss = float(read["loss"].mean())
         # A model that has diverged must not stop the page: nothing behind e^20 is worth telling apart.
         return {

@@ -4,23 +4,32 @@ A stage's folder holds, while it runs, ``checkpoint-N`` (weights, optimiser, sch
 ``best-N`` (a published folder, the best on validation so far). When it is done, ``best-N`` is renamed to ``model`` and
 the checkpoints go. Every folder is written under a temporary name, synced, given a manifest with hashes and renamed, so
 that a kill at any instant leaves the previous one loadable.
+
+Where several ranks train together, rank 0 writes all of it, and a checkpoint can be continued by any number of ranks.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import random
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import safe_globals
 
+from unspoken import parallel
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss, collapsed
 from unspoken.methods.latent_sft import Labels
@@ -29,6 +38,7 @@ from unspoken.tasks import GeneratedDataset
 from unspoken.training.adapters import published
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
 
 MODEL = "model"
 Judge = Callable[[PreTrainedModel], dict[str, float]]
@@ -80,6 +90,8 @@ class StageTrainer(Trainer):
         report_to: loggers of the transformers integrations.
     """
 
+    model: PreTrainedModel
+
     def __init__(
         self,
         *,
@@ -110,7 +122,9 @@ class StageTrainer(Trainer):
         arguments = TrainingArguments(
             output_dir=str(folder),
             max_steps=steps,
-            per_device_train_batch_size=stage.batch_size,
+            # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
+            per_device_train_batch_size=stage.batch_size // parallel.world(),
+            ddp_find_unused_parameters=False,
             bf16=recipe.precision == "bf16",
             activation_checkpointing=recipe.activation_checkpointing,
             max_grad_norm=stage.optimizer.clip,
@@ -144,6 +158,13 @@ class StageTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
+        self._blank: PreTrainedModel | None = None
+        # The Trainer's word for weights that are shared out already, as `create_optimizer` does it.
+        self.is_distributed_loading_by_transformers = parallel.sharded()
+        # Every rank computes the same target table; DDP would send rank 0's round before every step.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            self.model, [name for name, _ in self.model.named_buffers()]
+        )
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.model_accepts_loss_kwargs = False
@@ -151,8 +172,11 @@ class StageTrainer(Trainer):
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The recipe's optimiser."""
+        """The recipe's optimiser, of weights that FSDP shares out before it sees them."""
         if self.optimizer is None:
+            if parallel.sharded():
+                self._blank = blank_of(self.model)
+                shard(self.model)
             self.optimizer: torch.optim.Optimizer = build_optimizer(
                 self.model if model is None else model, self.stage.optimizer
             )
@@ -164,7 +188,7 @@ class StageTrainer(Trainer):
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
         outputs = model(**self.objective.inputs(inputs))
         # Shapes are known without waiting for the device; padding is counted.
-        self.state.num_input_tokens_seen += sum(
+        self.state.num_input_tokens_seen += parallel.world() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
             for name, part in inputs.items()
             if name in ("input_ids", "text_ids", "encoder", "decoder")
@@ -175,10 +199,14 @@ class StageTrainer(Trainer):
         self._terms_steps += 1
         return (loss, outputs) if return_outputs else loss
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        return parallel.whole(super()._clip_grad_norm(model))
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
         if "loss" in logs and self._terms_steps:
-            logs.update({name: float(total) / self._terms_steps for name, total in self._terms.items()})
+            counted = self._terms_steps * parallel.world()
+            logs.update({name: float(parallel.total(summed)) / counted for name, summed in self._terms.items()})
             self._terms, self._terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
                 raise ValueError(
@@ -191,15 +219,35 @@ class StageTrainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model on the validation problems, and keep it if no earlier one was better."""
-        self.model.eval()
-        reading = self.judge(self.model)
-        self.model.train()
-        self._warn_of_collapse(reading)
-        metrics = {f"eval_{name}": value for name, value in reading.items()}
-        self.log(dict(metrics))
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.state.global_step == 0 and isinstance(self.objective, TalkerLoss):
-            return metrics  # a Talker starts from random weights: what it says by luck is no candidate
+        with self._in_one_piece():
+            self.model.eval()
+            judged = self.judge(self.model)
+            # The last bits may differ from rank to rank, and all must choose alike.
+            reading = parallel.by_first(lambda: judged)
+            self.model.train()
+            self._warn_of_collapse(reading)
+            metrics = {f"eval_{name}": value for name, value in reading.items()}
+            self.log(dict(metrics))
+            self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            # A Talker starts from random weights: what it says by luck is no candidate.
+            if self.state.global_step > 0 or not isinstance(self.objective, TalkerLoss):
+                parallel.by_first(lambda: self._keep(reading))
+        return metrics
+
+    @contextmanager
+    def _in_one_piece(self) -> Iterator[None]:
+        """Inside, the model is whole on every rank, whether or not they share its weights."""
+        if self._blank is None:
+            yield
+            return
+        shared = self.model
+        self.model = assembled(shared, self._blank)
+        try:
+            yield
+        finally:
+            self.model = shared
+
+    def _keep(self, reading: dict[str, float]) -> None:
         kept = numbered(self.folder, "best")
         # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
         if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:
@@ -207,11 +255,10 @@ class StageTrainer(Trainer):
             for old in kept:
                 if old.name != f"best-{self.state.global_step}":
                     remove(old)
-        return metrics
 
     def _warn_of_collapse(self, reading: dict[str, float]) -> None:
         before = [entry for entry in self.state.log_history if "eval_effective_rank" in entry]
-        if not before:
+        if not before or not parallel.leads():
             return
         start = {name.removeprefix("eval_"): value for name, value in before[0].items()}
         if collapsed(start, reading):
@@ -239,18 +286,62 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The library's checkpoint, written aside and published with one rename."""
         staging = self.folder / ".checkpoint"
-        shutil.rmtree(staging, ignore_errors=True)
+        parallel.by_first(lambda: shutil.rmtree(staging, ignore_errors=True))
         self._output_override = staging
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._output_override = None
+        parallel.wait()
+        parallel.by_first(lambda: self._publish_checkpoint(staging))
+
+    def _publish_checkpoint(self, staging: Path) -> None:
         written = staging / f"checkpoint-{self.state.global_step}"
         (written / "training_args.bin").unlink()  # a pickle that nothing reads
         publish(written, self.folder / written.name, {**self.manifest, "step": self.state.global_step})
         shutil.rmtree(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
             remove(old)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        with self._in_one_piece():
+            if parallel.leads():
+                super()._save(output_dir, state_dict)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self._blank is None:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = gathered_state(self.optimizer.state_dict())
+        if parallel.leads():
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if self._blank is None or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location=self.args.device, weights_only=True)
+        self.optimizer.load_state_dict(scattered_state(state, self.optimizer))
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """That of rank 0, for all: every rank draws what the whole batch needs, so their states are the same."""
+        if parallel.leads():
+            super()._save_rng_state(output_dir)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """The library's looks for one file a rank, and finds none where another number of ranks goes on."""
+        assert checkpoint is not None
+        (file,) = Path(checkpoint).glob("rng_state*.pth")
+        with safe_globals():
+            states = torch.load(file, weights_only=True)
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["cpu"])
+        if torch.cuda.is_available():
+            kept = states["cuda"]
+            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 
@@ -260,11 +351,20 @@ class StageTrainer(Trainer):
         Raises:
             ValueError: the checkpoint to resume from was truncated or changed, or the loss diverged.
         """
-        checkpoints = numbered(self.folder, "checkpoint")
-        if checkpoints:
-            verify(checkpoints[-1])
+        newest = parallel.by_first(self._newest)
+        if newest is not None:
             self.args.eval_on_start = False
-        self.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        self.train(resume_from_checkpoint=newest)
+        return parallel.by_first(self._finish)
+
+    def _newest(self) -> str | None:
+        checkpoints = numbered(self.folder, "checkpoint")
+        if not checkpoints:
+            return None
+        verify(checkpoints[-1])
+        return str(checkpoints[-1])
+
+    def _finish(self) -> Path:
         best = numbered(self.folder, "best")[-1]
         manifest = verify(best)
         history = [entry for entry in self.state.log_history if entry.get("step") is not None]

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from unspoken import parallel
 from unspoken.analysis.mixture import measure, siblings
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.evaluation.systems import answer, system_of
@@ -72,14 +73,16 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     problems = task.sample("validation", np.arange(count))
     batch = task.encode(problems)
     below_root = siblings(task, problems)
+    own = task.sample("validation", np.array(parallel.share(count)))
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
-        answers = answer(system_of(model), task, problems, recipe.evaluation.batch_size)
-        # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-        outputs = type(model).forward(model, **objective.inputs(batch))
-        loss, terms = objective(outputs, batch)
-        exact = float(answers.correct.double().mean())
+        answers = answer(system_of(model), task, own, recipe.evaluation.batch_size)
+        with parallel.alone():
+            # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+            outputs = type(model).forward(model, **objective.inputs(batch))
+            loss, terms = objective(outputs, batch)
+        exact = float(parallel.rows_of_all(answers.correct).double().mean())
         reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
         # With several possible targets no answer is right every time: the loss alone tells models apart.
         reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
@@ -88,7 +91,7 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             steps = slice(1, task.config.depth)
             reading["nearest_row"] = float((model.nearest_row(forced) == task.answers(problems)).double().mean())
             reading["effective_rank"] = effective_rank(model.target_table)
-            for kind, latents in (("forced", forced), ("rollout", answers.chain.latents)):
+            for kind, latents in (("forced", forced), ("rollout", parallel.rows_of_all(answers.chain.latents))):
                 if latents.shape[1] >= task.config.depth:
                     mixture = measure(latents[:, steps], model.target_table, below_root)
                     flat = {key: value for key, value in mixture.summary().items() if isinstance(value, float)}

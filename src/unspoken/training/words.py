@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model, system_of
@@ -322,13 +323,14 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     """
     task, spelling, settings = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), recipe.evaluation
     problems = task.sample("validation", np.arange(settings.validation_problems))
+    own = [problems[row] for row in parallel.share(len(problems))]
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         reasoner = speaker_of(model, recipe)
         right, ended, latents = [], [], []
-        for start in range(0, len(problems), settings.batch_size):
-            some = problems[start : start + settings.batch_size]
+        for start in range(0, len(own), settings.batch_size):
+            some = own[start : start + settings.batch_size]
             ids, mask = spelling.prompts(some)
             given = None
             if isinstance(model, LatentSFTModel) and model.config.has_encoder:
@@ -337,16 +339,21 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             if isinstance(reasoner, ChainSpeaker):
                 room = reasoner.max_latents
             chain, said = reasoner.respond(ids, mask, max_tokens=room, given=given)
-            right.append(graded(spelling.texts(said), some))
+            right.append(torch.from_numpy(graded(spelling.texts(said), some)))
             ended.append((chain.stop == 0).double())
             latents.append(chain.lengths.double())
-        exact = float(np.concatenate(right).mean())
+        found = {
+            name: parallel.rows_of_all(torch.cat(parts)).double().mean()
+            for name, parts in (("exact_match", right), ("ended", ended), ("latents", latents))
+        }
+        exact = float(found["exact_match"])
         reading = {"exact_match": exact, "score": exact}
         if not (isinstance(model, LatentSFTModel) and model.config.has_encoder):
-            reading |= {"ended": float(torch.cat(ended).mean()), "latents": float(torch.cat(latents).mean())}
+            reading |= {"ended": float(found["ended"]), "latents": float(found["latents"])}
         if isinstance(model, JepaReasonerModel):
             assert isinstance(stage.objective, SST)
-            reading |= jepa.reading(model, stage.objective, explicit_batch(problems, spelling, chain=True))
+            with parallel.alone():
+                reading |= jepa.reading(model, stage.objective, explicit_batch(problems, spelling, chain=True))
         return reading
 
     return judge
@@ -405,10 +412,11 @@ def write_labels(
     identity = label_identity(recipe, stage, start, seed)
     rows = labelled_rows(recipe, stage)
     store = folder / LABELS
-    if not store.exists():
-        writer = LabelWriter(store, identity, rows=rows)
-        while writer.next_row < rows:
-            some = np.arange(writer.next_row, min(writer.next_row + 64, rows))
+    if not parallel.by_first(store.exists):
+        parallel.by_first(lambda: LabelWriter.forget(store, unless=parallel.world()))
+        writer = LabelWriter(store, identity, rows=rows, rank=parallel.rank(), world=parallel.world())
+        while writer.next_row < writer.share.stop:
+            some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
             batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
             weights, ids = model.labels(batch["encoder"])
@@ -420,14 +428,18 @@ def write_labels(
                 else:
                     writer.append(problem.key, ids[place], weights[place])
         writer.finish()
-        writer.publish()
-    staging = folder / ".model"
-    shutil.rmtree(staging, ignore_errors=True)
-    decoder = model.decoder
-    _settings(recipe, shape).attach(decoder)
-    decoder.save_pretrained(staging)
-    spelling.tokenizer.save_pretrained(staging)
-    shutil.copytree(store, staging / LABELS)
-    publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
-    shutil.rmtree(store)
-    return folder / MODEL
+        parallel.wait()
+        parallel.by_first(writer.publish)
+
+    def publish_model() -> Path:
+        staging = folder / ".model"
+        shutil.rmtree(staging, ignore_errors=True)
+        _settings(recipe, shape).attach(model.decoder)
+        model.decoder.save_pretrained(staging)
+        spelling.tokenizer.save_pretrained(staging)
+        shutil.copytree(store, staging / LABELS)
+        publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
+        shutil.rmtree(store)
+        return folder / MODEL
+
+    return parallel.by_first(publish_model)

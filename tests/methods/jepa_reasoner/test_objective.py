@@ -166,6 +166,26 @@ def test_impossible_settings_are_refused_by_name(settings: dict[str, float]) -> 
         SST(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("positions", ["all", "answer"])
+def test_own_latents_are_one_stretch_a_row_where_a_rollout_could_be(positions: str) -> None:
+    real = torch.ones(400, 12, dtype=torch.long)
+    real[::2, :3] = 0
+    answers = torch.zeros(400, 12, dtype=torch.bool)
+    answers[:, 7:] = True
+    batch = {"input_ids": real, "attention_mask": real, "answer_mask": answers}
+    own = SST(positions=positions, own_latents=4).inputs(batch)["own"]
+    counts = own.sum(dim=1)
+    assert set(counts.tolist()) == {1, 2, 3, 4}
+    starts = (own & ~F.pad(own[:, :-1], (1, 0))).sum(dim=1)
+    assert starts.eq(1).all()
+    reached = own.any(dim=0).nonzero()[:, 0].tolist()
+    assert reached == (list(range(7, 12)) if positions == "answer" else list(range(1, 12)))
+    assert own[::2].any(dim=0).nonzero()[0] == (7 if positions == "answer" else 4)
+    assert "own" not in SST(positions=positions).inputs(batch)
+    with torch.no_grad():
+        assert "own" not in SST(positions=positions, own_latents=4).inputs(batch)
+
+
 def test_the_defaults_are_the_paper_s() -> None:
     assert (SST().k, SST().momentum, SST().positions) == (4.0, 0.98, "answer")
 

@@ -60,6 +60,36 @@ def test_training_is_one_parallel_pass() -> None:
     assert len(passes) == 1
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str) -> None:
+    model, ids = tiny_reasoner(family), prompts(length=11)
+    chain = model.reason(ids[:, :5], None, FIXED)
+    own = torch.zeros_like(ids, dtype=torch.bool)
+    own[:, 5:10] = True
+    for passes in range(1, 6):
+        latents = model(ids, own=own, own_passes=passes).latents[:, 4:10]
+        same = (latents - chain.latents).abs().amax(dim=(0, 2)) < 1e-4
+        # One pass more, one latent more; the first needs none, and the one behind the last comes for nothing.
+        assert same.tolist() == [step <= passes for step in range(6)]
+
+
+def test_own_latents_are_found_without_a_gradient() -> None:
+    model, ids = tiny_reasoner(), prompts(length=8)
+    own = torch.zeros_like(ids, dtype=torch.bool)
+    own[:, 4] = True
+    rows = model.embed_prompt(ids).detach()
+    with torch.no_grad():
+        rows[:, 4] = model(ids).latents[:, 3] * model.scale
+    positions = {"use_cache": False}
+    by_hand = F.normalize(model.backbone(inputs_embeds=rows, **positions).last_hidden_state, dim=-1)
+    wanted = torch.autograd.grad(by_hand[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
+    outputs = model(ids, own=own, own_passes=1).latents
+    torch.testing.assert_close(outputs, by_hand, rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(outputs[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 # --- the scale of the input ------------------------------------------------------------------------------------------
 
 

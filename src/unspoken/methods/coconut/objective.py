@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from unspoken import parallel
 from unspoken.methods.coconut.model import CoconutOutput
 
 
@@ -146,5 +147,6 @@ class Coconut:
         """Mean over the tokens of the text, in nats; questions, latents and markers are not judged."""
         assert outputs.logits is not None
         chosen = batch["target_mask"][:, 1:]
-        loss = F.cross_entropy(outputs.logits[:, :-1][chosen].float(), batch["text_ids"][:, 1:][chosen])
+        tokens = batch["text_ids"][:, 1:][chosen]
+        loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
         return loss, {"token_loss": loss.detach()}

@@ -8,6 +8,8 @@ from typing import Any, ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from unspoken import parallel
+
 
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
     """Mask ``[B, T-1]`` of the outputs that a loss looks at: output t is judged by token t + 1."""
@@ -38,5 +40,6 @@ class NextToken:
     def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over supervised positions, in nats a token."""
         chosen = supervised(batch, self.positions)
-        loss = F.cross_entropy(outputs.logits[:, :-1][chosen].float(), batch["input_ids"][:, 1:][chosen])
+        tokens = batch["input_ids"][:, 1:][chosen]
+        loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
         return loss, {"token_loss": loss.detach()}

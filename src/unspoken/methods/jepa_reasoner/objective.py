@@ -10,8 +10,10 @@ from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from unspoken import parallel
 
 
 def sst_loss(predicted: Float[Tensor, "S D"], target: Float[Tensor, "S D"], k: float) -> Float[Tensor, ""]:
@@ -25,7 +27,8 @@ def best_constant_loss(target: Float[Tensor, "S D"], k: float) -> Float[Tensor, 
     A model that is no better has learned nothing about its input, however small its loss; with an anisotropic table
     that can be very small (section 4.2).
     """
-    return k * (1 - F.normalize(target.float(), dim=-1).mean(dim=0).norm())
+    mean_D = parallel.overall(F.normalize(target.float(), dim=-1).mean(dim=0), len(target))
+    return k * (1 - mean_D.norm())
 
 
 def effective_rank(table: Float[Tensor, "V D"]) -> float:
@@ -54,6 +57,9 @@ class SST:
         positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
         unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
             as in the training before, so rows of a pretrained model enter as they are.
+        own_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each time,
+            is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads tokens.
+        own_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
     """
 
     kind: ClassVar[str] = "sst"
@@ -62,16 +68,35 @@ class SST:
     momentum: float = 0.98
     positions: Literal["all", "answer"] = "answer"
     unit_tokens: bool | None = None
+    own_latents: int = 0
+    own_passes: int = 1
 
     def __post_init__(self) -> None:
+        if self.own_latents < 0 or self.own_passes < 1:
+            raise ValueError(
+                f"own_latents is {self.own_latents} and own_passes {self.own_passes}; they must be at least 0 and 1"
+            )
         if self.k <= 0:
             raise ValueError(f"k is {self.k}; it must be positive")
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the Reasoner's forward takes out of a batch."""
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
+        given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if not self.own_latents or not torch.is_grad_enabled():
+            return given
+        return {**given, "own": self._own(batch), "own_passes": self.own_passes}
+
+    def _own(self, batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
+        """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
+        real = batch["attention_mask"].bool()
+        able = real & (batch["answer_mask"] if self.positions == "answer" else F.pad(real[:, :-1], (1, 0)))
+        draws_B2 = parallel.own_rows(len(real), lambda rows: torch.rand(rows, 2, device=real.device))
+        count_B = 1 + (draws_B2[:, 0] * self.own_latents).long()
+        first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
+        place_BT = able.cumsum(dim=1) - 1
+        return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
 
     def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and the best constant vector's loss, from the Reasoner's teacher-forced pass.
@@ -82,8 +107,8 @@ class SST:
         chosen = real[:, 1:] & real[:, :-1]
         if self.positions == "answer":
             chosen = chosen & batch["answer_mask"][:, 1:]
-        target_SD = F.embedding(batch["input_ids"][:, 1:][chosen], outputs.target_table.detach())
-        loss = sst_loss(outputs.latents[:, :-1][chosen], target_SD, self.k)
+        target_SD = F.embedding(batch["input_ids"][:, 1:][chosen], parallel.whole(outputs.target_table.detach()))
+        loss = parallel.balanced(sst_loss(outputs.latents[:, :-1][chosen], target_SD, self.k), len(target_SD))
         return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, self.k)}
 
 
@@ -99,5 +124,6 @@ class TalkerLoss:
 
     def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over answer tokens, in nats a token."""
-        loss = F.cross_entropy(outputs.logits[outputs.mask].float(), outputs.tokens[outputs.mask])
+        tokens = outputs.tokens[outputs.mask]
+        loss = parallel.balanced(F.cross_entropy(outputs.logits[outputs.mask].float(), tokens), len(tokens))
         return loss, {"talker_loss": loss.detach()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -84,20 +84,38 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         return self.config.latent_dim**0.5 if self.config.input_scale is None else self.config.input_scale
 
     def forward(
-        self, input_ids: Int[Tensor, "B T"], attention_mask: Int[Tensor, "B T"] | None = None
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Int[Tensor, "B T"] | None = None,
+        own: Bool[Tensor, "B T"] | None = None,
+        own_passes: int = 1,
     ) -> ReasonerOutput:
-        """One parallel pass over real tokens; no latent is looped in training."""
+        """One parallel pass over real tokens; no latent is looped in training, unless ``own`` says where.
+
+        Args:
+            input_ids, attention_mask: prompt and answer.
+            own: positions that are read as the latents which stand for them, as in a rollout, not as their tokens.
+            own_passes: passes that find those latents, without a gradient. After n of them the first n of a row's own
+                latents in a row are the rollout's; behind those, latents that follow a real token.
+        """
         positions = None
         if attention_mask is not None:
             positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        outputs = self.backbone(
-            inputs_embeds=self.embed_prompt(input_ids),
-            attention_mask=attention_mask,
-            position_ids=positions,
-            use_cache=False,
-        )
-        latents_BTD = F.normalize(outputs.last_hidden_state.float(), dim=-1)
-        return ReasonerOutput(latents=latents_BTD, target_table=self.target_table)
+
+        def latents_of(embedded: Tensor) -> Tensor:
+            hidden = self.backbone(
+                inputs_embeds=embedded, attention_mask=attention_mask, position_ids=positions, use_cache=False
+            ).last_hidden_state
+            return F.normalize(hidden.float(), dim=-1)
+
+        spoken = embedded = self.embed_prompt(input_ids)
+        if own is not None:
+            for _ in range(own_passes):
+                with torch.no_grad():
+                    # The latent at t stands for what comes at t + 1.
+                    fed = F.pad(latents_of(embedded) * self.scale, (0, 0, 1, -1))
+                embedded = torch.where(own[..., None], fed.to(spoken.dtype), spoken)
+        return ReasonerOutput(latents=latents_of(embedded), target_table=self.target_table)
 
     # --- the engine's contract -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,10 @@ def _share(rows: int, rank: int, world: int) -> range:
     return range(rows * rank // world, rows * (rank + 1) // world)
 
 
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.unfinished")
+
+
 def _shard(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}"
 
@@ -186,7 +191,7 @@ class LabelWriter:
         self._facts = {**asdict(identity), "rows": rows, "ranks": world}
         self._world = world
         self._rows_a_block = rows_a_block
-        self._unfinished = folder.with_name(f".{folder.name}.unfinished")
+        self._unfinished = _unfinished(folder)
         self._own = _shard(self._unfinished, rank)
         self._waiting: list[dict[str, NDArray[Any]]] = []
         # Another rank's shard tells as well as this one's that the folder was begun with something else.
@@ -199,6 +204,18 @@ class LabelWriter:
             self._rows, self._slots = recorded
             self._drop_torn_tail()
         self._end = self._slots
+
+    @staticmethod
+    def forget(folder: Path, *, unless: int) -> None:
+        """Remove an unfinished store that another number of writers began, since they share the rows out otherwise."""
+        for path in _unfinished(folder).glob(f"rank-*/{_PROGRESS}"):
+            try:
+                ranks = json.loads(path.read_text())["labels"]["ranks"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a new writer says what is wrong with it
+            if ranks != unless:
+                shutil.rmtree(_unfinished(folder))
+                return
 
     @property
     def next_row(self) -> int:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from unspoken import parallel
 from unspoken.methods.latent_sft.configuration import LatentShape
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
@@ -87,7 +88,9 @@ class Compress:
         """Mean cross-entropy of what the latents must predict, in nats."""
         losses, kinds = _supervised(outputs, batch)
         terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
-        return losses.mean() if self.mean == "tokens" else _mean_of_chunks(losses, batch["decoder"]), terms
+        if self.mean == "tokens":
+            return parallel.balanced(losses.mean(), len(losses)), terms
+        return parallel.balanced(*_mean_of_chunks(losses, batch["decoder"])), terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,8 @@ class Autonomy:
         Without a vocabulary step, the squared distance of unit vectors takes the place of KL (open point 30, ours).
         """
         assert outputs.before_slots is not None and outputs.head is not None
-        spoken = _supervised(outputs, batch)[0].mean()
+        losses, _ = _supervised(outputs, batch)
+        spoken = parallel.balanced(losses.mean(), len(losses))
         if batch["ids"] is None:
             taught = F.normalize(batch["weights"].float(), dim=-1)
             slots = (F.normalize(outputs.before_slots.float(), dim=-1) - taught).square().sum(dim=-1)
@@ -136,7 +140,8 @@ class Autonomy:
             slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
         counts = batch["decoder"].slots.sum(dim=1)
         each = torch.repeat_interleave(1.0 / counts.clamp(min=1), counts)
-        silent = (slots * each).sum() / (counts > 0).sum().clamp(min=1)
+        thinking = (counts > 0).sum()
+        silent = parallel.balanced((slots * each).sum() / thinking.clamp(min=1), thinking)
         loss = self.ce_weight * spoken + self.kl_weight * silent
         return loss, {"token_loss": spoken.detach(), "latent_loss": silent.detach()}
 
@@ -150,17 +155,23 @@ def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor
     return losses, rows.kind[:, 1:][chosen]
 
 
-def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> Tensor:
-    """The paper's weighting: every latent of a row counts alike, however many tokens it must predict."""
+def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> tuple[Tensor, Tensor]:
+    """The paper's weighting: every latent of a row counts alike, however many tokens it must predict.
+
+    Returns:
+        The mean, and the number of rows that it was taken over.
+    """
     row_M, place_M = rows.target[:, 1:].nonzero(as_tuple=True)
     # What the last latent predicts, the end marker and the answer, has chunk number 0 and is a group of its own.
     pairs = torch.stack([row_M, rows.chunk[:, 1:][row_M, place_M]], dim=1)
     groups_GP, group_M = pairs.unique(dim=0, return_inverse=True)
     in_group = torch.bincount(group_M)
     in_row = torch.bincount(groups_GP[:, 0])
-    weight_M = 1.0 / (in_group[group_M] * in_row[row_M] * (in_row > 0).sum())
-    return (losses * weight_M).sum()
+    judged = (in_row > 0).sum()
+    weight_M = 1.0 / (in_group[group_M] * in_row[row_M] * judged)
+    return (losses * weight_M).sum(), judged
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
-    return (values * chosen).sum().detach() / chosen.sum().clamp(min=1)
+    count = chosen.sum()
+    return parallel.balanced((values * chosen).sum().detach() / count.clamp(min=1), count)

@@ -18,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from unspoken import parallel
+
 Readout = Literal["head", "table"]
 
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
@@ -172,7 +174,9 @@ class Noise:
 
     def on(self, weights: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
         """Noisy weights, by torch's own generator; the gradient goes through."""
-        gumbel = -torch.empty_like(weights).exponential_().log()
+        # A row's noise must not depend on which rank it is read by.
+        drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
+        gumbel = -drawn.log()
         bounded = (self.scale * gumbel).clamp(self.lowest, self.highest)
         return F.softmax(((weights + 1e-10).log() + bounded) / self.temperature, dim=-1)
 

@@ -1,0 +1,198 @@
+"""The ranks of one job, where `torchrun` or `accelerate launch` started several: who counts, draws, reads and writes.
+
+A job of one process is the same code: every function here then passes through what it is given, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate import PartialState  # type: ignore[import-untyped]
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
+
+_alone = False
+_sharded = False
+
+
+def join() -> None:
+    """Meet the other ranks of this job, if the launcher's environment says that there are any.
+
+    Raises:
+        ValueError: `accelerate launch` asks for a kind of sharding that there is none of here.
+    """
+    global _sharded  # noqa: PLW0603
+    # Taken over from accelerate, which would shard in a way that our models cannot do with (see training/sharding.py).
+    if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        version, offload = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_OFFLOAD_PARAMS", "false")
+        if version != "2" or offload.lower() == "true":
+            raise ValueError(
+                f"accelerate's settings have fsdp_version {version} and fsdp_offload_params {offload.lower()}; set "
+                "them to 2 and false"
+            )
+        _sharded = True
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        # As the Trainer would do it, only before the first file is touched.
+        PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=30))
+
+
+def world() -> int:
+    """Number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+
+
+def rank() -> int:
+    """Number of this one, from 0."""
+    return dist.get_rank() if dist.is_initialized() and not _alone else 0
+
+
+def sharded() -> bool:
+    """Whether the ranks share the weights out (FSDP2); otherwise each has all of them (DDP)."""
+    return _sharded and world() > 1
+
+
+def leads() -> bool:
+    """Whether this is the rank that writes and prints."""
+    return rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process counts as the only one: for what a rank does whole, whatever the others do."""
+    global _alone  # noqa: PLW0603
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+# --- the mean over a batch that ranks share ---------------------------------------------------------------------------
+
+
+def total(value: Tensor) -> Tensor:
+    """The sum over ranks, on each of them; it has no gradient."""
+    if world() == 1:
+        return value
+    value = value.detach().clone()
+    dist.all_reduce(value)
+    return value
+
+
+def balanced(mean: Tensor, count: int | Tensor) -> Tensor:
+    """A mean over this rank's items, weighted so that the plain average over ranks is the mean over all items.
+
+    Averaging over ranks is what DDP and FSDP do to gradients, and the Trainer to losses.
+
+    Args:
+        mean: of any shape; not a number where there are no items.
+        count: items that it was taken over.
+    """
+    if world() == 1:
+        return mean
+    items = torch.as_tensor(count, device=mean.device)
+    weight = items * world() / total(items).clamp(min=1)
+    return torch.where(items > 0, mean, 0.0) * weight
+
+
+def overall(mean: Tensor, count: int | Tensor) -> Tensor:
+    """The mean over the items of all ranks, on each of them; it has no gradient there."""
+    return mean if world() == 1 else total(balanced(mean, count)) / world()
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def share(rows: int) -> range:
+    """This rank's contiguous part of some rows.
+
+    Raises:
+        ValueError: there are fewer rows than ranks.
+    """
+    if rows < world():
+        raise ValueError(f"{rows} rows are too few for {world()} ranks; start fewer, or give more rows")
+    return range(rows * rank() // world(), rows * (rank() + 1) // world())
+
+
+def rows_of_all(own: Tensor) -> Tensor:
+    """The rows ``[B, ...]`` of every rank in order; a shorter second axis is filled up with zeros on the right."""
+    if world() == 1:
+        return own
+    parts: list[Tensor] = [own] * world()
+    dist.all_gather_object(parts, own.cpu())
+    if own.dim() > 1:
+        longest = max(part.shape[1] for part in parts)
+        parts = [F.pad(part, (0, 0) * (own.dim() - 2) + (0, longest - part.shape[1])) for part in parts]
+    return torch.cat(parts).to(own.device)
+
+
+def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+    """This rank's rows of something random that is drawn for the rows of all ranks at once.
+
+    Every rank draws all of it, so a row gets what it would get on one process, and the ranks' generators stay in step.
+
+    Args:
+        rows: of this rank; another number on each.
+        draw: number of rows to ``[rows, ...]``.
+    """
+    if world() == 1:
+        return draw(rows)
+    counts: list[int] = [0] * world()
+    dist.all_gather_object(counts, rows)
+    first = sum(counts[: rank()])
+    return draw(sum(counts))[first : first + rows]
+
+
+def whole(table: Tensor) -> Tensor:
+    """A tensor of which every rank may hold a part, in full."""
+    return table.full_tensor() if isinstance(table, DTensor) else table
+
+
+# --- one for all ------------------------------------------------------------------------------------------------------
+
+
+def by_first(act: Callable[[], T]) -> T:
+    """Do something on rank 0 alone; every rank returns what it returned, or raises what it raised.
+
+    Raises:
+        ValueError, OSError: as on rank 0.
+    """
+    if world() == 1:
+        return act()
+    outcome: list[T | ValueError | OSError | None] = [None]
+    if leads():
+        try:
+            outcome = [act()]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    (found,) = outcome
+    if isinstance(found, ValueError | OSError):
+        raise found
+    return found  # type: ignore[return-value]
+
+
+def wait() -> None:
+    """Go on when every rank is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def speaks() -> bool:
+    """Whether it is this rank that says what went wrong: the first one that asks."""
+    if not dist.is_initialized():
+        return os.environ.get("RANK", "0") == "0"
+    try:
+        asked: int = dist.distributed_c10d._get_default_store().add("unspoken-failed", 1)
+    except RuntimeError:
+        return False  # whoever kept the count has ended already
+    return asked == 1

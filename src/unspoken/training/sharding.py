@@ -1,0 +1,77 @@
+"""FSDP2: every rank keeps a part of the weights, of their gradients, of the optimiser's state and of the target table.
+
+Accelerate's own wrapping gives the embedding table a group of its own, which is gathered when that module is called;
+our models also read the table itself. Here everything outside the blocks is the root's group, there during the whole
+pass, and what is written to disk is whole, so that any number of ranks can read it.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from unspoken import parallel
+from unspoken.methods.jepa_reasoner import JepaReasonerModel
+
+
+def blank_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The model without its weights, from which `assembled` makes a whole one again."""
+    memo: dict[int, Any] = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def shard(model: PreTrainedModel) -> None:
+    """Share the weights out over the ranks, in place: a group for each block, and one for the rest."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    names = {name for part in parts for name in part._no_split_modules or ()}
+    for block in model.modules():
+        if type(block).__name__ in names:
+            fully_shard(block)
+    fully_shard(model)
+    if isinstance(model, JepaReasonerModel):
+        online: Any = model.backbone.get_input_embeddings().weight
+        model.target_table = distribute_tensor(model.target_table, online.device_mesh, online.placements)
+
+
+@torch.no_grad()
+def assembled(model: PreTrainedModel, blank: PreTrainedModel) -> PreTrainedModel:
+    """A whole copy of a sharded model, on every rank; all of them must ask for it."""
+    memo: dict[int, Any] = {}
+    for weight, place in zip(model.parameters(), blank.parameters(), strict=True):
+        memo[id(place)] = nn.Parameter(parallel.whole(weight).clone(), weight.requires_grad)
+    for buffer, place in zip(model.buffers(), blank.buffers(), strict=True):
+        memo[id(place)] = parallel.whole(buffer).clone()
+    return copy.deepcopy(blank, memo)
+
+
+def gathered_state(state: Any) -> Any:
+    """An optimiser's state, nested containers of tensors, with every tensor whole and on the CPU."""
+    if isinstance(state, dict):
+        return {key: gathered_state(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [gathered_state(value) for value in state]
+    return parallel.whole(state).cpu() if isinstance(state, torch.Tensor) else state
+
+
+def scattered_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The reverse of `gathered_state`: what belongs to a weight is shared out as the weight is."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    scattered = {
+        number: {
+            name: distribute_tensor(value, weights[number].device_mesh, weights[number].placements)
+            if isinstance(weights[number], DTensor) and value.shape == weights[number].shape
+            else value
+            for name, value in entries.items()
+        }
+        for number, entries in state["state"].items()
+    }
+    return {**state, "state": scattered}

@@ -1,0 +1,104 @@
+"""What ranks share: on one process nothing changes, and of several the plain average is the mean over everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_recipe import one_stage, quiet_train
+from torch import Tensor
+
+from unspoken import parallel
+
+
+def on_each_rank(patch: pytest.MonkeyPatch, counts: list[int], work: Callable[[int], Tensor]) -> list[Tensor]:
+    """What every rank of a job would make, one after another; ``counts`` are the items of each."""
+    patch.setattr(parallel, "world", lambda: len(counts))
+    patch.setattr(parallel, "total", lambda _: torch.tensor(sum(counts)))
+    return [work(number) for number in range(len(counts))]
+
+
+@pytest.mark.parametrize("counts", [[3, 1], [2, 2, 7, 1], [4, 0], [0, 0, 5]])
+def test_the_average_over_ranks_is_the_mean_over_all_items_and_so_is_its_gradient(
+    counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = torch.randn(sum(counts), 5, requires_grad=True)
+    tokens = torch.randint(5, (sum(counts),))
+    mean = F.cross_entropy(scores, tokens)
+    (expected,) = torch.autograd.grad(mean, scores)
+
+    def work(number: int) -> Tensor:
+        own = slice(sum(counts[:number]), sum(counts[: number + 1]))
+        return parallel.balanced(F.cross_entropy(scores[own], tokens[own]), counts[number])
+
+    average = torch.stack(on_each_rank(monkeypatch, counts, work)).mean()
+    torch.testing.assert_close(average, mean)
+    torch.testing.assert_close(torch.autograd.grad(average, scores)[0], expected)
+
+
+def test_means_of_unequal_parts_would_be_wrong_without_the_weights() -> None:
+    values = torch.tensor([1.0, 1.0, 1.0, 5.0])
+    assert torch.stack([values[:3].mean(), values[3:].mean()]).mean() != values.mean()
+
+
+def test_on_one_process_the_very_same_tensor_comes_back() -> None:
+    mean = torch.tensor(float("nan"))
+    assert parallel.balanced(mean, 0) is mean
+    assert parallel.overall(mean, 3) is mean
+    assert parallel.total(mean) is mean
+    assert parallel.rows_of_all(mean) is mean
+    assert parallel.whole(mean) is mean
+    assert parallel.leads()
+
+
+@pytest.mark.parametrize(("rows", "ranks"), [(10, 4), (4, 4), (7, 1), (9, 2)])
+def test_shares_are_every_row_once_and_differ_by_one_at_most(
+    rows: int, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: ranks)
+    shares = []
+    for number in range(ranks):
+        monkeypatch.setattr(parallel, "rank", lambda number=number: number)
+        shares.append(parallel.share(rows))
+    assert [row for share in shares for row in share] == list(range(rows))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_rank_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: 4)
+    with pytest.raises(ValueError, match="3 rows are too few for 4 ranks"):
+        parallel.share(3)
+
+
+def test_whoever_is_alone_counts_as_one_process_until_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(parallel.dist, "get_rank", lambda: 3)
+    assert (parallel.world(), parallel.rank(), parallel.leads()) == (4, 3, False)
+    with parallel.alone():
+        assert (parallel.world(), parallel.rank(), parallel.leads()) == (1, 0, True)
+    assert (parallel.world(), parallel.rank()) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "sharded", "message"),
+    [
+        (
+            3,
+            False,
+            r"stages \(pretrain\): batch_size is 8, which 3 processes cannot share evenly; set it to a multiple",
+        ),
+        (2, True, r"stages \(pretrain\): optimizer.name is 'muon', which needs whole matrices.*set it to 'adamw'"),
+    ],
+)
+def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
+    ranks: int, sharded: bool, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parallel, "world", lambda: ranks)
+    monkeypatch.setattr(parallel, "sharded", lambda: sharded)
+    with pytest.raises(ValueError, match=message):
+        quiet_train(one_stage(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
