@@ -22,7 +22,7 @@ from unspoken.training.words import base_config, batches, build_empty, task_of
 SIZES = ("tiny", "small")
 MEASURED = {
     "tiny": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono"],
-    "small": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono", "jepa_dual"],
+    "small": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono", "jepa_dual", "coupled"],
 }
 PUBLISHED = {
     "question": "Every wumpus is a yumpus. Sally is a wumpus. Rex is a zhorpus. Every zhorpus is a rempus. "

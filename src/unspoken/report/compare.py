@@ -241,7 +241,7 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
     """Accuracy against each cost that all entries know."""
     panels = []
     marks_y = nice_ticks(min(entry.rate["low"] for entry in entries), max(entry.rate["high"] for entry in entries))
-    ticks = tuple((mark, f"{100 * mark:.3g} %") for mark in marks_y if mark <= 1)
+    ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y if mark <= 1)
     y = Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
     for key, name, told, factor in COSTS:
         if not all(entry.cost.get(key) for entry in entries):
