@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.jepa_reasoner.talker import DualTalker
 from unspoken.methods.latent_sft import Autonomy, Compress, Labels, LatentShape, Spelling
-from unspoken.methods.latent_sft.objective import _PIECE
+from unspoken.methods.latent_sft.objective import PIECE
 from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
 from unspoken.training import strings, trees, words
 from unspoken.training.optimizers import is_matrix
@@ -68,16 +69,14 @@ def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
         recipe = _sketch(recipe, recipe.task.vocabulary)
     if not isinstance(recipe.backbone, str):
         return recipe, recipe.backbone_config(), []
-    try:
+    # A plan of a shipped recipe waits for no download.
+    config = None if Path(recipe.backbone).is_dir() else published_shape(recipe.backbone)
+    if config is None:
         return recipe, words.base_config(recipe), []
-    except ValueError:
-        config = published_shape(recipe.backbone)
-        if config is None:
-            raise
     if recipe.backbone.startswith("runs/"):
         note = f"{recipe.backbone} is not there yet: planned with the shape that it will have (see the recipe)"
     else:
-        note = f"{recipe.backbone} cannot be read here: planned with its published shape"
+        note = f"{recipe.backbone}: planned with its published shape, nothing was loaded"
     return _sketch(recipe, config.vocab_size), config, [note]
 
 
@@ -202,13 +201,13 @@ class _Scores:
 
     def flops(self, rows: int) -> float:
         """Floating-point operations of a row, ``rows`` of them at once."""
-        again = self.graded and self.pieces and rows * self.judged > _PIECE
+        again = self.graded and self.pieces and rows * self.judged > PIECE
         times = 1 + again + (1 + self.head.requires_grad if self.graded else 0)
         return 2 * self.head.numel() * self.products * max(self.made, self.judged) * times
 
     def kept(self, rows: float, width: int) -> float:
         """Bytes of ``rows`` rows: scores, the judged ones once more in float32, and their logarithms."""
-        at_once = min(rows * self.judged, _PIECE) if self.pieces else rows * self.judged
+        at_once = min(rows * self.judged, PIECE) if self.pieces else rows * self.judged
         copies = width + (_FULL if width < _FULL else 0) + _FULL
         return self.head.shape[0] * (width * rows * self.made + copies * at_once)
 

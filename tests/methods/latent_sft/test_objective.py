@@ -145,13 +145,13 @@ def test_a_piece_at_a_time_is_the_whole_in_value_and_gradient(piece: int, monkey
         return [*losses, *(torch.autograd.grad(loss, hidden, wanted)[0] for loss in losses)]
 
     whole = both()
-    monkeypatch.setattr(objective, "_PIECE", piece)
+    monkeypatch.setattr(objective, "PIECE", piece)
     for one, other in zip(both(), whole, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_scores_over_the_vocabulary_exist_for_one_piece_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "_PIECE", 10)
+    monkeypatch.setattr(objective, "PIECE", 10)
     hidden, head = torch.randn(80, 4).requires_grad_(), torch.randn(200, 4)
     with Largest() as largest:
         token_losses(hidden, head, torch.randint(200, (80,))).sum().backward()

@@ -20,15 +20,15 @@ from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
 from unspoken.methods.latent_sft.superposition import Noise
 
-_PIECE = 1024  # positions whose scores over the vocabulary exist at one time
+PIECE = 1024  # positions whose scores over the vocabulary exist at one time
 
 
 def _in_pieces(function: Any, *tensors: Tensor) -> Tensor:
     """A loss per position, made a piece at a time, forward and backward, so that no ``[M, V]`` tensor is kept."""
-    if len(tensors[0]) <= _PIECE:
+    if len(tensors[0]) <= PIECE:
         result: Tensor = function(*tensors)
         return result
-    pieces = zip(*(tensor.split(_PIECE) for tensor in tensors), strict=True)
+    pieces = zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)
     return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
 
 
