@@ -185,6 +185,21 @@ def test_stage_one_is_a_mean_over_tokens_and_tells_its_two_parts_apart() -> None
     assert same == terms
 
 
+def test_a_hint_asks_each_latent_itself_for_what_it_must_predict() -> None:
+    batch = [BATCH[0], BATCH[2]]
+    rows = decoder_rows(batch, MARKERS, rate=2, pad_id=PAD)
+    # The first latent of the first chain stands before 15; the second, and the other row's, before the marker's 7.
+    hidden, head, summaries = torch.randn(10, 4), torch.randn(20, 4), torch.randn(3, 4)
+    out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), summaries=summaries, head=head)
+    given = {"decoder": rows, "encoder": None}
+    plain, _ = Compress(train="union")(out, given)
+    loss, terms = Compress(train="union", hint=0.5)(out, given)
+    scores = (summaries @ head.T).log_softmax(dim=-1)
+    expected = -(scores[0, 15] + scores[1, 7] + scores[2, 7]) / 3
+    torch.testing.assert_close(terms["hint_loss"], expected)
+    torch.testing.assert_close(loss, plain + 0.5 * expected)
+
+
 def test_terms_carry_no_gradient() -> None:
     hidden = torch.randn(WORDS, 4).requires_grad_()
     out = LatentSFTOutput(before_targets=hidden, before_slots=hidden[:3] * 2, head=torch.randn(20, 4))
@@ -197,7 +212,11 @@ def test_terms_carry_no_gradient() -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [{"train": "encoder"}, {"train": "decoder", "shape": LatentShape()}, {"train": "union", "shape": LatentShape()}],
+    [
+        {"train": "encoder"},
+        {"train": "decoder", "shape": LatentShape()},
+        {"train": "union", "shape": LatentShape()},
+    ],
 )
 def test_a_shape_is_given_where_a_line_of_stages_starts(how: Any) -> None:
     with pytest.raises(ValueError, match="give shape where train is 'encoder', and nowhere else"):
@@ -363,6 +382,12 @@ def test_the_model_is_given_its_part_of_a_batch() -> None:
     assert given == {"decoder": 1, "encoder": 2, "noise": None}
     batch = {"decoder": 1, "weights": 2, "ids": 3, "other": 4}
     assert Autonomy().inputs(batch) == {"decoder": 1, "weights": 2, "ids": 3}
+
+
+@pytest.mark.parametrize("how", [{"train": "decoder", "hint": 0.1}, {"train": "union", "hint": -0.1}])
+def test_a_hint_is_for_an_encoder_that_learns(how: Any) -> None:
+    with pytest.raises(ValueError, match="only an encoder that learns can take one"):
+        Compress(**how)
 
 
 @pytest.mark.parametrize("how", [{"scale": 0.0}, {"temperature": 0.0}, {"lowest": 1.0, "highest": 1.0}])

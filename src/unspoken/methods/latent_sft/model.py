@@ -38,11 +38,13 @@ class LatentSFTOutput(ModelOutput):
     Attributes:
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
         before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
+        summaries: ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone.
         head: ``[V, D]``, what turns them into scores; it is never trained.
     """
 
     before_targets: Tensor | None = None
     before_slots: Tensor | None = None
+    summaries: Tensor | None = None
     head: Tensor | None = None
 
 
@@ -98,7 +100,10 @@ class LatentSFTModel(StrictLoading):
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
         """What the decoder is given at every slot."""
-        shape, summaries = self.config.latent_shape, self.summaries(rows)
+        return self._latents_of(self.summaries(rows), noise)
+
+    def _latents_of(self, summaries: Float[Tensor, "N D"], noise: Noise | None) -> Float[Tensor, "N D"]:
+        shape = self.config.latent_shape
         if shape.latent == "hidden":
             return summaries
         return superpose(
@@ -139,10 +144,12 @@ class LatentSFTModel(StrictLoading):
             ValueError: the two layouts do not hold the same number of slots in every row, or there are not as many
                 given latents as slots.
         """
+        summaries = None
         if encoder is not None:
             if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
-            latents_ND = self.latents(encoder, noise)
+            summaries = self.summaries(encoder)
+            latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder, stack)
@@ -158,6 +165,7 @@ class LatentSFTModel(StrictLoading):
         return LatentSFTOutput(
             before_targets=hidden_BTD[decoder.target[:, 1:]],
             before_slots=hidden_BTD[decoder.slots[:, 1:]],
+            summaries=summaries,
             head=readout_matrix(self.decoder, "head"),
         )
 

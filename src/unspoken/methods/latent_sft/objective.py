@@ -67,6 +67,9 @@ class Compress:
         noise: on the latents while they are learned, as stage 2 puts it on their labels. Ours, off by default: a
             channel with noise makes the encoder choose superpositions that are far from each other, which stage 2 can
             tell apart.
+        hint: weight of a second term: cross-entropy of what each latent must predict under its own superposition over
+            the whole vocabulary. Ours, off by default: a pretrained model's head says something like it at once; from
+            random weights it gives the encoder a code to start from.
     """
 
     kind: ClassVar[str] = "compress"
@@ -75,8 +78,14 @@ class Compress:
     shape: LatentShape | None = None
     mean: Literal["tokens", "chunks"] = "tokens"
     noise: Noise | None = None
+    hint: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.hint < 0 or (self.hint and self.train == "decoder"):
+            raise ValueError(
+                f"hint is {self.hint} where train is {self.train!r}; it is not negative, and only an encoder that "
+                "learns can take one"
+            )
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
@@ -89,8 +98,15 @@ class Compress:
         losses, kinds = _supervised(outputs, batch)
         terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
         if self.mean == "tokens":
-            return parallel.balanced(losses.mean(), len(losses)), terms
-        return parallel.balanced(*_mean_of_chunks(losses, batch["decoder"])), terms
+            loss = parallel.balanced(losses.mean(), len(losses))
+        else:
+            loss = parallel.balanced(*_mean_of_chunks(losses, batch["decoder"]))
+        if self.hint:
+            hints = _hints(outputs, batch["decoder"])
+            terms["hint_loss"] = parallel.balanced(hints.mean(), len(hints))
+            loss = loss + self.hint * terms["hint_loss"]
+            terms["hint_loss"] = terms["hint_loss"].detach()
+        return loss, terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +169,15 @@ def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor
     chosen = rows.target[:, 1:]
     losses = token_losses(outputs.before_targets, outputs.head, rows.ids[:, 1:][chosen])
     return losses, rows.kind[:, 1:][chosen]
+
+
+def _hints(outputs: LatentSFTOutput, rows: Rows) -> Float[Tensor, " M"]:
+    """Cross-entropy of the tokens of each chunk, and of the first behind the chain, under the latent before them."""
+    assert outputs.summaries is not None and outputs.head is not None
+    behind_slot = F.pad(rows.slots[:, :-1], (1, 0))
+    chosen = rows.target & ((rows.kind == Kind.TEXT) | behind_slot)
+    latest_BT = rows.slots.flatten().cumsum(dim=0).view_as(rows.slots) - 1
+    return token_losses(outputs.summaries[latest_BT[chosen]], outputs.head, rows.ids[chosen])
 
 
 def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> tuple[Tensor, Tensor]:
