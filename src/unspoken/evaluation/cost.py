@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unspoken.chain import StopReason
+from unspoken.evaluation.outcomes import COSTS
 from unspoken.evaluation.systems import Answers, System, answer
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
@@ -162,8 +163,8 @@ def cost(
 
 def compared(spent: Mapping[str, float]) -> dict[str, float]:
     """What runs are compared by (`unspoken.evaluation.outcomes`), out of the fields of a `Cost`."""
-    kept = {name: spent[name] for name in ("latent_steps", "sequential_passes", "flops")}
-    return {**kept, "seconds": spent["seconds_batched"]}
+    given = {**spent, "seconds": spent["seconds_batched"]}
+    return {name: given[name] for name in COSTS}
 
 
 def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_size: int) -> Cost:

@@ -15,6 +15,9 @@ import numpy as np
 
 from unspoken.evaluation.significance import Outcomes
 
+# What runs are compared by: the keys of ``cost``, in the order of the top of this file.
+COSTS = ("latent_steps", "sequential_passes", "flops", "seconds")
+
 
 def packed(outcomes: Outcomes) -> str:
     """Outcomes ``[P]`` in {0, 1} in hexadecimal: a bit a problem, the first one highest, filled up with zeros."""

@@ -26,7 +26,7 @@ from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import answer_flops, cost, timed
 from unspoken.evaluation.curves import curve, has_curve
 from unspoken.evaluation.measure import SeedModels
-from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
+from unspoken.evaluation.outcomes import COSTS, fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import paired_difference, rate
 from unspoken.evaluation.systems import Answers, load_model
 from unspoken.evaluation.word_containment import WordEffect, containment_summary, word_containment
@@ -39,7 +39,6 @@ from unspoken.tasks.words import WordProblem, WordTask
 _LOOKED_AT = 200  # test problems whose chains are taken apart
 _ALTERED = 500  # test problems that are answered again from every altered chain
 _TIMED = 128  # test problems whose answers are timed
-_COMPARED = ("latent_steps", "sequential_passes", "flops", "seconds")  # see `unspoken.evaluation.outcomes`
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
@@ -265,7 +264,7 @@ class _TestSet:
         return outcomes_of(
             fingerprint_of(json.dumps([problem.question, problem.answer]).encode() for problem in self.problems),
             self.right,
-            {name: dict(zip(_COMPARED, [*mean, self.seconds[name]], strict=True)) for name, mean in means.items()},
+            {name: dict(zip(COSTS, [*mean, self.seconds[name]], strict=True)) for name, mean in means.items()},
         )
 
 

@@ -103,9 +103,8 @@ class Compress:
             loss = parallel.balanced(*_mean_of_chunks(losses, batch["decoder"]))
         if self.hint:
             hints = _hints(outputs, batch["decoder"])
-            terms["hint_loss"] = parallel.balanced(hints.mean(), len(hints))
-            loss = loss + self.hint * terms["hint_loss"]
-            terms["hint_loss"] = terms["hint_loss"].detach()
+            hint = parallel.balanced(hints.mean(), len(hints))
+            loss, terms["hint_loss"] = loss + self.hint * hint, hint.detach()
         return loss, terms
 
 
