@@ -41,7 +41,7 @@ def by_hand() -> dict[str, Any]:
         {"level": level, "exact": [{"absolute": WORSE}, {"absolute": test}]}
         for level, test in ((0.0, BETTER), (0.15, WORSE))
     ]
-    compared = {"jepa-reasoner - coupled": {"levels": [{"level": 0.0}, {"level": 0.3, "symbol": steps}]}}
+    compared = {"jepa-reasoner - coupled": {"levels": [{"level": level, "symbol": steps} for level in (0.0, 0.3)]}}
     return {
         "strings": {
             "coconut": "coconut",
@@ -57,6 +57,7 @@ def test_a_claim_holds_only_where_its_test_says_so() -> None:
     assert told == [
         "step 2 holds (+3.1 points, +1.0 to +5.0, p = 0.004); step 3 not measured",
         "step 3 cannot be told (+2.0 points, −1.0 to +5.0, p = 0.20)",
+        "does not hold (of 6 steps and levels it is above in 0, below in 4; −20.0 to +2.0 points)",
         "holds (+3.1 points, +1.0 to +5.0, p = 0.004)",
         "does not hold (−20.0 points, −30.0 to −10.0, p < 0.001)",
         "holds: not one bit of any latent changed",
@@ -64,6 +65,21 @@ def test_a_claim_holds_only_where_its_test_says_so() -> None:
     other = by_hand()
     other["strings"]["containment"]["jepa-reasoner"]["latents_identical"] = False
     assert claims(other)[-1][1] == "DOES NOT HOLD"
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([BETTER, UNCERTAIN], "cannot be told everywhere (of 2 steps and levels it is above in 1, below in 0; "),
+        ([BETTER, BETTER], "holds (of 2 steps and levels it is above in 2, below in 0; "),
+    ],
+)
+def test_nowhere_worse_takes_every_step_and_level(steps: list[dict[str, float]], told: str) -> None:
+    found = by_hand()
+    levels = [{"level": 0.3, "symbol": [{"absolute": step, "relative": step} for step in steps]}]
+    found["strings"]["token_noise"]["comparison"] = {"jepa-reasoner, talker_own - coupled": {"levels": levels}}
+    said = dict(claims(found))["jepa-reasoner, talker_own: nowhere worse than the coupled model"]
+    assert said.startswith(told)
 
 
 def test_the_page_of_a_run_is_whole(results: dict[str, Any]) -> None:

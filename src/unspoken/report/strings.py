@@ -94,6 +94,18 @@ def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: Ki
     return told + _verdict(test[kind])
 
 
+def _nowhere_worse(test: Mapping[str, Any]) -> str:
+    """Whether right symbols are at least as frequent at every step and level of noise; ours, the paper's pair is not."""
+    cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
+    above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
+    told = "does not hold" if below else "holds" if above == len(cells) else "cannot be told everywhere"
+    lowest, highest = min(cell["mean"] for cell in cells), max(cell["mean"] for cell in cells)
+    return (
+        f"{told} (of {len(cells)} steps and levels it is above in {above}, below in {below}; "
+        f"{points(lowest)} to {points(highest)} points)"
+    )
+
+
 def claims(results: Results) -> list[tuple[str, str]]:
     """The paper's claims about noise, each with what this run says of it.
 
@@ -109,6 +121,10 @@ def claims(results: Results) -> list[tuple[str, str]]:
         found.append((f"{noise} of the prompt wrong: loses a smaller share than the coupled model", told))
         told = "; ".join(_step_verdict(results, worst["symbol"][step], step, "absolute") for step in later if step > 1)
         found.append((f"{noise} of the prompt wrong: says more right symbols than the coupled model", told))
+    for name, test in measured["token_noise"]["comparison"].items():
+        if name.startswith(PAIR):
+            told = _nowhere_worse(test)
+            found.append((f"{name.removesuffix(f' - {COUPLED}')}: nowhere worse than the coupled model", told))
     latent = measured["latent_noise"]["renormalised"]["comparison"].get(f"{PAIR} - {measured['coconut']}")
     if latent is not None:
         for level in (latent["levels"][0], latent["levels"][-1]):
