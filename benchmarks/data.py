@@ -1,35 +1,122 @@
-"""How fast are tree-search problems made, on one core?
+"""How fast is what a training step waits for, on one core?
 
-A batch is a few array operations on hashed counters; what remains per sample is the sorting of fifteen numbers. The
-last line is one JSON object.
+* Problems of every task that is made up, from an index to the tensors of a batch. Tree search and grammar are array
+  operations on hashed counters, a batch at a time; word problems are made and spelled one by one.
+* Labels: superpositions of ten entries, written with every block forced to disk, opened (which reads and hashes all of
+  it) and read a row at a time in random order, out of the page cache.
+
+The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import sys
+import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from unspoken.tasks import TreeSearchConfig
+from unspoken.methods.latent_sft import LabelIdentity, LabelStore, LabelWriter, Spelling
+from unspoken.tasks import ArithmeticConfig, GrammarConfig, LogicConfig, TreeSearchConfig
+from unspoken.training.words import explicit_batch
+
+BATCH, ROWS, LATENTS, KEPT = 64, 4096, 12, 10
 
 
-def main() -> None:
-    """Time batches of several sizes."""
+def drawn(task: Any, indices: NDArray[np.int64]) -> object:
+    """A batch of a task with a vocabulary of its own."""
+    return task.encode(task.sample("train", indices))
+
+
+def worded(task: Any, indices: NDArray[np.int64]) -> object:
+    """A batch of word problems with their explicit chains."""
+    return explicit_batch(task.sample("train", indices), Spelling(tokenizer=task.tokenizer), chain=True)
+
+
+def makers() -> dict[str, Callable[[NDArray[np.int64]], object]]:
+    """Of every task, what turns indices into a batch."""
+    return {
+        "tree_search": partial(drawn, TreeSearchConfig().build()),
+        "grammar": partial(drawn, GrammarConfig().build()),
+        "arithmetic": partial(worded, ArithmeticConfig().build()),
+        "logic": partial(worded, LogicConfig().build()),
+    }
+
+
+def rate(make: Callable[[NDArray[np.int64]], object], rounds: int) -> int:
+    """Problems a second."""
+    speeds = []
+    for start in range(rounds + 2):
+        indices = np.arange(start * BATCH, (start + 1) * BATCH)
+        began = time.perf_counter()
+        make(indices)
+        speeds.append(BATCH / (time.perf_counter() - began))
+    return round(statistics.median(speeds[2:]))
+
+
+def labels(rows: int) -> dict[str, float]:
+    """Rows and megabytes a second of a label store."""
+    identity = LabelIdentity(
+        data="made up",
+        split="train",
+        seed=0,
+        tokenizer="none",
+        rate=2,
+        width=KEPT,
+        top_k=KEPT,
+        encoder="none",
+        decoder="none",
+    )
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(50_000, (rows, LATENTS, KEPT), generator=generator)
+    weights = torch.rand((rows, LATENTS, KEPT), generator=generator).softmax(dim=-1)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "labels"
+        began = time.perf_counter()
+        writer = LabelWriter(folder, identity, rows=rows)
+        for row in range(rows):
+            writer.append(str(row), ids[row], weights[row])
+        writer.finish()
+        writer.publish()
+        written = time.perf_counter() - began
+        megabytes = sum(file.stat().st_size for file in folder.rglob("*.bin")) / 1e6
+        began = time.perf_counter()
+        store = LabelStore.open(folder, identity)
+        opened = time.perf_counter() - began
+        order = np.random.default_rng(0).permutation(rows).tolist()
+        began = time.perf_counter()
+        for row in order:
+            store[row, str(row)]
+        read = time.perf_counter() - began
+    return {
+        "written_rows_per_second": round(rows / written),
+        "written_megabytes_per_second": round(megabytes / written, 1),
+        "checked_megabytes_per_second": round(megabytes / opened, 1),
+        "read_rows_per_second": round(rows / read),
+        "read_megabytes_per_second": round(megabytes / read, 1),
+    }
+
+
+def main(rounds: int) -> None:
+    """Run everything and print the JSON line."""
     torch.set_num_threads(1)
-    task = TreeSearchConfig().build()
-    result: dict[str, object] = {"benchmark": "data", "threads": 1}
-    for size in (64, 1024):
-        speeds = []
-        for start in range(20):
-            began = time.perf_counter()
-            task.encode(task.sample("train", np.arange(start * size, (start + 1) * size)))
-            speeds.append(size / (time.perf_counter() - began))
-        result[f"samples_per_second_batch_{size}"] = round(statistics.median(speeds[2:]))
+    result = {
+        "benchmark": "data",
+        "threads": 1,
+        "batch": BATCH,
+        "problems_per_second": {name: rate(make, rounds) for name, make in makers().items()},
+        "labels": {"rows": ROWS, "latents": LATENTS, "entries": KEPT, **labels(ROWS)},
+    }
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 20)

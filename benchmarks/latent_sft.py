@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from functools import cache
 
 import numpy as np
 import torch
@@ -32,9 +33,10 @@ from unspoken.methods.latent_sft import (
     LatentSFTModel,
     Spelling,
 )
-from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, explicit_rows
+from unspoken.methods.latent_sft.layout import Kind, Rows, Spans, compact_rows, decoder_rows, explicit_rows
 from unspoken.methods.latent_sft.masks import dense, supervision
 from unspoken.tasks import ArithmeticConfig
+from unspoken.tasks.words import WordProblem
 
 LATENTS, ANSWER, BATCH = 12, 6, 32
 
@@ -83,14 +85,13 @@ def dense_on_host(rows: Rows) -> torch.Tensor:
     return mask
 
 
-def main(rounds: int) -> None:
-    """Run everything and print the JSON line."""
+@cache
+def setting() -> tuple[Spelling, list[WordProblem], list[Spans], UnspokenConfig]:
+    """Word problems, as text and as tokens, and the shape of the models that are timed on them."""
     torch.manual_seed(0)
     task = ArithmeticConfig().build()
     spelling = Spelling(tokenizer=task.tokenizer)
     problems = task.sample("train", np.arange(64))
-    spans = [spelling.spans(problem) for problem in problems]
-    markers, pad = spelling.markers, task.tokenizer.pad_token_id
     shape = UnspokenConfig(
         vocab_size=len(task.tokenizer),
         hidden_size=256,
@@ -102,35 +103,47 @@ def main(rounds: int) -> None:
         pad_token_id=0,
         attn_implementation="eager",
     )
+    return spelling, problems, [spelling.spans(problem) for problem in problems], shape
+
+
+def answering(rounds: int) -> dict[str, list[float]]:
+    """Seconds of a batch of answers, from one cache and by the published loop."""
+    spelling, problems, spans, shape = setting()
     base = UnspokenForCausalLM(shape).eval().to(torch.bfloat16)
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = 1, 0
+    markers = spelling.markers
     # A fixed length, since a model of random weights would stop anywhere.
     settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, max_latents=LATENTS, fixed=True)
     reasoner = LatentReasoner(model=base, settings=settings)
     ids, mask = spelling.prompts(problems[:BATCH])
     single = [torch.tensor(row.prompt) for row in spans[:BATCH]]
-    generation = interleaved(
+    return interleaved(
         {
             "batched": lambda: reasoner.respond(ids, mask, max_tokens=ANSWER),
             "published": lambda: published_loop(base, reasoner.settings, single),
         },
-        max(3, rounds // 3),
+        rounds,
     )
 
+
+def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of a step of stage 2 and of supervised fine-tuning on as many tokens, and how many those are."""
+    spelling, _, spans, shape = setting()
+    markers, size = spelling.markers, len(spelling.tokenizer)
     student = LatentSFTModel._from_config(
         LatentSFTConfig(base_config=shape, open_ids=list(markers.open), end_ids=list(markers.end), has_encoder=False),
         attn_implementation="eager",
     )
     student.train_only(encoder=False, decoder=True)
-    rows = compact_rows(spans, markers, rate=2, pad_id=pad)
+    rows = compact_rows(spans, markers, rate=2, pad_id=spelling.tokenizer.pad_token_id)
     slots = int(rows.slots.sum())
     labels = {
         "decoder": rows,
         "weights": torch.softmax(torch.randn(slots, 10), dim=-1),
-        "ids": torch.randint(4, len(task.tokenizer), (slots, 10)),
+        "ids": torch.randint(4, size, (slots, 10)),
     }
     # As many tokens a row as the student reads: the slots are filled with text.
-    text = torch.where(rows.slots, torch.randint(4, len(task.tokenizer), rows.ids.shape), rows.ids)
+    text = torch.where(rows.slots, torch.randint(4, size, rows.ids.shape), rows.ids)
     plain = {"input_ids": text, "attention_mask": rows.real.long(), "answer_mask": rows.target | rows.slots}
     tuned, autonomy, tuning = UnspokenForCausalLM(shape), Autonomy(), NextToken(positions="answer")
 
@@ -146,23 +159,35 @@ def main(rounds: int) -> None:
         tuning(outputs, plain)[0].backward()
         tuned.zero_grad(set_to_none=True)
 
-    training = interleaved({"stage_two": stage_two, "fine_tuning": fine_tuning}, rounds)
-    few = decoder_rows(spans[:8], markers, rate=2, pad_id=pad)
+    return interleaved({"stage_two": stage_two, "fine_tuning": fine_tuning}, rounds), int(rows.length.sum())
+
+
+def masking(rounds: int) -> dict[str, list[float]]:
+    """Seconds of the supervision mask of eight problems, made on the device and filled on the host."""
+    spelling, _, spans, _ = setting()
+    few = decoder_rows(spans[:8], spelling.markers, rate=2, pad_id=spelling.tokenizer.pad_token_id)
     assert torch.equal(dense(supervision(few), few) & few.real[:, None, :, None], dense_on_host(few))
-    masks = interleaved(
-        {"device": lambda: dense(supervision(few), few), "host": lambda: dense_on_host(few)}, max(3, rounds // 3)
-    )
+    return interleaved({"device": lambda: dense(supervision(few), few), "host": lambda: dense_on_host(few)}, rounds)
+
+
+def main(rounds: int) -> None:
+    """Run everything and print the JSON line."""
+    spelling, _, spans, _ = setting()
+    answers = answering(max(3, rounds // 3))
+    training, tokens = stage_two_against_tuning(rounds)
+    masks = masking(max(3, rounds // 3))
+    text = explicit_rows(spans, spelling.markers, pad_id=spelling.tokenizer.pad_token_id)
     print(
         json.dumps(
             {
                 "benchmark": "latent_sft",
                 "threads": torch.get_num_threads(),
                 "batch": BATCH,
-                "answers_per_second": round(BATCH / statistics.median(generation["batched"]), 1),
-                "batched_over_published_loop": ratio(generation["published"], generation["batched"]),
+                "answers_per_second": round(BATCH / statistics.median(answers["batched"]), 1),
+                "batched_over_published_loop": ratio(answers["published"], answers["batched"]),
                 "stage_two_over_fine_tuning": ratio(training["stage_two"], training["fine_tuning"]),
-                "tokens_a_step": int(rows.length.sum()),
-                "text_tokens_a_step": int(explicit_rows(spans, markers, pad_id=pad).length.sum()),
+                "tokens_a_step": tokens,
+                "text_tokens_a_step": int(text.length.sum()),
                 "mask_on_device_over_host": ratio(masks["host"], masks["device"]),
             }
         )

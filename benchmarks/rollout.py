@@ -12,11 +12,11 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
-import time
+from functools import partial
 
 import torch
+from timing import timed
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
@@ -55,16 +55,16 @@ def uncached(model: JepaReasonerModel, prompt: torch.Tensor, steps: int) -> None
         inputs = torch.cat([inputs, thought.feed[:, None]], dim=1)
 
 
-def timed(call: object, rounds: int) -> float:
-    """Median seconds of a call, after one to warm up."""
-    assert callable(call)
-    call()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+def against_uncached(model: JepaReasonerModel, batch: int, rounds: int) -> dict[str, float]:
+    """Latents a second of a batch with a cache and without one."""
+    prompt = torch.randint(6, 21, (batch, 46))
+    cached = timed(lambda: model.reason(prompt, None, StopRule(max_latents=STEPS, fixed=True)), rounds)
+    naive = timed(lambda: uncached(model, prompt, STEPS), max(1, rounds // 3))
+    return {
+        "latents_per_second": round(batch * STEPS / cached),
+        "uncached_latents_per_second": round(batch * STEPS / naive),
+        "cached_over_uncached": round(naive / cached, 2),
+    }
 
 
 def main(rounds: int) -> None:
@@ -72,18 +72,11 @@ def main(rounds: int) -> None:
     model = build()
     result: dict[str, object] = {"benchmark": "rollout", "threads": torch.get_num_threads()}
     for batch in (1, 8, 64):
-        prompt = torch.randint(6, 21, (batch, 46))
-        cached = timed(lambda p=prompt: model.reason(p, None, StopRule(max_latents=STEPS, fixed=True)), rounds)
-        naive = timed(lambda p=prompt: uncached(model, p, STEPS), max(1, rounds // 3))
-        result[f"batch_{batch}"] = {
-            "latents_per_second": round(batch * STEPS / cached),
-            "uncached_latents_per_second": round(batch * STEPS / naive),
-            "cached_over_uncached": round(naive / cached, 2),
-        }
+        result[f"batch_{batch}"] = against_uncached(model, batch, rounds)
     for batch in (1, 8):
         prompt = torch.randint(6, 21, (batch, 46))
         seconds = {
-            steps: timed(lambda s=steps, p=prompt: model.reason(p, None, StopRule(max_latents=s, fixed=True)), rounds)
+            steps: timed(partial(model.reason, prompt, None, StopRule(max_latents=steps, fixed=True)), rounds)
             for steps in (32, 64, 128, 256, 512)
         }
         result[f"milliseconds_per_latent_batch_{batch}"] = {s: round(1000 * v / s, 3) for s, v in seconds.items()}

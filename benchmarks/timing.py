@@ -6,6 +6,8 @@ import statistics
 import time
 from collections.abc import Callable
 
+import torch
+
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender, one after another in every round."""
@@ -24,3 +26,25 @@ def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str
 def ratio(over: list[float], under: list[float]) -> float:
     """Median of round-by-round ratios."""
     return round(statistics.median(a / b for a, b in zip(over, under, strict=True)), 3)
+
+
+def timed(call: Callable[[], object], rounds: int) -> float:
+    """Median seconds of a call, after one to warm up."""
+    call()
+    seconds = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """FLOP/s of one bfloat16 matrix product: the best of several."""
+    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    best = float("inf")
+    for _ in range(12):
+        began = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best

@@ -17,15 +17,15 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from timing import interleaved, ratio
+from timing import interleaved, matmul_rate, ratio
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
+from unspoken.evaluation.cost import stack_flops
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, JepaReasonerConfig, JepaReasonerModel
 from unspoken.tasks import TreeSearchConfig
@@ -44,32 +44,29 @@ def step_of(model: torch.nn.Module, objective: NextToken | SST, batch: dict[str,
     return step
 
 
-def matmul_rate(size: int = 2048) -> float:
-    """FLOP/s of one bfloat16 matrix product: the best of several."""
-    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
-    best = float("inf")
-    for _ in range(12):
-        began = time.perf_counter()
-        left @ right
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
-
-
-def main(rounds: int) -> None:
-    """Run everything and print the table and the JSON line."""
+def against_others(rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each contender at width 256 on the same tree-search problems, and tokens a step."""
     torch.manual_seed(0)
-    task = TreeSearchConfig().build()
     shape = {"vocab_size": 21, "hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4}
     ours = UnspokenConfig(**shape, attention_size=256, intermediate_size=1024, attn_implementation="eager")
-    batch = task.encode(task.sample("train", np.arange(64)))
-    tokens = batch["input_ids"].numel()
+    batch = problems(64)
     coupled = UnspokenForCausalLM(ours)
     reasoner = JepaReasonerModel._from_config(
         JepaReasonerConfig(backbone_config=ours, eos_token_id=1, pad_token_id=0), attn_implementation="eager"
     )
     reasoner.start_target()
     gpt2 = GPT2LMHeadModel(
-        GPT2Config(vocab_size=21, n_embd=256, n_layer=6, n_head=4, n_inner=1024, n_positions=128, use_cache=False)
+        GPT2Config(
+            vocab_size=21,
+            n_embd=256,
+            n_layer=6,
+            n_head=4,
+            n_inner=1024,
+            n_positions=128,
+            use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
     )
     seconds = interleaved(
         {
@@ -79,6 +76,18 @@ def main(rounds: int) -> None:
         },
         rounds,
     )
+    return seconds, batch["input_ids"].numel()
+
+
+def problems(rows: int) -> dict[str, torch.Tensor]:
+    """Tree-search problems as a batch."""
+    task = TreeSearchConfig().build()
+    return task.encode(task.sample("train", np.arange(rows)))
+
+
+def main(rounds: int) -> None:
+    """Run everything and print the JSON line."""
+    seconds, tokens = against_others(rounds)
     wide = UnspokenForCausalLM(
         UnspokenConfig(
             vocab_size=21,
@@ -90,12 +99,11 @@ def main(rounds: int) -> None:
             attn_implementation="eager",
         )
     )
-    wide_batch = task.encode(task.sample("train", np.arange(128)))
+    wide_batch = problems(128)
     wide_seconds = interleaved({"wide": step_of(wide, NextToken(), wide_batch)}, max(3, rounds // 3))["wide"]
-    matrices = sum(p.numel() for n, p in wide.named_parameters() if p.ndim == 2)
-    length = wide_batch["input_ids"].shape[1]
-    attention = 6 * 2 * 2 * length * 512  # scores and their use, per token, over six blocks
-    flops = 3 * wide_batch["input_ids"].numel() * (2 * matrices + attention) / statistics.median(wide_seconds)
+    rows, length = wide_batch["input_ids"].shape
+    forward = stack_flops(wide.model, length) + 2 * length * wide.lm_head.weight.numel()
+    flops = 3 * rows * forward / statistics.median(wide_seconds)
     rate = matmul_rate()
     print(
         json.dumps(

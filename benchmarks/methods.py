@@ -1,0 +1,263 @@
+"""What does each method cost, to train and to ask?
+
+Every method at one shape (`methods.yaml`: width 256, six blocks), on the same word problems, with random weights and
+fixed seeds; contenders take turns within one process.
+
+* Training: whole steps, as the Trainer takes them: forward under bfloat16 autocast, backward, clipping, optimiser.
+  Tokens are those that a method reads of the problems, padding left out: Latent-SFT's first stage reads each chain
+  twice, Coconut reads its latents one after another. Floating-point operations are those of `unspoken plan`, which
+  counts no padding, no optimiser and of attention only what the mask lets through, so their share of the rate of a
+  large bfloat16 matrix product (measured in the same process) has everything in it that keeps a step from that rate.
+* Answering: chains and answers of fixed length, since a model of random weights would stop anywhere, in float32 as
+  models are measured and served. A chain has the mean length of the explicit ones, or what the method makes of it.
+* Memory: highest resident memory of a process of its own above what it held before, which is Python and libraries.
+  So it holds weights, gradients, optimiser state, activations, and the kernels that are loaded on the way.
+
+The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from timing import interleaved, matmul_rate, ratio
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from unspoken.methods.jepa_reasoner import SST
+from unspoken.methods.latent_sft import Autonomy, Labels, LatentReasoner, LatentSettings, LatentSFTModel, Spelling
+from unspoken.methods.latent_sft.layout import Rows, compact_rows
+from unspoken.reasoning import StopRule
+from unspoken.tasks.words import WordProblem
+from unspoken.training import words
+from unspoken.training.optimizers import build_optimizer
+from unspoken.training.plan import plan
+from unspoken.training.recipe import Recipe, Stage, load
+
+ANSWER = 6  # tokens
+SIZES = (1, 8, 32)
+
+
+@cache
+def recipe() -> Recipe:
+    """Shapes and stages."""
+    return load(str(Path(__file__).with_name("methods.yaml")), "small")
+
+
+@cache
+def problems() -> tuple[list[WordProblem], Spelling]:
+    """The problems of one batch, which are also those whose lengths a plan goes by."""
+    spelling = Spelling(tokenizer=recipe().tokenizer())
+    return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), spelling
+
+
+def model_of(stage: Stage) -> PreTrainedModel:
+    """The stage's model with random weights."""
+    torch.manual_seed(0)
+    model = words.build_empty(recipe(), stage, recipe().backbone_config())
+    if isinstance(model, LatentSFTModel):
+        model.config.shape = asdict(words.inherited_shape(recipe(), stage))
+    model.set_attn_implementation(recipe().attention)
+    return model
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def batch_of(stage: Stage) -> dict[str, Any]:
+    """What the stage reads of the problems; labels are random."""
+    if not isinstance(stage.objective, Autonomy):
+        return words.batches(recipe(), stage, None, 0)(np.arange(stage.batch_size))
+    some, spelling = problems()
+    shape, pad = words.inherited_shape(recipe(), stage), spelling.tokenizer.pad_token_id
+    rows = compact_rows([spelling.spans(one) for one in some], spelling.markers, rate=shape.rate, pad_id=pad)
+    slots = int(rows.slots.sum())
+    if shape.latent == "hidden":
+        return {"decoder": rows, "weights": torch.randn(slots, recipe().backbone_config().hidden_size), "ids": None}
+    kept = shape.top_k
+    assert kept is not None
+    ids = torch.randint(len(spelling.tokenizer), (slots, kept))
+    return {"decoder": rows, "weights": torch.randn(slots, kept).softmax(dim=-1), "ids": ids}
+
+
+def real_and_placed(batch: dict[str, Any]) -> tuple[int, int]:
+    """Tokens and latents of a batch, without and with padding."""
+    real = [part.real for part in batch.values() if isinstance(part, Rows)]
+    real += [batch[name] for name in ("attention_mask", "latent_mask", "text_mask") if name in batch]
+    return sum(int(part.sum()) for part in real), sum(part.numel() for part in real)
+
+
+class Step:
+    """One training step of a stage, again and again on one batch."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.objective: Any = stage.objective
+        self.model: Any = model_of(stage).train()
+        self.batch = batch_of(stage)
+        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.clip = stage.optimizer.clip
+        self.updates: list[float] = []
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = self.model(**self.objective.inputs(self.batch))
+        self.objective(outputs, self.batch)[0].backward()
+        began = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        self.optimizer.step()
+        if isinstance(self.objective, SST):
+            self.model.update_target(self.objective.momentum)
+        self.optimizer.zero_grad()
+        self.updates.append(time.perf_counter() - began)
+
+
+def trained() -> list[Stage]:
+    """The stages that take steps."""
+    return [stage for stage in recipe().stages if not isinstance(stage.objective, Labels)]
+
+
+def training(rounds: int) -> dict[str, Any]:
+    """Speed of every stage, beside next-token training."""
+    steps = {stage.name: Step(stage) for stage in trained()}
+    peak = matmul_rate()
+    seconds = interleaved(dict(steps), rounds)
+    peak = max(peak, matmul_rate())
+    flops = {entry["stage"]: entry["flops"] for entry in plan(recipe())["models"]}
+    base = real_and_placed(steps["next_token"].batch)[0]
+    found: dict[str, Any] = {}
+    for name, step in steps.items():
+        real, placed = real_and_placed(step.batch)
+        median = statistics.median(seconds[name])
+        found[name] = {
+            "tokens_per_second": round(real / median),
+            # Of tokens a second, and of problems a second.
+            "over_next_token": round(ratio(seconds["next_token"], seconds[name]) * real / base, 3),
+            "problems_over_next_token": ratio(seconds["next_token"], seconds[name]),
+            "gflops": round(flops[name] / median / 1e9, 1),
+            "share_of_matmul_rate": round(flops[name] / median / peak, 3),
+            "update_share": round(statistics.median(step.updates[2:]) / median, 3),
+            "padding": round(1 - real / placed, 3),
+        }
+    return {"matmul_gflops": round(peak / 1e9, 1), "stages": found}
+
+
+# --- answering -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def chain_length() -> int:
+    """Mean length of the explicit chains, in tokens."""
+    some, spelling = problems()
+    return round(statistics.mean(len(spelling.spans(one).chain) for one in some))
+
+
+def speaking(**how: Any) -> Callable[[Tensor, Tensor], object]:
+    """A causal language model that thinks a fixed number of steps and then says a fixed number of words."""
+    _, spelling = problems()
+    markers = spelling.markers
+    settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, fixed=True, **how)
+    reasoner = LatentReasoner(model=model_of(recipe().stage("next_token")).eval(), settings=settings)
+    never = GenerationConfig(eos_token_id=len(spelling.tokenizer), pad_token_id=spelling.tokenizer.pad_token_id)
+    return lambda ids, mask: reasoner.respond(ids, mask, max_tokens=ANSWER, config=never)
+
+
+def paired() -> Callable[[Tensor, Tensor], object]:
+    """JEPA-Reasoner with a Mono-Talker: a latent for every token of chain, end marker and answer, then one pass."""
+    pair: Any = model_of(recipe().stage("mono_talker")).eval()
+    marker = problems()[1].markers.end
+    stop = StopRule(max_latents=chain_length() + len(marker) + ANSWER, fixed=True)
+    return lambda ids, mask: pair.speak(pair.reason(ids, mask, stop))
+
+
+# By name, what makes a method that is ready to answer.
+ANSWERING: dict[str, Callable[[], Callable[[Tensor, Tensor], object]]] = {
+    "explicit_chain": lambda: speaking(top_k=1, max_latents=chain_length()),
+    "soft_thinking": lambda: speaking(top_k=10, max_latents=chain_length()),
+    "latent_sft": lambda: speaking(top_k=10, max_latents=-(-chain_length() // 2)),
+    "coconut": lambda: speaking(feed="hidden", max_latents=6),
+    "jepa_mono_talker": paired,
+}
+
+
+def answering(rounds: int) -> dict[str, Any]:
+    """Time of one answer alone, and answers a second in batches."""
+    methods = {name: build() for name, build in ANSWERING.items()}
+    some, spelling = problems()
+    found: dict[str, Any] = {name: {} for name in methods}
+    for size in SIZES:
+        ids, mask = spelling.prompts(some[:size])
+        seconds = interleaved(
+            {name: partial(respond, ids, mask) for name, respond in methods.items()},
+            rounds,
+        )
+        for name, taken in seconds.items():
+            if size == 1:
+                found[name]["milliseconds_alone"] = round(1000 * statistics.median(taken), 1)
+            found[name][f"answers_per_second_batch_{size}"] = round(size / statistics.median(taken), 1)
+            found[name][f"over_explicit_chain_batch_{size}"] = ratio(seconds["explicit_chain"], taken)
+    return found
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def _grown(kind: str, name: str) -> float:
+    """Megabytes by which two steps, or one batch of answers, raise the highest resident memory of this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if kind == "training":
+        step = Step(recipe().stage(name))
+        step()
+        step()
+    else:
+        some, spelling = problems()
+        ANSWERING[name]()(*spelling.prompts(some[: max(SIZES)]))
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return grown / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def memory() -> dict[str, dict[str, int]]:
+    """Peak megabytes of every method, each in a process that has done nothing else."""
+    names = {"training": [stage.name for stage in trained()], "answering": list(ANSWERING)}
+    found: dict[str, dict[str, int]] = {kind: {} for kind in names}
+    for kind, listed in names.items():
+        for name in listed:
+            # Forked, so the libraries are there; nothing may have been computed yet, or its threads would be missing.
+            with multiprocessing.get_context("fork").Pool(1) as pool:
+                found[kind][name] = round(pool.apply(_grown, (kind, name)))
+    return found
+
+
+def main(rounds: int) -> None:
+    """Run everything and print the JSON line."""
+    peaks = memory()
+    trainings, answers = training(rounds), answering(rounds)
+    for name, peak in peaks["training"].items():
+        trainings["stages"][name]["peak_megabytes"] = peak
+    for name, peak in peaks["answering"].items():
+        answers[name]["peak_megabytes_batch_32"] = peak
+    result = {
+        "benchmark": "methods",
+        "threads": torch.get_num_threads(),
+        "batch": len(problems()[0]),
+        "chain": chain_length(),
+        "answer": ANSWER,
+        "training": trainings,
+        "answering": answers,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
