@@ -6,14 +6,15 @@ STAMP := .venv/.installed
 # torch goes in first and by its exact pin, so that no later requirement can choose another build.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test slow lint benchmarks docs
+.PHONY: help demo test slow lint audit benchmarks docs
 
 help:
 	@echo "make demo        train and measure the smallest recipe"
 	@echo "make test        lint, then every test that takes seconds"
 	@echo "make slow        the tests that take minutes"
 	@echo "make lint        format, lint, types, direction of imports"
-	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, four minutes)"
+	@echo "make audit       look the tested versions up in the database of known vulnerabilities (network)"
+	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, seven minutes)"
 	@echo "make docs        write every number of the pages from results/, and check their links"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -39,6 +40,12 @@ test: lint
 
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow
+
+# An environment of its own: what looks at the pins must not change them. A package that could not be looked up fails.
+audit: $(STAMP)
+	test -x .venv/audit/bin/pip-audit || \
+	  { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -q pip-audit; }
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 # One after another, since they measure time.
 benchmarks: $(STAMP)

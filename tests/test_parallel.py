@@ -102,3 +102,19 @@ def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         quiet_train(one_stage(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_batches_that_are_spread_come_back_whole_and_in_order(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, done = ["a", "b", "c", "d", "e"], list[list[str]]()
+    monkeypatch.setattr(parallel, "world", lambda: ranks)
+
+    def gather(parts: list[list[str]], own: list[str]) -> None:
+        done.append(own)
+        parts[:] = [[batch.upper() for batch in batches[rank::ranks]] for rank in range(ranks)]
+
+    monkeypatch.setattr(parallel.dist, "all_gather_object", gather)
+    for rank in range(ranks):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        assert parallel.spread(batches, str.upper) == ["A", "B", "C", "D", "E"]
+    assert sorted(letter for own in done for letter in own) == ([] if ranks == 1 else ["A", "B", "C", "D", "E"])

@@ -67,15 +67,16 @@ def quiet_stage(recipe: Recipe, output: Path, *callbacks: TrainerCallback, name:
 
 
 def weights(output: Path) -> dict[str, bytes]:
-    """The weight files of all finished stages, byte for byte."""
-    return {
-        str(path.relative_to(output)): path.read_bytes() for path in sorted(output.glob("seed-*/*/model/*.safetensors"))
-    }
+    """The weight files of all finished stages, and the labels, byte for byte."""
+    kinds = ("*.safetensors", "labels/*/*.bin")
+    paths = sorted(path for kind in kinds for path in output.glob(f"seed-*/*/model/{kind}"))
+    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
 
 
 def verify_finished_folders(output: Path) -> int:
-    """Check every folder that says it is finished; how many there were."""
-    manifests = sorted(output.rglob(MANIFEST))
+    """Check every model and checkpoint that says it is finished; how many there were."""
+    kinds = ("checkpoint-*", "best-*", "model")
+    manifests = sorted(path for kind in kinds for path in output.glob(f"seed-*/*/{kind}/{MANIFEST}"))
     for manifest in manifests:
         verify(manifest.parent)
     return len(manifests)

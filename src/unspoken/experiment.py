@@ -110,7 +110,9 @@ def measure_run(
     analyses: Sequence[str] = (),
     samples: int = 0,
 ) -> dict[str, Any]:
-    """Evaluate finished seeds and write ``results.json`` beside them: the work of one process, whoever trained them.
+    """Evaluate finished seeds and write ``results.json`` beside them.
+
+    Of several ranks, each answers a share of the batches and has all results; rank 0 takes times and writes.
 
     Args:
         analyses: what else is measured on word problems, out of `ANALYSES`.
@@ -128,11 +130,13 @@ def measure_run(
         raise ValueError(
             f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
         )
+    parallel.join()
     folder = runs[0].folder.parent
-    with parallel.alone(), held(folder):
-        results = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
-        results = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)} | results
-        write_json(folder / RESULTS, results)
+    with held(folder):
+        measured = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
+        facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
+        results = facts | measured
+        parallel.by_first(lambda: write_json(folder / RESULTS, results))
     return results
 
 
@@ -173,8 +177,7 @@ def run_experiment(
 ) -> dict[str, Any]:
     """Train what is missing, measure, and write the page.
 
-    Calling it again after an interruption continues where it stopped; a finished run is only measured again. Of several
-    ranks all train, rank 0 measures, and the others return nothing.
+    Calling it again after an interruption continues where it stopped; a finished run is only measured again.
     """
 
     def say(text: str) -> None:
@@ -184,10 +187,8 @@ def run_experiment(
     parallel.join()
     with held(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
-        if not parallel.leads():
-            return {}
         results = measure_run(recipe, runs, command=command, say=say)
-        write_page([results], output / PAGE)
+        parallel.by_first(lambda: write_page([results], output / PAGE))
     return results
 
 

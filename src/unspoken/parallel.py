@@ -6,7 +6,7 @@ A job of one process is the same code: every function here then passes through w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _alone = False
 _sharded = False
@@ -135,6 +136,18 @@ def rows_of_all(own: Tensor) -> Tensor:
     return torch.cat(parts).to(own.device)
 
 
+def spread(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
+    """What ``work`` makes of each batch, in order, on every rank; a rank does every ``world()``-th of them.
+
+    A batch is done whole by one rank, as one process would do it, so no bit of the outcome depends on the ranks.
+    """
+    if world() == 1:
+        return [work(batch) for batch in batches]
+    parts: list[list[R]] = [[]] * world()
+    dist.all_gather_object(parts, [work(batch) for batch in batches[rank() :: world()]])
+    return [parts[at % world()][at // world()] for at in range(len(batches))]
+
+
 def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
     """This rank's rows of something random that is drawn for the rows of all ranks at once.
 
@@ -171,7 +184,8 @@ def by_first(act: Callable[[], T]) -> T:
     outcome: list[T | ValueError | OSError | None] = [None]
     if leads():
         try:
-            outcome = [act()]
+            with alone():
+                outcome = [act()]
         except (ValueError, OSError) as error:
             outcome = [error]
     dist.broadcast_object_list(outcome)

@@ -90,7 +90,7 @@ from rich.console import Console
 from transformers import TrainerCallback
 
 from unspoken import parallel
-from unspoken.experiment import run_experiment
+from unspoken.experiment import measure_run, open_run, run_experiment
 from unspoken.training import trainer
 from unspoken.training.recipe import load
 from unspoken.training.run import train
@@ -142,6 +142,10 @@ for order in sys.argv[3:]:
     if kind == "run":
         recipe = load(str(folder / f"{what}.yaml"), "")
         run_experiment(recipe, folder / f"{what}-{name}", seeds=1, report_to=[], console=quiet, command="")
+    elif kind == "measure":
+        target = folder / f"{what}-on-{name}"
+        parallel.by_first(lambda: str(shutil.copytree(folder / what, target)))
+        measure_run(*open_run(target), command="", say=lambda _: None)
     elif kind == "stop":
         stopped_in_union(folder / what)
     elif kind == "continue":
@@ -184,8 +188,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     launch(*TORCHRUN, "2", driver[0], driver[1], "2", *every, *two)
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(folder / "fsdp.yaml")]
     launch(*accelerate, driver[0], driver[1], "fsdp", *every, "stop=fsdp-to-one")
-    launch(*TORCHRUN, "4", *driver, "4", *every, "run=muon", "continue=two-to-four", "unbalanced=control")
-    launch(sys.executable, *driver, "1", *every, "run=muon", "continue=two-to-one", "continue=fsdp-to-one")
+    again = ("measure=trees-2", "measure=words-2")
+    launch(*TORCHRUN, "4", *driver, "4", *every, "run=muon", "continue=two-to-four", "unbalanced=control", *again)
+    launch(sys.executable, *driver, "1", *every, "run=muon", "continue=two-to-one", "continue=fsdp-to-one", *again)
     return folder
 
 
@@ -226,6 +231,20 @@ def test_the_same_losses_checkpoints_and_results_on_any_number_of_ranks(name: st
     for part in ("systems", "controls"):
         first, second = ({key: row["exact_match"] for key, row in content[part].items()} for content in results)
         assert first == second
+
+
+def untimed(content: Any) -> Any:
+    """Results without what a clock measured."""
+    if isinstance(content, dict):
+        return {key: untimed(value) for key, value in content.items() if not key.startswith("seconds")}
+    return [untimed(value) for value in content] if isinstance(content, list) else content
+
+
+@pytest.mark.parametrize("name", ["trees-2", "words-2"])
+def test_ranks_that_share_the_problems_find_the_same_to_the_last_bit(name: str, folder: Path) -> None:
+    found = [folder / name, *(folder / f"{name}-on-{ranks}" for ranks in ("1", "4"))]
+    two, *others = [untimed(json.loads((run / "results.json").read_text())) for run in found]
+    assert others == [two, two]
 
 
 @pytest.mark.parametrize("ranks", ["2", "4"])

@@ -34,7 +34,9 @@ def sync(path: Path) -> None:
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Sync every file of the folder, then write the manifest with their hashes, itself atomically."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    # What a kill or a full disk left of an earlier one must not be listed.
+    (folder / f".{MANIFEST}.tmp").unlink(missing_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     for path in files:
         sync(path)
     hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from unspoken import parallel
 from unspoken.chain import StopReason
 from unspoken.evaluation.outcomes import COSTS
 from unspoken.evaluation.systems import Answers, System, answer
@@ -145,9 +146,14 @@ def cost(
         batch_size: for the batched time.
         alone: how many problems are also answered one by one.
     """
-    respond(0, min(32, problems), batch_size)  # the first call of anything is slow
-    answers, batched = timed(respond, 0, problems, batch_size)
-    singles = [timed(respond, at, at + 1, 1)[1] for at in range(min(alone, problems))]
+
+    def answered() -> tuple[Answers, float, list[float]]:
+        respond(0, min(32, problems), batch_size)  # the first call of anything is slow
+        singles = [timed(respond, at, at + 1, 1)[1] for at in range(min(alone, problems))]
+        return *timed(respond, 0, problems, batch_size), singles
+
+    # Ranks that share a machine would slow each other down.
+    answers, batched, singles = parallel.by_first(answered)
     steps = float(answers.chain.lengths.double().mean())
     words = float(answers.words.double().mean())
     return Cost(

@@ -3,11 +3,11 @@
 The layout is that of `unspoken.evaluation.measure`, with ``strings``. Every system answers for the same symbols, so
 exact match is that of the second half of a continuation: Coconut says no other, for its latents stand for the first.
 
-``strings`` holds ``symbols`` and ``half`` (of a continuation); ``coconut`` (the name of that system); ``steps`` (system
--> accuracy of each symbol, None where it is not said); ``valid`` (system -> rate of whole continuations that begin some
-string); ``token_noise`` (``systems`` and ``comparison`` as `robustness.summary` and `robustness.comparison` give them,
-and ``valid``, a mean for each level); ``latent_noise`` (``renormalised`` and ``free``, each ``systems``, ``comparison``
-and ``norm_ratio``); ``containment`` (`robustness.effect_summary`); ``prime`` of a Dual-Talker.
+``strings`` holds ``symbols`` and ``half``; ``coconut`` (its name); ``steps`` (system -> accuracy of each symbol, None
+where it is not said); ``valid`` (system -> rate of whole continuations that begin some string); ``token_noise``
+(``systems`` and ``comparison`` as `robustness.summary` and `robustness.comparison` give them, and ``valid``, a mean for
+each level); ``latent_noise`` (``renormalised`` and ``free``, each ``systems``, ``comparison`` and ``norm_ratio``);
+``containment`` (`robustness.effect_summary`); ``prime`` of a Dual-Talker.
 
 Axes: B strings, P prompt tokens, M symbols.
 """
@@ -26,6 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspoken import parallel
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import answer_flops, compared, cost
@@ -163,12 +164,14 @@ def continued(
         prompts: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left.
         steps: latents of every chain.
     """
-    chains, said = [], []
-    for rows in torch.arange(len(prompts["input_ids"])).split(batch_size):
+
+    def respond(rows: Tensor) -> tuple[LatentChain, Tensor]:
         chain, words = one.respond(prompts["input_ids"][rows], prompts["attention_mask"][rows], _fixed(steps))
-        chains.append(chain)
-        said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
-    return LatentChain.concatenate(chains), torch.cat(said)
+        return chain, F.pad(words, (0, steps - words.shape[1]), value=PAD)
+
+    rows = torch.arange(len(prompts["input_ids"]))
+    chains, said = zip(*parallel.spread(rows.split(batch_size), respond), strict=True)
+    return LatentChain.concatenate(list(chains)), torch.cat(said)
 
 
 @torch.no_grad()
@@ -348,8 +351,7 @@ def _controls(
         altered[name] = hits(said[:, half:], right[:, half:])
     if model.config.talker_kind == "mono":
         return altered, {}
-    first = right[:, :half]
-    wrong = corrupted(first, torch.ones_like(first, dtype=torch.bool), 1.0, SYMBOLS, seed)
+    wrong = corrupted(first := right[:, :half], torch.ones_like(first, dtype=torch.bool), 1.0, SYMBOLS, seed)
     primed = {
         name: hits(model.speak(chain, prime=prime)[:, half:], right[:, half:])
         for name, prime in (("right", first), ("wrong", wrong))
@@ -365,10 +367,8 @@ def _rated(seeds: Sequence[Outcomes]) -> dict[str, Any]:
 
 
 def _halves(seeds: Sequence[Outcomes]) -> dict[str, Any]:
-    return {
-        "exact_match": _rated([_whole(found) for found in seeds]),
-        "symbol_accuracy": float(np.mean(seeds)),
-    }
+    whole = [_whole(found) for found in seeds]
+    return {"exact_match": _rated(whole), "symbol_accuracy": float(np.mean(seeds))}
 
 
 def _noise(found: Mapping[str, Sequence[Hits]], against: str | None) -> dict[str, Any]:

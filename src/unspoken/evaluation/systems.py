@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner
@@ -125,9 +126,13 @@ def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_s
     """
     prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
     stop = StopRule(max_latents=2 * task.answer_length)
-    chains = [system.reason(part, None, stop) for part in prompts.split(batch_size)]
-    spoken = [system.speak(chain) for chain in chains]
-    chain = LatentChain.concatenate(chains)
+
+    def respond(part: Tensor) -> tuple[LatentChain, Tensor]:
+        chain = system.reason(part, None, stop)
+        return chain, system.speak(chain)
+
+    chains, spoken = zip(*parallel.spread(prompts.split(batch_size), respond), strict=True)
+    chain = LatentChain.concatenate(list(chains))
     width = chain.mask.shape[1]
     padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in spoken])
     return Answers(chain=chain, spoken=padded, words=words_said(padded, EOS), correct=task.grade(padded, problems))

@@ -14,6 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspoken import parallel
 from unspoken.chain import LatentChain
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.systems import Answers, System, load_model, nearest_row, system_of, words_said
@@ -110,12 +111,10 @@ class WordSystem:
         box: bool = False,
     ) -> Answers:
         """Answer problems, from their own chains or from given ones; ``box`` says the start of the answer for it."""
-        chains, said, texts = [], [], []
         end = int(self.spelling.tokenizer.eos_token_id)
-        for start in range(0, len(problems), batch_size):
-            some = problems[start : start + batch_size]
-            rows = torch.arange(start, start + len(some))
-            ids, mask = self.spelling.prompts(some)
+
+        def respond(rows: Tensor) -> tuple[LatentChain, Tensor, list[str]]:
+            ids, mask = self.spelling.prompts([problems[row] for row in rows.tolist()])
             chain, spoken = self.reasoner.respond(
                 ids,
                 mask,
@@ -123,15 +122,17 @@ class WordSystem:
                 given=None if given is None else given.select(rows),
                 forced=self.spelling.box if box else (),
             )
-            chains.append(chain)
-            said.append(torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end))
-            texts += [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
+            padded = torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end)
+            return chain, padded, [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
+
+        batches = torch.arange(len(problems)).split(batch_size)
+        chains, said, written = zip(*parallel.spread(batches, respond), strict=True)
         spoken = torch.cat(said)
         return Answers(
-            chain=LatentChain.concatenate(chains),
+            chain=LatentChain.concatenate(list(chains)),
             spoken=spoken,
             words=words_said(spoken, end),
-            correct=torch.from_numpy(graded(texts, problems)),
+            correct=torch.from_numpy(graded([text for texts in written for text in texts], problems)),
         )
 
 

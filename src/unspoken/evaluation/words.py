@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
+from unspoken import parallel
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
 from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.controls import CONTROLS
@@ -256,7 +257,8 @@ class _TestSet:
     def clock(self, system: WordSystem, batch_size: int) -> None:
         """Take the time of a few problems alone."""
         few = self.problems[:_TIMED]
-        self.seconds[system.name] = timed(_answering(system, few), 0, len(few), batch_size)[1]
+        respond = _answering(system, few)
+        self.seconds[system.name] = parallel.by_first(lambda: timed(respond, 0, len(few), batch_size)[1])
 
     def outcomes(self) -> dict[str, Any]:
         """What other runs are compared with, see `unspoken.evaluation.outcomes`."""
@@ -292,13 +294,13 @@ def _mean_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
         name: float(np.mean([entry[name] for entry in entries])) for name in ("top1", "exit_rate", "ecr_left_out")
     }
     rates = {k: float(np.mean([entry["ecr"][k] for entry in entries])) for k in first["ecr"]}
-    parallel = first["parallelism"]
-    if parallel is not None:
-        parallel = {
+    several = first["parallelism"]
+    if several is not None:
+        several = {
             name: value if name == "points" else float(np.mean([entry["parallelism"][name] for entry in entries]))
-            for name, value in parallel.items()
+            for name, value in several.items()
         }
-    return {**first, **average, "ecr": rates, "parallelism": parallel}
+    return {**first, **average, "ecr": rates, "parallelism": several}
 
 
 def evaluate_words(

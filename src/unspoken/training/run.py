@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
+from unspoken.methods.coconut import Coconut
 from unspoken.methods.latent_sft import Labels
+from unspoken.training.limits import memory_for
 from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe, Stage
@@ -36,6 +39,31 @@ def _check_ranks(stage: Stage) -> None:
         )
 
 
+def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[None]:
+    if isinstance(stage.objective, Labels):
+        return memory_for(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
+    other = " or set activation_checkpointing to true"
+    can_recompute = not recipe.activation_checkpointing and not isinstance(stage.objective, Coconut)
+    return memory_for(
+        f"stage {stage.name!r} with batch_size {stage.batch_size}",
+        f"lower stages.{stage.name}.batch_size{other if can_recompute else ''}, in another --output since it trains "
+        "otherwise; or share the batch among more processes, which go on from the last checkpoint",
+    )
+
+
+def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
+    """Inside, running out of memory while finished stages are measured ends in one line.
+
+    Raises:
+        ValueError: there was not enough.
+    """
+    size = recipe.evaluation.batch_size
+    return memory_for(
+        f"measuring with evaluation.batch_size {size}",
+        f"run the recipe again with --set evaluation.batch_size={max(1, size // 4)}, which trains nothing anew",
+    )
+
+
 def train(
     recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, only: str | None = None
 ) -> list[SeedRun]:
@@ -52,7 +80,8 @@ def train(
     Raises:
         ValueError: the folder belongs to another recipe or is in use by another run, a stage is missing, a file was
             damaged, the pretrained backbone cannot be had or has fewer blocks than the recipe wants, or several ranks
-            cannot train a stage together.
+            cannot train a stage together; or the loss diverged, or there was too little memory.
+        OSError: the disk is full.
     """
     parallel.join()
     transformers_logging.set_verbosity_error()
@@ -71,5 +100,6 @@ def train(
         for run in runs:
             for stage in stages:
                 bar = [StageProgress(console, f"seed {run.seed}  {stage.name}")] if parallel.leads() else []
-                train_stage(run, stage, report_to=report_to, callbacks=[*bar])
+                with _memory_to_train(recipe, stage):
+                    train_stage(run, stage, report_to=report_to, callbacks=[*bar])
     return runs

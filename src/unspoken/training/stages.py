@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import parallel
-from unspoken.backbone.folder import verify, write_json
+from unspoken.backbone.folder import remove, verify, write_json
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.latent_sft import Autonomy, Labels
 from unspoken.tasks import (
@@ -27,6 +28,7 @@ from unspoken.tasks import (
 )
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
+from unspoken.training.limits import writing
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.settings import as_mapping, read
 from unspoken.training.trainer import MODEL, StageTrainer, clear
@@ -93,7 +95,9 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     """Train one stage, or return its folder if it is finished.
 
     Raises:
-        ValueError: the stage it starts from is missing or damaged, or its own checkpoint is damaged.
+        ValueError: the stage it starts from is missing or damaged, its own checkpoint is damaged, or as
+            `StageTrainer.run`.
+        OSError: the disk is full.
     """
     final = run.model_folder(stage.name)
     if parallel.by_first(lambda: _already(run, stage)):
@@ -114,7 +118,8 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(stage.objective, Labels):
         assert start is not None
-        return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
+        with writing(final, SafetensorError):
+            return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     own = OWN_KINDS.get(run.recipe.task.kind)
@@ -143,7 +148,10 @@ def _already(run: SeedRun, stage: Stage) -> bool:
     if not run.finished(stage):
         return False
     verify(run.model_folder(stage.name))
-    clear(run.stage_folder(stage))  # a kill just after publishing leaves checkpoints behind
+    # A kill just after publishing leaves checkpoints behind, or the labels that were copied.
+    clear(run.stage_folder(stage))
+    if (store := run.stage_folder(stage) / words.LABELS).is_dir():
+        remove(store)
     return True
 
 

@@ -14,6 +14,7 @@ import math
 import os
 import random
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
@@ -36,6 +38,7 @@ from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.tasks import GeneratedDataset
 from unspoken.training.adapters import published
+from unspoken.training.limits import memory_for, writing
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
@@ -108,6 +111,7 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         assert not isinstance(stage.objective, Labels)
+        self.recipe = recipe
         self.stage = stage
         self.objective = stage.objective
         self.judge = judge
@@ -116,6 +120,7 @@ class StageTrainer(Trainer):
         self._output_override: Path | None = None
         self._terms: dict[str, Tensor] = {}
         self._terms_steps = 0
+        self._began = time.monotonic()
         steps = recipe.steps(stage)
         every = min(stage.evaluate_every, steps)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
@@ -209,19 +214,36 @@ class StageTrainer(Trainer):
             logs.update({name: float(parallel.total(summed)) / counted for name, summed in self._terms.items()})
             self._terms, self._terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
-                raise ValueError(
-                    f"stage {self.stage.name!r}: the loss is {logs['loss']} at step {self.state.global_step}; "
-                    "lower optimizer.lr or train in fp32. The last checkpoint is unharmed"
-                )
+                raise self._diverged(f"the loss is {logs['loss']}")
+        if "train_runtime" in logs:
+            # The library's is by the wall clock, which somebody may set while a stage trains.
+            logs = {name: value for name, value in logs.items() if not name.endswith("_per_second")}
+            logs["train_runtime"] = time.monotonic() - self._began
         super().log(logs, start_time)
+
+    def _diverged(self, what: str) -> ValueError:
+        return ValueError(
+            f"stage {self.stage.name!r}: {what} at step {self.state.global_step}; lower optimizer.lr or train in fp32. "
+            "The last checkpoint is unharmed"
+        )
 
     # --- selection on validation ---------------------------------------------------------------------------------
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Measure the model on the validation problems, and keep it if no earlier one was better."""
+        sizes = self.recipe.evaluation
         with self._in_one_piece():
+            # The step behind the last loss may have spoiled them, and what is kept now is gone on from.
+            if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+                raise self._diverged("weights are not finite")
             self.model.eval()
-            judged = self.judge(self.model)
+            with memory_for(
+                f"stage {self.stage.name!r}: measuring with evaluation.batch_size {sizes.batch_size} and "
+                f"evaluation.validation_problems {sizes.validation_problems}",
+                "lower evaluation.batch_size and run again, which goes on from the last checkpoint; or, in another "
+                "--output, evaluation.validation_problems",
+            ):
+                judged = self.judge(self.model)
             # The last bits may differ from rank to rank, and all must choose alike.
             reading = parallel.by_first(lambda: judged)
             self.model.train()
@@ -273,10 +295,12 @@ class StageTrainer(Trainer):
     def _export(self, final: Path, reading: dict[str, float]) -> None:
         staging = self.folder / ".best"
         shutil.rmtree(staging, ignore_errors=True)
-        published(self.model).save_pretrained(staging)
+        plain = published(self.model)
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        self.processing_class.save_pretrained(staging)
-        publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
+        with writing(final, SafetensorError):
+            plain.save_pretrained(staging)
+            self.processing_class.save_pretrained(staging)
+            publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
 
     # --- atomic checkpoints --------------------------------------------------------------------------------------
 
@@ -288,8 +312,11 @@ class StageTrainer(Trainer):
         staging = self.folder / ".checkpoint"
         parallel.by_first(lambda: shutil.rmtree(staging, ignore_errors=True))
         self._output_override = staging
+        # What torch.save makes of a full disk; where ranks gather weights first, also what a lost rank leaves behind.
+        others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
         try:
-            super()._save_checkpoint(model, trial)
+            with writing(self.folder / f"checkpoint-{self.state.global_step}", *others):
+                super()._save_checkpoint(model, trial)
         finally:
             self._output_override = None
         parallel.wait()
@@ -298,7 +325,9 @@ class StageTrainer(Trainer):
     def _publish_checkpoint(self, staging: Path) -> None:
         written = staging / f"checkpoint-{self.state.global_step}"
         (written / "training_args.bin").unlink()  # a pickle that nothing reads
-        publish(written, self.folder / written.name, {**self.manifest, "step": self.state.global_step})
+        final = self.folder / written.name
+        with writing(final):
+            publish(written, final, {**self.manifest, "step": self.state.global_step})
         shutil.rmtree(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
             remove(old)
@@ -349,7 +378,9 @@ class StageTrainer(Trainer):
         """Train from the newest checkpoint, or from the start, and return the finished folder.
 
         Raises:
-            ValueError: the checkpoint to resume from was truncated or changed, or the loss diverged.
+            ValueError: the checkpoint to resume from was truncated or changed, the loss diverged, or there is too
+                little memory to measure.
+            OSError: the disk is full.
         """
         newest = parallel.by_first(self._newest)
         if newest is not None:
@@ -368,9 +399,10 @@ class StageTrainer(Trainer):
         best = numbered(self.folder, "best")[-1]
         manifest = verify(best)
         history = [entry for entry in self.state.log_history if entry.get("step") is not None]
-        write_manifest(best, {**manifest, "history": history})
         final = self.folder / MODEL
-        best.replace(final)
-        sync(self.folder)
+        with writing(final):
+            write_manifest(best, {**manifest, "history": history})
+            best.replace(final)
+            sync(self.folder)
         clear(self.folder)
         return final

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
-from unspoken.backbone.folder import verify
+from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
@@ -439,7 +439,7 @@ def write_labels(
         spelling.tokenizer.save_pretrained(staging)
         shutil.copytree(store, staging / LABELS)
         publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
-        shutil.rmtree(store)
+        remove(store)
         return folder / MODEL
 
     return parallel.by_first(publish_model)

@@ -1,0 +1,59 @@
+"""A machine that is too small, in one line: what there was not enough of, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+# How the allocators of CPU, CUDA and others put it.
+_SAID = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that there was not enough memory."""
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+@contextmanager
+def memory_for(work: str, remedy: str) -> Iterator[None]:
+    """Inside, running out of memory ends in one line.
+
+    Args:
+        work: what needs the memory, with the sizes that decide how much.
+        remedy: what to change.
+
+    Raises:
+        ValueError: there was not enough.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(f"{work}: out of memory; {remedy}") from error
+
+
+@contextmanager
+def writing(folder: Path, *others: type[Exception]) -> Iterator[None]:
+    """Inside, a disk that is full, or that nobody may write to, ends in one line.
+
+    Args:
+        folder: what is written.
+        others: what the libraries that write there raise where Python raises an OSError.
+
+    Raises:
+        OSError: the folder could not be written.
+    """
+    refusals: tuple[type[Exception], ...] = (OSError, *others)
+    try:
+        yield
+    except refusals as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise OSError(
+            f"{folder} could not be written ({reason}); make room there, or give access, and run the same command "
+            "again. What was finished before is unharmed"
+        ) from error

@@ -1,0 +1,114 @@
+"""Small recipes that hold every kind of stage between them, with every choice that its objective has."""
+
+from __future__ import annotations
+
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+from tiny_prose import corpus
+from tiny_recipe import TEXT, quiet_train
+
+from unspoken.training.recipe import Recipe, parse
+
+SMALL = "hidden_size: 16, attention_size: 16, intermediate_size: 32, heads: 2"
+
+STRINGS = f"""
+name: strings
+size: tiny
+precision: fp32
+task: {{kind: grammar, levels: 3, rules: 3, steps: 4}}
+backbone: {{{SMALL}, layers: 2, initializer_range: 0.3}}
+talker: {{variant: dual, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}
+stages:
+  - &stage {{name: pretrain, objective: {{kind: next_token}}, steps: 4, evaluate_every: 2, batch_size: 8}}
+  - <<: *stage
+    name: sst
+    start: pretrain
+    blocks: 1
+    objective: {{kind: sst, positions: all, k: 2, momentum: 0.9, unit_tokens: true, own_latents: 2, own_passes: 2}}
+  - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
+  - {{<<: *stage, name: coconut, start: pretrain, objective: {{kind: coconut, replaced: 2, latents_per_step: 1}}}}
+evaluation: {{problems: 8, validation_problems: 7, batch_size: 5}}
+threads: 1
+"""
+
+PROSE = f"""
+name: prose
+size: tiny
+task: {{kind: prose, train: FILE, vocabulary: 300, length: 24, sentence_tokens: [14, 30], prime: 4}}
+backbone: {{{SMALL}, layers: 1}}
+talker: {{causal: false, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}
+stages:
+  - &stage {{name: pretrain, objective: {{kind: next_token}}, steps: 4, evaluate_every: 2, batch_size: 8}}
+  - {{<<: *stage, name: sst, start: pretrain, objective: {{kind: sst, positions: all}}}}
+  - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
+evaluation: {{problems: 6, validation_problems: 4, batch_size: 6, max_latents: 31}}
+threads: 1
+"""
+
+# More rows than a block of the label store has, so that writing them can stop with some of them on disk.
+WORDS = f"""
+name: words
+size: tiny
+precision: fp32
+task: {{kind: arithmetic, steps: [2, 3], largest: 20, operations: [add, subtract]}}
+backbone: {{{SMALL}, layers: 2}}
+talker: {{attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}
+stages:
+  - &stage
+    name: cot
+    objective: {{kind: next_token, positions: answer}}
+    steps: 4
+    evaluate_every: 2
+    batch_size: 4
+  - &adapted
+    <<: *stage
+    name: answer_only
+    objective: {{kind: next_token, chain: none}}
+    lora: {{rank: 4}}
+    optimizer: {{name: adamw, lr: 0.01, lr_rest: null}}
+  - <<: *stage
+    name: encoder
+    start: cot
+    objective: {{kind: compress, train: encoder, shape: {{rate: 2, top_k: 5}}, noise: {{scale: 0.5}}, hint: 0.5}}
+  - {{<<: *adapted, name: decoder, start: encoder, objective: {{kind: compress, train: decoder}}}}
+  - {{<<: *stage, name: union, start: decoder, objective: {{kind: compress, train: union, mean: chunks}}}}
+  - {{name: labels, start: union, objective: {{kind: labels, rows: 300}}}}
+  - <<: *stage
+    name: autonomy
+    start: labels
+    objective: {{kind: autonomy, ce_weight: 0.5, kl_weight: 2, noise: {{scale: 0.5}}}}
+  - <<: *adapted
+    name: hidden_encoder
+    start: cot
+    objective: {{kind: compress, train: encoder, shape: {{rate: 3, latent: hidden}}}}
+  - {{name: hidden_labels, start: hidden_encoder, objective: {{kind: labels, rows: 300}}}}
+  - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: autonomy}}}}
+  - {{<<: *adapted, name: sst, start: cot, objective: {{kind: sst}}}}
+  - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
+  - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1}}}}
+  - {{<<: *adapted, name: second, start: first, objective: {{kind: coconut, replaced: 2, rest: none}}}}
+evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}
+threads: 1
+"""
+
+TEXTS = {"trees": TEXT, "strings": STRINGS, "prose": PROSE, "words": WORDS}
+
+
+def drilled(name: str, folder: Path | None = None, *overrides: str) -> Recipe:
+    """One of these recipes, changed by dotted overrides.
+
+    Args:
+        folder: where its texts are put, if it reads any; without one it can be looked at, but not trained.
+    """
+    own = [f"task.train={corpus(folder)}"] if folder is not None and name == "prose" else []
+    return parse(TEXTS[name], name, [*own, *overrides])
+
+
+def train_and_tell(text: str, output: Path, ready: Connection) -> None:
+    """Train a recipe in a process of its own, and say so when everything is imported."""
+    torch.set_num_threads(1)
+    recipe = parse(text, "text")
+    ready.send("ready")
+    quiet_train(recipe, output)

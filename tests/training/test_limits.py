@@ -1,0 +1,71 @@
+"""A full disk and too little memory, as the libraries report them and as a user reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from faults import a_disk_that_can_fill
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from unspoken.training.limits import memory_for, out_of_memory, writing
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8"),
+            True,
+        ),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) == expected
+
+
+def test_too_little_memory_is_one_line_with_a_remedy() -> None:
+    with pytest.raises(ValueError) as error, memory_for("a stage with batch_size 8", "lower it"):  # noqa: PT011
+        torch.empty(2**50)
+    assert str(error.value) == "a stage with batch_size 8: out of memory; lower it"
+
+
+def test_another_error_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shape"), memory_for("work", "remedy"):
+        torch.zeros(2, 3).view(7)
+
+
+@pytest.mark.parametrize(
+    ("save", "reason"),
+    [
+        (lambda path: path.write_bytes(bytes(9000)), "File too large"),
+        (lambda path: save_file({"weight": torch.zeros(9000)}, path), "File too large"),
+        (lambda path: torch.save({"weight": torch.zeros(9000)}, path), ""),
+    ],
+    ids=["write", "safetensors", "torch.save"],
+)
+def test_a_full_disk_is_the_same_line_whoever_writes(
+    save: Callable[[Path], object], reason: str, tmp_path: Path
+) -> None:
+    with (  # noqa: PT012
+        a_disk_that_can_fill() as fill,
+        pytest.raises(OSError, match="could not be written") as error,
+        writing(tmp_path, RuntimeError, SafetensorError),
+    ):
+        fill(2000)
+        save(tmp_path / "file")
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path} could not be written (")
+    assert reason in said
+    assert "make room there, or give access, and run the same command again" in said
+    assert "\n" not in said
