@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from accelerate.data_loader import BatchSamplerShard
+from numpy.typing import NDArray
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from unspoken.tasks import GeneratedDataset, TreeSearchConfig
+from unspoken.tasks.dataset import WINDOW, by_length
 from unspoken.tasks.tree_search import Split
 
 
@@ -56,3 +62,85 @@ def test_an_index_outside_is_refused(index: int) -> None:
     # Otherwise a plain for loop over the data set never ends, and a slip reads another stage's samples.
     with pytest.raises(IndexError):
         window()[index]
+
+
+# --- batches of like length ------------------------------------------------------------------------------------------
+
+BATCH = 4
+SPAN = WINDOW * BATCH
+SIZE = 2 * SPAN + 5 * BATCH  # two windows, and one of five batches
+LENGTHS = np.random.default_rng(0).integers(1, 50, SIZE)
+
+
+def like_lengths(seed: int = 0) -> GeneratedDataset:
+    """A batch is the list of its samples' numbers, which begin at 1000."""
+
+    def make(indices: NDArray[np.int64]) -> dict[str, list[int]]:
+        return {"samples": indices.tolist()}
+
+    order = by_length(lambda places: LENGTHS[places], size=SIZE, batch_size=BATCH, seed=seed)
+    return GeneratedDataset(make=make, first=1000, size=SIZE, order=order)
+
+
+def read(data: GeneratedDataset, first: int, last: int) -> list[int]:
+    return [sample for index in range(first, last) for sample in data[index]["samples"]]
+
+
+def windows(data: GeneratedDataset) -> list[list[list[int]]]:
+    """The batches of each window."""
+    starts = range(0, SIZE, BATCH)
+    batches = [data.__getitems__(list(range(start, start + BATCH)))["samples"] for start in starts]
+    return [batches[:WINDOW], batches[WINDOW : 2 * WINDOW], batches[2 * WINDOW :]]
+
+
+def test_one_window_by_hand() -> None:
+    lengths = np.array([7, 1, 5, 1, 5, 9])
+    order = by_length(lambda places: lengths[places], size=6, batch_size=2, seed=0)
+    found = order(np.arange(6)).reshape(3, 2).tolist()
+    # Sorted: 1 1 5 5 7 9; equals stay in their order.
+    assert sorted(found) == [[0, 5], [1, 3], [2, 4]]
+
+
+def test_a_window_keeps_its_samples() -> None:
+    borders = [1000, 1000 + SPAN, 1000 + 2 * SPAN, 1000 + SIZE]
+    for batches, first, last in zip(windows(like_lengths()), borders[:-1], borders[1:], strict=True):
+        assert sorted(sample for batch in batches for sample in batch) == list(range(first, last))
+
+
+def test_the_batches_of_a_window_share_no_range_of_lengths() -> None:
+    for batches in windows(like_lengths()):
+        ranges = sorted((min(lengths), max(lengths)) for lengths in (LENGTHS[np.array(b) - 1000] for b in batches))
+        assert all(one[1] <= two[0] for one, two in pairwise(ranges))
+
+
+def test_the_order_of_batches_is_drawn_for_each_window_and_seed() -> None:
+    def ranks(batches: list[list[int]]) -> list[int]:
+        means = [LENGTHS[np.array(batch) - 1000].mean() for batch in batches]
+        return np.argsort(means).tolist()
+
+    one, two, _ = windows(like_lengths())
+    other, _, _ = windows(like_lengths(seed=1))
+    drawn = [ranks(one), ranks(two), ranks(other), list(range(WINDOW)), list(range(WINDOW))[::-1]]
+    assert len({tuple(row) for row in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("first", [BATCH, SPAN - BATCH, SPAN, 2 * SPAN + BATCH])
+def test_who_goes_on_in_the_middle_reads_what_was_left(first: int) -> None:
+    assert read(like_lengths(), first, SIZE) == read(like_lengths(), 0, SIZE)[first:]
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_read_the_batches_of_one_process(ranks: int) -> None:
+    wanted = [batch for batches in windows(like_lengths()) for batch in batches]
+    parts = []
+    for rank in range(ranks):
+        data = like_lengths()
+        sampler = BatchSampler(SequentialSampler(data), BATCH // ranks, drop_last=False)
+        shard = BatchSamplerShard(sampler, num_processes=ranks, process_index=rank)
+        parts.append([data.__getitems__(indices)["samples"] for indices in shard])
+    assert [[sample for part in batch for sample in part] for batch in zip(*parts, strict=True)] == wanted
+
+
+def test_half_a_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="10 samples do not fill batches of 4"):
+        by_length(lambda places: places, size=10, batch_size=4, seed=0)

@@ -24,7 +24,7 @@ from unspoken.tasks.grammar import EOS, PAD
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load, parse
-from unspoken.training.stages import claim
+from unspoken.training.stages import claim, data_of
 from unspoken.training.strings import batches, build_model, coconut_batch, judge_of, stretches
 
 TASK = GrammarConfig(levels=3, rules=3, steps=4).build()
@@ -136,11 +136,23 @@ def test_the_judge_counts_what_greedy_decoding_without_padding_says() -> None:
     assert reading["symbols"] == pytest.approx(hits / 28)
 
 
+def test_strings_of_like_length_share_a_batch() -> None:
+    def places(*overrides: str) -> tuple[int, int]:
+        recipe = tiny_strings("stages.pretrain.steps=16", *overrides)
+        data = data_of(recipe, recipe.stage("pretrain"), None, 0)
+        parts = [data.__getitems__(list(range(at, at + 8)))["attention_mask"] for at in range(0, len(data), 8)]
+        return sum(part.numel() for part in parts), sum(int(part.sum()) for part in parts)
+
+    (wide, real), (narrow, same) = places(), places("group_by_length=true")
+    assert real == same <= narrow < wide
+
+
 def test_a_run_goes_on_when_recipes_have_a_new_key(tmp_path: Path) -> None:
     recipe = tiny_strings()
     claim(tmp_path, recipe)
     path = tmp_path / "recipe.json"
     content = json.loads(path.read_text())
+    del content["group_by_length"]
     for stage in content["stages"]:
         if stage["blocks"] is None:
             del stage["blocks"]

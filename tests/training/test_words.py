@@ -13,8 +13,8 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from tiny_recipe import quiet_train, tiny_recipe
-from transformers import AutoModelForCausalLM
+from tiny_recipe import quiet_stage, quiet_train, tiny_recipe
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.measure import SeedModels
@@ -24,11 +24,13 @@ from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run, read_results
 from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
 from unspoken.training import recipe as recipes
+from unspoken.training import words as word_stages
 from unspoken.training.adapters import add_adapters, published
 from unspoken.training.parts import LoRA
 from unspoken.training.recipe import Recipe
 from unspoken.training.run import seed_runs
-from unspoken.training.words import batches, build_model
+from unspoken.training.stages import data_of
+from unspoken.training.words import batches, build_model, lengths
 
 LINE = """
 name: words
@@ -141,6 +143,97 @@ def test_merging_changes_no_output_and_leaves_the_model_in_training_alone() -> N
     assert any(isinstance(module, BaseTunerLayer) for module in model.modules())
     with torch.no_grad():
         torch.testing.assert_close(plain.eval()(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+# --- batches of like length ------------------------------------------------------------------------------------------
+
+
+def tokens(batch: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Real tokens of each row; of stage 1, the decoder's."""
+    if "decoder" in batch:
+        return np.asarray(batch["decoder"].length)
+    masks = [batch[name] for name in ("attention_mask", "latent_mask", "text_mask") if name in batch]
+    return np.asarray(sum(mask.sum(dim=1) for mask in masks))
+
+
+@pytest.mark.parametrize(
+    ("stage", "override"),
+    [
+        ("cot", "name=words"),
+        ("answer_only", "name=words"),
+        ("encoder", "stages.encoder.objective.shape.rate=3"),
+        ("autonomy", "name=words"),
+        ("answer_only", "stages.answer_only.objective={kind: coconut, replaced: 1}"),
+        ("answer_only", "stages.answer_only.objective={kind: coconut, replaced: 1, rest: none}"),
+    ],
+)
+def test_a_length_is_that_of_the_row_but_for_what_all_rows_have(trained: Path, stage: str, override: str) -> None:
+    recipe, indices = line(override), np.arange(15, 45)  # the labels are 20 rows: two epochs
+    found = recipe.stage(stage)
+    start = model_folder(trained, "labels") if stage == "autonomy" else None
+    real = tokens(batches(recipe, found, start, 0)(indices))
+    assert len(set(real)) > 5
+    assert len(set(real - lengths(recipe, found, 0)(indices))) == 1
+
+
+def test_grouping_leaves_little_padding_and_reads_the_same_samples() -> None:
+    big = ("stages.cot.batch_size=32", "stages.cot.steps=20", "task={kind: arithmetic}")
+
+    def rows(*overrides: str) -> tuple[float, list[list[int]]]:
+        recipe = line(*big, *overrides)
+        data = data_of(recipe, recipe.stage("cot"), None, 0)
+        parts = [data.__getitems__(list(range(at, at + 32))) for at in range(0, len(data), 32)]
+        places = sum(part["input_ids"].numel() for part in parts)
+        texts = [
+            ids[mask.bool()].tolist()
+            for part in parts
+            for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+        ]
+        return places / sum(map(len, texts)), texts
+
+    padded, texts = rows()
+    grouped, again = rows("group_by_length=true")
+    assert padded > 1.25
+    assert grouped < 1.1
+    assert again != texts
+    for first, last in ((0, 512), (512, 640)):
+        assert sorted(again[first:last]) == sorted(texts[first:last])
+
+
+def test_a_stage_trains_without_padding_and_without_scores_that_nobody_judges(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watch(TrainerCallback):
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seen.append(state.num_input_tokens_seen)  # padding is counted
+
+    def losses(folder: str, *overrides: str) -> list[float]:
+        final = quiet_stage(line("precision=fp32", *overrides), tmp_path / folder, Watch(), name="cot")
+        return [entry["loss"] for entry in read_manifest(final)["history"] if "loss" in entry]
+
+    seen: list[int] = []
+    plain, grouped = losses("plain"), losses("grouped", "group_by_length=true")
+    monkeypatch.setattr(word_stages, "LARGE_VOCABULARY", 10)
+    sparse = losses("sparse")
+    assert len(plain) == 2
+    assert sparse == pytest.approx(plain, abs=1e-4)
+    assert grouped != pytest.approx(plain, abs=1e-4)
+    assert 0 < seen[1] < seen[0] == seen[2]
+
+
+@pytest.mark.parametrize(("size", "judged"), [(10, True), (10**6, False)])
+def test_large_vocabularies_are_scored_at_judged_places_alone(
+    monkeypatch: pytest.MonkeyPatch, size: int, judged: bool
+) -> None:
+    monkeypatch.setattr(word_stages, "LARGE_VOCABULARY", size)
+    recipe = line("stages.answer_only.objective.positions=all")
+    batch = batches(recipe, recipe.stage("cot"), None, 0)(np.arange(6))
+    assert ("judged" in batch) == judged
+    if judged:
+        # From the open marker of the shortest question, which begins the chain, to the last token but one.
+        questions = batch["answer_mask"].int().argmax(dim=1)
+        assert batch["judged"].tolist() == [*range(int(questions.min()) - 1, batch["input_ids"].shape[1] - 1)]
+    assert "judged" not in batches(recipe, recipe.stage("answer_only"), None, 0)(np.arange(6))
 
 
 # --- labels ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
-"""Training data as a map from index to batch, made a batch at a time."""
+"""Training data as a map from index to batch, made a batch at a time, in batches of like length if wanted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,43 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 Batch = dict[str, Any]
+Order = Callable[[NDArray[np.int64]], NDArray[np.int64]]
+
+WINDOW = 16  # batches that exchange samples to bring like lengths together
+
+
+def by_length(
+    lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]], *, size: int, batch_size: int, seed: int
+) -> Order:
+    """An order of reading in which the samples of a batch are of like length, so that few places are padding.
+
+    The samples of `WINDOW` batches are sorted by length, cut into batches anew, and these are read in an order drawn
+    for the window. Every window keeps its samples, and what stands where is a pure function of the position, so
+    sharding over ranks and resuming need no state.
+
+    Args:
+        lengths: positions to the lengths of their samples, in any unit.
+        size: samples of the whole stage; its last window may be shorter.
+        batch_size: samples a step, of all ranks together.
+        seed: of the order of batches.
+
+    Returns:
+        What `GeneratedDataset` takes as its order.
+
+    Raises:
+        ValueError: the samples do not fill whole batches.
+    """
+    if size % batch_size:
+        raise ValueError(f"{size} samples do not fill batches of {batch_size}; give whole batches")
+    span = WINDOW * batch_size
+
+    @lru_cache(maxsize=2)
+    def window(number: int) -> NDArray[np.int64]:
+        places = np.arange(number * span, min((number + 1) * span, size))
+        batches = places[np.argsort(lengths(places), kind="stable")].reshape(-1, batch_size)
+        return np.random.default_rng([seed, number]).permutation(batches).ravel()
+
+    return lambda places: np.array([window(place // span)[place % span] for place in places.tolist()], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +58,13 @@ class GeneratedDataset(Dataset[Batch]):
     Attributes:
         make: indices to a finished batch. Sample i is a pure function of i, so shuffling, sharding over ranks and
             resuming need no state.
+        order: positions to the positions of the samples that are read there, see `by_length`; None changes nothing.
     """
 
     make: Callable[[NDArray[np.int64]], Batch]
     first: int
     size: int
+    order: Order | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -36,4 +76,5 @@ class GeneratedDataset(Dataset[Batch]):
         """A whole batch at once: the loader's fast path. It needs no collation."""
         if any(not 0 <= index < self.size for index in indices):
             raise IndexError(f"index {indices} is outside a data set of {self.size} samples")
-        return self.make(np.asarray(indices, dtype=np.int64) + self.first)
+        places = np.asarray(indices, dtype=np.int64)
+        return self.make((places if self.order is None else self.order(places)) + self.first)

@@ -143,6 +143,7 @@ class Recipe:
         precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
         attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
+        group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Recipe:
     precision: Literal["bf16", "fp32"] = "bf16"
     attention: Literal["eager", "sdpa"] = "eager"
     activation_checkpointing: bool = False
+    group_by_length: bool = False
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -180,6 +182,9 @@ class Recipe:
         if isinstance(self.backbone, str) and self.task.kind in _NEEDS:
             name = self.task.kind.replace("_", " ")
             raise ValueError(f"backbone: {name} has a vocabulary of its own; give a shape, not a pretrained model")
+        if self.group_by_length and isinstance(self.task, TreeSearchConfig | ProseConfig):
+            name = self.task.kind.replace("_", " ")
+            raise ValueError(f"group_by_length is true, but {name} offers no lengths to sort samples by; leave it out")
         if isinstance(self.task, GrammarConfig) and self.task.steps % 2:
             raise ValueError(
                 f"task.steps is {self.task.steps}; give an even number: one half of the symbols is measured under "

@@ -26,6 +26,7 @@ from unspoken.tasks import (
     ProseConfig,
     TreeSearchConfig,
 )
+from unspoken.tasks.dataset import by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
 from unspoken.training.limits import writing
@@ -88,7 +89,11 @@ def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Gene
     own = OWN_KINDS.get(recipe.task.kind)
     make = own.batches(recipe, stage, seed) if own else words.batches(recipe, stage, start, seed)
     first = 0 if isinstance(stage.objective, Autonomy) else recipe.samples_before(stage)
-    return GeneratedDataset(make=make, first=first, size=recipe.steps(stage) * stage.batch_size)
+    size, order = recipe.steps(stage) * stage.batch_size, None
+    if recipe.group_by_length:
+        lengths = strings.lengths(recipe, seed) if own else words.lengths(recipe, stage, seed)
+        order = by_length(lambda places: lengths(places + first), size=size, batch_size=stage.batch_size, seed=seed)
+    return GeneratedDataset(make=make, first=first, size=size, order=order)
 
 
 def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: list[TrainerCallback]) -> Path:

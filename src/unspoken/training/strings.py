@@ -59,6 +59,12 @@ def batches(recipe: Recipe, stage: Stage, seed: int, split: str = "train") -> Ca
     return make
 
 
+def lengths(recipe: Recipe, seed: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """Indices of training samples to the lengths of their strings, in symbols."""
+    task = task_of(recipe)
+    return lambda indices: task.sample("train", indices, seed).length_B
+
+
 def stretches(problems: GrammarProblems, indices: NDArray[np.int64], seed: int, most: int) -> Bool[Tensor, "B T"]:
     """What a Talker learns to say: from each string 1 to ``most`` tokens in a row, anywhere behind the first.
 
@@ -137,7 +143,9 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         one = continuer_of(model, name=stage.name)
-        said = parallel.rows_of_all(continued(one, own, right.shape[1] - one.unsaid, settings.batch_size)[1])
+        with parallel.alone():
+            mine = continued(one, own, right.shape[1] - one.unsaid, settings.batch_size)[1]
+        said = parallel.rows_of_all(mine)
         found = hits(said, right[:, one.unsaid :])
         losses, terms = [], []
         for part in parts:

@@ -77,8 +77,8 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
-        answers = answer(system_of(model), task, own, recipe.evaluation.batch_size)
         with parallel.alone():
+            answers = answer(system_of(model), task, own, recipe.evaluation.batch_size)
             # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
             outputs = type(model).forward(model, **objective.inputs(batch))
             loss, terms = objective(outputs, batch)

@@ -22,7 +22,7 @@ from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
-from unspoken.methods.coupled import NextToken
+from unspoken.methods.coupled import NextToken, judged_places
 from unspoken.methods.jepa_reasoner import (
     SST,
     JepaReasonerForCausalLM,
@@ -54,6 +54,8 @@ from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import MODEL, Judge, publish
 
 LABELS = "labels"
+# Entries of a vocabulary from which on unjudged scores are left out; below, that saves little and changes last bits.
+LARGE_VOCABULARY = 8192
 
 
 def task_of(recipe: Recipe) -> WordTask:
@@ -241,7 +243,46 @@ def batches(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Call
     if isinstance(objective, Coconut):
         return lambda indices: coconut_batch(task.sample("train", indices, seed), spelling, objective)
     chain = not isinstance(objective, NextToken) or objective.chain == "explicit"
-    return lambda indices: explicit_batch(task.sample("train", indices, seed), spelling, chain=chain)
+    answers = isinstance(objective, NextToken) and objective.positions == "answer"
+    sparse = answers and len(spelling.tokenizer) >= LARGE_VOCABULARY
+
+    def make(indices: NDArray[np.int64]) -> Batch:
+        batch = explicit_batch(task.sample("train", indices, seed), spelling, chain=chain)
+        return {**batch, "judged": judged_places(batch)} if sparse else batch
+
+    return make
+
+
+def lengths(recipe: Recipe, stage: Stage, seed: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
+    """Indices of training samples to their lengths as a stage reads them, in tokens.
+
+    What every row of a stage has alike, such as markers and the frame of a chat, is not counted.
+    """
+    task, objective, tokenizer = task_of(recipe), stage.objective, recipe.tokenizer()
+    rate = inherited_shape(recipe, stage).rate if isinstance(objective, Compress | Autonomy) else None
+    labelled = None
+    if isinstance(objective, Autonomy):
+        assert stage.start is not None
+        labelled = labelled_rows(recipe, recipe.stage(stage.start))
+
+    def chain_of(problem: WordProblem) -> str:
+        if isinstance(objective, Coconut):
+            return "".join(problem.steps[objective.replaced :]) if objective.rest == "explicit" else ""
+        silent = isinstance(objective, NextToken) and objective.chain == "none"
+        return problem.chains[0] if problem.chains and not silent else ""
+
+    def measure(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        problems = task.sample("train", indices if labelled is None else _shuffled(indices, labelled, seed)[1], seed)
+        texts = [(problem.question, chain_of(problem), problem.solution or problem.answer) for problem in problems]
+        # In one call, which a tokenizer spreads over all cores: each rank measures the samples of all of them.
+        ids = tokenizer([text for row in texts for text in row], add_special_tokens=False)["input_ids"]
+        question, chain, answer = np.array([len(tokens) for tokens in ids], dtype=np.int64).reshape(-1, 3).T
+        explicit = 0 if isinstance(objective, Autonomy) else chain
+        latents = 0 if rate is None else -(-chain // rate)
+        total: NDArray[np.int64] = question + explicit + latents + answer
+        return total
+
+    return measure
 
 
 def inherited_shape(recipe: Recipe, stage: Stage) -> LatentShape:
@@ -272,6 +313,13 @@ def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Co
     return {**batch_of(rows, spelling.tokenizer.pad_token_id)}
 
 
+def _shuffled(indices: NDArray[np.int64], rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Epoch of each index, and which of so many rows it is there."""
+    epochs, places = np.divmod(indices, rows)
+    order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows) for epoch in set(epochs.tolist())}
+    return epochs, np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+
+
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
     """Rows of stage 2 with their labels: every epoch in another order, and with other noise."""
     task, spelling, objective = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), stage.objective
@@ -286,9 +334,7 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
     shape = inherited_shape(recipe, stage)
 
     def make(indices: NDArray[np.int64]) -> Batch:
-        epochs, places = np.divmod(indices, len(store))
-        order = {epoch: np.random.default_rng([seed, epoch]).permutation(len(store)) for epoch in set(epochs.tolist())}
-        chosen = np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+        epochs, chosen = _shuffled(indices, len(store), seed)
         problems = task.sample("train", chosen, seed)
         spans = [spelling.spans(problem) for problem in problems]
         rows = compact_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)

@@ -9,9 +9,10 @@ from typing import Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
 
-from unspoken.methods.coupled import NextToken
+from unspoken.methods.coupled import NextToken, judged_places
 from unspoken.methods.coupled.objective import supervised
 
 # Two rows; the first has two padding tokens on the left, and its answer is its last two tokens.
@@ -62,3 +63,32 @@ def test_outputs_that_are_not_supervised_get_no_gradient(positions: Literal["all
 
 def test_the_model_is_not_told_which_tokens_are_the_answer() -> None:
     assert set(NextToken().inputs(BATCH)) == {"input_ids", "attention_mask", "use_cache"}
+
+
+# --- scores at judged places alone -----------------------------------------------------------------------------------
+
+
+def test_the_places_are_those_where_some_row_is_judged() -> None:
+    assert judged_places(BATCH).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_at_judged_places_give_the_same_loss_and_gradients(family: str) -> None:
+    model, objective = tiny_language_model(family), NextToken(positions="answer")
+
+    def learn(batch: dict[str, Tensor]) -> tuple[int, Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        outputs = model(**objective.inputs(batch))
+        loss, _ = objective(outputs, batch)
+        loss.backward()
+        gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+        return outputs.logits.shape[1], loss.detach(), gradients
+
+    whole, loss, gradients = learn(BATCH)
+    kept, same_loss, same_gradients = learn({**BATCH, "judged": judged_places(BATCH)})
+    assert (whole, kept) == (5, 3)
+    torch.testing.assert_close(same_loss, loss)
+    torch.testing.assert_close(same_gradients, gradients)
+    # A place too few is no smaller loss, but an error.
+    with pytest.raises(ValueError, match="batch_size"):
+        learn({**BATCH, "judged": torch.tensor([1, 2])})

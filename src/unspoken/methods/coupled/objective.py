@@ -18,6 +18,14 @@ def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) ->
     return chosen & batch["answer_mask"][:, 1:] if positions == "answer" else chosen
 
 
+def judged_places(batch: dict[str, Tensor]) -> Tensor:
+    """Places ``[P]`` of a batch at which an output of any row is judged by ``NextToken(positions="answer")``.
+
+    As ``batch["judged"]`` they keep the model from making scores over the vocabulary anywhere else.
+    """
+    return supervised(batch, "answer").any(dim=0).nonzero()[:, 0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class NextToken:
     """Cross-entropy of the next token.
@@ -35,11 +43,16 @@ class NextToken:
 
     def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        # The library's own argument: whatever a model does to its scores, it does to these.
+        kept = {"logits_to_keep": batch["judged"]} if "judged" in batch else {}
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **kept}
 
     def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over supervised positions, in nats a token."""
         chosen = supervised(batch, self.positions)
         tokens = batch["input_ids"][:, 1:][chosen]
-        loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
+        logits = outputs.logits[:, :-1]
+        if "judged" in batch:
+            logits, chosen = outputs.logits, chosen[:, batch["judged"]]
+        loss = parallel.balanced(F.cross_entropy(logits[chosen].float(), tokens), len(tokens))
         return loss, {"token_loss": loss.detach()}
