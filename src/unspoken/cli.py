@@ -86,17 +86,15 @@ def run(
         print(json.dumps(facts)) if as_json else print_plan(facts, Console())
         return
     from unspoken.experiment import PAGE, run_experiment
-    from unspoken.training.run import memory_to_measure
 
-    with memory_to_measure(chosen):
-        results = run_experiment(
-            chosen,
-            folder,
-            seeds=seeds,
-            report_to=report_to or ["tensorboard"],
-            console=_console(quiet=quiet),
-            command=_command(),
-        )
+    results = run_experiment(
+        chosen,
+        folder,
+        seeds=seeds,
+        report_to=report_to or ["tensorboard"],
+        console=_console(quiet=quiet),
+        command=_command(),
+    )
     if not _leads():
         return
     _print_results(results, as_json=as_json)
@@ -143,19 +141,17 @@ def eval(
 ) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json."""
     from unspoken.experiment import measure_run, open_run
-    from unspoken.training.run import memory_to_measure
 
     console = _console(quiet=quiet)
     recipe, runs = open_run(folder)
-    with memory_to_measure(recipe):
-        results = measure_run(
-            recipe,
-            runs,
-            command=_command(),
-            say=lambda text: console.print(text, style="dim"),
-            analyses=analysis or (),
-            samples=samples,
-        )
+    results = measure_run(
+        recipe,
+        runs,
+        command=_command(),
+        say=lambda text: console.print(text, style="dim"),
+        analyses=analysis or (),
+        samples=samples,
+    )
     if _leads():
         _print_results(results, as_json=as_json)
 

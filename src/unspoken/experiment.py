@@ -25,7 +25,7 @@ from unspoken.report.page import write_page
 from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.lock import held
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.run import seed_runs, train
+from unspoken.training.run import memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import OWN_KINDS, SeedRun
 
@@ -120,7 +120,7 @@ def measure_run(
 
     Raises:
         ValueError: there is no such analysis, the task is not one of word problems, or the folder is in use by another
-            run.
+            run, or there is too little memory.
     """
     for name in analyses:
         if name not in ANALYSES:
@@ -132,7 +132,7 @@ def measure_run(
         )
     parallel.join()
     folder = runs[0].folder.parent
-    with held(folder):
+    with held(folder), memory_to_measure(recipe):
         measured = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
         results = facts | measured

@@ -3,11 +3,11 @@
 The layout is that of `unspoken.evaluation.measure`, with ``strings``. Every system answers for the same symbols, so
 exact match is that of the second half of a continuation: Coconut says no other, for its latents stand for the first.
 
-``strings`` holds ``symbols`` and ``half``; ``coconut`` (its name); ``steps`` (system -> accuracy of each symbol, None
-where it is not said); ``valid`` (system -> rate of whole continuations that begin some string); ``token_noise``
-(``systems`` and ``comparison`` as `robustness.summary` and `robustness.comparison` give them, and ``valid``, a mean for
-each level); ``latent_noise`` (``renormalised`` and ``free``, each ``systems``, ``comparison`` and ``norm_ratio``);
-``containment`` (`robustness.effect_summary`); ``prime`` of a Dual-Talker.
+``strings`` holds ``symbols`` and ``half``; ``coconut``, that system's name; ``steps`` (system -> accuracy of each
+symbol, None where it is not said); ``valid`` (system -> rate of whole continuations that begin some string);
+``token_noise`` (``systems`` and ``comparison`` as `robustness.summary` and `robustness.comparison` give them, and
+``valid``, a mean for each level); ``latent_noise`` (``renormalised`` and ``free``, each ``systems``, ``comparison`` and
+``norm_ratio``); ``containment`` (`robustness.effect_summary`); ``prime`` of a Dual-Talker.
 
 Axes: B strings, P prompt tokens, M symbols.
 """
