@@ -82,7 +82,7 @@ def test_the_manifest_tells_where_the_weights_came_from(finished: Path) -> None:
     assert [entry["name"] for entry in manifest["stages"]] == ["pretrain", "sst"]
     assert manifest["data"] == recipe.task.build().fingerprint
     assert {"unspoken", "torch", "transformers"} <= set(manifest["versions"])
-    assert manifest["step"] in (0, 2, 4)
+    assert manifest["step"] in (2, 4)
     assert "score" in manifest["validation"]
     read = {entry["step"] for entry in manifest["history"] if "eval_score" in entry}
     assert read == {0, 2, 4}
@@ -94,6 +94,8 @@ def test_the_best_reading_of_the_history_is_the_published_one(finished: Path) ->
     for stage in ("pretrain", "sst", "talker"):
         manifest = verify(finished / "seed-0" / stage / "model")
         scores = {entry["step"]: entry["eval_score"] for entry in manifest["history"] if "eval_score" in entry}
+        if stage != "pretrain":
+            del scores[0]
         best = max(scores.values())
         assert manifest["validation"]["score"] == best
         assert manifest["step"] == max(step for step, score in scores.items() if score == best)

@@ -190,6 +190,21 @@ def test_the_best_on_validation_is_published_and_a_later_one_wins_a_tie(
     assert len(weights) == 4
 
 
+@pytest.mark.parametrize(("name", "kept"), [("pretrain", [0]), ("sst", [2, 4, 6])])
+def test_a_stage_with_a_new_job_never_publishes_what_it_started_from(
+    name: str, kept: list[int], tmp_path: Path
+) -> None:
+    """A start that still thinks aloud can be right more often than a chain of latents will ever be."""
+    read: list[float] = []
+
+    def judge(model: PreTrainedModel) -> dict[str, float]:
+        read.append(0.1 if read else 0.9)
+        return {"score": read[-1], "nearest_row": 1.0, "effective_rank": 1.0, "sst_loss": 1.0}
+
+    assert verify(trainer_of(tiny_recipe(), tmp_path, judge, name=name).run())["step"] in kept
+    assert len(read) > 1
+
+
 def test_the_judge_sees_a_model_in_evaluation_and_training_goes_on_in_training(tmp_path: Path) -> None:
     judged: list[bool] = []
     trained: list[bool] = []

@@ -33,7 +33,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss, collapsed
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.tasks import GeneratedDataset
@@ -251,8 +252,9 @@ class StageTrainer(Trainer):
             metrics = {f"eval_{name}": value for name, value in reading.items()}
             self.log(dict(metrics))
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            # A Talker starts from random weights: what it says by luck is no candidate.
-            if self.state.global_step > 0 or not isinstance(self.objective, TalkerLoss):
+            # Where a stage starts is a candidate only where it goes on with what its start did already. What the others
+            # do by luck before their first step, or still do as their start did, is not what they are compared for.
+            if self.state.global_step > 0 or isinstance(self.objective, NextToken):
                 parallel.by_first(lambda: self._keep(reading))
         return metrics
 
