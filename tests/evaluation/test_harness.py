@@ -148,18 +148,23 @@ def test_chat_prompts_are_those_of_training(tmp_path: Path) -> None:
         "{% for message in messages %}[{{ message.role }}|{{ message.content }}]{% endfor %}"
         "{% if add_generation_prompt %}[assistant|{% endif %}"
     )
-    latent, plain = (UnspokenLM(str(save(kind, tmp_path / kind))) for kind in ("latent", "coupled"))
+    latent, plain, pair = (UnspokenLM(str(save(kind, tmp_path / kind))) for kind in ("latent", "coupled", "pair"))
     turn = {"role": "user", "content": "How many?"}
     with pytest.raises(ValueError, match="no chat template"):
         latent.apply_chat_template([turn])
-    for lm in (latent, plain):
+    for lm in (latent, plain, pair):
         lm.tokenizer = tokenizer(string.printable)
         lm.tokenizer.chat_template = template
     text = latent.apply_chat_template([turn])
     assert text == f"[user|{INSTRUCTION}\nHow many?][assistant|"
     prompt = Spelling(tokenizer=latent.tokenizer).prompt("How many?")
     assert tuple(latent.tokenizer(text, add_special_tokens=False)["input_ids"]) == prompt
-    assert plain.apply_chat_template([turn]) == "[user|How many?][assistant|"
+    assert plain.apply_chat_template([turn]) == pair.apply_chat_template([turn]) == "[user|How many?][assistant|"
+    # A pair that opens its chains was trained on word problems, and asked as they are.
+    pair.model.config.open_ids = [5]
+    for lm in (latent, pair):
+        lm.tokenizer.chat_template = template.replace("[assistant|", "[assistant|<think>\n")
+        assert lm.apply_chat_template([turn]) == text
     shots = [turn, {"role": "assistant", "content": "3"}, turn]
     assert latent.apply_chat_template(shots).count(INSTRUCTION) == 2
 

@@ -43,7 +43,7 @@ from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, coupled, load_model, system_of
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTConfig
-from unspoken.methods.latent_sft.spelling import INSTRUCTION
+from unspoken.methods.latent_sft.spelling import INSTRUCTION, unopened
 from unspoken.reasoning import StopRule
 from unspoken.tasks.files import read_rows, row_fields
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
@@ -265,7 +265,8 @@ class UnspokenLM(LM):
         """
         if self.tokenizer.chat_template is None:
             raise ValueError("the folder's tokenizer has no chat template; leave --apply_chat_template out")
-        if isinstance(self.speaker, LatentReasoner):
+        spelled = isinstance(self.speaker, LatentReasoner) or (self._is_jepa and bool(self.model.config.open_ids))
+        if spelled:
             chat_history = [
                 {**turn, "content": f"{INSTRUCTION}\n{turn['content']}"} if turn["role"] == "user" else turn
                 for turn in chat_history
@@ -276,7 +277,7 @@ class UnspokenLM(LM):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
-        return text
+        return unopened(text) if spelled else text
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results: size, and the mean cost of the answers so far."""

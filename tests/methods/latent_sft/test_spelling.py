@@ -74,6 +74,14 @@ def test_a_template_puts_instruction_and_question_in_the_user_s_turn() -> None:
     assert prompt == (1, *spelled(f"[user|{INSTRUCTION}\nAnn has 3.][assistant|"))
 
 
+@pytest.mark.parametrize("opened", ["<think>", "<think>\n"])
+def test_a_template_that_opens_the_chain_leaves_that_to_the_chain(opened: str) -> None:
+    plain, opening = letters(), letters(TEMPLATE.replace("[assistant|", f"[assistant|{opened}"))
+    text = opening.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
+    assert text.rstrip().endswith("[assistant|<think>")
+    assert Spelling(tokenizer=opening).prompt("Ann has 3.") == Spelling(tokenizer=plain).prompt("Ann has 3.")
+
+
 def test_without_a_template_the_question_stands_alone() -> None:
     assert Spelling(tokenizer=letters(template=None)).prompt("Ann has 3.") == spelled("Ann has 3.")
 

@@ -18,6 +18,12 @@ OPEN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
+def unopened(prompt: str) -> str:
+    """A prompt without an open marker at its end, where some chat templates put one: every chain gets its own."""
+    bare = prompt.rstrip()
+    return bare.removesuffix(OPEN) if bare.endswith(OPEN) else prompt
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spelling:
     """How questions, chains and answers become tokens.
@@ -49,7 +55,7 @@ class Spelling:
             return self.ids(question)
         turn = [{"role": "user", "content": f"{INSTRUCTION}\n{question}"}]
         text: Any = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self.ids(text)
+        return self.ids(unopened(text))
 
     def spans(self, problem: WordProblem) -> Spans:
         """Spans of a problem with its first chain; an empty chain if it has none."""
