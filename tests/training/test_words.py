@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_recipe import quiet_stage, quiet_train, tiny_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import unpacked
@@ -215,10 +216,18 @@ def test_a_stage_trains_without_padding_and_without_scores_that_nobody_judges(
     plain, grouped = losses("plain"), losses("grouped", "group_by_length=true")
     monkeypatch.setattr(word_stages, "LARGE_VOCABULARY", 10)
     sparse = losses("sparse")
+    whole = UnspokenForCausalLM.forward
+
+    def everywhere(self: Any, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+        assert "logits_to_keep" not in rest
+        return whole(self, input_ids, attention_mask, **rest)
+
+    monkeypatch.setattr(UnspokenForCausalLM, "forward", everywhere)  # as in architectures that cannot leave any out
+    assert losses("everywhere") == plain
     assert len(plain) == 2
     assert sparse == pytest.approx(plain, abs=1e-4)
     assert grouped != pytest.approx(plain, abs=1e-4)
-    assert 0 < seen[1] < seen[0] == seen[2]
+    assert 0 < seen[1] < seen[0] == seen[2] == seen[3]
 
 
 @pytest.mark.parametrize(("size", "judged"), [(10, True), (10**6, False)])

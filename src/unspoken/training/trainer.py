@@ -10,6 +10,7 @@ Where several ranks train together, rank 0 writes all of it, and a checkpoint ca
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import random
@@ -192,6 +193,9 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
+        # A few architectures make all scores or none; the objective then picks the judged ones.
+        if "judged" in inputs and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            inputs = {name: part for name, part in inputs.items() if name != "judged"}
         outputs = model(**self.objective.inputs(inputs))
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += parallel.world() * sum(
