@@ -185,8 +185,8 @@ def test_scores_over_a_large_vocabulary_are_counted_as_the_losses_make_them() ->
     facts = planned_as_shipped("grade-school", "paper")
     found = {entry["stage"]: entry["memory_gb"]["8"]["scores"] * 1e9 for entry in facts["models"]}
     rows, size = 64, 128256
-    # 98.4 tokens of prompt, 29.5 of chain, 3 of marker and 8.6 of answer; the loss looks at the last three.
-    assert found["cot"] == pytest.approx(size * rows * (2 * 139.5 + 10 * 41.1))
+    # 98.4 tokens of prompt, 29.5 of chain, 3 of marker and 8.6 of answer: the last three are scored.
+    assert found["cot"] == pytest.approx(size * rows * (2 + 10) * 41.1)
     # Marker and answer, and fifteen latents: both in pieces of at most 1,024 positions.
     assert found["latent_sft_2"] == pytest.approx(size * 10 * (rows * 11.6 + rows * 15))
     # Chunks behind the first, marker and answer are more than a piece; superpositions are scored at once.

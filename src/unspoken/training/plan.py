@@ -227,8 +227,11 @@ def _row(recipe: Recipe, stage: Stage, model: Any, lengths: Lengths) -> _Row:
         explicit = objective.chain == "explicit"
         tokens = lengths.whole - (0 if explicit else lengths.chain)
         spoken = lengths.answer + (lengths.chain + lengths.end if explicit else 0)
+        head = model.get_output_embeddings().weight
         judged = tokens if objective.positions == "all" else spoken
-        scores = _Scores(head=model.get_output_embeddings().weight, made=tokens, judged=judged)
+        # Of a large vocabulary only the judged places are scored.
+        made = judged if len(head) >= words.LARGE_VOCABULARY else tokens
+        scores = _Scores(head=head, made=made, judged=judged)
         return _Row(tokens=tokens, passes=(_Pass(stack=model.base_model, positions=tokens),), scores=(scores,))
     if isinstance(objective, SST):
         return _Row(tokens=lengths.whole, passes=(_Pass(stack=model.backbone, positions=lengths.whole),))
