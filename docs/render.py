@@ -19,8 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
+from unspoken.evaluation.outcomes import unpacked
+from unspoken.evaluation.significance import paired_difference
 from unspoken.report.tables import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -181,6 +184,22 @@ def variants(content: dict[str, Any]) -> str:
     return _markdown(header, rows)
 
 
+def against(content: dict[str, Any], system: str) -> str:
+    """One system against every other, paired by seed and problem over all test sets."""
+    right: dict[str, list[np.ndarray]] = {}
+    for test in content["outcomes"].values():
+        for name, seeds in test["right"].items():
+            right.setdefault(name, []).append(np.stack([unpacked(seed, test["problems"]) for seed in seeds]))
+    whole = {name: np.concatenate(parts, axis=1) for name, parts in right.items()}
+    rows = []
+    for name, outcomes in whole.items():
+        if name != system:
+            paired = paired_difference(whole[system], outcomes)
+            span = f"{100 * paired.mean:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
+            rows.append([name, span, "< 0.001" if paired.p < 0.001 else f"{paired.p:.3f}"])
+    return _markdown([f"{system} against", "points (95 %)", "p"], rows)
+
+
 def terminal(content: dict[str, Any]) -> str:
     """What the command prints at its end when it is piped, made by the same code."""
     out = io.StringIO()
@@ -198,6 +217,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "calibration": calibration,
     "along": along,
     "variants": variants,
+    "against": against,
 }
 
 
@@ -209,7 +229,7 @@ def render(text: str) -> str:
         return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
 
     def table(match: re.Match[str]) -> str:
-        # "along:all_positions" is the table "along" of that stage.
+        # "along:all_positions" is the table "along" of that stage, "against:cot" that of the system.
         kind, *stage = match[3].split(":")
         return match[1] + TABLES[kind](results(match[2]), *stage) + match[5]
 
