@@ -24,6 +24,7 @@ from rich.console import Console
 
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.significance import paired_difference
+from unspoken.report.formats import p_value
 from unspoken.report.tables import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -196,8 +197,8 @@ def against(content: dict[str, Any], system: str) -> str:
         if name != system:
             paired = paired_difference(whole[system], outcomes)
             span = f"{100 * paired.mean:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
-            rows.append([name, span, "< 0.001" if paired.p < 0.001 else f"{paired.p:.3f}"])
-    return _markdown([f"{system} against", "points (95 %)", "p"], rows)
+            rows.append([name, span, p_value(paired.p)])
+    return _markdown([f"{system} against", "points (95 %)", "paired test"], rows)
 
 
 def terminal(content: dict[str, Any]) -> str:
