@@ -67,6 +67,15 @@ def test_torchrun_takes_the_rest(command: list[str]) -> None:
     assert options.max_restarts > 0
 
 
+def test_restarts_do_not_share_a_store() -> None:
+    """What else happens: tests/invariants/test_nodes.py."""
+    lines = (EXAMPLES / "slurm.sbatch").read_text().splitlines()
+    exported = lines.index("export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
+    assert lines[exported + 1].startswith("srun")
+    (container,) = kubernetes_parts()[1]["spec"]["template"]["spec"]["containers"]
+    assert {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"} in container["env"]
+
+
 def test_bash_reads_the_slurm_script() -> None:
     subprocess.run(["bash", "-n", EXAMPLES / "slurm.sbatch"], check=True)
 

@@ -30,6 +30,8 @@ RECIPE = one_stage(
     "stages.pretrain.optimizer={name: adamw, lr: 0.001, lr_rest: null, warmup_steps: 0}",
     "precision=fp32",
 )
+# By default all restarts share one store, where the addresses of dead workers stay (pytorch issue 135712).
+SEPARATE_STORES = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 def ip(*arguments: str) -> None:
@@ -72,15 +74,14 @@ def start(name: str, address: str, master: str, recipe: Path, output: Path) -> s
             ["ip", "netns", "exec", name, sys.executable, "-m", "torch.distributed.run", *options, *command],
             stdout=log,
             stderr=log,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": name},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": name} | SEPARATE_STORES,
         )
 
 
-def worker_of(launcher: subprocess.Popen[bytes]) -> int:
-    """The process that trains; `ip` has become the launcher by then."""
+def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that train, one at most; `ip` has become the launcher by then."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    (worker,) = [int(child) for child in children if b"unspoken.cli" in Path(f"/proc/{child}/cmdline").read_bytes()]
-    return worker
+    return [int(child) for child in children if b"unspoken.cli" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def test_a_worker_killed_on_one_node_costs_a_restart(nodes: dict[str, str], tmp_path: Path) -> None:
@@ -98,10 +99,21 @@ def test_a_worker_killed_on_one_node_costs_a_restart(nodes: dict[str, str], tmp_
             assert time.monotonic() < deadline, logs()
             assert all(launcher.poll() is None for launcher in launchers), logs()
             time.sleep(0.02)
-        killed = worker_of(launchers[1])
+        (before,), (killed,) = map(workers_of, launchers)
         os.kill(killed, signal.SIGKILL)
         assert not (stage / "model").exists(), "the kill came too late to test anything"
-        assert [launcher.wait(timeout=400) for launcher in launchers] == [0, 0], logs()
+        while not (after := [worker for worker in workers_of(launchers[0]) if worker != before]):
+            assert time.monotonic() < deadline, logs()
+            time.sleep(0.02)
+        # The other node's new worker comes first, and must not take what the old ones left in a store for the new.
+        os.kill(after[0], signal.SIGSTOP)
+        time.sleep(20)
+        os.kill(after[0], signal.SIGCONT)
+        deadline = time.monotonic() + 300
+        while None in (codes := [launcher.poll() for launcher in launchers]):
+            assert time.monotonic() < deadline, logs()
+            time.sleep(0.1)
+        assert codes == [0, 0], logs()
     finally:
         for launcher in launchers:
             launcher.terminate()
