@@ -25,6 +25,7 @@ from rich.console import Console
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.significance import paired_difference
 from unspoken.report.formats import p_value
+from unspoken.report.strings import claims as claims_of
 from unspoken.report.tables import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,6 +202,11 @@ def against(content: dict[str, Any], system: str) -> str:
     return _markdown([f"{system} against", "points (95 %)", "paired test"], rows)
 
 
+def claims(content: dict[str, Any]) -> str:
+    """What a run on strings says of the paper's claims, as its page does."""
+    return _markdown(["claim", "here"], [[name, told] for name, told in claims_of(content)])
+
+
 def terminal(content: dict[str, Any]) -> str:
     """What the command prints at its end when it is piped, made by the same code."""
     out = io.StringIO()
@@ -219,6 +225,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "along": along,
     "variants": variants,
     "against": against,
+    "claims": claims,
 }
 
 
