@@ -329,8 +329,11 @@ def test_questions_are_drawn_from_the_smallest_to_the_largest(questions: int) ->
 # --- sentences ---------------------------------------------------------------------------------------------------
 
 
-def control(mean: float, p: float = 0.001, spread: float = 0.01) -> Results:
-    return {"difference": {"mean": mean, "low": mean - spread, "high": mean + spread, "p": p}}
+def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.5, problems: int = 200) -> Results:
+    return {
+        "exact_match": {"mean": own + mean, "problems": problems, "seeds": [own + mean]},
+        "difference": {"mean": mean, "low": mean - spread, "high": mean + spread, "p": p},
+    }
 
 
 @pytest.mark.parametrize(
@@ -369,11 +372,26 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01) -> Results:
                 "Answering right behind the chain costs 5.0 points: part of the work is done in the text after it.",
             ],
         ),
+        (
+            {"swap": control(-0.025, own=0.025)},
+            ["It cannot be told whether the chain does anything: with it, 5 of 200 answers are right."],
+        ),
+        (
+            {"swap": control(-0.03, own=0.03)},
+            ["The chain does something: without what it holds, accuracy falls by 3.0 points."],
+        ),
         ({"forced answer": control(0.0)}, ["Answering right behind the chain costs nothing detectable."]),
     ],
 )
 def test_a_verdict_claims_no_more_than_its_tests(controls: Results, said: list[str]) -> None:
     assert chain_verdict(controls) == said
+
+
+def test_of_equals_none_is_called_the_best() -> None:
+    results = words_results()
+    systems = results["systems"]
+    systems["soft thinking"]["exact_match"] = systems["latent_sft_2"]["exact_match"]
+    assert "None of 5 systems that reason in latents is better." in finding(results)
 
 
 def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> None:

@@ -40,6 +40,8 @@ CORRUPTION_MEANING = {
 }
 # These take away what a chain holds; the others disturb it or the text behind it.
 _EMPTYING = ("no chain", "swap", "mean", "random mixtures", "noise", "zero")
+# If all of five right answers are lost, chance does that too, once in sixteen times (sign test).
+_FEWEST_TO_LOSE = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,22 +201,36 @@ def _latents(results: Results, explicit: str, silent: Sequence[str]) -> str:
         f"{'' if paired is None else _verdict(paired)}."
     )
     if len(silent) > 1:
-        text += f" It is the best of {len(silent)} systems that reason in latents, picked on these problems."
+        among = f"{len(silent)} systems that reason in latents"
+        tied = sum(rates[name] == rates[best] for name in silent) > 1
+        text += f" None of {among} is better." if tied else f" It is the best of {among}, picked on these problems."
     swapped = words(results).get("controls", {}).get(best, {}).get("swap")
     if swapped is not None:
         text += f" With the chain of another problem it answers {percent(swapped['exact_match']['mean'])}."
     return text + _seeds_caveat(results)
 
 
+def own_accuracy(controls: Mapping[str, Mapping[str, Any]]) -> float:
+    """Accuracy from its own chains of a word-problem system, on the problems of its controls."""
+    entry = next(iter(controls.values()))
+    own: float = entry["exact_match"]["mean"] - entry["difference"]["mean"]
+    return own
+
+
 def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Whether the chain of a word-problem system does anything, out of its controls' paired differences.
 
     Args:
-        controls: by name, each with its ``difference`` to the system with its own chain.
+        controls: by name, each with its accuracy and its ``difference`` to the system with its own chain.
 
     Returns:
         Sentences, the most important first.
     """
+    asked = next(iter(controls.values()))["exact_match"]
+    answers = asked["problems"] * len(asked["seeds"])
+    right = round(own_accuracy(controls) * answers)
+    if right < _FEWEST_TO_LOSE:
+        return [f"It cannot be told whether the chain does anything: with it, {right} of {answers} answers are right."]
     change = {name: entry["difference"] for name, entry in controls.items()}
     lost = {name: -entry["mean"] for name, entry in change.items() if differs(entry) and entry["mean"] < 0}
     emptied = [name for name in _EMPTYING if name in change]

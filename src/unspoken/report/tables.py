@@ -20,6 +20,7 @@ from unspoken.report.findings import (
     differs,
     each_seed,
     label,
+    own_accuracy,
     texts,
     words,
 )
@@ -228,8 +229,7 @@ def _chain_controls(results: Results, console: Console) -> None:
     }
     names = list(dict.fromkeys(name for changes in short.values() for name in changes))
     # Of the problems on which chains were altered: fewer than the headline's.
-    first = {system: next(iter(entries.values())) for system, entries in controls.items()}
-    own = {system: entry["exact_match"]["mean"] - entry["difference"]["mean"] for system, entry in first.items()}
+    own = {system: own_accuracy(entries) for system, entries in controls.items()}
 
     def written(change: Results | None) -> str:
         if change is None:
