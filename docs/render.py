@@ -187,7 +187,8 @@ def variants(content: dict[str, Any]) -> str:
 
 
 def against(content: dict[str, Any], system: str) -> str:
-    """One system against every other, paired by seed and problem over all test sets."""
+    """One system (spaces written as ``+``) against every other, paired by seed and problem over all test sets."""
+    system = system.replace("+", " ")
     right: dict[str, list[np.ndarray]] = {}
     for test in content["outcomes"].values():
         for name, seeds in test["right"].items():
