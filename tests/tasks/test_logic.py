@@ -286,6 +286,15 @@ def test_words_and_names_are_one_token_each() -> None:
     assert tokenizer.chat_template is None
 
 
+def test_the_name_to_look_up_follows_its_subject_at_once() -> None:
+    tokenize = TASKS[0].tokenizer.tokenize
+    assert tokenize("Ann is a dax. Every dax is a wug.") == ["Ann is a", "dax", ".", "Every dax is a", "wug", "."]
+    # Only whole words, and only where a sentence is about a name.
+    assert tokenize("Ann is an")[:2] == ["Ann", "is"]
+    assert tokenize("Is Ann a dax")[:3] == ["Is", "Ann", "a"]
+    assert tokenize("Every daxy is a")[:2] == ["Every", "d"]
+
+
 def test_other_names_are_spelled() -> None:
     tokenizer = TASKS[0].tokenizer
     assert tokenizer.tokenize("Tia is a daxy.") == ["T", "##i", "##a", "is", "a", "d", "##a", "##x", "##y", "."]
