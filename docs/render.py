@@ -24,6 +24,7 @@ from rich.console import Console
 
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.significance import paired_difference
+from unspoken.report.compare import comparisons, problem_sets, reference
 from unspoken.report.formats import p_value
 from unspoken.report.strings import claims as claims_of
 from unspoken.report.tables import print_results
@@ -203,6 +204,39 @@ def against(content: dict[str, Any], system: str) -> str:
     return _markdown([f"{system} against", "points (95 %)", "paired test"], rows)
 
 
+def compared(*every: dict[str, Any]) -> str:
+    """Systems of several runs on the first test set that they share, with paired tests, as their page has them."""
+    entries = problem_sets(every)[0].entries
+    against = reference(entries)
+    assert against is not None
+    tested = {id(found.entry): found for found in comparisons(entries, against)}
+    rows = []
+    for entry in entries:
+        found = tested.get(id(entry))
+        row = [
+            entry.system,
+            entry.run,
+            _interval(dict(entry.rate)),
+            ", ".join(f"{100 * value:.2f}" for value in entry.rate["seeds"]),
+            f"{entry.cost['latent_steps']:.1f}",
+            f"{entry.cost['sequential_passes']:.1f}",
+            f"{entry.cost['flops'] / 1e6:.0f}",
+        ]
+        if found is None:
+            row += ["", ""]
+        else:
+            change = found.difference
+            row += [
+                f"{100 * change.mean:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})",
+                p_value(found.holm).removeprefix("p = ").removeprefix("p "),
+            ]
+        rows.append(row)
+    name = f"points against {against.system} of {against.run}"
+    return _markdown(
+        ["system", "run", "exact match (95 %)", "seeds", "steps", "passes", "MFLOP", name, "p (Holm)"], rows
+    )
+
+
 def claims(content: dict[str, Any]) -> str:
     """What a run on strings says of the paper's claims, as its page does."""
     return _markdown(["claim", "here"], [[name, told] for name, told in claims_of(content)])
@@ -227,6 +261,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "variants": variants,
     "against": against,
     "claims": claims,
+    "compared": compared,
 }
 
 
@@ -238,9 +273,10 @@ def render(text: str) -> str:
         return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
 
     def table(match: re.Match[str]) -> str:
-        # "along:all_positions" is the table "along" of that stage, "against:cot" that of the system.
+        # "along:all_positions" is the table "along" of that stage, "against:cot" that of the system; "a,b compared" is
+        # made of two results.
         kind, *stage = match[3].split(":")
-        return match[1] + TABLES[kind](results(match[2]), *stage) + match[5]
+        return match[1] + TABLES[kind](*map(results, match[2].split(",")), *stage) + match[5]
 
     for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER)):
         if text.count(opening) != len(whole.findall(text)):

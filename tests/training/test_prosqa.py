@@ -19,10 +19,11 @@ from unspoken.methods.latent_sft import Autonomy, Labels, Spelling
 from unspoken.training.recipe import Recipe, load
 from unspoken.training.words import base_config, batches, build_empty, task_of
 
-SIZES = ("tiny", "small")
+SIZES = ("tiny", "small", "paper")
 MEASURED = {
     "tiny": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono"],
     "small": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono", "jepa_dual", "coupled"],
+    "paper": ["cot", "answer_only", "latent_sft_2", "coconut", "jepa_mono", "jepa_dual", "coupled"],
 }
 PUBLISHED = {
     "question": "Every wumpus is a yumpus. Sally is a wumpus. Rex is a zhorpus. Every zhorpus is a rempus. "
