@@ -237,6 +237,22 @@ def compared(*every: dict[str, Any]) -> str:
     )
 
 
+def shots(content: dict[str, Any]) -> str:
+    """What the harness read off a few test problems, by number of worked examples before the question."""
+    rows = [
+        [
+            entry["model"],
+            str(entry["shots"]),
+            _interval(entry["strict"]),
+            _interval(entry["flexible"]),
+            f"{entry['latents']:.1f}",
+            f"{entry['tokens']:.1f}",
+        ]
+        for entry in content["rows"]
+    ]
+    return _markdown(["model", "examples", "strict (95 %)", "flexible (95 %)", "latents", "words"], rows)
+
+
 def claims(content: dict[str, Any]) -> str:
     """What a run on strings says of the paper's claims, as its page does."""
     return _markdown(["claim", "here"], [[name, told] for name, told in claims_of(content)])
@@ -262,6 +278,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "against": against,
     "claims": claims,
     "compared": compared,
+    "shots": shots,
 }
 
 
