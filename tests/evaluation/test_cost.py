@@ -9,7 +9,7 @@ from tiny_words import TASK, tiny_word_system
 from torch.utils.flop_counter import FlopCounterMode
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.evaluation.cost import answer_flops, multiplied, stack_flops, talker_flops
+from unspoken.evaluation.cost import answer_flops, cost, multiplied, stack_flops, talker_flops
 from unspoken.evaluation.systems import Answers
 
 # Of the tiny models: two blocks with four matrices of attention and two of the feed-forward part.
@@ -70,3 +70,27 @@ def test_the_count_is_what_a_counter_sees_in_the_running_model() -> None:
     read = asked + len(system.spelling.markers.open)
     expected += 4 * ATTENTION * read * (read - 1) / 2 + 2 * 3 * 16 * int(given.chain.lengths)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(("seconds", "asked_alone"), [(10.0, 3), (1e-9, 1)])
+def test_few_problems_are_answered_one_by_one_where_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, asked_alone: int
+) -> None:
+    monkeypatch.setattr("unspoken.evaluation.cost._SECONDS_ALONE", seconds)
+    asked: list[tuple[int, int]] = []
+
+    def respond(start: int, stop: int, batch_size: int) -> Answers:
+        asked.append((start, stop))
+        return answers([2] * (stop - start), [1] * (stop - start))
+
+    found = cost(
+        respond,
+        5,
+        parameters=7,
+        spoken_passes=lambda _, words: words,
+        flops=lambda given: given.chain.lengths.double(),
+        batch_size=5,
+        alone=3,
+    )
+    assert asked == [*((at, at + 1) for at in range(asked_alone)), (0, 5)]
+    assert (found.latent_steps, found.sequential_passes, found.flops, found.parameters) == (2, 3, 2, 7)

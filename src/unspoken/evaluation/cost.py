@@ -24,6 +24,8 @@ from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
 from unspoken.methods.latent_sft import LatentSettings
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
+_SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
@@ -144,12 +146,15 @@ def cost(
         spoken_passes: sequential passes of speaking, given mean latent steps and mean spoken tokens.
         flops: `answer_flops` of all problems.
         batch_size: for the batched time.
-        alone: how many problems are also answered one by one.
+        alone: how many problems are also answered one by one, at most: enough are where they took ten seconds.
     """
 
     def answered() -> tuple[Answers, float, list[float]]:
-        respond(0, min(32, problems), batch_size)  # the first call of anything is slow
-        singles = [timed(respond, at, at + 1, 1)[1] for at in range(min(alone, problems))]
+        # These come first, since the first call of anything is slow, and the median does not mind.
+        singles: list[float] = []
+        while len(singles) < min(alone, problems) and sum(singles) < _SECONDS_ALONE:
+            at = len(singles)
+            singles.append(timed(respond, at, at + 1, 1)[1])
         return *timed(respond, 0, problems, batch_size), singles
 
     # Ranks that share a machine would slow each other down.
