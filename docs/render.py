@@ -242,7 +242,9 @@ def shots(content: dict[str, Any]) -> str:
     rows = [
         [
             entry["model"],
+            entry["test"],
             str(entry["shots"]),
+            str(entry["problems"]),
             _interval(entry["strict"]),
             _interval(entry["flexible"]),
             f"{entry['latents']:.1f}",
@@ -250,7 +252,9 @@ def shots(content: dict[str, Any]) -> str:
         ]
         for entry in content["rows"]
     ]
-    return _markdown(["model", "examples", "strict (95 %)", "flexible (95 %)", "latents", "words"], rows)
+    return _markdown(
+        ["model", "test set", "examples", "problems", "strict (95 %)", "flexible (95 %)", "steps", "words"], rows
+    )
 
 
 def claims(content: dict[str, Any]) -> str:
