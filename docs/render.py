@@ -237,6 +237,20 @@ def compared(*every: dict[str, Any]) -> str:
     )
 
 
+def pair(*arguments: Any) -> str:
+    """A system of one run against one of another, on the same problems and seeds: two results, then a name in each."""
+    first, second, *names = arguments
+    if first["outcomes"]["test"]["fingerprint"] != second["outcomes"]["test"]["fingerprint"]:
+        raise ValueError(f"{first['name']} and {second['name']} were measured on other problems")
+    ours, theirs = (
+        np.stack([unpacked(seed, one["problems"]) for seed in one["outcomes"]["test"]["right"][name]])
+        for one, name in zip((first, second), names, strict=True)
+    )
+    found = paired_difference(ours, theirs)
+    span = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return _markdown([f"{names[0]} against {names[1]}", "paired test"], [[span, p_value(found.p)]])
+
+
 def shots(content: dict[str, Any]) -> str:
     """What the harness read off a few test problems, by number of worked examples before the question."""
     rows = [
@@ -282,6 +296,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "against": against,
     "claims": claims,
     "compared": compared,
+    "pair": pair,
     "shots": shots,
 }
 
