@@ -115,6 +115,14 @@ def test_answers_and_their_cost_are_those_of_each_prompt_alone(
     assert (facts["latents_per_answer"] > 0) == (kind in ("latent", "explicit", "pair"))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_the_precision_says_nearly_the_same(kind: str, tmp_path: Path) -> None:
+    folder = save(kind, tmp_path)
+    half, whole = (UnspokenLM(str(folder), batch_size=3, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    assert half.model.dtype == torch.bfloat16
+    assert sum(map(str.__eq__, ask(half, PROMPTS), ask(whole, PROMPTS))) > len(PROMPTS) // 2
+
+
 def test_what_opened_chains_in_training_stands_behind_every_prompt(tmp_path: Path) -> None:
     plain, opened = UnspokenLM(str(save("pair", tmp_path))), tiny_pair()
     opened.config.open_ids = [LETTERS.index("q") + 2]
@@ -211,6 +219,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
         ({"pretrained": tmp_path / "nothing"}, "it has no config.json"),
         ({"pretrained": folder, "batch_size": "auto"}, "batch_size is 'auto'"),
+        ({"pretrained": folder, "dtype": "float8"}, "dtype is 'float8'; known are float32, bfloat16"),
         ({"pretrained": tmp_path / "stage one"}, "stage 1 of Latent-SFT"),
     ]
     for arguments, message in refused:

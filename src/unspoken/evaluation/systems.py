@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,8 +66,15 @@ def pair(model: JepaReasonerForCausalLM, *, name: str = PAIR) -> System:
     )
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """The model of a finished stage, in float32 and evaluation mode.
+def load_model(
+    folder: Path, *, dtype: torch.dtype = torch.float32, attention: Literal["eager", "sdpa"] = "eager"
+) -> PreTrainedModel:
+    """The model of a finished stage, in evaluation mode.
+
+    Args:
+        folder: what the stage published.
+        dtype: of the weights.
+        attention: plain attention is the fastest on a CPU for prompts below about 200 tokens.
 
     Raises:
         ValueError: the folder is not finished, or a file was changed.
@@ -76,8 +83,7 @@ def load_model(folder: Path) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
-    # Prompts are short: plain attention is the fastest on a CPU.
-    model: PreTrainedModel = auto.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     return model.eval()
 
 

@@ -37,7 +37,7 @@ class MonoTalker(nn.Module):
     ) -> Float[Tensor, "B N V"]:
         """Logits of the token that each latent stands for; ``tokens`` is accepted and not looked at."""
         hidden = self.decoder(
-            inputs_embeds=latents * self.scale, attention_mask=mask.long(), use_cache=False
+            inputs_embeds=(latents * self.scale).to(self.decoder.dtype), attention_mask=mask.long(), use_cache=False
         ).last_hidden_state
         return self.lm_head(hidden)
 
@@ -70,7 +70,7 @@ class DualTalker(nn.Module):
 
     def _encode(self, latents: Tensor, mask: Tensor) -> Tensor:
         encoded: Tensor = self.encoder(
-            inputs_embeds=latents * self.scale, attention_mask=mask.long(), use_cache=False
+            inputs_embeds=(latents * self.scale).to(self.encoder.dtype), attention_mask=mask.long(), use_cache=False
         ).last_hidden_state
         return encoded
 
