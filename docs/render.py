@@ -271,6 +271,24 @@ def shots(content: dict[str, Any]) -> str:
     )
 
 
+def corruption(content: dict[str, Any]) -> str:
+    """What each Talker says of corrupted latents or behind a corrupted prime."""
+    found = content["texts"]["corruption"]
+    header = ["corruption", *(f"{stage}: {kind}" for stage in found for kind in ("its own tokens", "the other's"))]
+    rows = [
+        [
+            name,
+            *(
+                "" if name not in entry["conditions"] else _interval(entry["conditions"][name][kind])
+                for entry in found.values()
+                for kind in ("right", "other")
+            ),
+        ]
+        for name in dict.fromkeys(name for entry in found.values() for name in entry["conditions"])
+    ]
+    return _markdown(header, rows)
+
+
 def claims(content: dict[str, Any]) -> str:
     """What a run on strings says of the paper's claims, as its page does."""
     return _markdown(["claim", "here"], [[name, told] for name, told in claims_of(content)])
@@ -295,6 +313,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "variants": variants,
     "against": against,
     "claims": claims,
+    "corruption": corruption,
     "compared": compared,
     "pair": pair,
     "shots": shots,

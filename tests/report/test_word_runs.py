@@ -408,6 +408,13 @@ def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> 
         assert part in text, part
 
 
+def test_a_second_explicit_chain_is_no_system_that_reasons_in_latents() -> None:
+    results = words_results()
+    results["words"]["explicit"].append("latent_sft_2")
+    text = finding(results)
+    assert "latent sft 2" not in text and "the best of 4 systems that reason in latents" in text
+
+
 def test_the_finding_says_equal_training_a_clear_difference_and_one_seed() -> None:
     results = words_results()
     results["seeds"] = [0]

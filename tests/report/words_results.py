@@ -266,6 +266,7 @@ def words_results() -> Results:
                 test: {name: {"exact_match": rate(min(0.99, mean * ease))} for name, mean in own.items()}
                 for test, ease in TESTS.items()
             },
+            "explicit": ["cot"],
             "steps": {name: _steps(steps) for name, (_, steps) in SYSTEMS.items()},
             "controls": {
                 "cot": _controls(own["cot"], CONTROLS),

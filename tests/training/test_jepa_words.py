@@ -95,6 +95,7 @@ def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(train
     json.dumps(results, allow_nan=False)
     assert set(results["systems"]) >= {"mono", "mono, nearest row", "dual"}
     steps = results["words"]["steps"]
+    assert results["words"]["explicit"] == ["cot"]
     assert steps["mono"]["total"] == steps["mono"]["latents"] + 1
     assert steps["mono, nearest row"]["total"] == steps["mono"]["latents"]
     assert steps["dual"]["total"] > steps["mono"]["total"]

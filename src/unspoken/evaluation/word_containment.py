@@ -95,9 +95,7 @@ def mouth_of(system: WordSystem, problems: Sequence[WordProblem], batch_size: in
     reasoner, end = system.reasoner, int(system.spelling.tokenizer.eos_token_id)
     each: Callable[[Tensor, Tensor], Run]
     if isinstance(reasoner, LatentReasoner):
-        settings = reasoner.settings
-        explicit = settings.top_k == 1 and settings.feed == "superposition"
-        room = settings.max_latents if explicit else 0
+        room = reasoner.settings.max_latents if system.explicit else 0
         says, width = "its explicit chain and its answer" if room else "its answer", room + system.max_answer
         each = partial(_stack_run, reasoner, room, system.max_answer, end)
     elif isinstance(reasoner.model, JepaReasonerForCausalLM):

@@ -89,6 +89,12 @@ class WordSystem:
         return self.reasoner.settings if isinstance(self.reasoner, LatentReasoner) else None
 
     @property
+    def explicit(self) -> bool:
+        """Its chain is made of tokens: a chain of thought, said where others keep silent."""
+        how = self.settings
+        return how is not None and how.max_latents > 0 and how.top_k == 1 and how.feed == "superposition"
+
+    @property
     def markers(self) -> int:
         """Tokens that are said for it around the chain."""
         if isinstance(self.reasoner, ChainSpeaker):

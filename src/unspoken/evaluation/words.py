@@ -1,8 +1,8 @@
 """Measures finished seeds of a word-problem recipe.
 
 The results have the layout of `measure`, with what belongs to trees left empty and a part ``words``: accuracy on every
-test set, steps of each kind, causal controls of every system that has a chain, measures of superposition, and a few
-chains written out.
+test set, which systems say their chain (``explicit``), steps of each kind, causal controls of every system that has a
+chain, measures of superposition, and a few chains written out.
 """
 
 from __future__ import annotations
@@ -338,6 +338,7 @@ def evaluate_words(
     facts: dict[str, list[dict[str, Any]]] = {}
     forced: dict[str, list[list[WordEffect]]] = {}
     costs: dict[str, Any] = {}
+    explicit: list[str] = []
     strips: list[dict[str, Any]] = []
     for entry in seeds:
         for stage, folder in entry.final.items():
@@ -369,6 +370,7 @@ def evaluate_words(
                         superposition_facts(system, asked, answers, teacher, entry.seed, batch_size)
                     )
                 if entry is seeds[0]:
+                    explicit += [name] if system.explicit else []
                     costs[name] = headline.cost(system, batch_size)
                     if chained and system.settings is not None and answers.chain.support_ids is not None:
                         compressed = teacher.config.latent_shape.rate if teacher is not None else None
@@ -411,6 +413,7 @@ def evaluate_words(
                 }
                 for test, test_set in tests.items()
             },
+            "explicit": explicit,
             "steps": {
                 name: dict(zip(("latents", "marker", "answer", "total"), np.mean(found, axis=0).tolist(), strict=True))
                 for name, found in steps.items()

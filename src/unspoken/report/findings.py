@@ -104,11 +104,9 @@ def label(results: Results, system: str) -> str:
 
 
 def reasoners(results: Results) -> list[str]:
-    """Systems that reason in latents; the baseline's steps are explicit tokens."""
-    taken = words(results).get("steps", {})
-    return [
-        name for name in results["systems"] if name != baseline(results) and taken.get(name, {}).get("latents", 0) > 0
-    ]
+    """Systems that reason in latents; the steps of the baseline and of every other explicit chain are tokens."""
+    taken, spoken = words(results).get("steps", {}), [baseline(results), *words(results).get("explicit", ())]
+    return [name for name in results["systems"] if name not in spoken and taken.get(name, {}).get("latents", 0) > 0]
 
 
 def sample(results: Results) -> str:
