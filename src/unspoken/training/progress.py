@@ -16,8 +16,9 @@ class StageProgress(TrainerCallback):
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self.title = title
-        self.loss = float("nan")
-        self.exact = float("nan")
+        # Before the first step there is no loss, and text has nothing to match.
+        self.loss: float | None = None
+        self.exact: float | None = None
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -57,4 +58,9 @@ class StageProgress(TrainerCallback):
     def _status(self, state: Any) -> str:
         elapsed = time.monotonic() - self.began
         speed = (state.num_input_tokens_seen - self.tokens_before) / elapsed if elapsed > 0 else 0.0
-        return f"loss {self.loss:.4f}  exact match {self.exact:.1%}  {speed / 1000:.1f}k tokens/s"
+        parts = [
+            "" if self.loss is None else f"loss {self.loss:.4f}",
+            "" if self.exact is None else f"exact match {self.exact:.1%}",
+            f"{speed / 1000:.1f}k tokens/s",
+        ]
+        return "  ".join(filter(None, parts))
