@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from unspoken.backbone import UnspokenConfig
+from unspoken.backbone.loading import load_tokenizer
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
@@ -288,7 +289,7 @@ class Recipe:
             return own
         assert isinstance(self.backbone, str)
         try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.backbone, padding_side="left")
+            found = load_tokenizer(self.backbone, padding_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
         if found.eos_token_id is None:
