@@ -42,7 +42,9 @@ from transformers.utils import (
 
 from unspoken.backbone.folder import MANIFEST, FolderError, check_keys, verify
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Of names on the hub, the folders in its cache.
+_snapshots: dict[str, Path] = {}
 _SAFE = (".safetensors", ".safetensors.index.json")
 _RESTORE = "restore it, or remove and download it again"
 _LOOK_AT = f"look at its {CONFIG_NAME}, restore it or choose another model"
@@ -73,7 +75,8 @@ def load_config(source: str | Path) -> PreTrainedConfig:
             f"{folder / CONFIG_NAME} asks for {kernel!r}, code off the hub, which is never run; remove that key"
         )
     with _one_line(source, folder, _LOOK_AT):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config.name_or_path = str(source)
     return config
 
 
@@ -88,8 +91,10 @@ def load_tokenizer(source: str | Path, **settings: Any) -> PreTrainedTokenizerBa
         ValueError: there is none, a file of it is damaged or was changed, or it asks for code.
     """
     folder = _folder(source)
-    with _one_line(source, folder, "look at its tokenizer.json and tokenizer_config.json, restore what was changed"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **settings)
+    with _one_line(source, folder, "look at its tokenizer.json and its configurations, restore what was changed"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=False, **_pinned(source, folder), **settings
+        )
         tokenizer("1 + 1 \N{SNOWMAN}")  # one that does not fit its vocabulary fails at what is not in it
     return tokenizer
 
@@ -123,6 +128,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # `check_keys` names them
             output_loading_info=True,
+            **_pinned(source, folder),
             **settings,
         )
     check_keys(source, info)
@@ -154,11 +160,20 @@ def _folder(source: str | Path) -> Path:
         raise FolderError(f"{folder} is a file; give the folder of a model, with config.json and model.safetensors")
     if isinstance(source, Path) or not _HUB_NAME.fullmatch(source):
         raise FolderError(f"there is no folder {source}; give one with config.json and model.safetensors")
+    known = _snapshots.get(source)
+    if known is not None and (known / CONFIG_NAME).is_file():
+        return known
     with _one_line(source, None, "give a folder, or a model's name while the hub can be reached"):
         found = cached_file(source, CONFIG_NAME)
     if found is None:
         raise FolderError(f"{source} has no {CONFIG_NAME} on the hub; choose a model of transformers")
-    return Path(found).parent
+    _snapshots[source] = Path(found).parent
+    return _snapshots[source]
+
+
+def _pinned(source: str | Path, folder: Path) -> dict[str, Any]:
+    """Of a name on the hub, the commit in the cache, so that all files are of one and the hub is asked less often."""
+    return {} if Path(source).is_dir() else {"revision": folder.name}
 
 
 def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path:
@@ -174,7 +189,7 @@ def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path
     found = []
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if chosen is None else (str(chosen),):
         with _one_line(source, folder, _RESTORE):
-            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+            path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_pinned(source, folder))
         found += [] if path is None else [Path(path)]
         if found and not local:
             break
@@ -211,7 +226,7 @@ def _shards(weights: Path) -> list[Path]:
 
 def _refuse_adapters(source: str | Path, folder: Path) -> None:
     with _one_line(source, folder, _RESTORE):
-        found = find_adapter_config_file(str(source))
+        found = find_adapter_config_file(str(source), **_pinned(source, folder))
     if found is not None:
         raise FolderError(
             f"{found} makes {source} an adapter, which is not read; merge it into its model and save that "
