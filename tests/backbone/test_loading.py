@@ -24,8 +24,9 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from unspoken.backbone import folder as folders
-from unspoken.backbone.folder import MANIFEST, FolderError, verify, write_json, write_manifest
+from unspoken.backbone.folder import MANIFEST, FolderError, verify, write_manifest
 from unspoken.backbone.loading import load_config, load_pretrained, load_tokenizer
+from unspoken.storage import write_json
 from unspoken.tasks.tokenizing import by_character
 from unspoken.training.settings import as_mapping
 

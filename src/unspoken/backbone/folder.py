@@ -18,6 +18,8 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from unspoken.storage import sync, write_json
+
 MANIFEST = "run.json"
 
 # What transformers would read beside, or in place of, the files that a manifest lists.
@@ -60,15 +62,6 @@ def _known_hash(path: Path) -> str:
     return found
 
 
-def sync(path: Path) -> None:
-    """Force a file or a directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Sync every file of the folder, then write the manifest with their hashes, itself atomically."""
     # What a kill or a full disk left of an earlier one must not be listed.
@@ -85,18 +78,6 @@ def _digest(content: Mapping[str, Any]) -> str:
     # Twice, since JSON makes lists of tuples and strings of all keys.
     plain = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, sync it, rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
