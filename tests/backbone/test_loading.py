@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 from unspoken.backbone import folder as folders
+from unspoken.backbone import loading
 from unspoken.backbone.folder import MANIFEST, FolderError, verify, write_manifest
 from unspoken.backbone.loading import load_config, load_pretrained, load_tokenizer
 from unspoken.storage import write_json
@@ -458,6 +459,7 @@ def hub(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(original, snapshot)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(loading, "_snapshots", {})
     return snapshot
 
 
