@@ -1,316 +1,44 @@
-"""Whatever happens to a folder, it loads as it was or is refused in one line; with a manifest every change is seen."""
+"""What loads, and how: folders, links, names on the hub; what came into a published folder later; the command line."""
 
 from __future__ import annotations
 
 import builtins
 import json
 import os
-import random
 import re
-import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from folder_damage import (
+    INDEX,
+    WEIGHTS,
+    Change,
+    bit,
+    config,
+    cut,
+    gone,
+    in_shards,
+    load,
+    pickled,
+    refusal,
+    same,
+    signed_again,
+    together,
+    weights,
+    written,
+)
+from safetensors.torch import load_file
 from tiny_models import tiny_language_model
-from tiny_recipe import tiny_recipe
-from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from unspoken.backbone import folder as folders
-from unspoken.backbone import loading
-from unspoken.backbone.folder import MANIFEST, FolderError, verify, write_manifest
+from unspoken.backbone.folder import MANIFEST, verify, write_manifest
 from unspoken.backbone.loading import load_config, load_pretrained, load_tokenizer
 from unspoken.storage import write_json
-from unspoken.tasks.tokenizing import by_character
-from unspoken.training.settings import as_mapping
-
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-LETTERS = "abcdefghijklmnopqr"
-Change = Callable[[Path], Any]
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama as the hub has it."""
-    path = tmp_path_factory.mktemp("hub") / "llama"
-    tiny_language_model("llama").save_pretrained(path)
-    by_character(["[PAD]", "[EOS]", *LETTERS]).save_pretrained(path)
-    return path
-
-
-@pytest.fixture
-def hub_like(original: Path, tmp_path: Path) -> Path:
-    """A copy of it, which has no manifest."""
-    return Path(shutil.copytree(original, tmp_path / "llama"))
-
-
-@pytest.fixture
-def published(hub_like: Path) -> Path:
-    """A copy with a manifest, as a stage publishes it."""
-    write_manifest(hub_like, {"step": 7, "recipe": as_mapping(tiny_recipe())})
-    return hub_like
-
-
-def load(path: str | Path) -> PreTrainedModel:
-    """The model, if its tokenizer loads too."""
-    model = load_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-    load_tokenizer(path)
-    return model
-
-
-def same(model: PreTrainedModel, original: Path) -> bool:
-    """Whether it is the model that was saved, weight by weight."""
-    expected = load_file(original / WEIGHTS)
-    return all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
-
-
-def refusal(path: str | Path) -> str:
-    """The one line in which loading is refused."""
-    with pytest.raises((ValueError, OSError)) as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-# --- what can happen -------------------------------------------------------------------------------------------------
-
-
-def written(name: str, content: bytes) -> Change:
-    return lambda path: (path / name).write_bytes(content)
-
-
-def renamed(old: str, new: str) -> Change:
-    return lambda path: (path / old).rename(path / new)
-
-
-def bit(name: str, place: int) -> Change:
-    def change(path: Path) -> None:
-        content = bytearray((path / name).read_bytes())
-        content[place] ^= 1
-        (path / name).write_bytes(content)
-
-    return change
-
-
-def cut(size: int) -> Change:
-    return lambda path: os.truncate(path / WEIGHTS, size)
-
-
-def zeroed(path: Path) -> None:
-    (path / WEIGHTS).write_bytes(bytes((path / WEIGHTS).stat().st_size))
-
-
-def gone(*names: str) -> Change:
-    def change(path: Path) -> None:
-        for name in names:
-            (path / name).unlink()
-
-    return change
-
-
-def header(before: str, after: str) -> Change:
-    """Replace something in the header of the weights."""
-
-    def change(path: Path) -> None:
-        content = (path / WEIGHTS).read_bytes()
-        size = struct.unpack("<Q", content[:8])[0]
-        assert before in content[8 : 8 + size].decode()
-        text = content[8 : 8 + size].decode().replace(before, after, 1).encode()
-        (path / WEIGHTS).write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
-
-    return change
-
-
-def weights(change: Callable[[dict[str, Tensor]], Any]) -> Change:
-    def both(path: Path) -> None:
-        tensors = load_file(path / WEIGHTS)
-        change(tensors)
-        save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
-
-    return both
-
-
-def config(name: str = "config.json", **changes: Any) -> Change:
-    def change(path: Path) -> None:
-        content = {**json.loads((path / name).read_text()), **changes}
-        (path / name).write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
-
-    return change
-
-
-def pickled(path: Path) -> None:
-    torch.save(load_file(path / WEIGHTS), path / "pytorch_model.bin")
-    (path / WEIGHTS).unlink()
-
-
-def in_shards(path: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(path)
-    (path / WEIGHTS).unlink()
-    model.save_pretrained(path, max_shard_size="5KB")
-
-
-def signed_again(path: Path) -> None:
-    write_manifest(path, json.loads((path / MANIFEST).read_text()))
-
-
-def together(*changes: Change) -> Change:
-    def change(path: Path) -> None:
-        for one in changes:
-            one(path)
-
-    return change
-
-
-GATE = "model.layers.1.mlp.gate_proj.weight"
-# What happens, the file that a manifest gives away, and what is named where there is no manifest.
-DAMAGE: dict[str, tuple[Change, str, str]] = {
-    "bit of the length": (bit(WEIGHTS, 0), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "length too large": (bit(WEIGHTS, 7), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "bit of the header": (bit(WEIGHTS, 60), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "truncated": (cut(5000), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "truncated in the header": (cut(100), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "empty": (cut(0), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "zeros": (zeroed, WEIGHTS, f"{WEIGHTS} is damaged"),
-    "other type": (header('"F32"', '"F16"'), WEIGHTS, f"{WEIGHTS} is damaged"),
-    "type of integers": (header('"F32"', '"I32"'), WEIGHTS, "holds lm_head.weight as I32"),
-    "other name": (header("layers.0", "layers.7"), WEIGHTS, "missing keys in the weights: model.layers.0"),
-    "tensor gone": (weights(lambda all: all.pop(GATE)), WEIGHTS, f"missing keys in the weights: {GATE}"),
-    "tensor added": (
-        weights(lambda all: all.update(foreign=torch.zeros(2))),
-        WEIGHTS,
-        "unexpected keys in the weights: foreign",
-    ),
-    "tensor of another shape": (
-        weights(lambda all: all.update({GATE: torch.zeros(3, 5)})),
-        WEIGHTS,
-        rf"mismatched keys in the weights: {GATE} \(\[3, 5\] in the weights, \[32, 16\] by config.json\)",
-    ),
-    "not a number": (weights(lambda all: all[GATE][1].fill_(torch.nan)), WEIGHTS, f"{GATE} holds values that are not"),
-    "infinite": (weights(lambda all: all[GATE][1, 3].fill_(-torch.inf)), WEIGHTS, f"{GATE} holds values that are not"),
-    "weights gone": (gone(WEIGHTS), WEIGHTS, f"{WEIGHTS} is missing"),
-    "pickle in their place": (pickled, WEIGHTS, r"a pickle \(pytorch_model.bin\) is never read"),
-    "narrower": (config(hidden_size=8), "config.json", "mismatched keys in the weights: lm_head.weight"),
-    "wider": (config(hidden_size=32), "config.json", r"model of \d+ weights, but there are \d+|mismatched keys"),
-    "wider than any memory": (config(vocab_size=10**12), "config.json", r"describes a model of \d+ weights"),
-    "more words": (config(vocab_size=30), "config.json", "mismatched keys in the weights: lm_head.weight"),
-    "fewer layers": (config(num_hidden_layers=1), "config.json", "unexpected keys .* and 4 more"),
-    "more layers": (config(num_hidden_layers=3), "config.json", "missing keys .* model.layers.2.* and 4 more"),
-    "no layers": (config(num_hidden_layers=-1), "config.json", "unexpected keys"),
-    "no heads": (config(num_attention_heads=0), "config.json", "look at its config.json"),
-    "a word for a width": (config(hidden_size="wide"), "config.json", "hidden_size.*look at its config.json"),
-    "unknown activation": (config(hidden_act="sigh"), "config.json", "sigh.*look at its config.json"),
-    "unknown kind": (config(model_type="sigh"), "config.json", "'sigh', which this version of transformers"),
-    "no kind": (config(model_type=...), "config.json", "None, which this version of transformers"),
-    "kind is a list": (config(model_type=[1]), "config.json", r"\[1\], which this version of transformers"),
-    "kind of another model": (config(model_type="gpt2"), "config.json", "missing keys in the weights: transformer"),
-    "kind without a head": (config(model_type="t5"), "config.json", "T5Config.*look at its config.json"),
-    "code for the kind": (
-        config(model_type="sigh", auto_map={"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}),
-        "config.json",
-        "code of its own",
-    ),
-    "kernel off the hub": (config(_attn_implementation="some/kernel"), "config.json", "asks for 'some/kernel', code"),
-    "pickle by name": (
-        together(config(transformers_weights="adapter_model.bin"), written("adapter_model.bin", b"\x80")),
-        "config.json",
-        "is never read",
-    ),
-    "config gone": (gone("config.json"), "config.json", "config.json is missing"),
-    "config cut": (written("config.json", b'{"model_type": "lla'), "config.json", "config.json is damaged"),
-    "config no text": (written("config.json", b"\xff\xfe\x00"), "config.json", "config.json is damaged"),
-    "config a list": (written("config.json", b"[]"), "config.json", "config.json is damaged"),
-    "generation cut": (written("generation_config.json", b"{"), "generation_config.json", "config.json is damaged"),
-    "generation a list": (written("generation_config.json", b"[]"), "generation_config.json", "config.json is damaged"),
-    "adapter beside it": (
-        written("adapter_config.json", b'{"peft_type": "LORA"}'),
-        "adapter_config.json",
-        "an adapter",
-    ),
-    "tokenizer gone": (gone("tokenizer.json"), "tokenizer.json", "look at its tokenizer.json"),
-    "tokenizer cut": (written("tokenizer.json", b'{"model": '), "tokenizer.json", "tokenizer.json is damaged"),
-    "tokenizer zeros": (written("tokenizer.json", bytes(99)), "tokenizer.json", "tokenizer.json is damaged"),
-    "tokenizer of another form": (written("tokenizer.json", b"{}"), "tokenizer.json", "look at its tokenizer.json"),
-    "tokenizer of another class": (
-        config("tokenizer_config.json", tokenizer_class="BertTokenizer"),
-        "tokenizer_config.json",
-        "UNK.*look at its tokenizer.json",
-    ),
-    "code for the tokenizer": (
-        config("tokenizer_config.json", tokenizer_class="Evil", auto_map={"AutoTokenizer": ["evil.T", None]}),
-        "tokenizer_config.json",
-        "code of its own",
-    ),
-    "tokenizer's settings cut": (written("tokenizer_config.json", b"{"), "tokenizer_config", "_config.json is damaged"),
-    "template no text": (written("chat_template.jinja", b"\xff"), "chat_template.jinja", "look at its tokenizer.json"),
-    "shard gone": (together(in_shards, gone("model-00002-of-00005.safetensors")), WEIGHTS, "00002.* is missing, but"),
-    "index cut": (together(in_shards, written(INDEX, b"{")), WEIGHTS, f"{INDEX} is damaged"),
-    "index empty": (together(in_shards, written(INDEX, b'{"weight_map": {}}')), WEIGHTS, f"{INDEX} is damaged"),
-    "shards and a file": (
-        together(lambda path: shutil.copy(path / WEIGHTS, path / "old"), in_shards, renamed("old", WEIGHTS)),
-        "came into a finished folder later",
-        "holds both",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_without_a_manifest_is_named(kind: str, hub_like: Path) -> None:
-    change, _, message = DAMAGE[kind]
-    change(hub_like)
-    assert re.search(message, refusal(hub_like)), refusal(hub_like)
-
-
-@pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_of_a_published_folder_is_named(kind: str, published: Path) -> None:
-    change, file, _ = DAMAGE[kind]
-    change(published)
-    assert re.search(file, refusal(published)), refusal(published)
-
-
-# What no one can see without a manifest: the folder is a possible one.
-UNSEEN: dict[str, Change] = {
-    "bit of a weight": bit(WEIGHTS, -3),
-    "other positions": config(rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
-    "other eps": config(rms_norm_eps=0.5),
-    "other end": config("generation_config.json", eos_token_id=5),
-    "no generation settings": gone("generation_config.json"),
-    "other letters": lambda path: by_character(["[PAD]", "[EOS]", *reversed(LETTERS)]).save_pretrained(path),
-}
-
-
-@pytest.mark.parametrize("kind", UNSEEN)
-def test_what_makes_another_possible_model_is_seen_with_a_manifest(kind: str, published: Path) -> None:
-    UNSEEN[kind](published)
-    assert re.search("hash differs|is missing", refusal(published))
-    (published / MANIFEST).unlink()
-    load(published)
-
-
-@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "generation_config.json", "tokenizer.json"])
-def test_a_random_change_is_refused_in_one_line_or_is_possible(name: str, hub_like: Path, original: Path) -> None:
-    good, draw = (original / name).read_bytes(), random.Random(0)
-    size = len(good) if name != WEIGHTS else 8 + struct.unpack("<Q", good[:8])[0]
-    messages = []
-    for _ in range(60):
-        content, place = bytearray(good), draw.randrange(size)
-        content[place] = draw.randrange(256) if draw.random() < 0.7 else content[place] ^ 1
-        (hub_like / name).write_bytes(content if draw.random() < 0.9 else content[:place])
-        try:
-            model = load(hub_like)
-        except FolderError as error:
-            messages.append(str(error))
-        else:
-            assert same(model, original)
-    assert len(messages) > 20
-    assert not any("\n" in message for message in messages)
-
 
 # --- what is not damage ----------------------------------------------------------------------------------------------
 
@@ -447,20 +175,6 @@ def test_a_manifest_that_cannot_be_read_is_no_missing_manifest(published: Path) 
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hub(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The snapshot of ``nobody/llama`` in the hub's cache."""
-    repository = tmp_path / "cache" / "models--nobody--llama"
-    snapshot = repository / "snapshots" / ("a" * 40)
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text(snapshot.name)
-    shutil.copytree(original, snapshot)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(loading, "_snapshots", {})
-    return snapshot
 
 
 def test_a_name_on_the_hub_loads(hub: Path, original: Path) -> None:

@@ -112,7 +112,7 @@ def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
     """Compare every listed file with its hash and return the manifest.
 
     Args:
-        weights: also hash the weights, which takes about a second a gigabyte, once a process.
+        weights: also hash the weights, which takes one or two seconds a gigabyte, once a process.
 
     Raises:
         ValueError: a file is missing, truncated or changed, or there is one that the manifest does not list and that
