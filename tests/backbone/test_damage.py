@@ -47,6 +47,11 @@ DAMAGE: dict[str, tuple[Change, str, str]] = {
     "zeros": (zeroed, WEIGHTS, f"{WEIGHTS} is damaged"),
     "other type": (header('"F32"', '"F16"'), WEIGHTS, f"{WEIGHTS} is damaged"),
     "type of integers": (header('"F32"', '"I32"'), WEIGHTS, "holds lm_head.weight as I32"),
+    "integers of an unknown quantisation": (
+        together(header('"F32"', '"I32"'), config(quantization_config={"quant_method": "sigh"})),
+        "config.json|model.safetensors",
+        "holds lm_head.weight as I32",
+    ),
     "other name": (header("layers.0", "layers.7"), WEIGHTS, "missing keys in the weights: model.layers.0"),
     "tensor gone": (weights(lambda all: all.pop(GATE)), WEIGHTS, f"missing keys in the weights: {GATE}"),
     "tensor added": (

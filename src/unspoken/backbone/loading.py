@@ -116,9 +116,8 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
         verify(folder)
     _refuse_adapters(source, folder)
     weights = _weights(source, folder, config)
-    quantized = getattr(config, "quantization_config", None) is not None
     with _one_line(source, folder, _LOOK_AT), _no_table():
-        if not quantized:
+        if getattr(config, "quantization_config", None) is None:
             _refuse_giants(_shards(weights), auto, config)
         # The configuration is passed on, since its own "attn_implementation" would overrule the caller's.
         model, info = auto.from_pretrained(
@@ -135,7 +134,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
     # Where it cannot be read, the library makes another up in silence.
     if os.path.lexists(folder / GENERATION_CONFIG_NAME):
         _json(folder / GENERATION_CONFIG_NAME)
-    if not quantized:
+    if not getattr(model, "is_quantized", False):
         _refuse_integers(_shards(weights), model)
     _refuse_infinite(source, model)
     assert isinstance(model, PreTrainedModel)
