@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unspoken import parallel
 from unspoken.methods.coconut.model import CoconutOutput
+from unspoken.places import at, places_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,14 +140,21 @@ class Coconut:
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+        chosen = batch["target_mask"][:, 1:]
+        places = places_of(F.pad(chosen, (0, 1)))
+        return {**batch, "places": places, "targets": batch["text_ids"][:, 1:][chosen]}
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         return {name: batch[name] for name in ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")}
 
-    def __call__(self, outputs: CoconutOutput, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: CoconutOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the tokens of the text, in nats; questions, latents and markers are not judged."""
         assert outputs.logits is not None
-        chosen = batch["target_mask"][:, 1:]
-        tokens = batch["text_ids"][:, 1:][chosen]
-        loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
+        if "places" not in batch:
+            batch = self.with_places(batch)
+        tokens = batch["targets"]
+        loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
         return loss, {"token_loss": loss.detach()}

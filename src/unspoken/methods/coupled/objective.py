@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspoken import parallel
+from unspoken.places import at, padding_mask, places_of
 
 
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
@@ -41,18 +42,27 @@ class NextToken:
     positions: Literal["all", "answer"] = "all"
     chain: Literal["explicit", "none"] = "explicit"
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+        chosen = supervised(batch, self.positions)
+        grid = chosen[:, batch["judged"]] if "judged" in batch else F.pad(chosen, (0, 1))
+        return {
+            **batch,
+            "attention_mask": padding_mask(batch["attention_mask"]),
+            "places": places_of(grid),
+            "targets": batch["input_ids"][:, 1:][chosen],
+        }
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         # The library's own argument: whatever a model does to its scores, it does to these.
         kept = {"logits_to_keep": batch["judged"]} if "judged" in batch else {}
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **kept}
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss over supervised positions, in nats a token."""
-        chosen = supervised(batch, self.positions)
-        tokens = batch["input_ids"][:, 1:][chosen]
-        logits = outputs.logits[:, :-1]
-        if "judged" in batch:
-            logits, chosen = outputs.logits, chosen[:, batch["judged"]]
-        loss = parallel.balanced(F.cross_entropy(logits[chosen].float(), tokens), len(tokens))
+        if "places" not in batch:
+            batch = self.with_places(batch)
+        tokens = batch["targets"]
+        loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
         return loss, {"token_loss": loss.detach()}

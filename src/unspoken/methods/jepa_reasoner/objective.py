@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unspoken import parallel
+from unspoken.places import at, padding_mask, places_of
 
 
 def sst_loss(predicted: Float[Tensor, "S D"], target: Float[Tensor, "S D"], k: float) -> Float[Tensor, ""]:
@@ -81,34 +82,48 @@ class SST:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch that is still on the host, with the places of its judged latents and the tokens that they stand for.
+
+        ``able`` are the places that can be read as the model's own latents.
+        """
+        real, answer = batch["attention_mask"].bool(), batch["answer_mask"]
+        chosen = real[:, 1:] & real[:, :-1]
+        if self.positions == "answer":
+            chosen = chosen & answer[:, 1:]
+        return {
+            **batch,
+            "attention_mask": padding_mask(batch["attention_mask"]),
+            "places": places_of(F.pad(chosen, (0, 1))),
+            "targets": batch["input_ids"][:, 1:][chosen],
+            "able": real & (answer if self.positions == "answer" else F.pad(real[:, :-1], (1, 0))),
+        }
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
         given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
         if not self.own_latents or not torch.is_grad_enabled():
             return given
-        return {**given, "own": self._own(batch), "own_passes": self.own_passes}
+        able = (batch if "able" in batch else self.with_places(batch))["able"]
+        return {**given, "own": self._own(able), "own_passes": self.own_passes}
 
-    def _own(self, batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
+    def _own(self, able: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
         """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
-        real = batch["attention_mask"].bool()
-        able = real & (batch["answer_mask"] if self.positions == "answer" else F.pad(real[:, :-1], (1, 0)))
-        draws_B2 = parallel.own_rows(len(real), lambda rows: torch.rand(rows, 2, device=real.device))
+        draws_B2 = parallel.own_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
         count_B = 1 + (draws_B2[:, 0] * self.own_latents).long()
         first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
         place_BT = able.cumsum(dim=1) - 1
         return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and the best constant vector's loss, from the Reasoner's teacher-forced pass.
 
         No gradient flows into the target table.
         """
-        real = batch["attention_mask"].bool()
-        chosen = real[:, 1:] & real[:, :-1]
-        if self.positions == "answer":
-            chosen = chosen & batch["answer_mask"][:, 1:]
-        target_SD = F.embedding(batch["input_ids"][:, 1:][chosen], parallel.whole(outputs.target_table.detach()))
-        loss = parallel.balanced(sst_loss(outputs.latents[:, :-1][chosen], target_SD, self.k), len(target_SD))
+        if "places" not in batch:
+            batch = self.with_places(batch)
+        target_SD = F.embedding(batch["targets"], parallel.whole(outputs.target_table.detach()))
+        loss = parallel.balanced(sst_loss(at(outputs.latents, batch["places"]), target_SD, self.k), len(target_SD))
         return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, self.k)}
 
 
@@ -118,12 +133,29 @@ class TalkerLoss:
 
     kind: ClassVar[str] = "talker"
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the pair's forward takes out of a batch."""
-        return {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch that is still on the host, with the places of its judged outputs, moved to the left.
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        ``length`` is the number of columns that they need.
+        """
+        chosen = batch["answer_mask"][:, 1:] & batch["attention_mask"][:, :-1].bool()
+        counts_B = chosen.sum(dim=1)
+        length = int(counts_B.max())
+        return {
+            **batch,
+            "attention_mask": padding_mask(batch["attention_mask"]),
+            "length": length,
+            "places": places_of(torch.arange(length, device=chosen.device) < counts_B[:, None]),
+        }
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the pair's forward takes out of a batch."""
+        given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
+        return {**given, "length": batch.get("length")}
+
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over answer tokens, in nats a token."""
-        tokens = outputs.tokens[outputs.mask]
-        loss = parallel.balanced(F.cross_entropy(outputs.logits[outputs.mask].float(), tokens), len(tokens))
+        places = batch["places"] if "places" in batch else places_of(outputs.mask)
+        tokens = at(outputs.tokens, places)
+        loss = parallel.balanced(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))
         return loss, {"talker_loss": loss.detach()}
