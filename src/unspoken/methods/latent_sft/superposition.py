@@ -133,7 +133,8 @@ def choose(
         Weights in float32 that sum to 1, and ids. The choice of ids has no gradient, the weights do.
     """
     kept = scores.shape[-1] if top_k is None else min(top_k, scores.shape[-1])
-    values, ids = (scores.float() / temperature).topk(kept, dim=-1)
+    scores = scores.float()
+    values, ids = (scores if temperature == 1 else scores / temperature).topk(kept, dim=-1)
     return F.softmax(values, dim=-1), ids
 
 
