@@ -41,7 +41,7 @@ class Steps(TrainerCallback):
         (lambda values: values.sum(), 0),
         (lambda values: values if (values > 0).all() else -values, 1),
         (lambda values: torch.where(values > 0, values, -values), 0),
-        (lambda values: torch.repeat_interleave(torch.tensor([2, 1])), 1),
+        (lambda values: torch.repeat_interleave(values.long().clamp(min=0)), 1),
         (lambda values: values.tolist(), 1),
     ],
 )

@@ -23,7 +23,6 @@ from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
 from unspoken.methods.latent_sft.superposition import (
-    Noise,
     distribution,
     embedding_table,
     mix,
@@ -31,6 +30,7 @@ from unspoken.methods.latent_sft.superposition import (
     rows_at_once,
     superpose,
 )
+from unspoken.methods.settings.latent_sft import Noise
 from unspoken.places import at
 
 

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from unspoken import parallel
-
-Readout = Literal["head", "table"]
+from unspoken.methods.settings.latent_sft import Noise, Readout
 
 T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
 
@@ -188,7 +186,7 @@ def superpose(
     if top_k is None:
         return _Full.apply(hidden, readout, table, temperature)
     weights, ids = distribution(hidden, readout, top_k, temperature)
-    return mix(weights if noise is None else noise.on(weights), ids, table)
+    return mix(weights if noise is None else noisy(weights, noise), ids, table)
 
 
 class _Full(torch.autograd.Function):
@@ -229,26 +227,13 @@ class _Full(torch.autograd.Function):
 # --- noise -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
-
-    scale: float = 1.0
-    temperature: float = 1.0
-    lowest: float = -1.5
-    highest: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
-
-    def on(self, weights: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Noisy weights, by torch's own generator; the gradient goes through."""
-        # A row's noise must not depend on which rank it is read by.
-        drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
-        gumbel = -drawn.log()
-        bounded = (self.scale * gumbel).clamp(self.lowest, self.highest)
-        return F.softmax(((weights + 1e-10).log() + bounded) / self.temperature, dim=-1)
+def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:
+    """Noisy weights, by torch's own generator; the gradient goes through."""
+    # A row's noise must not depend on which rank it is read by.
+    drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
+    gumbel = -drawn.log()
+    bounded = (noise.scale * gumbel).clamp(noise.lowest, noise.highest)
+    return F.softmax(((weights + 1e-10).log() + bounded) / noise.temperature, dim=-1)
 
 
 def perturb(
