@@ -10,7 +10,7 @@ from host_waits import HostWaits
 from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model, tiny_pair, tiny_reasoner
 from torch import Tensor
 
-from unspoken.backbone.attention import masks_unread
+from unspoken.backbone.masking import masks_unread
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.places import at, padding_mask, places_of

@@ -33,9 +33,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
-from unspoken.backbone.attention import masks_unread
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
-from unspoken.machine import Precision
+from unspoken.backbone.masking import masks_unread
+from unspoken.machine import Precision, usable_threads
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
@@ -84,7 +84,7 @@ def loading() -> dict[str, Any]:
     # A tokenizer in a forked worker must not use threads of its parent; the variable spares a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     return {
-        "dataloader_num_workers": max(1, min(4, torch.get_num_threads() // 2)),
+        "dataloader_num_workers": max(1, min(4, usable_threads() // 2)),
         "dataloader_multiprocessing_context": "fork",  # recipes make batches in closures, which cannot be pickled
         "dataloader_pin_memory": True,
         "accelerator_config": {"non_blocking": True},
