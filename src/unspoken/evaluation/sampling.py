@@ -26,7 +26,7 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import rate
 from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning import Thought
 from unspoken.tasks.words import WordProblem, WordTask
 
@@ -63,6 +63,7 @@ class NoisyReasoner(LatentReasoner):
             noisy = [w if over else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, over in rows]
             weights = torch.cat(noisy)
         latent = mix(weights, ids, embedding_table(self.model))
+        weights, ids = heaviest(weights, ids)
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -316,8 +317,14 @@ def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Co
 def _shuffled(indices: NDArray[np.int64], rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epoch of each index, and which of so many rows it is there."""
     epochs, places = np.divmod(indices, rows)
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows) for epoch in set(epochs.tolist())}
-    return epochs, np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+    pairs = zip(epochs.tolist(), places, strict=True)
+    return epochs, np.array([_permutation(rows, seed, epoch)[place] for epoch, place in pairs])
+
+
+@lru_cache(maxsize=2)
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch; a batch lies in two of them at most, and the next one in the same."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
@@ -465,14 +472,11 @@ def write_labels(
             some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
             batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
-            weights, ids = model.labels(batch["encoder"])
-            counts = batch["encoder"].slots.sum(dim=1).tolist()
-            for index, problem in enumerate(problems):
-                place = slice(sum(counts[:index]), sum(counts[: index + 1]))
+            for problem, (weights, ids) in zip(problems, model.labels(batch["encoder"]), strict=True):
                 if ids is None:
-                    writer.append_vectors(problem.key, weights[place])
+                    writer.append_vectors(problem.key, weights)
                 else:
-                    writer.append(problem.key, ids[place], weights[place])
+                    writer.append(problem.key, ids, weights)
         writer.finish()
         parallel.wait()
         parallel.by_first(writer.publish)

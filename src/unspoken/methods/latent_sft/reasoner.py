@@ -22,7 +22,7 @@ from transformers.utils.generic import ModelOutput
 
 from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, require_plain_head
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, require_plain_head
 from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
 
 
@@ -133,7 +133,8 @@ class LatentReasoner:
             uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
-        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+        kept, places = heaviest(weights, ids)
+        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=places, support_weights=kept)
 
     def respond(
         self,
