@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 
 class ReservedLayer(DynamicLayer):
@@ -48,8 +48,8 @@ class ReservedCache(DynamicCache):
     Args:
         config: of the model.
         length: positions that will be asked for.
-        padded: whether masks will have holes. The library's masks are then made without a look at what they hold, for
-            which the host would wait for the device at every step.
+        padded: whether masks have holes. The library's masks are then made without a look at what they hold, for which
+            the host would wait for the device at every step.
     """
 
     def __init__(self, config: PreTrainedConfig, length: int, *, padded: bool = False) -> None:
@@ -57,15 +57,15 @@ class ReservedCache(DynamicCache):
         self.layers: list[Any] = [
             ReservedLayer(length) if type(layer) is DynamicLayer else layer for layer in self.layers
         ]
-        self._padded = padded
+        self.padded = padded
 
     @property
     def is_compileable(self) -> bool:
         """What the library asks to know whether it may look at the values of a mask: it may not if this is true."""
-        return self._padded
+        return self.padded
 
 
-def require_filled(cache: DynamicCache, name: str) -> None:
+def require_filled(cache: Cache, name: str) -> None:
     """Refuse a model that took the cache and left it empty: each later step would see one position alone.
 
     Args:

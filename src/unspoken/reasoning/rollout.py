@@ -11,6 +11,7 @@ vocabulary, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -20,9 +21,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, StaticCache
 
 from unspoken.chain import LatentChain, StopReason, real_last
 from unspoken.reasoning.cache import ReservedCache, require_filled
+from unspoken.reasoning.picking import upload
+from unspoken.reasoning.static import StaticSteps, why_not_static
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +142,7 @@ class Speech:
             return scores.argmax(dim=-1)
         chosen = scores.new_zeros(len(scores), dtype=torch.long)
         for length in sorted(set(lengths.values())):
-            equal = torch.tensor([row for row in lengths if lengths[row] == length])
-            rows = equal.to(scores.device, non_blocking=True)
+            rows = upload([row for row in lengths if lengths[row] == length], scores.device)
             chosen[rows] = self.pick(rows, answers[rows, :length], scores[rows])
         return chosen
 
@@ -149,6 +154,7 @@ def rollout(
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
     disturb: Disturbance | None = None,
+    static: bool | None = None,
 ) -> LatentChain:
     """Reason about a batch of prompts with a key-value cache.
 
@@ -158,14 +164,17 @@ def rollout(
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
         disturb: changes every step on its way into chain and loop, for measurements of robustness.
+        static: whether steps have fixed shapes, which a GPU can capture (see `unspoken.reasoning.static`); by default
+            they have on a GPU, for models that allow it. Numbers differ from the plain loop by rounding.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
 
     Raises:
-        ValueError: an empty prompt, padding on the right, or a prompt that leaves no room for ``max_latents``.
+        ValueError: an empty prompt, padding on the right, a prompt that leaves no room for ``max_latents``, a model
+            that ignores its cache, or ``static`` for a model that cannot have it.
     """
-    run = _Run(method, input_ids, attention_mask, stop.max_latents, disturb=disturb)
+    run = _Run(method, input_ids, attention_mask, stop.max_latents, None, disturb, static)
     for _ in range(stop.max_latents):
         thought = run.think(run.advance(), stop)
         if not stop.fixed and not bool(run.thinking.any()):  # the one wait of a step
@@ -183,6 +192,7 @@ def respond(
     speech: Speech,
     given: LatentChain | None = None,
     disturb: Disturbance | None = None,
+    static: bool | None = None,
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
     """Reason, close the chain and answer, all from one cache.
 
@@ -191,7 +201,7 @@ def respond(
 
     Args:
         method: see `SpeakingReasoner`.
-        input_ids, attention_mask, stop, disturb: as in `rollout`.
+        input_ids, attention_mask, stop, disturb, static: as in `rollout`.
         speech: marker, cap and choice of words.
         given: a chain that stands behind the prompt already: with ``max_latents=0`` the answer is spoken from it alone.
 
@@ -203,7 +213,7 @@ def respond(
     """
     answers = _Answers(speech, input_ids)
     steps = stop.max_latents + answers.over
-    run = _Run(method, input_ids, attention_mask, steps, given, disturb)
+    run = _Run(method, input_ids, attention_mask, steps, given, disturb, static)
     for step in range(steps):
         hidden = run.advance()
         feed = None
@@ -296,8 +306,9 @@ class _Run:
         input_ids: Tensor,
         attention_mask: Tensor | None,
         steps: int,
-        given: LatentChain | None = None,
-        disturb: Disturbance | None = None,
+        given: LatentChain | None,
+        disturb: Disturbance | None,
+        static: bool | None,
     ) -> None:
         length = input_ids.shape[1] + (0 if given is None else given.mask.shape[1])
         limit = getattr(method.stack.config, "max_position_embeddings", None)
@@ -325,7 +336,13 @@ class _Run:
             self.positions = torch.arange(length + steps, device=input_ids.device).expand(len(input_ids), -1)
         else:
             self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
-        self.cache = ReservedCache(method.stack.config, length + steps, padded=mask is not None)
+        self.static: StaticSteps | None = None
+        self.cache: Cache
+        if _static(method.stack, input_ids.device, static):
+            self.cache = StaticCache(config=method.stack.config, max_cache_len=length + steps)
+            self.static = StaticSteps(method.stack, self.cache, self.mask)
+        else:
+            self.cache = ReservedCache(method.stack.config, length + steps, padded=mask is not None)
         self.seen = 0
         self.thoughts: list[Thought] = []
         self.counted: list[Tensor] = []
@@ -335,11 +352,14 @@ class _Run:
     def advance(self) -> Tensor:
         """One pass of the stack over what is new; the output ``[B, D]`` of the last column."""
         begin, self.seen = self.seen, self.seen + self.inputs.shape[1]
+        # A copy, because some models scale what they are given in place, and the chain records it.
+        inputs, positions = self.inputs.to(self.dtype, copy=True), self.positions[:, begin : self.seen]
+        if begin and self.static is not None:
+            return self.static(inputs, positions)[:, -1]
         outputs = self.method.stack(
-            # A copy, because some models scale what they are given in place, and the chain records it.
-            inputs_embeds=self.inputs.to(self.dtype, copy=True),
+            inputs_embeds=inputs,
             attention_mask=None if self.mask is None else self.mask[:, : self.seen],
-            position_ids=self.positions[:, begin : self.seen],
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -377,6 +397,22 @@ class _Run:
             support_ids=torch.stack(ids, dim=1) if ids else None,
             support_weights=torch.stack(weights, dim=1) if weights else None,
         )
+
+
+def _static(stack: PreTrainedModel, device: torch.device, asked: bool | None) -> bool:
+    """Whether steps have fixed shapes.
+
+    Raises:
+        ValueError: they are asked for, and the model cannot have them.
+    """
+    if asked is False or (asked is None and device.type != "cuda"):
+        return False
+    reason = why_not_static(stack)
+    if reason is not None and asked:
+        raise ValueError(f"{type(stack).__name__} cannot decode with fixed shapes: {reason}; leave static out")
+    if reason is not None:
+        _log.info("%s decodes without a captured step: %s", type(stack).__name__, reason)
+    return reason is None
 
 
 def _checked_mask(input_ids: Tensor, attention_mask: Tensor | None, given: LatentChain | None) -> Tensor | None:

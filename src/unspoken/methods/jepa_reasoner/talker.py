@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unspoken.backbone import UnspokenConfig, UnspokenModel
 from unspoken.chain import LatentChain
+from unspoken.reasoning.picking import draw
 
 
 class MonoTalker(nn.Module):
@@ -126,9 +127,7 @@ class Picker:
         """Tokens of a batch."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        weights = torch.softmax(logits.float() / self.temperature, dim=-1)
-        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=self.generator)
-        return drawn.view(logits.shape[:2])
+        return draw(torch.softmax(logits.float() / self.temperature, dim=-1), self.generator)
 
 
 def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:

@@ -24,6 +24,7 @@ from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
 from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, require_plain_head
 from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
+from unspoken.reasoning.picking import draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,8 @@ class LatentReasoner:
         done = scores.argmax(dim=-1) == self.settings.end_ids[0]
         weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
         if self.noise:
-            uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
+            drawn = torch.rand(weights.shape, generator=self.generator)
+            uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
@@ -222,10 +224,7 @@ def latent_generate(
     def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
         before = torch.cat([input_ids[rows], said], dim=1)
         scores = logits_processor(before, scores)
-        if generation_config.do_sample:
-            token = torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
-        else:
-            token = scores.argmax(dim=-1)
+        token = draw(F.softmax(scores, dim=-1)) if generation_config.do_sample else scores.argmax(dim=-1)
         # A row that a criterion stopped ends with the next token.
         token = torch.where(stopped[rows], ends_and_pad(generation_config)[0][0], token)
         stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)

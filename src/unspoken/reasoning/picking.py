@@ -1,0 +1,30 @@
+"""Picking tokens and moving small numbers without making the host wait for the device.
+
+Axes: B batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = None) -> Int[Tensor, "*B"]:
+    """One entry of each row, with probability proportional to its weight.
+
+    The draw is that of ``torch.multinomial`` for one sample, to the bit, without its look at the weights: a division by
+    exponential noise and an arg-max.
+
+    Args:
+        generator: of the weights' device; torch's own by default.
+    """
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=-1)
+
+
+def upload(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*B"]:
+    """Whole numbers, nested as they are, on a device."""
+    return torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
