@@ -9,19 +9,19 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.chain import LatentChain
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.reasoning import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import EOS
-
-PAIR, COUPLED = "jepa-reasoner", "coupled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +77,13 @@ def load_model(
         attention: plain attention is the fastest on a CPU for prompts below about 200 tokens.
 
     Raises:
-        ValueError: the folder is not finished, or a file was changed.
+        ValueError: as `load_pretrained`: a file was changed or is damaged, or the weights are not those of the model.
     """
     transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
-    return model.eval()
+    return load_pretrained(folder, auto, dtype=dtype, attn_implementation=attention).eval()
 
 
 def system_name(model: PreTrainedModel, stage: str) -> str:

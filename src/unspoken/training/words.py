@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import remove, verify
+from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
@@ -72,14 +73,13 @@ def _base(recipe: Recipe, start: Path | None) -> PreTrainedModel:
         )
         return model
     source: Any = recipe.backbone if start is None else start
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
-    assert isinstance(model, PreTrainedModel)
-    return model
+    return load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
 
 
 def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
-    return LatentSFTModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=recipe.attention)
+    model = load_pretrained(folder, AutoModel, dtype=torch.float32, attn_implementation=recipe.attention)
+    assert isinstance(model, LatentSFTModel)
+    return model
 
 
 def _settings(recipe: Recipe, shape: LatentShape) -> LatentSettings:
@@ -149,7 +149,7 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
     if not isinstance(recipe.backbone, str):
         return recipe.backbone_config()
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(recipe.backbone)
+        config = load_config(recipe.backbone)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {recipe.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     for stage in recipe.stages:
@@ -421,8 +421,8 @@ def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> La
     Args:
         teacher: folder of the model that makes them.
     """
-    shape, config = inherited_shape(recipe, stage), LatentSFTConfig.from_pretrained(teacher)
-    assert isinstance(config.base_config, PreTrainedConfig)
+    shape, config = inherited_shape(recipe, stage), load_config(teacher)
+    assert isinstance(config, LatentSFTConfig) and isinstance(config.base_config, PreTrainedConfig)
     vocabulary, hidden = config.base_config.vocab_size, shape.latent == "hidden"
     listed = json.dumps(sorted(verify(teacher)["files"].items()))
     weights = hashlib.sha256(listed.encode()).hexdigest()[:16]
