@@ -113,6 +113,22 @@ def test_a_replayed_step_keeps_nothing_of_the_step_before(feed: str, monkeypatch
     assert graph.replays > 6 * CAP
 
 
+def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_not_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore about it")
+
+    monkeypatch.setattr(static, "captured", fails)
+    monkeypatch.setattr(static, "_can_capture", lambda _tensor: True)
+    method, stop = reasoner_of("llama", "sdpa"), StopRule(max_latents=CAP)
+    assert_close_chain(rollout(method, prompts(), None, stop, static=True), rollout(method, prompts(), None, stop))
+    (record,) = caplog.records
+    assert "could not be captured as a CUDA graph (operation not permitted when stream is capturing);" in record.message
+    with pytest.raises(ValueError, match=r"LlamaModel cannot decode with fixed shapes: its step could not be captured"):
+        rollout(method, prompts(), None, stop, static=True)
+
+
 @pytest.mark.parametrize(
     ("reason", "model"),
     [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,15 +18,17 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
 _log = logging.getLogger(__name__)
+# Models that moved something between host and device in a step, and what the capture complained about.
+_uncaptured: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
 def why_not_static(stack: PreTrainedModel) -> str | None:
     """Why a model's steps cannot have fixed shapes; None if they can."""
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=stack.config).layers):
         return "it has layers that keep only part of what they saw (a sliding window, or a recurrent state)"
-    if not stack._can_compile_fullgraph:
+    if not getattr(stack, "_can_compile_fullgraph", False):
         return "the library does not list it among the models that run with a static cache"
-    return None
+    return _uncaptured.get(stack)
 
 
 class StaticSteps:
@@ -53,9 +56,19 @@ class StaticSteps:
         for place, new in zip(self._places, (inputs_B1D, positions_B1), strict=True):
             place.copy_(new)
         if self._replay is None:
-            self._replay = captured(self._step) if _can_capture(inputs_B1D) else self._step
+            self._replay = self._captured() if _can_capture(inputs_B1D) else self._step
         # The next step writes where this one wrote.
         return self._replay().clone()
+
+    def _captured(self) -> Callable[[], Tensor]:
+        try:
+            return captured(self._step)
+        except RuntimeError as error:
+            complaint = str(error).partition("\n")[0]
+            reason = f"its step could not be captured as a CUDA graph ({complaint})"
+            _log.warning("%s: %s; its kernels are launched one by one", type(self._stack).__name__, reason)
+            _uncaptured[self._stack] = reason
+            return self._step
 
     def _step(self) -> Tensor:
         assert self._places is not None
@@ -77,20 +90,13 @@ def _can_capture(tensor: Tensor) -> bool:
 def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """A function that does on the GPU what ``step`` does, and returns the same tensor every time.
 
-    A step that cannot be captured, because it moves something from or to the host, is returned as it is and a warning
-    is logged.
+    Raises:
+        RuntimeError: the step moves something between host and device, so it cannot be captured.
     """
     graph = torch.cuda.CUDAGraph()
-    try:
-        # A capture that fails leaves its stream current; this one is put back.
-        with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = step()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        _log.warning(
-            "a decoding step could not be captured as a CUDA graph and is launched kernel by kernel: %s", reason
-        )
-        return step
+    # A capture that fails leaves its own stream current; the outer context puts this one back.
+    with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = step()
 
     def replay() -> Tensor:
         graph.replay()
