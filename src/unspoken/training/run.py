@@ -11,7 +11,9 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.methods.coconut import Coconut
+from unspoken.machine import resolve_device
 from unspoken.methods.latent_sft import Labels
+from unspoken.placement import CPU
 from unspoken.training.limits import memory_for
 from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
@@ -20,9 +22,28 @@ from unspoken.training.stages import SeedRun, claim, train_stage
 from unspoken.training.words import base_config
 
 
-def seed_runs(recipe: Recipe, output: Path, seeds: int) -> list[SeedRun]:
-    """Where seeds 0 to ``seeds - 1`` live."""
-    return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed) for seed in range(seeds)]
+def seed_runs(recipe: Recipe, output: Path, seeds: int, device: torch.device = CPU) -> list[SeedRun]:
+    """Where seeds 0 to ``seeds - 1`` live, and where they are computed."""
+    return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed, device=device) for seed in range(seeds)]
+
+
+def device_for_all(device: str | torch.device) -> torch.device:
+    """The device that this process computes on.
+
+    Args:
+        device: see `unspoken.machine.resolve_device`.
+
+    Raises:
+        ValueError: there is no such device, or several processes would share one GPU.
+    """
+    chosen = resolve_device(device)
+    own = resolve_device("auto") if parallel.world() > 1 else chosen
+    if chosen != own:
+        raise ValueError(
+            f"device {str(device)!r} is the same for all {parallel.world()} processes, and each of them computes on its "
+            f"own, here {own}; leave --device out"
+        )
+    return chosen
 
 
 def _check_ranks(stage: Stage) -> None:
@@ -65,7 +86,14 @@ def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def train(
-    recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, only: str | None = None
+    recipe: Recipe,
+    output: Path,
+    *,
+    seeds: int,
+    report_to: list[str],
+    console: Console,
+    only: str | None = None,
+    device: str | torch.device = "auto",
 ) -> list[SeedRun]:
     """Train every stage of every seed that is not finished yet.
 
@@ -76,6 +104,7 @@ def train(
         seeds: how many, one after another, from 0.
         report_to: loggers, by the names of the transformers integrations.
         only: train this stage alone; the stages it starts from must be finished.
+        device: see `device_for_all`. A run may go on on another one.
 
     Raises:
         ValueError: the folder belongs to another recipe or is in use by another run, a stage is missing, a file was
@@ -94,7 +123,7 @@ def train(
             _check_ranks(stage)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    runs = seed_runs(recipe, output, seeds)
+    runs = seed_runs(recipe, output, seeds, device_for_all(device))
     with held(output):
         parallel.by_first(lambda: claim(output, recipe))
         for run in runs:

@@ -18,6 +18,7 @@ from unspoken import parallel
 from unspoken.backbone.folder import remove, verify, write_json
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.latent_sft import Autonomy, Labels
+from unspoken.placement import CPU
 from unspoken.tasks import (
     CompetitionConfig,
     GeneratedDataset,
@@ -40,11 +41,12 @@ OWN_KINDS = {TreeSearchConfig.kind: trees, GrammarConfig.kind: strings, ProseCon
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """Where one seed of a recipe lives."""
+    """Where one seed of a recipe lives, and the device that it is trained and measured on."""
 
     recipe: Recipe
     folder: Path
     seed: int
+    device: torch.device = CPU
 
     def stage_folder(self, stage: Stage) -> Path:
         """Working folder of a stage."""
@@ -65,7 +67,14 @@ def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[s
     return seen_in_training(config.build())
 
 
-def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
+def _machine(device: torch.device) -> dict[str, Any]:
+    """Facts of what trained a stage."""
+    facts = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if device.type == "cuda" else {}
+    return {**facts, "device": device.type, **gpu}
+
+
+def fingerprint(recipe: Recipe, seed: int, device: torch.device = CPU) -> dict[str, Any]:
     """What every published folder records about where it came from.
 
     ``overlap`` says which test problems stand in the training rows, for tasks that read both from files.
@@ -77,7 +86,7 @@ def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
         "data": data,
         **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "machine": _machine(device),
     }
 
 
@@ -119,12 +128,14 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         manifest = verify(origin)
         history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
-    facts = {**fingerprint(run.recipe, run.seed), "stage": stage.name, "stages": history}
+    facts = {**fingerprint(run.recipe, run.seed, run.device), "stage": stage.name, "stages": history}
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(stage.objective, Labels):
         assert start is not None
         with writing(final, SafetensorError):
-            return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
+            return words.write_labels(
+                run.recipe, stage, start, folder, seed=run.seed, device=run.device, manifest=facts
+            )
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     own = OWN_KINDS.get(run.recipe.task.kind)
@@ -140,6 +151,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         data=data_of(run.recipe, stage, start, run.seed),
         folder=folder,
         seed=run.seed,
+        device=run.device,
         judge=(own or words).judge_of(run.recipe, stage),
         manifest=facts,
         report_to=report_to,
