@@ -3,7 +3,7 @@
 Every method at one shape (`methods.yaml`: width 256, six blocks), on the same word problems, with random weights and
 fixed seeds; contenders take turns within one process.
 
-* Training: whole steps, as the Trainer takes them: forward under bfloat16 autocast, backward, clipping, optimiser.
+* Training: whole steps, as the Trainer takes them: forward in the chosen precision, backward, clipping, optimiser.
   Tokens are those that a method reads of the problems, padding left out: Latent-SFT's first stage reads each chain
   twice, Coconut reads its latents one after another. Floating-point operations are those of `unspoken plan`, which
   counts no padding, no optimiser and of attention only what the mask lets through, so their share of the rate of a
@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import interleaved, matmul_rate, ratio
+from timing import ATTENTION, PRECISION, autocast, interleaved, matmul_rate, ratio
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -69,7 +69,7 @@ def model_of(stage: Stage) -> PreTrainedModel:
     model = words.build_empty(recipe(), stage, recipe().backbone_config())
     if isinstance(model, LatentSFTModel):
         model.config.shape = asdict(words.inherited_shape(recipe(), stage))
-    model.set_attn_implementation(recipe().attention)
+    model.set_attn_implementation(ATTENTION)
     return model
 
 
@@ -106,12 +106,12 @@ class Step:
         self.objective: Any = stage.objective
         self.model: Any = model_of(stage).train()
         self.batch = batch_of(stage)
-        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.optimizer = build_optimizer(self.model, stage.optimizer, PRECISION)
         self.clip = stage.optimizer.clip
         self.updates: list[float] = []
 
     def __call__(self) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             outputs = self.model(**self.objective.inputs(self.batch))
         self.objective(outputs, self.batch)[0].backward()
         began = time.perf_counter()

@@ -15,7 +15,7 @@ from unspoken.methods.jepa_reasoner import (
     JepaReasonerModel,
     effective_rank,
 )
-from unspoken.placement import moved
+from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.training.recipe import Recipe, Stage
 
@@ -120,7 +120,7 @@ def reading(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str,
     _, terms = objective(outputs, batch)
     assert outputs.latents is not None
     judged = batch["answer_mask"][:, 1:]
-    found = model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged]
+    found = moved(model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged], CPU)
     return {
         **{name: float(value) for name, value in terms.items()},
         "nearest_row": float(found.double().mean()),
