@@ -56,9 +56,7 @@ class Served:
     text: Callable[[Sequence[int]], str]
 
 
-def open_served(
-    path: Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto"
-) -> Served:
+def open_served(path: Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto") -> Served:
     """Open a finished model.
 
     Args:

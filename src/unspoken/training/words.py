@@ -446,7 +446,14 @@ def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> La
 
 @torch.no_grad()
 def write_labels(
-    recipe: Recipe, stage: Stage, start: Path, folder: Path, *, seed: int, device: torch.device, manifest: dict[str, Any]
+    recipe: Recipe,
+    stage: Stage,
+    start: Path,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    manifest: dict[str, Any],
 ) -> Path:
     """Write the labels and publish them beside the plain decoder that stage 2 starts from.
 
