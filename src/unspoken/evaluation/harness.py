@@ -88,8 +88,8 @@ class UnspokenLM(LM):
         spent: what each generated answer cost, in the order in which the harness asked.
 
     Raises:
-        ValueError: there is no such folder or device, the folder is of a kind that cannot answer, ``batch_size`` is no number, or
-            ``dtype`` is unknown.
+        ValueError: there is no such folder or device, the folder is of a kind that cannot answer, ``batch_size`` is no
+            number, or ``dtype`` is unknown.
     """
 
     def __init__(

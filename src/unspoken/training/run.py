@@ -40,8 +40,8 @@ def device_for_all(device: str | torch.device) -> torch.device:
     own = resolve_device("auto") if parallel.world() > 1 else chosen
     if chosen != own:
         raise ValueError(
-            f"device {str(device)!r} is the same for all {parallel.world()} processes, and each of them computes on its "
-            f"own, here {own}; leave --device out"
+            f"device {str(device)!r} is the same for all {parallel.world()} processes, and each of them has its own, "
+            f"here {own}; leave --device out"
         )
     return chosen
 
