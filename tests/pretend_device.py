@@ -2,8 +2,8 @@
 
 It is as strict as CUDA and Apple's Metal together, so that what runs here runs there:
 
-- tensors of two devices do not mix, but for what CUDA allows: a CPU number (a tensor without axes) in arithmetic, and CPU
-  indices into a tensor of the device;
+- tensors of two devices do not mix, but for what CUDA allows: a CPU number (a tensor without axes) in arithmetic, and
+  CPU indices into a tensor of the device;
 - a tensor of the device is no numpy array until it has been moved;
 - a generator draws on its own device alone;
 - there is no float64 on the device, as on Metal.

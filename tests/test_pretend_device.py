@@ -1,4 +1,4 @@
-"""The pretend device refuses what CUDA and Metal refuse, counts what makes the host wait, and computes as the CPU does."""
+"""The pretend device refuses what CUDA and Metal refuse, counts the waits of the host, and computes as the CPU does."""
 
 from __future__ import annotations
 
