@@ -213,7 +213,7 @@ def a_model_has_the_numbers_of_the_cpu_to_the_last_bit() -> None:
     torch.set_num_threads(1)
     ids = torch.arange(12).view(2, 6)
     for family in ("unspoken", "llama", "gpt2"):
-        model = tiny_language_model(family, "sdpa").train()
+        model = tiny_language_model(family).train()
         expected = _gradients(model, ids, again=False)
         there = copy.deepcopy(model).to(install())
         for again in (False, True):

@@ -33,7 +33,7 @@ def moved(value: T, device: torch.device) -> T:
         found = {name: moved(part, device) for name, part in value.items()}
     elif isinstance(value, list | tuple):
         found = type(value)(moved(part, device) for part in value)
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def synchronize() -> None:
