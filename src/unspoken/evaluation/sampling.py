@@ -35,6 +35,8 @@ from unspoken.tasks.words import WordProblem, WordTask
 class NoisyReasoner(LatentReasoner):
     """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
 
+    Sources are on the CPU, and so is what is drawn: a seed means the same on every device, at a copy either way a step.
+
     Attributes:
         noise: scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at.
         generators: one for each row of the batch, used up by one chain.

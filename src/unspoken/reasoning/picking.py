@@ -17,12 +17,14 @@ def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = Non
     """One entry of each row, with probability proportional to its weight.
 
     The draw is that of ``torch.multinomial`` for one sample, to the bit, without its look at the weights: a division by
-    exponential noise and an arg-max.
+    exponential noise and an arg-max. The noise is made where its generator is: a seed means the same on every device.
 
     Args:
-        generator: of the weights' device; torch's own by default.
+        generator: on any device; torch's own of the weights' device by default.
     """
-    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(dim=-1)
+    source = weights.device if generator is None else generator.device
+    noise = torch.empty_like(weights, device=source).exponential_(generator=generator)
+    return (weights / noise.to(weights.device, non_blocking=True)).argmax(dim=-1)
 
 
 def upload(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*B"]:

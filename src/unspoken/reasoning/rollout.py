@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
 from unspoken.chain import LatentChain, StopReason, real_last
+from unspoken.placement import moved
 from unspoken.reasoning.cache import ReservedCache, require_filled
 from unspoken.reasoning.picking import upload
 from unspoken.reasoning.static import StaticSteps, why_not_static
@@ -160,7 +161,7 @@ def rollout(
 
     Args:
         method: see `SilentReasoner`.
-        input_ids: prompts, padded on the left.
+        input_ids: prompts, padded on the left; on any device, to which the chain comes back.
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
         disturb: changes every step on its way into chain and loop, for measurements of robustness.
@@ -174,13 +175,15 @@ def rollout(
         ValueError: an empty prompt, padding on the right, a prompt that leaves no room for ``max_latents``, a model
             that ignores its cache, or ``static`` for a model that cannot have it.
     """
+    home = input_ids.device
+    input_ids, attention_mask = moved((input_ids, attention_mask), method.stack.device)
     run = _Run(method, input_ids, attention_mask, stop.max_latents, None, disturb, static)
     for _ in range(stop.max_latents):
         thought = run.think(run.advance(), stop)
         if not stop.fixed and not bool(run.thinking.any()):  # the one wait of a step
             break
         run.inputs = thought.feed[:, None]
-    return run.chain(stop)
+    return moved(run.chain(stop), home)
 
 
 @torch.no_grad()
@@ -211,6 +214,8 @@ def respond(
     Raises:
         ValueError: as `rollout`; the prompt must also leave room for marker and answer.
     """
+    home = input_ids.device
+    input_ids, attention_mask, given = moved((input_ids, attention_mask, given), method.stack.device)
     answers = _Answers(speech, input_ids)
     steps = stop.max_latents + answers.over
     run = _Run(method, input_ids, attention_mask, steps, given, disturb, static)
@@ -231,7 +236,7 @@ def respond(
         run.inputs = method.embed_prompt(tokens[:, None])
         if feed is not None:
             run.inputs = torch.where(run.thinking[:, None, None], feed[:, None].to(run.inputs.dtype), run.inputs)
-    return run.chain(stop), answers.tokens[:, : answers.longest]
+    return moved((run.chain(stop), answers.tokens[:, : answers.longest]), home)
 
 
 class _Answers:

@@ -114,7 +114,8 @@ class DualTalker(nn.Module):
 class Picker:
     """Turns logits into tokens: the arg-max, or a draw at a temperature.
 
-    Only the Talker draws (section 5): the chain exists before the first call.
+    Only the Talker draws (section 5): the chain exists before the first call. A draw is made where its generator is, so
+    a seed means the same on every device.
     """
 
     def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:

@@ -90,7 +90,7 @@ class LatentReasoner:
         model: any decoder-only transformers model with a head.
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
-        generator: of the noise.
+        generator: of the noise, on any device; torch's own of the model's device by default.
 
     Raises:
         ValueError: noise below 0, or noise on vectors that are no superpositions.
@@ -131,7 +131,8 @@ class LatentReasoner:
         done = scores.argmax(dim=-1) == self.settings.end_ids[0]
         weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
         if self.noise:
-            drawn = torch.rand(weights.shape, generator=self.generator)
+            drawn_on = weights.device if self.generator is None else self.generator.device
+            drawn = torch.rand(weights.shape, generator=self.generator, device=drawn_on)
             uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
