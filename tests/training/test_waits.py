@@ -74,7 +74,7 @@ def test_batches_made_by_workers_train_the_same_weights(tmp_path: Path, monkeypa
     quiet_train(recipe, tmp_path / "alone", only="pretrain")
     made: list[int] = []
 
-    def beside() -> dict[str, Any]:
+    def beside(_: torch.device) -> dict[str, Any]:
         made.append(2)
         return {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork"}
 
@@ -85,14 +85,11 @@ def test_batches_made_by_workers_train_the_same_weights(tmp_path: Path, monkeypa
 
 
 def test_on_a_cpu_batches_are_made_in_the_step_and_not_pinned() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    assert trainer.loading() == {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
+    assert trainer.loading(torch.device("cpu")) == {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
 
 
-def test_with_a_gpu_workers_make_pinned_batches_that_are_copied_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    found = trainer.loading()
+def test_with_a_gpu_workers_make_pinned_batches_that_are_copied_without_a_wait() -> None:
+    found = trainer.loading(torch.device("cuda"))
     assert 1 <= found["dataloader_num_workers"] <= 4
     assert found["dataloader_pin_memory"]
     assert found["accelerator_config"] == {"non_blocking": True}

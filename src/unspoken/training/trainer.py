@@ -74,12 +74,12 @@ def clear(folder: Path) -> None:
             remove(leftover)
 
 
-def loading() -> dict[str, Any]:
+def loading(device: torch.device) -> dict[str, Any]:
     """How batches are made: beside the step and copied without a wait where there is a GPU, in the step on a CPU.
 
     A batch is a pure function of its position, so it is the same whoever makes it.
     """
-    if not torch.cuda.is_available():
+    if device.type != "cuda":
         return {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
     # A tokenizer in a forked worker must not use threads of its parent; the variable spares a warning.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -89,6 +89,20 @@ def loading() -> dict[str, Any]:
         "dataloader_pin_memory": True,
         "accelerator_config": {"non_blocking": True},
     }
+
+
+def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
+    """Name the device of a single process, where the library takes the first GPU and adds all others to it.
+
+    It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
+    """
+    if parallel.world() > 1:
+        return  # each process has the one that the launcher gave it
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    arguments._n_gpu = 0 if device.type == "cpu" else 1
+    arguments._setup_devices = device
+    arguments.distributed_state.device = device
 
 
 class EMATarget(TrainerCallback):
@@ -110,6 +124,7 @@ class StageTrainer(Trainer):
         data: training samples in the order in which they are read.
         folder: of the stage.
         seed: of the random numbers of training (dropout, the loader).
+        device: where it trains.
         judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
@@ -127,6 +142,7 @@ class StageTrainer(Trainer):
         data: GeneratedDataset,
         folder: Path,
         seed: int,
+        device: torch.device,
         judge: Judge,
         manifest: dict[str, Any],
         report_to: list[str],
@@ -174,9 +190,10 @@ class StageTrainer(Trainer):
             disable_tqdm=True,
             seed=seed,
             data_seed=seed,
-            use_cpu=not torch.cuda.is_available(),
-            **loading(),
+            use_cpu=device.type == "cpu",
+            **loading(device),
         )
+        _train_on(device, arguments)
         if isinstance(stage.objective, SST):
             callbacks = [*callbacks, EMATarget(stage.objective.momentum)]
         super().__init__(
@@ -406,9 +423,10 @@ class StageTrainer(Trainer):
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
-        if torch.cuda.is_available():
+        # A checkpoint that was written on another device has no state for this one.
+        if self.args.device.type == "cuda" and "cuda" in states:
             kept = states["cuda"]
-            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept)
+            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 

@@ -13,9 +13,9 @@ Axes: B batch, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -122,8 +122,8 @@ class Rows:
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Rows:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: move(part) if isinstance(part, Tensor) else part for name, part in parts.items()})
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: move(part) for name, part in parts.items() if isinstance(part, Tensor)})
 
 
 def latents_of(chain_length: int, rate: int) -> int:

@@ -24,6 +24,7 @@ from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
 from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, require_plain_head
 from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
+from unspoken.reasoning.picking import draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class LatentReasoner:
         model: any decoder-only transformers model with a head.
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
-        generator: of the noise.
+        generator: of the noise, on any device; torch's own of the model's device by default.
 
     Raises:
         ValueError: noise below 0, or noise on vectors that are no superpositions.
@@ -130,7 +131,9 @@ class LatentReasoner:
         done = scores.argmax(dim=-1) == self.settings.end_ids[0]
         weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
         if self.noise:
-            uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
+            drawn_on = weights.device if self.generator is None else self.generator.device
+            drawn = torch.rand(weights.shape, generator=self.generator, device=drawn_on)
+            uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
         kept, places = heaviest(weights, ids)
@@ -223,10 +226,7 @@ def latent_generate(
     def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
         before = torch.cat([input_ids[rows], said], dim=1)
         scores = logits_processor(before, scores)
-        if generation_config.do_sample:
-            token = torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
-        else:
-            token = scores.argmax(dim=-1)
+        token = draw(F.softmax(scores, dim=-1)) if generation_config.do_sample else scores.argmax(dim=-1)
         # A row that a criterion stopped ends with the next token.
         token = torch.where(stopped[rows], ends_and_pad(generation_config)[0][0], token)
         stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)
