@@ -122,8 +122,9 @@ class Rows:
         return self._each(lambda part: part.pin_memory())
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Rows:
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: move(part) for name, part in parts.items() if isinstance(part, Tensor)})
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: move(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **tensors)
 
 
 def latents_of(chain_length: int, rate: int) -> int:
