@@ -149,7 +149,8 @@ def fitting(size: Size, recipe: Recipe, name: str) -> tuple[Step, int]:
     for rows in size.rows:
         try:
             batch = moved(batch_of(recipe, stage, alike(recipe, rows)), size.device)
-            step = Step(stage, model_of(recipe, stage, size.device), batch)
+            model = model_of(recipe, stage, recipe.attention, size.device)
+            step = Step(stage, model, batch, "bf16")
             step()
             return step, rows
         except torch.OutOfMemoryError:

@@ -3,7 +3,7 @@
 Every method at one shape (`methods.yaml`: width 256, six blocks), on the same word problems, with random weights and
 fixed seeds; contenders take turns within one process.
 
-* Training: whole steps, as the Trainer takes them: forward under bfloat16 autocast, backward, clipping, optimiser.
+* Training: whole steps, as the Trainer takes them: forward in the chosen precision, backward, clipping, optimiser.
   Tokens are those that a method reads of the problems, padding left out: Latent-SFT's first stage reads each chain
   twice, Coconut reads its latents one after another. Floating-point operations are those of `unspoken plan`, which
   counts no padding, no optimiser and of attention only what the mask lets through, so their share of the rate of a
@@ -33,10 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timing import interleaved, matmul_rate, ratio
+from timing import ATTENTION, PRECISION, interleaved, matmul_rate, ratio
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from unspoken.machine import Precision
 from unspoken.methods.jepa_reasoner import SST
 from unspoken.methods.latent_sft import Autonomy, Labels, LatentReasoner, LatentSettings, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.layout import Rows, compact_rows
@@ -64,14 +65,14 @@ def problems() -> tuple[list[WordProblem], Spelling]:
     return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), spelling
 
 
-def model_of(of: Recipe, stage: Stage, device: str = "cpu") -> PreTrainedModel:
+def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str = "cpu") -> PreTrainedModel:
     """The stage's model with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
         model = words.build_empty(of, stage, words.base_config(of))
     if isinstance(model, LatentSFTModel):
         model.config.shape = asdict(words.inherited_shape(of, stage))
-    model.set_attn_implementation(of.attention)
+    model.set_attn_implementation(attention)
     return model
 
 
@@ -104,16 +105,17 @@ def real_and_placed(batch: dict[str, Any]) -> tuple[int, int]:
 class Step:
     """One training step of a stage, again and again on one batch, where the model is."""
 
-    def __init__(self, stage: Stage, model: PreTrainedModel, batch: dict[str, Any]) -> None:
+    def __init__(self, stage: Stage, model: PreTrainedModel, batch: dict[str, Any], precision: Precision) -> None:
         self.objective: Any = stage.objective
         self.model: Any = model.train()
         self.batch = batch
-        self.optimizer = build_optimizer(self.model, stage.optimizer)
+        self.precision = precision
+        self.optimizer = build_optimizer(self.model, stage.optimizer, precision)
         self.clip = stage.optimizer.clip
         self.updates: list[float] = []
 
     def __call__(self) -> None:
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16):
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             outputs = self.model(**self.objective.inputs(self.batch))
         self.objective(outputs, self.batch)[0].backward()
         began = time.perf_counter()
@@ -127,7 +129,8 @@ class Step:
 
 def step_of(stage: Stage) -> Step:
     """A stage's step on the problems of one batch."""
-    return Step(stage, model_of(recipe(), stage), batch_of(recipe(), stage, np.arange(stage.batch_size)))
+    batch = batch_of(recipe(), stage, np.arange(stage.batch_size))
+    return Step(stage, model_of(recipe(), stage), batch, PRECISION)
 
 
 def trained() -> list[Stage]:

@@ -15,6 +15,8 @@ from unspoken.training.stages import SeedRun, train_stage
 TEXT = """
 name: smallest
 size: tiny
+precision: bf16
+attention: eager
 task: {kind: tree_search, depth: 3}
 backbone: {hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
 talker: {attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}

@@ -187,7 +187,7 @@ def run_experiment(
     parallel.join()
     with held(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
-        results = measure_run(recipe, runs, command=command, say=say)
+        results = measure_run(runs[0].recipe, runs, command=command, say=say)
         parallel.by_first(lambda: write_page([results], output / PAGE))
     return results
 

@@ -59,6 +59,7 @@ stages:
   - {name: autonomy, start: labels, objective: {kind: autonomy}, steps: 4, evaluate_every: 2, batch_size: 8}
   - {name: answer_only, objective: {kind: next_token, chain: none}, steps: 2, evaluate_every: 2, batch_size: 8}
 evaluation: {problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}
+attention: eager
 threads: 1
 """
 

@@ -408,7 +408,10 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     Raises:
         ValueError: model or data can be neither read nor taken from what is known of them.
     """
-    recipe, config, notes = _base(recipe)
+    # GPUs have bfloat16 and fused kernels.
+    precision = "bf16" if recipe.precision == "auto" else recipe.precision
+    attention = "sdpa" if recipe.attention == "auto" else recipe.attention
+    recipe, config, notes = _base(replace(recipe, precision=precision, attention=attention))
     lengths, about = _lengths(recipe)
     models = [
         _stage_facts(recipe, stage, model, lengths)

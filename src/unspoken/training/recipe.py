@@ -140,9 +140,10 @@ class Recipe:
 
     Attributes:
         backbone: a shape to train from random weights, or a pretrained model: a folder or a name on the hub.
-        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
+        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not, and Muon follows; ``"auto"`` is what
+            the machine multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
-        attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
+        attention: entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
         group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     """
 
@@ -162,8 +163,8 @@ class Recipe:
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["eager", "sdpa"] = "eager"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
     activation_checkpointing: bool = False
     group_by_length: bool = False
     threads: int | None = None

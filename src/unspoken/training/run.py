@@ -10,13 +10,14 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
+from unspoken.machine import usable_threads
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.latent_sft import Labels
 from unspoken.training.limits import memory_for
 from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.stages import SeedRun, claim, train_stage
+from unspoken.training.stages import SeedRun, claim, settled, train_stage
 from unspoken.training.words import base_config
 
 
@@ -31,11 +32,6 @@ def _check_ranks(stage: Stage) -> None:
         raise ValueError(
             f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly; "
             "set it to a multiple of them, or start another number"
-        )
-    if parallel.sharded() and stage.optimizer.name == "muon":
-        raise ValueError(
-            f"stages ({stage.name}): optimizer.name is 'muon', which needs whole matrices, and FSDP leaves each "
-            "process a part; set it to 'adamw' with its own lr, or train with DDP"
         )
 
 
@@ -71,6 +67,8 @@ def train(
 
     Of several ranks every one calls this; ``batch_size`` stays that of all of them together, and rank 0 writes.
 
+    What the recipe leaves to the machine is decided first and printed; the runs that are returned have it.
+
     Args:
         output: the run folder; made if it does not exist, bound to this recipe.
         seeds: how many, one after another, from 0.
@@ -92,11 +90,13 @@ def train(
     for stage in stages:
         if not isinstance(stage.objective, Labels):
             _check_ranks(stage)
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    runs = seed_runs(recipe, output, seeds)
+    torch.set_num_threads(recipe.threads or usable_threads())
     with held(output):
-        parallel.by_first(lambda: claim(output, recipe))
+        runs = [settled(run) for run in seed_runs(recipe, output, seeds)]
+        if runs[0].reasons and parallel.leads():
+            line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
+            console.print(line, style="dim", highlight=False)
+        parallel.by_first(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:
                 bar = [StageProgress(console, f"seed {run.seed}  {stage.name}")] if parallel.leads() else []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 from unspoken import parallel
 from unspoken.backbone.folder import remove, verify, write_json
 from unspoken.evaluation.systems import load_model
+from unspoken.machine import resolve_device
 from unspoken.methods.latent_sft import Autonomy, Labels
 from unspoken.tasks import (
     CompetitionConfig,
@@ -31,6 +33,7 @@ from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
 from unspoken.training.limits import writing
 from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.resolve import RECIPE, resolve, widest
 from unspoken.training.settings import as_mapping, read
 from unspoken.training.trainer import MODEL, StageTrainer, clear
 
@@ -40,11 +43,16 @@ OWN_KINDS = {TreeSearchConfig.kind: trees, GrammarConfig.kind: strings, ProseCon
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """Where one seed of a recipe lives."""
+    """Where one seed of a recipe lives.
+
+    Attributes:
+        reasons: why the machine chose the values that the recipe left to it.
+    """
 
     recipe: Recipe
     folder: Path
     seed: int
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def stage_folder(self, stage: Stage) -> Path:
         """Working folder of a stage."""
@@ -65,19 +73,24 @@ def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[s
     return seen_in_training(config.build())
 
 
-def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
+def fingerprint(run: SeedRun) -> dict[str, Any]:
     """What every published folder records about where it came from.
 
     ``overlap`` says which test problems stand in the training rows, for tasks that read both from files.
     """
-    task, data = recipe.task, recipe.task.build().fingerprint
+    recipe, task, data = run.recipe, run.recipe.task, run.recipe.task.build().fingerprint
     return {
         "recipe": as_mapping(recipe),
-        "seed": seed,
+        "seed": run.seed,
         "data": data,
         **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {
+            "system": platform.system(),
+            "processor": platform.machine(),
+            "threads": torch.get_num_threads(),
+            "reasons": run.reasons,
+        },
     }
 
 
@@ -104,6 +117,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
             `StageTrainer.run`.
         OSError: the disk is full.
     """
+    run = settled(run)
     final = run.model_folder(stage.name)
     if parallel.by_first(lambda: _already(run, stage)):
         return final
@@ -119,7 +133,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         manifest = verify(origin)
         history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
-    facts = {**fingerprint(run.recipe, run.seed), "stage": stage.name, "stages": history}
+    facts = {**fingerprint(run), "stage": stage.name, "stages": history}
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(stage.objective, Labels):
         assert start is not None
@@ -148,6 +162,18 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     return trainer.run()
 
 
+def settled(run: SeedRun) -> SeedRun:
+    """The same run with everything decided that its recipe leaves to the machine."""
+    recipe, folder = run.recipe, run.folder.parent
+    first = recipe.stages[0]
+
+    def row_length() -> int:
+        return widest(data_of(recipe, first, None, run.seed).make(np.arange(first.batch_size)))
+
+    settled_recipe, reasons = parallel.by_first(lambda: resolve(recipe, folder, resolve_device(), row_length))
+    return replace(run, recipe=settled_recipe, reasons={**run.reasons, **reasons})
+
+
 def _already(run: SeedRun, stage: Stage) -> bool:
     """Whether the stage is finished and whole."""
     if not run.finished(stage):
@@ -172,7 +198,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: the folder belongs to a recipe that trains something else.
     """
-    path = folder / "recipe.json"
+    path = folder / RECIPE
     content = as_mapping(recipe)
     if path.is_file():
         try:

@@ -34,6 +34,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
+from unspoken.machine import Precision
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
@@ -113,6 +114,8 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         assert not isinstance(stage.objective, Labels)
+        assert recipe.precision != "auto"  # `settled` has decided
+        self.precision: Precision = recipe.precision
         self.recipe = recipe
         self.stage = stage
         self.objective = stage.objective
@@ -132,7 +135,7 @@ class StageTrainer(Trainer):
             # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
             per_device_train_batch_size=stage.batch_size // parallel.world(),
             ddp_find_unused_parameters=False,
-            bf16=recipe.precision == "bf16",
+            bf16=self.precision == "bf16",
             activation_checkpointing=recipe.activation_checkpointing,
             max_grad_norm=stage.optimizer.clip,
             lr_scheduler_type=stage.optimizer.schedule
@@ -185,7 +188,7 @@ class StageTrainer(Trainer):
                 self._blank = blank_of(self.model)
                 shard(self.model)
             self.optimizer: torch.optim.Optimizer = build_optimizer(
-                self.model if model is None else model, self.stage.optimizer
+                self.model if model is None else model, self.stage.optimizer, self.precision
             )
         return self.optimizer
 
