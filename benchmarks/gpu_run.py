@@ -144,7 +144,7 @@ def tests(run: Run, seconds: float) -> Found:
 
 def _ended(out: str) -> str:
     """The lines in which a test ends, without the summary behind them."""
-    return "\n".join(f" {line}" for line in out.split("short test summary info")[0].splitlines())
+    return "\n".join(f" {line}" for line in out.partition("short test summary info")[0].splitlines())
 
 
 def measured(run: Run, seconds: float, part: str) -> Found:
@@ -169,7 +169,9 @@ def machine() -> Found:
     with suppress(OSError, subprocess.SubprocessError):
         query = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader"]
         line = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout.splitlines()[0]
-        found |= dict(zip(("card", "driver", "memory", "power", "clock"), map(str.strip, line.split(",")), strict=False))
+        found |= dict(
+            zip(("card", "driver", "memory", "power", "clock"), map(str.strip, line.split(",")), strict=False)
+        )
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         found["processor"] = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -27,7 +27,9 @@ def placed(method: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 def again(path: str) -> ModuleType:
     """Another file of tests, by its path below ``tests``: its fixtures and its conformance class are used again."""
-    spec = importlib.util.spec_from_file_location(f"again_{path.replace('/', '_')}", Path(__file__).parent / f"{path}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"again_{path.replace('/', '_')}", Path(__file__).parent / f"{path}.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

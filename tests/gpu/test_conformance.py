@@ -13,7 +13,7 @@ import conformance
 import pytest
 import tiny_models
 import torch
-from on_device import DEVICE, placed, again
+from on_device import DEVICE, again, placed
 from torch import Tensor
 
 from unspoken.reasoning import StopRule, rollout

@@ -54,7 +54,10 @@ def test_every_kind_of_stage_trains(name: str, precision: str, tmp_path: Path) -
             continue
         losses = [entry["loss"] for entry in manifest["history"] if "loss" in entry]
         assert losses and all(map(math.isfinite, losses)), stage.name
-        assert all(bool(part.isfinite().all()) for part in load_file(run.model_folder(stage.name) / "model.safetensors").values())
+        assert all(
+            bool(part.isfinite().all())
+            for part in load_file(run.model_folder(stage.name) / "model.safetensors").values()
+        )
 
 
 def test_labels_are_what_the_encoder_makes_on_a_cpu(tmp_path: Path) -> None:
