@@ -85,7 +85,8 @@ def run(
         facts = make_plan(chosen)
         print(json.dumps(facts)) if as_json else print_plan(facts, Console())
         return
-    from unspoken.experiment import PAGE, run_experiment
+    from unspoken.experiment import run_experiment
+    from unspoken.report.results import PAGE
 
     results = run_experiment(
         chosen,
@@ -205,8 +206,8 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the page of a run from its results."""
-    from unspoken.experiment import PAGE, read_results
     from unspoken.report.page import write_page
+    from unspoken.report.results import PAGE, read_results
 
     target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
     write_page([read_results(path) for path in runs], target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from unspoken import parallel
-from unspoken.backbone.folder import read_manifest, write_json
+from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
 from unspoken.evaluation.sampling import evaluate_samples
@@ -22,6 +21,8 @@ from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
+from unspoken.report.results import PAGE, RESULTS
+from unspoken.storage import write_json
 from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.lock import held
 from unspoken.training.recipe import Recipe, parse
@@ -29,7 +30,6 @@ from unspoken.training.run import memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import OWN_KINDS, SeedRun
 
-RESULTS, PAGE = "results.json", "report.html"
 ANALYSES = ("geometry",)
 
 
@@ -189,20 +189,4 @@ def run_experiment(
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
         results = measure_run(runs[0].recipe, runs, command=command, say=say)
         parallel.by_first(lambda: write_page([results], output / PAGE))
-    return results
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Results of a run folder or of a results file.
-
-    Raises:
-        ValueError: there are none.
-    """
-    file = path / RESULTS if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
-    try:
-        results: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
     return results

@@ -22,8 +22,9 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.word_systems import SOFT_THINKING
 from unspoken.evaluation.words import evaluate_words
-from unspoken.experiment import final_stages, measure_run, models_of, open_run, read_results
+from unspoken.experiment import final_stages, measure_run, models_of, open_run
 from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
+from unspoken.report.results import read_results
 from unspoken.training import recipe as recipes
 from unspoken.training import words as word_stages
 from unspoken.training.adapters import add_adapters, published

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedModel
+
+from unspoken.storage import sync, write_json
 
 MANIFEST = "run.json"
 
@@ -21,15 +22,6 @@ def file_hash(path: Path) -> str:
     """sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Force a file or a directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -41,18 +33,6 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         sync(path)
     hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
     write_json(folder / MANIFEST, {**content, "files": hashes})
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, sync it, rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Axes: B problems, V vocabulary, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from transformers.pytorch_utils import Conv1D
 
 from unspoken import parallel
 from unspoken.chain import StopReason
-from unspoken.evaluation.outcomes import COSTS
 from unspoken.evaluation.systems import Answers, System, answer
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
@@ -170,12 +169,6 @@ def cost(
         seconds_alone=float(torch.tensor(singles).median()),
         parameters=parameters,
     )
-
-
-def compared(spent: Mapping[str, float]) -> dict[str, float]:
-    """What runs are compared by (`unspoken.evaluation.outcomes`), out of the fields of a `Cost`."""
-    given = {**spent, "seconds": spent["seconds_batched"]}
-    return {name: given[name] for name in COSTS}
 
 
 def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_size: int) -> Cost:

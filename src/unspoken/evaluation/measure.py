@@ -24,12 +24,11 @@ from unspoken.analysis.calibration import forced_calibration, rollout_calibratio
 from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import compared, tree_cost
+from unspoken.evaluation.cost import tree_cost
 from unspoken.evaluation.curves import curve
-from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
+from unspoken.evaluation.outcomes import COUPLED, compared, fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.systems import (
-    COUPLED,
     Answers,
     System,
     answer,

@@ -15,13 +15,12 @@ from transformers.utils import logging as transformers_logging
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.chain import LatentChain
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.reasoning import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import EOS
-
-PAIR, COUPLED = "jepa-reasoner", "coupled"
 
 
 @dataclass(frozen=True, kw_only=True)

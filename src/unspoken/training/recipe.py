@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unspoken.backbone import UnspokenConfig
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.latent_sft import Autonomy, Compress, Labels
+from unspoken.methods.settings.coconut import Coconut
+from unspoken.methods.settings.coupled import NextToken
+from unspoken.methods.settings.jepa_reasoner import SST, TalkerLoss
+from unspoken.methods.settings.latent_sft import Autonomy, Compress, Labels
 from unspoken.tasks import (
     ArithmeticConfig,
     CompetitionConfig,
@@ -28,6 +26,11 @@ from unspoken.tasks import (
 )
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from unspoken.backbone import UnspokenConfig
 
 Size = Literal["tiny", "small", "paper"]
 # Names become folders: nothing that leads out of the one they are made in.
@@ -231,7 +234,7 @@ class Recipe:
         for where, shape in shapes.items():
             if shape is not None:
                 try:
-                    self.talker_config(shape, hidden_size=1, vocab_size=1)
+                    shape.stack(hidden_size=1)
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
 
@@ -287,6 +290,8 @@ class Recipe:
         own = self.task.build().tokenizer
         if own is not None:
             return own
+        from transformers import AutoTokenizer
+
         assert isinstance(self.backbone, str)
         try:
             found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.backbone, padding_side="left")
@@ -344,13 +349,7 @@ class Recipe:
             hidden_size: the latent width, which a pretrained backbone knows and the recipe does not.
             vocab_size: rows of its head; the tokenizer's by default.
         """
-        shape = StackShape(
-            hidden_size=hidden_size,
-            attention_size=talker.attention_size,
-            intermediate_size=talker.intermediate_size,
-            layers=talker.layers,
-            heads=talker.heads,
-        )
+        shape = talker.stack(hidden_size=hidden_size)
         size = len(self.tokenizer()) if vocab_size is None else vocab_size
         return shape.config(vocab_size=size, positions=1024, is_causal=talker.causal, tie_word_embeddings=True)
 

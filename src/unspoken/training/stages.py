@@ -16,19 +16,13 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import parallel
-from unspoken.backbone.folder import remove, verify, write_json
+from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model
 from unspoken.machine import resolve_device
 from unspoken.methods.latent_sft import Autonomy, Labels
-from unspoken.tasks import (
-    CompetitionConfig,
-    GeneratedDataset,
-    GradeSchoolConfig,
-    GrammarConfig,
-    ProseConfig,
-    TreeSearchConfig,
-)
-from unspoken.tasks.dataset import by_length
+from unspoken.storage import write_json
+from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig
+from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
 from unspoken.training.limits import writing

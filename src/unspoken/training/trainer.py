@@ -33,13 +33,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
-from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
+from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
 from unspoken.machine import Precision
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
-from unspoken.tasks import GeneratedDataset
+from unspoken.storage import sync
+from unspoken.tasks.dataset import GeneratedDataset
 from unspoken.training.adapters import published
 from unspoken.training.limits import memory_for, writing
 from unspoken.training.optimizers import build_optimizer

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unspoken.backbone.folder import MANIFEST, read_manifest, write_json
+from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.methods.latent_sft.label_store import Label, LabelIdentity, LabelStore, LabelWriter
+from unspoken.storage import write_json
 
 FACTS: dict[str, Any] = {
     "data": "5eed",

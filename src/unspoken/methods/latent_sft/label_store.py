@@ -33,8 +33,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unspoken.backbone.folder import MANIFEST, read_manifest, sync, verify, write_json, write_manifest
-from unspoken.methods.latent_sft.superposition import Readout
+from unspoken.backbone.folder import MANIFEST, read_manifest, verify, write_manifest
+from unspoken.methods.settings.latent_sft import Readout
+from unspoken.storage import sync, write_json
 
 LatentKind = Literal["superposition", "hidden"]
 

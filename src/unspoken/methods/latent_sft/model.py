@@ -21,14 +21,8 @@ from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
-from unspoken.methods.latent_sft.superposition import (
-    Noise,
-    choose,
-    embedding_table,
-    mix,
-    readout_matrix,
-    superpose,
-)
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, readout_matrix, superpose
+from unspoken.methods.settings.latent_sft import Noise
 
 
 @dataclass

@@ -9,8 +9,7 @@ Axes: N slots, D width, V vocabulary, K entries kept.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unspoken import parallel
-
-Readout = Literal["head", "table"]
+from unspoken.methods.settings.latent_sft import Noise, Readout
 
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
 
@@ -121,7 +119,7 @@ def superpose(
     if top_k is None:
         return _Full.apply(hidden, readout, table, temperature)
     weights, ids = choose(hidden @ readout.T.to(hidden.dtype), top_k, temperature)
-    return mix(weights if noise is None else noise.on(weights), ids, table)
+    return mix(weights if noise is None else noisy(weights, noise), ids, table)
 
 
 class _Full(torch.autograd.Function):
@@ -159,26 +157,13 @@ class _Full(torch.autograd.Function):
         return result.to(hidden.dtype), None, None, None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
-
-    scale: float = 1.0
-    temperature: float = 1.0
-    lowest: float = -1.5
-    highest: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
-
-    def on(self, weights: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Noisy weights, by torch's own generator; the gradient goes through."""
-        # A row's noise must not depend on which rank it is read by.
-        drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
-        gumbel = -drawn.log()
-        bounded = (self.scale * gumbel).clamp(self.lowest, self.highest)
-        return F.softmax(((weights + 1e-10).log() + bounded) / self.temperature, dim=-1)
+def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:
+    """Noisy weights, by torch's own generator; the gradient goes through."""
+    # A row's noise must not depend on which rank it is read by.
+    drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
+    gumbel = -drawn.log()
+    bounded = (noise.scale * gumbel).clamp(noise.lowest, noise.highest)
+    return F.softmax(((weights + 1e-10).log() + bounded) / noise.temperature, dim=-1)
 
 
 def perturb(

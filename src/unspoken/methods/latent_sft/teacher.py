@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft.configuration import LatentShape
 from unspoken.methods.latent_sft.layout import Rows, Spans, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.spelling import Spelling
+from unspoken.methods.settings.latent_sft import LatentShape
 
 
 def stage_one_batch(spans: Sequence[Spans], spelling: Spelling, shape: LatentShape) -> dict[str, Rows]:
