@@ -8,6 +8,8 @@ import math
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from unspoken.methods.latent_sft.teacher import stage_one_batch
 from unspoken.serving import app, served_words
 from unspoken.training import words
 from unspoken.training.recipe import Recipe
+from unspoken.training.stages import SeedRun
 
 pytestmark = pytest.mark.gpu
 
@@ -42,27 +45,38 @@ def short(name: str, folder: Path, precision: str) -> Recipe:
     return drilled(name, folder, f"precision={precision}", *steps, *rows)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], SeedRun]:
+    """A run of a recipe in a precision, made once."""
+
+    @cache
+    def run_of(name: str, precision: str) -> SeedRun:
+        folder = tmp_path_factory.mktemp(name)
+        (run,) = quiet_train(short(name, folder, precision), folder / "run")
+        return run
+
+    return run_of
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", TEXTS)
-def test_every_kind_of_stage_trains(name: str, precision: str, tmp_path: Path) -> None:
-    recipe = short(name, tmp_path, precision)
-    (run,) = quiet_train(recipe, tmp_path / "run")
-    assert verify_finished_folders(tmp_path / "run") == len(recipe.stages)
+def test_every_kind_of_stage_trains(name: str, precision: str, finished: Callable[[str, str], SeedRun]) -> None:
+    run = finished(name, precision)
+    recipe = run.recipe
+    assert verify_finished_folders(run.folder.parent) == len(recipe.stages)
     for stage in recipe.stages:
         manifest = read_manifest(run.model_folder(stage.name))
         if isinstance(stage.objective, Labels):
             continue
         losses = [entry["loss"] for entry in manifest["history"] if "loss" in entry]
         assert losses and all(map(math.isfinite, losses)), stage.name
-        assert all(
-            bool(part.isfinite().all())
-            for part in load_file(run.model_folder(stage.name) / "model.safetensors").values()
-        )
+        weights = load_file(run.model_folder(stage.name) / "model.safetensors")
+        assert all(bool(part.isfinite().all()) for part in weights.values()), stage.name
 
 
-def test_labels_are_what_the_encoder_makes_on_a_cpu(tmp_path: Path) -> None:
-    recipe = short("words", tmp_path, "fp32")
-    (run,) = quiet_train(recipe, tmp_path / "run")
+def test_labels_are_what_the_encoder_makes_on_a_cpu(finished: Callable[[str, str], SeedRun]) -> None:
+    run = finished("words", "fp32")
+    recipe = run.recipe
     spelling = Spelling(tokenizer=recipe.tokenizer())
     for name in ("labels", "hidden_labels"):
         stage = recipe.stage(name)
