@@ -1,4 +1,4 @@
-"""What runs on a GPU now and then works, since nobody can look into it there: at toy size, and when parts of it fail."""
+"""What runs on a GPU now and then works, since nobody can look into it there: at toy size, and where parts fail."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def test_a_part_that_fails_leaves_its_text_and_stops_nothing(run: gpu_run.Run) -
     write(
         run,
         "import json, sys\nif sys.argv[1] == 'rates': raise RuntimeError('CUDA error: an illegal access')\n"
-        "print(json.dumps({sys.argv[1]: {'second': 2, **({'third': {'error': 'no'}} if 'd' in sys.argv[1] else {})}}))\n",
+        "more = {'third': {'error': 'no'}} if sys.argv[1] == 'decoding' else {}\n"
+        "print(json.dumps({sys.argv[1]: {'second': 2, **more}}))\n",
     )
     for name in ("rates", "training", "decoding"):
         gpu_run.part(run, name)
@@ -219,7 +220,7 @@ def test_one_call_at_toy_size_tests_and_measures_everything(tmp_path: Path) -> N
     assert found["versions"]["torch"] == torch.__version__
     assert found["command"] == f"benchmarks/gpu.sh --toy --output {output}"
     assert found["toy"] is True
-    assert found["tests"]["passed"] > 200
+    assert found["tests"]["passed"] > 150
     assert [found["tests"][name] for name in ("failed", "errors", "skipped")] == [0, 0, 0]
     stages = ["next_token", "sst", "encoder", "decoder", "union", "autonomy", "next_token_compiled", "sst_compiled"]
     assert [name for name in found["training"] if isinstance(found["training"][name], dict)] == stages
