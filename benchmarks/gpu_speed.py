@@ -200,8 +200,8 @@ def training(size: Size, notes: Notes) -> None:
 PARTS: dict[str, Callable[[Size, Notes], None]] = {
     "rates": rates,
     "training": training,
-    "decoding": decoding,
     "answering": answering,
+    "decoding": decoding,
 }
 
 
