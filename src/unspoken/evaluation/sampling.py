@@ -27,6 +27,7 @@ from unspoken.evaluation.significance import rate
 from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
 from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
+from unspoken.placement import CPU, moved
 from unspoken.reasoning import Thought
 from unspoken.tasks.words import WordProblem, WordTask
 
@@ -34,6 +35,8 @@ from unspoken.tasks.words import WordProblem, WordTask
 @dataclass(frozen=True, kw_only=True)
 class NoisyReasoner(LatentReasoner):
     """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
+
+    Sources are on the CPU, and so is what is drawn: a seed means the same on every device, at a copy either way a step.
 
     Attributes:
         noise: scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at.
@@ -51,17 +54,18 @@ class NoisyReasoner(LatentReasoner):
             every = torch.arange(scores.shape[-1])[None]
             drawn = [
                 perturb(row, every, source, end_id=-1, scale=self.noise, lowest=-math.inf, highest=math.inf)
-                for row, source in zip(F.softmax(scores, dim=-1).split(1), self.generators, strict=True)
+                for row, source in zip(moved(F.softmax(scores, dim=-1), CPU).split(1), self.generators, strict=True)
             ]
             ids = torch.cat(drawn).argmax(dim=-1, keepdim=True)
             weights, done = torch.ones(ids.shape), ids[:, 0] == end
         else:
-            weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
-            done = scores.argmax(dim=-1) == end
+            clean = (*choose(scores, self.settings.top_k, self.settings.temperature), scores.argmax(dim=-1) == end)
+            weights, ids, done = moved(clean, CPU)
             rows = zip(weights.split(1), ids.split(1), self.generators, done.tolist(), strict=True)
             # A row that ends here would be drawn in vain until the guard of the end marker gives up.
             noisy = [w if over else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, over in rows]
             weights = torch.cat(noisy)
+        weights, ids, done = moved((weights, ids, done), hidden.device)
         latent = mix(weights, ids, embedding_table(self.model))
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken.chain import LatentChain, StopReason
+from unspoken.placement import moved
 from unspoken.reasoning.cache import reserved_cache
 
 
@@ -134,7 +135,7 @@ def rollout(
 
     Args:
         method: see `SilentReasoner`.
-        input_ids: prompts, padded on the left.
+        input_ids: prompts, padded on the left; on any device, to which the chain comes back.
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
         disturb: changes every step on its way into chain and loop, for measurements of robustness.
@@ -145,13 +146,15 @@ def rollout(
     Raises:
         ValueError: an empty prompt, padding on the right, or a prompt that leaves no room for ``max_latents``.
     """
+    home = input_ids.device
+    input_ids, attention_mask = moved((input_ids, attention_mask), method.stack.device)
     run = _Run(method, input_ids, attention_mask, stop.max_latents, disturb=disturb)
     for _ in range(stop.max_latents):
         thought = run.think(run.advance(), stop)
         if not bool(run.thinking.any()):
             break
         run.inputs = thought.feed[:, None]
-    return run.chain(stop)
+    return moved(run.chain(stop), home)
 
 
 @torch.no_grad()
@@ -181,6 +184,8 @@ def respond(
     Raises:
         ValueError: as `rollout`; the prompt must also leave room for marker and answer.
     """
+    home = input_ids.device
+    input_ids, attention_mask, given = moved((input_ids, attention_mask, given), method.stack.device)
     marker = torch.tensor(speech.marker, device=input_ids.device)
     run = _Run(method, input_ids, attention_mask, stop.max_latents + len(marker) + speech.max_tokens, given, disturb)
     batch = len(input_ids)
@@ -215,7 +220,7 @@ def respond(
         run.inputs = method.embed_prompt(words[:, None])
         if feed is not None:
             run.inputs = torch.where(run.thinking[:, None, None], feed[:, None].to(run.inputs.dtype), run.inputs)
-    return run.chain(stop), said[:, : int(used.max())]
+    return moved((run.chain(stop), said[:, : int(used.max())]), home)
 
 
 class _Run:

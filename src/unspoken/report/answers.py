@@ -15,6 +15,7 @@ from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
+from unspoken.machine import resolve_device
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.report.formats import coefficient, count
 from unspoken.report.word_answers import answer_words
@@ -101,7 +102,12 @@ def answerable(recipe: Recipe) -> TreeSearchTask | WordTask:
 
 
 def answer_problems(
-    model_path: Path, texts: Sequence[str | None], *, seed: int = 0, stage: str | None = None
+    model_path: Path,
+    texts: Sequence[str | None],
+    *,
+    seed: int = 0,
+    stage: str | None = None,
+    device: str | torch.device = "auto",
 ) -> Iterator[dict[str, Any]]:
     """Answer problems with a trained model.
 
@@ -109,17 +115,18 @@ def answer_problems(
         model_path: a run folder, or the folder of one model.
         texts: printed problems, with or without a route, or questions; None means the first problem of the test split.
         seed, stage: which model of a run folder; the last that speaks from latents by default.
+        device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:
-        ValueError: no such model, or a text that is not a problem of its task.
+        ValueError: no such model or device, or a text that is not a problem of its task.
     """
     recipe, folder = locate(model_path, seed, stage)
-    task = answerable(recipe)
+    task, place = answerable(recipe), resolve_device(device)
     if not isinstance(task, TreeSearchTask):
-        yield from answer_words(recipe, folder, texts)
+        yield from answer_words(recipe, folder, texts, place)
         return
     problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
-    model = load_model(folder)
+    model = load_model(folder, device=place)
     system = system_of(model, name=system_name(model, folder.parent.name))
     for problem in problems:
         yield _answer_one(system, task, problem)

@@ -15,6 +15,7 @@ from unspoken.methods.jepa_reasoner import (
     JepaReasonerModel,
     effective_rank,
 )
+from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.training.recipe import Recipe, Stage
 
@@ -114,11 +115,12 @@ def build_model(
 def reading(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str, float]:
     """What shows a collapse: the loss beside the best constant vector's, the table's rank, and latents at their row."""
     # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+    batch = moved(batch, model.device)
     outputs = type(model).forward(model, **objective.inputs(batch))
     _, terms = objective(outputs, batch)
     assert outputs.latents is not None
     judged = batch["answer_mask"][:, 1:]
-    found = model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged]
+    found = moved(model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged], CPU)
     return {
         **{name: float(value) for name, value in terms.items()},
         "nearest_row": float(found.double().mean()),

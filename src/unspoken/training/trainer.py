@@ -73,6 +73,20 @@ def clear(folder: Path) -> None:
             remove(leftover)
 
 
+def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
+    """Name the device of a single process, where the library takes the first GPU and adds all others to it.
+
+    It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
+    """
+    if parallel.world() > 1:
+        return  # each process has the one that the launcher gave it
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    arguments._n_gpu = 0 if device.type == "cpu" else 1
+    arguments._setup_devices = device
+    arguments.distributed_state.device = device
+
+
 class EMATarget(TrainerCallback):
     """Moves the target table once after every optimiser step (paper_index, open point 10)."""
 
@@ -92,6 +106,7 @@ class StageTrainer(Trainer):
         data: training samples in the order in which they are read.
         folder: of the stage.
         seed: of the random numbers of training (dropout, the loader).
+        device: where it trains.
         judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
@@ -109,6 +124,7 @@ class StageTrainer(Trainer):
         data: GeneratedDataset,
         folder: Path,
         seed: int,
+        device: torch.device,
         judge: Judge,
         manifest: dict[str, Any],
         report_to: list[str],
@@ -156,8 +172,9 @@ class StageTrainer(Trainer):
             disable_tqdm=True,
             seed=seed,
             data_seed=seed,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=device.type == "cpu",
         )
+        _train_on(device, arguments)
         if isinstance(stage.objective, SST):
             callbacks = [*callbacks, EMATarget(stage.objective.momentum)]
         super().__init__(
@@ -378,9 +395,10 @@ class StageTrainer(Trainer):
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
-        if torch.cuda.is_available():
+        # A checkpoint that was written on another device has no state for this one.
+        if self.args.device.type == "cuda" and "cuda" in states:
             kept = states["cuda"]
-            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept)
+            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 

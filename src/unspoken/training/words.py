@@ -46,6 +46,7 @@ from unspoken.methods.latent_sft import (
 from unspoken.methods.latent_sft.layout import compact_rows, explicit_rows
 from unspoken.methods.latent_sft.superposition import perturb
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
+from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
 from unspoken.training import jepa
@@ -445,7 +446,14 @@ def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> La
 
 @torch.no_grad()
 def write_labels(
-    recipe: Recipe, stage: Stage, start: Path, folder: Path, *, seed: int, manifest: dict[str, Any]
+    recipe: Recipe,
+    stage: Stage,
+    start: Path,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    manifest: dict[str, Any],
 ) -> Path:
     """Write the labels and publish them beside the plain decoder that stage 2 starts from.
 
@@ -453,7 +461,8 @@ def write_labels(
     """
     assert isinstance(stage.objective, Labels)
     task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
-    model = _stage_one(start, recipe).eval()
+    model: Any = _stage_one(start, recipe)
+    model = model.to(device).eval()
     shape = model.config.latent_shape
     identity = label_identity(recipe, stage, start, seed)
     rows = labelled_rows(recipe, stage)
@@ -465,7 +474,7 @@ def write_labels(
             some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
             batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
-            weights, ids = model.labels(batch["encoder"])
+            weights, ids = moved(model.labels(moved(batch["encoder"], device)), CPU)
             counts = batch["encoder"].slots.sum(dim=1).tolist()
             for index, problem in enumerate(problems):
                 place = slice(sum(counts[:index]), sum(counts[: index + 1]))

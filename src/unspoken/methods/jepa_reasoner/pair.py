@@ -18,6 +18,7 @@ from unspoken.chain import LatentChain, pack
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel, JepaReasonerPreTrainedModel
 from unspoken.methods.jepa_reasoner.talker import Picker, build_talker
+from unspoken.placement import moved
 from unspoken.reasoning import StopRule
 
 
@@ -118,15 +119,18 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         """Say a finished chain: ``[B, N]`` tokens, padded behind the first end-of-sequence.
 
         Args:
-            chain: any chain of this model's width; the causal controls pass altered ones.
+            chain: any chain of this model's width; the causal controls pass altered ones. It may be on any device, to
+                which the tokens come back.
             prime: ``[B, P]`` tokens to start with (Dual-Talker only).
             temperature, generator: how the Talker draws; 0 is greedy.
         """
+        home = chain.mask.device
+        chain, prime = moved((chain, prime), self.device)
         tokens_BN = self.talker.speak(chain, prime, Picker(temperature, generator))
         ended = (tokens_BN == self.config.end_id).long()
         behind = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id
-        return torch.where(behind | ~chain.mask, pad, tokens_BN)
+        return torch.where(behind | ~chain.mask, pad, tokens_BN).to(home)
 
     @torch.no_grad()
     def generate(

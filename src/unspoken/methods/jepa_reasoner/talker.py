@@ -113,7 +113,8 @@ class DualTalker(nn.Module):
 class Picker:
     """Turns logits into tokens: the arg-max, or a draw at a temperature.
 
-    Only the Talker draws (section 5): the chain exists before the first call.
+    Only the Talker draws (section 5): the chain exists before the first call. A draw is made where its generator is, so
+    a seed means the same on every device.
     """
 
     def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
@@ -126,9 +127,10 @@ class Picker:
         """Tokens of a batch."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        weights = torch.softmax(logits.float() / self.temperature, dim=-1)
-        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=self.generator)
-        return drawn.view(logits.shape[:2])
+        weights = torch.softmax(logits.float() / self.temperature, dim=-1).flatten(0, 1)
+        weights = weights if self.generator is None else weights.to(self.generator.device)
+        drawn = torch.multinomial(weights, 1, generator=self.generator)
+        return drawn.view(logits.shape[:2]).to(logits.device)
 
 
 def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:

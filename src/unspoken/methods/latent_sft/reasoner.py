@@ -89,7 +89,7 @@ class LatentReasoner:
         model: any decoder-only transformers model with a head.
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
-        generator: of the noise.
+        generator: of the noise, on any device; torch's own of the model's device by default.
 
     Raises:
         ValueError: noise below 0, or noise on vectors that are no superpositions.
@@ -130,7 +130,8 @@ class LatentReasoner:
         done = scores.argmax(dim=-1) == self.settings.end_ids[0]
         weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
         if self.noise:
-            uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
+            drawn_on = weights.device if self.generator is None else self.generator.device
+            uniform = torch.rand(weights.shape, generator=self.generator, device=drawn_on).to(weights).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
