@@ -1,6 +1,7 @@
 """The device of the tests marked "gpu", and the tiny models of the other tests on it.
 
-It is a GPU, or what the environment variable ``UNSPOKEN_TEST_DEVICE`` names: "cpu" runs the same tests without one.
+It is a GPU, or what the environment variable ``UNSPOKEN_TEST_DEVICE`` names: "cpu" runs the same tests without one, and
+"pretend" on the strict device of `pretend_device`, where tensors of two devices do not mix.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pretend_device
 import torch
 from torch import nn
 
-VARIABLE = "UNSPOKEN_TEST_DEVICE"
-DEVICE = torch.device(os.environ.get(VARIABLE, "cuda"))
+NAME = os.environ.get("UNSPOKEN_TEST_DEVICE", "cuda")
+DEVICE = pretend_device.install() if NAME == pretend_device.NAME else torch.device(NAME)
 
 
 def placed(method: Any, dtype: torch.dtype = torch.float32) -> Any:

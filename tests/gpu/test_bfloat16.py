@@ -92,7 +92,7 @@ def apart(thoughts: Tensor, others: Tensor) -> Tensor:
 
 def assert_alike(thoughts: Tensor, expected: Tensor, clear: Tensor) -> None:
     """The same up to rounding where a thought is clear, and most are; those of another row are far away."""
-    assert clear.double().mean() > 0.5
+    assert clear.float().mean() > 0.5
     assert float(apart(thoughts, expected)[clear].max()) < ROUNDING
     assert float(apart(thoughts, expected.roll(1, dims=0)).median()) > 10 * ROUNDING
 

@@ -52,7 +52,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], S
     @cache
     def run_of(name: str, precision: str) -> SeedRun:
         folder = tmp_path_factory.mktemp(name)
-        (run,) = quiet_train(short(name, folder, precision), folder / "run")
+        (run,) = quiet_train(short(name, folder, precision), folder / "run", device=DEVICE)
         return run
 
     return run_of
@@ -66,6 +66,7 @@ def test_every_kind_of_stage_trains(name: str, precision: str, finished: Callabl
     assert verify_finished_folders(run.folder.parent) == len(recipe.stages)
     for stage in recipe.stages:
         manifest = read_manifest(run.model_folder(stage.name))
+        assert manifest["machine"]["device"] == DEVICE.type
         if isinstance(stage.objective, Labels):
             continue
         losses = [entry["loss"] for entry in manifest["history"] if "loss" in entry]
@@ -98,11 +99,11 @@ def test_labels_are_what_the_encoder_makes_on_a_cpu(finished: Callable[[str, str
 
 def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
     recipe = one_stage("precision=fp32")
-    (run,) = quiet_train(recipe, tmp_path / "undisturbed")
+    (run,) = quiet_train(recipe, tmp_path / "undisturbed", device=DEVICE)
     for step in (3, 5):
         with pytest.raises(KeyboardInterrupt):
-            quiet_stage(recipe, tmp_path / "stopped", StopAt("step_end", step))
-    folder = quiet_stage(recipe, tmp_path / "stopped")
+            quiet_stage(recipe, tmp_path / "stopped", StopAt("step_end", step), device=DEVICE)
+    folder = quiet_stage(recipe, tmp_path / "stopped", device=DEVICE)
     expected = load_file(run.model_folder("pretrain") / "model.safetensors")
     found = load_file(folder / "model.safetensors")
     assert found.keys() == expected.keys()
