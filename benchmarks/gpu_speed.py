@@ -16,7 +16,8 @@ One model for everything: the shape of SmolLM2-135M (30 blocks of width 576, 49,
   starting them is what such a step costs, unless one captured graph starts them all. Compared, on the same model: our
   engine (superpositions of ten tokens; explicit chain), the library's ``generate`` with a growing cache and with a
   static, compiled one, and the bare step as one captured graph, which is the limit. All but the last read the prompt
-  too. Aim: no slower a step than the faster ``generate``.
+  too. Aim: no slower a step than the faster ``generate``. A chain of a quarter of the steps shows what a chain costs
+  before its first step: prompt, cache, and whatever is recorded or captured for it alone.
 * ``decoding``, waits at the largest batch: a host that reads a number back waits for every kernel before it, and starts
   none meanwhile. Counted a step: the warnings of torch's sync debug mode, by the place in the code that they come from;
   the numbers read, which a CPU can count too; and the kernels and their time, which no step can be faster than.
@@ -46,10 +47,9 @@ from gpu_decoding import answering, decoding
 from gpu_measure import FULL, TOY, Found, Notes, Size, repeated, text_of
 from methods import Step, batch_of, model_of, real_and_placed
 from numpy.typing import NDArray
-from torch import Tensor
 
 from unspoken.methods.latent_sft import Labels
-from unspoken.methods.latent_sft.layout import Rows
+from unspoken.placement import moved
 from unspoken.training import words
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe, load
@@ -138,17 +138,12 @@ def alike(recipe: Recipe, rows: int) -> NDArray[np.int64]:
     return np.argsort(lengths, kind="stable")[4 * rows : 5 * rows]
 
 
-def moved(batch: Found, device: str) -> Found:
-    """A batch on the device."""
-    return {name: part.to(device) if isinstance(part, Tensor | Rows) else part for name, part in batch.items()}
-
-
 def fitting(size: Size, recipe: Recipe, name: str) -> tuple[Step, int]:
     """A stage's step that was taken once, with the largest batch that fits, and its rows."""
     stage = recipe.stage(name)
     for rows in size.rows:
         try:
-            batch = moved(batch_of(recipe, stage, alike(recipe, rows)), size.device)
+            batch = moved(batch_of(recipe, stage, alike(recipe, rows)), torch.device(size.device))
             model = model_of(recipe, stage, recipe.attention, size.device)
             step = Step(stage, model, batch, "bf16")
             step()
