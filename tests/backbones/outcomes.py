@@ -1,0 +1,66 @@
+"""Right, refused, or something that must not be: what becomes of a method on an architecture."""
+
+from __future__ import annotations
+
+import tempfile
+import traceback
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from chains import CHAINS
+from hub import Hub
+from learning import LEARNING
+
+import unspoken
+
+METHODS = {**CHAINS, **LEARNING}
+SOURCE = str(Path(unspoken.__file__).parent)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a method on an architecture.
+
+    Attributes:
+        verdict: "right" or "refused"; "wrong" and "crashed" are failures.
+        detail: the refusal, the failed checks, or the error.
+        error: the largest relative error, where the method ran.
+    """
+
+    verdict: Literal["right", "refused", "wrong", "crashed"]
+    detail: str = ""
+    errors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def fine(self) -> bool:
+        """Right or refused."""
+        return self.verdict in ("right", "refused")
+
+
+def outcome(method: str, hub: Hub) -> Outcome:
+    """Run a method on a model and judge it."""
+    try:
+        with warnings.catch_warnings():
+            # What the code of an architecture warns about is no matter of ours.
+            warnings.filterwarnings("ignore", module=r"(transformers|torch)\.")
+            found = METHODS[method](hub)
+    except Exception as error:
+        message, frame = str(error), traceback.extract_tb(error.__traceback__)[-1]
+        ours = frame.filename.startswith(SOURCE)
+        if isinstance(error, ValueError) and ours and message and "\n" not in message:
+            return Outcome("refused", message)
+        first = message.splitlines()[0] if message else ""
+        return Outcome("crashed", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {first}")
+    if found.wrong:
+        worst = sorted(found.wrong.items(), key=lambda entry: -entry[1])
+        return Outcome("wrong", ", ".join(f"{check} {error:.2g}" for check, error in worst), found.errors)
+    return Outcome("right", "", found.errors)
+
+
+def outcomes(name: str) -> dict[str, Outcome]:
+    """Every method on an architecture of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        hub = Hub.of(name, Path(folder))
+        return {method: outcome(method, hub) for method in METHODS}
