@@ -51,6 +51,10 @@ Wrong = dict[str, str]  # a property that is missing, and what is wrong
 _FLOAT32 = 2e-4  # two ways to sum the same numbers differ by this much at most, relative to the largest
 _REACH = 3  # positions that a layer with a limited reach keeps while it is asked
 _REACHES = ("sliding_window", "attention_chunk_size", "index_topk")  # what configs call it
+# Of a config, what names the model or its tokens, and what changes while it is trained and saved.
+_NO_PART = frozenset(
+    "_name_or_path architectures dtype transformers_version use_cache pad_token_id bos_token_id eos_token_id".split()
+)
 _known: dict[str, Wrong] = {}
 
 
@@ -95,10 +99,10 @@ def missing(model: PreTrainedModel) -> Wrong:
 
 def _key(model: PreTrainedModel) -> str:
     """Everything that the properties depend on; weights have no part in them."""
-    config = {name: value for name, value in model.config.to_dict().items() if not name.startswith("_name")}
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_PART}
     facts = {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "config": {name: value for name, value in config.items() if name not in ("dtype", "transformers_version")},
+        "config": config,
         "attention": model.config._attn_implementation,
         "device": model.device.type,
         "versions": [version(name) for name in ("torch", "transformers")],
@@ -329,7 +333,8 @@ def _pads(probe: _Probe) -> None:
 
 def _scores(probe: _Probe) -> None:
     outputs = probe.stack(input_ids=probe.long[None], use_cache=False).last_hidden_state[0]
-    expected = probe.model(input_ids=probe.long[None], use_cache=False).logits[0]
+    # The class's forward: a trainer may have wrapped the instance's.
+    expected = type(probe.model).forward(probe.model, input_ids=probe.long[None], use_cache=False).logits[0]
     _same(scores(outputs, head_of(probe.model)), expected)
 
 
