@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.checks import require
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
@@ -77,13 +78,15 @@ def load_model(
         attention: plain attention is the fastest on a CPU for prompts below about 200 tokens.
 
     Raises:
-        ValueError: the folder is not finished, or a file was changed.
+        ValueError: the folder is not finished, or a file was changed; or JEPA-Reasoner is wrong around its backbone.
     """
     transformers_logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
     model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    if isinstance(model, JepaReasonerForCausalLM | JepaReasonerModel):
+        require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
     return model.eval()
 
 

@@ -16,6 +16,7 @@ from unspoken.methods.jepa_reasoner import (
     effective_rank,
 )
 from unspoken.tasks.dataset import Batch
+from unspoken.training.backbones import require_for, require_same_blocks
 from unspoken.training.recipe import Recipe, Stage
 
 
@@ -64,9 +65,11 @@ def _reasoner(
     )
     reasoner = JepaReasonerModel._from_config(config, attn_implementation=recipe.attention)
     if start is not None:
+        require_for(start, stage)
         kept = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
         reasoner.backbone.load_state_dict(weights, strict=True)
+        require_same_blocks(start.base_model, reasoner.backbone)
     reasoner.start_target()
     return reasoner
 
@@ -88,7 +91,7 @@ def build_model(
         opened: tokens between a prompt and its first latent, recorded in the folder.
 
     Raises:
-        ValueError: as `first_blocks`.
+        ValueError: as `first_blocks`, or JEPA-Reasoner would be wrong around the model.
     """
     if isinstance(stage.objective, SST):
         return _reasoner(recipe, stage, start, max_latents, opened)

@@ -22,11 +22,13 @@ from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
 from unspoken.methods.latent_sft.superposition import (
+    Head,
     Noise,
     choose,
     embedding_table,
     mix,
-    readout_matrix,
+    readout_of,
+    scores,
     superpose,
 )
 
@@ -39,13 +41,13 @@ class LatentSFTOutput(ModelOutput):
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
         before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
         summaries: ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone.
-        head: ``[V, D]``, what turns them into scores; it is never trained.
+        head: what turns them into scores; it is never trained.
     """
 
     before_targets: Tensor | None = None
     before_slots: Tensor | None = None
     summaries: Tensor | None = None
-    head: Tensor | None = None
+    head: Head | None = None
 
 
 class LatentSFTModel(StrictLoading):
@@ -70,7 +72,7 @@ class LatentSFTModel(StrictLoading):
         self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
         if config.has_encoder:
             self.encoder: PreTrainedModel = AutoModel.from_config(config.base_config, **how)
-            self.compress = nn.Parameter(torch.zeros(config.base_config.hidden_size))
+            self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
 
     @torch.no_grad()
@@ -88,8 +90,11 @@ class LatentSFTModel(StrictLoading):
             self.encoder.requires_grad_(encoder)
             self.compress.requires_grad_(encoder)
         self.decoder.requires_grad_(decoder)
-        for fixed in (self.decoder.get_input_embeddings(), self.decoder.get_output_embeddings()):
-            fixed.requires_grad_(False)
+        stack = {id(parameter) for parameter in self.decoder.base_model.parameters()}
+        for parameter in self.decoder.parameters():
+            if id(parameter) not in stack:
+                parameter.requires_grad_(False)
+        self.decoder.get_input_embeddings().requires_grad_(False)
 
     def summaries(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The encoder's output at every slot: each sees the prompt and all text before it, and no other slot."""
@@ -108,7 +113,7 @@ class LatentSFTModel(StrictLoading):
             return summaries
         return superpose(
             summaries,
-            readout_matrix(self.decoder, shape.readout),
+            readout_of(self.decoder, shape.readout),
             embedding_table(self.decoder),
             top_k=shape.top_k,
             temperature=shape.temperature,
@@ -120,8 +125,7 @@ class LatentSFTModel(StrictLoading):
         shape, summaries = self.config.latent_shape, self.summaries(rows)
         if shape.latent == "hidden":
             return summaries, None
-        matrix = readout_matrix(self.decoder, shape.readout)
-        return choose(summaries @ matrix.T.to(summaries.dtype), shape.top_k, shape.temperature)
+        return choose(scores(summaries, readout_of(self.decoder, shape.readout)), shape.top_k, shape.temperature)
 
     def forward(
         self,
@@ -166,7 +170,7 @@ class LatentSFTModel(StrictLoading):
             before_targets=hidden_BTD[decoder.target[:, 1:]],
             before_slots=hidden_BTD[decoder.slots[:, 1:]],
             summaries=summaries,
-            head=readout_matrix(self.decoder, "head"),
+            head=readout_of(self.decoder, "head"),
         )
 
 

@@ -18,7 +18,7 @@ from unspoken import parallel
 from unspoken.methods.latent_sft.configuration import LatentShape
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
-from unspoken.methods.latent_sft.superposition import Noise
+from unspoken.methods.latent_sft.superposition import Head, Noise, scores
 
 PIECE = 1024  # positions whose scores over the vocabulary exist at one time
 
@@ -32,24 +32,22 @@ def _in_pieces(function: Any, *tensors: Tensor) -> Tensor:
     return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
 
 
-def token_losses(
-    hidden: Float[Tensor, "M D"], head: Float[Tensor, "V D"], tokens: Int[Tensor, " M"]
-) -> Float[Tensor, " M"]:
+def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Cross-entropy of each token, in nats."""
 
     def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy((hidden @ head.T.to(hidden.dtype)).float(), tokens, reduction="none")
+        return F.cross_entropy(scores(hidden, head).float(), tokens, reduction="none")
 
     return _in_pieces(piece, hidden, tokens)
 
 
 def divergences(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
+    hidden: Float[Tensor, "N D"], head: Head, weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
 ) -> Float[Tensor, " N"]:
     """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary."""
 
     def piece(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        student = F.log_softmax((hidden @ head.T.to(hidden.dtype)).float(), dim=-1).gather(-1, ids)
+        student = F.log_softmax(scores(hidden, head).float(), dim=-1).gather(-1, ids)
         return (torch.special.xlogy(weights, weights) - weights * student).sum(dim=-1)
 
     return _in_pieces(piece, hidden, weights.float(), ids)

@@ -15,57 +15,40 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken import parallel
+from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scores
+
+__all__ = [
+    "Head",
+    "Noise",
+    "Readout",
+    "choose",
+    "embedding_table",
+    "mix",
+    "perturb",
+    "readout_of",
+    "scores",
+    "superpose",
+]
 
 Readout = Literal["head", "table"]
 
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
 
 
-def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
-    """What each token id becomes at the first block, without gradient: the rows that latents are mixed from."""
-    embedding: nn.Module = model.get_input_embeddings()
-    if type(embedding) is nn.Embedding:
-        return embedding.weight.detach()
-    # A table that normalises or scales its rows when they are read: mix what the blocks would see.
-    with torch.no_grad():
-        weight: Any = embedding.weight
-        rows: Tensor = embedding(torch.arange(weight.shape[0], device=weight.device))
-    return rows
-
-
-def require_plain_head(model: PreTrainedModel) -> None:
-    """Refuse a model that does more to its scores than one matrix does.
-
-    Raises:
-        ValueError: the config names a cap or a scale of the scores.
-    """
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"this model scales or caps its scores ({name} in its config), which superpositions leave out; "
-                "choose a model whose head is one matrix"
-            )
-
-
-def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V D"]:
-    """The matrix that turns an output of the stack into scores, without gradient.
+def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
+    """What turns an output of the stack into scores; no gradient reaches it.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
     would say (latent_sft_index, open point 1), so it warns.
-
-    Raises:
-        ValueError: the model does more to its scores than one matrix does.
     """
-    require_plain_head(model)
     if readout == "head":
-        head: Any = model.get_output_embeddings()
-        return head.weight.detach()
+        return head_of(model)
     weight: Any = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not weight:
         warnings.warn(
             "readout is 'table', but this model's head is not tied to its table: the labels will differ from what the "
@@ -107,7 +90,7 @@ def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[T
 
 def superpose(
     hidden: Float[Tensor, "N D"],
-    readout: Float[Tensor, "V D"],
+    readout: Head,
     table: Float[Tensor, "V D"],
     *,
     top_k: int | None,
@@ -116,11 +99,14 @@ def superpose(
 ) -> Float[Tensor, "N D"]:
     """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
 
-    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``; it takes no noise.
+    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``, where the read-out is
+    one matrix; it takes no noise.
     """
-    if top_k is None:
+    if top_k is None and isinstance(readout, Tensor):
         return _Full.apply(hidden, readout, table, temperature)
-    weights, ids = choose(hidden @ readout.T.to(hidden.dtype), top_k, temperature)
+    weights, ids = choose(scores(hidden, readout), top_k, temperature)
+    if top_k is None:
+        return mix(weights, ids, table)
     return mix(weights if noise is None else noise.on(weights), ids, table)
 
 
