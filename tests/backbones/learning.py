@@ -133,15 +133,16 @@ def compressing(hub: Hub) -> Agreement:
 
 
 def _summaries(encoder: PreTrainedModel, rows: Rows, compress: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Outputs and scores of each slot's row: the prompt, the text before the slot, and the slot alone."""
+    """Outputs and scores of each slot's row: prompt, text and the slot, with the slots before it hidden."""
     read = []
     for row in range(ROWS):
         for slot in rows.slots[row].nonzero()[:, 0].tolist():
-            kept = (rows.kind[row, :slot] != Kind.LATENT).nonzero()[:, 0]
-            places = torch.cat([kept, torch.tensor([slot])])
-            vectors = torch.cat([table(encoder, rows.ids[row, kept]), compress.detach()[None]])
-            positions = rows.position[row, places]
-            read.append((hidden(encoder, vectors, positions), scores(encoder, vectors, positions)))
+            seen = rows.kind[row, : slot + 1] != Kind.LATENT
+            seen[-1] = True
+            vectors = torch.where(
+                rows.slots[row, : slot + 1, None], compress.detach(), table(encoder, rows.ids[row, : slot + 1])
+            )
+            read.append((hidden(encoder, vectors, seen), scores(encoder, vectors, seen)))
     return read
 
 
@@ -191,6 +192,7 @@ def _reloads(
 
 def autonomous(hub: Hub) -> Agreement:
     """Stage 2: a training step on labels, with its gradient."""
+    hub.built("one")  # a recipe gets to stage 2 through stage 1 alone
     found, truth = Agreement(), _learner(hub)
     model, objective = hub.built("two").train(), Autonomy(noise=None)
     assert isinstance(model, LatentSFTModel)

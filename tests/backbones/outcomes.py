@@ -13,10 +13,11 @@ from chains import CHAINS
 from hub import Hub
 from learning import LEARNING
 
-import unspoken
+from unspoken.backbone import checks
 
 METHODS = {**CHAINS, **LEARNING}
-SOURCE = str(Path(unspoken.__file__).parent)
+# What a refusal must name: the sentence of a property.
+PROPERTIES = [sentence for sentence, _ in checks._PROPERTIES.values()]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ def outcome(method: str, hub: Hub) -> Outcome:
             found = METHODS[method](hub)
     except Exception as error:
         message, frame = str(error), traceback.extract_tb(error.__traceback__)[-1]
-        ours = frame.filename.startswith(SOURCE)
-        if isinstance(error, ValueError) and ours and message and "\n" not in message:
+        if type(error) is ValueError and "\n" not in message and any(named in message for named in PROPERTIES):
             return Outcome("refused", message)
         first = message.splitlines()[0] if message else ""
         return Outcome("crashed", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {first}")

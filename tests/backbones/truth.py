@@ -61,32 +61,30 @@ def table(truth: PreTrainedModel, ids: Tensor) -> Tensor:
     return rows
 
 
-def scores(truth: PreTrainedModel, row: Tensor, positions: Tensor | None = None) -> Tensor:
-    """Scores ``[T, V]`` of the token after each place of a row, which is ``[T]`` ids or ``[T, D]`` vectors."""
-    logits: Tensor = truth(**_one(row), **_placed(truth, positions), use_cache=False).logits
+def scores(truth: PreTrainedModel, row: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Scores ``[T, V]`` of the token after each place of a row, which is ``[T]`` ids or ``[T, D]`` vectors.
+
+    Args:
+        seen: ``[T]``, false at places that no other may see, as if they were padding; their positions count.
+    """
+    logits: Tensor = truth(**_one(truth, row, seen)).logits
     return logits[0].float()
 
 
-def hidden(truth: PreTrainedModel, row: Tensor, positions: Tensor | None = None) -> Tensor:
+def hidden(truth: PreTrainedModel, row: Tensor, seen: Tensor | None = None) -> Tensor:
     """Outputs ``[T, D]`` of the last block, as the head is given them."""
-    stack = truth.base_model
-    states: Tensor = stack(**_one(row), **_placed(stack, positions), use_cache=False).last_hidden_state
+    states: Tensor = truth.base_model(**_one(truth.base_model, row, seen)).last_hidden_state
     return states[0]
 
 
-def _one(row: Tensor) -> dict[str, Tensor]:
+def _one(model: nn.Module, row: Tensor, seen: Tensor | None) -> dict[str, Any]:
     # Some models scale what they are given in place.
-    return {"inputs_embeds": row[None].clone()} if row.is_floating_point() else {"input_ids": row[None]}
-
-
-def _placed(model: nn.Module, positions: Tensor | None) -> dict[str, Any]:
-    """Position ids, where they are not the plain ones and the model has a place for them."""
-    if positions is None or torch.equal(positions, torch.arange(len(positions))):
-        return {}
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return {}
-    # Without a mask of its own a row whose positions have a gap would be read as several packed into one.
-    return {"position_ids": positions[None], "attention_mask": torch.ones_like(positions)[None]}
+    given = {"inputs_embeds": row[None].clone()} if row.is_floating_point() else {"input_ids": row[None]}
+    if seen is not None and not bool(seen.all()):
+        given["attention_mask"] = seen.long()[None]
+        if "position_ids" in inspect.signature(model.forward).parameters:
+            given["position_ids"] = torch.arange(len(row))[None]
+    return {**given, "use_cache": False}
 
 
 def superposition(truth: PreTrainedModel, scores_V: Tensor, top_k: int) -> Tensor:
