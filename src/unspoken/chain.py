@@ -100,6 +100,11 @@ class LatentChain:
         )
 
 
+def real_last(mask_BT: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Columns of each row with the masked ones first and the real ones last, both in their order: no holes are left."""
+    return torch.argsort(mask_BT.to(torch.int8), dim=1, stable=True)
+
+
 def pack(values_BTX: Tensor, mask_BT: Bool[Tensor, "B T"], length: int | None = None) -> tuple[Tensor, Tensor]:
     """Move the selected positions of every row to the left.
 

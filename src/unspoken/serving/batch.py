@@ -29,7 +29,7 @@ from transformers.cache_utils import DynamicCache
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning import SilentReasoner, SpeakingReasoner, Speech, StopRule, Thought
-from unspoken.reasoning.cache import ReservedLayer, reserved_cache
+from unspoken.reasoning.cache import ReservedCache, ReservedLayer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class Row:
             return self._owed.pop(0)
         assert scores_V is not None
         said = torch.tensor([self.said], dtype=torch.long, device=scores_V.device)
-        word = int(speech.pick(torch.tensor([0], device=scores_V.device), said, scores_V[None]))
+        word = int(speech.choose({0: len(self.said)}, said, scores_V[None]))
         ended = word in speech.end_ids
         full = len(self.said) + 1 == speech.max_tokens
         self._tell([word], over=ended or full, capped=full and not ended)
@@ -173,7 +173,7 @@ class Batch:
 
     def __init__(self, method: SilentReasoner) -> None:
         self.method = method
-        if any(type(layer) is not ReservedLayer for layer in reserved_cache(method.stack.config, 1).layers):
+        if any(type(layer) is not ReservedLayer for layer in ReservedCache(method.stack.config, 1).layers):
             raise ValueError(
                 "this model has layers that keep only part of what they saw (a sliding window, or a recurrent state), "
                 "and their rows cannot join a running batch; serve a model with full attention"
@@ -183,7 +183,7 @@ class Batch:
     def clear(self) -> None:
         """Forget every row."""
         self.rows: list[Row] = []
-        self.cache = reserved_cache(self.method.stack.config, 1)
+        self.cache = ReservedCache(self.method.stack.config, 1)
         self.mask_BT: Tensor = torch.zeros((0, 0), dtype=torch.long, device=self.method.stack.device)
         self.inputs_BD: Tensor = torch.zeros((0, 0), device=self.method.stack.device)
 
@@ -198,7 +198,7 @@ class Batch:
         for index, row in enumerate(rows):
             ids_BT[index, width - len(row.job.prompt) :] = torch.tensor(row.job.prompt, device=device)
             mask_BT[index, width - len(row.job.prompt) :] = 1
-        cache = reserved_cache(self.method.stack.config, width)
+        cache = ReservedCache(self.method.stack.config, width)
         positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         inputs_BD = self._react(rows, self._run(self.method.embed_prompt(ids_BT), mask_BT, positions_BT, cache))
         present = _Part(self.rows, self.cache, self.mask_BT, _staying(self.rows))
@@ -277,7 +277,7 @@ class Batch:
             chosen = held[kept][..., -width:, :]
             return F.pad(chosen, (0, 0, width - chosen.shape[-2], 0))
 
-        cache = reserved_cache(self.method.stack.config, width + max(row.job.room for row in self.rows))
+        cache = ReservedCache(self.method.stack.config, width + max(row.job.room for row in self.rows))
         for depth, layer in enumerate(cache.layers):
             held = [(part.cache.layers[depth], part.kept) for part in parts]
             layer.update(
