@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 VOCABULARY, WIDTH, BLOCKS = 200, 64, 2
@@ -96,13 +96,18 @@ ZAMBA = {
     "num_key_value_heads": 4,
 }
 
+
+def _each(names: str, own: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """Rows whose names are separated by spaces, all alike."""
+    return {name: dict(own or {}) for name in names.split()}
+
+
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     # --- every token attends to all before it ------------------------------------------------------------------------
-    **dict.fromkeys(
+    **_each(
         "llama phi3 olmo olmo2 stablelm cohere granite smollm3 glm glm4 ernie4_5 hunyuan_v1_dense nemotron arcee gemma "
         "seed_oss apertus helium diffllama bitnet persimmon phi cwm jais2 nanochat biogpt doge hyperclovax hrm_text "
-        "moshi ministral3 qwen2 gpt2 gpt_bigcode gpt_neox_japanese bloom qwen3 laguna".split(),
-        {},
+        "moshi ministral3 qwen2 gpt2 gpt_bigcode gpt_neox_japanese bloom qwen3 laguna"
     ),
     "llama_untied": {"kind": "llama", "tie_word_embeddings": False},
     "llama_tied": {"kind": "llama", "tie_word_embeddings": True},
@@ -139,8 +144,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "bert_encoder": {"kind": "bert"},
     "xlnet": {"d_inner": 96},
     # --- some layers see a window ------------------------------------------------------------------------------------
-    **dict.fromkeys("mistral starcoder2 granite_swa".split(), {"sliding_window": WINDOW}),
-    **dict.fromkeys("ministral gemma3_text vaultgemma olmo3 cohere2 gemma2".split(), SLIDING),
+    **_each("mistral starcoder2 granite_swa", {"sliding_window": WINDOW}),
+    **_each("ministral gemma3_text vaultgemma olmo3 cohere2 gemma2", SLIDING),
     "qwen2_swa": {"kind": "qwen2", "use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
     "gemma3n_text": {
         **GEMMA_3N,
@@ -177,10 +182,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "num_buckets": 4,
     },
     # --- mixtures of experts -----------------------------------------------------------------------------------------
-    **dict.fromkeys(
+    **_each(
         "mixtral qwen3_moe olmoe granitemoe glm4_moe minimax_m2 phimoe flex_olmo solar_open mimo_v2_flash "
-        "hunyuan_v1_moe cohere2_moe".split(),
-        {},
+        "hunyuan_v1_moe cohere2_moe"
     ),
     "qwen2_moe": {"decoder_sparse_step": 1},
     "granitemoe_mult": {"kind": "granitemoe", "logits_scaling": 6.0, **MULTIPLIED},
@@ -193,7 +197,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "longcat_flash": {**LATENT_CACHE, "num_layers": 1},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},
     "jetmoe": {"kv_channels": 16},
-    **dict.fromkeys("gpt_oss dots1 exaone_moe".split(), SLIDING),
+    **_each("gpt_oss dots1 exaone_moe", SLIDING),
     "zaya": {"num_experts_per_tok": 1},
     "afmoe": {**SLIDING, "num_dense_layers": 1},
     "gemma4_moe": {**GEMMA_4, "enable_moe_block": True, "top_k_experts": 2},
@@ -249,7 +253,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "sliding_window_size": WINDOW,
     },
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    **dict.fromkeys("qwen3_next qwen3_5_text olmo_hybrid".split(), {"layer_types": LINEAR}),
+    **_each("qwen3_next qwen3_5_text olmo_hybrid", {"layer_types": LINEAR}),
     "kimi_linear": {**LATENT_CACHE, "layer_types": LINEAR, "linear_head_dim": 16, "linear_num_heads": 2},
     "minimax": {"layer_types": LINEAR, "block_size": 8},
     "falcon_h1": {"mamba_d_ssm": 128},
@@ -269,6 +273,32 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # --- with a part for pictures ------------------------------------------------------------------------------------
     "gemma3_mm": {"kind": "gemma3", "text": "gemma3_text"},
     "qwen3_5_mm": {"kind": "qwen3_5", "text": "qwen3_5_text"},
+}
+
+# What sets apart the rows whose name is not a model type.
+VARIANTS = {
+    "llama_untied": "table and head apart",
+    "llama_tied": "table and head tied",
+    "mistral_full": "no sliding window",
+    "starcoder2_full": "no sliding window",
+    "gemma3_text_full": "no sliding layers",
+    "vaultgemma_full": "no sliding layers",
+    "phi3_partial": "rotary positions on half of a head",
+    "granite_mult": "multipliers other than 1",
+    "granitemoe_mult": "multipliers other than 1",
+    "opt_proj": "table narrower than the blocks",
+    "opt_postln": "table narrower than the blocks, norms after them",
+    "falcon7b": "as Falcon-7B",
+    "falcon_alibi": "ALiBi positions",
+    "bert_decoder": "is_decoder set",
+    "bert_encoder": "is_decoder not set",
+    "qwen2_swa": "sliding windows",
+    "granite_swa": "sliding windows",
+    "gemma4_dense": "no inputs for each layer",
+    "gemma4_moe": "experts",
+    "falcon_h1_mult": "multipliers other than 1",
+    "gemma3_mm": "with its part for pictures",
+    "qwen3_5_mm": "with its part for pictures",
 }
 
 PICTURES: dict[str, dict[str, Any]] = {
@@ -329,7 +359,10 @@ CAREFUL = (
 def enliven(model: nn.Module, seed: int = 3) -> None:
     """Weights so large that every token, place and bias shows in the scores: fresh ones would hide errors."""
     generator = torch.Generator().manual_seed(seed)
-    noise = lambda like, spread: spread * torch.randn(like.shape, generator=generator)
+
+    def noise(like: Tensor, spread: float) -> Tensor:
+        return spread * torch.randn(like.shape, generator=generator)
+
     table, head = model.get_input_embeddings().weight, getattr(model.get_output_embeddings(), "weight", None)
     for name, weight in model.named_parameters():
         if any(part in name for part in CAREFUL):

@@ -57,7 +57,9 @@ def mixed(hub: Hub) -> Agreement:
     reads_rows(found, hub, model)
     reasoner = _reasoner(hub, model, top_k=5)
     _replies(found, hub, reasoner, "mixtures")
-    _replies(found, hub, replace(reasoner, settings=replace(reasoner.settings, top_k=None)), "mixtures", only_alone=True)
+    _replies(
+        found, hub, replace(reasoner, settings=replace(reasoner.settings, top_k=None)), "mixtures", only_alone=True
+    )
     return found
 
 

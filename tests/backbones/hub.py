@@ -1,4 +1,4 @@
-"""A tiny model as a user finds it on the hub, a recipe that trains every method on it, and what transformers makes of it."""
+"""A tiny model as on the hub, a recipe with a stage for every method, and the model as plain transformers runs it."""
 
 from __future__ import annotations
 

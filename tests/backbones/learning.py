@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from architectures import VOCABULARY
 from chains import RAGGED, prompts, reads_rows
 from hub import LATENTS, ROWS, Hub, random_words
 from torch import Tensor, nn
@@ -46,7 +45,9 @@ def _gradients(
     """Compare the gradients of two values by the parameters that learn in our model, which has the same names."""
     (value, model), (true_value, truth) = ours, theirs
     left_out = None if table else model.get_input_embeddings().weight
-    mine = {name: weight for name, weight in model.named_parameters() if weight.requires_grad and weight is not left_out}
+    mine = {
+        name: weight for name, weight in model.named_parameters() if weight.requires_grad and weight is not left_out
+    }
     expected = {name: weight for name, weight in truth.named_parameters() if name in mine}
     found.gradients(check, gradient_of(value, mine), gradient_of(true_value, expected))
 
@@ -66,8 +67,6 @@ def coconut(hub: Hub) -> Agreement:
     ]
     _coconut_step(found, hub, model, objective, batch_of(rows, 0), "ragged ")
     return found
-
-
 
 
 def _coconut_step(
@@ -180,9 +179,7 @@ def _leaks(found: Agreement, model: LatentSFTModel, batch: dict[str, Rows]) -> N
 
 
 @torch.no_grad()
-def _reloads(
-    found: Agreement, hub: Hub, model: PreTrainedModel, read: Callable[[PreTrainedModel], Tensor]
-) -> None:
+def _reloads(found: Agreement, hub: Hub, model: PreTrainedModel, read: Callable[[PreTrainedModel], Tensor]) -> None:
     """The model means the same after it went to disk and back."""
     folder = hub.folder / "again"
     model.save_pretrained(folder)
@@ -256,7 +253,7 @@ def predicting(hub: Hub) -> Agreement:
 def _own_chains(found: Agreement, hub: Hub, model: JepaReasonerModel) -> None:
     """A chain equals the row of its prompt and its latents, at the mean norm with which tokens enter the blocks."""
     truth, stop = hub.truth, StopRule(max_latents=LATENTS, fixed=True)
-    norm = table(truth, torch.arange(VOCABULARY)).norm(dim=-1).mean()
+    norm = table(truth, torch.arange(len(truth.get_input_embeddings().weight))).norm(dim=-1).mean()
     found.compare("norm of a latent", torch.as_tensor(model.scale), norm)
     ids, mask = hub.spelling.prompts(hub.problems)
     longest = int(mask.sum(dim=1).argmax())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import traceback
 import warnings
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from unspoken.backbone import checks
 
 METHODS = {**CHAINS, **LEARNING}
 # What a refusal must name: the sentence of a property.
-PROPERTIES = [sentence for sentence, _ in checks._PROPERTIES.values()]
+PROPERTIES = {name: sentence for name, (sentence, _) in checks._PROPERTIES.items()}
 
 
 @dataclass(frozen=True)
@@ -27,11 +26,13 @@ class Outcome:
     Attributes:
         verdict: "right" or "refused"; "wrong" and "crashed" are failures.
         detail: the refusal, the failed checks, or the error.
-        error: the largest relative error, where the method ran.
+        missing: the property that a refusal names.
+        errors: the largest relative error of every comparison, where the method ran.
     """
 
     verdict: Literal["right", "refused", "wrong", "crashed"]
     detail: str = ""
+    missing: str | None = None
     errors: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -49,18 +50,18 @@ def outcome(method: str, hub: Hub) -> Outcome:
             found = METHODS[method](hub)
     except Exception as error:
         message, frame = str(error), traceback.extract_tb(error.__traceback__)[-1]
-        if type(error) is ValueError and "\n" not in message and any(named in message for named in PROPERTIES):
-            return Outcome("refused", message)
+        missing = next((name for name, sentence in PROPERTIES.items() if sentence in message), None)
+        if type(error) is ValueError and missing is not None and "\n" not in message:
+            return Outcome("refused", message, missing)
         first = message.splitlines()[0] if message else ""
         return Outcome("crashed", f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}: {first}")
     if found.wrong:
         worst = sorted(found.wrong.items(), key=lambda entry: -entry[1])
-        return Outcome("wrong", ", ".join(f"{check} {error:.2g}" for check, error in worst), found.errors)
-    return Outcome("right", "", found.errors)
+        return Outcome("wrong", ", ".join(f"{check} {error:.2g}" for check, error in worst), errors=found.errors)
+    return Outcome("right", errors=found.errors)
 
 
-def outcomes(name: str) -> dict[str, Outcome]:
-    """Every method on an architecture of the table."""
-    with tempfile.TemporaryDirectory() as folder:
-        hub = Hub.of(name, Path(folder))
-        return {method: outcome(method, hub) for method in METHODS}
+def outcomes(name: str, folder: Path) -> dict[str, Outcome]:
+    """Every method on an architecture of the table, which is written into a folder."""
+    hub = Hub.of(name, folder)
+    return {method: outcome(method, hub) for method in METHODS}

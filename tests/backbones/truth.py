@@ -8,6 +8,7 @@ Axes: T places of a row, D width, V vocabulary, N latents, K entries of a superp
 from __future__ import annotations
 
 import inspect
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ class Agreement:
 
     def note(self, check: str, error: float) -> None:
         """Keep the worst error of a check; what is not a number is infinitely wrong."""
-        error = error if error == error else float("inf")
+        error = float("inf") if math.isnan(error) else error
         self.errors[check] = max(self.errors.get(check, 0.0), error)
 
     def compare(self, check: str, found: Tensor, true: Tensor) -> None:
