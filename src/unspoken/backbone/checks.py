@@ -35,7 +35,7 @@ from unspoken.backbone.vocabulary import head_of, scores
 
 Method = Literal["explicit chains", "superpositions", "hidden states", "Coconut", "Latent-SFT", "JEPA-Reasoner"]
 
-_LOOPED = ("rows", "untouched", "causal", "cached", "batched", "padded")
+_LOOPED = ("rows", "causal", "cached", "batched", "padded")
 _EXPLICIT = ("stack", *_LOOPED, "scores")
 # The properties that each method needs.
 NEEDS: dict[Method, tuple[str, ...]] = {
@@ -52,8 +52,9 @@ _FLOAT32 = 2e-4  # two ways to sum the same numbers differ by this much at most,
 _REACH = 3  # positions that a layer with a limited reach keeps while it is asked
 _REACHES = ("sliding_window", "attention_chunk_size", "index_topk")  # what configs call it
 # Of a config, what names the model or its tokens, and what changes while it is trained and saved.
-_NO_PART = frozenset(
-    "_name_or_path architectures dtype transformers_version use_cache pad_token_id bos_token_id eos_token_id".split()
+_NO_PART = (
+    *("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
 )
 _known: dict[str, Wrong] = {}
 
@@ -298,12 +299,6 @@ def _takes_rows_for_ids(probe: _Probe) -> None:
     _same(probe.run(probe.rows(probe.long)), outputs)
 
 
-def _leaves_inputs(probe: _Probe) -> None:
-    given = probe.rows(probe.long)[None].clone()
-    probe.stack(inputs_embeds=given, use_cache=False)
-    _same(given[0], probe.rows(probe.long), 0)
-
-
 def _looks_back_only(probe: _Probe) -> None:
     _same(probe.run(probe.rows(probe.long)), probe.whole[1][: len(probe.long)])
 
@@ -401,7 +396,6 @@ _PROPERTIES: dict[str, tuple[str, Callable[[_Probe], None]]] = {
         "it does more with token ids than to look up rows of its table, and latents cannot do that",
         _takes_rows_for_ids,
     ),
-    "untouched": ("it changes the inputs that it is given", _leaves_inputs),
     "causal": ("a later token changes an earlier output", _looks_back_only),
     "cached": ("with its cache it computes something else than without", _caches),
     "batched": ("a row in a batch is not what it is alone", _batches),

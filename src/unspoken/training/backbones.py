@@ -11,7 +11,7 @@ from unspoken.backbone.checks import Method, require
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST
-from unspoken.methods.latent_sft import Compress
+from unspoken.methods.latent_sft import Compress, Spelling
 from unspoken.training.recipe import Stage
 
 
@@ -37,6 +37,24 @@ def require_for(model: PreTrainedModel, stage: Stage) -> None:
     """
     for method in methods_of(stage):
         require(model, method)
+
+
+def require_rows(model: PreTrainedModel, spelling: Spelling) -> None:
+    """Refuse a table without a row for a token that every sample has.
+
+    Raises:
+        ValueError: names the tokens.
+    """
+    tokenizer, rows = spelling.tokenizer, model.get_input_embeddings().weight.shape[0]
+    markers = spelling.markers
+    ids = {*markers.open, *markers.end, *spelling.prompt("1 + 1?"), tokenizer.eos_token_id, tokenizer.pad_token_id}
+    beyond = sorted(token for token in ids if token is not None and token >= rows)
+    if beyond:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)
+        raise ValueError(
+            f"the tokenizer has tokens beyond the {rows} rows of the table of {type(model).__name__}: {names}; "
+            "use the model's own tokenizer, or resize the table"
+        )
 
 
 @torch.no_grad()

@@ -50,7 +50,7 @@ from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
 from unspoken.training import jepa
 from unspoken.training.adapters import add_adapters
-from unspoken.training.backbones import require_for
+from unspoken.training.backbones import require_for, require_rows
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import MODEL, Judge, publish
 
@@ -81,6 +81,7 @@ def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
     model = auto.from_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
     assert isinstance(model, PreTrainedModel)
     require_for(model, stage)
+    require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
     return model
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
 from unspoken.backbone.vocabulary import embedding_table
 from unspoken.chain import LatentChain
@@ -29,16 +30,19 @@ class ReasonerOutput(ModelOutput):
     target_table: Tensor | None = None
 
 
-class JepaReasonerPreTrainedModel(StrictLoading):
+class JepaReasonerPreTrainedModel(Around, StrictLoading):
     """Loading, saving and initialisation shared by the Reasoner alone and the pair."""
 
     config_class = JepaReasonerConfig
     config: JepaReasonerConfig
     base_model_prefix = "reasoner"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        if not isinstance(self.config.backbone_config, PreTrainedConfig):
+            raise ValueError("backbone_config is missing: a JEPA-Reasoner needs the configuration of its blocks")
+        return self.config.backbone_config
 
 
 class JepaReasonerModel(JepaReasonerPreTrainedModel):
@@ -52,10 +56,8 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
     def __init__(self, config: JepaReasonerConfig) -> None:
         super().__init__(config)
-        if not isinstance(config.backbone_config, PreTrainedConfig):
-            raise ValueError("backbone_config is missing: a JEPA-Reasoner needs the configuration of its blocks")
         self.backbone: PreTrainedModel = AutoModel.from_config(
-            config.backbone_config, attn_implementation=config._attn_implementation
+            self._inner_config, attn_implementation=config._attn_implementation
         )
         table = self.backbone.get_input_embeddings().weight
         # In float32 whatever the weights are: steps of 2% of a difference are lost in bfloat16.
@@ -127,6 +129,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
         spoken = embedded = self.embed_prompt(input_ids)
         if own is not None:
+            embedded = spoken.clone()  # some models scale their inputs in place
             for _ in range(own_passes):
                 with torch.no_grad():
                     # The latent at t stands for what comes at t + 1.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
@@ -50,7 +51,7 @@ class LatentSFTOutput(ModelOutput):
     head: Head | None = None
 
 
-class LatentSFTModel(StrictLoading):
+class LatentSFTModel(Around, StrictLoading):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
@@ -61,17 +62,18 @@ class LatentSFTModel(StrictLoading):
     config: LatentSFTConfig
     base_model_prefix = "decoder"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
+        return self.config.base_config
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
-        assert isinstance(config.base_config, PreTrainedConfig)  # the library fills in a missing one
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
+        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
         if config.has_encoder:
-            self.encoder: PreTrainedModel = AutoModel.from_config(config.base_config, **how)
+            self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
             self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
 
