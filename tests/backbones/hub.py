@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import string
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +67,14 @@ def save_tokenizer(folder: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
 
 
+@contextmanager
+def noise_of_architectures() -> Iterator[None]:
+    """Where warnings are errors: what the code of an architecture warns about is no matter of ours."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(transformers|torch)\.")
+        yield
+
+
 @dataclass(frozen=True)
 class Hub:
     """A folder with a model of the table, a tokenizer and the rows of a task."""
@@ -74,7 +85,8 @@ class Hub:
     def of(cls, name: str, folder: Path) -> Hub:
         """Write an architecture of the table into a folder."""
         logging.disable_progress_bar()
-        tiny_model(name).save_pretrained(folder / "model")
+        with noise_of_architectures():
+            tiny_model(name).save_pretrained(folder / "model")
         save_tokenizer(folder / "model")
         (folder / "train.json").write_text(json.dumps(PROBLEMS))
         (folder / "test.json").write_text(json.dumps([{"input": "8 and 8?", "target": 16}]))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from chains import CHAINS
-from hub import Hub
+from hub import Hub, noise_of_architectures
 from learning import LEARNING
 
 from unspoken.backbone import checks
@@ -44,9 +43,7 @@ class Outcome:
 def outcome(method: str, hub: Hub) -> Outcome:
     """Run a method on a model and judge it."""
     try:
-        with warnings.catch_warnings():
-            # What the code of an architecture warns about is no matter of ours.
-            warnings.filterwarnings("ignore", module=r"(transformers|torch)\.")
+        with noise_of_architectures():
             found = METHODS[method](hub)
     except Exception as error:
         message, frame = str(error), traceback.extract_tb(error.__traceback__)[-1]
