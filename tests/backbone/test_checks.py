@@ -15,6 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from unspoken.backbone import checks
 from unspoken.backbone.checks import NEEDS, missing, require
+from unspoken.evaluation.word_systems import systems_of
+from unspoken.methods.latent_sft import LatentSettings, Spelling
 
 
 class GluedLlama(LlamaForCausalLM):
@@ -176,6 +178,13 @@ def test_vectors_that_are_no_rows_are_needed_by_latents_alone() -> None:
         require(model, "superpositions")
 
 
+def test_soft_thinking_is_left_out_where_it_would_be_wrong() -> None:
+    rows_alone = tiny_hub_model("gemma4_text", **PER_LAYER)
+    for model, names in ((rows_alone, ["cot"]), (tiny_hub_model("llama"), ["cot", "soft thinking"])):
+        LatentSettings(open_ids=(5,), end_ids=(6,), top_k=1).attach(model)
+        assert [system.name for system in systems_of("cot", model, Spelling(tokenizer=None), 4)] == names
+
+
 @pytest.mark.parametrize(("kind", "settings"), [("mistral", {"sliding_window": 4096}), ("gpt_oss", SLIDING)])
 def test_a_window_shows_however_long_it_is(
     kind: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -200,7 +209,7 @@ def test_our_own_decoder_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(checks, "missing", fail)
+    monkeypatch.setattr(checks, "_ask", fail)
     model = tiny_language_model("unspoken")
     for method in NEEDS:
         require(model, method)

@@ -14,8 +14,9 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from unspoken.methods.coconut import CoconutModel
 from unspoken.methods.latent_sft import Spelling
 from unspoken.training import recipe as recipes
-from unspoken.training.backbones import require_rows, require_same_blocks
+from unspoken.training.backbones import fitting, require_rows, require_same_blocks
 from unspoken.training.recipe import Recipe
+from unspoken.training.stages import data_of
 from unspoken.training.words import build_model
 
 RECIPE = """
@@ -89,6 +90,32 @@ def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
     ):
         build_model(recipe, recipe.stage("cot"), None)
     require_rows(tiny_hub_model("llama", vocab_size=100), Spelling(tokenizer=tokenizer_of_letters()))
+
+
+@pytest.mark.parametrize("name", ["cot", "sst", "coconut", "encoder"])
+def test_a_row_longer_than_the_table_of_positions_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    gpt = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}
+    for positions, fits in ((512, True), (40, False)):
+        folder = tmp_path / str(positions)
+        folder.mkdir()
+        recipe = recipe_of(folder, tiny_hub_model("gpt2", n_positions=positions, **gpt))
+        stage = recipe.stage(name)
+        model = build_model(recipe, stage, None)
+        data = fitting(data_of(recipe, stage, None, 0), model)
+        if fits:
+            data[0]
+            continue
+        with pytest.raises(
+            ValueError, match=r"^a row of \d+ positions does not fit \w+, whose table has 40; leave out"
+        ):
+            data[0]
+
+
+def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tiny_hub_model("llama", vocab_size=100, max_position_embeddings=40))
+    stage = recipe.stage("cot")
+    data = data_of(recipe, stage, None, 0)
+    assert fitting(data, build_model(recipe, stage, None)) is data
 
 
 # --- the first blocks of a model -------------------------------------------------------------------------------------

@@ -72,19 +72,24 @@ def require(model: PreTrainedModel, method: Method) -> None:
     Raises:
         ValueError: a property is missing; names it, the model and the methods that do not need it.
     """
-    if isinstance(model, UnspokenForCausalLM | UnspokenModel) or model.device.type == "meta":
+    if right(model, method):
         return
     wrong = missing(model)
-    lacking = [wrong[name] for name in NEEDS[method] if name in wrong]
-    if not lacking:
-        return
-    others = [name for name, needs in NEEDS.items() if not wrong.keys() & set(needs)]
+    first = next(wrong[name] for name in NEEDS[method] if name in wrong)
+    others = [other for other in NEEDS if right(model, other)]
     advice = f"with this model use {' or '.join(others)}, or take" if others else "take"
-    raise ValueError(f"{method} cannot be used with {type(model).__name__}: {lacking[0]}; {advice} another model")
+    raise ValueError(f"{method} cannot be used with {type(model).__name__}: {first}; {advice} another model")
+
+
+def right(model: PreTrainedModel, method: Method) -> bool:
+    """Whether a method is right around a model, see `require`."""
+    return not missing(model).keys() & set(NEEDS[method])
 
 
 def missing(model: PreTrainedModel) -> Wrong:
     """The properties that a model has not, each with a sentence that names it."""
+    if isinstance(model, UnspokenForCausalLM | UnspokenModel) or model.device.type == "meta":
+        return {}
     key = _key(model)
     if key not in _known:
         kept = _read(key)
@@ -153,25 +158,31 @@ def _ask(model: PreTrainedModel) -> Wrong:
     """Run every question. The model, the random numbers and the warnings of the caller are left as they are."""
     modes = {module: module.training for module in model.modules()}
     subject = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    wrong = {}
     devices = [model.device] if model.device.type == "cuda" else []
     with _short(subject.config), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        probe = _Probe(subject.eval())
-        for name, (sentence, question) in _PROPERTIES.items():
-            try:
-                with torch.enable_grad() if name == "gradient" else torch.no_grad():
-                    question(probe)
-            except torch.OutOfMemoryError:
-                raise
-            except _Lacking as lacking:
-                wrong[name] = f"{sentence} ({lacking})"
-            except Exception as error:
-                first = " ".join(str(error).split())[:120]
-                wrong[name] = f"{sentence} ({type(error).__name__}: {first})"
+        first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
+        found = {name: _answer(name, first) for name in _PROPERTIES}
+        # Where two experts are equally good for a token, rounding chooses: nothing is missing on one row alone.
+        again = {name: _answer(name, second) for name, text in found.items() if text is not None}
     for module, training in modes.items():
         module.training = training
-    return wrong
+    return {name: text for name, text in again.items() if text is not None}
+
+
+def _answer(name: str, probe: _Probe) -> str | None:
+    """What is wrong, or None if the model has the property."""
+    sentence, question = _PROPERTIES[name]
+    try:
+        with torch.enable_grad() if name == "gradient" else torch.no_grad():
+            question(probe)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except _Lacking as lacking:
+        return f"{sentence} ({lacking})"
+    except Exception as error:
+        return f"{sentence} ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    return None
 
 
 @contextmanager
@@ -209,12 +220,12 @@ class _Probe:
     Two prompts of 4 and 6 tokens, each followed by 4 latents.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, seed: int) -> None:
         self.model = model
         self.stack: PreTrainedModel = model.base_model
         self.embed: nn.Module = model.get_input_embeddings()
         size = int(self.embed.weight.shape[0])
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
 
         def draw(count: int) -> Tensor:
             return torch.randint(size // 4, size - size // 8, (count,), generator=generator).to(model.device)
@@ -349,8 +360,8 @@ def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
 
 def _obeys_masks(probe: _Probe) -> None:
     one, two = (_masked(probe, latents[:3]) for latents in probe.latents_2LD)
-    # What is not seen has no effect at all; experts sum in another order.
-    _same(one, two, 2e-6)
+    # What is not seen has no effect at all, but that experts sum in another order.
+    _same(one, two, _FLOAT32 / 10)
 
 
 def _obeys_positions(probe: _Probe) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -12,6 +16,8 @@ from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST
 from unspoken.methods.latent_sft import Compress, Spelling
+from unspoken.methods.latent_sft.layout import Rows
+from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.recipe import Stage
 
 
@@ -37,6 +43,52 @@ def require_for(model: PreTrainedModel, stage: Stage) -> None:
     """
     for method in methods_of(stage):
         require(model, method)
+
+
+def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
+    """The same data, of which a row that is longer than the model's table of positions is refused by name."""
+    limit = _positions_in_a_table(model)
+    if limit is None:
+        return data
+
+    def make(indices: NDArray[np.int64]) -> Batch:
+        batch = data.make(indices)
+        if (length := _longest(batch)) > limit:
+            raise ValueError(
+                f"a row of {length} positions does not fit {type(model).__name__}, whose table has {limit}; "
+                "leave out long problems, or take a model with more positions"
+            )
+        return batch
+
+    return replace(data, make=make)
+
+
+def _positions_in_a_table(model: PreTrainedModel) -> int | None:
+    """Positions of a model that looks each of them up; None if it computes them."""
+    for stack in model.modules():
+        inner = (part for part in stack.modules() if part is not stack)
+        if not isinstance(stack, PreTrainedModel) or any(isinstance(part, PreTrainedModel) for part in inner):
+            continue
+        limit = getattr(stack.config, "max_position_embeddings", None)
+        tables = [part.weight for part in stack.modules() if isinstance(part, nn.Embedding)]
+        own = stack.get_input_embeddings()
+        tables = [table for table in tables if own is None or table is not own.weight]
+        tables += [buffer for buffer in stack.buffers() if buffer.ndim == 2]
+        # Some families keep a few rows beside those of the positions.
+        if limit is not None and any(0 <= len(table) - limit <= 8 for table in tables):
+            return int(limit)
+    return None
+
+
+def _longest(batch: Batch) -> int:
+    """Positions of the longest row."""
+    rows = [value for value in batch.values() if isinstance(value, Rows)]
+    if rows:
+        return max(int(row.position.max()) + 1 for row in rows)
+    if "text_mask" in batch:
+        masks = [batch[name].sum(dim=1) for name in ("attention_mask", "latent_mask", "text_mask")]
+        return int(torch.stack(masks).sum(dim=0).max())
+    return int(batch["input_ids"].shape[1])
 
 
 def require_rows(model: PreTrainedModel, spelling: Spelling) -> None:
@@ -66,7 +118,9 @@ def require_same_blocks(whole: PreTrainedModel, cut: PreTrainedModel) -> None:
     """
     if isinstance(cut, UnspokenModel) or cut.device.type == "meta":
         return
-    count = cut.config.num_hidden_layers
+    count = getattr(cut.config, "num_hidden_layers", None)
+    if count is None or count == whole.config.num_hidden_layers:
+        return
     inputs = cut.get_input_embeddings()(torch.arange(3, 9)[None])
     there, here = (_after_block(model, count, inputs.clone()) for model in (whole, cut))
     if not torch.allclose(there, here, rtol=1e-3, atol=1e-3 * float(there.abs().max())):

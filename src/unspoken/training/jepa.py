@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenConfig
+from unspoken.backbone.checks import require
 from unspoken.methods.jepa_reasoner import (
     SST,
     JepaReasonerConfig,
@@ -26,10 +27,10 @@ def first_blocks(config: PreTrainedConfig, stage: Stage) -> PreTrainedConfig:
     Raises:
         ValueError: there are fewer blocks than the stage asks for.
     """
-    count, there = stage.blocks, config.num_hidden_layers
-    cut = copy.deepcopy(config)
+    cut, count = copy.deepcopy(config), stage.blocks
     if count is None:
         return cut
+    there = config.num_hidden_layers
     if count > there:
         raise ValueError(
             f"stages ({stage.name}): blocks is {count}, but the backbone has {there}; give at most as many, or null"
@@ -47,6 +48,8 @@ def _reasoner(
 ) -> JepaReasonerModel:
     """The first blocks and the input table of a causal language model; its head, tied or not, is left behind."""
     assert isinstance(stage.objective, SST)
+    if start is not None:
+        require_for(start, stage)
     backbone = first_blocks(recipe.backbone_config() if start is None else start.base_model.config, stage)
     as_before = False
     if isinstance(backbone, UnspokenConfig):
@@ -65,11 +68,11 @@ def _reasoner(
     )
     reasoner = JepaReasonerModel._from_config(config, attn_implementation=recipe.attention)
     if start is not None:
-        require_for(start, stage)
         kept = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
         reasoner.backbone.load_state_dict(weights, strict=True)
         require_same_blocks(start.base_model, reasoner.backbone)
+        require(reasoner.backbone, "JEPA-Reasoner")
     reasoner.start_target()
     return reasoner
 
