@@ -71,7 +71,8 @@ def _reasoner(
         kept = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
         reasoner.backbone.load_state_dict(weights, strict=True)
-        require_same_blocks(start.base_model, reasoner.backbone)
+        if stage.blocks is not None:
+            require_same_blocks(start.base_model, reasoner.backbone)
         require(reasoner.backbone, "JEPA-Reasoner")
     reasoner.start_target()
     return reasoner
