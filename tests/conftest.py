@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ checked = [file for file in source.rglob("*.py") if file.stem not in ("__init__"
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
 install_import_hook(names, "shape_checks.checked")
 
+# What was found out about tiny models is kept for these tests, and not in the cache of whoever runs them.
+cache = tempfile.TemporaryDirectory(prefix="unspoken-tests-")
+os.environ["XDG_CACHE_HOME"] = cache.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -53,6 +53,7 @@ from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
 from unspoken.training import jepa
 from unspoken.training.adapters import add_adapters
+from unspoken.training.backbones import require_for, require_rows
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import MODEL, Judge, publish
 
@@ -67,15 +68,22 @@ def task_of(recipe: Recipe) -> WordTask:
     return task
 
 
-def _base(recipe: Recipe, start: Path | None) -> PreTrainedModel:
-    """The causal language model that a stage starts from, in float32."""
+def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
+    """The causal language model that a stage starts from, in float32.
+
+    Raises:
+        ValueError: the stage's method would be wrong around it.
+    """
     if start is None and not isinstance(recipe.backbone, str):
         model: PreTrainedModel = UnspokenForCausalLM._from_config(
             recipe.backbone_config(), attn_implementation=recipe.attention
         )
         return model
     source: Any = recipe.backbone if start is None else start
-    return load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
+    model = load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
+    require_for(model, stage)
+    require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
+    return model
 
 
 def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
@@ -104,7 +112,7 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
     """
     objective = stage.objective
     if isinstance(objective, NextToken):
-        model = _base(recipe, start)
+        model = _base(recipe, stage, start)
         # An explicit chain is the superposition of one token; without a chain there are none.
         explicit = _settings(recipe, LatentShape(top_k=1))
         (explicit if objective.chain == "explicit" else replace(explicit, max_latents=0, fixed=True)).attach(model)
@@ -114,23 +122,23 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         cap = recipe.evaluation.max_latents + len(markers.end) + recipe.evaluation.max_answer
         before = None if start is None else load_model(start)
         if before is None and isinstance(recipe.backbone, str):
-            before = _base(recipe, None)
+            before = _base(recipe, stage, None)
         model = jepa.build_model(recipe, stage, before, max_latents=cap, opened=markers.open)
     elif isinstance(objective, Coconut):
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         model = CoconutModel._from_config(base.config, attn_implementation=recipe.attention)
         model.start_from(base)
         settings = _settings(recipe, LatentShape(latent="hidden"))
         replace(settings, max_latents=objective.latents, fixed=True).attach(model.decoder)
     elif isinstance(objective, Compress) and objective.shape is not None:
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         model = _joint(recipe, base, objective.shape, has_encoder=True)
     elif isinstance(objective, Compress):
         assert start is not None
         model = _stage_one(start, recipe)
     else:
         assert isinstance(objective, Autonomy) and start is not None
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         shape = inherited_shape(recipe, stage)
         model = _joint(recipe, base, shape, has_encoder=False)
         _settings(recipe, shape).attach(model.decoder)

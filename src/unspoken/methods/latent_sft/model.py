@@ -18,15 +18,17 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
 from unspoken.methods.latent_sft.superposition import (
+    Head,
     distribution,
     embedding_table,
     mix,
-    readout_matrix,
+    readout_of,
     rows_at_once,
     superpose,
 )
@@ -42,16 +44,16 @@ class LatentSFTOutput(ModelOutput):
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
         before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
         summaries: ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone.
-        head: ``[V, D]``, what turns them into scores; it is never trained.
+        head: what turns them into scores; it is never trained.
     """
 
     before_targets: Tensor | None = None
     before_slots: Tensor | None = None
     summaries: Tensor | None = None
-    head: Tensor | None = None
+    head: Head | None = None
 
 
-class LatentSFTModel(StrictLoading):
+class LatentSFTModel(Around, StrictLoading):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
@@ -62,18 +64,19 @@ class LatentSFTModel(StrictLoading):
     config: LatentSFTConfig
     base_model_prefix = "decoder"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
+        return self.config.base_config
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
-        assert isinstance(config.base_config, PreTrainedConfig)  # the library fills in a missing one
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
+        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
         if config.has_encoder:
-            self.encoder: PreTrainedModel = AutoModel.from_config(config.base_config, **how)
-            self.compress = nn.Parameter(torch.zeros(config.base_config.hidden_size))
+            self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
+            self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
 
     @torch.no_grad()
@@ -91,8 +94,11 @@ class LatentSFTModel(StrictLoading):
             self.encoder.requires_grad_(encoder)
             self.compress.requires_grad_(encoder)
         self.decoder.requires_grad_(decoder)
-        for fixed in (self.decoder.get_input_embeddings(), self.decoder.get_output_embeddings()):
-            fixed.requires_grad_(False)
+        stack = {id(parameter) for parameter in self.decoder.base_model.parameters()}
+        for parameter in self.decoder.parameters():
+            if id(parameter) not in stack:
+                parameter.requires_grad_(False)
+        self.decoder.get_input_embeddings().requires_grad_(False)
 
     def summaries(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The encoder's output at every slot: each sees the prompt and all text before it, and no other slot."""
@@ -112,7 +118,7 @@ class LatentSFTModel(StrictLoading):
             return summaries
         return superpose(
             summaries,
-            readout_matrix(self.decoder, shape.readout),
+            readout_of(self.decoder, shape.readout),
             embedding_table(self.decoder),
             top_k=shape.top_k,
             temperature=shape.temperature,
@@ -129,12 +135,12 @@ class LatentSFTModel(StrictLoading):
         if shape.latent == "hidden":
             yield from ((vectors, None) for vectors in summaries.split(lengths))
             return
-        matrix = readout_matrix(self.decoder, shape.readout)
+        readout = readout_of(self.decoder, shape.readout)
         # Full labels over a large vocabulary are too large to exist for all rows at once: weights, ids and scores.
-        fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(matrix))
+        fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(readout))
         for group in [lengths] if fits else [[length] for length in lengths]:
             part, summaries = summaries[: sum(group)], summaries[sum(group) :]
-            weights, ids = distribution(part, matrix, shape.top_k, shape.temperature)
+            weights, ids = distribution(part, readout, shape.top_k, shape.temperature)
             yield from zip(weights.split(group), ids.split(group), strict=True)
 
     def forward(
@@ -182,7 +188,7 @@ class LatentSFTModel(StrictLoading):
             before_targets=at(hidden_BTD, decoder.targets_at - 1),
             before_slots=at(hidden_BTD, decoder.slots_at - 1),
             summaries=summaries,
-            head=readout_matrix(self.decoder, "head"),
+            head=readout_of(self.decoder, "head"),
         )
 
 

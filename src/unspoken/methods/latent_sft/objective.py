@@ -15,7 +15,7 @@ from torch import Tensor
 from unspoken import parallel
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
-from unspoken.methods.latent_sft.superposition import factor, in_pieces, rows_at_once
+from unspoken.methods.latent_sft.superposition import Head, in_pieces, rows_at_once, scorer
 from unspoken.methods.settings.latent_sft import Autonomy, Compress
 from unspoken.places import at, places_of
 
@@ -27,28 +27,26 @@ def positions_at_once(vocabulary: int) -> int:
     return min(PIECE, rows_at_once(vocabulary))
 
 
-def token_losses(
-    hidden: Float[Tensor, "M D"], head: Float[Tensor, "V D"], tokens: Int[Tensor, " M"]
-) -> Float[Tensor, " M"]:
+def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Cross-entropy of each token, in nats."""
 
-    matrix = factor(head, hidden)
+    scores = scorer(head, hidden)
 
     def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy((hidden @ matrix).float(), tokens, reduction="none")
+        return F.cross_entropy(scores(hidden).float(), tokens, reduction="none")
 
     return in_pieces(piece, positions_at_once(len(head)), hidden, tokens)
 
 
 def divergences(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
+    hidden: Float[Tensor, "N D"], head: Head, weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
 ) -> Float[Tensor, " N"]:
     """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary."""
 
-    matrix = factor(head, hidden)
+    scores = scorer(head, hidden)
 
     def piece(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        student = F.log_softmax((hidden @ matrix).float(), dim=-1).gather(-1, ids)
+        student = F.log_softmax(scores(hidden).float(), dim=-1).gather(-1, ids)
         return (torch.special.xlogy(weights, weights) - weights * student).sum(dim=-1)
 
     return in_pieces(piece, positions_at_once(len(head)), hidden, weights.float(), ids)

@@ -16,12 +16,28 @@ from typing import Any, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from unspoken import parallel
+from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scorer
 from unspoken.methods.settings.latent_sft import Noise, Readout
+
+__all__ = [
+    "Head",
+    "choose",
+    "distribution",
+    "embedding_table",
+    "heaviest",
+    "in_pieces",
+    "mix",
+    "perturb",
+    "readout_of",
+    "rows_at_once",
+    "scorer",
+    "superpose",
+]
 
 T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
 
@@ -55,56 +71,16 @@ def in_pieces(function: Callable[..., T], rows: int, *tensors: Tensor) -> T:
     return joined
 
 
-def factor(matrix: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"]) -> Float[Tensor, "D V"]:
-    """A matrix turned for a product with ``hidden``, in the precision of that product: cast once for all pieces."""
-    kind = hidden.device.type
-    return matrix.T.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype)
-
-
-# --- tables and read-outs --------------------------------------------------------------------------------------------
-
-
-def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
-    """What each token id becomes at the first block, without gradient: the rows that latents are mixed from."""
-    embedding: nn.Module = model.get_input_embeddings()
-    if type(embedding) is nn.Embedding:
-        return embedding.weight.detach()
-    # A table that normalises or scales its rows when they are read: mix what the blocks would see.
-    with torch.no_grad():
-        weight: Any = embedding.weight
-        rows: Tensor = embedding(torch.arange(weight.shape[0], device=weight.device))
-    return rows
-
-
-def require_plain_head(model: PreTrainedModel) -> None:
-    """Refuse a model that does more to its scores than one matrix does.
-
-    Raises:
-        ValueError: the config names a cap or a scale of the scores.
-    """
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"this model scales or caps its scores ({name} in its config), which superpositions leave out; "
-                "choose a model whose head is one matrix"
-            )
-
-
-def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V D"]:
-    """The matrix that turns an output of the stack into scores, without gradient.
+def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
+    """What turns an output of the stack into scores; no gradient reaches it.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
     would say (latent_sft_index, open point 1), so it warns.
-
-    Raises:
-        ValueError: the model does more to its scores than one matrix does.
     """
-    require_plain_head(model)
     if readout == "head":
-        head: Any = model.get_output_embeddings()
-        return head.weight.detach()
+        return head_of(model)
     weight: Any = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not weight:
         warnings.warn(
             "readout is 'table', but this model's head is not tied to its table: the labels will differ from what the "
@@ -137,11 +113,11 @@ def choose(
 
 
 def distribution(
-    hidden: Float[Tensor, "N D"], readout: Float[Tensor, "V D"], top_k: int | None, temperature: float = 1.0
+    hidden: Float[Tensor, "N D"], readout: Head, top_k: int | None, temperature: float = 1.0
 ) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
     """As `choose`, of outputs of the stack; their scores ``[N, V]`` are made a piece at a time."""
-    matrix = factor(readout, hidden)
-    return in_pieces(lambda some: choose(some @ matrix, top_k, temperature), rows_at_once(len(readout)), hidden)
+    scores = scorer(readout, hidden)
+    return in_pieces(lambda some: choose(scores(some), top_k, temperature), rows_at_once(len(readout)), hidden)
 
 
 def heaviest(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> tuple[Tensor, Tensor]:
@@ -171,7 +147,7 @@ def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[T
 
 def superpose(
     hidden: Float[Tensor, "N D"],
-    readout: Float[Tensor, "V D"],
+    readout: Head,
     table: Float[Tensor, "V D"],
     *,
     top_k: int | None,
@@ -181,12 +157,12 @@ def superpose(
     """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
 
     No superposition holds ``[N, V]``: few entries are chosen a piece of the slots at a time, a full one is made a piece
-    of the vocabulary at a time. A full one takes no noise.
+    of the vocabulary at a time, where the read-out is one matrix. A full one takes no noise.
     """
-    if top_k is None:
+    if top_k is None and isinstance(readout, Tensor):
         return _Full.apply(hidden, readout, table, temperature)
     weights, ids = distribution(hidden, readout, top_k, temperature)
-    return mix(weights if noise is None else noisy(weights, noise), ids, table)
+    return mix(weights if noise is None or top_k is None else noisy(weights, noise), ids, table)
 
 
 class _Full(torch.autograd.Function):
