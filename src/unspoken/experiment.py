@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from unspoken import parallel
@@ -26,7 +27,7 @@ from unspoken.storage import write_json
 from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.lock import held
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.run import memory_to_measure, seed_runs, train
+from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import OWN_KINDS, SeedRun
 
@@ -79,14 +80,18 @@ def models_of(run: SeedRun) -> SeedModels:
             for name in final_stages(run.recipe)
             if (teacher := _teacher(run.recipe, name)) is not None
         },
+        device=run.device,
     )
 
 
-def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
+def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe, list[SeedRun]]:
     """The recipe and the finished seeds of a run folder.
 
+    Args:
+        device: where they are measured; see `unspoken.training.run.device_for_all`.
+
     Raises:
-        ValueError: it is not a run folder, or no seed is finished.
+        ValueError: it is not a run folder, no seed is finished, or there is no such device.
     """
     path = folder / "recipe.json"
     if not path.is_file():
@@ -95,7 +100,8 @@ def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
         )
     recipe = parse(path.read_text(), str(path))
     count = len(list(folder.glob("seed-*")))
-    runs = [run for run in seed_runs(recipe, folder, count) if all(run.finished(stage) for stage in recipe.stages)]
+    every = seed_runs(recipe, folder, count, device_for_all(device))
+    runs = [run for run in every if all(run.finished(stage) for stage in recipe.stages)]
     if not runs:
         raise ValueError(f"{folder}: no seed is finished; run the recipe again to continue it")
     return recipe, runs
@@ -173,9 +179,16 @@ def _measured(
 
 
 def run_experiment(
-    recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, command: str
+    recipe: Recipe,
+    output: Path,
+    *,
+    seeds: int,
+    report_to: list[str],
+    console: Console,
+    command: str,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
-    """Train what is missing, measure, and write the page.
+    """Train what is missing, measure, and write the page; arguments and errors are those of `train`.
 
     Calling it again after an interruption continues where it stopped; a finished run is only measured again.
     """
@@ -186,7 +199,7 @@ def run_experiment(
 
     parallel.join()
     with held(output):
-        runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
+        runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
         results = measure_run(runs[0].recipe, runs, command=command, say=say)
         parallel.by_first(lambda: write_page([results], output / PAGE))
     return results

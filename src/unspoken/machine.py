@@ -34,15 +34,17 @@ class Choice:
     reason: str
 
 
-def resolve_device(name: str = "auto") -> torch.device:
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name; "auto" is the first GPU, or else the CPU.
 
     Args:
-        name: "auto", "cpu", "cuda", "cuda:N" or "mps".
+        name: "auto", "cpu", "cuda", "cuda:N" or "mps"; a device stands for itself.
 
     Raises:
         ValueError: there is no such device here.
     """
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())

@@ -21,6 +21,7 @@ from unspoken.evaluation.systems import Answers, System, answer
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
 from unspoken.methods.latent_sft import LatentSettings
+from unspoken.placement import synchronize
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
@@ -121,8 +122,10 @@ def answer_flops(
 
 def timed(respond: Callable[[int, int, int], Answers], start: int, stop: int, batch_size: int) -> tuple[Answers, float]:
     """Answers of problems ``start`` to ``stop``, and the wall-clock of one of them."""
+    synchronize()
     began = time.perf_counter()
     answers = respond(start, stop, batch_size)
+    synchronize()
     return answers, (time.perf_counter() - began) / (stop - start)
 
 

@@ -38,6 +38,7 @@ from unspoken.evaluation.systems import (
     system_of,
 )
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.placement import CPU, moved
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 
@@ -50,20 +51,22 @@ class SeedModels:
         final: the stages that are measured, by name.
         stages: every stage's folder, by name, for its curve.
         teachers: for a stage that learned from labels, the folder of the model that made them.
+        device: where they are measured.
     """
 
     seed: int
     final: dict[str, Path]
     stages: dict[str, Path]
     teachers: dict[str, Path] = field(default_factory=dict)
+    device: torch.device = CPU
 
 
 @torch.no_grad()
 def forced_latents(model: JepaReasonerModel, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
     """Teacher-forced latents ``[B, depth + 1, D]`` of the answer positions."""
     ids = task.encode(problems)["input_ids"]
-    parts = [model(part).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
-    return torch.cat(parts)
+    parts = [model(moved(part, model.device)).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
+    return moved(torch.cat(parts), CPU)
 
 
 @torch.no_grad()
@@ -169,7 +172,7 @@ def _examples(
 
 def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
     """First two principal components of the name rows, and the predictions of inner nodes in the same axes."""
-    rows = name_rows(table)
+    rows = moved(name_rows(table), latents.device)
     points = latents.reshape(-1, latents.shape[-1])
     both = torch.cat([rows, points])
     centre = both.mean(dim=0)
@@ -263,7 +266,7 @@ def evaluate(
     for entry in seeds:
         for stage, folder in entry.final.items():
             say(f"seed {entry.seed}  {stage}: {problems} test problems")
-            model: PreTrainedModel = load_model(folder)
+            model: PreTrainedModel = load_model(folder, device=entry.device)
             systems: list[System] = [system_of(model, name=system_name(model, stage))]
             if isinstance(model, JepaReasonerForCausalLM):
                 systems.append(nearest_row(model.reasoner, name=f"{systems[0].name}, nearest row"))

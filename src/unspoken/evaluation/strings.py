@@ -452,7 +452,7 @@ def evaluate_strings(
     for entry in seeds:
         taken: list[str] = []
         for stage, folder in entry.final.items():
-            model = load_model(folder)
+            model = load_model(folder, device=entry.device)
             name = system_name(model, stage)
             name = f"{name}, {stage}" if name in taken else name
             taken.append(name)

@@ -18,13 +18,14 @@ from transformers import TrainerCallback
 from unspoken import parallel
 from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model
-from unspoken.machine import resolve_device
 from unspoken.methods.latent_sft import Autonomy, Labels
+from unspoken.placement import CPU
 from unspoken.storage import write_json
 from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
+from unspoken.training.backbones import fitting
 from unspoken.training.limits import writing
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.resolve import RECIPE, resolve, widest
@@ -40,12 +41,14 @@ class SeedRun:
     """Where one seed of a recipe lives.
 
     Attributes:
+        device: that it is trained and measured on.
         reasons: why the machine chose the values that the recipe left to it.
     """
 
     recipe: Recipe
     folder: Path
     seed: int
+    device: torch.device = CPU
     reasons: dict[str, str] = field(default_factory=dict)
 
     def stage_folder(self, stage: Stage) -> Path:
@@ -67,6 +70,13 @@ def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[s
     return seen_in_training(config.build())
 
 
+def _machine(run: SeedRun) -> dict[str, Any]:
+    """Facts of what trained a stage."""
+    facts = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
+    return {**facts, "device": run.device.type, **gpu, "reasons": run.reasons}
+
+
 def fingerprint(run: SeedRun) -> dict[str, Any]:
     """What every published folder records about where it came from.
 
@@ -79,12 +89,7 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
         "data": data,
         **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
-        "machine": {
-            "system": platform.system(),
-            "processor": platform.machine(),
-            "threads": torch.get_num_threads(),
-            "reasons": run.reasons,
-        },
+        "machine": _machine(run),
     }
 
 
@@ -132,7 +137,9 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     if isinstance(stage.objective, Labels):
         assert start is not None
         with writing(final, SafetensorError):
-            return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
+            return words.write_labels(
+                run.recipe, stage, start, folder, seed=run.seed, device=run.device, manifest=facts
+            )
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     own = OWN_KINDS.get(run.recipe.task.kind)
@@ -145,9 +152,10 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         stage=stage,
         model=model,
         tokenizer=run.recipe.tokenizer(),
-        data=data_of(run.recipe, stage, start, run.seed),
+        data=fitting(data_of(run.recipe, stage, start, run.seed), model),
         folder=folder,
         seed=run.seed,
+        device=run.device,
         judge=(own or words).judge_of(run.recipe, stage),
         manifest=facts,
         report_to=report_to,
@@ -164,7 +172,7 @@ def settled(run: SeedRun) -> SeedRun:
     def row_length() -> int:
         return widest(data_of(recipe, first, None, run.seed).make(np.arange(first.batch_size)))
 
-    settled_recipe, reasons = parallel.by_first(lambda: resolve(recipe, folder, resolve_device(), row_length))
+    settled_recipe, reasons = parallel.by_first(lambda: resolve(recipe, folder, run.device, row_length))
     return replace(run, recipe=settled_recipe, reasons={**run.reasons, **reasons})
 
 
