@@ -57,7 +57,7 @@ def test_the_demo_takes_longer_on_a_slower_machine(facts: dict[str, Any], monkey
 
     rate = Rate()
     monkeypatch.setattr(doctor, "product_rate", rate)
-    monkeypatch.setattr(doctor, "resolve_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(doctor, "resolve_device", lambda _: torch.device("cpu"))
     fast = doctor.diagnose()["demo"]
     rate.value = 10e9
     slow = doctor.diagnose()["demo"]

@@ -241,11 +241,11 @@ def recipes(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
     """Print what this machine has, how fast it is, what is chosen by that, and what can be added."""
     from unspoken.doctor import diagnose, print_diagnosis
 
-    facts = diagnose()
+    facts = diagnose(device)
     if as_json:
         print(json.dumps(facts))
     else:

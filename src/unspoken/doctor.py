@@ -27,15 +27,19 @@ EXTRAS = {
     "serve": ("the server for OpenAI clients", ("fastapi", "uvicorn")),
 }
 
-# Measured on one thread of an AMD EPYC whose products run at 200 GFLOP/s in bfloat16 and 92 in float32: the stages of
-# the demo, 1.60e13 FLOPs by their plan, took 183 s in bfloat16, looks at validation problems included; starting and
-# measuring took 27 s more. In float32 a training step took FP32 times as long.
-_USE: dict[Precision, float] = {"bf16": 0.44, "fp32": 0.6}  # share of the product rate that training reaches
+# Share of the product rate that training reaches. Measured on one thread of an AMD EPYC whose products run at
+# 200 GFLOP/s in bfloat16 and 92 in float32: the demo's stages, 1.60e13 FLOPs by their plan, took 183 s in bfloat16, looks
+# at validation problems included; starting and measuring took 27 s more. The share in float32 follows from these if all
+# but the products takes as long there.
+_USE: dict[Precision, float] = {"bf16": 0.44, "fp32": 0.63}
 _REST = 27.0  # seconds
 
 
-def diagnose() -> dict[str, Any]:
+def diagnose(device_name: str = "auto") -> dict[str, Any]:
     """Look at the machine and measure it, which takes some seconds.
+
+    Args:
+        device_name: what would compute, see `unspoken.machine.resolve_device`.
 
     Returns:
         ``versions`` by package, None where one is not installed, Python among them; ``processor``; ``gpus``, a line
@@ -44,11 +48,11 @@ def diagnose() -> dict[str, Any]:
         the ``command`` that installs it; ``demo`` with ``command``, ``flops`` and ``seconds``, about, None on a GPU.
 
     Raises:
-        ValueError: the device that would be used cannot compute.
+        ValueError: there is no such device, or it cannot compute.
     """
     threads = usable_threads()
     torch.set_num_threads(threads)
-    device = resolve_device()
+    device = resolve_device(device_name)
     try:
         rates = {name: product_rate(name, device) for name in _USE}
         precision = choose_precision(device)
