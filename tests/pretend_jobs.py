@@ -1,7 +1,7 @@
 """Everything that computes, on the pretend device, in a process that `test_pretend_runs.py` starts for it.
 
-Numbers of the pretend device are those of the CPU, so a run there must end in the very weights of a run here. With plain
-attention, that is: the fused kernel of the CPU is the CPU's alone.
+Numbers of the pretend device are those of the CPU, so a run there must end in the very weights of a run here: with
+plain attention, since the fused kernel of the CPU is the CPU's alone.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer
 
 try:
     from lm_eval.api.model import LM
@@ -39,6 +38,7 @@ try:
 except ImportError:
     raise ImportError("lm_eval is not installed; install the extra: pip install 'unspoken[harness]'") from None
 
+from unspoken.backbone.loading import load_config, load_tokenizer
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, coupled, load_model, system_of
 from unspoken.machine import resolve_device
@@ -108,7 +108,7 @@ class UnspokenLM(LM):
             raise ValueError(f"batch_size is {batch_size!r}; this model finds no size by itself, so give a number")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
-        if AutoConfig.from_pretrained(folder).model_type == LatentSFTConfig.model_type:
+        if load_config(folder).model_type == LatentSFTConfig.model_type:
             raise ValueError(
                 f"{folder} holds stage 1 of Latent-SFT, which cannot answer by itself; give a folder of a later stage"
             )
@@ -119,7 +119,9 @@ class UnspokenLM(LM):
         # Prompts with worked examples are long; plain attention would copy every key at each step.
         self.model = load_model(folder, device=place, dtype=DTYPES[dtype], attention="sdpa")
         self._device = self.model.device
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = load_tokenizer(folder)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"{folder}: its tokenizer has no end-of-sequence token; restore tokenizer_config.json")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.spent: list[Spent] = []

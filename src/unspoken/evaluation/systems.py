@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.checks import require
+from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.chain import LatentChain
 from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.methods.coupled import CoupledReasoner
@@ -83,14 +85,17 @@ def load_model(
             fused kernel elsewhere.
 
     Raises:
-        ValueError: the folder is not finished, or a file was changed.
+        ValueError: as `load_pretrained`: a file was changed or is damaged, or the weights are not those of the model;
+            or JEPA-Reasoner is wrong around its backbone.
     """
     transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
     kernel = attention or ("eager" if device.type == "cpu" else "sdpa")
-    model: Any = auto.from_pretrained(folder, dtype=dtype, attn_implementation=kernel)
+    model: Any = load_pretrained(folder, auto, dtype=dtype, attn_implementation=kernel)
+    if isinstance(model, JepaReasonerForCausalLM | JepaReasonerModel):
+        require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
     placed: PreTrainedModel = model.to(device).eval()
     return placed
 

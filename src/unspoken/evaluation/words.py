@@ -22,6 +22,7 @@ from transformers import AutoModel
 
 from unspoken import parallel
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
+from unspoken.backbone.loading import load_pretrained
 from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import answer_flops, cost, timed
@@ -350,7 +351,7 @@ def evaluate_words(
             model = load_model(folder, device=entry.device)
             teacher = None
             if stage in entry.teachers:
-                teacher = AutoModel.from_pretrained(entry.teachers[stage], dtype=torch.float32)
+                teacher = load_pretrained(entry.teachers[stage], AutoModel, dtype=torch.float32)
                 teacher = teacher.to(entry.device).eval()
             for system in systems_of(stage, model, spelling, max_answer):
                 name = system.name

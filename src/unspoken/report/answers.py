@@ -32,7 +32,12 @@ _SHOWN = 4  # coefficients printed for each latent
 def locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     """The recipe and the model folder that a path, a seed and a stage mean."""
     if (path / MANIFEST).is_file():
-        return read(Recipe, read_manifest(path)["recipe"]), path
+        recorded = read_manifest(path).get("recipe")
+        if not isinstance(recorded, dict):
+            raise ValueError(
+                f"{path / MANIFEST} records no recipe; give a run folder, or the folder of a finished stage"
+            )
+        return read(Recipe, recorded), path
     recipe_file = path / "recipe.json"
     if not recipe_file.is_file():
         raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")

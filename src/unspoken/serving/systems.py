@@ -136,7 +136,7 @@ def _said_by_itself(reasoner: LatentReasoner) -> JobMaker:
             max_tokens=max_tokens,
             end_ids=ends,
             pad_id=pad,
-            pick=lambda _rows, _said, scores: picker(scores[:, None])[:, 0],
+            pick=(lambda _rows, _said, scores: picker(scores[:, None])[:, 0]) if picker.temperature else None,
         )
         stop = StopRule(max_latents=settings.max_latents, fixed=settings.fixed)
         return Job(prompt=(*prompt, *settings.open_ids), stop=stop, speak=speech)
