@@ -201,7 +201,7 @@ def _between(work: Any, more: int) -> tuple[float, dict[str, float]]:
 
 
 def _reasoner(latents: int) -> Any:
-    system = tiny_word_system(max_latents=latents, fixed=True)
+    system = tiny_word_system(max_latents=latents)
     # A word that nothing says ends no answer.
     system.reasoner.model.generation_config.eos_token_id = len(TASK.tokenizer) + 1
     system.reasoner.model.generation_config.pad_token_id = 0
