@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from timing import interleaved, ratio
+from timing import autocast, interleaved, ratio
 from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
@@ -148,13 +148,13 @@ def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
     tuned, autonomy, tuning = UnspokenForCausalLM(shape), Autonomy(), NextToken(positions="answer")
 
     def stage_two() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             outputs = student(**autonomy.inputs(labels))
         autonomy(outputs, labels)[0].backward()
         student.zero_grad(set_to_none=True)
 
     def fine_tuning() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             outputs = tuned(**tuning.inputs(plain))
         tuning(outputs, plain)[0].backward()
         tuned.zero_grad(set_to_none=True)

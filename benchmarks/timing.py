@@ -8,6 +8,18 @@ from collections.abc import Callable
 
 import torch
 
+from unspoken.machine import Precision, choose_attention, choose_precision
+
+# What the library would choose here; every contender of a comparison has it.
+PRECISION: Precision = "bf16" if choose_precision(torch.device("cpu")).value == "bf16" else "fp32"
+ATTENTION = choose_attention(PRECISION, torch.device("cpu"), 128).value
+DTYPE = torch.bfloat16 if PRECISION == "bf16" else torch.float32
+
+
+def autocast() -> torch.autocast:
+    """The Trainer's autocast in the chosen precision."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRECISION == "bf16")
+
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each contender, one after another in every round."""
@@ -40,8 +52,8 @@ def timed(call: Callable[[], object], rounds: int) -> float:
 
 
 def matmul_rate(size: int = 2048) -> float:
-    """FLOP/s of one bfloat16 matrix product: the best of several."""
-    left, right = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
+    """FLOP/s of one matrix product in the chosen precision: the best of several."""
+    left, right = torch.randn(size, size).to(DTYPE), torch.randn(size, size).to(DTYPE)
     best = float("inf")
     for _ in range(12):
         began = time.perf_counter()

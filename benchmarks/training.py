@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from timing import interleaved, matmul_rate, ratio
+from timing import autocast, interleaved, matmul_rate, ratio
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
@@ -32,10 +32,10 @@ from unspoken.tasks import TreeSearchConfig
 
 
 def step_of(model: torch.nn.Module, objective: NextToken | SST, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """One forward and backward pass under bfloat16 autocast; the optimiser is the same for all and left out."""
+    """One forward and backward pass in the chosen precision; the optimiser is the same for all and left out."""
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with autocast():
             outputs = model(**objective.inputs(batch))
         loss, _ = objective(outputs, batch)
         loss.backward()

@@ -46,3 +46,13 @@ def _one_thread_and_known_noise() -> None:
     """Bit-equal comparisons need one thread; a test that draws weights draws the same ones every time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked "gpu" need one, or a device that stands in for it (`on_device`)."""
+    if torch.cuda.is_available() or "UNSPOKEN_TEST_DEVICE" in os.environ:
+        return
+    skip = pytest.mark.skip(reason="there is no GPU here; UNSPOKEN_TEST_DEVICE=cpu runs these tests on the CPU")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import shape_checks
 import torch
@@ -25,3 +27,11 @@ def test_only_signatures_that_beartype_cannot_read_are_unchecked() -> None:
 
     known = {"unspoken.backbone.folder.StrictLoading.from_pretrained", "unspoken.reasoning.rollout.rollout"}
     assert set(shape_checks.unchecked) <= known
+
+
+def test_what_annotates_shapes_imports_torch_where_they_are_checked() -> None:
+    """An annotation whose names are known to type checkers alone is not checked when the program runs."""
+    source = Path(__file__).parent.parent / "src" / "unspoken"
+    late = [path for path in source.rglob("*.py") if "if TYPE_CHECKING:" in path.read_text()]
+    assert len(late) >= 10
+    assert [path.name for path in late if "from jaxtyping import" in path.read_text()] == []

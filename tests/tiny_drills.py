@@ -17,6 +17,7 @@ STRINGS = f"""
 name: strings
 size: tiny
 precision: fp32
+attention: eager
 task: {{kind: grammar, levels: 3, rules: 3, steps: 4}}
 backbone: {{{SMALL}, layers: 2, initializer_range: 0.3}}
 talker: {{variant: dual, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}
@@ -52,6 +53,7 @@ WORDS = f"""
 name: words
 size: tiny
 precision: fp32
+attention: eager
 task: {{kind: arithmetic, steps: [2, 3], largest: 20, operations: [add, subtract]}}
 backbone: {{{SMALL}, layers: 2}}
 talker: {{attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
 from unspoken.backbone.folder import MANIFEST, verify
+from unspoken.placement import CPU
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import train
 from unspoken.training.stages import SeedRun, train_stage
@@ -15,6 +17,8 @@ from unspoken.training.stages import SeedRun, train_stage
 TEXT = """
 name: smallest
 size: tiny
+precision: bf16
+attention: eager
 task: {kind: tree_search, depth: 3}
 backbone: {hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
 talker: {attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}
@@ -54,15 +58,24 @@ def one_stage(*overrides: str) -> Recipe:
     return parse(TEXT[:before] + TEXT[after:], "one_stage", overrides)
 
 
-def quiet_train(recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None) -> list[SeedRun]:
+def quiet_train(
+    recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None, device: str | torch.device = "auto"
+) -> list[SeedRun]:
     """`train` without loggers and without a word."""
-    return train(recipe, output, seeds=seeds, report_to=[], console=Console(quiet=True), only=only)
+    return train(recipe, output, seeds=seeds, report_to=[], console=Console(quiet=True), only=only, device=device)
 
 
-def quiet_stage(recipe: Recipe, output: Path, *callbacks: TrainerCallback, name: str = "", seed: int = 0) -> Path:
+def quiet_stage(
+    recipe: Recipe,
+    output: Path,
+    *callbacks: TrainerCallback,
+    name: str = "",
+    seed: int = 0,
+    device: torch.device = CPU,
+) -> Path:
     """One stage with callbacks of the test's own: the last of the recipe, if no name is given."""
     stage = recipe.stage(name) if name else recipe.stages[-1]
-    run = SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed)
+    run = SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed, device=device)
     return train_stage(run, stage, report_to=[], callbacks=list(callbacks))
 
 

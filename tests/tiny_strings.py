@@ -8,6 +8,7 @@ TEXT = """
 name: strings
 size: tiny
 precision: fp32
+attention: eager
 task: {kind: grammar, levels: 3, rules: 3, steps: 4}
 backbone: {hidden_size: 16, attention_size: 16, intermediate_size: 32, layers: 2, heads: 2, initializer_range: 0.3}
 talker: {variant: dual, attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}

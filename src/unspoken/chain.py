@@ -30,7 +30,8 @@ class LatentChain:
         mask: ``[B, N]``, true on real steps.
         stop: ``[B]``, one `StopReason` value a row.
         support_ids, support_weights: ``[B, N, K]``, the distribution over the vocabulary at each step where the
-            method defines one (explicit chain of thought: K = 1, weight 1), else None.
+            method defines one (explicit chain of thought: K = 1, weight 1), else None. Of one over a large vocabulary
+            they are its largest entries alone.
     """
 
     latents: Float[Tensor, "B N D"]
@@ -98,6 +99,11 @@ class LatentChain:
             support_ids=stack(ids) if ids else None,
             support_weights=stack(weights) if weights else None,
         )
+
+
+def real_last(mask_BT: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """Columns of each row with the masked ones first and the real ones last, both in their order: no holes are left."""
+    return torch.argsort(mask_BT.to(torch.int8), dim=1, stable=True)
 
 
 def pack(values_BTX: Tensor, mask_BT: Bool[Tensor, "B T"], length: int | None = None) -> tuple[Tensor, Tensor]:

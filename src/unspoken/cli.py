@@ -23,6 +23,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe ke
 Output = Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-SIZE if not given.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")]
 Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logger that transformers knows, or none.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path to a YAML file.")]
@@ -66,6 +67,7 @@ def run(
     output: Output = None,
     overrides: Set = None,
     report_to: Logger = None,
+    device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print sizes and memory without training.")] = False,
@@ -85,7 +87,8 @@ def run(
         facts = make_plan(chosen)
         print(json.dumps(facts)) if as_json else print_plan(facts, Console())
         return
-    from unspoken.experiment import PAGE, run_experiment
+    from unspoken.experiment import run_experiment
+    from unspoken.report.results import PAGE
 
     results = run_experiment(
         chosen,
@@ -94,6 +97,7 @@ def run(
         report_to=report_to or ["tensorboard"],
         console=_console(quiet=quiet),
         command=_command(),
+        device=device,
     )
     if not _leads():
         return
@@ -110,6 +114,7 @@ def train(
     output: Output = None,
     overrides: Set = None,
     report_to: Logger = None,
+    device: Device = "auto",
     stage: Annotated[str | None, typer.Option(help="Train this stage alone.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -118,7 +123,13 @@ def train(
 
     chosen, folder = _load(recipe, size, overrides, output)
     runs = train_seeds(
-        chosen, folder, seeds=seeds, report_to=report_to or ["tensorboard"], console=_console(quiet=quiet), only=stage
+        chosen,
+        folder,
+        seeds=seeds,
+        report_to=report_to or ["tensorboard"],
+        console=_console(quiet=quiet),
+        only=stage,
+        device=device,
     )
     for seed_run in runs:
         for entry in chosen.stages:
@@ -136,6 +147,7 @@ def eval(
     samples: Annotated[
         int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k. Word problems only.")
     ] = 0,
+    device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -143,7 +155,7 @@ def eval(
     from unspoken.experiment import measure_run, open_run
 
     console = _console(quiet=quiet)
-    recipe, runs = open_run(folder)
+    recipe, runs = open_run(folder, device)
     results = measure_run(
         recipe,
         runs,
@@ -164,6 +176,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
     stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -171,7 +184,7 @@ def generate(
     from unspoken.report.answers import answer_problems, print_answer
 
     texts = [line for line in sys.stdin.read().splitlines() if line.strip()] if problem == "-" else [problem]
-    for result in answer_problems(model, texts, seed=seed, stage=stage):
+    for result in answer_problems(model, texts, seed=seed, stage=stage, device=device):
         if as_json:
             print(json.dumps(result))
         else:
@@ -183,6 +196,7 @@ def serve(
     model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one model.")],
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
     stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    device: Device = "auto",
     host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="UNSPOKEN_API_KEY", help="What clients must send.")] = None,
@@ -196,7 +210,7 @@ def serve(
     from unspoken.serving import serve as serve_run
 
     limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
-    serve_run(model, seed=seed, stage=stage, host=host, port=port, api_key=api_key, limits=limits)
+    serve_run(model, seed=seed, stage=stage, device=device, host=host, port=port, api_key=api_key, limits=limits)
 
 
 @app.command()
@@ -205,8 +219,8 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the page of a run from its results."""
-    from unspoken.experiment import PAGE, read_results
     from unspoken.report.page import write_page
+    from unspoken.report.results import PAGE, read_results
 
     target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
     write_page([read_results(path) for path in runs], target)

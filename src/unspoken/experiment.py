@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from unspoken import parallel
-from unspoken.backbone.folder import read_manifest, write_json
+from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
 from unspoken.evaluation.sampling import evaluate_samples
@@ -22,14 +22,15 @@ from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.latent_sft import Autonomy
 from unspoken.report.page import write_page
+from unspoken.report.results import PAGE, RESULTS
+from unspoken.storage import write_json
 from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
 from unspoken.training.lock import held
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.run import memory_to_measure, seed_runs, train
+from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import OWN_KINDS, SeedRun
 
-RESULTS, PAGE = "results.json", "report.html"
 ANALYSES = ("geometry",)
 
 
@@ -79,14 +80,18 @@ def models_of(run: SeedRun) -> SeedModels:
             for name in final_stages(run.recipe)
             if (teacher := _teacher(run.recipe, name)) is not None
         },
+        device=run.device,
     )
 
 
-def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
+def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe, list[SeedRun]]:
     """The recipe and the finished seeds of a run folder.
 
+    Args:
+        device: where they are measured; see `unspoken.training.run.device_for_all`.
+
     Raises:
-        ValueError: it is not a run folder, or no seed is finished.
+        ValueError: it is not a run folder, no seed is finished, or there is no such device.
     """
     path = folder / "recipe.json"
     if not path.is_file():
@@ -95,7 +100,8 @@ def open_run(folder: Path) -> tuple[Recipe, list[SeedRun]]:
         )
     recipe = parse(path.read_text(), str(path))
     count = len(list(folder.glob("seed-*")))
-    runs = [run for run in seed_runs(recipe, folder, count) if all(run.finished(stage) for stage in recipe.stages)]
+    every = seed_runs(recipe, folder, count, device_for_all(device))
+    runs = [run for run in every if all(run.finished(stage) for stage in recipe.stages)]
     if not runs:
         raise ValueError(f"{folder}: no seed is finished; run the recipe again to continue it")
     return recipe, runs
@@ -173,9 +179,16 @@ def _measured(
 
 
 def run_experiment(
-    recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, command: str
+    recipe: Recipe,
+    output: Path,
+    *,
+    seeds: int,
+    report_to: list[str],
+    console: Console,
+    command: str,
+    device: str | torch.device = "auto",
 ) -> dict[str, Any]:
-    """Train what is missing, measure, and write the page.
+    """Train what is missing, measure, and write the page; arguments and errors are those of `train`.
 
     Calling it again after an interruption continues where it stopped; a finished run is only measured again.
     """
@@ -186,23 +199,7 @@ def run_experiment(
 
     parallel.join()
     with held(output):
-        runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console)
-        results = measure_run(recipe, runs, command=command, say=say)
+        runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
+        results = measure_run(runs[0].recipe, runs, command=command, say=say)
         parallel.by_first(lambda: write_page([results], output / PAGE))
-    return results
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Results of a run folder or of a results file.
-
-    Raises:
-        ValueError: there are none.
-    """
-    file = path / RESULTS if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
-    try:
-        results: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
     return results

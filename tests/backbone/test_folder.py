@@ -13,7 +13,8 @@ from tiny_models import tiny_language_model, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
-from unspoken.backbone.folder import MANIFEST, StrictLoading, read_manifest, verify, write_json, write_manifest
+from unspoken.backbone.folder import MANIFEST, StrictLoading, read_manifest, verify, write_manifest
+from unspoken.storage import write_json
 
 WEIGHTS = "model.safetensors"
 Load = Callable[[Path], PreTrainedModel]

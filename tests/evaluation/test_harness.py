@@ -216,11 +216,13 @@ def test_a_model_that_thinks_in_latents_gives_text_no_likelihood(kind: str, tmp_
 def test_what_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = save("coupled", tmp_path / "model")
     LatentSFTConfig(base_config=tiny_config("unspoken")).save_pretrained(tmp_path / "stage one")
+    (save("latent", tmp_path / "endless") / "tokenizer_config.json").write_text("{}")
     refused: list[tuple[dict[str, Any], str]] = [
         ({"pretrained": tmp_path / "nothing"}, "it has no config.json"),
         ({"pretrained": folder, "batch_size": "auto"}, "batch_size is 'auto'"),
         ({"pretrained": folder, "dtype": "float8"}, "dtype is 'float8'; known are float32, bfloat16"),
         ({"pretrained": tmp_path / "stage one"}, "stage 1 of Latent-SFT"),
+        ({"pretrained": tmp_path / "endless"}, "no end-of-sequence token; restore tokenizer_config.json"),
     ]
     for arguments, message in refused:
         with pytest.raises(ValueError, match=message):

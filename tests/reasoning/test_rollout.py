@@ -16,7 +16,7 @@ from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
 from unspoken.reasoning import SilentReasoner, Speech, StopRule, Thought, respond, rollout
-from unspoken.reasoning.cache import reserved_cache
+from unspoken.reasoning.cache import ReservedCache
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_no_steps_make_an_empty_chain(reasoner: JepaReasonerModel) -> None:
 
 
 def test_the_cost_of_a_step_does_not_copy_what_is_cached(reasoner: JepaReasonerModel) -> None:
-    cache = reserved_cache(reasoner.stack.config, 7)
+    cache = ReservedCache(reasoner.stack.config, 7)
     seen = []
     for length in (4, 1, 1):
         cache.update(torch.full((2, 2, length, 3), float(length)), torch.zeros(2, 2, length, 3), 0)

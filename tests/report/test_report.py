@@ -15,9 +15,10 @@ from tag_balance import unbalanced
 from tiny_recipe import TEXT, quiet_train
 
 from unspoken.evaluation.outcomes import unpacked
-from unspoken.experiment import measure_run, open_run, read_results
+from unspoken.experiment import measure_run, open_run
 from unspoken.report.answers import answer_problems, print_answer
 from unspoken.report.page import write_page
+from unspoken.report.results import read_results
 from unspoken.report.tables import print_plan, print_recipes, print_results
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load, parse, shipped

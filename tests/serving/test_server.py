@@ -16,6 +16,7 @@ import torch
 from tiny_words import TASK, tiny_word_system
 
 from unspoken import serving
+from unspoken.backbone.folder import write_manifest
 from unspoken.serving import Limits, Served, serve
 
 QUESTIONS = [problem.question for problem in TASK.sample("test", range(20))]
@@ -203,6 +204,9 @@ def test_others_may_not_listen_without_a_key(tmp_path: Path, monkeypatch: pytest
     for how in ({"host": "0.0.0.0", "api_key": "secret"}, {}, {"host": "::1"}, {"host": "localhost"}):
         with pytest.raises(ValueError, match="neither a run folder"):
             serve(tmp_path, **how)
+    write_manifest(tmp_path, {"step": 7})
+    with pytest.raises(ValueError, match=r"run.json records no recipe; give a run folder"):
+        serve(tmp_path)
 
 
 def test_a_missing_library_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

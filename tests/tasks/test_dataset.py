@@ -11,8 +11,8 @@ from accelerate.data_loader import BatchSamplerShard
 from numpy.typing import NDArray
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from unspoken.tasks import GeneratedDataset, TreeSearchConfig
-from unspoken.tasks.dataset import WINDOW, by_length
+from unspoken.tasks import TreeSearchConfig
+from unspoken.tasks.dataset import WINDOW, GeneratedDataset, by_length
 from unspoken.tasks.tree_search import Split
 
 

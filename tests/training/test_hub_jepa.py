@@ -37,6 +37,7 @@ FAMILIES = [("llama", True), ("llama", False), ("qwen2", True), ("qwen2", False)
 LINE = """
 name: hub
 size: tiny
+attention: eager
 task: {{kind: grade_school, train: {train}, tests: [{test}], validation_rows: 4}}
 backbone: {backbone}
 talker: {{attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}

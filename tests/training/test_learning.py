@@ -29,6 +29,7 @@ TEXT = f"""
 name: learning
 size: tiny
 precision: fp32
+attention: eager
 task: {{kind: tree_search, depth: 2}}
 backbone: {{hidden_size: 32, attention_size: 32, intermediate_size: 64, layers: 2, heads: 2}}
 talker: {{attention_size: 32, intermediate_size: 64, layers: 1, heads: 2}}
@@ -87,7 +88,7 @@ def test_pretraining_learns_what_only_a_look_at_the_problem_tells(trained: Path)
 def test_the_same_training_on_answers_of_other_problems_stays_blind(recipe: Recipe) -> None:
     stage, task = recipe.stage("pretrain"), recipe.task.build()
     model = build_model(recipe, stage, None)
-    optimizer = build_optimizer(model, stage.optimizer)
+    optimizer = build_optimizer(model, stage.optimizer, "fp32")
     objective = NextToken()
     losses = []
     for step in range(STEPS):

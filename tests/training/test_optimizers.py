@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_models import prompts, tiny_language_model, tiny_pair
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from unspoken.training.optimizers import MuonWithAdamW, build_optimizer, is_matrix
+from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, is_matrix, orthogonal
 from unspoken.training.parts import Optimizer
 
 MUON = Optimizer(lr=0.02, lr_rest=0.003)
@@ -51,7 +53,7 @@ def test_matrices_of_the_blocks_are_told_from_tables_heads_and_gains() -> None:
 
 def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
     model = tiny_language_model("unspoken")
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, "bf16")
     assert isinstance(optimizer, MuonWithAdamW)
     muon, adamw = optimizer.parts
     assert isinstance(muon, torch.optim.Muon)
@@ -64,7 +66,7 @@ def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
 
 def test_one_step_is_one_step_of_each_alone() -> None:
     together, apart = tiny_language_model("unspoken"), tiny_language_model("unspoken")
-    optimizer = build_optimizer(together, MUON)
+    optimizer = build_optimizer(together, MUON, "bf16")
     matrices = [weight for name, weight in apart.named_parameters() if "proj" in name]
     rest = [weight for name, weight in apart.named_parameters() if "proj" not in name]
     pair = [
@@ -83,12 +85,12 @@ def test_one_step_is_one_step_of_each_alone() -> None:
 @pytest.mark.parametrize("settings", [MUON, ADAMW], ids=["muon", "adamw"])
 def test_a_saved_optimiser_goes_on_bit_for_bit(settings: Optimizer, tmp_path: Path) -> None:
     model = tiny_language_model("unspoken")
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_optimizer(model, settings, "bf16")
     for seed in range(3):
         step(model, optimizer, seed)
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     again = copy.deepcopy(model)
-    resumed = build_optimizer(again, settings)
+    resumed = build_optimizer(again, settings, "bf16")
     resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     for seed in range(3, 6):
         step(model, optimizer, seed)
@@ -99,10 +101,10 @@ def test_a_saved_optimiser_goes_on_bit_for_bit(settings: Optimizer, tmp_path: Pa
 def test_without_its_state_an_optimiser_goes_elsewhere() -> None:
     # The test above would pass for an optimiser that keeps no state at all.
     model = tiny_language_model("unspoken")
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, "bf16")
     step(model, optimizer, 0)
     again = copy.deepcopy(model)
-    fresh = build_optimizer(again, MUON)
+    fresh = build_optimizer(again, MUON, "bf16")
     step(model, optimizer, 1)
     step(again, fresh, 1)
     for name, weight in weights_of(model).items():
@@ -111,7 +113,7 @@ def test_without_its_state_an_optimiser_goes_elsewhere() -> None:
 
 def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
     model = tiny_language_model("unspoken")
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, "bf16")
     schedule = LambdaLR(optimizer, lambda done: 1.0 / (1 + done))
     for seed in range(3):
         step(model, optimizer, seed)
@@ -119,7 +121,7 @@ def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
     rates = [group["lr"] for part in optimizer.parts for group in part.param_groups]  # type: ignore[attr-defined]
     assert rates == pytest.approx([0.02 / 4, 0.003 / 4])
 
-    resumed = build_optimizer(copy.deepcopy(model), MUON)
+    resumed = build_optimizer(copy.deepcopy(model), MUON, "bf16")
     later = LambdaLR(resumed, lambda done: 1.0 / (1 + done))
     resumed.load_state_dict(optimizer.state_dict())
     later.load_state_dict(schedule.state_dict())
@@ -131,7 +133,7 @@ def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
 def test_a_rate_of_zero_moves_nothing() -> None:
     model = tiny_language_model("unspoken")
     before = weights_of(model)
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, "bf16")
     for group in optimizer.param_groups:
         group["lr"] = 0.0
     step(model, optimizer, 0)
@@ -141,7 +143,7 @@ def test_a_rate_of_zero_moves_nothing() -> None:
 
 def test_gradients_of_both_parts_are_cleared() -> None:
     model = tiny_language_model("unspoken")
-    optimizer = build_optimizer(model, MUON)
+    optimizer = build_optimizer(model, MUON, "bf16")
     model(prompts(), labels=prompts()).loss.backward()
     optimizer.zero_grad()
     assert all(weight.grad is None for weight in model.parameters())
@@ -151,7 +153,7 @@ def test_gradients_of_both_parts_are_cleared() -> None:
 def test_frozen_weights_are_in_no_optimiser(name: str) -> None:
     model = tiny_pair()
     model.freeze_reasoner()
-    optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001))  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001), "bf16")  # type: ignore[arg-type]
     held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
     assert held == {id(weight) for weight in model.talker.parameters()}
 
@@ -160,7 +162,7 @@ def test_frozen_weights_are_in_no_optimiser(name: str) -> None:
 def test_tables_heads_and_gains_do_not_decay(name: str) -> None:
     model = tiny_language_model("unspoken")
     settings = Optimizer(name=name, lr=0.01, lr_rest=0.01, weight_decay=0.5)  # type: ignore[arg-type]
-    optimizer = build_optimizer(model, settings)
+    optimizer = build_optimizer(model, settings, "bf16")
     before = weights_of(model)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
@@ -173,5 +175,55 @@ def test_tables_heads_and_gains_do_not_decay(name: str) -> None:
 
 
 def test_the_rest_moves_at_the_rate_of_the_matrices_if_none_is_given() -> None:
-    optimizer = build_optimizer(tiny_language_model("unspoken"), Optimizer(lr=0.01, lr_rest=None))
+    optimizer = build_optimizer(tiny_language_model("unspoken"), Optimizer(lr=0.01, lr_rest=None), "bf16")
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+
+
+# --- Muon in float32 -------------------------------------------------------------------------------------------------
+
+
+def test_muon_in_float32_takes_torch_s_step_but_for_bfloat16_s_rounding() -> None:
+    torch.manual_seed(0)
+    for shape in ((24, 24), (16, 48), (48, 16)):
+        weight = nn.Parameter(torch.randn(shape))
+        twin = nn.Parameter(weight.detach().clone())
+        ours, torch_s = Muon([weight], dtype=torch.float32, lr=0.1), torch.optim.Muon([twin], lr=0.1)
+        for _ in range(3):
+            weight.grad = torch.randn(shape)
+            twin.grad = weight.grad.clone()
+            before = weight.detach().clone()
+            ours.step()
+            torch_s.step()
+            moved, torch_moved = weight - before, twin - before
+            assert (moved - torch_moved).norm() < 0.05 * torch_moved.norm()
+
+
+def test_orthogonal_matrices_have_singular_values_near_one_and_the_same_singular_vectors() -> None:
+    matrices = torch.randn(2, 12, 40, generator=torch.Generator().manual_seed(0))
+    moved = orthogonal(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    values = torch.linalg.svdvals(moved)
+    assert 0.6 < values.min() < values.max() < 1.3
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    diagonal = left.mT @ moved @ right.mT
+    assert torch.allclose(diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=1e-4)
+    # A tall matrix is a wide one turned round.
+    assert torch.allclose(orthogonal(matrices.mT, (3.4445, -4.7750, 2.0315), 5, 1e-7), moved.mT, atol=1e-5)
+
+
+def test_nothing_is_multiplied_in_bfloat16_where_float32_is_chosen() -> None:
+    class Types(TorchDispatchMode):
+        seen: set[torch.dtype] = set()
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor):
+                self.seen.add(out.dtype)
+            return out
+
+    model = tiny_language_model("unspoken")
+    optimizer = build_optimizer(model, MUON, "fp32")
+    ids = prompts(seed=0)
+    model(ids, labels=ids).loss.backward()
+    with Types() as types:
+        optimizer.step()
+    assert torch.bfloat16 not in types.seen

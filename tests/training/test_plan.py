@@ -21,6 +21,7 @@ from unspoken.training.shapes import published_shape
 WORKED = """
 name: worked
 size: tiny
+attention: eager
 task: {kind: tree_search, depth: 2}
 backbone: {hidden_size: 8, attention_size: 16, intermediate_size: 12, layers: 1, heads: 2}
 talker: {attention_size: 24, intermediate_size: 12, layers: 1, heads: 4}

@@ -219,7 +219,7 @@ def test_a_model_learns_the_grammar_and_not_symbols_in_random_order() -> None:
     def learned(shuffled: bool) -> float:
         torch.manual_seed(0)
         model = build_model(recipe, stage, None)
-        optimizer, losses = build_optimizer(model, stage.optimizer), []
+        optimizer, losses = build_optimizer(model, stage.optimizer, "fp32"), []
         for step in range(150):
             batch = make(np.arange(step * 32, (step + 1) * 32))
             if shuffled:

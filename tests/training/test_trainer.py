@@ -49,6 +49,7 @@ def trainer_of(
         data=data_of(recipe, stage, None, 0),
         folder=folder,
         seed=0,
+        device=torch.device("cpu"),
         judge=judge,
         manifest={},
         report_to=[],

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unspoken.placement import moved
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 
@@ -99,8 +100,11 @@ def plane_coefficients(
 
 
 def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted: Siblings) -> Mixture:
-    """Rank of the sibling plane and the two coefficients, for latents of the steps below the root."""
-    rows = name_rows(table)
+    """Rank of the sibling plane and the two coefficients, for latents of the steps below the root.
+
+    Measured where the latents are, wherever the table is.
+    """
+    rows = moved(name_rows(table), latents.device)
     left, right = torch.triu_indices(len(rows), len(rows), offset=1, device=rows.device)
     cosine = (rows @ rows.T)[left, right]
     along = latents.float() @ rows.T
@@ -119,8 +123,11 @@ def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted
 
 
 def all_coefficients(latents: Float[Tensor, "*N D"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N V"]:
-    """Least-squares coefficients of latents over every row direction of a table that is wide enough (D >= V)."""
-    rows = F.normalize(table.float(), dim=-1)
+    """Least-squares coefficients of latents over every row direction of a table that is wide enough (D >= V).
+
+    Measured where the latents are, wherever the table is.
+    """
+    rows = F.normalize(moved(table, latents.device).float(), dim=-1)
     return latents.float() @ torch.linalg.pinv(rows)
 
 

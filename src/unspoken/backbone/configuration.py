@@ -5,6 +5,8 @@ from __future__ import annotations
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from unspoken.architecture import check_architecture
+
 
 @strict
 class UnspokenConfig(PreTrainedConfig):
@@ -50,23 +52,15 @@ class UnspokenConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Refuse shapes that cannot be built, naming the keys."""
-        for key in ("vocab_size", "hidden_size", "attention_size", "intermediate_size", "num_attention_heads"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
-                raise ValueError(f"{key} is {getattr(self, key)!r}; it must be a whole number of at least 1")
-        if self.num_hidden_layers < 0:
-            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; it cannot be negative")
-        if self.initializer_range <= 0:
-            raise ValueError(f"initializer_range is {self.initializer_range}; it must be positive")
-        if self.attention_size % self.num_attention_heads:
-            raise ValueError(
-                f"attention_size {self.attention_size} is not a multiple of num_attention_heads "
-                f"{self.num_attention_heads}; the width of a head must be whole"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"attention_size {self.attention_size} over num_attention_heads {self.num_attention_heads} gives heads "
-                f"of width {self.head_dim}; rotary positions need an even one"
-            )
+        check_architecture(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            attention_size=self.attention_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.num_hidden_layers,
+            num_attention_heads=self.num_attention_heads,
+            initializer_range=self.initializer_range,
+        )
         if self.qk_norm not in ("rms", "layer"):
             raise ValueError(f"qk_norm is {self.qk_norm!r}; it must be 'rms' or 'layer'")
 

@@ -1,6 +1,7 @@
 """What a published folder promises: every weight is there, none is foreign, and no file was changed.
 
-``run.json`` is written last, after the files it lists are on disk, so a folder without it is not finished.
+``run.json`` is written last, after the files it lists are on disk, so a folder without it is not finished. It holds a
+hash of each file, and a digest of what else it records.
 """
 
 from __future__ import annotations
@@ -9,12 +10,32 @@ import hashlib
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
+from unspoken.storage import sync, write_json
+
 MANIFEST = "run.json"
+
+# What transformers would read beside, or in place of, the files that a manifest lists.
+_DECIDES = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"),
+    *("adapter_*", "*.py", "*.so", "*config*.json", "*.index.json", "*.jinja", "chat_template*"),
+    *("*token*.json", "vocab*", "merges*", "*.model", "*.tiktoken", "tekken.json"),
+)
+# Of a manifest, what its digest leaves out: the hashes, each of which is checked by itself, and the digest.
+_UNDIGESTED = ("files", "digest")
+# Hashes by device, inode, size and the times of the last changes.
+_hashes: dict[tuple[int, ...], str] = {}
+
+
+class FolderError(ValueError):
+    """A folder, or a model of the hub, that is not loaded; the message is one line: what, where, what to do."""
 
 
 def file_hash(path: Path) -> str:
@@ -23,13 +44,22 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sync(path: Path) -> None:
-    """Force a file or a directory entry to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _known_hash(path: Path) -> str:
+    """As `file_hash`, computed once a process for each state of the file: weights may be many gigabytes."""
+    before, begun = _state(path), time.time_ns()
+    if before in _hashes:
+        return _hashes[before]
+    found = file_hash(path)
+    # A file system's clock has steps: a change just after another may leave the same times, so a young file is read
+    # again.
+    if _state(path) == before and begun - max(before[3:]) > 2e9:
+        _hashes[before] = found
+    return found
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -40,36 +70,35 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     for path in files:
         sync(path)
     hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
-    write_json(folder / MANIFEST, {**content, "files": hashes})
+    kept = {name: value for name, value in content.items() if name not in _UNDIGESTED}
+    write_json(folder / MANIFEST, {**kept, "files": hashes, "digest": _digest(kept)})
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON under a temporary name, sync it, rename it: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
+def _digest(content: Mapping[str, Any]) -> str:
+    # Twice, since JSON makes lists of tuples and strings of all keys.
+    plain = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a finished folder.
 
     Raises:
-        ValueError: there is none, or it is not JSON.
+        ValueError: there is none, it is not JSON, or it was changed.
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{folder} is not a finished folder: it has no {MANIFEST}")
+        raise FolderError(f"{folder} is not a finished folder: it has no {MANIFEST}")
     try:
         manifest: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:  # not JSON, or not even text
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise FolderError(f"{path} is damaged: {error}") from None
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
-        raise ValueError(f"{path} is damaged: it lists no files")
+        raise FolderError(f"{path} is damaged: it lists no files")
+    # Older folders have no digest.
+    kept = {name: value for name, value in manifest.items() if name not in _UNDIGESTED}
+    if "digest" in manifest and manifest["digest"] != _digest(kept):
+        raise FolderError(f"{path} was changed after it was written (its digest differs); restore it or train again")
     return manifest
 
 
@@ -79,23 +108,72 @@ def remove(folder: Path) -> None:
     shutil.rmtree(folder)
 
 
-def verify(folder: Path) -> dict[str, Any]:
+def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
     """Compare every listed file with its hash and return the manifest.
 
+    Args:
+        weights: also hash the weights, which takes one or two seconds a gigabyte, once a process.
+
     Raises:
-        ValueError: a file is missing, truncated or changed; the message names it.
+        ValueError: a file is missing, truncated or changed, or there is one that the manifest does not list and that
+            would change what the model answers; the message names it.
     """
     manifest = read_manifest(folder)
     for name, expected in manifest["files"].items():
         path = folder / name
         if not path.is_file():
-            raise ValueError(f"{path} is missing, but {folder / MANIFEST} lists it")
-        if file_hash(path) != expected:
-            raise ValueError(
+            raise FolderError(f"{path} is missing, but {folder / MANIFEST} lists it; restore it or train again")
+        if not weights and path.suffix == ".safetensors":
+            continue
+        if _known_hash(path) != expected:
+            raise FolderError(
                 f"{path} was truncated or changed after it was written (its hash differs from {MANIFEST}); "
                 "restore it or train again"
             )
+    for path in _unlisted(folder, manifest["files"]):
+        raise FolderError(
+            f"{path} came into a finished folder later: {folder / MANIFEST} does not list it, and it could change what "
+            "the model answers; remove it, or save the changed model under a new name"
+        )
     return manifest
+
+
+def _unlisted(folder: Path, listed: Mapping[str, str]) -> Iterator[Path]:
+    """What transformers would read and is not listed; of folders in the folder, it looks into these two."""
+    for path in sorted(
+        (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("custom_generate/*"))
+    ):
+        decides = any(fnmatchcase(path.name, pattern) for pattern in _DECIDES)
+        if decides and not path.is_dir() and str(path.relative_to(folder)) not in listed:
+            yield path
+
+
+def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fit their configuration.
+
+    Args:
+        source: folder or name on the hub, for the message.
+        info: what ``from_pretrained`` returns for ``output_loading_info``, where what the library itself lets a model
+            leave out (tied weights, ``_keys_to_ignore_on_load_missing``) is left out.
+
+    Raises:
+        ValueError: a weight is missing, unexpected or wrongly shaped; the message names the first few.
+    """
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(_described(key) for key in info.get(problem) or ())
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise FolderError(
+                f"{source}: config.json and the weights do not belong together, restore the one that was changed: "
+                f"{problem.replace('_', ' ')} in the weights: {', '.join(keys[:5])}{more}"
+            )
+
+
+def _described(key: Any) -> str:
+    if isinstance(key, str):
+        return key
+    name, found, wanted = key
+    return f"{name} ({list(found)} in the weights, {list(wanted)} by config.json)"
 
 
 class StrictLoading(PreTrainedModel):
@@ -109,14 +187,11 @@ class StrictLoading(PreTrainedModel):
             ValueError: a weight is missing, unexpected or wrongly shaped, or a file differs from the manifest.
         """
         folder = Path(str(pretrained_model_name_or_path))
-        if (folder / MANIFEST).is_file():
+        if os.path.lexists(folder / MANIFEST):
             verify(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         # Let wrongly shaped weights through to the check below: the library's own error does not name them.
         kwargs["ignore_mismatched_sizes"] = True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            keys = sorted(str(key) for key in info.get(problem) or ())
-            if keys:
-                raise ValueError(f"{folder}: {problem.replace('_', ' ')} in the weights: {', '.join(keys)}")
+        check_keys(folder, info)
         return (model, info) if wants_info else model  # type: ignore[return-value]

@@ -6,6 +6,7 @@ Axes: N slots, D width, V vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -68,9 +69,22 @@ def head_of(model: PreTrainedModel) -> Head:
     return AskedHead(model)
 
 
+def scorer(head: Head, hidden: Float[Tensor, "N D"]) -> Callable[[Tensor], Tensor]:
+    """What makes scores of the next token ``[M, V]`` of outputs ``[M, D]`` of the stack.
+
+    Args:
+        hidden: of the precision of the outputs; a matrix is turned and cast to that of the product once for all pieces.
+    """
+    if not isinstance(head, Tensor):
+        return head
+    kind = hidden.device.type
+    matrix = head.T.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype)
+    return lambda some: some @ matrix
+
+
 def scores(hidden: Float[Tensor, "N D"], head: Head) -> Float[Tensor, "N V"]:
     """Scores of the next token after each output of the stack, in the precision of ``hidden``."""
-    return hidden @ head.T.to(hidden.dtype) if isinstance(head, Tensor) else head(hidden)
+    return scorer(head, hidden)(hidden)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from unspoken.chain import LatentChain, StopReason, pack
 from unspoken.evaluation.controls import noise
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, rate, tested
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.placement import moved
 
 CLEAN = "none"
 CONDITIONS = (CLEAN, "random string", "random prime", "gaussian", "other sentence")
@@ -36,10 +37,12 @@ def forced_chain(
     Args:
         model: the Reasoner.
         batch: ``input_ids``, ``attention_mask`` and ``answer_mask`` ``[B, T]``; latents of answer positions are kept.
+            It may be on any device, to which the chain comes back.
         batch_size: sentences read at once.
     """
+    home = batch["input_ids"].device
     parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
-    latents_BTD = torch.cat([model(ids, mask).latents for ids, mask in parts])
+    latents_BTD = torch.cat([moved(model(*moved(part, model.device)).latents, home) for part in parts])
     chosen = batch["answer_mask"][:, 1:]
     latents, mask = pack(latents_BTD[:, :-1], chosen)
     tokens, _ = pack(batch["input_ids"][:, 1:], chosen)

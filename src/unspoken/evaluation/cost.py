@@ -6,7 +6,7 @@ Axes: B problems, V vocabulary, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +17,11 @@ from transformers.pytorch_utils import Conv1D
 
 from unspoken import parallel
 from unspoken.chain import StopReason
-from unspoken.evaluation.outcomes import COSTS
 from unspoken.evaluation.systems import Answers, System, answer
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
 from unspoken.methods.latent_sft import LatentSettings
+from unspoken.placement import synchronize
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
@@ -122,8 +122,10 @@ def answer_flops(
 
 def timed(respond: Callable[[int, int, int], Answers], start: int, stop: int, batch_size: int) -> tuple[Answers, float]:
     """Answers of problems ``start`` to ``stop``, and the wall-clock of one of them."""
+    synchronize()
     began = time.perf_counter()
     answers = respond(start, stop, batch_size)
+    synchronize()
     return answers, (time.perf_counter() - began) / (stop - start)
 
 
@@ -170,12 +172,6 @@ def cost(
         seconds_alone=float(torch.tensor(singles).median()),
         parameters=parameters,
     )
-
-
-def compared(spent: Mapping[str, float]) -> dict[str, float]:
-    """What runs are compared by (`unspoken.evaluation.outcomes`), out of the fields of a `Cost`."""
-    given = {**spent, "seconds": spent["seconds_batched"]}
-    return {name: given[name] for name in COSTS}
 
 
 def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_size: int) -> Cost:

@@ -20,6 +20,7 @@ from unspoken.evaluation.word_systems import each_system, problems_of
 from unspoken.evaluation.words import before_latents
 from unspoken.methods.latent_sft import Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table
+from unspoken.placement import CPU, moved
 from unspoken.tasks.words import WordTask
 
 _LOOKED_AT = 200  # test problems whose chains are taken
@@ -61,7 +62,7 @@ def evaluate_geometry(
         if len(different) < 2:
             continue
         say(f"seed {entry.seed}  {system.name}: geometry of {len(hidden)} hidden states")
-        table = embedding_table(system.reasoner.model)
+        table = moved(embedding_table(system.reasoner.model), CPU)
         found: Geometry = geometry(table, different, seed=entry.seed)
         measured.setdefault(system.name, []).append({**asdict(found), "states": len(hidden)})
         if not planes:

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from rich.progress import track
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer
 
 try:
     from lm_eval.api.model import LM
@@ -39,8 +38,10 @@ try:
 except ImportError:
     raise ImportError("lm_eval is not installed; install the extra: pip install 'unspoken[harness]'") from None
 
+from unspoken.backbone.loading import load_config, load_tokenizer
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, coupled, load_model, system_of
+from unspoken.machine import resolve_device
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTConfig
 from unspoken.methods.latent_sft.spelling import INSTRUCTION, unopened
@@ -76,7 +77,8 @@ class UnspokenLM(LM):
             JEPA-Reasoner with its Talker (or without: then the nearest table rows speak), or of any plain causal
             language model.
         batch_size: requests answered at once.
-        device: where the model goes; the CPU by default, and for "cuda" where there is none.
+        device: where the model goes, see `unspoken.machine.resolve_device`; the harness's own "cuda:0", which it gives
+            where nobody named a device, counts as "auto" on a machine without CUDA.
         max_gen_toks: cap of an answer in tokens, where a task says nothing. A silent chain has the cap of its folder;
             the chain of a JEPA-Reasoner or a coupled model is as long as its answer.
         dtype: of the weights: "float32", or "bfloat16", with which prompts of a thousand tokens are read several times
@@ -86,8 +88,8 @@ class UnspokenLM(LM):
         spent: what each generated answer cost, in the order in which the harness asked.
 
     Raises:
-        ValueError: there is no such folder, it is of a kind that cannot answer, ``batch_size`` is no number, or
-            ``dtype`` is unknown.
+        ValueError: there is no such folder or device, the folder is of a kind that cannot answer, ``batch_size`` is no
+            number, or ``dtype`` is unknown.
     """
 
     def __init__(
@@ -106,17 +108,20 @@ class UnspokenLM(LM):
             raise ValueError(f"batch_size is {batch_size!r}; this model finds no size by itself, so give a number")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
-        if AutoConfig.from_pretrained(folder).model_type == LatentSFTConfig.model_type:
+        if load_config(folder).model_type == LatentSFTConfig.model_type:
             raise ValueError(
                 f"{folder} holds stage 1 of Latent-SFT, which cannot answer by itself; give a folder of a later stage"
             )
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
         # The harness's command line says "cuda:0" where nobody said anything.
-        missing = device is None or (device.startswith("cuda") and not torch.cuda.is_available())
+        unnamed = device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available())
+        place = resolve_device("auto" if unnamed or device is None else device)
         # Prompts with worked examples are long; plain attention would copy every key at each step.
-        self.model = load_model(folder, dtype=DTYPES[dtype], attention="sdpa").to("cpu" if missing else device)
+        self.model = load_model(folder, device=place, dtype=DTYPES[dtype], attention="sdpa")
         self._device = self.model.device
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer: Any = load_tokenizer(folder)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"{folder}: its tokenizer has no end-of-sequence token; restore tokenizer_config.json")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.spent: list[Spent] = []
@@ -173,7 +178,7 @@ class UnspokenLM(LM):
         pad = self.tokenizer.pad_token_id
         ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=pad, padding_side="left")
         width = ids.shape[1]
-        ids, mask = ids.to(self.device), (torch.arange(width)[None] >= width - lengths[:, None]).long().to(self.device)
+        mask = (torch.arange(width)[None] >= width - lengths[:, None]).long()
         if isinstance(self.speaker, LatentReasoner):
             chain, said = self.speaker.respond(ids, mask, max_tokens=cap)
             ends, most = self.model.generation_config.eos_token_id, torch.full_like(chain.lengths, said.shape[1])
@@ -181,7 +186,7 @@ class UnspokenLM(LM):
             chain = self.speaker.reason(ids, mask, StopRule(max_latents=cap))
             said, most = self.speaker.speak(chain), chain.lengths
             ends = self.model.config.end_id if self._is_jepa else self.tokenizer.eos_token_id
-        before = (torch.isin(said, torch.tensor(ends, device=said.device)).cumsum(dim=1) == 0).sum(dim=1)
+        before = (torch.isin(said, torch.tensor(ends)).cumsum(dim=1) == 0).sum(dim=1)
         silent = isinstance(self.speaker, LatentReasoner) or self._is_jepa
         latents = chain.lengths if silent else torch.zeros_like(most)
         facts = zip(torch.minimum(before + 1, most).tolist(), latents.tolist(), chain.stop.tolist(), strict=True)

@@ -24,12 +24,11 @@ from unspoken.analysis.calibration import forced_calibration, rollout_calibratio
 from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import compared, tree_cost
+from unspoken.evaluation.cost import tree_cost
 from unspoken.evaluation.curves import curve
-from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
+from unspoken.evaluation.outcomes import COUPLED, compared, fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.systems import (
-    COUPLED,
     Answers,
     System,
     answer,
@@ -39,6 +38,7 @@ from unspoken.evaluation.systems import (
     system_of,
 )
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.placement import CPU, moved
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 
@@ -51,20 +51,22 @@ class SeedModels:
         final: the stages that are measured, by name.
         stages: every stage's folder, by name, for its curve.
         teachers: for a stage that learned from labels, the folder of the model that made them.
+        device: where they are measured.
     """
 
     seed: int
     final: dict[str, Path]
     stages: dict[str, Path]
     teachers: dict[str, Path] = field(default_factory=dict)
+    device: torch.device = CPU
 
 
 @torch.no_grad()
 def forced_latents(model: JepaReasonerModel, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
     """Teacher-forced latents ``[B, depth + 1, D]`` of the answer positions."""
     ids = task.encode(problems)["input_ids"]
-    parts = [model(part).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
-    return torch.cat(parts)
+    parts = [model(moved(part, model.device)).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
+    return moved(torch.cat(parts), CPU)
 
 
 @torch.no_grad()
@@ -170,7 +172,7 @@ def _examples(
 
 def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
     """First two principal components of the name rows, and the predictions of inner nodes in the same axes."""
-    rows = name_rows(table)
+    rows = moved(name_rows(table), latents.device)
     points = latents.reshape(-1, latents.shape[-1])
     both = torch.cat([rows, points])
     centre = both.mean(dim=0)
@@ -264,7 +266,7 @@ def evaluate(
     for entry in seeds:
         for stage, folder in entry.final.items():
             say(f"seed {entry.seed}  {stage}: {problems} test problems")
-            model: PreTrainedModel = load_model(folder)
+            model: PreTrainedModel = load_model(folder, device=entry.device)
             systems: list[System] = [system_of(model, name=system_name(model, stage))]
             if isinstance(model, JepaReasonerForCausalLM):
                 systems.append(nearest_row(model.reasoner, name=f"{systems[0].name}, nearest row"))

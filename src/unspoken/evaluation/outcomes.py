@@ -15,6 +15,8 @@ import numpy as np
 
 from unspoken.evaluation.significance import Outcomes
 
+# What the two systems of tree search and the grammar are called in results.
+PAIR, COUPLED = "jepa-reasoner", "coupled"
 # What runs are compared by: the keys of ``cost``, in the order of the top of this file.
 COSTS = ("latent_steps", "sequential_passes", "flops", "seconds")
 
@@ -60,3 +62,9 @@ def outcomes_of(
         "right": {system: [packed(seed) for seed in seeds] for system, seeds in right.items()},
         "cost": {system: dict(spent) for system, spent in costs.items()},
     }
+
+
+def compared(spent: Mapping[str, float]) -> dict[str, float]:
+    """The entry of one system in ``cost``, out of the fields of an `unspoken.evaluation.cost.Cost`."""
+    given = {**spent, "seconds": spent["seconds_batched"]}
+    return {name: given[name] for name in COSTS}

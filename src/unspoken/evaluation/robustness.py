@@ -24,6 +24,7 @@ from unspoken.evaluation.systems import words_said
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.placement import CPU, moved
 from unspoken.reasoning import Disturbance, SilentReasoner, StopRule, Thought, rollout
 
 # Level of noise -> which of the wanted symbols ``[B, M]`` were said (0 or 1). Level 0 is the clean run.
@@ -184,7 +185,8 @@ def noisy_chain(
         ratios: list[Tensor] = []
         mask = None if attention_mask is None else attention_mask[rows]
         chains.append(rollout(method, input_ids[rows], mask, stop, _adding(noise, rows, ratios)))
-        kept += [ratio[real].float().cpu() for ratio, real in zip(ratios, chains[-1].mask.unbind(dim=1), strict=True)]
+        real = moved(chains[-1].mask, CPU).unbind(dim=1)
+        kept += [ratio[counted].float() for ratio, counted in zip(moved(ratios, CPU), real, strict=True)]
     ratio = torch.cat(kept)
     return LatentChain.concatenate(chains), float(ratio.mean()) if len(ratio) else 0.0
 
@@ -251,7 +253,8 @@ def pair_run(
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         chain = model.reason(input_ids, attention_mask, stop)
         free = torch.full(chain.mask.shape, FREE, device=input_ids.device)
-        said = model.talker.speak(chain, None, _Insisting(free if words is None else words))
+        there, insisted = moved((chain, free if words is None else words), model.device)
+        said = moved(model.talker.speak(there, None, _Insisting(insisted)), input_ids.device)
         spoken = torch.arange(said.shape[1], device=said.device) < words_said(said, model.config.end_id)[:, None]
         return chain, torch.where(spoken & chain.mask, said, model.config.end_id)
 
@@ -264,6 +267,8 @@ def coupled_run(
     """The model that reasons in what it says: a forced word is a step of its chain."""
 
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
+        words = moved(words, reasoner.stack.device)
+
         def disturb(thought: Thought, step: int) -> Thought:
             if words is None or step >= words.shape[1]:
                 return thought
@@ -289,9 +294,11 @@ def answering_run(respond: Callable[..., tuple[LatentChain, Tensor]]) -> Run:
 
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
+            nonlocal words
             own = scores.argmax(dim=-1)
             if words is None or said.shape[1] >= words.shape[1]:
                 return own
+            words = moved(words, scores.device)  # by the first pick, for all of them
             wanted = words[rows, said.shape[1]]
             return torch.where(wanted == FREE, own, wanted)
 

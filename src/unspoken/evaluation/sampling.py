@@ -26,7 +26,7 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import rate
 from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning import Thought
 from unspoken.tasks.words import WordProblem, WordTask
 
@@ -34,6 +34,8 @@ from unspoken.tasks.words import WordProblem, WordTask
 @dataclass(frozen=True, kw_only=True)
 class NoisyReasoner(LatentReasoner):
     """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
+
+    Sources are on the CPU, and so is what is drawn: a seed means the same on every device, at a copy either way a step.
 
     Attributes:
         noise: scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at.
@@ -48,22 +50,29 @@ class NoisyReasoner(LatentReasoner):
         scores, end = self.logits(hidden), self.settings.end_ids[0]
         if self.settings.top_k == 1:
             # The arg-max of log p + Gumbel is a draw from p, if nothing bounds the noise.
-            every = torch.arange(scores.shape[-1])[None]
-            drawn = [
-                perturb(row, every, source, end_id=-1, scale=self.noise, lowest=-math.inf, highest=math.inf)
-                for row, source in zip(F.softmax(scores, dim=-1).split(1), self.generators, strict=True)
-            ]
-            ids = torch.cat(drawn).argmax(dim=-1, keepdim=True)
-            weights, done = torch.ones(ids.shape), ids[:, 0] == end
+            uniform = torch.cat([torch.rand((1, scores.shape[-1]), generator=source) for source in self.generators])
+            gumbel = -(-uniform.to(scores, non_blocking=True).clamp(min=1e-20).log()).clamp(min=1e-20).log()
+            noisy = (F.softmax(scores, dim=-1) + 1e-10).log() + self.noise * gumbel
+            ids = noisy.argmax(dim=-1, keepdim=True)
+            weights, done = torch.ones_like(noisy[:, :1]), ids[:, 0] == end
         else:
-            weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
+            clean, ids = choose(scores, self.settings.top_k, self.settings.temperature)
             done = scores.argmax(dim=-1) == end
-            rows = zip(weights.split(1), ids.split(1), self.generators, done.tolist(), strict=True)
-            # A row that ends here would be drawn in vain until the guard of the end marker gives up.
-            noisy = [w if over else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, over in rows]
-            weights = torch.cat(noisy)
+            weights = self._perturbed(clean, ids, done)
         latent = mix(weights, ids, embedding_table(self.model))
+        weights, ids = heaviest(weights, ids)
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+
+    def _perturbed(self, weights: Tensor, ids: Tensor, done: Tensor) -> Tensor:
+        """Noisy weights, drawn on the host: whether a row draws again depends on what it drew."""
+        # One transfer, so one wait; a float64 holds a token id exactly.
+        packed = torch.cat([weights.double(), ids.double(), done[:, None].double()], dim=1).cpu()
+        clean, tokens, over = packed.split([weights.shape[1], ids.shape[1], 1], dim=1)
+        end = self.settings.end_ids[0]
+        rows = zip(clean.to(weights.dtype).split(1), tokens.long().split(1), self.generators, over[:, 0], strict=True)
+        # A row that ends here would be drawn in vain until the guard of the end marker gives up.
+        noisy = [w if last else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, last in rows]
+        return torch.cat(noisy).to(weights.device, non_blocking=True)
 
 
 def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]:

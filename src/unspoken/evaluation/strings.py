@@ -29,10 +29,10 @@ from transformers import PreTrainedModel
 from unspoken import parallel
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import answer_flops, compared, cost
+from unspoken.evaluation.cost import answer_flops, cost
 from unspoken.evaluation.curves import curve
 from unspoken.evaluation.measure import SeedModels
-from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
+from unspoken.evaluation.outcomes import COUPLED, PAIR, compared, fingerprint_of, outcomes_of
 from unspoken.evaluation.robustness import (
     Effect,
     Hits,
@@ -50,7 +50,7 @@ from unspoken.evaluation.robustness import (
     token_noise,
 )
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
-from unspoken.evaluation.systems import COUPLED, PAIR, Answers, load_model, system_name, system_of
+from unspoken.evaluation.systems import Answers, load_model, system_name, system_of
 from unspoken.methods.coconut import CoconutModel
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
@@ -452,7 +452,7 @@ def evaluate_strings(
     for entry in seeds:
         taken: list[str] = []
         for stage, folder in entry.final.items():
-            model = load_model(folder)
+            model = load_model(folder, device=entry.device)
             name = system_name(model, stage)
             name = f"{name}, {stage}" if name in taken else name
             taken.append(name)

@@ -9,20 +9,21 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.checks import require
+from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.chain import LatentChain
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.placement import CPU
 from unspoken.reasoning import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import EOS
-
-PAIR, COUPLED = "jepa-reasoner", "coupled"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,26 +69,35 @@ def pair(model: JepaReasonerForCausalLM, *, name: str = PAIR) -> System:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype = torch.float32, attention: Literal["eager", "sdpa"] = "eager"
+    folder: Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    attention: Literal["eager", "sdpa"] | None = None,
 ) -> PreTrainedModel:
     """The model of a finished stage, in evaluation mode.
 
     Args:
         folder: what the stage published.
+        device: where it goes.
         dtype: of the weights.
-        attention: plain attention is the fastest on a CPU for prompts below about 200 tokens.
+        attention: by default the one that is fastest for prompts below about 200 tokens: plain attention on a CPU, the
+            fused kernel elsewhere.
 
     Raises:
-        ValueError: the folder is not finished, or a file was changed; or JEPA-Reasoner is wrong around its backbone.
+        ValueError: as `load_pretrained`: a file was changed or is damaged, or the weights are not those of the model;
+            or JEPA-Reasoner is wrong around its backbone.
     """
     transformers_logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
+    config = load_config(folder)
     alone = isinstance(config, JepaReasonerConfig) and config.talker_config is None
     auto: Any = AutoModel if alone else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+    kernel = attention or ("eager" if device.type == "cpu" else "sdpa")
+    model: Any = load_pretrained(folder, auto, dtype=dtype, attn_implementation=kernel)
     if isinstance(model, JepaReasonerForCausalLM | JepaReasonerModel):
         require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
-    return model.eval()
+    placed: PreTrainedModel = model.to(device).eval()
+    return placed
 
 
 def system_name(model: PreTrainedModel, stage: str) -> str:

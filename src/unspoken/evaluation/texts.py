@@ -25,6 +25,7 @@ from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.placement import CPU, moved
 from unspoken.tasks.prose import MARKERS, ProseTask, Row
 
 _SAMPLES = 3
@@ -36,14 +37,15 @@ def next_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], batch_size:
 
     Args:
         model: a causal language model, or a Reasoner, of which the nearest table row of each latent counts.
-        batch: ``input_ids`` and ``attention_mask`` ``[B, T]`` without padding.
+        batch: ``input_ids`` and ``attention_mask`` ``[B, T]`` without padding, wherever the model is.
         batch_size: texts read at once.
 
     Returns:
         ``accuracy`` ``[B]`` and, of a language model, ``loss`` ``[B]`` in nats a token.
     """
     right, losses = [], []
-    for ids, mask in zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True):
+    parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
+    for ids, mask in (moved(part, model.device) for part in parts):
         # The class's forward: while it trains, the instance's is wrapped in autocast, and readings are in float32.
         outputs = type(model).forward(model, input_ids=ids, attention_mask=mask)
         if isinstance(model, JepaReasonerModel):
@@ -51,8 +53,8 @@ def next_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], batch_size:
         else:
             found = outputs.logits[:, :-1].argmax(dim=-1)
             wrong = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
-            losses.append(wrong.mean(dim=1))
-        right.append((found == ids[:, 1:]).double().mean(dim=1))
+            losses.append(moved(wrong.mean(dim=1), CPU))
+        right.append(moved(found == ids[:, 1:], CPU).double().mean(dim=1))
     read = {"accuracy": torch.cat(right).numpy()}
     return read | ({"loss": torch.cat(losses).double().numpy()} if losses else {})
 
@@ -128,7 +130,7 @@ def evaluate_texts(
     samples: list[dict[str, Any]] = []
     for entry in seeds:
         for stage, folder in entry.stages.items():
-            model = load_model(folder)
+            model = load_model(folder, device=entry.device)
             if isinstance(model, JepaReasonerForCausalLM):
                 say(f"seed {entry.seed}  {stage}: {len(rows)} test sentences, right and corrupted")
                 found = ablate(

@@ -40,6 +40,7 @@ from unspoken.evaluation.significance import Outcomes
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
+from unspoken.placement import moved
 from unspoken.reasoning import Disturbance, StopRule, Thought
 from unspoken.tasks.words import WordProblem, graded
 
@@ -127,6 +128,7 @@ def _stack_run(reasoner: LatentReasoner, room: int, max_answer: int, end: int, i
     """Of a method that answers with the stack that it thinks with; ``room`` is that of its explicit chain, if any."""
 
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
+        words = moved(words, reasoner.model.device)
         chosen, answer = (None, None) if words is None else (words[:, :room], words[:, room:])
         disturb = None if chosen is None or not room else _insisting(reasoner, chosen)
         respond = partial(reasoner.respond, ids, mask, max_tokens=max_answer, disturb=disturb)

@@ -184,7 +184,7 @@ def each_system(
     """Every system of every final stage, seed by seed; one model is in memory at a time."""
     for entry in seeds:
         for stage, folder in entry.final.items():
-            for system in systems_of(stage, load_model(folder), spelling, max_answer):
+            for system in systems_of(stage, load_model(folder, device=entry.device), spelling, max_answer):
                 yield entry, system
 
 

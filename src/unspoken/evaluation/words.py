@@ -22,6 +22,7 @@ from transformers import AutoModel
 
 from unspoken import parallel
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
+from unspoken.backbone.loading import load_pretrained
 from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import answer_flops, cost, timed
@@ -35,6 +36,7 @@ from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_
 from unspoken.methods.latent_sft import LatentReasoner, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.superposition import embedding_table, mix
 from unspoken.methods.latent_sft.teacher import gold_chain
+from unspoken.placement import CPU, moved
 from unspoken.tasks.words import WordProblem, WordTask
 
 _LOOKED_AT = 200  # test problems whose chains are taken apart
@@ -81,7 +83,9 @@ def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, L
     if settings is not None:
         altered["no chain"] = _no_chain(chain)
     if settings is not None and settings.feed == "superposition" and chain.support_ids is not None:
-        altered["random mixtures"] = _random_mixtures(chain, generator, embedding_table(system.reasoner.model))
+        altered["random mixtures"] = _random_mixtures(
+            chain, generator, moved(embedding_table(system.reasoner.model), CPU)
+        )
     else:
         altered["noise"] = CONTROLS["noise"](chain, generator)
     return altered
@@ -106,13 +110,15 @@ def before_latents(
         ids, mask = system.spelling.prompts(some)
         ids = torch.cat([ids, opened.expand(len(some), -1)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(some), len(opened)), rows.mask[:, :steps].to(mask)], dim=1)
-        prompts = reasoner.embed_prompt(ids)
+        device = reasoner.stack.device
+        prompts = reasoner.embed_prompt(moved(ids, device))
         hidden = reasoner.stack(
             inputs_embeds=torch.cat([prompts, rows.latents[:, :steps].to(prompts)], dim=1),
-            attention_mask=mask,
-            position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+            attention_mask=moved(mask, device),
+            position_ids=moved((mask.cumsum(dim=1) - 1).clamp(min=0), device),
             use_cache=False,
         ).last_hidden_state
+        hidden = moved(hidden, CPU)
         # Prompts end in the same column, since they are padded on the left.
         found += [row[ids.shape[1] - 1 :][:length] for row, length in zip(hidden, lengths, strict=True)]
     return found
@@ -123,10 +129,10 @@ def distributions(
     system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain, batch_size: int
 ) -> list[Tensor]:
     """The full distribution ``[T, V]`` that the model gives at every latent of each chain."""
-    reasoner = system.reasoner
+    reasoner, device = system.reasoner, system.reasoner.model.device
     assert isinstance(reasoner, LatentReasoner)
     return [
-        (reasoner.logits(hidden) / reasoner.settings.temperature).softmax(dim=-1)
+        moved((reasoner.logits(moved(hidden, device)) / reasoner.settings.temperature).softmax(dim=-1), CPU)
         for hidden in before_latents(system, problems, chain, batch_size)
     ]
 
@@ -342,10 +348,11 @@ def evaluate_words(
     strips: list[dict[str, Any]] = []
     for entry in seeds:
         for stage, folder in entry.final.items():
-            model = load_model(folder)
+            model = load_model(folder, device=entry.device)
             teacher = None
             if stage in entry.teachers:
-                teacher = AutoModel.from_pretrained(entry.teachers[stage], dtype=torch.float32).eval()
+                teacher = load_pretrained(entry.teachers[stage], AutoModel, dtype=torch.float32)
+                teacher = teacher.to(entry.device).eval()
             for system in systems_of(stage, model, spelling, max_answer):
                 name = system.name
                 for test, test_set in reversed(tests.items()):

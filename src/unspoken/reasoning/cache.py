@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 
 class ReservedLayer(DynamicLayer):
@@ -42,8 +42,45 @@ class ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
 
-def reserved_cache(config: PreTrainedConfig, room: int) -> DynamicCache:
-    """The library's cache for a model, with room reserved wherever a layer keeps everything."""
-    cache = DynamicCache(config=config)
-    cache.layers = [ReservedLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+class ReservedCache(DynamicCache):
+    """The library's cache for a model, with space reserved wherever a layer keeps everything.
+
+    Args:
+        config: of the model.
+        length: positions that will be asked for.
+        padded: whether masks have holes. The library's masks are then made without a look at what they hold, for which
+            the host would wait for the device at every step.
+    """
+
+    def __init__(self, config: PreTrainedConfig, length: int, *, padded: bool = False) -> None:
+        super().__init__(config=config)
+        self.layers: list[Any] = [
+            ReservedLayer(length) if type(layer) is DynamicLayer else layer for layer in self.layers
+        ]
+        self.padded = padded
+
+    @property
+    def is_compileable(self) -> bool:
+        """What the library asks to know whether it may look at the values of a mask: it may not if this is true."""
+        return self.padded
+
+
+def require_filled(cache: Cache, name: str) -> None:
+    """Refuse a model that took the cache and left it empty: each later step would see one position alone.
+
+    Args:
+        cache: after the first pass.
+        name: of the model.
+
+    Raises:
+        ValueError: no layer of the cache was written.
+    """
+    for layer in cache.layers:
+        recurrent = getattr(layer, "has_previous_state", {})
+        attended = layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0
+        if attended or any(recurrent.values()):
+            return
+    raise ValueError(
+        f"{name} does not use the key-value cache it is given, so its latents would not see what stands before them; "
+        "choose a decoder whose forward fills past_key_values"
+    )

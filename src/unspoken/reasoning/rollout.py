@@ -11,17 +11,25 @@ vocabulary, V vocabulary.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, StaticCache
 
-from unspoken.chain import LatentChain, StopReason
-from unspoken.reasoning.cache import reserved_cache
+from unspoken.chain import LatentChain, StopReason, real_last
+from unspoken.placement import moved
+from unspoken.reasoning.cache import ReservedCache, require_filled
+from unspoken.reasoning.picking import upload
+from unspoken.reasoning.static import StaticSteps, why_not_static
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +110,8 @@ class Speech:
         max_tokens: cap of the answer behind the marker, for each row.
         end_ids: tokens that end an answer.
         pad_id: fills spoken rows behind their end.
-        pick: chooses the next token of some rows that have said equally many: of their indices ``[R]``, what they have
-            said ``[R, M]`` and the scores ``[R, V]`` it makes ``[R]``.
+        pick: chooses the next token of some rows that have answered with equally many: of their indices ``[R]``, their
+            answers so far ``[R, M]`` and the scores ``[R, V]`` it makes ``[R]``. None takes the most likely token.
 
     Raises:
         ValueError: no marker, or a cap below 1.
@@ -113,13 +121,31 @@ class Speech:
     max_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
-    pick: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda _rows, _said, scores: scores.argmax(dim=-1)
+    pick: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not self.marker or self.max_tokens < 1:
             raise ValueError(
                 f"the marker has {len(self.marker)} tokens and max_tokens is {self.max_tokens}; both are at least 1"
             )
+
+    def choose(
+        self, lengths: dict[int, int], answers: Int[Tensor, "B M"], scores: Float[Tensor, "B V"]
+    ) -> Int[Tensor, " B"]:
+        """The next token of every row that answers, without waiting for the device.
+
+        Args:
+            lengths: how many tokens each of those rows has; what other rows get means nothing.
+            answers: tokens so far.
+            scores: of the next token.
+        """
+        if self.pick is None:
+            return scores.argmax(dim=-1)
+        chosen = scores.new_zeros(len(scores), dtype=torch.long)
+        for length in sorted(set(lengths.values())):
+            rows = upload([row for row in lengths if lengths[row] == length], scores.device)
+            chosen[rows] = self.pick(rows, answers[rows, :length], scores[rows])
+        return chosen
 
 
 @torch.no_grad()
@@ -129,29 +155,35 @@ def rollout(
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
     disturb: Disturbance | None = None,
+    static: bool | None = None,
 ) -> LatentChain:
     """Reason about a batch of prompts with a key-value cache.
 
     Args:
         method: see `SilentReasoner`.
-        input_ids: prompts, padded on the left.
+        input_ids: prompts, padded on the left; on any device, to which the chain comes back.
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
         disturb: changes every step on its way into chain and loop, for measurements of robustness.
+        static: whether steps have fixed shapes, which a GPU can capture (see `unspoken.reasoning.static`); by default
+            they have on a GPU, for models that allow it. Numbers differ from the plain loop by rounding.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
 
     Raises:
-        ValueError: an empty prompt, padding on the right, or a prompt that leaves no room for ``max_latents``.
+        ValueError: an empty prompt, padding on the right, a prompt that leaves no room for ``max_latents``, a model
+            that ignores its cache, or ``static`` for a model that cannot have it.
     """
-    run = _Run(method, input_ids, attention_mask, stop.max_latents, disturb=disturb)
+    home = input_ids.device
+    input_ids, attention_mask = moved((input_ids, attention_mask), method.stack.device)
+    run = _Run(method, input_ids, attention_mask, stop.max_latents, None, disturb, static)
     for _ in range(stop.max_latents):
         thought = run.think(run.advance(), stop)
-        if not bool(run.thinking.any()):
+        if not stop.fixed and not bool(run.thinking.any()):  # the one wait of a step
             break
         run.inputs = thought.feed[:, None]
-    return run.chain(stop)
+    return moved(run.chain(stop), home)
 
 
 @torch.no_grad()
@@ -163,6 +195,7 @@ def respond(
     speech: Speech,
     given: LatentChain | None = None,
     disturb: Disturbance | None = None,
+    static: bool | None = None,
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
     """Reason, close the chain and answer, all from one cache.
 
@@ -171,7 +204,7 @@ def respond(
 
     Args:
         method: see `SpeakingReasoner`.
-        input_ids, attention_mask, stop, disturb: as in `rollout`.
+        input_ids, attention_mask, stop, disturb, static: as in `rollout`.
         speech: marker, cap and choice of words.
         given: a chain that stands behind the prompt already: with ``max_latents=0`` the answer is spoken from it alone.
 
@@ -181,41 +214,92 @@ def respond(
     Raises:
         ValueError: as `rollout`; the prompt must also leave room for marker and answer.
     """
-    marker = torch.tensor(speech.marker, device=input_ids.device)
-    run = _Run(method, input_ids, attention_mask, stop.max_latents + len(marker) + speech.max_tokens, given, disturb)
-    batch = len(input_ids)
-    # What a row says next: position in the marker, then in the answer; -1 while it thinks.
-    at = torch.full((batch,), -1, device=input_ids.device)
-    ends = torch.tensor(speech.end_ids, device=input_ids.device)
-    said = torch.full((batch, speech.max_tokens), speech.pad_id, device=input_ids.device)
-    silent = torch.zeros(batch, dtype=torch.bool, device=input_ids.device)
-    used = torch.zeros_like(at)
-    for step in range(stop.max_latents + len(marker) + speech.max_tokens):
+    home = input_ids.device
+    input_ids, attention_mask, given = moved((input_ids, attention_mask, given), method.stack.device)
+    answers = _Answers(speech, input_ids)
+    steps = stop.max_latents + answers.over
+    run = _Run(method, input_ids, attention_mask, steps, given, disturb, static)
+    for step in range(steps):
         hidden = run.advance()
         feed = None
-        if bool(run.thinking.any()):
-            if step < stop.max_latents:
-                feed = run.think(hidden, stop).feed
-            else:
-                run.thinking = torch.zeros_like(run.thinking)
-        at = torch.where(run.thinking, at, at + 1)
-        told = (at - len(marker)).clamp(0, speech.max_tokens - 1)
-        answering = (at >= len(marker)) & ~silent
-        words = marker[at.clamp(0, len(marker) - 1)]
-        if bool(answering.any()):
-            scores = method.logits(hidden)
-            for length in told[answering].unique().tolist():
-                rows = torch.where(answering & (told == length))[0]
-                words[rows] = speech.pick(rows, said[rows, :length], scores[rows])
-                said[rows, length] = words[rows]
-            used = torch.where(answering, told + 1, used)
-            silent = silent | (answering & (torch.isin(words, ends) | (told == speech.max_tokens - 1)))
-            if bool(silent.all()):
-                break
-        run.inputs = method.embed_prompt(words[:, None])
+        if step < stop.max_latents and answers.some_think:
+            feed = run.think(hidden, stop).feed
+        elif step == stop.max_latents:
+            run.thinking = torch.zeros_like(run.thinking)
+        if feed is not None and stop.fixed:
+            run.inputs = feed[:, None]
+            continue
+        scores = method.logits(hidden) if answers.lengths else None
+        tokens = answers.next(scores, run.thinking if feed is not None else None)
+        if answers.all_over:
+            break
+        run.inputs = method.embed_prompt(tokens[:, None])
         if feed is not None:
             run.inputs = torch.where(run.thinking[:, None, None], feed[:, None].to(run.inputs.dtype), run.inputs)
-    return run.chain(stop), said[:, : int(used.max())]
+    return moved((run.chain(stop), answers.tokens[:, : answers.longest]), home)
+
+
+class _Answers:
+    """What the rows of a batch are fed when their chains are over: the marker, then their own tokens.
+
+    A row's place counts what it was fed after its chain; it is -1 while the row thinks and ``over`` when it is done.
+    The host keeps the places of the step before: since a marker comes first, they tell which rows answer now, and how
+    many tokens they have, without a look at the device.
+    """
+
+    def __init__(self, speech: Speech, input_ids: Tensor) -> None:
+        device, rows = input_ids.device, len(input_ids)
+        self.speech = speech
+        self.marker = torch.tensor(speech.marker, device=device)
+        self.ends = torch.tensor(speech.end_ids, device=device)
+        self.over = len(speech.marker) + speech.max_tokens
+        self.tokens = torch.full((rows, speech.max_tokens), speech.pad_id, device=device)
+        self.longest = 0
+        self._place = torch.full((rows,), -1, device=device)
+        self._places = [-1] * rows
+
+    @property
+    def some_think(self) -> bool:
+        """Whether the chain of some row went on in the step before."""
+        return -1 in self._places
+
+    @property
+    def all_over(self) -> bool:
+        """Whether nothing is left to do."""
+        return min(self._places) == self.over
+
+    @property
+    def lengths(self) -> dict[int, int]:
+        """Rows that answer in this step, and how many tokens each of them has."""
+        first = len(self.marker) - 1
+        return {row: place - first for row, place in enumerate(self._places) if first <= place < self.over}
+
+    def next(self, scores: Tensor | None, thinking: Tensor | None) -> Tensor:
+        """What each row that does not think is fed next ``[B]``. Waits for the device once at most.
+
+        Args:
+            scores: of the next token ``[B, V]``, where some row answers.
+            thinking: rows ``[B]`` whose chain goes on; None where all chains are over.
+        """
+        place = self._place + 1 if thinking is None else torch.where(thinking, self._place, self._place + 1)
+        place = place.clamp(max=self.over)
+        tokens = self.marker[place.clamp(0, len(self.marker) - 1)]
+        if scores is not None:
+            lengths = self.lengths
+            self.longest = max(self.longest, 1 + max(lengths.values()))
+            answering = (place >= len(self.marker)) & (place < self.over)
+            tokens = torch.where(answering, self.speech.choose(lengths, self.tokens, scores), tokens)
+            column = (place - len(self.marker)).clamp(0, self.speech.max_tokens - 1)[:, None]
+            kept = torch.where(answering[:, None], tokens[:, None], self.tokens.gather(1, column))
+            self.tokens = self.tokens.scatter(1, column, kept)
+            ended = (tokens[:, None] == self.ends).any(dim=1) | (place == self.over - 1)
+            place = torch.where(answering & ended, self.over, place)
+        self._place = place
+        if scores is None and thinking is None:
+            self._places = [min(place + 1, self.over) for place in self._places]
+        else:
+            self._places = place.tolist()  # the one wait of a step
+        return tokens
 
 
 class _Run:
@@ -226,61 +310,68 @@ class _Run:
         method: SilentReasoner,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        room: int,
-        given: LatentChain | None = None,
-        disturb: Disturbance | None = None,
+        steps: int,
+        given: LatentChain | None,
+        disturb: Disturbance | None,
+        static: bool | None,
     ) -> None:
-        rows, prompt_length = input_ids.shape
-        room += 0 if given is None else given.mask.shape[1]
-        if attention_mask is not None:
-            real = attention_mask.bool()
-            # A method may have put a marker behind the padding.
-            if not bool(real[:, -1].all()) or bool((real[:, :-1] & ~real[:, 1:]).any()):
-                raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero behind a one")
-            if bool(attention_mask.all()):
-                attention_mask = None
+        length = input_ids.shape[1] + (0 if given is None else given.mask.shape[1])
         limit = getattr(method.stack.config, "max_position_embeddings", None)
-        if prompt_length == 0 or (limit is not None and prompt_length + room > limit):
+        if input_ids.shape[1] == 0 or (limit is not None and length + steps > limit):
             raise ValueError(
-                f"a prompt of {prompt_length} tokens with up to {room} further steps does not fit the model, "
-                f"which has {limit} positions and needs at least one prompt token"
+                f"a prompt of {input_ids.shape[1]} tokens with up to {length - input_ids.shape[1] + steps} further "
+                f"steps does not fit the model, which has {limit} positions and needs at least one prompt token"
             )
+        mask = _checked_mask(input_ids, attention_mask, given)
         self.inputs = method.embed_prompt(input_ids)
         self.dtype = self.inputs.dtype
-        self.ends: Tensor | None = None
         if given is not None:
-            # Short chains leave holes behind them; positions do not count holes.
-            attention_mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            attention_mask = torch.cat([attention_mask, given.mask.to(attention_mask.dtype)], dim=1)
             self.inputs = torch.cat([self.inputs, given.latents.to(self.dtype)], dim=1)
-            self.ends = prompt_length - 1 + given.lengths
+            if mask is not None:
+                # What follows must stand right behind the last latent: windows, biases of distance and recurrent
+                # states count columns, whatever a mask hides.
+                order = real_last(mask)
+                mask = mask.gather(1, order)
+                self.inputs = self.inputs.gather(1, order[:, :, None].expand_as(self.inputs))
         self.method = method
         self.disturb = disturb
-        self.mask = attention_mask
-        self.positions = None if attention_mask is None else (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
-        self.cache = reserved_cache(method.stack.config, prompt_length + room)
+        # Every column of the run: those of later steps are real in all rows.
+        self.mask = None if mask is None else F.pad(mask.to(torch.long), (0, steps), value=1)
+        if self.mask is None:
+            self.positions = torch.arange(length + steps, device=input_ids.device).expand(len(input_ids), -1)
+        else:
+            self.positions = (self.mask.cumsum(dim=1) - 1).clamp(min=0)
+        self.static: StaticSteps | None = None
+        self.cache: Cache
+        if _static(method.stack, input_ids.device, static):
+            self.cache = StaticCache(config=method.stack.config, max_cache_len=length + steps)
+            self.static = StaticSteps(method.stack, self.cache, self.mask)
+        else:
+            self.cache = ReservedCache(method.stack.config, length + steps, padded=mask is not None)
+        self.seen = 0
         self.thoughts: list[Thought] = []
         self.counted: list[Tensor] = []
-        self.thinking = torch.ones(rows, dtype=torch.bool, device=input_ids.device)
-        self.reason = torch.full((rows,), int(StopReason.CAP), device=input_ids.device)
+        self.thinking = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        self.reason = torch.full((len(input_ids),), int(StopReason.CAP), device=input_ids.device)
 
     def advance(self) -> Tensor:
-        """One pass of the stack over what is new; the output ``[B, D]`` of each row's last real position."""
-        if self.cache.get_seq_length() and self.mask is not None and self.positions is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones((len(self.mask), 1))], dim=1)
-            self.positions = self.positions[:, -1:] + 1
+        """One pass of the stack over what is new; the output ``[B, D]`` of the last column."""
+        begin, self.seen = self.seen, self.seen + self.inputs.shape[1]
+        # A copy, because some models scale what they are given in place, and the chain records it.
+        inputs, positions = self.inputs.to(self.dtype, copy=True), self.positions[:, begin : self.seen]
+        if begin and self.static is not None:
+            return self.static(inputs, positions)[:, -1]
         outputs = self.method.stack(
-            inputs_embeds=self.inputs.to(self.dtype),
-            attention_mask=self.mask,
-            position_ids=self.positions,
+            inputs_embeds=inputs,
+            attention_mask=None if self.mask is None else self.mask[:, : self.seen],
+            position_ids=positions,
             past_key_values=self.cache,
             use_cache=True,
         )
+        if not begin:
+            require_filled(self.cache, type(self.method.stack).__name__)
         hidden: Tensor = outputs.last_hidden_state
-        if self.ends is None:
-            return hidden[:, -1]
-        ends, self.ends = self.ends, None
-        return hidden[torch.arange(len(hidden), device=hidden.device), ends]
+        return hidden[:, -1]
 
     def think(self, hidden: Tensor, stop: StopRule) -> Thought:
         """Record one step of the rows that still think, and stop those that are done."""
@@ -311,3 +402,38 @@ class _Run:
             support_ids=torch.stack(ids, dim=1) if ids else None,
             support_weights=torch.stack(weights, dim=1) if weights else None,
         )
+
+
+def _static(stack: PreTrainedModel, device: torch.device, asked: bool | None) -> bool:
+    """Whether steps have fixed shapes.
+
+    Raises:
+        ValueError: they are asked for, and the model cannot have them.
+    """
+    if asked is False or (asked is None and device.type != "cuda"):
+        return False
+    reason = why_not_static(stack)
+    if reason is not None and asked:
+        raise ValueError(f"{type(stack).__name__} cannot decode with fixed shapes: {reason}; leave static out")
+    if reason is not None:
+        _log.info("%s decodes without a captured step: %s", type(stack).__name__, reason)
+    return reason is None
+
+
+def _checked_mask(input_ids: Tensor, attention_mask: Tensor | None, given: LatentChain | None) -> Tensor | None:
+    """Real columns ``[B, T + N]`` of prompts and given chains; None where all are. Waits for the device once.
+
+    Raises:
+        ValueError: padding on the right of a prompt.
+    """
+    if attention_mask is None and given is None:
+        return None
+    mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
+    # A method may have put a marker behind the padding.
+    gap = (mask[:, :-1] & ~mask[:, 1:]).any() | ~mask[:, -1].all()
+    if given is not None:
+        mask = torch.cat([mask, given.mask], dim=1)
+    misplaced, full = torch.stack([gap, mask.all()]).tolist()
+    if misplaced:
+        raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero behind a one")
+    return None if full else mask

@@ -15,6 +15,7 @@ from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
+from unspoken.machine import resolve_device
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.report.formats import coefficient, count
 from unspoken.report.word_answers import answer_words
@@ -31,7 +32,12 @@ _SHOWN = 4  # coefficients printed for each latent
 def locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     """The recipe and the model folder that a path, a seed and a stage mean."""
     if (path / MANIFEST).is_file():
-        return read(Recipe, read_manifest(path)["recipe"]), path
+        recorded = read_manifest(path).get("recipe")
+        if not isinstance(recorded, dict):
+            raise ValueError(
+                f"{path / MANIFEST} records no recipe; give a run folder, or the folder of a finished stage"
+            )
+        return read(Recipe, recorded), path
     recipe_file = path / "recipe.json"
     if not recipe_file.is_file():
         raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")
@@ -101,7 +107,12 @@ def answerable(recipe: Recipe) -> TreeSearchTask | WordTask:
 
 
 def answer_problems(
-    model_path: Path, texts: Sequence[str | None], *, seed: int = 0, stage: str | None = None
+    model_path: Path,
+    texts: Sequence[str | None],
+    *,
+    seed: int = 0,
+    stage: str | None = None,
+    device: str | torch.device = "auto",
 ) -> Iterator[dict[str, Any]]:
     """Answer problems with a trained model.
 
@@ -109,17 +120,18 @@ def answer_problems(
         model_path: a run folder, or the folder of one model.
         texts: printed problems, with or without a route, or questions; None means the first problem of the test split.
         seed, stage: which model of a run folder; the last that speaks from latents by default.
+        device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:
-        ValueError: no such model, or a text that is not a problem of its task.
+        ValueError: no such model or device, or a text that is not a problem of its task.
     """
     recipe, folder = locate(model_path, seed, stage)
-    task = answerable(recipe)
+    task, place = answerable(recipe), resolve_device(device)
     if not isinstance(task, TreeSearchTask):
-        yield from answer_words(recipe, folder, texts)
+        yield from answer_words(recipe, folder, texts, place)
         return
     problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
-    model = load_model(folder)
+    model = load_model(folder, device=place)
     system = system_of(model, name=system_name(model, folder.parent.name))
     for problem in problems:
         yield _answer_one(system, task, problem)

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unspoken.evaluation.cost import compared
-from unspoken.evaluation.outcomes import unpacked
+from unspoken.evaluation.outcomes import compared, unpacked
 from unspoken.evaluation.significance import Difference, Outcomes, paired_difference
 from unspoken.report.charts import Axis, Frame, Mark, Point, linear, logarithmic, nice_ticks, scatter
 from unspoken.report.figures import SERIES, Panel, system_colours

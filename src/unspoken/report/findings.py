@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unspoken.evaluation.systems import COUPLED, PAIR
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.report.formats import bare_percent, count, joined, p_value, percent, points, steps
 
 Results = Mapping[str, Any]

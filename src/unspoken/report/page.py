@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
 
-from unspoken.backbone.folder import sync
 from unspoken.report.compare import comparison, cost_figure
 from unspoken.report.findings import Results, finding, sample, title
 from unspoken.report.markup import Section, prose
 from unspoken.report.sections import SECTIONS, headline
+from unspoken.storage import write_text
 
 # The page promises to fetch nothing; this makes the browser hold it to that.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -86,10 +85,4 @@ def write_page(results_list: Sequence[Results], target: Path) -> None:
     if not results_list:
         raise ValueError("there are no results to write a page about")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(render(results_list))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(target)
-    sync(target.parent)
+    write_text(target, render(results_list))

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from unspoken.evaluation.systems import COUPLED, PAIR
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.report import figures
 from unspoken.report.charts import interval_bar
 from unspoken.report.findings import (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Literal
 
-from unspoken.evaluation.systems import COUPLED, PAIR
+from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.report.charts import Axis, Frame, Line, line_chart, number, shares
 from unspoken.report.figures import Panel
 from unspoken.report.findings import Results, differs

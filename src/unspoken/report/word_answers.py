@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import load_model
@@ -19,12 +20,15 @@ from unspoken.training.words import task_of
 _SHOWN = 4  # tokens printed for each latent
 
 
-def answer_words(recipe: Recipe, folder: Path, texts: Sequence[str | None]) -> list[dict[str, Any]]:
+def answer_words(
+    recipe: Recipe, folder: Path, texts: Sequence[str | None], device: torch.device
+) -> list[dict[str, Any]]:
     """Answer questions; None means the first problem of the first test set."""
     task = task_of(recipe)
     spelling = Spelling(tokenizer=recipe.tokenizer())
     problems = [task.parse(text) if text is not None else task.sample(task.tests[0], np.arange(1))[0] for text in texts]
-    system = systems_of(folder.parent.name, load_model(folder), spelling, recipe.evaluation.max_answer)[0]
+    model = load_model(folder, device=device)
+    system = systems_of(folder.parent.name, model, spelling, recipe.evaluation.max_answer)[0]
     return [_answer_one(system, problem) for problem in problems]
 
 

@@ -3,7 +3,8 @@
 `unspoken.reasoning` decodes a batch that starts together and ends with its slowest row. A server's rows arrive one by
 one, so here the cache is regrouped whenever somebody comes or goes: rows end in the same column, a newcomer's prompt is
 read on its own and slid in beside the others, and columns that nobody uses any more are given up on the left. What a
-row goes through is the engine's: think, close the chain with the marker, answer.
+row goes through is the engine's: think, close the chain with the marker, answer. The host keeps what it must know of
+every row (its phase, its length, its tokens), so that a step waits for the device once, for all rows.
 
 The library has continuous batching too (``transformers.generation.continuous_batching``, which ``transformers serve``
 can use), but it cannot carry a latent. Its scheduler, its static input buffers and the carry-over between two steps
@@ -25,11 +26,11 @@ from typing import NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning import SilentReasoner, SpeakingReasoner, Speech, StopRule, Thought
-from unspoken.reasoning.cache import ReservedLayer, reserved_cache
+from unspoken.reasoning.cache import ReservedCache, ReservedLayer, require_filled
+from unspoken.reasoning.picking import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ class Row:
         self.thinking = True
         self.steps = 0
         self.latents = 0
+        self.length = len(job.prompt)  # columns of the cache that it uses
         self.said: list[int] = []
         self._owed = list(job.speak.marker) if isinstance(job.speak, Speech) else []
         self._thoughts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
@@ -120,20 +122,18 @@ class Row:
             reason = StopReason.FIXED if fixed else StopReason.CAP if self.thinking else StopReason.END
             self._tell(self.job.speak(self._chain(reason)), over=True, capped=reason == StopReason.CAP)
 
-    def next_word(self, scores_V: Tensor | None) -> int:
-        """The token that is fed next: what is left of the marker, then the words picked from scores."""
+    def next_word(self, picked: int | None) -> int:
+        """The token that is fed next: what is left of the marker, then the words that are picked."""
         speech = self.job.speak
         assert isinstance(speech, Speech)
         self.thinking = False
         if self._owed:
             return self._owed.pop(0)
-        assert scores_V is not None
-        said = torch.tensor([self.said], dtype=torch.long, device=scores_V.device)
-        word = int(speech.pick(torch.tensor([0], device=scores_V.device), said, scores_V[None]))
-        ended = word in speech.end_ids
+        assert picked is not None
+        ended = picked in speech.end_ids
         full = len(self.said) + 1 == speech.max_tokens
-        self._tell([word], over=ended or full, capped=full and not ended)
-        return word
+        self._tell([picked], over=ended or full, capped=full and not ended)
+        return picked
 
     def _tell(self, words: list[int], *, over: bool, capped: bool) -> None:
         self.said += words
@@ -156,9 +156,14 @@ class _Part(NamedTuple):
     """Rows of a cache, and which of them are kept."""
 
     rows: Sequence[Row]
-    cache: DynamicCache
+    cache: ReservedCache
     mask_BT: Tensor
     kept: list[int]
+
+    @property
+    def kept_rows(self) -> Tensor:
+        """The kept rows as an index."""
+        return upload(self.kept, self.mask_BT.device)
 
 
 class Batch:
@@ -173,7 +178,7 @@ class Batch:
 
     def __init__(self, method: SilentReasoner) -> None:
         self.method = method
-        if any(type(layer) is not ReservedLayer for layer in reserved_cache(method.stack.config, 1).layers):
+        if any(type(layer) is not ReservedLayer for layer in ReservedCache(method.stack.config, 1).layers):
             raise ValueError(
                 "this model has layers that keep only part of what they saw (a sliding window, or a recurrent state), "
                 "and their rows cannot join a running batch; serve a model with full attention"
@@ -183,7 +188,7 @@ class Batch:
     def clear(self) -> None:
         """Forget every row."""
         self.rows: list[Row] = []
-        self.cache = reserved_cache(self.method.stack.config, 1)
+        self.cache = ReservedCache(self.method.stack.config, 1)
         self.mask_BT: Tensor = torch.zeros((0, 0), dtype=torch.long, device=self.method.stack.device)
         self.inputs_BD: Tensor = torch.zeros((0, 0), device=self.method.stack.device)
 
@@ -192,19 +197,19 @@ class Batch:
         """Read the prompts of new rows and take them in."""
         if not rows:
             return
-        device, width = self.method.stack.device, max(len(row.job.prompt) for row in rows)
-        ids_BT = torch.zeros((len(rows), width), dtype=torch.long, device=device)
-        mask_BT = torch.zeros_like(ids_BT)
-        for index, row in enumerate(rows):
-            ids_BT[index, width - len(row.job.prompt) :] = torch.tensor(row.job.prompt, device=device)
-            mask_BT[index, width - len(row.job.prompt) :] = 1
-        cache = reserved_cache(self.method.stack.config, width)
+        device, width = self.method.stack.device, max(row.length for row in rows)
+        ids = [[0] * (width - row.length) + list(row.job.prompt) for row in rows]
+        real = [[0] * (width - row.length) + [1] * row.length for row in rows]
+        ids_BT, mask_BT = upload([ids, real], device)
+        cache = ReservedCache(self.method.stack.config, width)
         positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        inputs_BD = self._react(rows, self._run(self.method.embed_prompt(ids_BT), mask_BT, positions_BT, cache))
+        hidden_BD = self._run(rows, self.method.embed_prompt(ids_BT), mask_BT, positions_BT, cache)
+        require_filled(cache, type(self.method.stack).__name__)
+        inputs_BD = self._react(rows, hidden_BD)
         present = _Part(self.rows, self.cache, self.mask_BT, _staying(self.rows))
         coming = _Part(rows, cache, mask_BT, _staying(rows))
-        old_BD = self.inputs_BD[present.kept] if present.kept else inputs_BD[:0]
-        self.inputs_BD = torch.cat([old_BD, inputs_BD[coming.kept]])
+        old_BD = self.inputs_BD[present.kept_rows] if present.kept else inputs_BD[:0]
+        self.inputs_BD = torch.cat([old_BD, inputs_BD[coming.kept_rows]])
         self._regroup(present, coming)
 
     @torch.no_grad()
@@ -215,14 +220,19 @@ class Batch:
             return
         self.mask_BT = F.pad(self.mask_BT, (0, 1), value=1)
         positions_B1 = self.mask_BT.sum(dim=1, keepdim=True) - 1
-        hidden_BD = self._run(self.inputs_BD[:, None], self.mask_BT, positions_B1, self.cache)
+        for row in self.rows:
+            row.length += 1
+        hidden_BD = self._run(self.rows, self.inputs_BD[:, None], self.mask_BT, positions_B1, self.cache)
         self.inputs_BD = self._react(self.rows, hidden_BD)
         self._leave()
 
-    def _run(self, inputs_BTD: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: DynamicCache) -> Tensor:
+    def _run(
+        self, rows: Sequence[Row], inputs_BTD: Tensor, mask_BT: Tensor, positions_BT: Tensor, cache: ReservedCache
+    ) -> Tensor:
+        cache.padded = len({row.length for row in rows}) > 1
         outputs = self.method.stack(
             inputs_embeds=inputs_BTD,
-            attention_mask=mask_BT,
+            attention_mask=mask_BT if cache.padded else None,
             position_ids=positions_BT,
             past_key_values=cache,
             use_cache=True,
@@ -234,34 +244,54 @@ class Batch:
         """Read one output of the stack; what each row is fed next, ``[B, D]``."""
         thinkers = [at for at, row in enumerate(rows) if row.thinks_next]
         answering = [at for at, row in enumerate(rows) if row.answers_next]
-        scores: dict[int, Tensor] = {}
+        found: list[Tensor] = []
         if answering:
-            method = cast(SpeakingReasoner, self.method)
-            scores = dict(zip(answering, method.logits(hidden_BD[answering]), strict=True))
-        feeds: dict[int, Tensor] = {}
-        if thinkers:
-            thought = self.method.think(hidden_BD[thinkers])
-            done = thought.done.tolist()
-            counts = [True] * len(done) if thought.counts is None else thought.counts.tolist()
+            found.append(self._pick([rows[at] for at in answering], _select(hidden_BD, answering)))
+        thought = self.method.think(_select(hidden_BD, thinkers)) if thinkers else None
+        if thought is not None:
+            counts = torch.ones_like(thought.done) if thought.counts is None else thought.counts
+            found += [thought.done, counts]
+        # The one wait of a step.
+        known = torch.cat([part.long() for part in found]).tolist() if found else []
+        picked = dict(zip(answering, known, strict=False))
+        sources = [-1] * len(rows)  # which thought a row is fed, if any
+        if thought is not None:
+            done, counted = known[len(answering) :][: len(thinkers)], known[len(answering) + len(thinkers) :]
             for place, at in enumerate(thinkers):
-                rows[at].note(thought, place, done=done[place], counts=counts[place])
+                rows[at].note(thought, place, done=bool(done[place]), counts=bool(counted[place]))
                 # The last latent under the cap is fed too: the marker stands behind it.
                 if rows[at].thinking:
-                    feeds[at] = thought.feed[place]
-        words_B1 = torch.zeros((len(rows), 1), dtype=torch.long, device=hidden_BD.device)
+                    sources[at] = place
+        words = [
+            0 if row.over or source >= 0 else row.next_word(picked.get(at))
+            for at, (row, source) in enumerate(zip(rows, sources, strict=True))
+        ]
+        words_B, sources_B = upload([words, sources], hidden_BD.device)
+        inputs_BD = self.method.embed_prompt(words_B[:, None])[:, 0]
+        if thought is None:
+            return inputs_BD
+        feeds_BD = thought.feed[sources_B.clamp(min=0)].to(inputs_BD.dtype)
+        return torch.where(sources_B[:, None] >= 0, feeds_BD, inputs_BD)
+
+    def _pick(self, rows: Sequence[Row], hidden_RD: Tensor) -> Tensor:
+        """The next word of each of some rows that answer, ``[R]``."""
+        scores_RV = cast(SpeakingReasoner, self.method).logits(hidden_RD)
+        words_R = scores_RV.argmax(dim=-1)
+        first = torch.zeros_like(words_R[:1])
         for at, row in enumerate(rows):
-            if not row.over and at not in feeds:
-                words_B1[at] = row.next_word(scores.get(at))
-        inputs_BD = self.method.embed_prompt(words_B1)[:, 0]
-        if feeds:
-            inputs_BD[list(feeds)] = torch.stack(list(feeds.values())).to(inputs_BD.dtype)
-        return inputs_BD
+            speech = row.job.speak
+            assert isinstance(speech, Speech)
+            if speech.pick is not None:
+                said = upload([row.said], first.device)
+                words_R[at] = speech.pick(first, said, scores_RV[at : at + 1])[0]
+        return words_R
 
     def _leave(self) -> None:
         kept = _staying(self.rows)
         if len(kept) < len(self.rows):
-            self.inputs_BD = self.inputs_BD[kept]
-            self._regroup(_Part(self.rows, self.cache, self.mask_BT, kept))
+            part = _Part(self.rows, self.cache, self.mask_BT, kept)
+            self.inputs_BD = self.inputs_BD[part.kept_rows]
+            self._regroup(part)
 
     def _regroup(self, *parts: _Part) -> None:
         """Make one cache of the kept rows of others; all rows end in the last column."""
@@ -270,24 +300,31 @@ class Batch:
             self.clear()
             return
         self.rows = [part.rows[at] for part in parts for at in part.kept]
-        width = max(int(part.mask_BT[part.kept].sum(dim=1).max()) for part in parts)
+        width = max(row.length for row in self.rows)
 
-        def aligned(held: Tensor, kept: list[int]) -> Tensor:
+        def aligned(held: Tensor, index: Tensor) -> Tensor:
             """``[B, ..., T, X]`` with as many columns as the longest row needs."""
-            chosen = held[kept][..., -width:, :]
+            chosen = held[index][..., -width:, :]
             return F.pad(chosen, (0, 0, width - chosen.shape[-2], 0))
 
-        cache = reserved_cache(self.method.stack.config, width + max(row.job.room for row in self.rows))
+        indices = [part.kept_rows for part in parts]
+        cache = ReservedCache(self.method.stack.config, width + max(row.job.room for row in self.rows))
         for depth, layer in enumerate(cache.layers):
-            held = [(part.cache.layers[depth], part.kept) for part in parts]
+            held = [(part.cache.layers[depth], index) for part, index in zip(parts, indices, strict=True)]
             layer.update(
-                torch.cat([aligned(source.keys, kept) for source, kept in held]),
-                torch.cat([aligned(source.values, kept) for source, kept in held]),
+                torch.cat([aligned(source.keys, index) for source, index in held]),
+                torch.cat([aligned(source.values, index) for source, index in held]),
             )
         self.cache = cache
-        self.mask_BT = torch.cat([aligned(part.mask_BT[..., None], part.kept)[..., 0] for part in parts])
+        masks = [aligned(part.mask_BT[..., None], index) for part, index in zip(parts, indices, strict=True)]
+        self.mask_BT = torch.cat(masks)[..., 0]
 
 
 def _staying(rows: Sequence[Row]) -> list[int]:
     """A row may be cancelled at any moment, from another thread: ask once and keep the answer."""
     return [at for at, row in enumerate(rows) if not row.over and not row.cancelled]
+
+
+def _select(rows_B: Tensor, kept: Sequence[int]) -> Tensor:
+    """Some rows, in their order."""
+    return rows_B if len(kept) == len(rows_B) else rows_B[upload(kept, rows_B.device)]

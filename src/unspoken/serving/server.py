@@ -97,6 +97,7 @@ def serve(
     *,
     seed: int = 0,
     stage: str | None = None,
+    device: str | torch.device = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
@@ -108,7 +109,7 @@ def serve(
     On SIGTERM or SIGINT no new connection is taken, and what was asked is answered, for ``drain_seconds`` at most.
 
     Args:
-        run, seed, stage: see `open_served`.
+        run, seed, stage, device: see `open_served`.
         host, port: where to listen.
         api_key: see `app`; the environment variable ``UNSPOKEN_API_KEY`` by default.
         limits: see `Limits`.
@@ -120,7 +121,7 @@ def serve(
     key = api_key or os.environ.get(KEY_VARIABLE) or None
     if key is None and not _is_loopback(host):
         raise ValueError(f"host {host} is open to others: set {KEY_VARIABLE}, or listen on 127.0.0.1")
-    served = open_served(run, seed=seed, stage=stage)
+    served = open_served(run, seed=seed, stage=stage, device=device)
     uvicorn.run(app(served, limits=limits, api_key=key), host=host, port=port, timeout_graceful_shutdown=drain_seconds)
 
 

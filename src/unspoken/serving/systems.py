@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from unspoken.chain import LatentChain
 from unspoken.evaluation.systems import System, load_model, system_of, words_said
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, systems_of
+from unspoken.machine import resolve_device
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import Picker
@@ -55,19 +56,20 @@ class Served:
     text: Callable[[Sequence[int]], str]
 
 
-def open_served(path: Path, *, seed: int = 0, stage: str | None = None) -> Served:
+def open_served(path: Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto") -> Served:
     """Open a finished model.
 
     Args:
         path: a run folder, or the folder of one model.
         seed, stage: which model of a run folder; the last that speaks from latents by default.
+        device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:
-        ValueError: there is no such model, or it is damaged.
+        ValueError: there is no such model or device, or the model is damaged.
     """
     recipe, folder = locate(path, seed, stage)
     task = answerable(recipe)
-    model, stage = load_model(folder), folder.parent.name
+    model, stage = load_model(folder, device=resolve_device(device)), folder.parent.name
     name = f"{recipe.name}-{recipe.size}-{stage}"
     if isinstance(task, TreeSearchTask):
         return served_tree(model, task, name=name)
@@ -134,7 +136,7 @@ def _said_by_itself(reasoner: LatentReasoner) -> JobMaker:
             max_tokens=max_tokens,
             end_ids=ends,
             pad_id=pad,
-            pick=lambda _rows, _said, scores: picker(scores[:, None])[:, 0],
+            pick=(lambda _rows, _said, scores: picker(scores[:, None])[:, 0]) if picker.temperature else None,
         )
         stop = StopRule(max_latents=settings.max_latents, fixed=settings.fixed)
         return Job(prompt=(*prompt, *settings.open_ids), stop=stop, speak=speech)

@@ -1,8 +1,10 @@
-"""What a problem is. A task makes samples, tokenises them with named spans, and grades answers."""
+"""What a problem is. A task makes samples, tokenises them with named spans, and grades answers.
+
+A recipe is read without torch and transformers: the modules below import them where they make tensors and tokenizers.
+"""
 
 from unspoken.tasks.arithmetic import ArithmeticConfig, ArithmeticTask
 from unspoken.tasks.competition import CompetitionConfig, CompetitionTask
-from unspoken.tasks.dataset import GeneratedDataset
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
 from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
 from unspoken.tasks.logic import LogicConfig, LogicTask
@@ -14,7 +16,6 @@ __all__ = [
     "ArithmeticTask",
     "CompetitionConfig",
     "CompetitionTask",
-    "GeneratedDataset",
     "GradeSchoolConfig",
     "GradeSchoolTask",
     "GrammarConfig",

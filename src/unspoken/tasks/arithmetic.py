@@ -24,13 +24,15 @@ from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import combinations, islice
 from random import Random
-from typing import ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices, WordProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 Operation = Literal["add", "subtract", "multiply", "divide"]
 

@@ -23,16 +23,17 @@ from functools import cached_property, reduce
 from itertools import pairwise
 from random import Random
 from statistics import fmean
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.tokenizing import by_character
 from unspoken.tasks.tree_search import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
 Rules: TypeAlias = tuple[tuple[tuple[int, ...], ...], ...]
 Bits: TypeAlias = NDArray[np.uint8]
@@ -401,6 +402,8 @@ class GrammarTask:
             ``input_ids`` ``[B, T]``, padded on the left, ``attention_mask`` ``[B, T]`` and ``answer_mask`` ``[B, T]``,
             true on the symbols to say.
         """
+        import torch
+
         ids = np.pad(problems.ids_BT, ((0, 0), (0, 1)), constant_values=EOS)
         behind_B = problems.length_B + 1 - problems.prompt_B
         answer = _last(ids.shape[1], behind_B) & ~_last(ids.shape[1], behind_B - self.config.steps)
@@ -412,6 +415,8 @@ class GrammarTask:
 
     def prompts(self, problems: GrammarProblems) -> dict[str, Tensor]:
         """What is given: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left."""
+        import torch
+
         width = int(problems.prompt_B.max(initial=0))
         return {
             "input_ids": torch.from_numpy(problems.window(width, 0)),
@@ -426,6 +431,8 @@ class GrammarTask:
 
     def answers(self, problems: GrammarProblems) -> Tensor:
         """How the strings go on: ``[B, N]``."""
+        import torch
+
         return torch.from_numpy(problems.window(0, self.config.steps))
 
     def right_steps(self, spoken_BN: Tensor, problems: GrammarProblems) -> Tensor:
@@ -442,6 +449,8 @@ class GrammarTask:
         A string may go on in several ways, so an answer that does not match can still be valid. One that ends early,
         with end-of-sequence, is valid if the string is complete there.
         """
+        import torch
+
         prompt_BP = problems.window(int(problems.prompt_B.max(initial=0)), 0)
         said_BN = self._said(spoken_BN).cpu().numpy()
         strings = np.concatenate([prompt_BP, said_BN], axis=1)
@@ -454,7 +463,9 @@ class GrammarTask:
 
     def _said(self, spoken_BN: Tensor) -> Tensor:
         """Cut or filled up to the number of steps."""
-        return torch.nn.functional.pad(spoken_BN, (0, self.config.steps - spoken_BN.shape[1]), value=PAD)
+        from torch.nn.functional import pad
+
+        return pad(spoken_BN, (0, self.config.steps - spoken_BN.shape[1]), value=PAD)
 
 
 def _class_of(string: Array) -> int:

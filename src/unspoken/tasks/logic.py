@@ -36,15 +36,17 @@ from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 from string import ascii_letters, ascii_lowercase
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
 from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices, WordProblem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # No two have the same letters: a grader of mathematics takes a word for a product. All are shorter than spelled names.
 # fmt: off

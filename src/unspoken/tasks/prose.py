@@ -18,18 +18,19 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from itertools import count, islice, zip_longest
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.files import epoch_order
 from unspoken.tasks.tokenizing import padded_left
 from unspoken.tasks.words import Indices
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
 Row: TypeAlias = NDArray[np.int64]
 Kind = Literal["texts", "sentences"]
@@ -218,6 +219,8 @@ class ProseTask:
             ``input_ids`` ``[B, T]``, padded on the left, ``attention_mask`` ``[B, T]`` and ``answer_mask`` ``[B, T]``,
             true on every real token but the first, which has nothing before it to be predicted from.
         """
+        import torch
+
         width = max(map(len, rows))
         ids, place = np.full((len(rows), width), PAD, dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64)
         for number, row in enumerate(rows):

@@ -21,15 +21,16 @@ import json
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from unspoken.tasks.tokenizing import by_character
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
 
 Split = Literal["train", "validation", "test"]
 Array = NDArray[np.int64]
@@ -214,6 +215,8 @@ class TreeSearchTask:
             ``input_ids`` ``[B, T]``, ``attention_mask`` ``[B, T]`` (all ones: rows have one length) and
             ``answer_mask`` ``[B, T]``, true on the route's names and the end-of-sequence token.
         """
+        import torch
+
         names = problems.names_BM
         rows = len(problems)
         pairs = np.full((rows, problems.edges_BE.shape[1], 3), COMMA, dtype=np.int64)
@@ -326,6 +329,8 @@ class TreeSearchTask:
 
     def grade(self, spoken_BN: Tensor, problems: TreeProblems) -> Tensor:
         """Exact match ``[B]`` of the whole route and its end; whatever follows the first end-of-sequence is ignored."""
+        import torch
+
         answers = self.answers(problems)
         if spoken_BN.shape[1] < answers.shape[1]:
             filler = spoken_BN.new_full((len(problems), answers.shape[1] - spoken_BN.shape[1]), PAD)

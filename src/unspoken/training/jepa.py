@@ -16,6 +16,7 @@ from unspoken.methods.jepa_reasoner import (
     JepaReasonerModel,
     effective_rank,
 )
+from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.training.backbones import require_for, require_same_blocks
 from unspoken.training.recipe import Recipe, Stage
@@ -71,7 +72,8 @@ def _reasoner(
         kept = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
         reasoner.backbone.load_state_dict(weights, strict=True)
-        require_same_blocks(start.base_model, reasoner.backbone)
+        if stage.blocks is not None:
+            require_same_blocks(start.base_model, reasoner.backbone)
         require(reasoner.backbone, "JEPA-Reasoner")
     reasoner.start_target()
     return reasoner
@@ -120,11 +122,12 @@ def build_model(
 def reading(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str, float]:
     """What shows a collapse: the loss beside the best constant vector's, the table's rank, and latents at their row."""
     # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+    batch = moved(batch, model.device)
     outputs = type(model).forward(model, **objective.inputs(batch))
     _, terms = objective(outputs, batch)
     assert outputs.latents is not None
     judged = batch["answer_mask"][:, 1:]
-    found = model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged]
+    found = moved(model.nearest_row(outputs.latents[:, :-1][judged]) == batch["input_ids"][:, 1:][judged], CPU)
     return {
         **{name: float(value) for name, value in terms.items()},
         "nearest_row": float(found.double().mean()),

@@ -6,21 +6,97 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
+from unspoken import parallel
+from unspoken.machine import Precision
 from unspoken.training.parts import Optimizer
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon with its Newton-Schulz iteration in a type of choice, on whole matrices where FSDP shards them.
+
+    torch iterates in bfloat16 whatever it is given. A processor that emulates bfloat16 takes a hundred times as long
+    for that, and its rounding makes two processes drift apart from one.
+
+    Args:
+        matrices: weights ``[A, B]``.
+        dtype: of the iteration.
+        how: torch's own settings.
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], *, dtype: torch.dtype, **how: Any) -> None:
+        super().__init__(matrices, **how)
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; matrices of one shape are orthogonalised together."""
+        assert closure is None
+        for group in self.param_groups:
+            weights: list[Tensor] = []
+            gradients: list[Tensor] = []
+            buffers: list[Tensor] = []
+            self._init_group(group, weights, gradients, buffers)
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+            for weight, gradient, buffer in zip(weights, gradients, buffers, strict=True):
+                buffer.lerp_(gradient, 1 - group["momentum"])
+                update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+                by_shape.setdefault(weight.shape, []).append((weight, update))
+            for shape, moved in by_shape.items():
+                matrices = torch.stack([parallel.whole(update).to(self.dtype) for _, update in moved])
+                updates = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
+                for (weight, _), update in zip(moved, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(_placed_as(weight, update), alpha=-rate)
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Newton-Schulz iteration of Muon on ``[N, A, B]`` matrices: singular values move towards 1, vectors stay.
+
+    Args:
+        coefficients: of the quintic polynomial that each step applies to the singular values.
+        steps: how often.
+        eps: smallest norm that a matrix is divided by.
+    """
+    linear, cubic, quintic = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    moved = matrices.mT if tall else matrices
+    moved = moved / moved.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = moved @ moved.mT
+        change = torch.baddbmm(gram, gram, gram, beta=cubic, alpha=quintic)
+        moved = torch.baddbmm(moved, change, moved, beta=linear)
+    return moved.mT if tall else moved
+
+
+def _placed_as(weight: Tensor, update: Tensor) -> Tensor:
+    """An update of a whole matrix, sharded as its weight is."""
+    if not isinstance(weight, DTensor):
+        return update
+    return distribute_tensor(update, weight.device_mesh, weight.placements)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
     """Muon on the matrices of the blocks and AdamW on the rest, behind one interface.
 
-    Both inner optimisers are torch's own. The parameter groups are shared with them, so that a learning-rate schedule
-    reaches both.
+    The parameter groups are shared with the inner optimisers, so that a learning-rate schedule reaches both.
+
+    Args:
+        precision: of Muon's matrix products.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], rest: list[nn.Parameter], settings: Optimizer) -> None:
+    def __init__(
+        self, matrices: list[nn.Parameter], rest: list[nn.Parameter], settings: Optimizer, precision: Precision
+    ) -> None:
+        how: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
+        plain = precision == "bf16" and not parallel.sharded()
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=settings.lr, weight_decay=settings.weight_decay),
+            torch.optim.Muon(matrices, **how)
+            if plain
+            else Muon(matrices, dtype=torch.bfloat16 if precision == "bf16" else torch.float32, **how),
             torch.optim.AdamW(
                 rest, lr=settings.lr_rest or settings.lr, weight_decay=0.0, betas=_pair(settings), fused=True
             ),
@@ -59,8 +135,12 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
 
 
-def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """Sort the trainable parameters into matrices of the blocks and the rest (tables, heads, gains)."""
+def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision) -> torch.optim.Optimizer:
+    """Sort the trainable parameters into matrices of the blocks and the rest (tables, heads, gains).
+
+    Args:
+        precision: that the stage trains in; Muon follows it.
+    """
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
@@ -68,7 +148,7 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
             continue
         (matrices if is_matrix(name, parameter) else rest).append(parameter)
     if settings.name == "muon":
-        return MuonWithAdamW(matrices, rest, settings)
+        return MuonWithAdamW(matrices, rest, settings, precision)
     groups: list[dict[str, Any]] = [
         {"params": matrices, "lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": rest, "lr": settings.lr_rest or settings.lr, "weight_decay": 0.0},

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from unspoken.backbone import UnspokenConfig
+from unspoken.architecture import check_architecture
+
+if TYPE_CHECKING:
+    from unspoken.backbone import UnspokenConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,20 @@ class StackShape:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        self.config(vocab_size=1, positions=1)
+        check_architecture(
+            vocab_size=1,
+            hidden_size=self.hidden_size,
+            attention_size=self.attention_size,
+            intermediate_size=self.intermediate_size,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            initializer_range=self.initializer_range,
+        )
 
     def config(self, *, vocab_size: int, positions: int, **others: Any) -> UnspokenConfig:
         """The transformers config of this shape."""
+        from unspoken.backbone import UnspokenConfig
+
         try:
             return UnspokenConfig(
                 vocab_size=vocab_size,
@@ -72,6 +85,20 @@ class TalkerShape:
             raise ValueError("encoder_layers is set, but a mono Talker has no encoder")
         if self.variant == "dual" and not self.causal:
             raise ValueError("causal is false, but the decoder of a dual Talker is always causal")
+
+    def stack(self, *, hidden_size: int) -> StackShape:
+        """Its blocks over latents of a width.
+
+        Raises:
+            ValueError: they cannot be built.
+        """
+        return StackShape(
+            hidden_size=hidden_size,
+            attention_size=self.attention_size,
+            intermediate_size=self.intermediate_size,
+            layers=self.layers,
+            heads=self.heads,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

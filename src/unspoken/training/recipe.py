@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from unspoken.backbone import UnspokenConfig
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.latent_sft import Autonomy, Compress, Labels
+from unspoken.methods.settings.coconut import Coconut
+from unspoken.methods.settings.coupled import NextToken
+from unspoken.methods.settings.jepa_reasoner import SST, TalkerLoss
+from unspoken.methods.settings.latent_sft import Autonomy, Compress, Labels
 from unspoken.tasks import (
     ArithmeticConfig,
     CompetitionConfig,
@@ -28,6 +26,11 @@ from unspoken.tasks import (
 )
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from unspoken.backbone import UnspokenConfig
 
 Size = Literal["tiny", "small", "paper"]
 # Names become folders: nothing that leads out of the one they are made in.
@@ -140,9 +143,11 @@ class Recipe:
 
     Attributes:
         backbone: a shape to train from random weights, or a pretrained model: a folder or a name on the hub.
-        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not. Evaluation is always in float32.
+        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not, and Muon follows; ``"auto"`` is what
+            the machine multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
-        attention: entry of the library's attention interface; "eager" is the fastest for short sequences on a CPU.
+        attention: entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
+            ``"flex_attention"`` skips what a mask hides, so it suits stage 1 on long rows; it trains on CUDA alone.
         group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     """
 
@@ -162,8 +167,8 @@ class Recipe:
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
-    precision: Literal["bf16", "fp32"] = "bf16"
-    attention: Literal["eager", "sdpa"] = "eager"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
     activation_checkpointing: bool = False
     group_by_length: bool = False
     threads: int | None = None
@@ -230,7 +235,7 @@ class Recipe:
         for where, shape in shapes.items():
             if shape is not None:
                 try:
-                    self.talker_config(shape, hidden_size=1, vocab_size=1)
+                    shape.stack(hidden_size=1)
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
 
@@ -272,6 +277,11 @@ class Recipe:
                     f"{where}: it has {stage.objective.latents} latents and {stage.start!r} before it "
                     f"{before.latents}; later stages of a curriculum replace more steps"
                 )
+            if self.attention == "flex_attention":
+                raise ValueError(
+                    f"{where}: flex_attention would compile a kernel for every length of Coconut's growing cache; set "
+                    "attention to 'sdpa'"
+                )
             if self.activation_checkpointing:
                 raise ValueError(
                     f"{where}: activation_checkpointing drops the cache that Coconut keeps its latents in; set it false"
@@ -286,9 +296,11 @@ class Recipe:
         own = self.task.build().tokenizer
         if own is not None:
             return own
+        from unspoken.backbone.loading import load_tokenizer
+
         assert isinstance(self.backbone, str)
         try:
-            found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(self.backbone, padding_side="left")
+            found = load_tokenizer(self.backbone, padding_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
         if found.eos_token_id is None:
@@ -343,13 +355,7 @@ class Recipe:
             hidden_size: the latent width, which a pretrained backbone knows and the recipe does not.
             vocab_size: rows of its head; the tokenizer's by default.
         """
-        shape = StackShape(
-            hidden_size=hidden_size,
-            attention_size=talker.attention_size,
-            intermediate_size=talker.intermediate_size,
-            layers=talker.layers,
-            heads=talker.heads,
-        )
+        shape = talker.stack(hidden_size=hidden_size)
         size = len(self.tokenizer()) if vocab_size is None else vocab_size
         return shape.config(vocab_size=size, positions=1024, is_causal=talker.causal, tie_word_embeddings=True)
 

@@ -10,19 +10,40 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
+from unspoken.machine import resolve_device, usable_threads
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.latent_sft import Labels
+from unspoken.placement import CPU
 from unspoken.training.limits import memory_for
 from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.stages import SeedRun, claim, train_stage
+from unspoken.training.stages import SeedRun, claim, settled, train_stage
 from unspoken.training.words import base_config
 
 
-def seed_runs(recipe: Recipe, output: Path, seeds: int) -> list[SeedRun]:
-    """Where seeds 0 to ``seeds - 1`` live."""
-    return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed) for seed in range(seeds)]
+def seed_runs(recipe: Recipe, output: Path, seeds: int, device: torch.device = CPU) -> list[SeedRun]:
+    """Where seeds 0 to ``seeds - 1`` live, and where they are computed."""
+    return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed, device=device) for seed in range(seeds)]
+
+
+def device_for_all(device: str | torch.device) -> torch.device:
+    """The device that this process computes on.
+
+    Args:
+        device: see `unspoken.machine.resolve_device`.
+
+    Raises:
+        ValueError: there is no such device, or several processes would share one GPU.
+    """
+    chosen = resolve_device(device)
+    own = resolve_device("auto") if parallel.world() > 1 else chosen
+    if chosen != own:
+        raise ValueError(
+            f"device {str(device)!r} is the same for all {parallel.world()} processes, and each of them has its own, "
+            f"here {own}; leave --device out"
+        )
+    return chosen
 
 
 def _check_ranks(stage: Stage) -> None:
@@ -31,11 +52,6 @@ def _check_ranks(stage: Stage) -> None:
         raise ValueError(
             f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly; "
             "set it to a multiple of them, or start another number"
-        )
-    if parallel.sharded() and stage.optimizer.name == "muon":
-        raise ValueError(
-            f"stages ({stage.name}): optimizer.name is 'muon', which needs whole matrices, and FSDP leaves each "
-            "process a part; set it to 'adamw' with its own lr, or train with DDP"
         )
 
 
@@ -65,17 +81,27 @@ def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
 
 
 def train(
-    recipe: Recipe, output: Path, *, seeds: int, report_to: list[str], console: Console, only: str | None = None
+    recipe: Recipe,
+    output: Path,
+    *,
+    seeds: int,
+    report_to: list[str],
+    console: Console,
+    only: str | None = None,
+    device: str | torch.device = "auto",
 ) -> list[SeedRun]:
     """Train every stage of every seed that is not finished yet.
 
     Of several ranks every one calls this; ``batch_size`` stays that of all of them together, and rank 0 writes.
+
+    What the recipe leaves to the machine is decided first and printed; the runs that are returned have it.
 
     Args:
         output: the run folder; made if it does not exist, bound to this recipe.
         seeds: how many, one after another, from 0.
         report_to: loggers, by the names of the transformers integrations.
         only: train this stage alone; the stages it starts from must be finished.
+        device: see `device_for_all`. A run may be resumed on another one.
 
     Raises:
         ValueError: the folder belongs to another recipe or is in use by another run, a stage is missing, a file was
@@ -92,11 +118,14 @@ def train(
     for stage in stages:
         if not isinstance(stage.objective, Labels):
             _check_ranks(stage)
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    runs = seed_runs(recipe, output, seeds)
+    torch.set_num_threads(recipe.threads or usable_threads())
+    chosen = device_for_all(device)
     with held(output):
-        parallel.by_first(lambda: claim(output, recipe))
+        runs = [settled(run) for run in seed_runs(recipe, output, seeds, chosen)]
+        if runs[0].reasons and parallel.leads():
+            line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
+            console.print(line, style="dim", highlight=False)
+        parallel.by_first(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:
                 bar = [StageProgress(console, f"seed {run.seed}  {stage.name}")] if parallel.leads() else []

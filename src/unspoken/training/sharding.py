@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from unspoken import parallel
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.training.optimizers import MuonWithAdamW
 
 
 def blank_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -64,6 +65,9 @@ def gathered_state(state: Any) -> Any:
 
 def scattered_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The reverse of `gathered_state`: what belongs to a weight is shared out as the weight is."""
+    if isinstance(optimizer, MuonWithAdamW):
+        parts = zip(state["parts"], optimizer.parts, strict=True)
+        return {"parts": [scattered_state(part_state, part) for part_state, part in parts]}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     scattered = {
         number: {

@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import parallel
-from unspoken.backbone.folder import remove, verify, write_json
+from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.latent_sft import Autonomy, Labels
-from unspoken.tasks import (
-    CompetitionConfig,
-    GeneratedDataset,
-    GradeSchoolConfig,
-    GrammarConfig,
-    ProseConfig,
-    TreeSearchConfig,
-)
-from unspoken.tasks.dataset import by_length
+from unspoken.placement import CPU
+from unspoken.storage import write_json
+from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig
+from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
 from unspoken.training.backbones import fitting
 from unspoken.training.limits import writing
 from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.resolve import RECIPE, resolve, widest
 from unspoken.training.settings import as_mapping, read
 from unspoken.training.trainer import MODEL, StageTrainer, clear
 
@@ -41,11 +38,18 @@ OWN_KINDS = {TreeSearchConfig.kind: trees, GrammarConfig.kind: strings, ProseCon
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """Where one seed of a recipe lives."""
+    """Where one seed of a recipe lives.
+
+    Attributes:
+        device: that it is trained and measured on.
+        reasons: why the machine chose the values that the recipe left to it.
+    """
 
     recipe: Recipe
     folder: Path
     seed: int
+    device: torch.device = CPU
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def stage_folder(self, stage: Stage) -> Path:
         """Working folder of a stage."""
@@ -66,19 +70,26 @@ def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[s
     return seen_in_training(config.build())
 
 
-def fingerprint(recipe: Recipe, seed: int) -> dict[str, Any]:
+def _machine(run: SeedRun) -> dict[str, Any]:
+    """Facts of what trained a stage."""
+    facts = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
+    return {**facts, "device": run.device.type, **gpu, "reasons": run.reasons}
+
+
+def fingerprint(run: SeedRun) -> dict[str, Any]:
     """What every published folder records about where it came from.
 
     ``overlap`` says which test problems stand in the training rows, for tasks that read both from files.
     """
-    task, data = recipe.task, recipe.task.build().fingerprint
+    recipe, task, data = run.recipe, run.recipe.task, run.recipe.task.build().fingerprint
     return {
         "recipe": as_mapping(recipe),
-        "seed": seed,
+        "seed": run.seed,
         "data": data,
         **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
-        "machine": {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()},
+        "machine": _machine(run),
     }
 
 
@@ -105,6 +116,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
             `StageTrainer.run`.
         OSError: the disk is full.
     """
+    run = settled(run)
     final = run.model_folder(stage.name)
     if parallel.by_first(lambda: _already(run, stage)):
         return final
@@ -120,12 +132,14 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         manifest = verify(origin)
         history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
-    facts = {**fingerprint(run.recipe, run.seed), "stage": stage.name, "stages": history}
+    facts = {**fingerprint(run), "stage": stage.name, "stages": history}
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(stage.objective, Labels):
         assert start is not None
         with writing(final, SafetensorError):
-            return words.write_labels(run.recipe, stage, start, folder, seed=run.seed, manifest=facts)
+            return words.write_labels(
+                run.recipe, stage, start, folder, seed=run.seed, device=run.device, manifest=facts
+            )
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     own = OWN_KINDS.get(run.recipe.task.kind)
@@ -141,12 +155,25 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         data=fitting(data_of(run.recipe, stage, start, run.seed), model),
         folder=folder,
         seed=run.seed,
+        device=run.device,
         judge=(own or words).judge_of(run.recipe, stage),
         manifest=facts,
         report_to=report_to,
         callbacks=callbacks,
     )
     return trainer.run()
+
+
+def settled(run: SeedRun) -> SeedRun:
+    """The same run with everything decided that its recipe leaves to the machine."""
+    recipe, folder = run.recipe, run.folder.parent
+    first = recipe.stages[0]
+
+    def row_length() -> int:
+        return widest(data_of(recipe, first, None, run.seed).make(np.arange(first.batch_size)))
+
+    settled_recipe, reasons = parallel.by_first(lambda: resolve(recipe, folder, run.device, row_length))
+    return replace(run, recipe=settled_recipe, reasons={**run.reasons, **reasons})
 
 
 def _already(run: SeedRun, stage: Stage) -> bool:
@@ -173,7 +200,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     Raises:
         ValueError: the folder belongs to a recipe that trains something else.
     """
-    path = folder / "recipe.json"
+    path = folder / RECIPE
     content = as_mapping(recipe)
     if path.is_file():
         try:

@@ -21,6 +21,7 @@ from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, JepaReasonerModel, TalkerLoss
 from unspoken.methods.latent_sft import LatentSettings
+from unspoken.placement import moved
 from unspoken.tasks import GrammarProblems, GrammarTask
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.grammar import EOS, PAD
@@ -151,7 +152,8 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
         for part in parts:
             with parallel.alone():
                 # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-                loss, named = objective(type(model).forward(model, **objective.inputs(part)), part)
+                placed = moved(part, model.device)
+                loss, named = objective(type(model).forward(model, **objective.inputs(placed)), placed)
             losses.append(float(loss))
             terms.append({name: float(value) for name, value in named.items()})
         reading = {"exact_match": float(found.all(axis=1).mean()), "symbols": float(found.mean())}

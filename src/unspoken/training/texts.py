@@ -18,6 +18,7 @@ from unspoken.evaluation.corruption import forced_chain, spoken
 from unspoken.evaluation.texts import next_tokens
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, JepaReasonerForCausalLM, JepaReasonerModel, TalkerLoss
+from unspoken.placement import moved
 from unspoken.tasks import ProseTask
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.prose import Kind
@@ -84,7 +85,8 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             right = float(parallel.rows_of_all(said == tokens)[words].double().mean())
             with parallel.alone():
                 # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-                loss = float(objective(type(model).forward(model, **objective.inputs(batch)), batch)[0])
+                placed = moved(batch, model.device)
+                loss = float(objective(type(model).forward(model, **objective.inputs(placed)), placed)[0])
             return {
                 "token_accuracy": right,
                 "talker_loss": loss,

@@ -33,12 +33,15 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
-from unspoken.backbone.folder import MANIFEST, read_manifest, remove, sync, verify, write_manifest
+from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
+from unspoken.backbone.masking import masks_unread
+from unspoken.machine import Precision, usable_threads
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
-from unspoken.tasks import GeneratedDataset
+from unspoken.storage import sync
+from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import published
 from unspoken.training.limits import memory_for, writing
 from unspoken.training.optimizers import build_optimizer
@@ -71,6 +74,37 @@ def clear(folder: Path) -> None:
             remove(leftover)
 
 
+def loading(device: torch.device) -> dict[str, Any]:
+    """How batches are made: beside the step and copied without a wait where there is a GPU, in the step on a CPU.
+
+    A batch is a pure function of its position, so it is the same whoever makes it.
+    """
+    if device.type != "cuda":
+        return {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
+    # A tokenizer in a forked worker must not use threads of its parent; the variable spares a warning.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return {
+        "dataloader_num_workers": max(1, min(4, usable_threads() // 2)),
+        "dataloader_multiprocessing_context": "fork",  # recipes make batches in closures, which cannot be pickled
+        "dataloader_pin_memory": True,
+        "accelerator_config": {"non_blocking": True},
+    }
+
+
+def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
+    """Name the device of a single process, where the library takes the first GPU and adds all others to it.
+
+    It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
+    """
+    if parallel.world() > 1:
+        return  # each process has the one that the launcher gave it
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    arguments._n_gpu = 0 if device.type == "cpu" else 1
+    arguments._setup_devices = device
+    arguments.distributed_state.device = device
+
+
 class EMATarget(TrainerCallback):
     """Moves the target table once after every optimiser step (paper_index, open point 10)."""
 
@@ -90,6 +124,7 @@ class StageTrainer(Trainer):
         data: training samples in the order in which they are read.
         folder: of the stage.
         seed: of the random numbers of training (dropout, the loader).
+        device: where it trains.
         judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
@@ -107,12 +142,15 @@ class StageTrainer(Trainer):
         data: GeneratedDataset,
         folder: Path,
         seed: int,
+        device: torch.device,
         judge: Judge,
         manifest: dict[str, Any],
         report_to: list[str],
         callbacks: list[TrainerCallback],
     ) -> None:
         assert not isinstance(stage.objective, Labels)
+        assert recipe.precision != "auto"  # `settled` has decided
+        self.precision: Precision = recipe.precision
         self.recipe = recipe
         self.stage = stage
         self.objective = stage.objective
@@ -132,7 +170,7 @@ class StageTrainer(Trainer):
             # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
             per_device_train_batch_size=stage.batch_size // parallel.world(),
             ddp_find_unused_parameters=False,
-            bf16=recipe.precision == "bf16",
+            bf16=self.precision == "bf16",
             activation_checkpointing=recipe.activation_checkpointing,
             max_grad_norm=stage.optimizer.clip,
             lr_scheduler_type=stage.optimizer.schedule
@@ -152,8 +190,10 @@ class StageTrainer(Trainer):
             disable_tqdm=True,
             seed=seed,
             data_seed=seed,
-            use_cpu=not torch.cuda.is_available(),
+            use_cpu=device.type == "cpu",
+            **loading(device),
         )
+        _train_on(device, arguments)
         if isinstance(stage.objective, SST):
             callbacks = [*callbacks, EMATarget(stage.objective.momentum)]
         super().__init__(
@@ -161,7 +201,7 @@ class StageTrainer(Trainer):
             args=arguments,
             train_dataset=data,
             eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the judge instead
-            data_collator=lambda batch: batch,
+            data_collator=self._collate,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -176,6 +216,15 @@ class StageTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.model_accepts_loss_kwargs = False
 
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def _collate(self, batch: Batch) -> Batch:
+        """A finished batch with what its loss must look up: found here, on the host, where nothing waits for it."""
+        # A few architectures make all scores or none; the objective then picks the judged ones.
+        if "judged" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            batch = {name: part for name, part in batch.items() if name != "judged"}
+        return self.objective.with_places(batch)
+
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -185,7 +234,7 @@ class StageTrainer(Trainer):
                 self._blank = blank_of(self.model)
                 shard(self.model)
             self.optimizer: torch.optim.Optimizer = build_optimizer(
-                self.model if model is None else model, self.stage.optimizer
+                self.model if model is None else model, self.stage.optimizer, self.precision
             )
         return self.optimizer
 
@@ -193,10 +242,8 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
-        # A few architectures make all scores or none; the objective then picks the judged ones.
-        if "judged" in inputs and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            inputs = {name: part for name, part in inputs.items() if name != "judged"}
-        outputs = model(**self.objective.inputs(inputs))
+        with masks_unread():
+            outputs = model(**self.objective.inputs(inputs))
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += parallel.world() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
@@ -216,7 +263,9 @@ class StageTrainer(Trainer):
         """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
         if "loss" in logs and self._terms_steps:
             counted = self._terms_steps * parallel.world()
-            logs.update({name: float(parallel.total(summed)) / counted for name, summed in self._terms.items()})
+            # In one copy: each waits for the device.
+            summed = torch.stack([parallel.total(value) for value in self._terms.values()]).tolist()
+            logs.update({name: value / counted for name, value in zip(self._terms, summed, strict=True)})
             self._terms, self._terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
                 raise self._diverged(f"the loss is {logs['loss']}")
@@ -239,7 +288,7 @@ class StageTrainer(Trainer):
         sizes = self.recipe.evaluation
         with self._in_one_piece():
             # The step behind the last loss may have spoiled them, and what is kept now is gone on from.
-            if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
                 raise self._diverged("weights are not finite")
             self.model.eval()
             with memory_for(
@@ -374,9 +423,10 @@ class StageTrainer(Trainer):
         random.setstate(states["python"])
         np.random.set_state(states["numpy"])
         torch.set_rng_state(states["cpu"])
-        if torch.cuda.is_available():
+        # A checkpoint that was written on another device has no state for this one.
+        if self.args.device.type == "cuda" and "cuda" in states:
             kept = states["cuda"]
-            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept)
+            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from unspoken.methods.jepa_reasoner import (
     TalkerLoss,
     effective_rank,
 )
+from unspoken.placement import CPU, moved
 from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.dataset import Batch
 from unspoken.training import jepa
@@ -80,14 +81,15 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
         with parallel.alone():
             answers = answer(system_of(model), task, own, recipe.evaluation.batch_size)
             # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
-            outputs = type(model).forward(model, **objective.inputs(batch))
-            loss, terms = objective(outputs, batch)
+            placed = moved(batch, model.device)
+            outputs = type(model).forward(model, **objective.inputs(placed))
+            loss, terms = objective(outputs, placed)
         exact = float(parallel.rows_of_all(answers.correct).double().mean())
         reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
         # With several possible targets no answer is right every time: the loss alone tells models apart.
         reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
         if isinstance(model, JepaReasonerModel):
-            forced = outputs.latents[:, task.prompt_length - 1 : -1]
+            forced = moved(outputs.latents, CPU)[:, task.prompt_length - 1 : -1]
             steps = slice(1, task.config.depth)
             reading["nearest_row"] = float((model.nearest_row(forced) == task.answers(problems)).double().mean())
             reading["effective_rank"] = effective_rank(model.target_table)

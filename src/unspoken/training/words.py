@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import remove, verify
+from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
@@ -46,6 +48,7 @@ from unspoken.methods.latent_sft import (
 from unspoken.methods.latent_sft.layout import compact_rows, explicit_rows
 from unspoken.methods.latent_sft.superposition import perturb
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
+from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
 from unspoken.training import jepa
@@ -77,16 +80,16 @@ def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
         )
         return model
     source: Any = recipe.backbone if start is None else start
-    auto: Any = AutoModelForCausalLM
-    model = auto.from_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
-    assert isinstance(model, PreTrainedModel)
+    model = load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
     require_for(model, stage)
     require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
     return model
 
 
 def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
-    return LatentSFTModel.from_pretrained(folder, dtype=torch.float32, attn_implementation=recipe.attention)
+    model = load_pretrained(folder, AutoModel, dtype=torch.float32, attn_implementation=recipe.attention)
+    assert isinstance(model, LatentSFTModel)
+    return model
 
 
 def _settings(recipe: Recipe, shape: LatentShape) -> LatentSettings:
@@ -156,7 +159,7 @@ def base_config(recipe: Recipe) -> PreTrainedConfig:
     if not isinstance(recipe.backbone, str):
         return recipe.backbone_config()
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(recipe.backbone)
+        config = load_config(recipe.backbone)
     except (OSError, ValueError) as error:
         raise ValueError(f"backbone {recipe.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     for stage in recipe.stages:
@@ -323,8 +326,14 @@ def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Co
 def _shuffled(indices: NDArray[np.int64], rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epoch of each index, and which of so many rows it is there."""
     epochs, places = np.divmod(indices, rows)
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows) for epoch in set(epochs.tolist())}
-    return epochs, np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+    pairs = zip(epochs.tolist(), places, strict=True)
+    return epochs, np.array([_permutation(rows, seed, epoch)[place] for epoch, place in pairs])
+
+
+@lru_cache(maxsize=2)
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch; a batch lies in two of them at most, and the next one in the same."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
@@ -428,8 +437,8 @@ def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> La
     Args:
         teacher: folder of the model that makes them.
     """
-    shape, config = inherited_shape(recipe, stage), LatentSFTConfig.from_pretrained(teacher)
-    assert isinstance(config.base_config, PreTrainedConfig)
+    shape, config = inherited_shape(recipe, stage), load_config(teacher)
+    assert isinstance(config, LatentSFTConfig) and isinstance(config.base_config, PreTrainedConfig)
     vocabulary, hidden = config.base_config.vocab_size, shape.latent == "hidden"
     listed = json.dumps(sorted(verify(teacher)["files"].items()))
     weights = hashlib.sha256(listed.encode()).hexdigest()[:16]
@@ -452,7 +461,14 @@ def label_identity(recipe: Recipe, stage: Stage, teacher: Path, seed: int) -> La
 
 @torch.no_grad()
 def write_labels(
-    recipe: Recipe, stage: Stage, start: Path, folder: Path, *, seed: int, manifest: dict[str, Any]
+    recipe: Recipe,
+    stage: Stage,
+    start: Path,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    manifest: dict[str, Any],
 ) -> Path:
     """Write the labels and publish them beside the plain decoder that stage 2 starts from.
 
@@ -460,7 +476,8 @@ def write_labels(
     """
     assert isinstance(stage.objective, Labels)
     task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
-    model = _stage_one(start, recipe).eval()
+    model: Any = _stage_one(start, recipe)
+    model = model.to(device).eval()
     shape = model.config.latent_shape
     identity = label_identity(recipe, stage, start, seed)
     rows = labelled_rows(recipe, stage)
@@ -472,14 +489,12 @@ def write_labels(
             some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
             batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
-            weights, ids = model.labels(batch["encoder"])
-            counts = batch["encoder"].slots.sum(dim=1).tolist()
-            for index, problem in enumerate(problems):
-                place = slice(sum(counts[:index]), sum(counts[: index + 1]))
+            for problem, label in zip(problems, model.labels(moved(batch["encoder"], device)), strict=True):
+                weights, ids = moved(label, CPU)
                 if ids is None:
-                    writer.append_vectors(problem.key, weights[place])
+                    writer.append_vectors(problem.key, weights)
                 else:
-                    writer.append(problem.key, ids[place], weights[place])
+                    writer.append(problem.key, ids, weights)
         writer.finish()
         parallel.wait()
         parallel.by_first(writer.publish)

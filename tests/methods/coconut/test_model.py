@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from tiny_models import FAMILIES, PAD, tiny_language_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
@@ -171,3 +171,24 @@ def test_checkpoints_and_the_published_decoder_hold_the_same_model(family: str, 
     third = CoconutModel._from_config(base.config, attn_implementation="eager")
     third.start_from(AutoModelForCausalLM.from_pretrained(tmp_path / "model"))
     assert torch.equal(loss_of(third, batch), loss_of(model, batch))
+
+
+@torch.no_grad()
+def test_a_window_sees_no_hole_behind_a_row_with_fewer_latents() -> None:
+    base = tiny_language_model("qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=0)
+    model = CoconutModel._from_config(base.config, attn_implementation="eager")
+    model.start_from(base)
+    batch = batch_of(ROWS, pad_id=PAD)
+    out = model(**OBJECTIVE.inputs(batch))
+    losses = F.cross_entropy(out.logits[:, :-1].transpose(1, 2), batch["text_ids"][:, 1:], reduction="none")
+    for row, expected in enumerate(ROWS):
+        latents, said = naive(model, expected)
+        torch.testing.assert_close(out.latents[row, : expected.latents], latents, **CLOSE)
+        torch.testing.assert_close(losses[row][batch["target_mask"][row, 1:]], said, **CLOSE)
+
+
+def test_a_model_that_ignores_the_cache_is_refused_by_name() -> None:
+    shape = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    model = CoconutModel._from_config(OpenAIGPTConfig(**shape), attn_implementation="eager")
+    with pytest.raises(ValueError, match=r"^OpenAIGPTModel does not use the key-value cache"):
+        model(**OBJECTIVE.inputs(batch_of(ROWS, pad_id=PAD)))

@@ -229,7 +229,7 @@ def test_the_target_takes_no_gradient_and_no_optimiser_state() -> None:
     assert model.target_table.grad is None
     assert "target_table" not in dict(model.named_parameters())
     for name in ("muon", "adamw"):
-        optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001))  # type: ignore[arg-type]
+        optimizer = build_optimizer(model, Optimizer(name=name, lr=0.001), "bf16")  # type: ignore[arg-type]
         held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
         assert id(model.target_table) not in held
         assert held == {id(weight) for weight in model.parameters()}

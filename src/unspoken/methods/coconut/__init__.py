@@ -5,6 +5,7 @@ states, which `unspoken.methods.latent_sft.LatentReasoner` does with ``feed="hid
 """
 
 from unspoken.methods.coconut.model import CoconutModel, CoconutOutput
-from unspoken.methods.coconut.objective import Coconut, Row, StepSpans, batch_of
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.settings.coconut import Coconut, Row, StepSpans
 
 __all__ = ["Coconut", "CoconutModel", "CoconutOutput", "Row", "StepSpans", "batch_of"]

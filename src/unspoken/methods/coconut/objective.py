@@ -6,8 +6,7 @@ Axes: B batch, P prompt tokens, N latents, M tokens behind the latents, V vocabu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,48 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unspoken import parallel
 from unspoken.methods.coconut.model import CoconutOutput
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepSpans:
-    """Token ids of one problem.
-
-    Attributes:
-        prompt: everything before the open marker.
-        steps: the explicit chain, cut into steps.
-        answer: of a word problem, with its end-of-sequence token.
-    """
-
-    prompt: tuple[int, ...]
-    steps: tuple[tuple[int, ...], ...]
-    answer: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One training sequence: ``prompt | latents | end | text``.
-
-    Attributes:
-        prompt: everything before the first latent, the open marker included.
-        latents: how many stand there.
-        end: the marker behind them. It is given and never predicted, since the number of latents is fixed.
-        text: what is predicted: the explicit steps that are left, and the answer.
-
-    Raises:
-        ValueError: an empty part, or fewer than 0 latents.
-    """
-
-    prompt: tuple[int, ...]
-    latents: int
-    end: tuple[int, ...]
-    text: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("prompt", "end", "text"):
-            if not getattr(self, name):
-                raise ValueError(f"the {name} of a row has no tokens; give at least one")
-        if self.latents < 0:
-            raise ValueError(f"a row has {self.latents} latents; it cannot have fewer than 0")
+from unspoken.methods.settings.coconut import Row
+from unspoken.places import at, places_of
 
 
 def batch_of(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
@@ -87,66 +46,17 @@ def batch_of(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coconut:
-    """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
+def with_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+    chosen = batch["target_mask"][:, 1:]
+    return {**batch, "places": places_of(F.pad(chosen, (0, 1))), "targets": batch["text_ids"][:, 1:][chosen]}
 
-    The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
-    "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, for
-    at inference nobody knows how many steps a problem has.
 
-    "k latents, then k tokens" (the baseline of JEPA-Reasoner's grammar task) is a problem whose steps are the k tokens
-    that are left out, with ``replaced=k, latents_per_step=1``.
-
-    Attributes:
-        replaced: steps replaced by latents (the paper's k).
-        latents_per_step: latents for each of them (the paper's c).
-        rest: "none" leaves out the steps behind the replaced ones: the last stage.
-
-    Raises:
-        ValueError: ``replaced`` below 0, or ``latents_per_step`` below 1.
-    """
-
-    kind: ClassVar[str] = "coconut"
-
-    replaced: int
-    latents_per_step: int = 2
-    rest: Literal["explicit", "none"] = "explicit"
-
-    def __post_init__(self) -> None:
-        if self.replaced < 0 or self.latents_per_step < 1:
-            raise ValueError(
-                f"replaced is {self.replaced} and latents_per_step {self.latents_per_step}; "
-                "they must be at least 0 and at least 1"
-            )
-
-    @property
-    def latents(self) -> int:
-        """Length of every chain of this stage."""
-        return self.replaced * self.latents_per_step
-
-    def row(self, spans: StepSpans, open_ids: tuple[int, ...], end_ids: tuple[int, ...]) -> Row:
-        """A problem as this stage reads it.
-
-        Args:
-            spans: the problem.
-            open_ids, end_ids: markers around the latents; the open one may be empty.
-
-        Raises:
-            ValueError: the end marker, the whole prompt or the whole text is empty.
-        """
-        left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
-        text = (*(token for step in left for token in step), *spans.answer)
-        return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
-
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the model's forward takes out of a batch."""
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")}
-
-    def __call__(self, outputs: CoconutOutput, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the tokens of the text, in nats; questions, latents and markers are not judged."""
-        assert outputs.logits is not None
-        chosen = batch["target_mask"][:, 1:]
-        tokens = batch["text_ids"][:, 1:][chosen]
-        loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
-        return loss, {"token_loss": loss.detach()}
+def text_loss(outputs: CoconutOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over the tokens of the text, in nats; questions, latents and markers are not judged."""
+    assert outputs.logits is not None
+    if "places" not in batch:
+        batch = with_places(batch)
+    tokens = batch["targets"]
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
+    return loss, {"token_loss": loss.detach()}

@@ -1,6 +1,7 @@
 """The coupled Transformer: it reasons in the tokens it speaks."""
 
-from unspoken.methods.coupled.objective import NextToken, judged_places
+from unspoken.methods.coupled.objective import judged_places
 from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.settings.coupled import NextToken
 
 __all__ = ["CoupledReasoner", "NextToken", "judged_places"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from unspoken import parallel
+from unspoken.places import at, padding_mask, places_of
 
 
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
@@ -26,33 +26,24 @@ def judged_places(batch: dict[str, Tensor]) -> Tensor:
     return supervised(batch, "answer").any(dim=0).nonzero()[:, 0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextToken:
-    """Cross-entropy of the next token.
+def with_places(batch: dict[str, Any], positions: Literal["all", "answer"]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+    chosen = supervised(batch, positions)
+    grid = chosen[:, batch["judged"]] if "judged" in batch else F.pad(chosen, (0, 1))
+    return {
+        **batch,
+        "attention_mask": padding_mask(batch["attention_mask"]),
+        "places": places_of(grid),
+        "targets": batch["input_ids"][:, 1:][chosen],
+    }
 
-    Attributes:
-        positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone; of a word problem, on
-            chain and answer).
-        chain: ``"none"`` leaves the explicit chain of a word problem out: the answer-only baseline.
-    """
 
-    kind: ClassVar[str] = "next_token"
-
-    positions: Literal["all", "answer"] = "all"
-    chain: Literal["explicit", "none"] = "explicit"
-
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the model's forward takes out of a batch."""
-        # The library's own argument: whatever a model does to its scores, it does to these.
-        kept = {"logits_to_keep": batch["judged"]} if "judged" in batch else {}
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **kept}
-
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over supervised positions, in nats a token."""
-        chosen = supervised(batch, self.positions)
-        tokens = batch["input_ids"][:, 1:][chosen]
-        logits = outputs.logits[:, :-1]
-        if "judged" in batch:
-            logits, chosen = outputs.logits, chosen[:, batch["judged"]]
-        loss = parallel.balanced(F.cross_entropy(logits[chosen].float(), tokens), len(tokens))
-        return loss, {"token_loss": loss.detach()}
+def next_token_loss(
+    outputs: Any, batch: dict[str, Any], positions: Literal["all", "answer"]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss over supervised positions, in nats a token."""
+    if "places" not in batch:
+        batch = with_places(batch, positions)
+    tokens = batch["targets"]
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
+    return loss, {"token_loss": loss.detach()}

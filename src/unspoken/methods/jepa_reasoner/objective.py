@@ -5,8 +5,7 @@ Axes: B batch, T tokens, S supervised positions, D latent width, V vocabulary.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unspoken import parallel
+from unspoken.methods.settings.jepa_reasoner import SST
+from unspoken.places import at, padding_mask, places_of
 
 
 def sst_loss(predicted: Float[Tensor, "S D"], target: Float[Tensor, "S D"], k: float) -> Float[Tensor, ""]:
@@ -47,83 +48,69 @@ def collapsed(start: dict[str, float], now: dict[str, float]) -> bool:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SST:
-    """Self-supervised training of the Reasoner towards an EMA copy of its own table.
+def sst_places(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged latents and the tokens that they stand for.
 
-    Attributes:
-        k: weight of the loss. Invisible to Adam but for clipping and epsilon.
-        momentum: of the target table, applied once after every optimiser step.
-        positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
-        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
-            as in the training before, so rows of a pretrained model enter as they are.
-        own_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each time,
-            is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads tokens.
-        own_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
+    ``able`` are the places that can be read as the model's own latents.
     """
-
-    kind: ClassVar[str] = "sst"
-
-    k: float = 4.0
-    momentum: float = 0.98
-    positions: Literal["all", "answer"] = "answer"
-    unit_tokens: bool | None = None
-    own_latents: int = 0
-    own_passes: int = 1
-
-    def __post_init__(self) -> None:
-        if self.own_latents < 0 or self.own_passes < 1:
-            raise ValueError(
-                f"own_latents is {self.own_latents} and own_passes {self.own_passes}; they must be at least 0 and 1"
-            )
-        if self.k <= 0:
-            raise ValueError(f"k is {self.k}; it must be positive")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
-
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
-        given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-        if not self.own_latents or not torch.is_grad_enabled():
-            return given
-        return {**given, "own": self._own(batch), "own_passes": self.own_passes}
-
-    def _own(self, batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
-        """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
-        real = batch["attention_mask"].bool()
-        able = real & (batch["answer_mask"] if self.positions == "answer" else F.pad(real[:, :-1], (1, 0)))
-        draws_B2 = parallel.own_rows(len(real), lambda rows: torch.rand(rows, 2, device=real.device))
-        count_B = 1 + (draws_B2[:, 0] * self.own_latents).long()
-        first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
-        place_BT = able.cumsum(dim=1) - 1
-        return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
-
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and the best constant vector's loss, from the Reasoner's teacher-forced pass.
-
-        No gradient flows into the target table.
-        """
-        real = batch["attention_mask"].bool()
-        chosen = real[:, 1:] & real[:, :-1]
-        if self.positions == "answer":
-            chosen = chosen & batch["answer_mask"][:, 1:]
-        target_SD = F.embedding(batch["input_ids"][:, 1:][chosen], parallel.whole(outputs.target_table.detach()))
-        loss = parallel.balanced(sst_loss(outputs.latents[:, :-1][chosen], target_SD, self.k), len(target_SD))
-        return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, self.k)}
+    real, answer = batch["attention_mask"].bool(), batch["answer_mask"]
+    chosen = real[:, 1:] & real[:, :-1]
+    if objective.positions == "answer":
+        chosen = chosen & answer[:, 1:]
+    return {
+        **batch,
+        "attention_mask": padding_mask(batch["attention_mask"]),
+        "places": places_of(F.pad(chosen, (0, 1))),
+        "targets": batch["input_ids"][:, 1:][chosen],
+        "able": real & (answer if objective.positions == "answer" else F.pad(real[:, :-1], (1, 0))),
+    }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TalkerLoss:
-    """Token cross-entropy of the Talker on the latents of the frozen Reasoner's teacher-forced pass (point 14)."""
+def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
+    given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if not objective.own_latents or not torch.is_grad_enabled():
+        return given
+    able = (batch if "able" in batch else sst_places(objective, batch))["able"]
+    return {**given, "own": _own(objective, able), "own_passes": objective.own_passes}
 
-    kind: ClassVar[str] = "talker"
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the pair's forward takes out of a batch."""
-        return {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
+def _own(objective: SST, able: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
+    """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
+    draws_B2 = parallel.own_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
+    count_B = 1 + (draws_B2[:, 0] * objective.own_latents).long()
+    first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
+    place_BT = able.cumsum(dim=1) - 1
+    return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over answer tokens, in nats a token."""
-        tokens = outputs.tokens[outputs.mask]
-        loss = parallel.balanced(F.cross_entropy(outputs.logits[outputs.mask].float(), tokens), len(tokens))
-        return loss, {"talker_loss": loss.detach()}
+
+def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and the best constant vector's loss, from the Reasoner's teacher-forced pass.
+
+    No gradient flows into the target table.
+    """
+    if "places" not in batch:
+        batch = sst_places(objective, batch)
+    target_SD = F.embedding(batch["targets"], parallel.whole(outputs.target_table.detach()))
+    loss = parallel.balanced(sst_loss(at(outputs.latents, batch["places"]), target_SD, objective.k), len(target_SD))
+    return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, objective.k)}
+
+
+def talker_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs, moved to the left.
+
+    ``length`` is the number of columns that they need.
+    """
+    chosen = batch["answer_mask"][:, 1:] & batch["attention_mask"][:, :-1].bool()
+    counts_B = chosen.sum(dim=1)
+    length = int(counts_B.max())
+    places = places_of(torch.arange(length, device=chosen.device) < counts_B[:, None])
+    return {**batch, "attention_mask": padding_mask(batch["attention_mask"]), "length": length, "places": places}
+
+
+def talker_loss(outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean over answer tokens, in nats a token."""
+    places = batch["places"] if "places" in batch else places_of(outputs.mask)
+    tokens = at(outputs.tokens, places)
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))
+    return loss, {"talker_loss": loss.detach()}

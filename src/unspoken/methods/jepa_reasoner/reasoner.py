@@ -168,9 +168,10 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     # --- read-out without a Talker -------------------------------------------------------------------------------
 
     def nearest_row(self, latents: Tensor) -> Tensor:
-        """Token id of the nearest target row by angle, ``[..., D] -> [...]``."""
-        nearest: Tensor = (latents.float() @ self.unit_table().T).argmax(dim=-1)
-        return nearest
+        """Token id of the nearest target row by angle, ``[..., D] -> [...]``; it comes back to where latents are."""
+        placed = latents.to(self.target_table.device).float()
+        nearest: Tensor = (placed @ self.unit_table().T).argmax(dim=-1)
+        return nearest.to(latents.device)
 
     def read_out(self, chain: LatentChain) -> Int[Tensor, "B N"]:
         """The Talker-free control: the nearest row of every latent."""

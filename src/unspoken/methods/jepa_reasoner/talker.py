@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unspoken.backbone import UnspokenConfig, UnspokenModel
 from unspoken.chain import LatentChain
+from unspoken.reasoning.picking import draw
 
 
 class MonoTalker(nn.Module):
@@ -36,8 +37,10 @@ class MonoTalker(nn.Module):
         self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N V"]:
         """Logits of the token that each latent stands for; ``tokens`` is accepted and not looked at."""
+        # Latents stand on the left: no causal block sees the padding after them.
+        seen = None if self.decoder.config.is_causal else mask.long()
         hidden = self.decoder(
-            inputs_embeds=(latents * self.scale).to(self.decoder.dtype), attention_mask=mask.long(), use_cache=False
+            inputs_embeds=(latents * self.scale).to(self.decoder.dtype), attention_mask=seen, use_cache=False
         ).last_hidden_state
         return self.lm_head(hidden)
 
@@ -113,7 +116,8 @@ class DualTalker(nn.Module):
 class Picker:
     """Turns logits into tokens: the arg-max, or a draw at a temperature.
 
-    Only the Talker draws (section 5): the chain exists before the first call.
+    Only the Talker draws (section 5): the chain exists before the first call. A draw is made where its generator is, so
+    a seed means the same on every device.
     """
 
     def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
@@ -126,9 +130,7 @@ class Picker:
         """Tokens of a batch."""
         if self.temperature == 0:
             return logits.argmax(dim=-1)
-        weights = torch.softmax(logits.float() / self.temperature, dim=-1)
-        drawn = torch.multinomial(weights.flatten(0, 1), 1, generator=self.generator)
-        return drawn.view(logits.shape[:2])
+        return draw(torch.softmax(logits.float() / self.temperature, dim=-1), self.generator)
 
 
 def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:

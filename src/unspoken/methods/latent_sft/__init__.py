@@ -1,12 +1,11 @@
 """Latent-SFT: latents that are superpositions over the vocabulary, learned from explicit chains (arXiv 2510.15522)."""
 
-from unspoken.methods.latent_sft.configuration import LatentSFTConfig, LatentShape
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.objective import Autonomy, Compress, Labels
 from unspoken.methods.latent_sft.reasoner import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
 from unspoken.methods.latent_sft.spelling import Spelling
-from unspoken.methods.latent_sft.superposition import Noise
+from unspoken.methods.settings.latent_sft import Autonomy, Compress, Labels, LatentShape, Noise
 
 __all__ = [
     "Autonomy",

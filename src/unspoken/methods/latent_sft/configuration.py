@@ -2,49 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import Readout
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentShape:
-    """What a latent is, and how it is taught. Fixed when a line of stages starts, and the same in all of them.
-
-    Attributes:
-        rate: tokens of the explicit chain that one latent stands for (r).
-        top_k: entries of a superposition; null keeps the whole vocabulary.
-        temperature: of the read-out.
-        readout: "head" (the paper's formula) or "table" (the published code).
-        latent: "superposition", or "hidden" for the ablation without the vocabulary step, ``Z_i = h_i``.
-        induction_mask, supervision_mask: false replaces the mask by a plain causal one (the ablations).
-        positions: of the decoder; "two_track" or "plain" (section 4.3).
-        chunk_sees: what chunk text may see besides its latent and itself; "none" is the paper's.
-    """
-
-    rate: int = 2
-    top_k: int | None = 10
-    temperature: float = 1.0
-    readout: Readout = "head"
-    latent: Literal["superposition", "hidden"] = "superposition"
-    induction_mask: bool = True
-    supervision_mask: bool = True
-    positions: Literal["two_track", "plain"] = "two_track"
-    chunk_sees: Literal["none", "first_token", "prompt"] = "none"
-
-    def __post_init__(self) -> None:
-        if self.rate < 1:
-            raise ValueError(f"rate is {self.rate}; a latent stands for at least 1 token")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary")
-        if self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be positive")
+from unspoken.methods.settings.latent_sft import LatentShape
 
 
 @strict

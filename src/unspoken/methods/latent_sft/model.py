@@ -8,6 +8,7 @@ Axes: B batch, T tokens, N latents and M supervised tokens of all rows together,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +25,15 @@ from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
 from unspoken.methods.latent_sft.superposition import (
     Head,
-    Noise,
-    choose,
+    distribution,
     embedding_table,
     mix,
     readout_of,
-    scores,
+    rows_at_once,
     superpose,
 )
+from unspoken.methods.settings.latent_sft import Noise
+from unspoken.places import at
 
 
 @dataclass
@@ -103,7 +105,8 @@ class LatentSFTModel(Around, StrictLoading):
         inputs = self.encoder.get_input_embeddings()(rows.ids)
         inputs = torch.where(rows.slots[..., None], self.compress.to(inputs.dtype), inputs)
         mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
-        return _hidden(self.encoder, inputs, rows, attention_mask(mod, rows, self.encoder))[rows.slots]
+        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows, self.encoder), rows.position)
+        return at(hidden_BTD, rows.slots_at)
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
         """What the decoder is given at every slot."""
@@ -122,12 +125,23 @@ class LatentSFTModel(Around, StrictLoading):
             noise=noise if self.training else None,
         )
 
-    def labels(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """What stage 2 learns to say: weights and ids ``[N, K]``, or ``[N, D]`` and None without a vocabulary step."""
-        shape, summaries = self.config.latent_shape, self.summaries(rows)
+    def labels(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What stage 2 learns to say, row by row.
+
+        Yields:
+            Weights and ids ``[N, K]`` of a row, or ``[N, D]`` and None without a vocabulary step.
+        """
+        shape, summaries, lengths = self.config.latent_shape, self.summaries(rows), list(rows.latents)
         if shape.latent == "hidden":
-            return summaries, None
-        return choose(scores(summaries, readout_of(self.decoder, shape.readout)), shape.top_k, shape.temperature)
+            yield from ((vectors, None) for vectors in summaries.split(lengths))
+            return
+        readout = readout_of(self.decoder, shape.readout)
+        # Full labels over a large vocabulary are too large to exist for all rows at once: weights, ids and scores.
+        fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(readout))
+        for group in [lengths] if fits else [[length] for length in lengths]:
+            part, summaries = summaries[: sum(group)], summaries[sum(group) :]
+            weights, ids = distribution(part, readout, shape.top_k, shape.temperature)
+            yield from zip(weights.split(group), ids.split(group), strict=True)
 
     def forward(
         self,
@@ -152,33 +166,35 @@ class LatentSFTModel(Around, StrictLoading):
         """
         summaries = None
         if encoder is not None:
-            if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
+            if encoder.latents != decoder.latents:
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
             summaries = self.summaries(encoder)
             latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder, stack)
+            position: Tensor | None = decoder.position
         else:
             assert weights is not None
-            if len(weights) != (slots := int(decoder.slots.sum())):
+            if len(weights) != (slots := sum(decoder.latents)):
                 raise ValueError(f"{len(weights)} latents for {slots} slots; take the labels of the same problems")
             latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
-            mask = decoder.real.long()
+            mask, position = decoder.padding_mask, None if decoder.side == "right" else decoder.position
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
-        inputs_BTD = inputs_BTD.masked_scatter(decoder.slots[..., None], latents_ND.to(inputs_BTD.dtype))
-        hidden_BTD = _hidden(self.decoder.base_model, inputs_BTD, decoder, mask)[:, :-1]
+        flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
+        hidden_BTD = _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
+        # Every row begins with its prompt, so each of these has an output before it.
         return LatentSFTOutput(
-            before_targets=hidden_BTD[decoder.target[:, 1:]],
-            before_slots=hidden_BTD[decoder.slots[:, 1:]],
+            before_targets=at(hidden_BTD, decoder.targets_at - 1),
+            before_slots=at(hidden_BTD, decoder.slots_at - 1),
             summaries=summaries,
             head=readout_of(self.decoder, "head"),
         )
 
 
-def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, rows: Rows, mask: Any) -> Tensor:
+def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, mask: Any, position: Tensor | None) -> Tensor:
     hidden: Tensor = stack(
-        inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=rows.position, use_cache=False
+        inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=position, use_cache=False
     ).last_hidden_state
     return hidden
 

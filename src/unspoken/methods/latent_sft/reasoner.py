@@ -21,10 +21,12 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.utils.generic import ModelOutput
 
 from unspoken.backbone.checks import Method, require
+from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, readout_of, scores
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, readout_of
 from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
+from unspoken.reasoning.picking import draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +92,7 @@ class LatentReasoner:
         model: a decoder-only transformers model with a head.
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
-        generator: of the noise.
+        generator: of the noise, on any device; torch's own of the model's device by default.
 
     Raises:
         ValueError: noise below 0, or noise on vectors that are no superpositions; or a model around which the latents
@@ -137,10 +139,13 @@ class LatentReasoner:
         done = logits.argmax(dim=-1) == self.settings.end_ids[0]
         weights, ids = choose(logits, self.settings.top_k, self.settings.temperature)
         if self.noise:
-            uniform = torch.rand(weights.shape, generator=self.generator).to(weights).clamp(min=1e-20)
+            drawn_on = weights.device if self.generator is None else self.generator.device
+            drawn = torch.rand(weights.shape, generator=self.generator, device=drawn_on)
+            uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
-        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+        kept, places = heaviest(weights, ids)
+        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=places, support_weights=kept)
 
     def respond(
         self,
@@ -229,10 +234,7 @@ def latent_generate(
     def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
         before = torch.cat([input_ids[rows], said], dim=1)
         scores = logits_processor(before, scores)
-        if generation_config.do_sample:
-            token = torch.multinomial(F.softmax(scores, dim=-1), 1)[:, 0]
-        else:
-            token = scores.argmax(dim=-1)
+        token = draw(F.softmax(scores, dim=-1)) if generation_config.do_sample else scores.argmax(dim=-1)
         # A row that a criterion stopped ends with the next token.
         token = torch.where(stopped[rows], ends_and_pad(generation_config)[0][0], token)
         stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)

@@ -8,35 +8,67 @@ Axes: N slots, D width, V vocabulary, K entries kept.
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from unspoken import parallel
-from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scores
+from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scorer
+from unspoken.methods.settings.latent_sft import Noise, Readout
 
 __all__ = [
     "Head",
-    "Noise",
-    "Readout",
     "choose",
+    "distribution",
     "embedding_table",
+    "heaviest",
+    "in_pieces",
     "mix",
     "perturb",
     "readout_of",
-    "scores",
+    "rows_at_once",
+    "scorer",
     "superpose",
 ]
 
-Readout = Literal["head", "table"]
+T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
 
+NUMBERS = 2**27  # of the largest tensor that exists at one time: 512 MiB in float32
+RECORDED = 256  # entries of a superposition that a chain keeps at most
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
+
+
+# --- a piece at a time -----------------------------------------------------------------------------------------------
+
+
+def rows_at_once(width: int) -> int:
+    """Rows of ``width`` numbers that may exist at one time."""
+    return max(1, NUMBERS // max(width, 1))
+
+
+def in_pieces(function: Callable[..., T], rows: int, *tensors: Tensor) -> T:
+    """What a function makes of each row, ``rows`` of them at a time, forward and backward.
+
+    What it computes on the way is not kept, but made again in the backward pass. Few rows are one piece, without that.
+
+    Args:
+        function: of the tensors' rows; draws no random numbers.
+        tensors: ``[N, ...]`` each.
+    """
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    pieces = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    made: list[Any] = [checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    joined: Any = torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
+    return joined
 
 
 def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
@@ -58,6 +90,9 @@ def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
     return weight.detach()
 
 
+# --- superpositions --------------------------------------------------------------------------------------------------
+
+
 def choose(
     scores: Float[Tensor, "N V"], top_k: int | None, temperature: float = 1.0
 ) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
@@ -72,20 +107,42 @@ def choose(
         Weights in float32 that sum to 1, and ids. The choice of ids has no gradient, the weights do.
     """
     kept = scores.shape[-1] if top_k is None else min(top_k, scores.shape[-1])
-    values, ids = (scores.float() / temperature).topk(kept, dim=-1)
+    scores = scores.float()
+    values, ids = (scores if temperature == 1 else scores / temperature).topk(kept, dim=-1)
     return F.softmax(values, dim=-1), ids
+
+
+def distribution(
+    hidden: Float[Tensor, "N D"], readout: Head, top_k: int | None, temperature: float = 1.0
+) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+    """As `choose`, of outputs of the stack; their scores ``[N, V]`` are made a piece at a time."""
+    scores = scorer(readout, hidden)
+    return in_pieces(lambda some: choose(scores(some), top_k, temperature), rows_at_once(len(readout)), hidden)
+
+
+def heaviest(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> tuple[Tensor, Tensor]:
+    """What a chain records of superpositions: the `RECORDED` largest weights, which then sum to less than 1."""
+    if weights.shape[-1] <= RECORDED:
+        return weights, ids
+    kept, places = weights.topk(RECORDED, dim=-1)
+    return kept, ids.gather(-1, places)
 
 
 def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N D"]:
     """``sum_k weights_k table[ids_k]``, added up in float32, in the table's precision."""
-    weights = weights.float()
-    with torch.autocast(table.device.type, enabled=False):
-        if ids.shape[-1] == len(table):
-            # A row of the table for every entry of every slot would be [N, V, D].
-            mixed = torch.zeros_like(weights).scatter_add(-1, ids, weights) @ table.float()
-        else:
-            mixed = torch.einsum("...k,...kd->...d", weights, table[ids].float())
-    return mixed.to(table.dtype)
+    # A row of the table for every entry of every slot would be [N, V, D].
+    full = ids.shape[-1] == len(table)
+
+    def piece(weights: Tensor, ids: Tensor) -> Tensor:
+        with torch.autocast(table.device.type, enabled=False):
+            if full:
+                mixed = torch.zeros_like(weights).scatter_add(-1, ids, weights) @ table.float()
+            else:
+                mixed = torch.einsum("...k,...kd->...d", weights, table[ids].float())
+        return mixed.to(table.dtype)
+
+    width = math.prod(ids.shape[1:]) * (1 if full else table.shape[-1])
+    return in_pieces(piece, rows_at_once(width), weights.float(), ids)
 
 
 def superpose(
@@ -99,15 +156,13 @@ def superpose(
 ) -> Float[Tensor, "N D"]:
     """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
 
-    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``, where the read-out is
-    one matrix; it takes no noise.
+    No superposition holds ``[N, V]``: few entries are chosen a piece of the slots at a time, a full one is made a piece
+    of the vocabulary at a time, where the read-out is one matrix. A full one takes no noise.
     """
     if top_k is None and isinstance(readout, Tensor):
         return _Full.apply(hidden, readout, table, temperature)
-    weights, ids = choose(scores(hidden, readout), top_k, temperature)
-    if top_k is None:
-        return mix(weights, ids, table)
-    return mix(weights if noise is None else noise.on(weights), ids, table)
+    weights, ids = distribution(hidden, readout, top_k, temperature)
+    return mix(weights if noise is None or top_k is None else noisy(weights, noise), ids, table)
 
 
 class _Full(torch.autograd.Function):
@@ -145,26 +200,16 @@ class _Full(torch.autograd.Function):
         return result.to(hidden.dtype), None, None, None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
+# --- noise -----------------------------------------------------------------------------------------------------------
 
-    scale: float = 1.0
-    temperature: float = 1.0
-    lowest: float = -1.5
-    highest: float = 3.0
 
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
-
-    def on(self, weights: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
-        """Noisy weights, by torch's own generator; the gradient goes through."""
-        # A row's noise must not depend on which rank it is read by.
-        drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
-        gumbel = -drawn.log()
-        bounded = (self.scale * gumbel).clamp(self.lowest, self.highest)
-        return F.softmax(((weights + 1e-10).log() + bounded) / self.temperature, dim=-1)
+def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:
+    """Noisy weights, by torch's own generator; the gradient goes through."""
+    # A row's noise must not depend on which rank it is read by.
+    drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
+    gumbel = -drawn.log()
+    bounded = (noise.scale * gumbel).clamp(noise.lowest, noise.highest)
+    return F.softmax(((weights + 1e-10).log() + bounded) / noise.temperature, dim=-1)
 
 
 def perturb(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft.configuration import LatentShape
 from unspoken.methods.latent_sft.layout import Rows, Spans, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.spelling import Spelling
+from unspoken.methods.settings.latent_sft import LatentShape
+from unspoken.placement import CPU, moved
 
 
 def stage_one_batch(spans: Sequence[Spans], spelling: Spelling, shape: LatentShape) -> dict[str, Rows]:
@@ -30,7 +31,7 @@ def gold_chain(model: LatentSFTModel, spelling: Spelling, spans: Sequence[Spans]
     """
     shape = model.config.latent_shape
     rows = encoder_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)
-    latents = model.latents(rows)
+    latents = moved(model.latents(moved(rows, model.device)), CPU)
     counts = rows.slots.sum(dim=1)
     mask = torch.arange(int(counts.max()))[None] < counts[:, None]
     packed = latents.new_zeros((*mask.shape, latents.shape[-1])).masked_scatter(mask[..., None], latents)

@@ -1,0 +1,42 @@
+"""Where tensors are: the one place that moves them.
+
+A model stays where it was loaded. Data are made on the CPU, are moved to the model where its stack is about to read
+them, and what comes of them is moved back to where the data were. So records (chains, answers, readings) are on the
+CPU, and code that makes or measures them names no device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+
+
+def moved(value: T, device: torch.device) -> T:
+    """A value with every tensor in it on a device, and everything else as it is.
+
+    Args:
+        value: a tensor, or a dataclass, dict, list or tuple of such, however deep.
+        device: where the tensors go. A tensor that is there already is not copied.
+    """
+    found: Any = value
+    if isinstance(value, torch.Tensor):
+        found = value.to(device)
+    elif is_dataclass(value) and not isinstance(value, type):
+        found = replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
+    elif isinstance(value, dict):
+        found = {name: moved(part, device) for name, part in value.items()}
+    elif isinstance(value, list | tuple):
+        found = type(value)(moved(part, device) for part in value)
+    return found
+
+
+def synchronize() -> None:
+    """Wait until the accelerator, if there is one, has done what was asked of it: before a clock is read."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

@@ -1,0 +1,90 @@
+"""What the machine chooses, and by what measurement."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from unspoken import machine
+from unspoken.machine import choose_attention, choose_precision, much_slower, product_rate, resolve_device
+
+CPU = torch.device("cpu")
+
+
+def with_rates(monkeypatch: pytest.MonkeyPatch, *, bf16: float, fp32: float) -> None:
+    monkeypatch.delenv(machine.NO_BF16, raising=False)
+    rates = {"bf16": bf16, "fp32": fp32}
+    monkeypatch.setattr(machine, "product_rate", lambda precision, _device: rates[precision])
+
+
+def test_a_rate_is_operations_over_seconds() -> None:
+    # No processor that runs these tests is slower or faster than this, even under load.
+    assert 1e8 < product_rate("fp32", CPU) < 1e14
+    assert 1e7 < product_rate("bf16", CPU) < 1e15
+
+
+@pytest.mark.parametrize(
+    ("bf16", "fp32", "chosen"), [(500e9, 150e9, "bf16"), (1e9, 75e9, "fp32"), (151e9, 150e9, "bf16")]
+)
+def test_the_faster_type_is_chosen_and_both_rates_are_the_reason(
+    monkeypatch: pytest.MonkeyPatch, bf16: float, fp32: float, chosen: str
+) -> None:
+    with_rates(monkeypatch, bf16=bf16, fp32=fp32)
+    choice = choose_precision(CPU)
+    assert choice.value == chosen
+    assert f"{fp32 / 1e9:.0f} in float32" in choice.reason
+
+
+def test_bfloat16_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_rates(monkeypatch, bf16=500e9, fp32=150e9)
+    monkeypatch.setenv(machine.NO_BF16, "1")
+    assert choose_precision(CPU).value == "fp32"
+    monkeypatch.setenv(machine.NO_BF16, "0")
+    assert choose_precision(CPU).value == "bf16"
+
+
+def test_ten_times_slower_is_much_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_rates(monkeypatch, bf16=7e9, fp32=75e9)
+    assert much_slower("bf16", CPU)
+    assert not much_slower("fp32", CPU)
+    with_rates(monkeypatch, bf16=8e9, fp32=75e9)
+    assert not much_slower("bf16", CPU)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "length", "kernel"),
+    [
+        ("bf16", "cpu", 64, "eager"),
+        ("bf16", "cpu", 512, "sdpa"),
+        ("fp32", "cpu", 64, "sdpa"),
+        ("bf16", "cuda", 64, "sdpa"),
+    ],
+)
+def test_attention_follows_precision_device_and_length(
+    precision: machine.Precision, device: str, length: int, kernel: str
+) -> None:
+    assert choose_attention(precision, torch.device(device), length).value == kernel
+
+
+def test_a_device_that_is_not_there_is_refused_in_one_line() -> None:
+    assert resolve_device("cpu") == CPU
+    for name in ("cuda:99", "nonsense"):
+        with pytest.raises(ValueError, match=rf"device '{name}' is not available here .*choose auto or cpu") as refusal:
+            resolve_device(name)
+        assert "\n" not in str(refusal.value)
+
+
+def test_no_more_threads_than_the_process_may_use() -> None:
+    assert 1 <= machine.usable_threads() <= len(os.sched_getaffinity(0))
+
+
+def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(Path, "read_text", lambda _: "250000 100000\n")
+    assert machine.usable_threads() == 3
+    monkeypatch.setattr(Path, "read_text", lambda _: "max 100000\n")
+    assert machine.usable_threads() == 64
