@@ -159,7 +159,7 @@ def _ask(model: PreTrainedModel) -> Wrong:
     modes = {module: module.training for module in model.modules()}
     subject = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     devices = [model.device] if model.device.type == "cuda" else []
-    with _short(subject.config), torch.random.fork_rng(devices), warnings.catch_warnings():
+    with _short(subject.config), _uncompiled(subject), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
         found = {name: _answer(name, first) for name in _PROPERTIES}
@@ -205,6 +205,23 @@ def _short(config: PreTrainedConfig) -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(config, name, value)
+
+
+@contextmanager
+def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
+    """Plain attention in the place of FlexAttention, which would compile a kernel for every length.
+
+    Both are given the same masks.
+    """
+    before = model.config._attn_implementation
+    if before != "flex_attention":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _differ(given: Tensor, expected: Tensor) -> float:
