@@ -16,6 +16,11 @@ from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, LatentS
 from unspoken.methods.latent_sft.layout import Markers, Spans, decoder_rows, encoder_rows
 
 MARKERS = Markers(open=(5,), end=(7,))
+# Of the libraries' own calls: of torch's mask builder, and of what its compiler imports.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
+]
 
 
 @pytest.mark.parametrize("family", ["unspoken", "llama"])

@@ -97,7 +97,8 @@ def test_a_model_that_scales_its_inputs_in_place_does_not_scale_the_chain() -> N
 
 
 @pytest.mark.parametrize("kind", ["openai-gpt", "rwkv"])
-def test_a_model_that_ignores_the_cache_is_refused_by_name(kind: str) -> None:
+def test_a_model_that_ignores_the_cache_is_refused_by_name(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unspoken.methods.coupled.reasoner.require", lambda *_: None)  # which refuses it before
     reasoner = CoupledReasoner(model=tiny(kind), end_id=1, pad_id=PAD)
     name = type(reasoner.stack).__name__
     with pytest.raises(ValueError, match=f"^{name} does not use the key-value cache .*past_key_values$"):

@@ -148,7 +148,8 @@ def test_thinking_and_answering_wait_once_a_step(family: str, attention: str, pa
             respond(method, *batch_of(padded), StopRule(max_latents=CAP), speech(pick), chain)
         assert len(waits.passes) > CAP
         assert max(waits.after_the_prompt) == 1
-        assert waits.passes[1] <= 4  # checks of the prompt, and what the library asks before it makes a mask
+        # Checks of the prompt, what the library asks before it makes a mask, and once a model what its head is.
+    assert waits.passes[1] <= 6
 
 
 @pytest.mark.parametrize("drawn", [False, True])
@@ -180,4 +181,5 @@ def test_noisy_chains_wait_once_more_a_step() -> None:
     with Waits(method.stack) as waits:
         rollout(method, *batch_of(True), StopRule(max_latents=CAP))
     assert len(waits.after_the_prompt) > 1
-    assert set(waits.after_the_prompt) == {2}
+    # One copy of the scores a step; what is drawn then is drawn on the host.
+    assert waits.kinds["cpu"] == len(waits.passes)

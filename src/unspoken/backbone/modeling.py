@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
@@ -119,7 +120,7 @@ class Attention(nn.Module):
         h_BTD: Tensor,
         *,
         rotary: Rotary,
-        attention_mask: Tensor | None,
+        attention_mask: Tensor | BlockMask | None,
         past_key_values: Cache | None = None,
         source_BSD: Tensor | None = None,
         source_rotary: Rotary | None = None,
@@ -174,7 +175,7 @@ class DecoderBlock(GradientCheckpointingLayer):
         h_BTD: Tensor,
         *,
         rotary: Rotary,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         past_key_values: Cache | None = None,
         source_BSD: Tensor | None = None,
         source_mask: Tensor | None = None,
@@ -239,13 +240,13 @@ class UnspokenModel(UnspokenPreTrainedModel):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
+        encoder_attention_mask: Tensor | BlockMask | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the stack.
@@ -322,7 +323,7 @@ class UnspokenForCausalLM(UnspokenPreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | BlockMask | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,

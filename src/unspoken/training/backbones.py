@@ -67,6 +67,8 @@ def _positions_in_a_table(model: PreTrainedModel) -> int | None:
     """Positions of a model that looks each of them up; None if it computes them."""
     for stack in model.modules():
         inner = (part for part in stack.modules() if part is not stack)
+        if isinstance(stack, UnspokenModel):
+            continue  # rotary; the one of a Talker has no table of tokens to ask for
         if not isinstance(stack, PreTrainedModel) or any(isinstance(part, PreTrainedModel) for part in inner):
             continue
         limit = getattr(stack.config, "max_position_embeddings", None)

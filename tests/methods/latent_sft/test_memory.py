@@ -90,7 +90,11 @@ def made(top_k: int) -> list[Tensor]:
     given = mix(weights, ids, table)
     losses = [divergences(hidden, readout, weights.detach(), ids), token_losses(hidden, readout, ids[:, 0])]
     outcomes = [weights, latents, given, *losses]
-    return [ids, *outcomes, *(torch.autograd.grad(one.square().sum(), hidden)[0] for one in outcomes)]
+    return [
+        ids,
+        *outcomes,
+        *(torch.autograd.grad(one.square().sum(), hidden, retain_graph=True)[0] for one in outcomes),
+    ]
 
 
 @pytest.mark.parametrize("numbers", [30, 95, 300])
