@@ -29,8 +29,8 @@ EXTRAS = {
 
 # Share of the product rate that training reaches. Measured on one thread of an AMD EPYC whose products run at
 # 200 GFLOP/s in bfloat16 and 92 in float32: the demo's stages, 1.60e13 FLOPs by their plan, took 183 s in bfloat16,
-# looks at validation problems included; starting and measuring took 27 s more. The share in float32 follows from these if all
-# but the products takes as long there.
+# looks at validation problems included; starting and measuring took 27 s more. The share in float32 follows from these
+# if all but the products takes as long there.
 _USE: dict[Precision, float] = {"bf16": 0.44, "fp32": 0.63}
 _REST = 27.0  # seconds
 
