@@ -232,6 +232,12 @@ def test_asking_leaves_the_model_and_the_random_numbers_alone() -> None:
     assert all(weight.grad is None for weight in model.parameters())
 
 
+def test_no_kernel_is_compiled_to_ask() -> None:
+    model = tiny_hub_model("gemma3_text", "flex_attention", **SLIDING)
+    assert missing(model) == {}
+    assert model.config._attn_implementation == "flex_attention"
+
+
 def test_weights_of_less_precision_are_asked_in_float32() -> None:
     model = tiny_hub_model("llama").bfloat16()
     assert missing(model) == {}

@@ -159,7 +159,7 @@ def _ask(model: PreTrainedModel) -> Wrong:
     modes = {module: module.training for module in model.modules()}
     subject = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     devices = [model.device] if model.device.type == "cuda" else []
-    with _short(subject.config), torch.random.fork_rng(devices), warnings.catch_warnings():
+    with _short(subject.config), _uncompiled(subject), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
         found = {name: _answer(name, first) for name in _PROPERTIES}
@@ -181,8 +181,13 @@ def _answer(name: str, probe: _Probe) -> str | None:
     except _Lacking as lacking:
         return f"{sentence} ({lacking})"
     except Exception as error:
-        return f"{sentence} ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        return f"{sentence} ({_first(error)})"
     return None
+
+
+def _first(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
 
 
 @contextmanager
@@ -202,6 +207,23 @@ def _short(config: PreTrainedConfig) -> Iterator[None]:
             setattr(config, name, value)
 
 
+@contextmanager
+def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
+    """Plain attention in the place of FlexAttention, which would compile a kernel for every length.
+
+    Both are given the same masks.
+    """
+    before = model.config._attn_implementation
+    if before != "flex_attention":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 def _differ(given: Tensor, expected: Tensor) -> float:
     error = (given.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
     return float(error) if bool(torch.isfinite(error)) else float("inf")
@@ -217,7 +239,7 @@ def _same(given: Tensor, expected: Tensor, limit: float = _FLOAT32) -> None:
 class _Probe:
     """A model, and a few rows for it.
 
-    Two prompts of 4 and 6 tokens, each followed by 4 latents.
+    Two prompts of 4 and 6 tokens, each followed by 3 latents. What several questions look at is computed once.
     """
 
     def __init__(self, model: PreTrainedModel, *, seed: int) -> None:
@@ -231,17 +253,49 @@ class _Probe:
             return torch.randint(size // 4, size - size // 8, (count,), generator=generator).to(model.device)
 
         self.short, self.long = draw(4), draw(6)
-        self.mixed = (0.6 * self.rows(draw(8)) + 0.4 * self.rows(draw(8))).view(2, 4, -1)
-        self.unmixed = self.rows(draw(8)).view(2, 4, -1)
+        self.mixed = (0.6 * self.rows(draw(6)) + 0.4 * self.rows(draw(6))).view(2, 3, -1)
+        self.unmixed = self.rows(draw(6)).view(2, 3, -1)
 
     @cached_property
-    def latents_2LD(self) -> Tensor:
-        """Latents behind both prompts: mixtures of rows, or rows where the model takes nothing else."""
+    def refusal(self) -> str | None:
+        """What the model makes of vectors that are no rows of its table."""
         try:
             self.run(self.mixed[0])
-        except RuntimeError:
-            return self.unmixed
-        return self.mixed
+        except Exception as error:
+            return _first(error)
+        return None
+
+    @property
+    def latents_2LD(self) -> Tensor:
+        """Latents after both prompts: mixtures of rows, or rows where the model takes nothing else."""
+        return self.mixed if self.refusal is None else self.unmixed
+
+    @cached_property
+    def of_ids(self) -> Tensor:
+        """Outputs for the long prompt, given as ids."""
+        hidden: Tensor = self.stack(input_ids=self.long[None], use_cache=False).last_hidden_state
+        return hidden[0]
+
+    @cached_property
+    def of_rows(self) -> Tensor:
+        """Outputs for the long prompt, given as rows of the table."""
+        return self.run(self.rows(self.long))
+
+    @cached_property
+    def together(self) -> Float[Tensor, "B L D"]:
+        """Outputs for both rows in one batch, step by step; the short one is padded on the left."""
+        missing = len(self.long) - len(self.short)
+        rows = torch.stack([F.pad(self.rows(self.short), (0, 0, missing, 0)), self.rows(self.long)])
+        rows[0, :missing] = self.rows(self.long[:missing])
+        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        mask[0, :missing] = 0
+        return self.step_by_step(rows, mask, self.latents_2LD)
+
+    @cached_property
+    def masked(self) -> tuple[Tensor, Tensor]:
+        """Outputs for the long row when three more tokens stand in it that it may not see: these, and then others."""
+        one, two = (_masked(self, hidden_TD) for hidden_TD in self.latents_2LD)
+        return one, two
 
     def rows(self, ids: Tensor) -> Float[Tensor, "T D"]:
         """Rows of the table."""
@@ -302,16 +356,16 @@ def _names_its_width(probe: _Probe) -> None:
 
 
 def _takes_any_vector(probe: _Probe) -> None:
-    probe.run(probe.mixed[0])
+    if probe.refusal is not None:
+        raise _Lacking(probe.refusal)
 
 
 def _takes_rows_for_ids(probe: _Probe) -> None:
-    outputs = probe.stack(input_ids=probe.long[None], use_cache=False).last_hidden_state[0]
-    _same(probe.run(probe.rows(probe.long)), outputs)
+    _same(probe.of_rows, probe.of_ids)
 
 
 def _looks_back_only(probe: _Probe) -> None:
-    _same(probe.run(probe.rows(probe.long)), probe.whole[1][: len(probe.long)])
+    _same(probe.of_rows, probe.whole[1][: len(probe.long)])
 
 
 def _caches(probe: _Probe) -> None:
@@ -319,29 +373,18 @@ def _caches(probe: _Probe) -> None:
     _same(given[0], probe.whole[1][len(probe.long) - 1 :])
 
 
-def _together(probe: _Probe) -> Float[Tensor, "B L D"]:
-    """Both rows in one batch, the short one padded on the left."""
-    missing = len(probe.long) - len(probe.short)
-    rows = torch.stack([F.pad(probe.rows(probe.short), (0, 0, missing, 0)), probe.rows(probe.long)])
-    rows[0, :missing] = probe.rows(probe.long[:missing])
-    mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
-    mask[0, :missing] = 0
-    return probe.step_by_step(rows, mask, probe.latents_2LD)
-
-
 def _batches(probe: _Probe) -> None:
-    _same(_together(probe)[1], probe.whole[1][len(probe.long) - 1 :])
+    _same(probe.together[1], probe.whole[1][len(probe.long) - 1 :])
 
 
 def _pads(probe: _Probe) -> None:
-    _same(_together(probe)[0], probe.whole[0][len(probe.short) - 1 :])
+    _same(probe.together[0], probe.whole[0][len(probe.short) - 1 :])
 
 
 def _scores(probe: _Probe) -> None:
-    outputs = probe.stack(input_ids=probe.long[None], use_cache=False).last_hidden_state[0]
     # The class's forward: a trainer may have wrapped the instance's.
     expected = type(probe.model).forward(probe.model, input_ids=probe.long[None], use_cache=False).logits[0]
-    _same(scores(outputs, head_of(probe.model)), expected)
+    _same(scores(probe.of_ids, head_of(probe.model)), expected)
 
 
 def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
@@ -359,9 +402,8 @@ def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
 
 
 def _obeys_masks(probe: _Probe) -> None:
-    one, two = (_masked(probe, latents[:3]) for latents in probe.latents_2LD)
     # What is not seen has no effect at all, but that experts sum in another order.
-    _same(one, two, _FLOAT32 / 10)
+    _same(*probe.masked, _FLOAT32 / 10)
 
 
 def _obeys_positions(probe: _Probe) -> None:
@@ -369,7 +411,7 @@ def _obeys_positions(probe: _Probe) -> None:
     for name in ("window_size", "attention_window_size"):
         if getattr(config, name, None) is not None and name not in config.attribute_map:
             raise _Lacking(f"{name} {getattr(config, name)} of its config cannot be counted in positions")
-    _same(_masked(probe, probe.latents_2LD[0, :3]), probe.whole[1])
+    _same(probe.masked[0], probe.whole[1])
 
 
 def _trains_through_its_cache(probe: _Probe) -> None:

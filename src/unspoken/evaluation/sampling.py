@@ -65,11 +65,11 @@ class NoisyReasoner(LatentReasoner):
 
     def _perturbed(self, weights: Tensor, ids: Tensor, done: Tensor) -> Tensor:
         """Noisy weights, drawn on the host: whether a row draws again depends on what it drew."""
-        # One transfer, so one wait; a float64 holds a token id exactly.
-        packed = torch.cat([weights.double(), ids.double(), done[:, None].double()], dim=1).cpu()
+        # One transfer, so one wait; a float holds any token id below 2 ** 24 exactly.
+        packed = torch.cat([weights.float(), ids.float(), done[:, None].float()], dim=1).cpu()
         clean, tokens, over = packed.split([weights.shape[1], ids.shape[1], 1], dim=1)
         end = self.settings.end_ids[0]
-        rows = zip(clean.to(weights.dtype).split(1), tokens.long().split(1), self.generators, over[:, 0], strict=True)
+        rows = zip(clean.split(1), tokens.long().split(1), self.generators, over[:, 0], strict=True)
         # A row that ends here would be drawn in vain until the guard of the end marker gives up.
         noisy = [w if last else perturb(w, i, g, end_id=end, scale=self.noise) for w, i, g, last in rows]
         return torch.cat(noisy).to(weights.device, non_blocking=True)

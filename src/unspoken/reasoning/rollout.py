@@ -165,8 +165,8 @@ def rollout(
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
         disturb: changes every step on its way into chain and loop, for measurements of robustness.
-        static: whether steps have fixed shapes, which a GPU can capture (see `unspoken.reasoning.static`); by default
-            they have on a GPU, for models that allow it. Numbers differ from the plain loop by rounding.
+        static: whether steps have fixed shapes, so that a GPU can replay them, see `unspoken.reasoning.static`.
+            By default they do on a GPU, for models that allow it. Numbers differ from the plain loop's by rounding.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
