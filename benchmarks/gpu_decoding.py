@@ -135,6 +135,7 @@ def decoded(size: Size, model: PreTrainedModel, batch: int) -> Found:
         {
             "latents": lambda: partial(rollout, latent, ids, None, stop),
             "latents_of_a_short_chain": lambda: partial(rollout, latent, ids, None, short),
+            "latents_not_captured": lambda: partial(rollout, latent, ids, None, stop, static=False),
             "explicit_chain": lambda: partial(rollout, explicit, ids, None, stop),
             "generate_growing_cache": lambda: generated(model, ids, size.steps),
             "generate_static_compiled": lambda: generated(model, ids, size.steps, cache_implementation="static"),

@@ -37,6 +37,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,10 @@ def training(size: Size, notes: Notes) -> None:
     for stage in recipe.stages:
         if not isinstance(stage.objective, Labels):
             notes.add(stage.name, partial(trained, size, recipe, stage.name, peak))
+    if size.device == "cuda":
+        # Its mask is never written out; there is no backward pass of it on a CPU.
+        flexible = replace(recipe, attention="flex_attention")
+        notes.add("union_flex_attention", partial(trained, size, flexible, "union", peak))
     for name in COMPILED:
         notes.add(f"{name}_compiled", partial(trained, size, recipe, name, peak, compiled=True))
 

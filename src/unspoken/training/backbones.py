@@ -73,7 +73,10 @@ def _positions_in_a_table(model: PreTrainedModel) -> int | None:
             continue
         limit = getattr(stack.config, "max_position_embeddings", None)
         tables = [part.weight for part in stack.modules() if isinstance(part, nn.Embedding)]
-        own = stack.get_input_embeddings()
+        try:
+            own = stack.get_input_embeddings()
+        except NotImplementedError:
+            own = None  # a Talker's stack reads vectors
         tables = [table for table in tables if own is None or table is not own.weight]
         tables += [buffer for buffer in stack.buffers() if buffer.ndim == 2]
         # Some families keep a few rows beside those of the positions.
