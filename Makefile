@@ -1,8 +1,10 @@
-# Every target sets up its own environment: Python 3.11 or newer is all a machine needs beforehand.
+# Every target sets up its own environment: Python 3.11 or newer is all a machine needs beforehand. The demo installs
+# what the package needs at run time, every other target also what developers need.
 
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+RUNTIME := .venv/.runtime
+DEV := .venv/.dev
 # torch goes in first and by its exact pin, so that no later requirement can choose another build.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
@@ -17,18 +19,24 @@ help:
 	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, seven minutes)"
 	@echo "make docs        write every number of the pages from results/, and check their links"
 
-$(STAMP): pyproject.toml constraints.txt
+# What the package needs at run time, which is all that the demo needs.
+$(RUNTIME): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is older than Python 3.11; name a newer one with: make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt "$(TORCH)"
+	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	@touch $@
+
+# And what tests, lint and benchmarks need.
+$(DEV): $(RUNTIME)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	@touch $@
 
-demo: $(STAMP)
+demo: $(RUNTIME)
 	$(BIN)/unspoken run tree-search --size tiny
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -38,20 +46,20 @@ lint: $(STAMP)
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow"
 
-slow: $(STAMP)
+slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow
 
 # An environment of its own: what looks at the pins must not change them. A package that could not be looked up fails.
-audit: $(STAMP)
+audit: $(DEV)
 	test -x .venv/audit/bin/pip-audit || \
 	  { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install -q pip-audit; }
 	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
 
 # One after another, since they measure time.
-benchmarks: $(STAMP)
+benchmarks: $(DEV)
 	$(BIN)/python benchmarks/run.py
 
-docs: $(STAMP)
+docs: $(DEV)
 	$(BIN)/python docs/render.py
 	@for page in *.md docs/*.md; do \
 	  grep -oE '\]\([^)# ]+' "$$page" | sed 's/^](//' | grep -vE '^[a-z]+:' | while read -r link; do \

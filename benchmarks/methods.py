@@ -32,10 +32,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from timing import ATTENTION, PRECISION, autocast, interleaved, matmul_rate, ratio
+from numpy.typing import NDArray
+from timing import ATTENTION, PRECISION, interleaved, matmul_rate, ratio
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from unspoken.machine import Precision
 from unspoken.methods.jepa_reasoner import SST
 from unspoken.methods.latent_sft import Autonomy, Labels, LatentReasoner, LatentSettings, LatentSFTModel, Spelling
 from unspoken.methods.latent_sft.layout import Rows, compact_rows
@@ -63,29 +65,30 @@ def problems() -> tuple[list[WordProblem], Spelling]:
     return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), spelling
 
 
-def model_of(stage: Stage) -> PreTrainedModel:
+def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str = "cpu") -> PreTrainedModel:
     """The stage's model with random weights."""
     torch.manual_seed(0)
-    model = words.build_empty(recipe(), stage, recipe().backbone_config())
+    with torch.device(device):
+        model = words.build_empty(of, stage, words.base_config(of))
     if isinstance(model, LatentSFTModel):
-        model.config.shape = asdict(words.inherited_shape(recipe(), stage))
-    model.set_attn_implementation(ATTENTION)
+        model.config.shape = asdict(words.inherited_shape(of, stage))
+    model.set_attn_implementation(attention)
     return model
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-def batch_of(stage: Stage) -> dict[str, Any]:
-    """What the stage reads of the problems; labels are random."""
+def batch_of(of: Recipe, stage: Stage, indices: NDArray[np.int64]) -> dict[str, Any]:
+    """What the stage reads of some problems; labels are random."""
     if not isinstance(stage.objective, Autonomy):
-        return words.batches(recipe(), stage, None, 0)(np.arange(stage.batch_size))
-    some, spelling = problems()
-    shape, pad = words.inherited_shape(recipe(), stage), spelling.tokenizer.pad_token_id
+        return words.batches(of, stage, None, 0)(indices)
+    some, spelling = words.task_of(of).sample("train", indices), Spelling(tokenizer=of.tokenizer())
+    shape, pad = words.inherited_shape(of, stage), spelling.tokenizer.pad_token_id
     rows = compact_rows([spelling.spans(one) for one in some], spelling.markers, rate=shape.rate, pad_id=pad)
     slots = int(rows.slots.sum())
     if shape.latent == "hidden":
-        return {"decoder": rows, "weights": torch.randn(slots, recipe().backbone_config().hidden_size), "ids": None}
+        return {"decoder": rows, "weights": torch.randn(slots, words.base_config(of).hidden_size), "ids": None}
     kept = shape.top_k
     assert kept is not None
     ids = torch.randint(len(spelling.tokenizer), (slots, kept))
@@ -100,18 +103,19 @@ def real_and_placed(batch: dict[str, Any]) -> tuple[int, int]:
 
 
 class Step:
-    """One training step of a stage, again and again on one batch."""
+    """One training step of a stage, again and again on one batch, where the model is."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, model: PreTrainedModel, batch: dict[str, Any], precision: Precision) -> None:
         self.objective: Any = stage.objective
-        self.model: Any = model_of(stage).train()
-        self.batch = batch_of(stage)
-        self.optimizer = build_optimizer(self.model, stage.optimizer, PRECISION)
+        self.model: Any = model.train()
+        self.batch = batch
+        self.precision = precision
+        self.optimizer = build_optimizer(self.model, stage.optimizer, precision)
         self.clip = stage.optimizer.clip
         self.updates: list[float] = []
 
     def __call__(self) -> None:
-        with autocast():
+        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             outputs = self.model(**self.objective.inputs(self.batch))
         self.objective(outputs, self.batch)[0].backward()
         began = time.perf_counter()
@@ -123,6 +127,12 @@ class Step:
         self.updates.append(time.perf_counter() - began)
 
 
+def step_of(stage: Stage) -> Step:
+    """A stage's step on the problems of one batch."""
+    batch = batch_of(recipe(), stage, np.arange(stage.batch_size))
+    return Step(stage, model_of(recipe(), stage), batch, PRECISION)
+
+
 def trained() -> list[Stage]:
     """The stages that take steps."""
     return [stage for stage in recipe().stages if not isinstance(stage.objective, Labels)]
@@ -130,7 +140,7 @@ def trained() -> list[Stage]:
 
 def training(rounds: int) -> dict[str, Any]:
     """Speed of every stage, beside next-token training."""
-    steps = {stage.name: Step(stage) for stage in trained()}
+    steps = {stage.name: step_of(stage) for stage in trained()}
     peak = matmul_rate()
     seconds = interleaved(dict(steps), rounds)
     peak = max(peak, matmul_rate())
@@ -168,14 +178,14 @@ def speaking(**how: Any) -> Callable[[Tensor, Tensor], object]:
     _, spelling = problems()
     markers = spelling.markers
     settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, fixed=True, **how)
-    reasoner = LatentReasoner(model=model_of(recipe().stage("next_token")).eval(), settings=settings)
+    reasoner = LatentReasoner(model=model_of(recipe(), recipe().stage("next_token")).eval(), settings=settings)
     never = GenerationConfig(eos_token_id=len(spelling.tokenizer), pad_token_id=spelling.tokenizer.pad_token_id)
     return lambda ids, mask: reasoner.respond(ids, mask, max_tokens=ANSWER, config=never)
 
 
 def paired() -> Callable[[Tensor, Tensor], object]:
     """JEPA-Reasoner with a Mono-Talker: a latent for every token of chain, end marker and answer, then one pass."""
-    pair: Any = model_of(recipe().stage("mono_talker")).eval()
+    pair: Any = model_of(recipe(), recipe().stage("mono_talker")).eval()
     marker = problems()[1].markers.end
     stop = StopRule(max_latents=chain_length() + len(marker) + ANSWER, fixed=True)
     return lambda ids, mask: pair.speak(pair.reason(ids, mask, stop))
@@ -217,7 +227,7 @@ def _grown(kind: str, name: str) -> float:
     """Megabytes by which two steps, or one batch of answers, raise the highest resident memory of this process."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if kind == "training":
-        step = Step(recipe().stage(name))
+        step = step_of(recipe().stage(name))
         step()
         step()
     else:

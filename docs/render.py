@@ -15,7 +15,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -303,6 +304,58 @@ def terminal(content: dict[str, Any]) -> str:
     return f"```text\n{out.getvalue().strip()}\n\nreport page: {folder}/report.html\n```\n"
 
 
+def everywhere(content: dict[str, Any]) -> str:
+    """The model types around which every method is right."""
+    return _wrapped(_named(row) for row in content["architectures"].values() if not _refused(row))
+
+
+def refusals(content: dict[str, Any]) -> str:
+    """The other model types: method by method right, or the number of the property that is missing."""
+    number = {name: place + 1 for place, name in enumerate(_missing(content))}
+    rows = [
+        [
+            _named(row),
+            *("" if cell["missing"] is None else str(number[cell["missing"]]) for cell in row["methods"].values()),
+        ]
+        for row in content["architectures"].values()
+        if _refused(row)
+    ]
+    methods = next(iter(content["architectures"].values()))["methods"]
+    return _markdown(["model type", *methods], rows)
+
+
+def properties(content: dict[str, Any]) -> str:
+    """The properties that some model type is missing, with their numbers and one refusal each."""
+    rows = []
+    for place, name in enumerate(_missing(content)):
+        details = [
+            cell["detail"]
+            for row in content["architectures"].values()
+            for cell in row["methods"].values()
+            if cell["missing"] == name
+        ]
+        rows.append([str(place + 1), content["properties"][name], details[0]])
+    return _markdown(["", "what is missing", "for instance"], rows)
+
+
+def _refused(row: dict[str, Any]) -> bool:
+    return any(cell["verdict"] != "right" for cell in row["methods"].values())
+
+
+def _missing(content: dict[str, Any]) -> list[str]:
+    """Properties that some architecture is missing, in the order in which the library asks for them."""
+    cells = [cell for row in content["architectures"].values() for cell in row["methods"].values()]
+    return [name for name in content["properties"] if any(cell["missing"] == name for cell in cells)]
+
+
+def _named(row: dict[str, Any]) -> str:
+    return f"`{row['model_type']}`" + ("" if row["variant"] is None else f" ({row['variant']})")
+
+
+def _wrapped(names: Iterable[str]) -> str:
+    return "\n".join(textwrap.wrap(", ".join(sorted(names)) + ".", 119, break_on_hyphens=False)) + "\n"
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "headline": headline,
     "terminal": terminal,
@@ -317,6 +370,9 @@ TABLES: dict[str, Callable[..., str]] = {
     "compared": compared,
     "pair": pair,
     "shots": shots,
+    "everywhere": everywhere,
+    "refusals": refusals,
+    "properties": properties,
 }
 
 

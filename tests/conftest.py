@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ checked = [file for file in source.rglob("*.py") if file.stem not in ("__init__"
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
 install_import_hook(names, "shape_checks.checked")
 
+# What was found out about tiny models is kept for these tests, and not in the cache of whoever runs them.
+cache = tempfile.TemporaryDirectory(prefix="unspoken-tests-")
+os.environ["XDG_CACHE_HOME"] = cache.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -42,3 +46,13 @@ def _one_thread_and_known_noise() -> None:
     """Bit-equal comparisons need one thread; a test that draws weights draws the same ones every time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked "gpu" need one, or a device that stands in for it (`on_device`)."""
+    if torch.cuda.is_available() or "UNSPOKEN_TEST_DEVICE" in os.environ:
+        return
+    skip = pytest.mark.skip(reason="there is no GPU here; UNSPOKEN_TEST_DEVICE=cpu runs these tests on the CPU")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)

@@ -14,8 +14,8 @@ wait in either direction as PyTorch does them without ``non_blocking``, and ever
 go on: the value of an element, what a mask selects, ``unique``, decompositions of `torch.linalg`, and others.
 
 What it does not see: the order of kernels (a copy with ``non_blocking`` is finished at once, so a race goes unnoticed),
-memory, precision (numbers are the CPU's, bit for bit, but for fused attention, which is made of its parts here; autocast
-changes nothing), and kernels that a real device lacks.
+memory, precision (numbers are the CPU's, bit for bit, but for fused attention, which is made of its parts here;
+autocast changes nothing), and kernels that a real device lacks.
 
 PyTorch keeps one such backend a process and cannot take it back: `install` it in a process of its own.
 """

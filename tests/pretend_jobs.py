@@ -1,7 +1,7 @@
 """Everything that computes, on the pretend device, in a process that `test_pretend_runs.py` starts for it.
 
-Numbers of the pretend device are those of the CPU, so a run there must end in the very weights of a run here: with plain
-attention, since the fused kernel of the CPU is the CPU's alone.
+Numbers of the pretend device are those of the CPU, so a run there must end in the very weights of a run here: with
+plain attention, since the fused kernel of the CPU is the CPU's alone.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def look_inside(folder: Path) -> dict[str, Any]:
 
 def resume(folder: Path, there_first: bool) -> bool:
     """Whether a stage that is stopped on one device and goes on on the other ends in the weights of the CPU."""
-    recipe = one_stage("precision=fp32", "attention=eager", "stages.pretrain.optimizer={name: adamw, lr_rest: null}")
+    recipe = one_stage(
+        "precision=fp32", "attention=eager", "stages.pretrain.optimizer={name: adamw, lr: 0.001, lr_rest: null}"
+    )
     quiet_train(recipe, folder / "cpu")
     first, second = (install(), CPU) if there_first else (CPU, install())
     try:
@@ -181,9 +183,9 @@ def answering_waits(more: int = 8) -> tuple[float, dict[str, float]]:
     return _between(lambda words: _respond(2, words), more)
 
 
-def serving_waits(rows: int, more: int = 8) -> tuple[float, dict[str, float]]:
-    """Waits of one step of the server with so many rows that think, and where."""
-    return _between(lambda steps: _serve(rows, steps), more)
+def serving_waits(rows: int, thinking: bool, more: int = 8) -> tuple[float, dict[str, float]]:
+    """Waits of one step of the server with so many rows that think or that answer, and where."""
+    return _between(lambda steps: _serve(rows, 32 if thinking else 0, steps), more)
 
 
 def _between(work: Any, more: int) -> tuple[float, dict[str, float]]:
@@ -199,7 +201,7 @@ def _between(work: Any, more: int) -> tuple[float, dict[str, float]]:
 
 
 def _reasoner(latents: int) -> Any:
-    system = tiny_word_system(max_latents=latents, fixed=True)
+    system = tiny_word_system(max_latents=latents)
     # A word that nothing says ends no answer.
     system.reasoner.model.generation_config.eos_token_id = len(TASK.tokenizer) + 1
     system.reasoner.model.generation_config.pad_token_id = 0
@@ -214,10 +216,10 @@ def _respond(latents: int, words: int) -> None:
     assert (chain.mask.shape[1], said.shape[1]) == (latents, words)
 
 
-def _serve(rows: int, steps: int) -> None:
-    reasoner = _reasoner(64)
+def _serve(rows: int, latents: int, steps: int) -> None:
+    reasoner = _reasoner(latents)
     system = replace(tiny_word_system(), reasoner=reasoner)
-    batch, job = Batch(reasoner), served_words(system, TASK, name="tiny").job([5, 6, 7], 4, Picker())
+    batch, job = Batch(reasoner), served_words(system, TASK, name="tiny").job([5, 6, 7], 32, Picker())
     batch.join([Row(job, lambda _: None) for _ in range(rows)])
     for _ in range(steps):
         batch.step()

@@ -58,9 +58,11 @@ def one_stage(*overrides: str) -> Recipe:
     return parse(TEXT[:before] + TEXT[after:], "one_stage", overrides)
 
 
-def quiet_train(recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None) -> list[SeedRun]:
+def quiet_train(
+    recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None, device: str | torch.device = "auto"
+) -> list[SeedRun]:
     """`train` without loggers and without a word."""
-    return train(recipe, output, seeds=seeds, report_to=[], console=Console(quiet=True), only=only)
+    return train(recipe, output, seeds=seeds, report_to=[], console=Console(quiet=True), only=only, device=device)
 
 
 def quiet_stage(

@@ -30,7 +30,8 @@ class LatentChain:
         mask: ``[B, N]``, true on real steps.
         stop: ``[B]``, one `StopReason` value a row.
         support_ids, support_weights: ``[B, N, K]``, the distribution over the vocabulary at each step where the
-            method defines one (explicit chain of thought: K = 1, weight 1), else None.
+            method defines one (explicit chain of thought: K = 1, weight 1), else None. Of one over a large vocabulary
+            they are its largest entries alone.
     """
 
     latents: Float[Tensor, "B N D"]

@@ -240,6 +240,18 @@ def recipes(as_json: AsJson = False) -> None:
         print_recipes(found, Console())
 
 
+@app.command()
+def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
+    """Print what this machine has, how fast it is, what is chosen by that, and what can be added."""
+    from unspoken.doctor import diagnose, print_diagnosis
+
+    facts = diagnose(device)
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        print_diagnosis(facts, Console())
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and status 2; ``UNSPOKEN_DEBUG=1`` shows the traceback.
 

@@ -26,7 +26,7 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import rate
 from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.methods.latent_sft import LatentReasoner, Spelling
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, perturb
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning import Thought
 from unspoken.tasks.words import WordProblem, WordTask
 
@@ -60,6 +60,7 @@ class NoisyReasoner(LatentReasoner):
             done = scores.argmax(dim=-1) == end
             weights = self._perturbed(clean, ids, done)
         latent = mix(weights, ids, embedding_table(self.model))
+        weights, ids = heaviest(weights, ids)
         return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
 
     def _perturbed(self, weights: Tensor, ids: Tensor, done: Tensor) -> Tensor:

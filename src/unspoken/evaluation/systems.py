@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken import parallel
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.checks import require
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.chain import LatentChain
 from unspoken.evaluation.outcomes import COUPLED, PAIR
@@ -84,7 +85,8 @@ def load_model(
             fused kernel elsewhere.
 
     Raises:
-        ValueError: as `load_pretrained`: a file was changed or is damaged, or the weights are not those of the model.
+        ValueError: as `load_pretrained`: a file was changed or is damaged, or the weights are not those of the model;
+            or JEPA-Reasoner is wrong around its backbone.
     """
     transformers_logging.disable_progress_bar()
     config = load_config(folder)
@@ -92,6 +94,8 @@ def load_model(
     auto: Any = AutoModel if alone else AutoModelForCausalLM
     kernel = attention or ("eager" if device.type == "cpu" else "sdpa")
     model: Any = load_pretrained(folder, auto, dtype=dtype, attn_implementation=kernel)
+    if isinstance(model, JepaReasonerForCausalLM | JepaReasonerModel):
+        require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
     placed: PreTrainedModel = model.to(device).eval()
     return placed
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken import parallel
+from unspoken.backbone.checks import right
 from unspoken.chain import LatentChain
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.systems import Answers, System, load_model, nearest_row, system_of, words_said
@@ -145,8 +146,8 @@ class WordSystem:
 def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answer: int) -> list[WordSystem]:
     """What a stage's model can do.
 
-    It reasons as it was taught. Taught explicit chains, it also thinks softly; and the chain of a JEPA-Reasoner can be
-    read by its nearest table rows instead of by its Talker.
+    It reasons as it was taught. Taught explicit chains, it also thinks softly where it takes superpositions; and the
+    chain of a JEPA-Reasoner can be read by its nearest table rows instead of by its Talker.
     """
     if isinstance(model, JepaReasonerForCausalLM | JepaReasonerModel):
         named = {stage: system_of(model)}
@@ -164,7 +165,7 @@ def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answe
         ]
     settings = LatentSettings.of(model)
     found = {stage: settings}
-    if settings.top_k == 1 and settings.max_latents:
+    if settings.top_k == 1 and settings.max_latents and right(model, "superpositions"):
         found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
     return [
         WordSystem(

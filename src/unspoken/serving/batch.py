@@ -161,7 +161,7 @@ class _Part(NamedTuple):
     kept: list[int]
 
     @property
-    def index(self) -> Tensor:
+    def kept_rows(self) -> Tensor:
         """The kept rows as an index."""
         return upload(self.kept, self.mask_BT.device)
 
@@ -208,8 +208,8 @@ class Batch:
         inputs_BD = self._react(rows, hidden_BD)
         present = _Part(self.rows, self.cache, self.mask_BT, _staying(self.rows))
         coming = _Part(rows, cache, mask_BT, _staying(rows))
-        old_BD = self.inputs_BD[present.index] if present.kept else inputs_BD[:0]
-        self.inputs_BD = torch.cat([old_BD, inputs_BD[coming.index]])
+        old_BD = self.inputs_BD[present.kept_rows] if present.kept else inputs_BD[:0]
+        self.inputs_BD = torch.cat([old_BD, inputs_BD[coming.kept_rows]])
         self._regroup(present, coming)
 
     @torch.no_grad()
@@ -290,7 +290,7 @@ class Batch:
         kept = _staying(self.rows)
         if len(kept) < len(self.rows):
             part = _Part(self.rows, self.cache, self.mask_BT, kept)
-            self.inputs_BD = self.inputs_BD[part.index]
+            self.inputs_BD = self.inputs_BD[part.kept_rows]
             self._regroup(part)
 
     def _regroup(self, *parts: _Part) -> None:
@@ -307,7 +307,7 @@ class Batch:
             chosen = held[index][..., -width:, :]
             return F.pad(chosen, (0, 0, width - chosen.shape[-2], 0))
 
-        indices = [part.index for part in parts]
+        indices = [part.kept_rows for part in parts]
         cache = ReservedCache(self.method.stack.config, width + max(row.job.room for row in self.rows))
         for depth, layer in enumerate(cache.layers):
             held = [(part.cache.layers[depth], index) for part, index in zip(parts, indices, strict=True)]

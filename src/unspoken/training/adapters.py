@@ -21,6 +21,9 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
 
     Of a JEPA-Reasoner the table is still trained in full: its target is a moving average of the online table, and an
     average of rows that stand still would switch half of the method off.
+
+    Raises:
+        ValueError: adapters would not reach every expert, or would be merged into a shared weight more than once.
     """
     parts = [model]
     if isinstance(model, LatentSFTModel):
@@ -36,6 +39,7 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
             for name, module in part.named_modules()
             if isinstance(module, nn.Linear | Conv1D) and module is not part.get_output_embeddings()
         ]
+        _require_reach(part, layers)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=2 * settings.rank,
@@ -49,6 +53,27 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
         inject_adapter_in_model(config, part)
     if isinstance(model, JepaReasonerModel):
         model.backbone.get_input_embeddings().requires_grad_(True)
+
+
+def _require_reach(part: PreTrainedModel, layers: list[str]) -> None:
+    """Refuse adapters that would leave experts as they are, or change a weight twice.
+
+    Raises:
+        ValueError: see above.
+    """
+    name = type(part).__name__
+    if len({id(part.get_submodule(layer).weight) for layer in layers}) < len(layers):
+        raise ValueError(
+            f"lora: blocks of {name} share weights, into which each block's adapters would be merged; set lora to null"
+        )
+    for module in part.modules():
+        for weight in module.parameters(recurse=False):
+            # Kernels of convolutions have as many axes; a vector for each place of a window has one of length 1.
+            if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd):
+                raise ValueError(
+                    f"lora: {name} keeps all experts of a block in one tensor ({type(module).__name__}), which "
+                    "adapters do not reach; set lora to null"
+                )
 
 
 def published(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenConfig
+from unspoken.backbone.checks import require
 from unspoken.methods.jepa_reasoner import (
     SST,
     JepaReasonerConfig,
@@ -17,6 +18,7 @@ from unspoken.methods.jepa_reasoner import (
 )
 from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
+from unspoken.training.backbones import require_for, require_same_blocks
 from unspoken.training.recipe import Recipe, Stage
 
 
@@ -26,10 +28,10 @@ def first_blocks(config: PreTrainedConfig, stage: Stage) -> PreTrainedConfig:
     Raises:
         ValueError: there are fewer blocks than the stage asks for.
     """
-    count, there = stage.blocks, config.num_hidden_layers
-    cut = copy.deepcopy(config)
+    cut, count = copy.deepcopy(config), stage.blocks
     if count is None:
         return cut
+    there = config.num_hidden_layers
     if count > there:
         raise ValueError(
             f"stages ({stage.name}): blocks is {count}, but the backbone has {there}; give at most as many, or null"
@@ -47,6 +49,8 @@ def _reasoner(
 ) -> JepaReasonerModel:
     """The first blocks and the input table of a causal language model; its head, tied or not, is left behind."""
     assert isinstance(stage.objective, SST)
+    if start is not None:
+        require_for(start, stage)
     backbone = first_blocks(recipe.backbone_config() if start is None else start.base_model.config, stage)
     as_before = False
     if isinstance(backbone, UnspokenConfig):
@@ -68,6 +72,9 @@ def _reasoner(
         kept = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
         reasoner.backbone.load_state_dict(weights, strict=True)
+        if stage.blocks is not None:
+            require_same_blocks(start.base_model, reasoner.backbone)
+        require(reasoner.backbone, "JEPA-Reasoner")
     reasoner.start_target()
     return reasoner
 
@@ -89,7 +96,7 @@ def build_model(
         opened: tokens between a prompt and its first latent, recorded in the folder.
 
     Raises:
-        ValueError: as `first_blocks`.
+        ValueError: as `first_blocks`, or JEPA-Reasoner would be wrong around the model.
     """
     if isinstance(stage.objective, SST):
         return _reasoner(recipe, stage, start, max_latents, opened)

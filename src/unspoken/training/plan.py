@@ -19,7 +19,7 @@ from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.jepa_reasoner.talker import DualTalker
 from unspoken.methods.latent_sft import Autonomy, Compress, Labels, LatentShape, Spelling
-from unspoken.methods.latent_sft.objective import PIECE
+from unspoken.methods.latent_sft.objective import positions_at_once
 from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
 from unspoken.training import strings, trees, words
 from unspoken.training.optimizers import is_matrix
@@ -201,13 +201,13 @@ class _Scores:
 
     def flops(self, rows: int) -> float:
         """Floating-point operations of a row, ``rows`` of them at once."""
-        again = self.graded and self.pieces and rows * self.judged > PIECE
+        again = self.graded and self.pieces and rows * self.judged > positions_at_once(len(self.head))
         times = 1 + again + (1 + self.head.requires_grad if self.graded else 0)
         return 2 * self.head.numel() * self.products * max(self.made, self.judged) * times
 
     def kept(self, rows: float, width: int) -> float:
         """Bytes of ``rows`` rows: scores, the judged ones once more in float32, and their logarithms."""
-        at_once = min(rows * self.judged, PIECE) if self.pieces else rows * self.judged
+        at_once = min(rows * self.judged, positions_at_once(len(self.head))) if self.pieces else rows * self.judged
         copies = width + (_FULL if width < _FULL else 0) + _FULL
         return self.head.shape[0] * (width * rows * self.made + copies * at_once)
 

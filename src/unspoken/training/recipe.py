@@ -147,6 +147,7 @@ class Recipe:
             the machine multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
         attention: entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
+            ``"flex_attention"`` skips what a mask hides, so it suits stage 1 on long rows; it trains on CUDA alone.
         group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     """
 
@@ -167,7 +168,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
     activation_checkpointing: bool = False
     group_by_length: bool = False
     threads: int | None = None
@@ -275,6 +276,11 @@ class Recipe:
                 raise ValueError(
                     f"{where}: it has {stage.objective.latents} latents and {stage.start!r} before it "
                     f"{before.latents}; later stages of a curriculum replace more steps"
+                )
+            if self.attention == "flex_attention":
+                raise ValueError(
+                    f"{where}: flex_attention would compile a kernel for every length of Coconut's growing cache; set "
+                    "attention to 'sdpa'"
                 )
             if self.activation_checkpointing:
                 raise ValueError(

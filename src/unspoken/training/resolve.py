@@ -33,7 +33,15 @@ def resolve(
 
     Returns:
         The recipe without ``auto``, and the reason for each key that was ``auto``.
+
+    Raises:
+        ValueError: the recipe asks for an attention that cannot train on the device.
     """
+    if recipe.attention == "flex_attention" and device.type != "cuda":
+        raise ValueError(
+            f"attention is 'flex_attention', which torch can train on CUDA alone, not on {device.type}; leave the key "
+            "out, or set it to 'sdpa'"
+        )
     began_with, reasons = _recorded(folder), {}
     if recipe.precision != "auto" and much_slower(recipe.precision, device):
         warnings.warn(

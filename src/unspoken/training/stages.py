@@ -25,6 +25,7 @@ from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, 
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.training import strings, texts, trees, words
+from unspoken.training.backbones import fitting
 from unspoken.training.limits import writing
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.resolve import RECIPE, resolve, widest
@@ -151,7 +152,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         stage=stage,
         model=model,
         tokenizer=run.recipe.tokenizer(),
-        data=data_of(run.recipe, stage, start, run.seed),
+        data=fitting(data_of(run.recipe, stage, start, run.seed), model),
         folder=folder,
         seed=run.seed,
         device=run.device,

@@ -34,13 +34,14 @@ from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import parallel
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
-from unspoken.machine import Precision
+from unspoken.backbone.masking import masks_unread
+from unspoken.machine import Precision, usable_threads
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.storage import sync
-from unspoken.tasks.dataset import GeneratedDataset
+from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import published
 from unspoken.training.limits import memory_for, writing
 from unspoken.training.optimizers import build_optimizer
@@ -71,6 +72,23 @@ def clear(folder: Path) -> None:
     for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
         if leftover.is_dir():
             remove(leftover)
+
+
+def loading(device: torch.device) -> dict[str, Any]:
+    """How batches are made: beside the step and copied without a wait where there is a GPU, in the step on a CPU.
+
+    A batch is a pure function of its position, so it is the same whoever makes it.
+    """
+    if device.type != "cuda":
+        return {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
+    # A tokenizer in a forked worker must not use threads of its parent; the variable spares a warning.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return {
+        "dataloader_num_workers": max(1, min(4, usable_threads() // 2)),
+        "dataloader_multiprocessing_context": "fork",  # recipes make batches in closures, which cannot be pickled
+        "dataloader_pin_memory": True,
+        "accelerator_config": {"non_blocking": True},
+    }
 
 
 def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
@@ -173,6 +191,7 @@ class StageTrainer(Trainer):
             seed=seed,
             data_seed=seed,
             use_cpu=device.type == "cpu",
+            **loading(device),
         )
         _train_on(device, arguments)
         if isinstance(stage.objective, SST):
@@ -182,7 +201,7 @@ class StageTrainer(Trainer):
             args=arguments,
             train_dataset=data,
             eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the judge instead
-            data_collator=lambda batch: batch,
+            data_collator=self._collate,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -196,6 +215,15 @@ class StageTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
         self.model_accepts_loss_kwargs = False
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def _collate(self, batch: Batch) -> Batch:
+        """A finished batch with what its loss must look up: found here, on the host, where nothing waits for it."""
+        # A few architectures make all scores or none; the objective then picks the judged ones.
+        if "judged" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            batch = {name: part for name, part in batch.items() if name != "judged"}
+        return self.objective.with_places(batch)
 
     # --- loss ----------------------------------------------------------------------------------------------------
 
@@ -214,10 +242,8 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
-        # A few architectures make all scores or none; the objective then picks the judged ones.
-        if "judged" in inputs and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            inputs = {name: part for name, part in inputs.items() if name != "judged"}
-        outputs = model(**self.objective.inputs(inputs))
+        with masks_unread():
+            outputs = model(**self.objective.inputs(inputs))
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += parallel.world() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
@@ -237,7 +263,9 @@ class StageTrainer(Trainer):
         """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
         if "loss" in logs and self._terms_steps:
             counted = self._terms_steps * parallel.world()
-            logs.update({name: float(parallel.total(summed)) / counted for name, summed in self._terms.items()})
+            # In one copy: each waits for the device.
+            summed = torch.stack([parallel.total(value) for value in self._terms.values()]).tolist()
+            logs.update({name: value / counted for name, value in zip(self._terms, summed, strict=True)})
             self._terms, self._terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
                 raise self._diverged(f"the loss is {logs['loss']}")
@@ -260,7 +288,7 @@ class StageTrainer(Trainer):
         sizes = self.recipe.evaluation
         with self._in_one_piece():
             # The step behind the last loss may have spoiled them, and what is kept now is gone on from.
-            if not all(bool(weight.isfinite().all()) for weight in self.model.parameters()):
+            if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
                 raise self._diverged("weights are not finite")
             self.model.eval()
             with memory_for(

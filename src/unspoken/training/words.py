@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from unspoken.tasks.dataset import Batch
 from unspoken.tasks.words import WordProblem, WordTask, graded
 from unspoken.training import jepa
 from unspoken.training.adapters import add_adapters
+from unspoken.training.backbones import require_for, require_rows
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.trainer import MODEL, Judge, publish
 
@@ -66,15 +68,22 @@ def task_of(recipe: Recipe) -> WordTask:
     return task
 
 
-def _base(recipe: Recipe, start: Path | None) -> PreTrainedModel:
-    """The causal language model that a stage starts from, in float32."""
+def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
+    """The causal language model that a stage starts from, in float32.
+
+    Raises:
+        ValueError: the stage's method would be wrong around it.
+    """
     if start is None and not isinstance(recipe.backbone, str):
         model: PreTrainedModel = UnspokenForCausalLM._from_config(
             recipe.backbone_config(), attn_implementation=recipe.attention
         )
         return model
     source: Any = recipe.backbone if start is None else start
-    return load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
+    model = load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
+    require_for(model, stage)
+    require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
+    return model
 
 
 def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
@@ -103,7 +112,7 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
     """
     objective = stage.objective
     if isinstance(objective, NextToken):
-        model = _base(recipe, start)
+        model = _base(recipe, stage, start)
         # An explicit chain is the superposition of one token; without a chain there are none.
         explicit = _settings(recipe, LatentShape(top_k=1))
         (explicit if objective.chain == "explicit" else replace(explicit, max_latents=0, fixed=True)).attach(model)
@@ -113,23 +122,23 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         cap = recipe.evaluation.max_latents + len(markers.end) + recipe.evaluation.max_answer
         before = None if start is None else load_model(start)
         if before is None and isinstance(recipe.backbone, str):
-            before = _base(recipe, None)
+            before = _base(recipe, stage, None)
         model = jepa.build_model(recipe, stage, before, max_latents=cap, opened=markers.open)
     elif isinstance(objective, Coconut):
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         model = CoconutModel._from_config(base.config, attn_implementation=recipe.attention)
         model.start_from(base)
         settings = _settings(recipe, LatentShape(latent="hidden"))
         replace(settings, max_latents=objective.latents, fixed=True).attach(model.decoder)
     elif isinstance(objective, Compress) and objective.shape is not None:
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         model = _joint(recipe, base, objective.shape, has_encoder=True)
     elif isinstance(objective, Compress):
         assert start is not None
         model = _stage_one(start, recipe)
     else:
         assert isinstance(objective, Autonomy) and start is not None
-        base = _base(recipe, start)
+        base = _base(recipe, stage, start)
         shape = inherited_shape(recipe, stage)
         model = _joint(recipe, base, shape, has_encoder=False)
         _settings(recipe, shape).attach(model.decoder)
@@ -317,8 +326,14 @@ def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Co
 def _shuffled(indices: NDArray[np.int64], rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Epoch of each index, and which of so many rows it is there."""
     epochs, places = np.divmod(indices, rows)
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(rows) for epoch in set(epochs.tolist())}
-    return epochs, np.array([order[epoch][place] for epoch, place in zip(epochs.tolist(), places, strict=True)])
+    pairs = zip(epochs.tolist(), places, strict=True)
+    return epochs, np.array([_permutation(rows, seed, epoch)[place] for epoch, place in pairs])
+
+
+@lru_cache(maxsize=2)
+def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of an epoch; a batch lies in two of them at most, and the next one in the same."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
 
 
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
@@ -474,14 +489,12 @@ def write_labels(
             some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
             batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
-            weights, ids = moved(model.labels(moved(batch["encoder"], device)), CPU)
-            counts = batch["encoder"].slots.sum(dim=1).tolist()
-            for index, problem in enumerate(problems):
-                place = slice(sum(counts[:index]), sum(counts[: index + 1]))
+            for problem, label in zip(problems, model.labels(moved(batch["encoder"], device)), strict=True):
+                weights, ids = moved(label, CPU)
                 if ids is None:
-                    writer.append_vectors(problem.key, weights[place])
+                    writer.append_vectors(problem.key, weights)
                 else:
-                    writer.append(problem.key, ids[place], weights[place])
+                    writer.append(problem.key, ids, weights)
         writer.finish()
         parallel.wait()
         parallel.by_first(writer.publish)

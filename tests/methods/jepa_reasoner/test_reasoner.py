@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_hub import tiny_hub_model, tokens
 from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
 
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
@@ -126,6 +127,35 @@ def test_the_input_is_what_the_backbone_would_have_made_of_the_tokens() -> None:
     for unit_tokens in (True, False):
         model = tiny_reasoner(unit_tokens=unit_tokens)
         torch.testing.assert_close(model.embed_prompt(prompts()), model.backbone.get_input_embeddings()(prompts()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["llama", "gemma", "biogpt"])
+def test_a_scale_of_the_embedding_is_kept(kind: str) -> None:
+    # Gemma and BioGPT multiply their rows by the root of the width where they are looked up.
+    base = tiny_hub_model(kind)
+    config = JepaReasonerConfig(backbone_config=base.base_model.config, unit_tokens=False, eos_token_id=1)
+    model = JepaReasonerModel._from_config(config, attn_implementation="eager").eval()
+    model.backbone.load_state_dict(base.base_model.state_dict())
+    ids = tokens(2, 7)
+    expected = F.normalize(base.base_model(input_ids=ids, use_cache=False).last_hidden_state, dim=-1)
+    torch.testing.assert_close(model(ids).latents, expected)
+    norms = base.get_input_embeddings()(torch.arange(60)).norm(dim=-1)
+    torch.testing.assert_close(model.think(torch.randn(6, 32)).feed.norm(dim=-1), norms.mean().expand(6))
+
+
+@torch.no_grad()
+def test_the_target_of_weights_in_bfloat16_moves() -> None:
+    model = tiny_reasoner().bfloat16()
+    model.start_target()
+    start = model.target_table.float()
+    online = model.backbone.get_input_embeddings().weight
+    online.add_(1e-2)
+    for _ in range(400):
+        model.update_target(0.98)
+    assert model.target_table.dtype == torch.float32
+    torch.testing.assert_close(model.target_table, online.float(), rtol=0, atol=1e-4)
+    assert not torch.allclose(model.target_table, start, rtol=0, atol=1e-3)
 
 
 # --- stopping and reading --------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unspoken.backbone.folder import MANIFEST, read_manifest
+from unspoken.methods.latent_sft import label_store
 from unspoken.methods.latent_sft.label_store import Label, LabelIdentity, LabelStore, LabelWriter
 from unspoken.storage import write_json
 
@@ -652,3 +653,16 @@ def test_a_full_disk_costs_no_recorded_row(tmp_path: Path, size: int, same_write
     writer.publish()
     assert contents(tmp_path / "labels") == whole
     assert_holds(LabelStore.open(tmp_path / "labels", identity()), problems)
+
+
+def test_large_rows_do_not_wait_in_memory_for_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_store, "_BLOCK_BYTES", 100)
+    identity = LabelIdentity(
+        data="d", split="train", seed=0, tokenizer="t", rate=1, width=5, top_k=5, encoder="e", decoder="d"
+    )
+    writer = LabelWriter(tmp_path / "labels", identity, rows=4)
+    for row, held in enumerate([1, 0, 1, 0]):
+        # A latent takes 40 bytes, ids and weights, and a row 24 more.
+        writer.append(f"problem {row}", torch.arange(5)[None], torch.full((1, 5), 0.2))
+        assert len(writer._waiting) == held
+        assert writer.next_row == row + 1

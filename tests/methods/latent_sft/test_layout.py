@@ -278,9 +278,24 @@ def test_number_of_latents(length: int, rate: int, latents: int) -> None:
     assert latents_of(length, rate) == latents
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("build", [encoder_rows, decoder_rows, compact_rows])
+def test_places_and_counts_are_those_of_the_masks(build: Any, side: Any) -> None:
+    rows = build([EXAMPLE, Spans(prompt=(12,), chain=(19,), answer=(1,))], ONE, rate=2, pad_id=PAD, side=side)
+    flat = torch.arange(rows.ids.numel()).view_as(rows.ids)
+    assert torch.equal(rows.slots_at, flat[rows.slots])
+    assert torch.equal(rows.targets_at, flat[rows.target])
+    assert rows.latents == tuple(rows.slots.sum(dim=1).tolist())
+    expected = None if side == "right" else rows.real.long()
+    assert (rows.padding_mask is None) if expected is None else torch.equal(rows.padding_mask, expected)
+    # Each has an output before it in its own row.
+    assert (torch.cat([rows.slots_at, rows.targets_at]) % rows.ids.shape[1] > 0).all()
+
+
 def test_rows_move_as_a_whole() -> None:
     moved = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD).to("meta")
-    assert {getattr(moved, field.name).device.type for field in fields(moved)} == {"meta"}
+    parts = [getattr(moved, field.name) for field in fields(moved)]
+    assert {part.device.type for part in parts if isinstance(part, torch.Tensor)} == {"meta"}
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

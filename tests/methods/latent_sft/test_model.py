@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,12 @@ def both(spans: list[Spans], rate: int = 2, **how: Any) -> dict[str, Rows]:
 
 def compact(spans: list[Spans], rate: int = 2) -> Rows:
     return compact_rows(spans, MARKERS, rate=rate, pad_id=PAD)
+
+
+def joined(labels: Iterator[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tensor | None]:
+    """The labels of all rows."""
+    weights, ids = zip(*labels, strict=True)
+    return torch.cat(weights), None if ids[0] is None else torch.cat(ids)
 
 
 def chunks(chain: tuple[int, ...], rate: int = 2) -> list[list[int]]:
@@ -178,7 +185,7 @@ def test_latents_are_mixed_by_the_decoder_s_head_out_of_the_decoder_s_table(top_
 def test_a_label_is_what_the_decoder_was_given(family: str, top_k: int | None) -> None:
     model = joint(family, top_k=top_k, temperature=0.7)
     rows = both(BATCH)["encoder"]
-    weights, ids = model.labels(rows)
+    weights, ids = joined(model.labels(rows))
     assert ids is not None
     assert weights.shape == (3 + 2 + 1 + 4, top_k or VOCABULARY)
     torch.testing.assert_close(mix(weights, ids, embedding_table(model.decoder)), model.latents(rows))
@@ -188,7 +195,7 @@ def test_a_label_is_what_the_decoder_was_given(family: str, top_k: int | None) -
 def test_without_the_vocabulary_step_latent_and_label_are_the_summary() -> None:
     model = joint(latent="hidden")
     rows = both(BATCH)["encoder"]
-    vectors, ids = model.labels(rows)
+    vectors, ids = joined(model.labels(rows))
     assert ids is None
     assert torch.equal(vectors, model.summaries(rows))
     assert torch.equal(model.latents(rows), vectors)
@@ -236,7 +243,7 @@ def test_the_main_track_of_stage_one_is_the_compact_run(family: str, attention: 
     expected = [compact_by_hand(model, row, own)[0] for row, own in zip(BATCH, each, strict=True)]
     torch.testing.assert_close(found, torch.cat(expected), **CLOSE)
     # And it is what stage 2 computes from the labels.
-    weights, ids = model.labels(rows["encoder"])
+    weights, ids = joined(model.labels(rows["encoder"]))
     again = model(compact(BATCH), weights=weights, ids=ids)
     torch.testing.assert_close(again.before_targets, found, **CLOSE)
 

@@ -82,8 +82,46 @@ def test_a_template_that_opens_the_chain_leaves_that_to_the_chain(opened: str) -
     assert Spelling(tokenizer=opening).prompt("Ann has 3.") == Spelling(tokenizer=plain).prompt("Ann has 3.")
 
 
-def test_without_a_template_the_question_stands_alone() -> None:
-    assert Spelling(tokenizer=letters(template=None)).prompt("Ann has 3.") == spelled("Ann has 3.")
+def test_without_a_template_the_question_stands_behind_the_token_that_starts_every_text() -> None:
+    assert Spelling(tokenizer=letters(template=None)).prompt("Ann has 3.") == (1, *spelled("Ann has 3."))
+
+
+def test_without_a_template_and_a_starting_token_the_question_stands_alone() -> None:
+    task, spelling = arithmetic()
+    (problem,) = task.sample("train", np.arange(1))
+    assert spelling.prompt(problem.question) == spelling.ids(problem.question)
+
+
+def test_a_token_that_ends_every_text_is_left_out() -> None:
+    tokenizer = letters(template=None)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="~bos $A ~eos", special_tokens=[("~bos", 1), ("~eos", 2)]
+    )
+    assert Spelling(tokenizer=tokenizer).prompt("Ann") == (1, *spelled("Ann"))
+
+
+def test_a_template_over_parts_gets_parts() -> None:
+    parts = TEMPLATE.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
+    assert Spelling(tokenizer=letters(parts)).prompt("Ann") == Spelling(tokenizer=letters()).prompt("Ann")
+
+
+def test_a_template_that_prints_the_day_prints_the_same_every_day() -> None:
+    dated = letters("{{ strftime_now('%d %b %Y') }} " + TEMPLATE)
+    today = dated.apply_chat_template([{"role": "user", "content": "Ann"}], tokenize=False)
+    assert not today.startswith("26 Jul 2024 ")
+    start = Spelling(tokenizer=dated).prompt("Ann")[: len("26 Jul 2024 ")]
+    assert start == spelled("26 Jul 2024 ")
+
+
+def test_a_template_without_the_question_is_refused() -> None:
+    with pytest.raises(ValueError, match="chat template leaves the question out of the prompt; set its chat_template"):
+        Spelling(tokenizer=letters("[assistant|")).prompt("Ann")
+
+
+def test_a_template_that_refuses_a_user_turn_alone_is_refused() -> None:
+    needs = letters("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + TEMPLATE)
+    with pytest.raises(ValueError, match=r"chat template refuses a user turn .system first.; set its chat_template"):
+        Spelling(tokenizer=needs).prompt("Ann")
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])

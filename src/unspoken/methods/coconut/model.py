@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.chain import real_last
 from unspoken.reasoning.cache import require_filled
 
@@ -33,7 +34,7 @@ class CoconutOutput(ModelOutput):
     latents: Tensor | None = None
 
 
-class CoconutModel(PreTrainedModel):
+class CoconutModel(Around):
     """A causal language model that learns to think in its own hidden states.
 
     It adds no weight: ``decoder`` is what a finished stage publishes.
@@ -43,10 +44,6 @@ class CoconutModel(PreTrainedModel):
     """
 
     base_model_prefix = "decoder"
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)

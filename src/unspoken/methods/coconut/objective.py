@@ -6,6 +6,7 @@ Axes: B batch, P prompt tokens, N latents, M tokens behind the latents, V vocabu
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from unspoken import parallel
 from unspoken.methods.coconut.model import CoconutOutput
 from unspoken.methods.settings.coconut import Row
+from unspoken.places import at, places_of
 
 
 def batch_of(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
@@ -44,10 +46,17 @@ def batch_of(rows: Sequence[Row], pad_id: int) -> dict[str, Tensor]:
     }
 
 
-def text_loss(outputs: CoconutOutput, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def with_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+    chosen = batch["target_mask"][:, 1:]
+    return {**batch, "places": places_of(F.pad(chosen, (0, 1))), "targets": batch["text_ids"][:, 1:][chosen]}
+
+
+def text_loss(outputs: CoconutOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over the tokens of the text, in nats; questions, latents and markers are not judged."""
     assert outputs.logits is not None
-    chosen = batch["target_mask"][:, 1:]
-    tokens = batch["text_ids"][:, 1:][chosen]
-    loss = parallel.balanced(F.cross_entropy(outputs.logits[:, :-1][chosen].float(), tokens), len(tokens))
+    if "places" not in batch:
+        batch = with_places(batch)
+    tokens = batch["targets"]
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
     return loss, {"token_loss": loss.detach()}

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspoken import parallel
+from unspoken.places import at, padding_mask, places_of
 
 
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
@@ -25,14 +26,24 @@ def judged_places(batch: dict[str, Tensor]) -> Tensor:
     return supervised(batch, "answer").any(dim=0).nonzero()[:, 0]
 
 
+def with_places(batch: dict[str, Any], positions: Literal["all", "answer"]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+    chosen = supervised(batch, positions)
+    grid = chosen[:, batch["judged"]] if "judged" in batch else F.pad(chosen, (0, 1))
+    return {
+        **batch,
+        "attention_mask": padding_mask(batch["attention_mask"]),
+        "places": places_of(grid),
+        "targets": batch["input_ids"][:, 1:][chosen],
+    }
+
+
 def next_token_loss(
-    outputs: Any, batch: dict[str, Tensor], positions: Literal["all", "answer"]
+    outputs: Any, batch: dict[str, Any], positions: Literal["all", "answer"]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean loss over supervised positions, in nats a token."""
-    chosen = supervised(batch, positions)
-    tokens = batch["input_ids"][:, 1:][chosen]
-    logits = outputs.logits[:, :-1]
-    if "judged" in batch:
-        logits, chosen = outputs.logits, chosen[:, batch["judged"]]
-    loss = parallel.balanced(F.cross_entropy(logits[chosen].float(), tokens), len(tokens))
+    if "places" not in batch:
+        batch = with_places(batch, positions)
+    tokens = batch["targets"]
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
     return loss, {"token_loss": loss.detach()}

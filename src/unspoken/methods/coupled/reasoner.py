@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unspoken.backbone.checks import require
+from unspoken.backbone.vocabulary import head_of, scores
 from unspoken.chain import LatentChain
 from unspoken.reasoning import StopRule, Thought, rollout
 
@@ -21,11 +23,17 @@ class CoupledReasoner:
         model: a transformers model with a head.
         end_id: the token that ends the chain.
         pad_id: fills the spoken rows behind their end.
+
+    Raises:
+        ValueError: a model around which the chain would be wrong.
     """
 
     model: PreTrainedModel
     end_id: int
     pad_id: int
+
+    def __post_init__(self) -> None:
+        require(self.model, "explicit chains")
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -40,7 +48,7 @@ class CoupledReasoner:
 
     def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
         """Commit to the most likely token; its table row is the step's latent."""
-        token_B = self.model.get_output_embeddings()(hidden).argmax(dim=-1)
+        token_B = scores(hidden, head_of(self.model)).argmax(dim=-1)
         row_BD = self.model.get_input_embeddings()(token_B)
         return Thought(
             latent=row_BD,

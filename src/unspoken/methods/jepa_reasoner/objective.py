@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unspoken import parallel
 from unspoken.methods.settings.jepa_reasoner import SST
+from unspoken.places import at, padding_mask, places_of
 
 
 def sst_loss(predicted: Float[Tensor, "S D"], target: Float[Tensor, "S D"], k: float) -> Float[Tensor, ""]:
@@ -47,41 +48,69 @@ def collapsed(start: dict[str, float], now: dict[str, float]) -> bool:
     )
 
 
-def sst_inputs(objective: SST, batch: dict[str, Tensor]) -> dict[str, Any]:
+def sst_places(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged latents and the tokens that they stand for.
+
+    ``able`` are the places that can be read as the model's own latents.
+    """
+    real, answer = batch["attention_mask"].bool(), batch["answer_mask"]
+    chosen = real[:, 1:] & real[:, :-1]
+    if objective.positions == "answer":
+        chosen = chosen & answer[:, 1:]
+    return {
+        **batch,
+        "attention_mask": padding_mask(batch["attention_mask"]),
+        "places": places_of(F.pad(chosen, (0, 1))),
+        "targets": batch["input_ids"][:, 1:][chosen],
+        "able": real & (answer if objective.positions == "answer" else F.pad(real[:, :-1], (1, 0))),
+    }
+
+
+def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
     """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
     given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not objective.own_latents or not torch.is_grad_enabled():
         return given
-    return {**given, "own": _own(objective, batch), "own_passes": objective.own_passes}
+    able = (batch if "able" in batch else sst_places(objective, batch))["able"]
+    return {**given, "own": _own(objective, able), "own_passes": objective.own_passes}
 
 
-def _own(objective: SST, batch: dict[str, Tensor]) -> Bool[Tensor, "B T"]:
+def _own(objective: SST, able: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
-    real = batch["attention_mask"].bool()
-    able = real & (batch["answer_mask"] if objective.positions == "answer" else F.pad(real[:, :-1], (1, 0)))
-    draws_B2 = parallel.own_rows(len(real), lambda rows: torch.rand(rows, 2, device=real.device))
+    draws_B2 = parallel.own_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
     count_B = 1 + (draws_B2[:, 0] * objective.own_latents).long()
     first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
     place_BT = able.cumsum(dim=1) - 1
     return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
 
 
-def stage_loss(objective: SST, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and the best constant vector's loss, from the Reasoner's teacher-forced pass.
 
     No gradient flows into the target table.
     """
-    real = batch["attention_mask"].bool()
-    chosen = real[:, 1:] & real[:, :-1]
-    if objective.positions == "answer":
-        chosen = chosen & batch["answer_mask"][:, 1:]
-    target_SD = F.embedding(batch["input_ids"][:, 1:][chosen], parallel.whole(outputs.target_table.detach()))
-    loss = parallel.balanced(sst_loss(outputs.latents[:, :-1][chosen], target_SD, objective.k), len(target_SD))
+    if "places" not in batch:
+        batch = sst_places(objective, batch)
+    target_SD = F.embedding(batch["targets"], parallel.whole(outputs.target_table.detach()))
+    loss = parallel.balanced(sst_loss(at(outputs.latents, batch["places"]), target_SD, objective.k), len(target_SD))
     return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, objective.k)}
 
 
-def talker_loss(outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def talker_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its judged outputs, moved to the left.
+
+    ``length`` is the number of columns that they need.
+    """
+    chosen = batch["answer_mask"][:, 1:] & batch["attention_mask"][:, :-1].bool()
+    counts_B = chosen.sum(dim=1)
+    length = int(counts_B.max())
+    places = places_of(torch.arange(length, device=chosen.device) < counts_B[:, None])
+    return {**batch, "attention_mask": padding_mask(batch["attention_mask"]), "length": length, "places": places}
+
+
+def talker_loss(outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over answer tokens, in nats a token."""
-    tokens = outputs.tokens[outputs.mask]
-    loss = parallel.balanced(F.cross_entropy(outputs.logits[outputs.mask].float(), tokens), len(tokens))
+    places = batch["places"] if "places" in batch else places_of(outputs.mask)
+    tokens = at(outputs.tokens, places)
+    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))
     return loss, {"talker_loss": loss.detach()}

@@ -75,6 +75,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         answer_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        length: int | None = None,
     ) -> JepaCausalOutput:
         """Teacher-forced pass: latents of the answer positions, then the Talker on those latents alone.
 
@@ -83,6 +84,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
             answer_mask: ``[B, T]``, true on answer tokens; by default where ``labels`` is not -100, else every
                 token but the first.
             labels: ``[B, T]``; -100 is ignored.
+            length: answer tokens of the longest row; if it is not given, the host waits for the device to count them.
         """
         real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if answer_mask is None:
@@ -92,12 +94,12 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
             latents_BTD = self.reasoner(input_ids, attention_mask).latents
         # The latent at t stands for the token at t + 1.
         chosen = answer_mask[:, 1:] & real[:, :-1].bool()
-        latents_BND, mask_BN = pack(latents_BTD[:, :-1], chosen)
-        tokens_BN, _ = pack(input_ids[:, 1:], chosen)
+        latents_BND, mask_BN = pack(latents_BTD[:, :-1], chosen, length)
+        tokens_BN, _ = pack(input_ids[:, 1:], chosen, length)
         logits_BNV = self.talker(latents_BND, mask_BN, tokens_BN)
         loss = None
         if labels is not None:
-            wanted, _ = pack(labels[:, 1:], chosen)
+            wanted, _ = pack(labels[:, 1:], chosen, length)
             loss = F.cross_entropy(logits_BNV[mask_BN].float(), wanted[mask_BN])
         return JepaCausalOutput(loss=loss, logits=logits_BNV, latents=latents_BND, tokens=tokens_BN, mask=mask_BN)
 

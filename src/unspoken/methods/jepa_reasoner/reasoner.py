@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
+from unspoken.backbone.vocabulary import embedding_table
 from unspoken.chain import LatentChain
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.reasoning import StopRule, Thought, rollout
@@ -28,16 +30,19 @@ class ReasonerOutput(ModelOutput):
     target_table: Tensor | None = None
 
 
-class JepaReasonerPreTrainedModel(StrictLoading):
+class JepaReasonerPreTrainedModel(Around, StrictLoading):
     """Loading, saving and initialisation shared by the Reasoner alone and the pair."""
 
     config_class = JepaReasonerConfig
     config: JepaReasonerConfig
     base_model_prefix = "reasoner"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        if not isinstance(self.config.backbone_config, PreTrainedConfig):
+            raise ValueError("backbone_config is missing: a JEPA-Reasoner needs the configuration of its blocks")
+        return self.config.backbone_config
 
 
 class JepaReasonerModel(JepaReasonerPreTrainedModel):
@@ -47,15 +52,16 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     the stop rule and the nearest-row read-out need it.
     """
 
+    target_table: Tensor
+
     def __init__(self, config: JepaReasonerConfig) -> None:
         super().__init__(config)
-        if not isinstance(config.backbone_config, PreTrainedConfig):
-            raise ValueError("backbone_config is missing: a JEPA-Reasoner needs the configuration of its blocks")
         self.backbone: PreTrainedModel = AutoModel.from_config(
-            config.backbone_config, attn_implementation=config._attn_implementation
+            self._inner_config, attn_implementation=config._attn_implementation
         )
         table = self.backbone.get_input_embeddings().weight
-        self.register_buffer("target_table", torch.zeros_like(table, requires_grad=False))
+        # In float32 whatever the weights are: steps of 2% of a difference are lost in bfloat16.
+        self.register_buffer("target_table", torch.zeros_like(table, dtype=torch.float32, requires_grad=False))
         self.post_init()
 
     # --- the target table (section 4.2) --------------------------------------------------------------------------
@@ -63,12 +69,25 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     @torch.no_grad()
     def start_target(self) -> None:
         """Copy the online table: done once, when SST starts."""
-        self.target_table.copy_(self.backbone.get_input_embeddings().weight)
+        self.target_table.copy_(self._online_table())
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """``target = momentum * target + (1 - momentum) * online``, after every optimiser step."""
-        self.target_table.lerp_(self.backbone.get_input_embeddings().weight, 1 - momentum)
+        self.target_table = self.target_table.float()
+        self.target_table.lerp_(self._online_table().float(), 1 - momentum)
+
+    @property
+    def _turns_rows(self) -> bool:
+        """The embedding does more to a row than to change its length: it has a norm with gains, for instance."""
+        return len(list(self.backbone.get_input_embeddings().parameters())) > 1
+
+    def _online_table(self) -> Float[Tensor, "V D"]:
+        """The online table; of its rows the directions alone count."""
+        if self._turns_rows:
+            return embedding_table(self.backbone)
+        weight: Tensor = self.backbone.get_input_embeddings().weight
+        return weight
 
     def unit_table(self) -> Float[Tensor, "V D"]:
         """The directions that latents are trained towards."""
@@ -80,7 +99,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     def scale(self) -> float | Tensor:
         """Norm at which latents (and unit tokens) enter the first block."""
         if not self.config.unit_tokens:
-            return self.backbone.get_input_embeddings().weight.detach().norm(dim=-1).mean()
+            return embedding_table(self.backbone).norm(dim=-1).mean()
         return self.config.latent_dim**0.5 if self.config.input_scale is None else self.config.input_scale
 
     def forward(
@@ -110,6 +129,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
         spoken = embedded = self.embed_prompt(input_ids)
         if own is not None:
+            embedded = spoken.clone()  # some models scale their inputs in place
             for _ in range(own_passes):
                 with torch.no_grad():
                     # The latent at t stands for what comes at t + 1.
@@ -126,7 +146,11 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Table rows on the unit sphere, times the scale that looped latents get too (paper_index, open point 8)."""
-        rows = F.embedding(input_ids, self.backbone.get_input_embeddings().weight)
+        embedding = self.backbone.get_input_embeddings()
+        if not self.config.unit_tokens or self._turns_rows:
+            rows: Tensor = embedding(input_ids)
+        else:
+            rows = F.embedding(input_ids, embedding.weight)
         return F.normalize(rows, dim=-1) * self.scale if self.config.unit_tokens else rows
 
     def think(self, hidden: Float[Tensor, "B D"]) -> Thought:

@@ -37,8 +37,10 @@ class MonoTalker(nn.Module):
         self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N V"]:
         """Logits of the token that each latent stands for; ``tokens`` is accepted and not looked at."""
+        # Latents stand on the left: no causal block sees the padding after them.
+        seen = None if self.decoder.config.is_causal else mask.long()
         hidden = self.decoder(
-            inputs_embeds=(latents * self.scale).to(self.decoder.dtype), attention_mask=mask.long(), use_cache=False
+            inputs_embeds=(latents * self.scale).to(self.decoder.dtype), attention_mask=seen, use_cache=False
         ).last_hidden_state
         return self.lm_head(hidden)
 

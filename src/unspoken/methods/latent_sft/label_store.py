@@ -40,6 +40,7 @@ from unspoken.storage import sync, write_json
 LatentKind = Literal["superposition", "hidden"]
 
 _PROGRESS = "progress.json"
+_BLOCK_BYTES = 2**26  # labels held in memory at most, but for the last row of a block
 _TOLERANCE = 0.01  # of the sum of weights: what bfloat16, or float16 over a whole vocabulary, rounds away
 
 
@@ -162,7 +163,7 @@ class LabelWriter:
         identity: what the labels are made of.
         rows: number of rows of all ranks together.
         rank, world: this writer and the number of writers; rank r writes the r-th contiguous share of the rows.
-        rows_a_block: rows held in memory before they are forced to disk.
+        rows_a_block: rows held in memory before they are forced to disk; fewer where they are large.
 
     Raises:
         ValueError: the store exists already, or an unfinished one was begun with other facts or is damaged.
@@ -195,6 +196,7 @@ class LabelWriter:
         self._unfinished = _unfinished(folder)
         self._own = _shard(self._unfinished, rank)
         self._waiting: list[dict[str, NDArray[Any]]] = []
+        self._waiting_bytes = 0
         # Another rank's shard tells as well as this one's that the folder was begun with something else.
         for shard in sorted(self._unfinished.glob("rank-*")):
             self._recorded(shard)
@@ -329,7 +331,8 @@ class LabelWriter:
         types = _arrays(self.identity, 0, 0)
         # Copies: the caller may fill the same tensors with the next row before the block is full.
         self._waiting.append({name: np.array(values, dtype=types[name][0]) for name, values in row.items()})
-        if len(self._waiting) >= self._rows_a_block:
+        self._waiting_bytes += sum(values.nbytes for values in self._waiting[-1].values())
+        if len(self._waiting) >= self._rows_a_block or self._waiting_bytes >= _BLOCK_BYTES:
             self._flush()
 
     def _flush(self) -> None:
@@ -346,6 +349,7 @@ class LabelWriter:
                 os.fsync(file.fileno())
         self._record(self._rows + len(self._waiting), self._end)
         self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _record(self, rows: int, slots: int) -> None:
         write_json(self._own / _PROGRESS, {"labels": self._facts, "written_rows": rows, "written_slots": slots})

@@ -12,15 +12,17 @@ Axes: B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from unspoken.places import places_of
 
 Side = Literal["left", "right"]
 
@@ -78,6 +80,10 @@ class Rows:
         position: ``[B, T]`` position ids, 0 at padding.
         start, length: ``[B]``; the real tokens are ``start <= t < start + length``.
         target: ``[B, T]``, true where token t is predicted by the output at t - 1 and supervised.
+        slots_at: ``[N]``, places of the latents, row by row, from left to right.
+        targets_at: ``[M]``, places of the targets, in the same order.
+        latents: number of latents of every row.
+        side: where padding goes.
     """
 
     ids: Int[Tensor, "B T"]
@@ -87,6 +93,10 @@ class Rows:
     start: Int[Tensor, " B"]
     length: Int[Tensor, " B"]
     target: Bool[Tensor, "B T"]
+    slots_at: Int[Tensor, " N"]
+    targets_at: Int[Tensor, " M"]
+    latents: tuple[int, ...]
+    side: Side
 
     @property
     def real(self) -> Bool[Tensor, "B T"]:
@@ -95,12 +105,26 @@ class Rows:
 
     @property
     def slots(self) -> Bool[Tensor, "B T"]:
-        """True at latents; as an index it takes them row by row, from left to right."""
-        return self.real & (self.kind == Kind.LATENT)
+        """True at latents."""
+        return self.kind == Kind.LATENT
 
-    def to(self, device: torch.device | str) -> Rows:
-        """The same rows on a device."""
-        return Rows(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    @property
+    def padding_mask(self) -> Int[Tensor, "B T"] | None:
+        """The mask that a causal model needs of rows without a mask of their own; None for padding on the right."""
+        return None if self.side == "right" else self.real.long()
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Rows:
+        """The same rows on a device; ``non_blocking`` copies pinned ones without waiting for it."""
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Rows:
+        """The same rows in memory that the device can read by itself; the loader asks for it."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Rows:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: move(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **tensors)
 
 
 def latents_of(chain_length: int, rate: int) -> int:
@@ -301,12 +325,17 @@ def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int, side: Side
         spread_BT[real] = values
         return spread_BT
 
+    kind_BT, target_BT = spread(kind, Kind.FINAL), spread(target, 0).bool()
     return Rows(
         ids=spread(ids, pad_id),
-        kind=spread(kind, Kind.FINAL),
+        kind=kind_BT,
         chunk=spread(chunk, 0),
         position=spread(position + within, 0),
         start=start,
         length=length,
-        target=spread(target, 0).bool(),
+        target=target_BT,
+        slots_at=places_of(kind_BT == Kind.LATENT),
+        targets_at=places_of(target_BT),
+        latents=tuple((kind_BT == Kind.LATENT).sum(dim=1).tolist()),
+        side=side,
     )

@@ -12,18 +12,16 @@ Axes: B batch, T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
+from unspoken.backbone import attention
+from unspoken.backbone.attention import Mask, MaskMod
 from unspoken.methods.latent_sft.layout import Kind, Rows
-
-MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def causal(rows: Rows) -> MaskMod:
@@ -69,39 +67,10 @@ def supervision(rows: Rows, chunk_sees: Literal["none", "first_token", "prompt"]
 
 
 def dense(mod: MaskMod, rows: Rows) -> Bool[Tensor, "B 1 T T"]:
-    """A predicate as a tensor, true where a query (third axis) may see a key (last axis)."""
-    batch, width = rows.ids.shape
-    b = torch.arange(batch, device=rows.ids.device)
-    t = torch.arange(width, device=rows.ids.device)
-    return mod(b[:, None, None, None], torch.zeros_like(b[:1]), t[:, None], t)
+    """A predicate of rows as a tensor, true where a query (third axis) may see a key (last axis)."""
+    return attention.dense(mod, rows.position)
 
 
-def attention_mask(mod: MaskMod, rows: Rows, model: PreTrainedModel) -> Tensor | BlockMask:
-    """A predicate in the form that a model's attention takes; the library passes a mask of four axes on as it is.
-
-    Args:
-        mod: predicate of ``rows``.
-        rows: on the device of the model.
-        model: any transformers model.
-
-    Returns:
-        "sdpa": bool ``[B, 1, T, T]``. "eager": the same, as numbers that are added to the scores. "flex_attention": a
-        block mask.
-
-    Raises:
-        ValueError: another kind of attention.
-    """
-    implementation = model.config._attn_implementation
-    if implementation == "flex_attention":
-        batch, width = rows.ids.shape
-        return create_block_mask(mod, batch, None, width, width, device=rows.ids.device)
-    if implementation not in ("eager", "sdpa"):
-        raise ValueError(
-            f"attention {implementation!r} of {type(model).__name__} takes no mask of our own; load the model with "
-            "attn_implementation 'sdpa', 'eager' or 'flex_attention'"
-        )
-    allowed = dense(mod, rows)
-    if implementation == "sdpa":
-        return allowed
-    hidden = torch.finfo(model.dtype).min
-    return torch.zeros(allowed.shape, dtype=model.dtype, device=allowed.device).masked_fill(~allowed, hidden)
+def attention_mask(mod: MaskMod, rows: Rows, model: PreTrainedModel) -> Mask | dict[str, Mask]:
+    """A predicate of rows in the form that a model's attention takes, see `unspoken.backbone.attention`."""
+    return attention.attention_mask(mod, rows.position, model)

@@ -8,6 +8,7 @@ Axes: B batch, T tokens, N latents and M supervised tokens of all rows together,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,22 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, readout_matrix, superpose
+from unspoken.methods.latent_sft.superposition import (
+    Head,
+    distribution,
+    embedding_table,
+    mix,
+    readout_of,
+    rows_at_once,
+    superpose,
+)
 from unspoken.methods.settings.latent_sft import Noise
+from unspoken.places import at
 
 
 @dataclass
@@ -33,16 +44,16 @@ class LatentSFTOutput(ModelOutput):
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
         before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
         summaries: ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone.
-        head: ``[V, D]``, what turns them into scores; it is never trained.
+        head: what turns them into scores; it is never trained.
     """
 
     before_targets: Tensor | None = None
     before_slots: Tensor | None = None
     summaries: Tensor | None = None
-    head: Tensor | None = None
+    head: Head | None = None
 
 
-class LatentSFTModel(StrictLoading):
+class LatentSFTModel(Around, StrictLoading):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
@@ -53,18 +64,19 @@ class LatentSFTModel(StrictLoading):
     config: LatentSFTConfig
     base_model_prefix = "decoder"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
+        return self.config.base_config
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
-        assert isinstance(config.base_config, PreTrainedConfig)  # the library fills in a missing one
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config.base_config, **how)
+        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
         if config.has_encoder:
-            self.encoder: PreTrainedModel = AutoModel.from_config(config.base_config, **how)
-            self.compress = nn.Parameter(torch.zeros(config.base_config.hidden_size))
+            self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
+            self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
 
     @torch.no_grad()
@@ -82,15 +94,19 @@ class LatentSFTModel(StrictLoading):
             self.encoder.requires_grad_(encoder)
             self.compress.requires_grad_(encoder)
         self.decoder.requires_grad_(decoder)
-        for fixed in (self.decoder.get_input_embeddings(), self.decoder.get_output_embeddings()):
-            fixed.requires_grad_(False)
+        stack = {id(parameter) for parameter in self.decoder.base_model.parameters()}
+        for parameter in self.decoder.parameters():
+            if id(parameter) not in stack:
+                parameter.requires_grad_(False)
+        self.decoder.get_input_embeddings().requires_grad_(False)
 
     def summaries(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The encoder's output at every slot: each sees the prompt and all text before it, and no other slot."""
         inputs = self.encoder.get_input_embeddings()(rows.ids)
         inputs = torch.where(rows.slots[..., None], self.compress.to(inputs.dtype), inputs)
         mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
-        return _hidden(self.encoder, inputs, rows, attention_mask(mod, rows, self.encoder))[rows.slots]
+        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows, self.encoder), rows.position)
+        return at(hidden_BTD, rows.slots_at)
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
         """What the decoder is given at every slot."""
@@ -102,20 +118,30 @@ class LatentSFTModel(StrictLoading):
             return summaries
         return superpose(
             summaries,
-            readout_matrix(self.decoder, shape.readout),
+            readout_of(self.decoder, shape.readout),
             embedding_table(self.decoder),
             top_k=shape.top_k,
             temperature=shape.temperature,
             noise=noise if self.training else None,
         )
 
-    def labels(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        """What stage 2 learns to say: weights and ids ``[N, K]``, or ``[N, D]`` and None without a vocabulary step."""
-        shape, summaries = self.config.latent_shape, self.summaries(rows)
+    def labels(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """What stage 2 learns to say, row by row.
+
+        Yields:
+            Weights and ids ``[N, K]`` of a row, or ``[N, D]`` and None without a vocabulary step.
+        """
+        shape, summaries, lengths = self.config.latent_shape, self.summaries(rows), list(rows.latents)
         if shape.latent == "hidden":
-            return summaries, None
-        matrix = readout_matrix(self.decoder, shape.readout)
-        return choose(summaries @ matrix.T.to(summaries.dtype), shape.top_k, shape.temperature)
+            yield from ((vectors, None) for vectors in summaries.split(lengths))
+            return
+        readout = readout_of(self.decoder, shape.readout)
+        # Full labels over a large vocabulary are too large to exist for all rows at once: weights, ids and scores.
+        fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(readout))
+        for group in [lengths] if fits else [[length] for length in lengths]:
+            part, summaries = summaries[: sum(group)], summaries[sum(group) :]
+            weights, ids = distribution(part, readout, shape.top_k, shape.temperature)
+            yield from zip(weights.split(group), ids.split(group), strict=True)
 
     def forward(
         self,
@@ -140,33 +166,35 @@ class LatentSFTModel(StrictLoading):
         """
         summaries = None
         if encoder is not None:
-            if not torch.equal(encoder.slots.sum(dim=1), decoder.slots.sum(dim=1)):
+            if encoder.latents != decoder.latents:
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
             summaries = self.summaries(encoder)
             latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder, stack)
+            position: Tensor | None = decoder.position
         else:
             assert weights is not None
-            if len(weights) != (slots := int(decoder.slots.sum())):
+            if len(weights) != (slots := sum(decoder.latents)):
                 raise ValueError(f"{len(weights)} latents for {slots} slots; take the labels of the same problems")
             latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
-            mask = decoder.real.long()
+            mask, position = decoder.padding_mask, None if decoder.side == "right" else decoder.position
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
-        inputs_BTD = inputs_BTD.masked_scatter(decoder.slots[..., None], latents_ND.to(inputs_BTD.dtype))
-        hidden_BTD = _hidden(self.decoder.base_model, inputs_BTD, decoder, mask)[:, :-1]
+        flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
+        hidden_BTD = _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
+        # Every row begins with its prompt, so each of these has an output before it.
         return LatentSFTOutput(
-            before_targets=hidden_BTD[decoder.target[:, 1:]],
-            before_slots=hidden_BTD[decoder.slots[:, 1:]],
+            before_targets=at(hidden_BTD, decoder.targets_at - 1),
+            before_slots=at(hidden_BTD, decoder.slots_at - 1),
             summaries=summaries,
-            head=readout_matrix(self.decoder, "head"),
+            head=readout_of(self.decoder, "head"),
         )
 
 
-def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, rows: Rows, mask: Any) -> Tensor:
+def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, mask: Any, position: Tensor | None) -> Tensor:
     hidden: Tensor = stack(
-        inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=rows.position, use_cache=False
+        inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=position, use_cache=False
     ).last_hidden_state
     return hidden
 

@@ -11,46 +11,63 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from unspoken import parallel
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
+from unspoken.methods.latent_sft.superposition import Head, in_pieces, rows_at_once, scorer
 from unspoken.methods.settings.latent_sft import Autonomy, Compress
+from unspoken.places import at, places_of
 
-PIECE = 1024  # positions whose scores over the vocabulary exist at one time
-
-
-def _in_pieces(function: Any, *tensors: Tensor) -> Tensor:
-    """A loss per position, made a piece at a time, forward and backward, so that no ``[M, V]`` tensor is kept."""
-    if len(tensors[0]) <= PIECE:
-        result: Tensor = function(*tensors)
-        return result
-    pieces = zip(*(tensor.split(PIECE) for tensor in tensors), strict=True)
-    return torch.cat([checkpoint(function, *piece, use_reentrant=False) for piece in pieces])
+PIECE = 1024  # positions whose scores over the vocabulary exist at one time, or fewer
 
 
-def token_losses(
-    hidden: Float[Tensor, "M D"], head: Float[Tensor, "V D"], tokens: Int[Tensor, " M"]
-) -> Float[Tensor, " M"]:
+def positions_at_once(vocabulary: int) -> int:
+    """Positions whose scores over a vocabulary exist at one time."""
+    return min(PIECE, rows_at_once(vocabulary))
+
+
+def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Cross-entropy of each token, in nats."""
 
-    def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
-        return F.cross_entropy((hidden @ head.T.to(hidden.dtype)).float(), tokens, reduction="none")
+    scores = scorer(head, hidden)
 
-    return _in_pieces(piece, hidden, tokens)
+    def piece(hidden: Tensor, tokens: Tensor) -> Tensor:
+        return F.cross_entropy(scores(hidden).float(), tokens, reduction="none")
+
+    return in_pieces(piece, positions_at_once(len(head)), hidden, tokens)
 
 
 def divergences(
-    hidden: Float[Tensor, "N D"], head: Float[Tensor, "V D"], weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
+    hidden: Float[Tensor, "N D"], head: Head, weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
 ) -> Float[Tensor, " N"]:
     """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary."""
 
+    scores = scorer(head, hidden)
+
     def piece(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-        student = F.log_softmax((hidden @ head.T.to(hidden.dtype)).float(), dim=-1).gather(-1, ids)
+        student = F.log_softmax(scores(hidden).float(), dim=-1).gather(-1, ids)
         return (torch.special.xlogy(weights, weights) - weights * student).sum(dim=-1)
 
-    return _in_pieces(piece, hidden, weights.float(), ids)
+    return in_pieces(piece, positions_at_once(len(head)), hidden, weights.float(), ids)
+
+
+def compress_places(objective: Compress, batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with what the loss would have to count on the device otherwise."""
+    added: dict[str, Any] = {}
+    if objective.mean == "chunks":
+        added["target_weights"], added["judged_rows"] = _weights_of_chunks(batch["decoder"])
+    if objective.hint:
+        added["hinted_at"], added["hinted_by"] = _hinted(batch["decoder"])
+    return {**batch, **added}
+
+
+def autonomy_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the weight of every latent in the mean over its row."""
+    rows = batch["decoder"]
+    counts_B = torch.tensor(rows.latents, device=rows.ids.device)
+    weights_N = torch.repeat_interleave(1.0 / counts_B.clamp(min=1), counts_B)
+    return {**batch, "slot_weights": weights_N, "thinking_rows": (counts_B > 0).sum()}
 
 
 def compress_loss(
@@ -62,9 +79,13 @@ def compress_loss(
     if objective.mean == "tokens":
         loss = parallel.balanced(losses.mean(), len(losses))
     else:
-        loss = parallel.balanced(*_mean_of_chunks(losses, batch["decoder"]))
+        counted = batch if "target_weights" in batch else compress_places(objective, batch)
+        loss = parallel.balanced((losses * counted["target_weights"]).sum(), counted["judged_rows"])
     if objective.hint:
-        hints = _hints(outputs, batch["decoder"])
+        counted = batch if "hinted_at" in batch else compress_places(objective, batch)
+        assert outputs.summaries is not None and outputs.head is not None
+        tokens = at(batch["decoder"].ids, counted["hinted_at"])
+        hints = token_losses(outputs.summaries[counted["hinted_by"]], outputs.head, tokens)
         hint = parallel.balanced(hints.mean(), len(hints))
         loss, terms["hint_loss"] = loss + objective.hint * hint, hint.detach()
     return loss, terms
@@ -78,6 +99,8 @@ def autonomy_loss(
     Without a vocabulary step, the squared distance of unit vectors takes the place of KL (open point 30, ours).
     """
     assert outputs.before_slots is not None and outputs.head is not None
+    if "slot_weights" not in batch:
+        batch = autonomy_places(batch)
     losses, _ = _supervised(outputs, batch)
     spoken = parallel.balanced(losses.mean(), len(losses))
     if batch["ids"] is None:
@@ -85,10 +108,8 @@ def autonomy_loss(
         slots = (F.normalize(outputs.before_slots.float(), dim=-1) - taught).square().sum(dim=-1)
     else:
         slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
-    counts = batch["decoder"].slots.sum(dim=1)
-    each = torch.repeat_interleave(1.0 / counts.clamp(min=1), counts)
-    thinking = (counts > 0).sum()
-    silent = parallel.balanced((slots * each).sum() / thinking.clamp(min=1), thinking)
+    thinking = batch["thinking_rows"]
+    silent = parallel.balanced((slots * batch["slot_weights"]).sum() / thinking.clamp(min=1), thinking)
     loss = objective.ce_weight * spoken + objective.kl_weight * silent
     return loss, {"token_loss": spoken.detach(), "latent_loss": silent.detach()}
 
@@ -97,25 +118,22 @@ def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor
     """Loss and kind of every supervised token."""
     assert outputs.before_targets is not None and outputs.head is not None
     rows = batch["decoder"]
-    chosen = rows.target[:, 1:]
-    losses = token_losses(outputs.before_targets, outputs.head, rows.ids[:, 1:][chosen])
-    return losses, rows.kind[:, 1:][chosen]
+    losses = token_losses(outputs.before_targets, outputs.head, at(rows.ids, rows.targets_at))
+    return losses, at(rows.kind, rows.targets_at)
 
 
-def _hints(outputs: LatentSFTOutput, rows: Rows) -> Float[Tensor, " M"]:
-    """Cross-entropy of the tokens of each chunk, and of the first behind the chain, under the latent before them."""
-    assert outputs.summaries is not None and outputs.head is not None
+def _hinted(rows: Rows) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
+    """Places of the tokens of each chunk and of the first after the chain, and the latent before each of them."""
     behind_slot = F.pad(rows.slots[:, :-1], (1, 0))
-    chosen = rows.target & ((rows.kind == Kind.TEXT) | behind_slot)
-    latest_BT = rows.slots.flatten().cumsum(dim=0).view_as(rows.slots) - 1
-    return token_losses(outputs.summaries[latest_BT[chosen]], outputs.head, rows.ids[chosen])
+    hinted_at = places_of(rows.target & ((rows.kind == Kind.TEXT) | behind_slot))
+    return hinted_at, rows.slots.flatten().cumsum(dim=0)[hinted_at] - 1
 
 
-def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> tuple[Tensor, Tensor]:
+def _weights_of_chunks(rows: Rows) -> tuple[Float[Tensor, " M"], Tensor]:
     """The paper's weighting: every latent of a row counts alike, however many tokens it must predict.
 
     Returns:
-        The mean, and the number of rows that it was taken over.
+        Weight of each target, and the number of rows that have any.
     """
     row_M, place_M = rows.target[:, 1:].nonzero(as_tuple=True)
     # What the last latent predicts, the end marker and the answer, has chunk number 0 and is a group of its own.
@@ -124,8 +142,7 @@ def _mean_of_chunks(losses: Float[Tensor, " M"], rows: Rows) -> tuple[Tensor, Te
     in_group = torch.bincount(group_M)
     in_row = torch.bincount(groups_GP[:, 0])
     judged = (in_row > 0).sum()
-    weight_M = 1.0 / (in_group[group_M] * in_row[row_M] * judged)
-    return (losses * weight_M).sum(), judged
+    return 1.0 / (in_group[group_M] * in_row[row_M] * judged), judged
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

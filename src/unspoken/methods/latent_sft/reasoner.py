@@ -20,9 +20,11 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.checks import Method, require
+from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
 from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, mix, require_plain_head
+from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, readout_of
 from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
 from unspoken.reasoning.picking import draw
 
@@ -87,13 +89,14 @@ class LatentReasoner:
     """A causal language model that feeds back its own next-token distribution until its most likely token ends it.
 
     Attributes:
-        model: any decoder-only transformers model with a head.
+        model: a decoder-only transformers model with a head.
         settings: see `LatentSettings`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
         generator: of the noise, on any device; torch's own of the model's device by default.
 
     Raises:
-        ValueError: noise below 0, or noise on vectors that are no superpositions.
+        ValueError: noise below 0, or noise on vectors that are no superpositions; or a model around which the latents
+            would be wrong.
     """
 
     model: PreTrainedModel
@@ -107,7 +110,13 @@ class LatentReasoner:
                 f"noise is {self.noise} where the feed is {self.settings.feed!r}; it must be 0, or above 0 with the "
                 "feed 'superposition', whose weights it changes"
             )
-        require_plain_head(self.model)
+        require(self.model, self._method)
+
+    @property
+    def _method(self) -> Method:
+        if self.settings.feed == "hidden":
+            return "hidden states"
+        return "explicit chains" if self.settings.top_k == 1 else "superpositions"
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -122,21 +131,21 @@ class LatentReasoner:
 
     def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """Scores of the next token."""
-        scores: Tensor = self.model.get_output_embeddings()(hidden)
-        return scores.float()
+        return scores(hidden, readout_of(self.model, "head")).float()
 
     def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
         """Superpose; the row is done when the clean arg-max is the first token of the end marker."""
-        scores = self.logits(hidden)
-        done = scores.argmax(dim=-1) == self.settings.end_ids[0]
-        weights, ids = choose(scores, self.settings.top_k, self.settings.temperature)
+        logits = self.logits(hidden)
+        done = logits.argmax(dim=-1) == self.settings.end_ids[0]
+        weights, ids = choose(logits, self.settings.top_k, self.settings.temperature)
         if self.noise:
             drawn_on = weights.device if self.generator is None else self.generator.device
             drawn = torch.rand(weights.shape, generator=self.generator, device=drawn_on)
             uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
-        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+        kept, places = heaviest(weights, ids)
+        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=places, support_weights=kept)
 
     def respond(
         self,

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from unspoken.methods.latent_sft.layout import Markers, Spans
 from unspoken.tasks.words import WordProblem
 
+DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 OPEN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
@@ -28,8 +29,9 @@ def unopened(prompt: str) -> str:
 class Spelling:
     """How questions, chains and answers become tokens.
 
-    A tokenizer with a chat template gets the instruction and the question as a user turn; one without (a model trained
-    from scratch) gets the question alone. The answer is ``\\boxed{...}`` and the end-of-sequence token.
+    A tokenizer with a chat template gets the instruction and the question as a user turn, always on the same day; one
+    without (a base model, or one trained from scratch) gets the question alone, behind what the tokenizer puts before
+    every text. The answer is ``\\boxed{...}`` and the end-of-sequence token.
     """
 
     tokenizer: Any
@@ -49,13 +51,51 @@ class Spelling:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prompt(self, question: str) -> tuple[int, ...]:
-        """Everything before the open marker."""
+        """Everything before the open marker.
+
+        Raises:
+            ValueError: the chat template takes no user turn alone.
+        """
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
         if self.tokenizer.chat_template is None:
-            return self.ids(question)
-        turn = [{"role": "user", "content": f"{INSTRUCTION}\n{question}"}]
-        text: Any = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        return self.ids(unopened(text))
+            return (*self._start, *self.ids(question))
+        return self.ids(unopened(self._chat(question)))
+
+    @cached_property
+    def _start(self) -> tuple[int, ...]:
+        """What the tokenizer puts before every text, as a base model has always seen it."""
+        bare, framed = self.markers.open, tuple(self.tokenizer(OPEN)["input_ids"])
+        places = [place for place in range(len(framed)) if framed[place : place + len(bare)] == bare]
+        return framed[: places[0]] if places else ()
+
+    def _chat(self, question: str) -> str:
+        """The question as a user turn, in the words of the chat template."""
+        from jinja2.exceptions import TemplateError
+
+        text, template = f"{INSTRUCTION}\n{question}", self.tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            # Labels and resumed runs need the prompts of yesterday.
+            template = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{template}"
+        # Some templates take a text, others a list of parts.
+        for content in (text, [{"type": "text", "text": text}]):
+            try:
+                prompt: Any = self.tokenizer.apply_chat_template(
+                    [{"role": "user", "content": content}],
+                    chat_template=template,
+                    add_generation_prompt=True,
+                    tokenize=False,
+                )
+            except TemplateError as error:
+                raise ValueError(
+                    f"the tokenizer's chat template refuses a user turn ({error}); set its chat_template to null or to "
+                    "one that takes it"
+                ) from None
+            if question.strip() in prompt:
+                return str(prompt)
+        raise ValueError(
+            "the tokenizer's chat template leaves the question out of the prompt; set its chat_template to null or to "
+            "one that takes a user turn"
+        )
 
     def spans(self, problem: WordProblem) -> Spans:
         """Spans of a problem with its first chain; an empty chain if it has none."""

@@ -8,62 +8,79 @@ Axes: N slots, D width, V vocabulary, K entries kept.
 
 from __future__ import annotations
 
+import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from unspoken import parallel
+from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scorer
 from unspoken.methods.settings.latent_sft import Noise, Readout
 
+__all__ = [
+    "Head",
+    "choose",
+    "distribution",
+    "embedding_table",
+    "heaviest",
+    "in_pieces",
+    "mix",
+    "perturb",
+    "readout_of",
+    "rows_at_once",
+    "scorer",
+    "superpose",
+]
+
+T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
+
+NUMBERS = 2**27  # of the largest tensor that exists at one time: 512 MiB in float32
+RECORDED = 256  # entries of a superposition that a chain keeps at most
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
 
 
-def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
-    """What each token id becomes at the first block, without gradient: the rows that latents are mixed from."""
-    embedding: nn.Module = model.get_input_embeddings()
-    if type(embedding) is nn.Embedding:
-        return embedding.weight.detach()
-    # A table that normalises or scales its rows when they are read: mix what the blocks would see.
-    with torch.no_grad():
-        weight: Any = embedding.weight
-        rows: Tensor = embedding(torch.arange(weight.shape[0], device=weight.device))
-    return rows
+# --- a piece at a time -----------------------------------------------------------------------------------------------
 
 
-def require_plain_head(model: PreTrainedModel) -> None:
-    """Refuse a model that does more to its scores than one matrix does.
+def rows_at_once(width: int) -> int:
+    """Rows of ``width`` numbers that may exist at one time."""
+    return max(1, NUMBERS // max(width, 1))
 
-    Raises:
-        ValueError: the config names a cap or a scale of the scores.
+
+def in_pieces(function: Callable[..., T], rows: int, *tensors: Tensor) -> T:
+    """What a function makes of each row, ``rows`` of them at a time, forward and backward.
+
+    What it computes on the way is not kept, but made again in the backward pass. Few rows are one piece, without that.
+
+    Args:
+        function: of the tensors' rows; draws no random numbers.
+        tensors: ``[N, ...]`` each.
     """
-    for name in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(model.config, name, None) not in (None, 1.0):
-            raise ValueError(
-                f"this model scales or caps its scores ({name} in its config), which superpositions leave out; "
-                "choose a model whose head is one matrix"
-            )
+    if len(tensors[0]) <= rows:
+        return function(*tensors)
+    pieces = zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+    made: list[Any] = [checkpoint(function, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces]
+    joined: Any = torch.cat(made) if isinstance(made[0], Tensor) else tuple(map(torch.cat, zip(*made, strict=True)))
+    return joined
 
 
-def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V D"]:
-    """The matrix that turns an output of the stack into scores, without gradient.
+def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
+    """What turns an output of the stack into scores; no gradient reaches it.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
     would say (latent_sft_index, open point 1), so it warns.
-
-    Raises:
-        ValueError: the model does more to its scores than one matrix does.
     """
-    require_plain_head(model)
     if readout == "head":
-        head: Any = model.get_output_embeddings()
-        return head.weight.detach()
+        return head_of(model)
     weight: Any = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not weight:
         warnings.warn(
             "readout is 'table', but this model's head is not tied to its table: the labels will differ from what the "
@@ -71,6 +88,9 @@ def readout_matrix(model: PreTrainedModel, readout: Readout) -> Float[Tensor, "V
             stacklevel=2,
         )
     return weight.detach()
+
+
+# --- superpositions --------------------------------------------------------------------------------------------------
 
 
 def choose(
@@ -87,25 +107,47 @@ def choose(
         Weights in float32 that sum to 1, and ids. The choice of ids has no gradient, the weights do.
     """
     kept = scores.shape[-1] if top_k is None else min(top_k, scores.shape[-1])
-    values, ids = (scores.float() / temperature).topk(kept, dim=-1)
+    scores = scores.float()
+    values, ids = (scores if temperature == 1 else scores / temperature).topk(kept, dim=-1)
     return F.softmax(values, dim=-1), ids
+
+
+def distribution(
+    hidden: Float[Tensor, "N D"], readout: Head, top_k: int | None, temperature: float = 1.0
+) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
+    """As `choose`, of outputs of the stack; their scores ``[N, V]`` are made a piece at a time."""
+    scores = scorer(readout, hidden)
+    return in_pieces(lambda some: choose(scores(some), top_k, temperature), rows_at_once(len(readout)), hidden)
+
+
+def heaviest(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> tuple[Tensor, Tensor]:
+    """What a chain records of superpositions: the `RECORDED` largest weights, which then sum to less than 1."""
+    if weights.shape[-1] <= RECORDED:
+        return weights, ids
+    kept, places = weights.topk(RECORDED, dim=-1)
+    return kept, ids.gather(-1, places)
 
 
 def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N D"]:
     """``sum_k weights_k table[ids_k]``, added up in float32, in the table's precision."""
-    weights = weights.float()
-    with torch.autocast(table.device.type, enabled=False):
-        if ids.shape[-1] == len(table):
-            # A row of the table for every entry of every slot would be [N, V, D].
-            mixed = torch.zeros_like(weights).scatter_add(-1, ids, weights) @ table.float()
-        else:
-            mixed = torch.einsum("...k,...kd->...d", weights, table[ids].float())
-    return mixed.to(table.dtype)
+    # A row of the table for every entry of every slot would be [N, V, D].
+    full = ids.shape[-1] == len(table)
+
+    def piece(weights: Tensor, ids: Tensor) -> Tensor:
+        with torch.autocast(table.device.type, enabled=False):
+            if full:
+                mixed = torch.zeros_like(weights).scatter_add(-1, ids, weights) @ table.float()
+            else:
+                mixed = torch.einsum("...k,...kd->...d", weights, table[ids].float())
+        return mixed.to(table.dtype)
+
+    width = math.prod(ids.shape[1:]) * (1 if full else table.shape[-1])
+    return in_pieces(piece, rows_at_once(width), weights.float(), ids)
 
 
 def superpose(
     hidden: Float[Tensor, "N D"],
-    readout: Float[Tensor, "V D"],
+    readout: Head,
     table: Float[Tensor, "V D"],
     *,
     top_k: int | None,
@@ -114,12 +156,13 @@ def superpose(
 ) -> Float[Tensor, "N D"]:
     """Latents out of the stack's outputs; the gradient reaches ``hidden`` alone.
 
-    A full superposition is made a piece of the vocabulary at a time and never holds ``[N, V]``; it takes no noise.
+    No superposition holds ``[N, V]``: few entries are chosen a piece of the slots at a time, a full one is made a piece
+    of the vocabulary at a time, where the read-out is one matrix. A full one takes no noise.
     """
-    if top_k is None:
+    if top_k is None and isinstance(readout, Tensor):
         return _Full.apply(hidden, readout, table, temperature)
-    weights, ids = choose(hidden @ readout.T.to(hidden.dtype), top_k, temperature)
-    return mix(weights if noise is None else noisy(weights, noise), ids, table)
+    weights, ids = distribution(hidden, readout, top_k, temperature)
+    return mix(weights if noise is None or top_k is None else noisy(weights, noise), ids, table)
 
 
 class _Full(torch.autograd.Function):
@@ -155,6 +198,9 @@ class _Full(torch.autograd.Function):
                 weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
                 result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
         return result.to(hidden.dtype), None, None, None
+
+
+# --- noise -----------------------------------------------------------------------------------------------------------
 
 
 def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:

@@ -103,11 +103,17 @@ class Coconut:
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs before it leaves the host, see `unspoken.methods.coconut.objective.with_places`."""
+        from unspoken.methods.coconut.objective import with_places
+
+        return with_places(batch)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         return {name: batch[name] for name in ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")}
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, see `unspoken.methods.coconut.objective.text_loss`."""
         from unspoken.methods.coconut.objective import text_loss
 

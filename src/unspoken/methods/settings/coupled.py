@@ -24,13 +24,19 @@ class NextToken:
     positions: Literal["all", "answer"] = "all"
     chain: Literal["explicit", "none"] = "explicit"
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs before it leaves the host, see `unspoken.methods.coupled.objective.with_places`."""
+        from unspoken.methods.coupled.objective import with_places
+
+        return with_places(batch, self.positions)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         # The library's own argument: whatever a model does to its scores, it does to these.
         kept = {"logits_to_keep": batch["judged"]} if "judged" in batch else {}
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False, **kept}
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, see `unspoken.methods.coupled.objective.next_token_loss`."""
         from unspoken.methods.coupled.objective import next_token_loss
 

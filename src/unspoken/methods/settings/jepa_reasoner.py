@@ -43,13 +43,19 @@ class SST:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs before it leaves the host, see `unspoken.methods.jepa_reasoner.objective.sst_places`."""
+        from unspoken.methods.jepa_reasoner.objective import sst_places
+
+        return sst_places(self, batch)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the Reasoner's forward takes, see `unspoken.methods.jepa_reasoner.objective.sst_inputs`."""
         from unspoken.methods.jepa_reasoner.objective import sst_inputs
 
         return sst_inputs(self, batch)
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, see `unspoken.methods.jepa_reasoner.objective.stage_loss`."""
         from unspoken.methods.jepa_reasoner.objective import stage_loss
 
@@ -62,12 +68,19 @@ class TalkerLoss:
 
     kind: ClassVar[str] = "talker"
 
-    def inputs(self, batch: dict[str, Tensor]) -> dict[str, Any]:
-        """What the pair's forward takes out of a batch."""
-        return {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs on the host, see `unspoken.methods.jepa_reasoner.objective.talker_places`."""
+        from unspoken.methods.jepa_reasoner.objective import talker_places
 
-    def __call__(self, outputs: Any, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        return talker_places(batch)
+
+    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What the pair's forward takes out of a batch."""
+        given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
+        return {**given, "length": batch.get("length")}
+
+    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, see `unspoken.methods.jepa_reasoner.objective.talker_loss`."""
         from unspoken.methods.jepa_reasoner.objective import talker_loss
 
-        return talker_loss(outputs)
+        return talker_loss(outputs, batch)

@@ -99,6 +99,12 @@ class Compress:
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.compress_places`."""
+        from unspoken.methods.latent_sft.objective import compress_places
+
+        return compress_places(self, batch)
+
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         return {"decoder": batch["decoder"], "encoder": batch["encoder"], "noise": self.noise}
@@ -137,6 +143,12 @@ class Autonomy:
     ce_weight: float = 1.0
     kl_weight: float = 1.0
     noise: Noise | None = field(default_factory=Noise)
+
+    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.autonomy_places`."""
+        from unspoken.methods.latent_sft.objective import autonomy_places
+
+        return autonomy_places(batch)
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""

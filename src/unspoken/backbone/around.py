@@ -1,0 +1,50 @@
+"""Models around another one of any family: the library may do with them what it may do with that one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+
+class Around(PreTrainedModel):
+    """A model whose blocks are those of another, which its configuration names.
+
+    Which kinds of attention and of experts there are depends on the inner model, so they are asked of its class.
+    """
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        """Configuration of the inner model."""
+        return self.config
+
+    @property
+    def _inner(self) -> Any:
+        found = AutoModel._model_mapping[type(self._inner_config)]
+        return found[0] if isinstance(found, tuple) else found
+
+    @property
+    def _supports_sdpa(self) -> bool:
+        return bool(self._inner._supports_sdpa)
+
+    @property
+    def _supports_flash_attn(self) -> bool:
+        return bool(self._inner._supports_flash_attn)
+
+    @property
+    def _supports_flex_attn(self) -> bool:
+        return bool(self._inner._supports_flex_attn)
+
+    @property
+    def _supports_attention_backend(self) -> bool:
+        return bool(self._inner._supports_attention_backend)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Never: of custom code the library leaves buffers that are not saved as they come out of the allocator."""
+        return False
+
+    def _grouped_mm_can_dispatch(self) -> bool:
+        if not self._inner._can_set_experts_implementation():
+            raise ValueError(f"{self._inner.__name__} has no experts to choose an implementation of")
+        return True

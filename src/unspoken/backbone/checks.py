@@ -1,0 +1,464 @@
+"""What a model must be so that a method around it is right, found out by running it on a few tokens.
+
+Nothing here knows a family by name. Each property is a function that asks the model itself, in the way in which the
+methods use it; a method needs some of them, and is refused in one line where one is missing. What was found is kept on
+disk, by everything that it depends on.
+
+Axes: B batch, T tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from unspoken.backbone.attention import attention_mask
+from unspoken.backbone.modeling import UnspokenForCausalLM, UnspokenModel
+from unspoken.backbone.vocabulary import head_of, scores
+
+Method = Literal["explicit chains", "superpositions", "hidden states", "Coconut", "Latent-SFT", "JEPA-Reasoner"]
+
+_LOOPED = ("rows", "causal", "cached", "batched", "padded")
+_EXPLICIT = ("stack", *_LOOPED, "scores")
+# The properties that each method needs.
+NEEDS: dict[Method, tuple[str, ...]] = {
+    "explicit chains": _EXPLICIT,
+    "superpositions": (*_EXPLICIT, "vectors"),
+    "hidden states": (*_EXPLICIT, "vectors", "width"),
+    "Coconut": (*_EXPLICIT, "vectors", "width", "gradient"),
+    "Latent-SFT": (*_EXPLICIT, "vectors", "rebuilt", "masked", "positions"),
+    "JEPA-Reasoner": (*_LOOPED, "vectors", "width", "named", "rebuilt"),
+}
+
+Wrong = dict[str, str]  # a property that is missing, and what is wrong
+_FLOAT32 = 2e-4  # two ways to sum the same numbers differ by this much at most, relative to the largest
+_REACH = 3  # positions that a layer with a limited reach keeps while it is asked
+_REACHES = ("sliding_window", "attention_chunk_size", "index_topk")  # what configs call it
+# Of a config, what names the model or its tokens, and what changes while it is trained and saved.
+_NO_PART = (
+    *("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"),
+    *("pad_token_id", "bos_token_id", "eos_token_id"),
+)
+_known: dict[str, Wrong] = {}
+
+
+def require(model: PreTrainedModel, method: Method) -> None:
+    """Refuse a model around which a method would be wrong.
+
+    The first time it takes about as long as twenty short passes, and the time to copy weights that are not in float32;
+    afterwards nothing. Our own decoder is known to be right.
+
+    Args:
+        model: a causal language model; its stack alone for a JEPA-Reasoner.
+        method: what is to be put around it.
+
+    Raises:
+        ValueError: a property is missing; names it, the model and the methods that do not need it.
+    """
+    if right(model, method):
+        return
+    wrong = missing(model)
+    first = next(wrong[name] for name in NEEDS[method] if name in wrong)
+    others = [other for other in NEEDS if right(model, other)]
+    advice = f"with this model use {' or '.join(others)}, or take" if others else "take"
+    raise ValueError(f"{method} cannot be used with {type(model).__name__}: {first}; {advice} another model")
+
+
+def right(model: PreTrainedModel, method: Method) -> bool:
+    """Whether a method is right around a model, see `require`."""
+    return not missing(model).keys() & set(NEEDS[method])
+
+
+def missing(model: PreTrainedModel) -> Wrong:
+    """The properties that a model has not, each with a sentence that names it."""
+    if isinstance(model, UnspokenForCausalLM | UnspokenModel) or model.device.type == "meta":
+        return {}
+    key = _key(model)
+    if key not in _known:
+        kept = _read(key)
+        if kept is None:
+            kept = _ask(model)
+            _write(key, kept)
+        _known[key] = kept
+    return _known[key]
+
+
+# --- what was found before ---------------------------------------------------------------------------------------
+
+
+def _key(model: PreTrainedModel) -> str:
+    """Everything that the properties depend on; weights have no part in them."""
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_PART}
+    facts = {
+        "class": f"{type(model).__module__}.{type(model).__qualname__}",
+        "config": config,
+        "attention": model.config._attn_implementation,
+        "device": model.device.type,
+        "versions": [version(name) for name in ("torch", "transformers")],
+        "questions": [_hash(Path(__file__).with_name(name)) for name in ("checks.py", "attention.py", "vocabulary.py")],
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@lru_cache
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unspoken" / "backbones"
+
+
+def _read(key: str) -> Wrong | None:
+    try:
+        found = json.loads((_folder() / f"{key}.json").read_text())
+    except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home
+        return None
+    return found if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()) else None
+
+
+def _write(key: str, wrong: Wrong) -> None:
+    """Keep what was found, where that is possible."""
+    try:
+        folder = _folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several processes may write the same.
+        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+            json.dump(wrong, file)
+        Path(file.name).replace(folder / f"{key}.json")
+    except (OSError, RuntimeError):
+        return
+
+
+# --- asking ------------------------------------------------------------------------------------------------------
+
+
+class _Lacking(Exception):
+    """A property is missing; the text is the end of the sentence."""
+
+
+def _ask(model: PreTrainedModel) -> Wrong:
+    """Run every question. The model, the random numbers and the warnings of the caller are left as they are."""
+    modes = {module: module.training for module in model.modules()}
+    subject = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    devices = [model.device] if model.device.type == "cuda" else []
+    with _short(subject.config), _uncompiled(subject), torch.random.fork_rng(devices), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
+        found = {name: _answer(name, first) for name in _PROPERTIES}
+        # Where two experts are equally good for a token, rounding chooses: nothing is missing on one row alone.
+        again = {name: _answer(name, second) for name, text in found.items() if text is not None}
+    for module, training in modes.items():
+        module.training = training
+    return {name: text for name, text in again.items() if text is not None}
+
+
+def _answer(name: str, probe: _Probe) -> str | None:
+    """What is wrong, or None if the model has the property."""
+    sentence, question = _PROPERTIES[name]
+    try:
+        with torch.enable_grad() if name == "gradient" else torch.no_grad():
+            question(probe)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except _Lacking as lacking:
+        return f"{sentence} ({lacking})"
+    except Exception as error:
+        return f"{sentence} ({_first(error)})"
+    return None
+
+
+def _first(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+
+
+@contextmanager
+def _short(config: PreTrainedConfig) -> Iterator[None]:
+    """Shorten what layers keep of a row, so that a few tokens show how they do it."""
+    config = config.get_text_config()
+    places = getattr(config, "max_position_embeddings", None) or float("inf")
+    found = {name: getattr(config, name, None) for name in _REACHES}
+    # A reach beyond the last position is none.
+    before = {name: value for name, value in found.items() if isinstance(value, int) and _REACH < value < places}
+    for name in before:
+        setattr(config, name, _REACH)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+
+
+@contextmanager
+def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
+    """Plain attention in the place of FlexAttention, which would compile a kernel for every length.
+
+    Both are given the same masks.
+    """
+    before = model.config._attn_implementation
+    if before != "flex_attention":
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _differ(given: Tensor, expected: Tensor) -> float:
+    error = (given.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-6)
+    return float(error) if bool(torch.isfinite(error)) else float("inf")
+
+
+def _same(given: Tensor, expected: Tensor, limit: float = _FLOAT32) -> None:
+    if given.shape != expected.shape:
+        raise _Lacking(f"shape {tuple(given.shape)} instead of {tuple(expected.shape)}")
+    if (error := _differ(given, expected)) > limit:
+        raise _Lacking(f"off by {error:.1g}")
+
+
+class _Probe:
+    """A model, and a few rows for it.
+
+    Two prompts of 4 and 6 tokens, each followed by 3 latents. What several questions look at is computed once.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, seed: int) -> None:
+        self.model = model
+        self.stack: PreTrainedModel = model.base_model
+        self.embed: nn.Module = model.get_input_embeddings()
+        size = int(self.embed.weight.shape[0])
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(count: int) -> Tensor:
+            return torch.randint(size // 4, size - size // 8, (count,), generator=generator).to(model.device)
+
+        self.short, self.long = draw(4), draw(6)
+        self.mixed = (0.6 * self.rows(draw(6)) + 0.4 * self.rows(draw(6))).view(2, 3, -1)
+        self.unmixed = self.rows(draw(6)).view(2, 3, -1)
+
+    @cached_property
+    def refusal(self) -> str | None:
+        """What the model makes of vectors that are no rows of its table."""
+        try:
+            self.run(self.mixed[0])
+        except Exception as error:
+            return _first(error)
+        return None
+
+    @property
+    def latents_2LD(self) -> Tensor:
+        """Latents after both prompts: mixtures of rows, or rows where the model takes nothing else."""
+        return self.mixed if self.refusal is None else self.unmixed
+
+    @cached_property
+    def of_ids(self) -> Tensor:
+        """Outputs for the long prompt, given as ids."""
+        hidden: Tensor = self.stack(input_ids=self.long[None], use_cache=False).last_hidden_state
+        return hidden[0]
+
+    @cached_property
+    def of_rows(self) -> Tensor:
+        """Outputs for the long prompt, given as rows of the table."""
+        return self.run(self.rows(self.long))
+
+    @cached_property
+    def together(self) -> Float[Tensor, "B L D"]:
+        """Outputs for both rows in one batch, step by step; the short one is padded on the left."""
+        missing = len(self.long) - len(self.short)
+        rows = torch.stack([F.pad(self.rows(self.short), (0, 0, missing, 0)), self.rows(self.long)])
+        rows[0, :missing] = self.rows(self.long[:missing])
+        mask = torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device)
+        mask[0, :missing] = 0
+        return self.step_by_step(rows, mask, self.latents_2LD)
+
+    @cached_property
+    def masked(self) -> tuple[Tensor, Tensor]:
+        """Outputs for the long row when three more tokens stand in it that it may not see: these, and then others."""
+        one, two = (_masked(self, hidden_TD) for hidden_TD in self.latents_2LD)
+        return one, two
+
+    def rows(self, ids: Tensor) -> Float[Tensor, "T D"]:
+        """Rows of the table."""
+        return self.embed(ids).detach()
+
+    def run(self, inputs_TD: Tensor, **how: Any) -> Float[Tensor, "T D"]:
+        """Outputs of the stack for one row, computed anew."""
+        hidden: Tensor = self.stack(inputs_embeds=inputs_TD.clone()[None], use_cache=False, **how).last_hidden_state
+        return hidden[0]
+
+    @cached_property
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Outputs for both prompts with their latents, each row alone and computed anew."""
+        both = zip((self.short, self.long), self.latents_2LD, strict=True)
+        short, long = (self.run(torch.cat([self.rows(ids), latents])) for ids, latents in both)
+        return short, long
+
+    def step_by_step(self, inputs_BTD: Tensor, mask_BT: Tensor | None, latents_BLD: Tensor) -> Float[Tensor, "B L D"]:
+        """Outputs before and at the latents, which enter one at a time, as in a rollout."""
+        cache = DynamicCache(config=self.stack.config)
+        rows, width = inputs_BTD.shape[:2]
+        start = torch.zeros(rows, 1, dtype=torch.long, device=inputs_BTD.device)
+        positions = start + torch.arange(width, device=start.device)
+        if mask_BT is not None:
+            positions = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        outputs = []
+        for latent_BD in (None, *latents_BLD.unbind(dim=1)):
+            new = inputs_BTD if latent_BD is None else latent_BD[:, None]
+            if latent_BD is not None:
+                positions = positions[:, -1:] + 1
+                mask_BT = None if mask_BT is None else F.pad(mask_BT, (0, 1), value=1)
+            hidden = self.stack(
+                inputs_embeds=new.clone(),
+                attention_mask=mask_BT,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+            outputs.append(hidden[:, -1])
+        return torch.stack(outputs, dim=1)
+
+
+def _has_a_stack(probe: _Probe) -> None:
+    if probe.stack is probe.model:
+        raise _Lacking(f"{type(probe.model).__name__} is one piece")
+
+
+def _keeps_its_width(probe: _Probe) -> None:
+    outside, inside = probe.whole[0].shape[-1], probe.unmixed.shape[-1]
+    if outside != inside:
+        raise _Lacking(f"they are {outside} wide, and its inputs {inside}")
+
+
+def _names_its_width(probe: _Probe) -> None:
+    inside, named = probe.unmixed.shape[-1], getattr(probe.stack.config, "hidden_size", None)
+    if inside != named:
+        raise _Lacking(f"hidden_size is {named}, and its inputs are {inside} wide")
+
+
+def _takes_any_vector(probe: _Probe) -> None:
+    if probe.refusal is not None:
+        raise _Lacking(probe.refusal)
+
+
+def _takes_rows_for_ids(probe: _Probe) -> None:
+    _same(probe.of_rows, probe.of_ids)
+
+
+def _looks_back_only(probe: _Probe) -> None:
+    _same(probe.of_rows, probe.whole[1][: len(probe.long)])
+
+
+def _caches(probe: _Probe) -> None:
+    given = probe.step_by_step(probe.rows(probe.long)[None], None, probe.latents_2LD[1:])
+    _same(given[0], probe.whole[1][len(probe.long) - 1 :])
+
+
+def _batches(probe: _Probe) -> None:
+    _same(probe.together[1], probe.whole[1][len(probe.long) - 1 :])
+
+
+def _pads(probe: _Probe) -> None:
+    _same(probe.together[0], probe.whole[0][len(probe.short) - 1 :])
+
+
+def _scores(probe: _Probe) -> None:
+    # The class's forward: a trainer may have wrapped the instance's.
+    expected = type(probe.model).forward(probe.model, input_ids=probe.long[None], use_cache=False).logits[0]
+    _same(scores(probe.of_ids, head_of(probe.model)), expected)
+
+
+def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
+    """Outputs for the long row with three more tokens in its middle, which nothing but they themselves may see."""
+    first, row = 3, torch.cat([probe.rows(probe.long), probe.latents_2LD[1]])
+    last = first + len(hidden_TD)
+    inputs = torch.cat([row[:first], hidden_TD, row[first:]])
+    place = torch.arange(len(inputs), device=inputs.device)
+    aside = (place >= first) & (place < last)
+    positions = torch.where(place < last, place, place - len(hidden_TD))
+    mask = attention_mask(
+        lambda _b, _h, q, kv: (kv <= q) & (~aside[kv] | (aside[q] & aside[kv])), positions[None], probe.stack
+    )
+    return probe.run(inputs, attention_mask=mask, position_ids=positions[None])[~aside]
+
+
+def _obeys_masks(probe: _Probe) -> None:
+    # What is not seen has no effect at all, but that experts sum in another order.
+    _same(*probe.masked, _FLOAT32 / 10)
+
+
+def _obeys_positions(probe: _Probe) -> None:
+    config = probe.stack.config.get_text_config()
+    for name in ("window_size", "attention_window_size"):
+        if getattr(config, name, None) is not None and name not in config.attribute_map:
+            raise _Lacking(f"{name} {getattr(config, name)} of its config cannot be counted in positions")
+    _same(probe.masked[0], probe.whole[1])
+
+
+def _trains_through_its_cache(probe: _Probe) -> None:
+    weights = torch.linspace(-1, 1, probe.unmixed.shape[-1], device=probe.model.device)
+
+    def gradient(cached: bool) -> Tensor:
+        """Of the second of two latents, made as Coconut makes them, with respect to the prompt."""
+        prompt = probe.rows(probe.short)[None].requires_grad_(True)
+        cache, read, new = DynamicCache(config=probe.stack.config), prompt * 1, prompt * 1
+        hidden = new
+        for _ in range(3):
+            past = read.shape[1] - new.shape[1]
+            how: dict[str, Any] = {"inputs_embeds": read * 1, "use_cache": False}
+            if cached:
+                place = torch.arange(past, read.shape[1], device=new.device)[None]
+                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": place}
+            hidden = probe.stack(**how).last_hidden_state[:, -1:]
+            read, new = torch.cat([read, hidden], dim=1), hidden
+        (found,) = torch.autograd.grad((hidden * weights).sum(), prompt)
+        return found
+
+    _same(gradient(cached=True), gradient(cached=False), 20 * _FLOAT32)
+
+
+def _can_be_rebuilt(probe: _Probe) -> None:
+    with torch.device("meta"):
+        again = AutoModel.from_config(probe.stack.config)
+    if type(again) is not type(probe.stack) or again.state_dict().keys() != probe.stack.state_dict().keys():
+        raise _Lacking(f"its config makes {type(again).__name__} and not its {type(probe.stack).__name__}")
+
+
+_PROPERTIES: dict[str, tuple[str, Callable[[_Probe], None]]] = {
+    "stack": ("it has no stack apart from its head", _has_a_stack),
+    "rows": (
+        "it does more with token ids than to look up rows of its table, and latents cannot do that",
+        _takes_rows_for_ids,
+    ),
+    "causal": ("a later token changes an earlier output", _looks_back_only),
+    "cached": ("with its cache it computes something else than without", _caches),
+    "batched": ("a row in a batch is not what it is alone", _batches),
+    "padded": ("padding on the left changes a row", _pads),
+    "vectors": ("it takes no vectors but rows of its table", _takes_any_vector),
+    "width": ("its outputs cannot be its inputs", _keeps_its_width),
+    "named": ("its config does not name the width of a latent", _names_its_width),
+    "scores": ("its scores are not made of the outputs of its stack", _scores),
+    "rebuilt": ("its stack cannot be built a second time from its config", _can_be_rebuilt),
+    "masked": ("a mask of our own is not obeyed by all layers", _obeys_masks),
+    "positions": ("positions of our own are not obeyed", _obeys_positions),
+    "gradient": ("the gradient through its cache is another than without", _trains_through_its_cache),
+}

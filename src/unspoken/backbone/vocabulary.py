@@ -1,0 +1,129 @@
+"""Both ends of a causal language model: what a token is at the first block, and what turns an output into scores.
+
+Axes: N slots, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from unspoken.backbone.modeling import UnspokenForCausalLM
+
+_is_matrix: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+class AskedHead:
+    """The head of a model that does more than one product, with all that it does: biases, caps, scales, layers."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def __len__(self) -> int:
+        """Entries of the vocabulary."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    def __call__(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
+        """The scores that the model makes of outputs of its stack."""
+        # A second model of the same modules, since others may be running the first one.
+        alone = copy.copy(self.model)
+        alone._modules = {**self.model._modules, self.model.base_model_prefix: _Given(self.model.base_model)}
+        # The class's forward: a trainer may have wrapped the instance's.
+        outputs: Any = type(self.model).forward(alone, inputs_embeds=hidden[None], use_cache=False)
+        return outputs.logits[0]
+
+
+# A matrix [V, D] where the scores are the product with one.
+Head = Tensor | AskedHead
+
+
+def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
+    """What each token id becomes at the first block, without gradient."""
+    embedding: nn.Module = model.get_input_embeddings()
+    if type(embedding) is nn.Embedding:
+        return embedding.weight.detach()
+    # A table that normalises or scales its rows when they are read.
+    with torch.no_grad():
+        weight: Any = embedding.weight
+        rows: Tensor = embedding(torch.arange(weight.shape[0], device=weight.device))
+    return rows
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """What turns an output of a model's stack into scores; no gradient reaches a matrix."""
+    if model not in _is_matrix:
+        _is_matrix[model] = isinstance(model, UnspokenForCausalLM) or _has_matrix_alone(model)
+    if _is_matrix[model]:
+        head: Any = model.get_output_embeddings()
+        return head.weight.detach()
+    return AskedHead(model)
+
+
+def scorer(head: Head, hidden: Float[Tensor, "N D"]) -> Callable[[Tensor], Tensor]:
+    """What makes scores of the next token ``[M, V]`` of outputs ``[M, D]`` of the stack.
+
+    Args:
+        hidden: of the precision of the outputs; a matrix is turned and cast to that of the product once for all pieces.
+    """
+    if not isinstance(head, Tensor):
+        return head
+    kind = hidden.device.type
+    matrix = head.T.to(torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype)
+    return lambda some: some @ matrix
+
+
+def scores(hidden: Float[Tensor, "N D"], head: Head) -> Float[Tensor, "N V"]:
+    """Scores of the next token after each output of the stack, in the precision of ``hidden``."""
+    return scorer(head, hidden)(hidden)
+
+
+@torch.no_grad()
+def _has_matrix_alone(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    if type(head) is not nn.Linear or head.bias is not None:
+        return False
+    with torch.autocast(head.weight.device.type, enabled=False):
+        hidden = torch.linspace(-1, 1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)[None]
+        # A cap shows on scores that are large, and a constant on no output at all.
+        hidden = hidden * (1000 / F.linear(hidden, head.weight).abs().max().clamp(min=1e-6))
+        expected = F.linear(hidden, head.weight)
+        asked = AskedHead(model)
+        close = torch.allclose(asked(hidden), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
+        return close and not bool(asked(torch.zeros_like(hidden)).any())
+
+
+@dataclass
+class _Output(ModelOutput):
+    """Outputs of a stack of which nothing but the last layer's is known."""
+
+    last_hidden_state: Tensor | None = None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+class _Given(nn.Module):
+    """Stands where the stack of a causal language model stands, and returns its inputs as outputs."""
+
+    def __init__(self, stack: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["stack"] = stack  # not a part of this module
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.__dict__["stack"], name)
+        # Some heads stand on a part of the stack.
+        return _Given(found) if isinstance(found, PreTrainedModel) else found
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
+        return _Output(last_hidden_state=inputs_embeds)

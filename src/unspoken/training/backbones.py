@@ -1,0 +1,153 @@
+"""Which methods a stage puts around its model, and whether they are right there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from unspoken.backbone import UnspokenModel
+from unspoken.backbone.checks import Method, require
+from unspoken.methods.coconut import Coconut
+from unspoken.methods.coupled import NextToken
+from unspoken.methods.jepa_reasoner import SST
+from unspoken.methods.latent_sft import Compress, Spelling
+from unspoken.methods.latent_sft.layout import Rows
+from unspoken.tasks.dataset import Batch, GeneratedDataset
+from unspoken.training.recipe import Stage
+
+
+def methods_of(stage: Stage) -> list[Method]:
+    """What a stage does with the causal language model that it starts from."""
+    objective = stage.objective
+    if isinstance(objective, SST):
+        return ["JEPA-Reasoner"]
+    if isinstance(objective, Coconut):
+        return ["Coconut"]
+    if isinstance(objective, NextToken):
+        return ["explicit chains"]
+    if isinstance(objective, Compress) and objective.shape is not None:
+        return ["Latent-SFT", "hidden states" if objective.shape.latent == "hidden" else "superpositions"]
+    return []
+
+
+def require_for(model: PreTrainedModel, stage: Stage) -> None:
+    """Refuse a causal language model around which a stage's method would be wrong.
+
+    Raises:
+        ValueError: see `unspoken.backbone.checks.require`.
+    """
+    for method in methods_of(stage):
+        require(model, method)
+
+
+def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
+    """The same data, of which a row that is longer than the model's table of positions is refused by name."""
+    limit = _positions_in_a_table(model)
+    if limit is None:
+        return data
+
+    def make(indices: NDArray[np.int64]) -> Batch:
+        batch = data.make(indices)
+        if (length := _longest(batch)) > limit:
+            raise ValueError(
+                f"a row of {length} positions does not fit {type(model).__name__}, whose table has {limit}; "
+                "leave out long problems, or take a model with more positions"
+            )
+        return batch
+
+    return replace(data, make=make)
+
+
+def _positions_in_a_table(model: PreTrainedModel) -> int | None:
+    """Positions of a model that looks each of them up; None if it computes them."""
+    for stack in model.modules():
+        inner = (part for part in stack.modules() if part is not stack)
+        if not isinstance(stack, PreTrainedModel) or any(isinstance(part, PreTrainedModel) for part in inner):
+            continue
+        limit = getattr(stack.config, "max_position_embeddings", None)
+        tables = [part.weight for part in stack.modules() if isinstance(part, nn.Embedding)]
+        own = stack.get_input_embeddings()
+        tables = [table for table in tables if own is None or table is not own.weight]
+        tables += [buffer for buffer in stack.buffers() if buffer.ndim == 2]
+        # Some families keep a few rows beside those of the positions.
+        if limit is not None and any(0 <= len(table) - limit <= 8 for table in tables):
+            return int(limit)
+    return None
+
+
+def _longest(batch: Batch) -> int:
+    """Positions of the longest row."""
+    rows = [value for value in batch.values() if isinstance(value, Rows)]
+    if rows:
+        return max(int(row.position.max()) + 1 for row in rows)
+    if "text_mask" in batch:
+        masks = [batch[name].sum(dim=1) for name in ("attention_mask", "latent_mask", "text_mask")]
+        return int(torch.stack(masks).sum(dim=0).max())
+    return int(batch["input_ids"].shape[1])
+
+
+def require_rows(model: PreTrainedModel, spelling: Spelling) -> None:
+    """Refuse a table without a row for a token that every sample has.
+
+    Raises:
+        ValueError: names the tokens.
+    """
+    tokenizer, rows = spelling.tokenizer, model.get_input_embeddings().weight.shape[0]
+    markers = spelling.markers
+    ids = {*markers.open, *markers.end, *spelling.prompt("1 + 1?"), tokenizer.eos_token_id, tokenizer.pad_token_id}
+    beyond = sorted(token for token in ids if token is not None and token >= rows)
+    if beyond:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)
+        raise ValueError(
+            f"the tokenizer has tokens beyond the {rows} rows of the table of {type(model).__name__}: {names}; "
+            "use the model's own tokenizer, or resize the table"
+        )
+
+
+@torch.no_grad()
+def require_same_blocks(whole: PreTrainedModel, cut: PreTrainedModel) -> None:
+    """Refuse first blocks that compute something else than they did in the model that they were cut out of.
+
+    Raises:
+        ValueError: a block depends on how many there are, or the blocks are not found.
+    """
+    if isinstance(cut, UnspokenModel) or cut.device.type == "meta":
+        return
+    count = getattr(cut.config, "num_hidden_layers", None)
+    if count is None or count == whole.config.num_hidden_layers:
+        return
+    inputs = cut.get_input_embeddings()(torch.arange(3, 9)[None])
+    there, here = (_after_block(model, count, inputs.clone()) for model in (whole, cut))
+    if not torch.allclose(there, here, rtol=1e-3, atol=1e-3 * float(there.abs().max())):
+        raise ValueError(
+            f"the first {count} blocks of {type(whole).__name__} compute something else without those above them; "
+            "set blocks to null, or take another model"
+        )
+
+
+def _after_block(model: PreTrainedModel, count: int, inputs: Tensor) -> Tensor:
+    """What the block of that number, counted from 1, makes of some inputs."""
+    size = model.config.num_hidden_layers
+    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == size]
+    if not lists:
+        raise ValueError(
+            f"the blocks of {type(model).__name__} are not found, so they cannot be counted; set blocks to null"
+        )
+    found: list[Tensor] = []
+
+    def keep(_block: nn.Module, _inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:
+        found.append(outputs if isinstance(outputs, Tensor) else outputs[0])
+
+    training = model.training
+    hook = lists[0][count - 1].register_forward_hook(keep)
+    try:
+        model.eval()(inputs_embeds=inputs, use_cache=False)
+    finally:
+        hook.remove()
+        model.train(training)
+    return found[0]

@@ -1,0 +1,145 @@
+"""A stage is refused before it trains where its method would be wrong around its model."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+from tiny_hub import MINICPM_3, tiny_hub_model
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+
+from unspoken.methods.coconut import CoconutModel
+from unspoken.methods.latent_sft import Spelling
+from unspoken.training import recipe as recipes
+from unspoken.training.backbones import fitting, require_rows, require_same_blocks
+from unspoken.training.recipe import Recipe
+from unspoken.training.stages import data_of
+from unspoken.training.words import build_model
+
+RECIPE = """
+name: hub
+size: tiny
+task: {{kind: grade_school, train: {train}, tests: [{test}], validation_rows: 2}}
+backbone: {backbone}
+attention: eager
+stages:
+  - {{name: cot, objective: {{kind: next_token, positions: answer}}, steps: 1, batch_size: 2}}
+  - {{name: sst, objective: {{kind: sst}}, steps: 1, batch_size: 2}}
+  - {{name: coconut, objective: {{kind: coconut, replaced: 1}}, steps: 1, batch_size: 2}}
+  - {{name: encoder, objective: {{kind: compress, train: encoder, shape: {{rate: 2}}}}, steps: 1, batch_size: 2}}
+evaluation: {{problems: 2, validation_problems: 2, batch_size: 2}}
+threads: 1
+"""
+
+
+def tokenizer_of_letters() -> PreTrainedTokenizerFast:
+    tokens = ["~pad", "~end", *string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
+    words = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    words.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="~pad", eos_token="~end")
+
+
+def recipe_of(folder: Path, model: PreTrainedModel) -> Recipe:
+    """Every method around a model of a folder."""
+    model.save_pretrained(folder / "hub")
+    tokenizer_of_letters().save_pretrained(folder / "hub")
+    rows = [{"question": f"Twice {n} and 3?", "steps": [f"<<{n}+3={n + 3}>>"], "answer": str(n + 3)} for n in range(9)]
+    (folder / "train.json").write_text(json.dumps(rows))
+    (folder / "test.json").write_text(json.dumps([{"input": "2 and 2?", "target": 4}]))
+    text = RECIPE.format(backbone=folder / "hub", train=folder / "train.json", test=folder / "test.json")
+    return recipes.parse(text, "hub")
+
+
+# --- before a stage --------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_whose_method_would_be_wrong_is_refused_and_the_others_are_built(tmp_path: Path) -> None:
+    conv = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
+    recipe = recipe_of(tmp_path, tiny_hub_model("lfm2", **conv, vocab_size=100))
+    for name in ("cot", "sst", "coconut"):
+        build_model(recipe, recipe.stage(name), None)
+    with pytest.raises(
+        ValueError, match=r"^Latent-SFT cannot be used with Lfm2ForCausalLM: a mask of our own is not obeyed"
+    ):
+        build_model(recipe, recipe.stage("encoder"), None)
+
+
+def test_a_model_without_a_cache_is_refused_by_every_stage(tmp_path: Path) -> None:
+    gpt = {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4}
+    recipe = recipe_of(tmp_path, tiny_hub_model("openai-gpt", **gpt, vocab_size=100))
+    for name in ("cot", "sst", "coconut", "encoder"):
+        with pytest.raises(ValueError, match=r"cannot be used with OpenAIGPTLMHeadModel: .*; take another model$"):
+            build_model(recipe, recipe.stage(name), None)
+
+
+def test_experts_learn_in_every_method(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tiny_hub_model("mixtral", vocab_size=100))
+    for name in ("cot", "sst", "coconut", "encoder"):
+        build_model(recipe, recipe.stage(name), None)
+    assert isinstance(build_model(recipe, recipe.stage("coconut"), None), CoconutModel)
+
+
+def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tiny_hub_model("llama", vocab_size=80))
+    with pytest.raises(
+        ValueError, match=r"tokens beyond the 80 rows of the table of LlamaForCausalLM: '<' .81., '>' .83."
+    ):
+        build_model(recipe, recipe.stage("cot"), None)
+    require_rows(tiny_hub_model("llama", vocab_size=100), Spelling(tokenizer=tokenizer_of_letters()))
+
+
+@pytest.mark.parametrize("name", ["cot", "sst", "coconut", "encoder"])
+def test_a_row_longer_than_the_table_of_positions_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    gpt = {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 100}
+    for positions, fits in ((512, True), (40, False)):
+        folder = tmp_path / str(positions)
+        folder.mkdir()
+        recipe = recipe_of(folder, tiny_hub_model("gpt2", n_positions=positions, **gpt))
+        stage = recipe.stage(name)
+        model = build_model(recipe, stage, None)
+        data = fitting(data_of(recipe, stage, None, 0), model)
+        if fits:
+            data[0]
+            continue
+        with pytest.raises(
+            ValueError, match=r"^a row of \d+ positions does not fit \w+, whose table has 40; leave out"
+        ):
+            data[0]
+
+
+def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
+    recipe = recipe_of(tmp_path, tiny_hub_model("llama", vocab_size=100, max_position_embeddings=40))
+    stage = recipe.stage("cot")
+    data = data_of(recipe, stage, None, 0)
+    assert fitting(data, build_model(recipe, stage, None)) is data
+
+
+# --- the first blocks of a model -------------------------------------------------------------------------------------
+
+
+def first_blocks_of(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    config = type(model.config).from_dict({**model.base_model.config.to_dict(), "num_hidden_layers": count})
+    cut = AutoModel.from_config(config, attn_implementation="eager").eval()
+    kept = cut.state_dict().keys()
+    cut.load_state_dict({name: value for name, value in model.base_model.state_dict().items() if name in kept})
+    return cut
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
+def test_first_blocks_that_stay_as_they_were(kind: str) -> None:
+    model = tiny_hub_model(kind)
+    model.train()
+    require_same_blocks(model.base_model, first_blocks_of(model, 1))
+    assert model.base_model.training
+
+
+def test_first_blocks_that_depend_on_their_number_are_refused() -> None:
+    model = tiny_hub_model("minicpm3", **MINICPM_3)
+    with pytest.raises(
+        ValueError, match="the first 1 blocks of MiniCPM3Model compute something else without those above"
+    ):
+        require_same_blocks(model.base_model, first_blocks_of(model, 1))
