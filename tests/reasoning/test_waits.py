@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.sampling import NoisyReasoner
 from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
 from unspoken.reasoning import SilentReasoner, Speech, StopRule, respond, rollout
 from unspoken.reasoning.picking import draw
@@ -172,14 +171,3 @@ def test_a_server_waits_once_a_step_for_sixteen_rows(attention: str, drawn: bool
     assert len([one for one in news if one.over]) == 16
     assert len(waits.after_the_prompt) > CAP
     assert max(waits.after_the_prompt) == 1
-
-
-def test_noisy_chains_wait_once_more_a_step() -> None:
-    clean = reasoner_of("llama", "sdpa")
-    sources = tuple(torch.Generator().manual_seed(row) for row in range(6))
-    method = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
-    with Waits(method.stack) as waits:
-        rollout(method, *batch_of(True), StopRule(max_latents=CAP))
-    assert len(waits.after_the_prompt) > 1
-    # One copy of the scores a step; what is drawn then is drawn on the host.
-    assert waits.kinds["cpu"] == len(waits.passes)
