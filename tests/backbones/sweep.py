@@ -1,7 +1,7 @@
 """Runs every method around every architecture of the table and writes what became of it.
 
 ``python tests/backbones/sweep.py --output results/backbones.json`` takes about five minutes on one core; the page
-docs/backbones.md is made of that file. With names of architectures it prints theirs and writes nothing.
+docs/backbones.md is made of that file. With names of architectures it writes only theirs anew.
 """
 
 from __future__ import annotations
@@ -49,20 +49,24 @@ def main(names: list[str], output: Path | None) -> int:
         print(f"{name}: {'right everywhere' if right else '; '.join(words)}", flush=True)
     print(f"{len(names)} architectures, {len(METHODS)} methods, {failed} failures")
     if output is not None:
-        content = {
-            "versions": {name: version(name) for name in ("transformers", "torch")},
-            "properties": PROPERTIES,
-            "architectures": swept,
-        }
-        output.write_text(json.dumps(content, indent=1) + "\n")
+        write(swept, output)
     return 1 if failed else 0
+
+
+def write(swept: dict[str, Any], output: Path) -> None:
+    """Put architectures into a file of results, in the order of the table; others that it has stay."""
+    content = {"versions": {name: version(name) for name in ("transformers", "torch")}, "properties": PROPERTIES}
+    before = json.loads(output.read_text()) if output.is_file() else {"architectures": {}, **content}
+    if before["versions"] != content["versions"]:
+        before["architectures"] = {}
+    found = {**before["architectures"], **swept}
+    content["architectures"] = {name: found[name] for name in ARCHITECTURES if name in found}
+    output.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="architectures of the table; all by default")
-    parser.add_argument("--output", type=Path, help="file of results to write; needs all architectures")
+    parser.add_argument("--output", type=Path, help="file of results to write; others that it has stay")
     options = parser.parse_args()
-    if options.names and options.output:
-        parser.error("a file of results holds all architectures; leave the names out")
     sys.exit(main(options.names or list(ARCHITECTURES), options.output))

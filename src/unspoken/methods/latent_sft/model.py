@@ -62,7 +62,8 @@ class LatentSFTModel(Around, StrictLoading):
 
     config_class = LatentSFTConfig
     config: LatentSFTConfig
-    base_model_prefix = "decoder"
+    # Not "decoder": the library would rename weights of the encoder as the decoder's are renamed, a second time.
+    base_model_prefix = ""
     supports_gradient_checkpointing = True
 
     @property
@@ -78,6 +79,11 @@ class LatentSFTModel(Around, StrictLoading):
             self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
             self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of the decoder."""
+        table: nn.Module = self.decoder.get_input_embeddings()
+        return table
 
     @torch.no_grad()
     def start_from(self, base: PreTrainedModel) -> None:
