@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conformance import CLOSE, assert_row_is, left_padded, naive_chain
+from conformance import assert_row_is, left_padded, naive_chain
 from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
@@ -31,7 +31,8 @@ def reasoner_of(family: str, attention: str, feed: Any = "superposition") -> Lat
 def assert_close_chain(one: LatentChain, two: LatentChain) -> None:
     assert torch.equal(one.mask, two.mask)
     assert torch.equal(one.stop, two.stop)
-    torch.testing.assert_close(one.latents, two.latents, **CLOSE)
+    # A chain of hidden states is a little chaotic, so rounding grows from step to step.
+    torch.testing.assert_close(one.latents, two.latents, rtol=1e-3, atol=2e-4)
 
 
 def assert_static_is_plain(method: Any, device: str = "cpu") -> None:
