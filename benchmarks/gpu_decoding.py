@@ -158,33 +158,34 @@ def decoded(size: Size, model: PreTrainedModel, batch: int) -> Found:
 
 
 def decoding(size: Size, notes: Notes) -> None:
-    """Every batch size; waits first, since they are quick."""
+    """Waits first, since they are quick, then every batch size; a profiler is slow, so it comes last."""
     model = size.model()
-    waits(size, model, notes)
+    loops = loops_of(size, model)
+    if size.device == "cuda":
+        for name, loop in loops.items():
+            notes.add(f"waits_of_{name}", partial(_warned, size, loop))
     for batch in size.batches:
         notes.add(f"batch_{batch}", partial(decoded, size, model, batch))
+    for name, loop in loops.items():
+        notes.add(f"operations_of_{name}", partial(_profiled, size, loop))
 
 
 # --- waits -----------------------------------------------------------------------------------------------------------
 
 
-def waits(size: Size, model: PreTrainedModel, notes: Notes) -> None:
-    """What a step of each loop waits for: a long chain less a short one, over the steps between them."""
+def loops_of(size: Size, model: PreTrainedModel) -> dict[str, Callable[[int], object]]:
+    """Loops of so many steps; what a step waits for is a long one less a short one, over the steps between them."""
     ids, latent = size.ids(size.batches[-1], size.prompt), reasoner_of(size, model, top_k=10)
 
     def thinking(steps: int, fixed: bool) -> object:
         return rollout(latent, ids, None, StopRule(max_latents=steps, fixed=fixed))
 
-    loops: dict[str, Callable[[int], object]] = {
+    return {
         "chain_of_fixed_length": partial(thinking, fixed=True),
         "chain_that_may_stop": partial(thinking, fixed=False),
         "words_after_a_chain": lambda steps: latent.respond(ids, max_latents=1, max_tokens=steps, config=never(size)),
         "generate": lambda steps: generated(model, ids, steps)(),
     }
-    for name, loop in loops.items():
-        if size.device == "cuda":
-            notes.add(f"waits_of_{name}", partial(_warned, size, loop))
-        notes.add(f"operations_of_{name}", partial(_profiled, size, loop))
 
 
 def never(size: Size) -> GenerationConfig:

@@ -43,7 +43,7 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
     Raises:
         ValueError: there is no such device here.
     """
-    if isinstance(name, torch.device):
+    if isinstance(name, torch.device) and name != torch.device("cuda"):
         return name
     if name == "auto":
         if torch.cuda.is_available():

@@ -250,7 +250,9 @@ class _Probe:
         generator = torch.Generator().manual_seed(seed)
 
         def draw(count: int) -> Tensor:
-            return torch.randint(size // 4, size - size // 8, (count,), generator=generator).to(model.device)
+            # On the CPU, whatever the caller's default device is.
+            drawn = torch.randint(size // 4, size - size // 8, (count,), generator=generator, device="cpu")
+            return drawn.to(model.device)
 
         self.short, self.long = draw(4), draw(6)
         self.mixed = (0.6 * self.rows(draw(6)) + 0.4 * self.rows(draw(6))).view(2, 3, -1)
