@@ -31,8 +31,8 @@ def reasoner_of(family: str, attention: str, feed: Any = "superposition") -> Lat
 def assert_close_chain(one: LatentChain, two: LatentChain) -> None:
     assert torch.equal(one.mask, two.mask)
     assert torch.equal(one.stop, two.stop)
-    # Hidden states that are fed back raw carry a rounding error on from step to step.
-    torch.testing.assert_close(one.latents, two.latents, rtol=1e-3, atol=1e-4)
+    # A chain of hidden states is a little chaotic, so rounding grows from step to step.
+    torch.testing.assert_close(one.latents, two.latents, rtol=1e-3, atol=2e-4)
 
 
 def assert_static_is_plain(method: Any, device: str = "cpu") -> None:

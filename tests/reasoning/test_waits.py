@@ -147,8 +147,8 @@ def test_thinking_and_answering_wait_once_a_step(family: str, attention: str, pa
             respond(method, *batch_of(padded), StopRule(max_latents=CAP), speech(pick), chain)
         assert len(waits.passes) > CAP
         assert max(waits.after_the_prompt) == 1
-        # Checks of the prompt, what the library asks before it makes a mask, and once a model what its head is.
-    assert waits.passes[1] <= 6
+        # Checks of the prompt, what the library asks before it makes a mask, and, once a model, how its head scores.
+        assert waits.passes[1] <= 6
 
 
 @pytest.mark.parametrize("drawn", [False, True])
