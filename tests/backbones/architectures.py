@@ -192,7 +192,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": LATENT_CACHE,
     "deepseek_v2": {**LATENT_CACHE, "topk_method": "greedy"},
     "deepseek_v3": LATENT_CACHE,
-    "deepseek_v32": {**LATENT_CACHE, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4},
+    # So many heads that hardly any token scores zero with all of them: which of those are kept is chance.
+    "deepseek_v32": {**LATENT_CACHE, "index_n_heads": 16, "index_head_dim": 16, "index_topk": 4},
     "axk1": LATENT_CACHE,
     "longcat_flash": {**LATENT_CACHE, "num_layers": 1},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1},

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from hub import LATENTS, ROWS, WORDS, Hub, random_words
 from torch import Tensor
 from transformers import PreTrainedModel
-from truth import Agreement, hidden, mixture_error, scores, table
+from truth import Agreement, hidden, mixture_error, relative, scores, table
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner, NextToken
@@ -158,7 +158,7 @@ def _reply(
             whole = torch.cat([table(truth, prompt), latents, table(truth, tail)])
         true = scores(truth, whole)
         for word in range(WORDS):
-            found.compare(f"{label}answers", seen[place, word], true[len(whole) - WORDS + word].float())
+            found.steps(f"{label}answers", relative(seen[place, word], true[len(whole) - WORDS + word]))
         if given is not None:
             continue
         start = len(prompt) - 1
@@ -166,11 +166,11 @@ def _reply(
         true[start] = scores(truth, whole[: start + 1])[-1]
         if kind == "hidden":
             outputs = hidden(truth, whole)
-            found.compare(f"{label}latents", latents, outputs[start : start + steps])
+            found.steps(f"{label}latents", relative(latents, outputs[start : start + steps]))
             continue
         for step in range(steps):
             weights, support = chain.support_weights[place, step], chain.support_ids[place, step]
-            found.note(f"{label}chains", mixture_error(true[start + step], weights, support))
+            found.steps(f"{label}chains", mixture_error(true[start + step], weights, support))
             found.compare(f"{label}latents", latents[step], weights @ table(truth, support))
 
 

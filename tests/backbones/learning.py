@@ -109,7 +109,8 @@ def compressing(hub: Hub) -> Agreement:
     told = _summaries(encoder, batch["encoder"], model.compress)
     found.compare("summaries", outputs.summaries, torch.stack([states[-1] for states, _ in told]))
     with torch.no_grad():
-        weights, ids = model.labels(batch["encoder"])
+        labels = list(model.labels(batch["encoder"]))
+        weights, ids = (torch.cat([label[part] for label in labels]) for part in (0, 1))
     for slot, (_, scored) in enumerate(told):
         found.note("labels", mixture_error(scored[-1], weights[slot], ids[slot]))
     top_k = model.config.latent_shape.top_k
@@ -266,7 +267,7 @@ def _own_chains(found: Agreement, hub: Hub, model: JepaReasonerModel) -> None:
             whole = torch.cat([table(truth, prompt), latents * norm])
             outputs = hidden(truth, whole)[len(prompt) - 1 : -1]
             outputs[0] = hidden(truth, prompt)[-1]
-            found.compare(f"{label} chains", latents, F.normalize(outputs, dim=-1))
+            found.steps(f"{label} chains", relative(latents, F.normalize(outputs, dim=-1)))
 
 
 LEARNING: dict[str, Callable[[Hub], Agreement]] = {

@@ -326,7 +326,9 @@ class _Run:
         self.inputs = method.embed_prompt(input_ids)
         self.dtype = self.inputs.dtype
         if given is not None:
-            self.inputs = torch.cat([self.inputs, given.latents.to(self.dtype)], dim=1)
+            # Some models look their inputs up in the table, what a mask hides too.
+            latents = torch.where(given.mask[..., None], given.latents.to(self.dtype), self.inputs[:, :1])
+            self.inputs = torch.cat([self.inputs, latents], dim=1)
             if mask is not None:
                 # What follows must stand right behind the last latent: windows, biases of distance and recurrent
                 # states count columns, whatever a mask hides.
