@@ -356,6 +356,50 @@ def _wrapped(names: Iterable[str]) -> str:
     return "\n".join(textwrap.wrap(", ".join(sorted(names)) + ".", 119, break_on_hyphens=False)) + "\n"
 
 
+def gpu_training(content: dict[str, Any]) -> str:
+    """Training steps on a GPU, one line a stage."""
+    steps = {name: row for name, row in content["training"].items() if isinstance(row, dict)}
+    rows = [
+        [
+            name.replace("_", " "),
+            f"{row['rows']}",
+            f"{row['milliseconds']:.0f}",
+            f"{row['tokens_per_second'] / 1000:.0f}k",
+            f"{100 * row['share_of_bfloat16_product']:.1f} %",
+            f"{row['peak_gbytes']:.0f}",
+        ]
+        for name, row in steps.items()
+    ]
+    return _markdown(["step", "rows", "ms", "tokens/s", "of the bf16 product", "GB"], rows)
+
+
+def gpu_decoding(content: dict[str, Any]) -> str:
+    """Milliseconds a step of every way to decode on a GPU, and answers beside the explicit chain's."""
+    batches = {name: ways for name, ways in content["decoding"].items() if name.startswith("batch_")}
+    rows = [
+        [way.replace("_", " "), batch.removeprefix("batch_"), f"{row['milliseconds_per_step']:.2f}"]
+        for batch, ways in batches.items()
+        for way, row in ways.items()
+    ]
+    return _markdown(["a step of", "batch", "ms"], rows)
+
+
+def gpu_answering(content: dict[str, Any]) -> str:
+    """Milliseconds of a batch of answers on a GPU, and how many times as fast as after an explicit chain."""
+    rows = [
+        [
+            kind.replace("_", " "),
+            batch.removeprefix("batch_"),
+            f"{row['milliseconds']:.0f}",
+            f"{row['over_explicit_chain']:.2f}",
+        ]
+        for batch, kinds in content["answering"].items()
+        if isinstance(kinds, dict)
+        for kind, row in kinds.items()
+    ]
+    return _markdown(["answers after", "batch", "ms", "times as fast as the explicit chain"], rows)
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "headline": headline,
     "terminal": terminal,
@@ -373,6 +417,9 @@ TABLES: dict[str, Callable[..., str]] = {
     "everywhere": everywhere,
     "refusals": refusals,
     "properties": properties,
+    "gpu_training": gpu_training,
+    "gpu_decoding": gpu_decoding,
+    "gpu_answering": gpu_answering,
 }
 
 

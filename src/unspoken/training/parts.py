@@ -16,8 +16,7 @@ class StackShape:
     """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
 
     ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
-    open point 8). ``initializer_range``: standard deviation of fresh weights. ``rope_theta``: base of the rotary
-    positions; a smaller one tells near places apart in more channels.
+    open point 8). ``initializer_range``: standard deviation of fresh weights.
     """
 
     hidden_size: int
@@ -27,7 +26,6 @@ class StackShape:
     heads: int
     unit_embeddings: bool = True
     initializer_range: float = 0.02
-    rope_theta: float = 10000.0
 
     def __post_init__(self) -> None:
         check_architecture(
@@ -39,8 +37,6 @@ class StackShape:
             num_attention_heads=self.heads,
             initializer_range=self.initializer_range,
         )
-        if self.rope_theta <= 1:
-            raise ValueError(f"rope_theta is {self.rope_theta}; it must be above 1")
 
     def config(self, *, vocab_size: int, positions: int, **others: Any) -> UnspokenConfig:
         """The transformers config of this shape."""
@@ -56,7 +52,6 @@ class StackShape:
                 num_attention_heads=self.heads,
                 unit_embeddings=self.unit_embeddings,
                 initializer_range=self.initializer_range,
-                rope_theta=self.rope_theta,
                 max_position_embeddings=positions,
                 **others,
             )

@@ -35,7 +35,7 @@ from transformers.trainer_pt_utils import safe_globals
 from unspoken import parallel
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
-from unspoken.machine import Precision, usable_threads
+from unspoken.machine import Precision, resolve_device, usable_threads
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, collapsed
 from unspoken.methods.latent_sft import Labels
@@ -98,6 +98,7 @@ def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
     """
     if parallel.world() > 1:
         return  # each process has the one that the launcher gave it
+    device = resolve_device(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     arguments._n_gpu = 0 if device.type == "cpu" else 1

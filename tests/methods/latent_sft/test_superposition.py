@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unspoken.backbone.vocabulary import scores
 from unspoken.methods.latent_sft import superposition
 from unspoken.methods.latent_sft.superposition import (
     Noise,
@@ -22,7 +23,6 @@ from unspoken.methods.latent_sft.superposition import (
     mix,
     perturb,
     readout_of,
-    scores,
     superpose,
 )
 
