@@ -53,7 +53,7 @@ def test_every_kind_of_stage_and_every_choice_of_it_is_drilled() -> None:
     talkers = [recipe.talker for recipe in RECIPES.values()]
     assert {talker.variant for talker in talkers if isinstance(talker, TalkerShape)} == {"mono", "dual"}
     assert {stage.lora is None for _, stage in STAGES} == {True, False}
-    assert {recipe.precision for recipe in RECIPES.values()} == {"bf16", "fp32"}
+    assert {recipe.precision for recipe in RECIPES.values()} == {"auto", "bf16", "fp32"}
     tasks = {recipe.task.kind for recipe in RECIPES.values()}
     assert set(OWN_KINDS) < tasks
 

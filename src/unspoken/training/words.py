@@ -82,7 +82,8 @@ def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
     source: Any = recipe.backbone if start is None else start
     model = load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
     require_for(model, stage)
-    require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
+    if isinstance(recipe.backbone, str):  # otherwise the task made the tokenizer, and the table has its size
+        require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
     return model
 
 
