@@ -223,8 +223,9 @@ def _no_numbers_behind(rows: int) -> Callable[[Any, Any], Any]:
     labels, calls = LatentSFTModel.labels, itertools.count()
 
     def spoiled(model: Any, encoder: Any) -> Any:
-        values, ids = labels(model, encoder)
-        return (values * float("nan") if next(calls) * 64 >= rows else values), ids
+        lost = 64 * next(calls) >= rows
+        for values, ids in labels(model, encoder):
+            yield values * float("nan") if lost else values, ids
 
     return spoiled
 
