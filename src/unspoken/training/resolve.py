@@ -16,7 +16,6 @@ from unspoken.machine import Choice, choose_attention, choose_precision, much_sl
 from unspoken.training.recipe import Recipe
 
 RECIPE = "recipe.json"
-_AUTOMATIC = ("precision", "attention")
 
 
 def resolve(

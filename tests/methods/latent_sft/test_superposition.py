@@ -21,6 +21,7 @@ from unspoken.methods.latent_sft.superposition import (
     choose,
     embedding_table,
     mix,
+    noisy,
     perturb,
     readout_of,
     superpose,
@@ -103,7 +104,7 @@ def test_the_choice_of_entries_has_no_gradient_but_their_weights_do() -> None:
 def test_noise_in_training_has_the_law_of_noise_on_labels() -> None:
     weights = torch.tensor([[0.6, 0.3, 0.1]]).repeat(20_000, 1)
     torch.manual_seed(0)
-    learned = Noise().on(weights)
+    learned = noisy(weights, Noise())
     labels = perturb(weights, torch.tensor([[4, 5, 6]]).repeat(20_000, 1), torch.Generator().manual_seed(1), end_id=0)
     torch.testing.assert_close(learned.sum(dim=-1), torch.ones(20_000))
     # Standard deviations are about 0.3, so means of 20,000 are within 0.01.
@@ -113,9 +114,9 @@ def test_noise_in_training_has_the_law_of_noise_on_labels() -> None:
 
 def test_noise_in_training_lets_the_gradient_through_and_is_off_without_scale() -> None:
     weights = torch.tensor([[0.6, 0.3, 0.1]]).requires_grad_()
-    (gradient,) = torch.autograd.grad(Noise().on(weights)[0, 0], weights)
+    (gradient,) = torch.autograd.grad(noisy(weights, Noise())[0, 0], weights)
     assert gradient.abs().min() > 0
-    torch.testing.assert_close(Noise(scale=1e-6).on(weights), weights, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(noisy(weights, Noise(scale=1e-6)), weights, rtol=1e-4, atol=1e-5)
 
 
 def test_superpositions_are_noisy_only_if_asked() -> None:

@@ -32,6 +32,7 @@ __all__ = [
     "heaviest",
     "in_pieces",
     "mix",
+    "noisy",
     "perturb",
     "readout_of",
     "rows_at_once",

@@ -58,12 +58,6 @@ class Noise:
         if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
             raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
 
-    def on(self, weights: Tensor) -> Tensor:
-        """Noisy weights ``[N, K]``, see `unspoken.methods.latent_sft.superposition.noisy`."""
-        from unspoken.methods.latent_sft.superposition import noisy
-
-        return noisy(weights, self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compress:
