@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,8 +22,11 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def commands(checkout: Path, target: str) -> list[str]:
-    """What make would run."""
-    done = subprocess.run(["make", "-n", target], cwd=checkout, capture_output=True, text=True, check=True)
+    """What make would run, also where make itself runs these tests (an inner make would print its folder as well)."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
+    done = subprocess.run(
+        ["make", "-n", target], cwd=checkout, env=environment, capture_output=True, text=True, check=True
+    )
     return done.stdout.splitlines()
 
 
