@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unspoken.methods.latent_sft import LabelIdentity, LabelStore, LabelWriter, Spelling
+from unspoken.methods.latent_sft import LabelIdentity, LabelStore, LabelWriter
 from unspoken.tasks import ArithmeticConfig, GrammarConfig, LogicConfig, TreeSearchConfig
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.words import explicit_batch
 
 BATCH, ROWS, LATENTS, KEPT = 64, 4096, 12, 10
@@ -38,7 +39,7 @@ def drawn(task: Any, indices: NDArray[np.int64]) -> object:
 
 def worded(task: Any, indices: NDArray[np.int64]) -> object:
     """A batch of word problems with their explicit chains."""
-    return explicit_batch(task.sample("train", indices), Spelling(tokenizer=task.tokenizer), chain=True)
+    return explicit_batch(task.sample("train", indices), PromptFormat(tokenizer=task.tokenizer), chain=True)
 
 
 def makers() -> dict[str, Callable[[NDArray[np.int64]], object]]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import GenerationConfig, PreTrainedModel, StaticCache
 
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, StopRule, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 from unspoken.training.shapes import measured_lengths
 
 LENGTHS = "whynlp/gsm8k-aug"
@@ -38,7 +38,7 @@ class BareStep:
     """
 
     @torch.no_grad()
-    def __init__(self, reasoner: SilentReasoner, ids: Tensor, steps: int) -> None:
+    def __init__(self, reasoner: Reasoner, ids: Tensor, steps: int) -> None:
         self.reasoner, self.steps = reasoner, steps
         self.length = ids.shape[1]
         self.places = torch.arange(self.length + steps, device=ids.device)
@@ -57,7 +57,7 @@ class BareStep:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        return self.reasoner.think(hidden).feed[:, None].to(inputs.dtype)
+        return self.reasoner.step(hidden).feed[:, None].to(inputs.dtype)
 
     def _step(self) -> None:
         self.feed.copy_(self._thought(self.feed))
@@ -105,11 +105,11 @@ class BareStep:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-def reasoner_of(size: Size, model: PreTrainedModel, **how: Any) -> LatentReasoner:
+def reasoner_of(size: Size, model: PreTrainedModel, **how: Any) -> CausalLMReasoner:
     """A reasoner whose chains have a fixed length, since random weights would stop anywhere."""
     last = size.config().vocab_size - 1
-    settings = LatentSettings(open_ids=(2,), end_ids=(last, last, last), fixed=True, **how)
-    return LatentReasoner(model=model, settings=settings)
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(last, last, last), fixed=True, **how)
+    return CausalLMReasoner(model=model, settings=settings)
 
 
 def generated(model: PreTrainedModel, ids: Tensor, steps: int, **how: Any) -> Callable[[], object]:

@@ -25,24 +25,20 @@ from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
 from unspoken.methods.coupled import NextToken
-from unspoken.methods.latent_sft import (
-    Autonomy,
-    LatentReasoner,
-    LatentSettings,
-    LatentSFTConfig,
-    LatentSFTModel,
-    Spelling,
-)
-from unspoken.methods.latent_sft.layout import Kind, Rows, Spans, compact_rows, decoder_rows, explicit_rows
+from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, Stage2
+from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, explicit_rows
 from unspoken.methods.latent_sft.masks import dense, supervision
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.tasks import ArithmeticConfig
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Spans
 
 LATENTS, ANSWER, BATCH = 12, 6, 32
 
 
 @torch.no_grad()
-def published_loop(model: UnspokenForCausalLM, settings: LatentSettings, prompts: list[torch.Tensor]) -> None:
+def published_loop(model: UnspokenForCausalLM, settings: LatentGenerationConfig, prompts: list[torch.Tensor]) -> None:
     """One problem at a time: think with a cache, throw it away, read prompt and latents again, answer."""
     table = model.get_input_embeddings().weight
     for prompt in prompts:
@@ -86,11 +82,11 @@ def dense_on_host(rows: Rows) -> torch.Tensor:
 
 
 @cache
-def setting() -> tuple[Spelling, list[WordProblem], list[Spans], UnspokenConfig]:
+def setting() -> tuple[PromptFormat, list[ReasoningProblem], list[Spans], UnspokenConfig]:
     """Word problems, as text and as tokens, and the shape of the models that are timed on them."""
     torch.manual_seed(0)
     task = ArithmeticConfig().build()
-    spelling = Spelling(tokenizer=task.tokenizer)
+    prompt_format = PromptFormat(tokenizer=task.tokenizer)
     problems = task.sample("train", np.arange(64))
     shape = UnspokenConfig(
         vocab_size=len(task.tokenizer),
@@ -103,19 +99,19 @@ def setting() -> tuple[Spelling, list[WordProblem], list[Spans], UnspokenConfig]
         pad_token_id=0,
         attn_implementation="eager",
     )
-    return spelling, problems, [spelling.spans(problem) for problem in problems], shape
+    return prompt_format, problems, [prompt_format.spans(problem) for problem in problems], shape
 
 
 def answering(rounds: int) -> dict[str, list[float]]:
     """Seconds of a batch of answers, from one cache and by the published loop."""
-    spelling, problems, spans, shape = setting()
+    prompt_format, problems, spans, shape = setting()
     base = UnspokenForCausalLM(shape).eval().to(torch.bfloat16)
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = 1, 0
-    markers = spelling.markers
+    markers = prompt_format.markers
     # A fixed length, since a model of random weights would stop anywhere.
-    settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, max_latents=LATENTS, fixed=True)
-    reasoner = LatentReasoner(model=base, settings=settings)
-    ids, mask = spelling.prompts(problems[:BATCH])
+    settings = LatentGenerationConfig(open_ids=markers.open, end_ids=markers.end, max_latents=LATENTS, fixed=True)
+    reasoner = CausalLMReasoner(model=base, settings=settings)
+    ids, mask = prompt_format.prompts(problems[:BATCH])
     single = [torch.tensor(row.prompt) for row in spans[:BATCH]]
     return interleaved(
         {
@@ -128,14 +124,14 @@ def answering(rounds: int) -> dict[str, list[float]]:
 
 def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
     """Seconds of a step of stage 2 and of supervised fine-tuning on as many tokens, and how many those are."""
-    spelling, _, spans, shape = setting()
-    markers, size = spelling.markers, len(spelling.tokenizer)
+    prompt_format, _, spans, shape = setting()
+    markers, size = prompt_format.markers, len(prompt_format.tokenizer)
     student = LatentSFTModel._from_config(
         LatentSFTConfig(base_config=shape, open_ids=list(markers.open), end_ids=list(markers.end), has_encoder=False),
         attn_implementation="eager",
     )
     student.train_only(encoder=False, decoder=True)
-    rows = compact_rows(spans, markers, rate=2, pad_id=spelling.tokenizer.pad_token_id)
+    rows = compact_rows(spans, markers, rate=2, pad_id=prompt_format.tokenizer.pad_token_id)
     slots = int(rows.slots.sum())
     labels = {
         "decoder": rows,
@@ -145,7 +141,7 @@ def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
     # As many tokens a row as the student reads: the slots are filled with text.
     text = torch.where(rows.slots, torch.randint(4, size, rows.ids.shape), rows.ids)
     plain = {"input_ids": text, "attention_mask": rows.real.long(), "answer_mask": rows.target | rows.slots}
-    tuned, autonomy, tuning = UnspokenForCausalLM(shape), Autonomy(), NextToken(positions="answer")
+    tuned, autonomy, tuning = UnspokenForCausalLM(shape), Stage2(), NextToken(positions="answer")
 
     def stage_two() -> None:
         with autocast():
@@ -164,19 +160,19 @@ def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
 
 def masking(rounds: int) -> dict[str, list[float]]:
     """Seconds of the supervision mask of eight problems, made on the device and filled on the host."""
-    spelling, _, spans, _ = setting()
-    few = decoder_rows(spans[:8], spelling.markers, rate=2, pad_id=spelling.tokenizer.pad_token_id)
+    prompt_format, _, spans, _ = setting()
+    few = decoder_rows(spans[:8], prompt_format.markers, rate=2, pad_id=prompt_format.tokenizer.pad_token_id)
     assert torch.equal(dense(supervision(few), few) & few.real[:, None, :, None], dense_on_host(few))
     return interleaved({"device": lambda: dense(supervision(few), few), "host": lambda: dense_on_host(few)}, rounds)
 
 
 def main(rounds: int) -> None:
     """Run everything and print the JSON line."""
-    spelling, _, spans, _ = setting()
+    prompt_format, _, spans, _ = setting()
     answers = answering(max(3, rounds // 3))
     training, tokens = stage_two_against_tuning(rounds)
     masks = masking(max(3, rounds // 3))
-    text = explicit_rows(spans, spelling.markers, pad_id=spelling.tokenizer.pad_token_id)
+    text = explicit_rows(spans, prompt_format.markers, pad_id=prompt_format.tokenizer.pad_token_id)
     print(
         json.dumps(
             {

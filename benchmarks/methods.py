@@ -39,10 +39,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from unspoken.machine import Precision
 from unspoken.methods.jepa_reasoner import SST
-from unspoken.methods.latent_sft import Autonomy, Labels, LatentReasoner, LatentSettings, LatentSFTModel, Spelling
+from unspoken.methods.latent_sft import Labels, LatentSFTModel, Stage2
 from unspoken.methods.latent_sft.layout import Rows, compact_rows
-from unspoken.reasoning import StopRule
-from unspoken.tasks.words import WordProblem
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import words
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.plan import plan
@@ -59,10 +61,10 @@ def recipe() -> Recipe:
 
 
 @cache
-def problems() -> tuple[list[WordProblem], Spelling]:
+def problems() -> tuple[list[ReasoningProblem], PromptFormat]:
     """The problems of one batch, which are also those whose lengths a plan goes by."""
-    spelling = Spelling(tokenizer=recipe().tokenizer())
-    return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), spelling
+    prompt_format = PromptFormat(tokenizer=recipe().tokenizer())
+    return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), prompt_format
 
 
 def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str = "cpu") -> PreTrainedModel:
@@ -81,17 +83,17 @@ def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str =
 
 def batch_of(of: Recipe, stage: Stage, indices: NDArray[np.int64]) -> dict[str, Any]:
     """What the stage reads of some problems; labels are random."""
-    if not isinstance(stage.objective, Autonomy):
+    if not isinstance(stage.objective, Stage2):
         return words.batches(of, stage, None, 0)(indices)
-    some, spelling = words.task_of(of).sample("train", indices), Spelling(tokenizer=of.tokenizer())
-    shape, pad = words.inherited_shape(of, stage), spelling.tokenizer.pad_token_id
-    rows = compact_rows([spelling.spans(one) for one in some], spelling.markers, rate=shape.rate, pad_id=pad)
+    some, prompt_format = words.task_of(of).sample("train", indices), PromptFormat(tokenizer=of.tokenizer())
+    shape, pad = words.inherited_shape(of, stage), prompt_format.tokenizer.pad_token_id
+    rows = compact_rows([prompt_format.spans(one) for one in some], prompt_format.markers, rate=shape.rate, pad_id=pad)
     slots = int(rows.slots.sum())
     if shape.latent == "hidden":
         return {"decoder": rows, "weights": torch.randn(slots, words.base_config(of).hidden_size), "ids": None}
     kept = shape.top_k
     assert kept is not None
-    ids = torch.randint(len(spelling.tokenizer), (slots, kept))
+    ids = torch.randint(len(prompt_format.tokenizer), (slots, kept))
     return {"decoder": rows, "weights": torch.randn(slots, kept).softmax(dim=-1), "ids": ids}
 
 
@@ -169,17 +171,19 @@ def training(rounds: int) -> dict[str, Any]:
 @cache
 def chain_length() -> int:
     """Mean length of the explicit chains, in tokens."""
-    some, spelling = problems()
-    return round(statistics.mean(len(spelling.spans(one).chain) for one in some))
+    some, prompt_format = problems()
+    return round(statistics.mean(len(prompt_format.spans(one).chain) for one in some))
 
 
 def speaking(**how: Any) -> Callable[[Tensor, Tensor], object]:
     """A causal language model that thinks a fixed number of steps and then says a fixed number of words."""
-    _, spelling = problems()
-    markers = spelling.markers
-    settings = LatentSettings(open_ids=markers.open, end_ids=markers.end, fixed=True, **how)
-    reasoner = LatentReasoner(model=model_of(recipe(), recipe().stage("next_token")).eval(), settings=settings)
-    never = GenerationConfig(eos_token_id=len(spelling.tokenizer), pad_token_id=spelling.tokenizer.pad_token_id)
+    _, prompt_format = problems()
+    markers = prompt_format.markers
+    settings = LatentGenerationConfig(open_ids=markers.open, end_ids=markers.end, fixed=True, **how)
+    reasoner = CausalLMReasoner(model=model_of(recipe(), recipe().stage("next_token")).eval(), settings=settings)
+    never = GenerationConfig(
+        eos_token_id=len(prompt_format.tokenizer), pad_token_id=prompt_format.tokenizer.pad_token_id
+    )
     return lambda ids, mask: reasoner.respond(ids, mask, max_tokens=ANSWER, config=never)
 
 
@@ -204,10 +208,10 @@ ANSWERING: dict[str, Callable[[], Callable[[Tensor, Tensor], object]]] = {
 def answering(rounds: int) -> dict[str, Any]:
     """Time of one answer alone, and answers a second in batches."""
     methods = {name: build() for name, build in ANSWERING.items()}
-    some, spelling = problems()
+    some, prompt_format = problems()
     found: dict[str, Any] = {name: {} for name in methods}
     for size in SIZES:
-        ids, mask = spelling.prompts(some[:size])
+        ids, mask = prompt_format.prompts(some[:size])
         seconds = interleaved(
             {name: partial(respond, ids, mask) for name, respond in methods.items()},
             rounds,
@@ -231,8 +235,8 @@ def _grown(kind: str, name: str) -> float:
         step()
         step()
     else:
-        some, spelling = problems()
-        ANSWERING[name]()(*spelling.prompts(some[: max(SIZES)]))
+        some, prompt_format = problems()
+        ANSWERING[name]()(*prompt_format.prompts(some[: max(SIZES)]))
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return grown / (1e6 if sys.platform == "darwin" else 1e3)
 

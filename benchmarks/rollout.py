@@ -20,7 +20,7 @@ from timing import timed
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
-from unspoken.reasoning import StopRule, Thought
+from unspoken.reasoning.engine import LatentStep, StopRule
 
 STEPS = 32
 
@@ -51,8 +51,8 @@ def uncached(model: JepaReasonerModel, prompt: torch.Tensor, steps: int) -> None
     inputs = model.embed_prompt(prompt)
     for _ in range(steps):
         hidden = model.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
-        thought: Thought = model.think(hidden)
-        inputs = torch.cat([inputs, thought.feed[:, None]], dim=1)
+        latent_step: LatentStep = model.step(hidden)
+        inputs = torch.cat([inputs, latent_step.next_input[:, None]], dim=1)
 
 
 def against_uncached(model: JepaReasonerModel, batch: int, rounds: int) -> dict[str, float]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.reasoning import SilentReasoner, StopRule, rollout
+from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 
 CAP = 8
 # Two ways to sum the same float32 numbers differ by this much at most, after eight looped steps.
@@ -26,13 +26,13 @@ CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
 
 
 @torch.no_grad()
-def naive_chain(reasoner: SilentReasoner, prompt_T: Tensor, stop: StopRule) -> tuple[Tensor, StopReason]:
+def naive_chain(reasoner: Reasoner, prompt_T: Tensor, stop: StopRule) -> tuple[Tensor, StopReason]:
     """One row, no cache, no padding, no positions given: the whole sequence is computed anew at every step."""
     inputs = reasoner.embed_prompt(prompt_T[None])
     latents = [inputs.new_zeros((0, inputs.shape[-1]))]
     for _ in range(stop.max_latents):
         hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
-        thought = reasoner.think(hidden)
+        thought = reasoner.step(hidden)
         if stop.fixed or thought.counts is None or bool(thought.counts[0]):
             latents.append(thought.latent)
         if not stop.fixed and bool(thought.done[0]):
@@ -76,28 +76,28 @@ class ReasonerConformance:
         """The method after its model went to disk and back."""
         raise NotImplementedError
 
-    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: SilentReasoner) -> None:
+    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
         # Otherwise the other tests would compare chains that are all alike.
         chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP))
         assert {StopReason.END, StopReason.CAP} == {StopReason(int(reason)) for reason in chain.stop}
         assert len(set(chain.lengths.tolist())) >= 3
 
     @pytest.mark.parametrize("fixed", [False, True])
-    def test_cached_rollout_equals_the_naive_loop(self, reasoner: SilentReasoner, fixed: bool) -> None:
+    def test_cached_rollout_equals_the_naive_loop(self, reasoner: Reasoner, fixed: bool) -> None:
         stop = StopRule(max_latents=CAP, fixed=fixed)
         for prompt in prompts():
             chain = rollout(reasoner, prompt[None], None, stop)
             assert_row_is(chain, 0, *naive_chain(reasoner, prompt, stop))
 
     @pytest.mark.parametrize("fixed", [False, True])
-    def test_a_batch_equals_its_rows(self, reasoner: SilentReasoner, fixed: bool) -> None:
+    def test_a_batch_equals_its_rows(self, reasoner: Reasoner, fixed: bool) -> None:
         stop = StopRule(max_latents=CAP, fixed=fixed)
         chain = rollout(reasoner, prompts(), None, stop)
         for row, prompt in enumerate(prompts()):
             assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
 
     @pytest.mark.parametrize("filler", [PAD, 7])
-    def test_left_padded_rows_equal_each_row_alone(self, reasoner: SilentReasoner, filler: int) -> None:
+    def test_left_padded_rows_equal_each_row_alone(self, reasoner: Reasoner, filler: int) -> None:
         stop = StopRule(max_latents=CAP)
         rows = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
         ids, mask = left_padded(rows, filler)
@@ -105,24 +105,24 @@ class ReasonerConformance:
         for row, prompt in enumerate(rows):
             assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
 
-    def test_padding_the_whole_batch_changes_nothing(self, reasoner: SilentReasoner) -> None:
+    def test_padding_the_whole_batch_changes_nothing(self, reasoner: Reasoner) -> None:
         stop = StopRule(max_latents=CAP)
         ids, mask = left_padded([*prompts(), prompts(rows=1, length=9)[0]])
         padded = rollout(reasoner, ids, mask, stop)
         for row, prompt in enumerate(prompts()):
             assert_row_is(padded, row, *naive_chain(reasoner, prompt, stop))
 
-    def test_a_mask_of_ones_is_no_mask(self, reasoner: SilentReasoner) -> None:
+    def test_a_mask_of_ones_is_no_mask(self, reasoner: Reasoner) -> None:
         stop = StopRule(max_latents=CAP)
         assert_same_chain(
             rollout(reasoner, prompts(), None, stop), rollout(reasoner, prompts(), torch.ones_like(prompts()), stop)
         )
 
-    def test_reasoning_twice_gives_the_same_bits(self, reasoner: SilentReasoner) -> None:
+    def test_reasoning_twice_gives_the_same_bits(self, reasoner: Reasoner) -> None:
         stop = StopRule(max_latents=CAP)
         assert_same_chain(rollout(reasoner, prompts(), None, stop), rollout(reasoner, prompts(), None, stop))
 
-    def test_saving_and_loading_changes_nothing(self, reasoner: SilentReasoner, tmp_path: Path) -> None:
+    def test_saving_and_loading_changes_nothing(self, reasoner: Reasoner, tmp_path: Path) -> None:
         stop = StopRule(max_latents=CAP)
         again = self.reload(reasoner, tmp_path)
         assert_same_chain(rollout(reasoner, prompts(), None, stop), rollout(again, prompts(), None, stop))
@@ -130,7 +130,7 @@ class ReasonerConformance:
             assert torch.equal(self.teacher_forced(reasoner, prompts()), self.teacher_forced(again, prompts()))
 
     @torch.no_grad()
-    def test_a_future_token_changes_nothing_earlier(self, reasoner: SilentReasoner) -> None:
+    def test_a_future_token_changes_nothing_earlier(self, reasoner: Reasoner) -> None:
         ids = prompts(rows=3, length=9)
         before = self.teacher_forced(reasoner, ids)
         for position in range(1, 9):
@@ -141,7 +141,7 @@ class ReasonerConformance:
             assert ((after[:, position] - before[:, position]).abs().amax(dim=-1) > 1e-3).all()
 
     @torch.no_grad()
-    def test_left_padding_changes_nothing_in_the_parallel_pass(self, reasoner: SilentReasoner) -> None:
+    def test_left_padding_changes_nothing_in_the_parallel_pass(self, reasoner: Reasoner) -> None:
         rows = [prompt[start:] for prompt, start in zip(prompts(length=8), (0, 3, 1, 4, 0, 2), strict=True)]
         ids, mask = left_padded(rows)
         together = self.teacher_forced(reasoner, ids, mask)

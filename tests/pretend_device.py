@@ -102,7 +102,7 @@ class Waits:
 
     Attributes:
         kinds: by what was waited for: "to host", "to device", "value", "mask", "indices", "repeats" or the operation.
-        lines: by the line of our source that waits ("reasoning/rollout.py:140"), or the library's below it.
+        lines: by the line of our source that waits ("reasoning/engine.py:140"), or the library's below it.
         kernels: operations that were given to the device.
     """
 

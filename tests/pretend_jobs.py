@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 from unspoken import machine
 from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import measure_run, models_of, open_run, run_experiment
-from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.placement import CPU, moved
 from unspoken.report.answers import answer_problems
 from unspoken.serving import Engine, Limits, open_served, served_words
@@ -123,7 +123,7 @@ def served(folder: Path, stage: str, problem: str) -> str:
     spelled = system.spell(problem, False)
     engine.start()
     try:
-        jobs = [system.job(spelled, system.answer_tokens, Picker()) for _ in range(3)]
+        jobs = [system.job(spelled, system.answer_tokens, Sampler()) for _ in range(3)]
         engine.submit(jobs, lambda index, said: news.put((index, said)))
         words: list[list[int]] = [[] for _ in jobs]
         left = len(jobs)
@@ -219,7 +219,7 @@ def _respond(latents: int, words: int) -> None:
 def _serve(rows: int, latents: int, steps: int) -> None:
     reasoner = _reasoner(latents)
     system = replace(tiny_word_system(), reasoner=reasoner)
-    batch, job = Batch(reasoner), served_words(system, TASK, name="tiny").job([5, 6, 7], 32, Picker())
+    batch, job = Batch(reasoner), served_words(system, TASK, name="tiny").job([5, 6, 7], 32, Sampler())
     batch.join([Row(job, lambda _: None) for _ in range(rows)])
     for _ in range(steps):
         batch.step()

@@ -24,7 +24,7 @@ import gpu_run  # noqa: E402
 from gpu_decoding import BareStep, reasoner_of  # noqa: E402
 from gpu_measure import FULL, TOY, Notes  # noqa: E402
 
-from unspoken.reasoning import StopRule, rollout  # noqa: E402
+from unspoken.reasoning.engine import StopRule, rollout  # noqa: E402
 
 # --- the limit that decoding is compared with ------------------------------------------------------------------------
 

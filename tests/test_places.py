@@ -62,7 +62,7 @@ MODELS: dict[str, Any] = {
     "all": (tiny_language_model, NextToken()),
     "answer": (tiny_language_model, NextToken(positions="answer")),
     "sst": (tiny_reasoner, SST(positions="all")),
-    "own": (tiny_reasoner, SST(own_latents=2)),
+    "own": (tiny_reasoner, SST(rollout_latents=2)),
     "talker": (lambda family, attention: tiny_pair("mono", family, attention), TalkerLoss()),
     "two-way": (lambda family, attention: tiny_pair("mono", family, attention, is_causal=False), TalkerLoss()),
     "dual": (lambda family, attention: tiny_pair("dual", family, attention), TalkerLoss()),

@@ -27,7 +27,8 @@ stages:
     name: sst
     start: pretrain
     blocks: 1
-    objective: {{kind: sst, positions: all, k: 2, momentum: 0.9, unit_tokens: true, own_latents: 2, own_passes: 2}}
+    objective: {{kind: sst, positions: all, k: 2, momentum: 0.9, unit_tokens: true,
+      rollout_latents: 2, rollout_passes: 2}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
   - {{<<: *stage, name: coconut, start: pretrain, objective: {{kind: coconut, replaced: 2, latents_per_step: 1}}}}
 evaluation: {{problems: 8, validation_problems: 7, batch_size: 5}}
@@ -73,20 +74,20 @@ stages:
   - <<: *stage
     name: encoder
     start: cot
-    objective: {{kind: compress, train: encoder, shape: {{rate: 2, top_k: 5}}, noise: {{scale: 0.5}}, hint: 0.5}}
-  - {{<<: *adapted, name: decoder, start: encoder, objective: {{kind: compress, train: decoder}}}}
-  - {{<<: *stage, name: union, start: decoder, objective: {{kind: compress, train: union, mean: chunks}}}}
+    objective: {{kind: stage1, train: encoder, shape: {{rate: 2, top_k: 5}}, noise: {{scale: 0.5}}, hint: 0.5}}
+  - {{<<: *adapted, name: decoder, start: encoder, objective: {{kind: stage1, train: decoder}}}}
+  - {{<<: *stage, name: union, start: decoder, objective: {{kind: stage1, train: union, mean: chunks}}}}
   - {{name: labels, start: union, objective: {{kind: labels, rows: 300}}}}
   - <<: *stage
     name: autonomy
     start: labels
-    objective: {{kind: autonomy, ce_weight: 0.5, kl_weight: 2, noise: {{scale: 0.5}}}}
+    objective: {{kind: stage2, ce_weight: 0.5, kl_weight: 2, noise: {{scale: 0.5}}}}
   - <<: *adapted
     name: hidden_encoder
     start: cot
-    objective: {{kind: compress, train: encoder, shape: {{rate: 3, latent: hidden}}}}
+    objective: {{kind: stage1, train: encoder, shape: {{rate: 3, latent: hidden}}}}
   - {{name: hidden_labels, start: hidden_encoder, objective: {{kind: labels, rows: 300}}}}
-  - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: autonomy}}}}
+  - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: stage2}}}}
   - {{<<: *adapted, name: sst, start: cot, objective: {{kind: sst}}}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
   - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1}}}}

@@ -9,20 +9,21 @@ from tiny_models import tiny_language_model
 from torch import Tensor
 
 from unspoken.evaluation.word_systems import WordSystem
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, Spelling
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.tasks.arithmetic import ArithmeticConfig
+from unspoken.tasks.prompt_format import PromptFormat
 
 TASK = ArithmeticConfig(steps=(1, 2, 3), largest=20).build()
-SPELLING = Spelling(tokenizer=TASK.tokenizer)
+PROMPT_FORMAT = PromptFormat(tokenizer=TASK.tokenizer)
 
 
 def tiny_word_system(family: str = "unspoken", **settings: Any) -> WordSystem:
     """An untrained system named after its family."""
     model = tiny_language_model(family, vocab_size=len(TASK.tokenizer), max_position_embeddings=160)
-    markers = SPELLING.markers
+    markers = PROMPT_FORMAT.markers
     how = {"open_ids": markers.open, "end_ids": markers.end, "top_k": 5, "max_latents": 6, **settings}
-    reasoner = LatentReasoner(model=model, settings=LatentSettings(**how))
-    return WordSystem(name=family, reasoner=reasoner, spelling=SPELLING, max_answer=3)
+    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(**how))
+    return WordSystem(name=family, reasoner=reasoner, prompt_format=PROMPT_FORMAT, max_answer=3)
 
 
 def saved(system: WordSystem, folder: Path) -> Path:

@@ -260,23 +260,23 @@ def main() -> None:
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         if several:
-            from unspoken import parallel
+            from unspoken import distributed
 
-            parallel.join()
+            distributed.init_distributed()
         app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("UNSPOKEN_DEBUG"):
             raise
-        if not several or parallel.speaks():
+        if not several or distributed.claims_error_output():
             print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError:
         # What a rank says whose peers are gone; the first of them has told why.
-        if not several or parallel.speaks():
+        if not several or distributed.claims_error_output():
             raise
         sys.exit(2)
     except KeyboardInterrupt:
-        if not several or parallel.speaks():
+        if not several or distributed.claims_error_output():
             print("unspoken: stopped; run the same command to continue", file=sys.stderr)
         sys.exit(130)
 

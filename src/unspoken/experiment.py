@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.measure import SeedModels, evaluate
@@ -20,7 +20,7 @@ from unspoken.evaluation.words import evaluate_words
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.latent_sft import Autonomy
+from unspoken.methods.latent_sft import Stage2
 from unspoken.report.page import write_page
 from unspoken.report.results import PAGE, RESULTS
 from unspoken.storage import write_json
@@ -48,7 +48,7 @@ def final_stages(recipe: Recipe) -> list[str]:
     return [
         stage.name
         for stage in recipe.stages
-        if isinstance(stage.objective, Autonomy)
+        if isinstance(stage.objective, Stage2)
         or (isinstance(stage.objective, NextToken) and (stage.objective.positions == "answer" or stage.name in last))
         or (isinstance(stage.objective, Coconut | SST | TalkerLoss) and stage.name in last)
     ]
@@ -57,7 +57,7 @@ def final_stages(recipe: Recipe) -> list[str]:
 def _teacher(recipe: Recipe, name: str) -> str | None:
     """The stage whose model made the labels that a stage learned from."""
     stage = recipe.stage(name)
-    if not isinstance(stage.objective, Autonomy) or stage.start is None:
+    if not isinstance(stage.objective, Stage2) or stage.start is None:
         return None
     return recipe.stage(stage.start).start
 
@@ -136,13 +136,13 @@ def measure_run(
         raise ValueError(
             f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
         )
-    parallel.join()
+    distributed.init_distributed()
     folder = runs[0].folder.parent
     with held(folder), memory_to_measure(recipe):
         measured = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
         results = facts | measured
-        parallel.by_first(lambda: write_json(folder / RESULTS, results))
+        distributed.run_on_main(lambda: write_json(folder / RESULTS, results))
     return results
 
 
@@ -197,9 +197,9 @@ def run_experiment(
         if not console.quiet:
             console.print(text, style="dim", highlight=False)
 
-    parallel.join()
+    distributed.init_distributed()
     with held(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
         results = measure_run(runs[0].recipe, runs, command=command, say=say)
-        parallel.by_first(lambda: write_page([results], output / PAGE))
+        distributed.run_on_main(lambda: write_page([results], output / PAGE))
     return results

@@ -13,7 +13,8 @@ from tiny_recipe import one_stage, quiet_train
 from torch import Tensor
 
 from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, LatentShape
-from unspoken.methods.latent_sft.layout import Markers, Spans, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.layout import decoder_rows, encoder_rows
+from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5,), end=(7,))
 # Of the libraries' own calls: of torch's mask builder, and of what its compiler imports.

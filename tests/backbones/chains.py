@@ -21,8 +21,8 @@ from truth import Agreement, hidden, mixture_error, relative, scores, table
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner, NextToken
-from unspoken.methods.latent_sft import LatentReasoner
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.causal_lm import CausalLMReasoner
+from unspoken.reasoning.engine import StopRule
 from unspoken.training.words import speaker_of
 
 RAGGED = (LATENTS, 2, 0)
@@ -34,7 +34,7 @@ def explicit(hub: Hub) -> Agreement:
     model = hub.built("cot").eval()
     reasoner = _reasoner(hub, model)
     _replies(found, hub, reasoner, "tokens")
-    ids, mask = hub.spelling.prompts(hub.problems)
+    ids, mask = hub.prompt_format.prompts(hub.problems)
     coupled = CoupledReasoner(model=model, end_id=-1, pad_id=0)
     chain = coupled.reason(ids, mask, StopRule(max_latents=LATENTS, fixed=True))
     assert chain.support_ids is not None
@@ -72,16 +72,16 @@ def looped(hub: Hub) -> Agreement:
     return found
 
 
-def _reasoner(hub: Hub, model: PreTrainedModel, **settings: Any) -> LatentReasoner:
+def _reasoner(hub: Hub, model: PreTrainedModel, **settings: Any) -> CausalLMReasoner:
     """The model as the library lets it answer, with chains of a fixed length."""
     reasoner = speaker_of(model, hub.recipe)
-    assert isinstance(reasoner, LatentReasoner)
+    assert isinstance(reasoner, CausalLMReasoner)
     return replace(reasoner, settings=replace(reasoner.settings, fixed=True, max_latents=LATENTS, **settings))
 
 
 def prompts(hub: Hub) -> list[Tensor]:
     """Each prompt with its open marker."""
-    return [torch.tensor(spans.prompt + hub.spelling.markers.open) for spans in hub.spans]
+    return [torch.tensor(spans.prompt + hub.prompt_format.markers.open) for spans in hub.spans]
 
 
 @torch.no_grad()
@@ -97,13 +97,13 @@ def reads_rows(found: Agreement, hub: Hub, model: PreTrainedModel) -> None:
 def _replies(
     found: Agreement,
     hub: Hub,
-    reasoner: LatentReasoner,
+    reasoner: CausalLMReasoner,
     kind: Literal["tokens", "mixtures", "hidden"],
     *,
     only_alone: bool = False,
 ) -> None:
     """Chains and answers of a padded batch, of one row alone, and of chains of different length that are given."""
-    ids, mask = hub.spelling.prompts(hub.problems)
+    ids, mask = hub.prompt_format.prompts(hub.problems)
     longest = int(mask.sum(dim=1).argmax())
     _reply(found, hub, reasoner, kind, "alone ", [longest], ids[longest : longest + 1], None, None)
     if only_alone:
@@ -129,7 +129,7 @@ def _replies(
 def _reply(
     found: Agreement,
     hub: Hub,
-    reasoner: LatentReasoner,
+    reasoner: CausalLMReasoner,
     kind: str,
     label: str,
     rows: list[int],
@@ -146,7 +146,7 @@ def _reply(
         return scored[:, 5:].argmax(dim=-1) + 5
 
     chain, words = reasoner.respond(ids, mask, max_tokens=WORDS, given=given, pick=pick)
-    truth, end = hub.truth, torch.tensor(hub.spelling.markers.end)
+    truth, end = hub.truth, torch.tensor(hub.prompt_format.markers.end)
     assert chain.support_ids is not None
     assert chain.support_weights is not None
     for place, row in enumerate(rows):

@@ -19,9 +19,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from unspoken.methods.latent_sft import Spelling
-from unspoken.methods.latent_sft.layout import Spans
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
 from unspoken.training.words import batches, build_model, task_of
@@ -50,9 +50,9 @@ evaluation: {{problems: 1, validation_problems: 1, batch_size: 3, max_latents: {
 stages:
   - {{name: cot, objective: {{kind: next_token, positions: answer}}, steps: 1, batch_size: 3}}
   - {{name: coconut, objective: {{kind: coconut, replaced: 3, latents_per_step: 1}}, steps: 1, batch_size: 3}}
-  - {{name: one, objective: {{kind: compress, train: encoder, shape: {{rate: 3, top_k: 5}}}}, steps: 1, batch_size: 3}}
+  - {{name: one, objective: {{kind: stage1, train: encoder, shape: {{rate: 3, top_k: 5}}}}, steps: 1, batch_size: 3}}
   - {{name: labels, start: one, objective: {{kind: labels, rows: 3}}}}
-  - {{name: two, start: labels, objective: {{kind: autonomy, noise: null}}, steps: 1, batch_size: 3}}
+  - {{name: two, start: labels, objective: {{kind: stage2, noise: null}}, steps: 1, batch_size: 3}}
   - {{name: sst, objective: {{kind: sst}}, steps: 1, batch_size: 3}}
 """
 
@@ -116,19 +116,19 @@ class Hub:
         return batches(self.recipe, self.recipe.stage(stage), None, 0)(np.arange(ROWS))
 
     @cached_property
-    def spelling(self) -> Spelling:
+    def prompt_format(self) -> PromptFormat:
         """Tokens of prompts and markers."""
-        return Spelling(tokenizer=self.recipe.tokenizer())
+        return PromptFormat(tokenizer=self.recipe.tokenizer())
 
     @cached_property
-    def problems(self) -> list[WordProblem]:
+    def problems(self) -> list[ReasoningProblem]:
         """The problems of a batch."""
         return task_of(self.recipe).sample("train", np.arange(ROWS), 0)
 
     @cached_property
     def spans(self) -> list[Spans]:
         """Their tokens."""
-        return [self.spelling.spans(problem) for problem in self.problems]
+        return [self.prompt_format.spans(problem) for problem in self.problems]
 
 
 def random_words(*shape: int, seed: int) -> torch.Tensor:

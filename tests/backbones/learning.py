@@ -21,9 +21,9 @@ from truth import CLOSE, Agreement, gradient_of, hidden, mixture_error, relative
 
 from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
 from unspoken.methods.jepa_reasoner import SST, JepaReasonerModel
-from unspoken.methods.latent_sft import Autonomy, Compress, LatentSFTModel
+from unspoken.methods.latent_sft import LatentSFTModel, Stage1, Stage2
 from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.engine import StopRule
 
 # A change that must not be seen may move an output by rounding alone.
 LEAK = 1e-5
@@ -62,7 +62,7 @@ def coconut(hub: Hub) -> Agreement:
     reads_rows(found, hub, model.decoder)
     _coconut_step(found, hub, model, objective, hub.batch("coconut"), "")
     rows = [
-        Row(prompt=tuple(prompt.tolist()), latents=count, end=hub.spelling.markers.end, text=spans.answer)
+        Row(prompt=tuple(prompt.tolist()), latents=count, end=hub.prompt_format.markers.end, text=spans.answer)
         for prompt, spans, count in zip(prompts(hub), hub.spans, RAGGED, strict=True)
     ]
     _coconut_step(found, hub, model, objective, batch_of(rows, 0), "ragged ")
@@ -102,7 +102,7 @@ def compressing(hub: Hub) -> Agreement:
     assert isinstance(model, LatentSFTModel)
     model.train_only(encoder=True, decoder=True)
     reads_rows(found, hub, model.decoder)
-    batch, objective = hub.batch("one"), Compress(train="union")
+    batch, objective = hub.batch("one"), Stage1(train="union")
     outputs = model(**objective.inputs(batch))
     _, terms = objective(outputs, batch)
     encoder, decoder = _learner(hub), _learner(hub)
@@ -192,11 +192,11 @@ def autonomous(hub: Hub) -> Agreement:
     """Stage 2: a training step on labels, with its gradient."""
     hub.built("one")  # a recipe gets to stage 2 through stage 1 alone
     found, truth = Agreement(), _learner(hub)
-    model, objective = hub.built("two").train(), Autonomy(noise=None)
+    model, objective = hub.built("two").train(), Stage2(noise=None)
     assert isinstance(model, LatentSFTModel)
     shape = model.config.latent_shape
     reads_rows(found, hub, model.decoder)
-    rows = compact_rows(hub.spans, hub.spelling.markers, rate=shape.rate, pad_id=0)
+    rows = compact_rows(hub.spans, hub.prompt_format.markers, rate=shape.rate, pad_id=0)
     slots = int(rows.slots.sum())
     weights = torch.rand(slots, shape.top_k, generator=torch.Generator().manual_seed(1)).softmax(dim=-1)
     ids = torch.stack([random_words(shape.top_k, seed=slot) for slot in range(slots)])
@@ -256,7 +256,7 @@ def _own_chains(found: Agreement, hub: Hub, model: JepaReasonerModel) -> None:
     truth, stop = hub.truth, StopRule(max_latents=LATENTS, fixed=True)
     norm = table(truth, torch.arange(len(truth.get_input_embeddings().weight))).norm(dim=-1).mean()
     found.compare("norm of a latent", torch.as_tensor(model.scale), norm)
-    ids, mask = hub.spelling.prompts(hub.problems)
+    ids, mask = hub.prompt_format.prompts(hub.problems)
     longest = int(mask.sum(dim=1).argmax())
     for label, rows, chain in (
         ("alone", [longest], model.reason(ids[longest : longest + 1], None, stop)),

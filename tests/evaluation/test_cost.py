@@ -64,10 +64,10 @@ def test_the_count_is_what_a_counter_sees_in_the_running_model() -> None:
     (problem,) = TASK.sample("test", [0])
     with FlopCounterMode(display=False) as counter:
         given = system.answer([problem], 1)
-    asked = len(system.spelling.prompt(problem.question))
+    asked = len(system.prompt_format.prompt(problem.question))
     expected = float(answer_flops(system.reasoner.model, torch.tensor([asked]), given, system.settings))
     # The running model scores the whole square of the prompt, also what a position may not see, and mixes three rows.
-    read = asked + len(system.spelling.markers.open)
+    read = asked + len(system.prompt_format.markers.open)
     expected += 4 * ATTENTION * read * (read - 1) / 2 + 2 * 3 * 16 * int(given.chain.lengths)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 

@@ -24,10 +24,11 @@ from lm_eval.tasks import TaskManager
 
 from unspoken.evaluation import harness
 from unspoken.evaluation.harness import TASKS, Spent, UnspokenLM, local_files, tree_search
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTConfig, Spelling
-from unspoken.methods.latent_sft.spelling import INSTRUCTION
-from unspoken.reasoning import StopRule
+from unspoken.methods.latent_sft import LatentSFTConfig
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import GradeSchoolConfig, TreeSearchConfig
+from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
 
 LETTERS = string.ascii_lowercase[:18]  # with padding and end the twenty tokens of the tiny models
 PROMPTS = ["cdefg", "h", "klmnopqr", "abc", "rq", "fedcba", "ggg"]
@@ -47,8 +48,8 @@ def ids_of(text: str) -> torch.Tensor:
     return torch.tensor([[2 + LETTERS.index(letter) for letter in text]])
 
 
-def settings_of(kind: str) -> LatentSettings:
-    return LatentSettings(
+def settings_of(kind: str) -> LatentGenerationConfig:
+    return LatentGenerationConfig(
         open_ids=(5,),
         end_ids=(6, 7),
         top_k=4 if kind == "latent" else 1,
@@ -81,7 +82,7 @@ def by_hand(kind: str, prompt: str) -> tuple[str, Spent]:
         chain = pair.reason(ids, None, StopRule(max_latents=CAP))
         tokens, latents, cut = pair.speak(chain)[0].tolist(), int(chain.lengths), int(chain.stop) == 2
     else:
-        reasoner = LatentReasoner(model=tiny_language_model("unspoken"), settings=settings_of(kind))
+        reasoner = CausalLMReasoner(model=tiny_language_model("unspoken"), settings=settings_of(kind))
         chain, spoken = reasoner.respond(ids, None, max_tokens=CAP)
         tokens, latents, cut = spoken[0].tolist(), int(chain.lengths), int(chain.stop) == 2
     words = tokens[: tokens.index(END) + 1] if END in tokens else tokens
@@ -165,7 +166,7 @@ def test_chat_prompts_are_those_of_training(tmp_path: Path) -> None:
         lm.tokenizer.chat_template = template
     text = latent.apply_chat_template([turn])
     assert text == f"[user|{INSTRUCTION}\nHow many?][assistant|"
-    prompt = Spelling(tokenizer=latent.tokenizer).prompt("How many?")
+    prompt = PromptFormat(tokenizer=latent.tokenizer).prompt("How many?")
     assert tuple(latent.tokenizer(text, add_special_tokens=False)["input_ids"]) == prompt
     assert plain.apply_chat_template([turn]) == pair.apply_chat_template([turn]) == "[user|How many?][assistant|"
     # A pair that opens its chains was trained on word problems, and asked as they are.

@@ -37,8 +37,8 @@ from unspoken.evaluation.robustness import (
     token_noise,
 )
 from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, StopRule, Thought, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, rollout
 
 TERMINALS = torch.tensor([14, 15, 16])
 STOP = StopRule(max_latents=5)
@@ -50,7 +50,7 @@ def method_of(kind: str) -> Any:
     model = tiny_language_model("unspoken")
     if kind == "coupled":
         return CoupledReasoner(model=model, end_id=9, pad_id=PAD)
-    return LatentReasoner(model=model, settings=LatentSettings(open_ids=(2,), end_ids=(3,), top_k=10))
+    return CausalLMReasoner(model=model, settings=LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=10))
 
 
 KINDS = ["jepa", "coupled", "superposition"]
@@ -139,22 +139,22 @@ class Noisy:
     def embed_prompt(self, input_ids: Tensor) -> Tensor:
         return self.method.embed_prompt(input_ids)
 
-    def think(self, hidden: Tensor) -> Thought:
-        thought = self.method.think(hidden)
+    def step(self, hidden: Tensor) -> LatentStep:
+        latent_step = self.method.step(hidden)
         draw = np.random.default_rng([self.noise.seed, self.row, len(self.ratios)]).standard_normal(hidden.shape[-1])
-        added = self.noise.fraction * thought.latent.abs().max() * torch.from_numpy(draw).float()
-        noisy = thought.latent + added
+        added = self.noise.fraction * latent_step.latent.abs().max() * torch.from_numpy(draw).float()
+        noisy = latent_step.latent + added
         if self.noise.renormalise:
-            noisy = F.normalize(noisy, dim=-1) * thought.latent.norm()
-        self.ratios.append(float(added.norm() / thought.latent.norm()))
-        return replace(thought, latent=noisy, feed=noisy * getattr(self.method, "scale", 1.0))
+            noisy = F.normalize(noisy, dim=-1) * latent_step.latent.norm()
+        self.ratios.append(float(added.norm() / latent_step.latent.norm()))
+        return replace(latent_step, latent=noisy, next_input=noisy * getattr(self.method, "scale", 1.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_noisy_latents_are_recorded_and_looped(kind: str, renormalise: bool) -> None:
     noise = LatentNoise(fraction=0.15, seed=1, renormalise=renormalise)
-    method: SilentReasoner = method_of(kind)
+    method: Reasoner = method_of(kind)
     chain, ratio = noisy_chain(method, prompts(), None, STOP, noise, batch_size=6)
     ratios = []
     for row, prompt in enumerate(prompts()):

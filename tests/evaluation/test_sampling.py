@@ -17,7 +17,7 @@ from unspoken.chain import LatentChain
 from unspoken.evaluation.sampling import NoisyReasoner, draw, pass_at
 from unspoken.evaluation.systems import Answers
 from unspoken.evaluation.word_systems import WordSystem
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 
 PROBLEMS = TASK.sample("test", range(5))
 
@@ -58,8 +58,8 @@ def test_an_explicit_chain_is_sampled_from_the_model_its_end_included() -> None:
     model, hidden = tiny_language_model("llama"), torch.randn(1, 16)
     chances = model.get_output_embeddings()(hidden)[0].softmax(dim=-1)
     end = int(chances.topk(2).indices[1])
-    settings = LatentSettings(open_ids=(2,), end_ids=(end,), top_k=1)
-    thought = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).think(hidden.expand(4000, 16))
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(end,), top_k=1)
+    thought = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).step(hidden.expand(4000, 16))
     assert thought.support_ids is not None and thought.support_weights is not None and thought.counts is not None
     drawn = thought.support_ids[:, 0]
     torch.testing.assert_close(torch.bincount(drawn, minlength=20) / 4000, chances, rtol=0, atol=0.03)
@@ -78,8 +78,8 @@ def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_en
     # The end is what some rows most likely say, and the second choice of others.
     end = int(scores.argmax(dim=-1).mode().values)
     settings = replace(system.reasoner.settings, end_ids=(end,))
-    clean = LatentReasoner(model=system.reasoner.model, settings=settings).think(hidden)
-    noisy = NoisyReasoner(model=system.reasoner.model, settings=settings, generators=sources(64)).think(hidden)
+    clean = CausalLMReasoner(model=system.reasoner.model, settings=settings).step(hidden)
+    noisy = NoisyReasoner(model=system.reasoner.model, settings=settings, generators=sources(64)).step(hidden)
     assert clean.support_ids is not None and noisy.support_ids is not None
     assert clean.support_weights is not None and noisy.support_weights is not None
     assert 0 < int(clean.done.sum()) < 64
@@ -100,7 +100,7 @@ def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_en
 @pytest.mark.parametrize("top_k", [1, 5])
 def test_a_chain_is_the_same_whatever_is_beside_it(top_k: int) -> None:
     system = tiny_word_system("llama", top_k=top_k)
-    prompts = [torch.tensor(system.spelling.prompt(problem.question)) for problem in PROBLEMS]
+    prompts = [torch.tensor(system.prompt_format.prompt(problem.question)) for problem in PROBLEMS]
 
     def chain_of(rows: list[int], first: int = 0) -> LatentChain:
         chosen = tuple(torch.Generator().manual_seed(first + row) for row in rows)
@@ -139,7 +139,7 @@ class Recorder(WordSystem):
 def recorded(batch_size: int, seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
     """The noise of each problem's draws, and which draws were right."""
     plain = tiny_word_system("llama")
-    system = Recorder(name="", reasoner=plain.reasoner, spelling=plain.spelling, max_answer=3)
+    system = Recorder(name="", reasoner=plain.reasoner, prompt_format=plain.prompt_format, max_answer=3)
     correct = draw(system, PROBLEMS, batch_size, draws=4, seed=seed)
     noise: dict[str, list[int]] = {}
     for key, source in system.seen:

@@ -15,7 +15,7 @@ from tiny_strings import tiny_strings
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.strings import TOKEN_RATES, Continuer, continued, continuer_of, under_noise
 from unspoken.experiment import final_stages, measure_run, open_run
-from unspoken.methods.latent_sft import LatentSettings
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks.grammar import EOS
 
 REAL = (torch.arange(6) >= torch.tensor([0, 3, 1, 0, 4, 2, 0, 1, 3])[:, None]).long()
@@ -32,7 +32,7 @@ def one_of(kind: str) -> Continuer:
     model = tiny_language_model("unspoken")
     if kind == "coconut":
         how: Any = {"open_ids": (EOS,), "end_ids": (EOS,), "feed": "hidden", "max_latents": 2, "fixed": True}
-        LatentSettings(**how).attach(model)
+        LatentGenerationConfig(**how).attach(model)
         model.generation_config.eos_token_id = EOS
     return continuer_of(model, name=kind)
 

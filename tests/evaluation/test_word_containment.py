@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import enliven, tiny_config
-from tiny_words import SPELLING, TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch import Tensor
 
 from unspoken.chain import LatentChain
@@ -27,29 +27,29 @@ from unspoken.evaluation.word_containment import (
 )
 from unspoken.evaluation.word_systems import WordSystem, systems_of
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
 
 PROBLEMS = TASK.sample("test", range(7))
-PAD, END = SPELLING.tokenizer.pad_token_id, SPELLING.tokenizer.eos_token_id
-WORDS = torch.tensor([token for token in range(len(SPELLING.tokenizer)) if token not in (PAD, END)])
+PAD, END = PROMPT_FORMAT.tokenizer.pad_token_id, PROMPT_FORMAT.tokenizer.eos_token_id
+WORDS = torch.tensor([token for token in range(len(PROMPT_FORMAT.tokenizer)) if token not in (PAD, END)])
 
 
 def pair(kind: str) -> list[WordSystem]:
     """An untrained Reasoner with a Talker, and the same read by its nearest rows."""
-    settings = {"vocab_size": len(SPELLING.tokenizer), "max_position_embeddings": 160}
+    settings = {"vocab_size": len(PROMPT_FORMAT.tokenizer), "max_position_embeddings": 160}
     config = JepaReasonerConfig(
         backbone_config=tiny_config("unspoken", l2_output=True, **settings),
         talker_config=tiny_config("unspoken", **settings),
         talker_kind=kind,
         pad_token_id=PAD,
         eos_token_id=END,
-        open_ids=list(SPELLING.markers.open),
+        open_ids=list(PROMPT_FORMAT.markers.open),
         max_latents=8,
     )
     model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
     enliven(model, "unspoken")
     model.reasoner.start_target()
-    return systems_of(kind, model.eval(), SPELLING, 3)
+    return systems_of(kind, model.eval(), PROMPT_FORMAT, 3)
 
 
 def system_of(kind: str) -> WordSystem:
@@ -131,8 +131,10 @@ def test_nearest_rows_are_read_off_and_have_no_mouth() -> None:
 
 
 def test_words_that_may_be_forced_are_those_of_right_answers() -> None:
-    some = [WordProblem(question="", chains=(), answer=answer, key="") for answer in ("7", "12", "7")]
-    assert answer_words(some, SPELLING).tolist() == sorted([*SPELLING.ids("7"), *SPELLING.ids("12")])
+    some = [ReasoningProblem(question="", chains=(), answer=answer, key="") for answer in ("7", "12", "7")]
+    assert answer_words(some, PROMPT_FORMAT).tolist() == sorted(
+        [*PROMPT_FORMAT.encode("7"), *PROMPT_FORMAT.encode("12")]
+    )
     # With one word there is no wrong one.
     assert word_containment(tiny_word_system(), [PROBLEMS[0]], 7, seed=0) is None
 
@@ -179,14 +181,14 @@ def test_a_rate_of_zero_does_nothing(monkeypatch: pytest.MonkeyPatch, kind: str)
 # A chain of four places and an answer of four; the second problem is answered wrong, the third says no box.
 CHAINS = ("5 + 7 =", "5 + 7 12", "12 7 5 12", "9 + 3 =")
 ANSWERS = ("\\boxed{12}", "\\boxed{7}", "12 12 12", "\\boxed{12}")
-ASKED = [WordProblem(question="", chains=(), answer=answer, key="") for answer in ("12", "9", "12", "12") * 10]
-NUMBERS = {token for number in ("12", "9") for token in SPELLING.ids(number)}
+ASKED = [ReasoningProblem(question="", chains=(), answer=answer, key="") for answer in ("12", "9", "12", "12") * 10]
+NUMBERS = {token for number in ("12", "9") for token in PROMPT_FORMAT.encode(number)}
 
 
 def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, deaf: bool = False) -> list[Tensor]:
     """A system that loses its answer when a word of its chain was wrong; the words that are put in its mouth."""
     rows = [
-        [*SPELLING.ids(chain), *SPELLING.ids(answer), *[END] * (4 - len(SPELLING.ids(answer)))]
+        [*PROMPT_FORMAT.encode(chain), *PROMPT_FORMAT.encode(answer), *[END] * (4 - len(PROMPT_FORMAT.encode(answer)))]
         for chain, answer in zip(CHAINS, ANSWERS, strict=True)
     ]
     clean = torch.nn.functional.pad(torch.tensor(rows * 10), (0, wider), value=END)
@@ -198,7 +200,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, deaf: bool = Fa
             given.append(words)
             said = torch.where(words == FREE, clean, words)
             lost = (words[:, :4] != FREE).any(dim=1) & (words[:, 5] == FREE)
-            said[lost, 5] = SPELLING.ids("3")[0]
+            said[lost, 5] = PROMPT_FORMAT.encode("3")[0]
             latents[0, 1, 2] = -0.25
         mask = torch.ones(40, 2, dtype=torch.bool)
         return LatentChain(latents=latents, mask=mask, stop=torch.zeros(40, dtype=torch.long)), said
@@ -217,7 +219,7 @@ def test_effects_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
         assert effect.largest_latent_change == 0.25
         assert not effect.latents_identical
         for row, counts in enumerate(effect.counts.tolist()):
-            clean = [*SPELLING.ids(CHAINS[row % 4]), *SPELLING.ids(ANSWERS[row % 4])]
+            clean = [*PROMPT_FORMAT.encode(CHAINS[row % 4]), *PROMPT_FORMAT.encode(ANSWERS[row % 4])]
             can = [place for place, token in enumerate(clean) if token in NUMBERS]
             forced = [place for place in range(8) if words[row, place] != FREE]
             assert set(forced) <= set(can)
@@ -260,10 +262,10 @@ def test_a_reasoner_whose_latents_hear_words_is_an_error(monkeypatch: pytest.Mon
 def test_a_box_begins_where_it_is_opened() -> None:
     found: Callable[..., int] = measured._box_from
     for text in ("5 + 7 \\boxed{12}", "\\boxed{12}", "5 \\boxed{7} \\boxed{12}"):
-        row = [*SPELLING.ids(text), END, END]
-        assert found(row, SPELLING.tokenizer) == row.index(SPELLING.box[0])
-    row = [*SPELLING.ids("5 + 7"), END]
-    assert found(row, SPELLING.tokenizer) == len(row)
+        row = [*PROMPT_FORMAT.encode(text), END, END]
+        assert found(row, PROMPT_FORMAT.tokenizer) == row.index(PROMPT_FORMAT.box[0])
+    row = [*PROMPT_FORMAT.encode("5 + 7"), END]
+    assert found(row, PROMPT_FORMAT.tokenizer) == len(row)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

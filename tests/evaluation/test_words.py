@@ -22,8 +22,8 @@ def test_distributions_of_a_batch_are_those_of_single_rows(family: str, batch_si
     chain = LatentChain(latents=torch.randn(7, 6, 16) * mask[..., None], mask=mask, stop=torch.zeros(7).long())
     found = distributions(system, PROBLEMS, chain, batch_size)
     assert [len(steps) for steps in found] == list(LENGTHS)
-    model, spelling = system.reasoner.model, system.spelling
-    prompts = [(*spelling.prompt(problem.question), *spelling.markers.open) for problem in PROBLEMS]
+    model, prompt_format = system.reasoner.model, system.prompt_format
+    prompts = [(*prompt_format.prompt(problem.question), *prompt_format.markers.open) for problem in PROBLEMS]
     assert len({len(prompt) for prompt in prompts}) > 3
     for row, (prompt, steps) in enumerate(zip(prompts, LENGTHS, strict=True)):
         vectors = model.get_input_embeddings()(torch.tensor([prompt]))

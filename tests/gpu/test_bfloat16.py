@@ -22,20 +22,20 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner
-from unspoken.reasoning import StopRule, Thought, rollout
+from unspoken.reasoning.engine import LatentStep, StopRule, rollout
 
 pytestmark = pytest.mark.gpu
 
 STEPS = 4
 STOP = StopRule(max_latents=STEPS, fixed=True)
-# Of the norm of a thought. Bfloat16 rounds by 2^-9 at most, in some dozen places one behind another.
+# Of the norm of a latent_step. Bfloat16 rounds by 2^-9 at most, in some dozen places one behind another.
 ROUNDING = 0.05
 # Of the largest score: a token that leads by less may change places with the next one.
 LEAD = 0.05
 
 coupled = again("methods/coupled/test_conformance")
 jepa = again("methods/jepa_reasoner/test_conformance")
-latent_sft = again("methods/latent_sft/test_reasoner")
+latent_sft = again("reasoning/test_causal_lm")
 coconut = again("methods/coconut/test_reasoner")
 
 coupled_reasoner = coupled.reasoner
@@ -51,9 +51,9 @@ def plain(reasoner: Any, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     latents, feeds, clear = [], [], []
     for _ in range(STEPS):
         hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
-        thought = reasoner.think(hidden)
-        latents.append(thought.latent)
-        feeds.append(thought.feed.to(inputs.dtype))
+        latent_step = reasoner.step(hidden)
+        latents.append(latent_step.latent)
+        feeds.append(latent_step.next_input.to(inputs.dtype))
         clear.append(_leads(reasoner, hidden))
         inputs = torch.cat([inputs, feeds[-1][:, None]], dim=1)
     return torch.cat(latents), torch.cat(feeds), torch.cat(clear)
@@ -77,17 +77,17 @@ def fed(reasoner: Any, ids: Tensor, mask: Tensor | None, feeds: Tensor) -> Tenso
     """Thoughts ``[B, N, D]`` of the engine, which is fed what the plain loop fed itself."""
     latents: list[Tensor] = []
 
-    def replay(thought: Thought, step: int) -> Thought:
-        latents.append(thought.latent)
-        return replace(thought, feed=feeds[:, step].to(thought.feed))
+    def replay(latent_step: LatentStep, step: int) -> LatentStep:
+        latents.append(latent_step.latent)
+        return replace(latent_step, next_input=feeds[:, step].to(latent_step.next_input))
 
-    rollout(reasoner, ids, mask, STOP, disturb=replay)
+    rollout(reasoner, ids, mask, STOP, intervene=replay)
     return torch.stack(latents, dim=1)
 
 
 def apart(thoughts: Tensor, others: Tensor) -> Tensor:
     """Distances ``[...]`` over the norm of the second."""
-    return (thoughts.float() - others.float()).norm(dim=-1) / others.float().norm(dim=-1)
+    return (latent_steps.float() - others.float()).norm(dim=-1) / others.float().norm(dim=-1)
 
 
 def assert_alike(thoughts: Tensor, expected: Tensor, clear: Tensor) -> None:

@@ -16,13 +16,13 @@ import torch
 from on_device import DEVICE, again, placed
 from torch import Tensor
 
-from unspoken.reasoning import StopRule, rollout
+from unspoken.reasoning.engine import StopRule, rollout
 
 pytestmark = pytest.mark.gpu
 
 coupled = again("methods/coupled/test_conformance")
 jepa = again("methods/jepa_reasoner/test_conformance")
-latent_sft = again("methods/latent_sft/test_reasoner")
+latent_sft = again("reasoning/test_causal_lm")
 coconut = again("methods/coconut/test_reasoner")
 
 coupled_reasoner = coupled.reasoner

@@ -23,7 +23,7 @@ stages:
   - <<: *stage
     name: encoder
     start: cot
-    objective: {kind: compress, train: encoder, shape: {rate: 2, top_k: 5}}
+    objective: {kind: stage1, train: encoder, shape: {rate: 2, top_k: 5}}
 evaluation: {problems: 4, validation_problems: 4, batch_size: 4, max_latents: 4, max_answer: 4}
 """
 

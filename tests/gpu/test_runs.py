@@ -24,9 +24,10 @@ from tiny_recipe import one_stage, quiet_stage, quiet_train, verify_finished_fol
 from tiny_words import TASK, tiny_word_system
 
 from unspoken.backbone.folder import read_manifest
-from unspoken.methods.latent_sft import Labels, LabelStore, LatentSFTModel, Spelling
+from unspoken.methods.latent_sft import Labels, LabelStore, LatentSFTModel
 from unspoken.methods.latent_sft.teacher import stage_one_batch
 from unspoken.serving import app, served_words
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import words
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import SeedRun
@@ -78,7 +79,7 @@ def test_every_kind_of_stage_trains(name: str, precision: str, finished: Callabl
 def test_labels_are_what_the_encoder_makes_on_a_cpu(finished: Callable[[str, str], SeedRun]) -> None:
     run = finished("words", "fp32")
     recipe = run.recipe
-    spelling = Spelling(tokenizer=recipe.tokenizer())
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
     for name in ("labels", "hidden_labels"):
         stage = recipe.stage(name)
         teacher = run.model_folder(str(stage.start))
@@ -87,8 +88,8 @@ def test_labels_are_what_the_encoder_makes_on_a_cpu(finished: Callable[[str, str
         )
         model = LatentSFTModel.from_pretrained(teacher, dtype=torch.float32).eval()
         problems = words.task_of(recipe).sample("train", np.arange(8), run.seed)
-        spans = [spelling.spans(problem) for problem in problems]
-        rows = stage_one_batch(spans, spelling, model.config.latent_shape)["encoder"]
+        spans = [prompt_format.spans(problem) for problem in problems]
+        rows = stage_one_batch(spans, prompt_format, model.config.latent_shape)["encoder"]
         with torch.no_grad():
             weights = torch.cat([row for row, _ in model.labels(rows)])
         labels = [store[row, problem.key] for row, problem in enumerate(problems)]
@@ -139,9 +140,9 @@ def test_a_server_answers_as_the_model_on_a_cpu_does() -> None:
             )
             with urllib.request.urlopen(request, timeout=60) as answer:
                 found = json.load(answer)
-            ids = torch.tensor([cpu.spelling.prompt(problem.question)])
+            ids = torch.tensor([cpu.prompt_format.prompt(problem.question)])
             chain, said = cpu.reasoner.respond(ids, max_tokens=cpu.max_answer)
-            assert found["choices"][0]["message"]["content"] == cpu.spelling.texts(said)[0]
+            assert found["choices"][0]["message"]["content"] == cpu.prompt_format.decode(said)[0]
             details = found["usage"]["completion_tokens_details"]
             assert details["reasoning_tokens"] == int(chain.lengths[0])
     finally:

@@ -41,14 +41,14 @@ stages:
     {ADAMW}
   - name: encoder
     start: cot
-    objective: {{kind: compress, train: encoder, shape: {{rate: 2, top_k: 5}}}}
+    objective: {{kind: stage1, train: encoder, shape: {{rate: 2, top_k: 5}}}}
     steps: 2
     evaluate_every: 2
     batch_size: 8
     {ADAMW}
   - name: decoder
     start: encoder
-    objective: {{kind: compress, train: decoder, mean: chunks}}
+    objective: {{kind: stage1, train: decoder, mean: chunks}}
     steps: 2
     evaluate_every: 2
     batch_size: 8
@@ -56,7 +56,7 @@ stages:
     {ADAMW}
   - name: union
     start: decoder
-    objective: {{kind: compress, train: union, noise: {{}}}}
+    objective: {{kind: stage1, train: union, noise: {{}}}}
     steps: 6
     evaluate_every: 2
     batch_size: 8
@@ -64,7 +64,7 @@ stages:
   - {{name: labels, start: union, objective: {{kind: labels, rows: 21}}}}
   - name: autonomy
     start: labels
-    objective: {{kind: autonomy}}
+    objective: {{kind: stage2}}
     steps: 4
     evaluate_every: 2
     batch_size: 8
@@ -98,7 +98,7 @@ from unspoken.training.stages import SeedRun, train_stage
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-parallel.join()
+distributed.init_distributed()
 quiet = Console(quiet=True)
 
 
@@ -110,11 +110,11 @@ class StopAt(TrainerCallback):
 
 def stopped_in_union(target):
     # A finished run, from the stage with random noise on; that stage is left with a checkpoint at step 2.
-    if parallel.leads():
+    if distributed.is_main_process():
         shutil.copytree(folder / f"words-{name}", target)
         for stage in ("union", "labels", "autonomy"):
             shutil.rmtree(target / "seed-0" / stage)
-    parallel.wait()
+    distributed.barrier()
     recipe = load(str(folder / "words.yaml"), "")
     try:
         train_stage(
@@ -133,7 +133,7 @@ def shard(model, shard=trainer.shard):
     held = [*model.parameters(), *[buffer for path, buffer in model.named_buffers() if path == "target_table"]]
     parts = [part.to_local().numel() for part in held]
     share = {"whole": sum(part.numel() for part in held), "own": sum(parts), "tables": len(held)}
-    (folder / f"share-{parallel.rank()}.json").write_text(json.dumps(share))
+    (folder / f"share-{distributed.rank()}.json").write_text(json.dumps(share))
 
 
 trainer.shard = shard
@@ -144,14 +144,14 @@ for order in sys.argv[3:]:
         run_experiment(recipe, folder / f"{what}-{name}", seeds=1, report_to=[], console=quiet, command="")
     elif kind == "measure":
         target = folder / f"{what}-on-{name}"
-        parallel.by_first(lambda: str(shutil.copytree(folder / what, target)))
+        distributed.run_on_main(lambda: str(shutil.copytree(folder / what, target)))
         measure_run(*open_run(target), command="", say=lambda _: None)
     elif kind == "stop":
         stopped_in_union(folder / what)
     elif kind == "continue":
         train(load(str(folder / "words.yaml"), ""), folder / what, seeds=1, report_to=[], console=quiet)
     elif kind == "unbalanced":
-        parallel.balanced = lambda mean, count: mean
+        distributed.rank_weighted_mean = lambda mean, count: mean
         recipe = load(str(folder / "words.yaml"), "")
         train(recipe, folder / what, seeds=1, report_to=[], console=quiet, only="cot")
 """

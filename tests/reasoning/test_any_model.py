@@ -13,8 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import Speech, StopRule, Thought, respond, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, LatentStep, StopRule, respond, rollout
 
 SHAPE = {
     "vocab_size": 20,
@@ -61,7 +61,7 @@ def scores_alone(model: PreTrainedModel, embedded_TD: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", ["mistral", "mpt", "lfm2", "bamba"])
 def test_a_short_given_chain_leaves_no_hole_behind_it(kind: str) -> None:
     model, marker, lengths = tiny(kind), 6, (7, 1, 0, 4)
-    reasoner = LatentReasoner(model=model, settings=LatentSettings(open_ids=(2,), end_ids=(marker,)))
+    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(open_ids=(2,), end_ids=(marker,)))
     rows = [prompt[start:] for prompt, start in zip(prompts(4, 6), (0, 2, 1, 0), strict=True)]
     latents = reasoner.embed_prompt(prompts(4, 7, seed=1)).detach()
     mask = torch.arange(7)[None] < torch.tensor(lengths)[:, None]
@@ -72,8 +72,8 @@ def test_a_short_given_chain_leaves_no_hole_behind_it(kind: str) -> None:
         seen.update(zip(rows.tolist(), scores, strict=True))
         return scores.argmax(dim=-1)
 
-    speech = Speech(marker=(marker,), max_tokens=1, end_ids=(1,), pad_id=PAD, pick=pick)
-    respond(reasoner, *left_padded(rows), StopRule(max_latents=0), speech, given)
+    decoding = AnswerDecoding(marker=(marker,), max_tokens=1, end_ids=(1,), pad_id=PAD, pick=pick)
+    respond(reasoner, *left_padded(rows), StopRule(max_latents=0), decoding, given)
     closing = reasoner.embed_prompt(torch.tensor([[marker]]))[0]
     for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):
         whole = torch.cat([reasoner.embed_prompt(ids[None])[0], latents[row, :length], closing])
@@ -109,8 +109,8 @@ class Unchecked:
     def embed_prompt(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)
 
-    def think(self, hidden: Tensor) -> Thought:
-        return Thought(latent=hidden, feed=hidden, done=torch.zeros(len(hidden), dtype=torch.bool))
+    def step(self, hidden: Tensor) -> LatentStep:
+        return LatentStep(latent=hidden, next_input=hidden, done=torch.zeros(len(hidden), dtype=torch.bool))
 
 
 @pytest.mark.parametrize("kind", ["openai-gpt", "rwkv"])

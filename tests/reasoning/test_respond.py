@@ -16,8 +16,8 @@ from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import Speech, StopRule, respond
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, StopRule, respond
 
 CAP, WORDS = 8, 6
 # The first token of the end marker, and two tokens that end an answer: chains and answers end early, late and never.
@@ -37,18 +37,18 @@ ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), s
 class Case(NamedTuple):
     """A model with its end marker and the tokens that end its answers."""
 
-    reasoner: LatentReasoner
-    speech: Speech
+    reasoner: CausalLMReasoner
+    decoding: AnswerDecoding
 
 
 def case_of(family: str, feed: Any = "superposition", rest: tuple[int, ...] = (), attention: str = "eager") -> Case:
     end, ends = STOPS[family, feed]
     marker = (end, *rest)
-    settings = LatentSettings(open_ids=(2,), end_ids=marker, top_k=10, feed=feed)
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=marker, top_k=10, feed=feed)
     model = tiny_language_model(family, attention)
     return Case(
-        LatentReasoner(model=model, settings=settings),
-        Speech(marker=marker, max_tokens=WORDS, end_ids=ends, pad_id=PAD),
+        CausalLMReasoner(model=model, settings=settings),
+        AnswerDecoding(marker=marker, max_tokens=WORDS, end_ids=ends, pad_id=PAD),
     )
 
 
@@ -71,7 +71,7 @@ class Naive(NamedTuple):
     words: list[int]
 
 
-def latent_by_hand(reasoner: LatentReasoner, hidden_D: Tensor) -> Tensor:
+def latent_by_hand(reasoner: CausalLMReasoner, hidden_D: Tensor) -> Tensor:
     model, settings = reasoner.model, reasoner.settings
     if settings.feed == "hidden":
         return hidden_D
@@ -83,7 +83,7 @@ def latent_by_hand(reasoner: LatentReasoner, hidden_D: Tensor) -> Tensor:
 
 @torch.no_grad()
 def naive(case: Case, prompt_T: Tensor, cap: int = CAP, given_ND: Tensor | None = None, fixed: bool = False) -> Naive:
-    (reasoner, speech), model = case, case.reasoner.model
+    (reasoner, decoding), model = case, case.reasoner.model
     rows = [model.get_input_embeddings()(prompt_T)]
     rows += [] if given_ND is None else [given_ND]
 
@@ -94,14 +94,14 @@ def naive(case: Case, prompt_T: Tensor, cap: int = CAP, given_ND: Tensor | None 
     latents, reason = [rows[0].new_zeros((0, rows[0].shape[-1]))], StopReason.FIXED if fixed else StopReason.CAP
     for _ in range(cap):
         hidden = output()
-        if not fixed and int(model.get_output_embeddings()(hidden).argmax()) == speech.marker[0]:
+        if not fixed and int(model.get_output_embeddings()(hidden).argmax()) == decoding.marker[0]:
             reason = StopReason.END
             break
         latents.append(latent_by_hand(reasoner, hidden)[None])
         rows.append(latents[-1])
-    rows.append(model.get_input_embeddings()(torch.tensor(speech.marker)))
+    rows.append(model.get_input_embeddings()(torch.tensor(decoding.marker)))
     words: list[int] = []
-    while len(words) < speech.max_tokens and not (words and words[-1] in speech.end_ids):
+    while len(words) < decoding.max_tokens and not (words and words[-1] in decoding.end_ids):
         words.append(int(model.get_output_embeddings()(output()).argmax()))
         rows.append(model.get_input_embeddings()(torch.tensor(words[-1:])))
     return Naive(torch.cat(latents), reason, words)
@@ -132,7 +132,7 @@ def test_the_rows_of_this_file_are_in_different_phases(case: Case) -> None:
 
 def test_every_row_of_a_padded_batch_thinks_closes_and_answers_as_it_would_alone(case: Case) -> None:
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert_equals_naive(chain, said, [naive(case, row) for row in ROWS])
 
 
@@ -142,12 +142,12 @@ def test_a_batch_without_padding_needs_no_mask(family: str, attention: str) -> N
     case = case_of(family, rest=(14, 9), attention=attention)
     found = [naive(case, row) for row in prompts()]
     for mask in (None, torch.ones_like(prompts())):
-        assert_equals_naive(*respond(case.reasoner, prompts(), mask, StopRule(max_latents=CAP), case.speech), found)
+        assert_equals_naive(*respond(case.reasoner, prompts(), mask, StopRule(max_latents=CAP), case.decoding), found)
 
 
 def test_a_fixed_chain_is_followed_by_the_marker_too(case: Case) -> None:
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=3, fixed=True), case.speech)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=3, fixed=True), case.decoding)
     assert_equals_naive(chain, said, [naive(case, row, cap=3, fixed=True) for row in ROWS])
     assert chain.stop.tolist() == [StopReason.FIXED] * 6
 
@@ -156,10 +156,10 @@ def test_a_fixed_chain_is_followed_by_the_marker_too(case: Case) -> None:
 def test_a_chain_of_single_tokens_is_the_library_s_greedy_generation(family: str) -> None:
     end, ends = {"unspoken": 9, "llama": 7, "qwen2": 11, "gpt2": 4}[family], STOPS[family, "superposition"][1]
     model = tiny_language_model(family)
-    reasoner = LatentReasoner(model=model, settings=LatentSettings(open_ids=(2,), end_ids=(end,), top_k=1))
+    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(open_ids=(2,), end_ids=(end,), top_k=1))
     ids, mask = left_padded(ROWS)
-    speech = Speech(marker=(end,), max_tokens=WORDS, end_ids=ends, pad_id=PAD)
-    chain, said = respond(reasoner, ids, mask, StopRule(max_latents=20), speech)
+    decoding = AnswerDecoding(marker=(end,), max_tokens=WORDS, end_ids=ends, pad_id=PAD)
+    chain, said = respond(reasoner, ids, mask, StopRule(max_latents=20), decoding)
     assert chain.support_ids is not None
     ended = 0
     for row, prompt in enumerate(ROWS):
@@ -185,17 +185,17 @@ def test_a_row_that_stops_at_once_has_no_latents(feed: str) -> None:
     case = case_of("unspoken", feed)
     with torch.no_grad():
         first = int(case.reasoner.model(ROWS[2][None]).logits[0, -1].argmax())
-    settings = LatentSettings(open_ids=(2,), end_ids=(first, 14), feed=feed)  # type: ignore[arg-type]
-    reasoner = LatentReasoner(model=case.reasoner.model, settings=settings)
-    case = Case(reasoner, Speech(marker=(first, 14), max_tokens=WORDS, end_ids=(15,), pad_id=PAD))
-    chain, said = respond(reasoner, ROWS[2][None], None, StopRule(max_latents=CAP), case.speech)
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(first, 14), feed=feed)  # type: ignore[arg-type]
+    reasoner = CausalLMReasoner(model=case.reasoner.model, settings=settings)
+    case = Case(reasoner, AnswerDecoding(marker=(first, 14), max_tokens=WORDS, end_ids=(15,), pad_id=PAD))
+    chain, said = respond(reasoner, ROWS[2][None], None, StopRule(max_latents=CAP), case.decoding)
     assert chain.lengths.tolist() == [0]
     assert chain.stop.tolist() == [StopReason.END]
     assert not chain.latents.any()
     assert_said(said, 0, naive(case, ROWS[2]).words)
     # Beside rows that think on, it answers the same.
     ids, mask = left_padded(ROWS)
-    together, answers = respond(reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
+    together, answers = respond(reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert together.lengths[2] == 0
     assert together.lengths.max() > 2
     assert_said(answers, 2, naive(case, ROWS[2]).words)
@@ -205,12 +205,12 @@ def test_a_row_that_stops_at_once_has_no_latents(feed: str) -> None:
 def test_the_cap_is_reported_and_the_marker_is_forced_all_the_same(rest: tuple[int, ...]) -> None:
     case = case_of("unspoken", rest=rest)
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=2), case.speech)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=2), case.decoding)
     found = [naive(case, row, cap=2) for row in ROWS]
     assert_equals_naive(chain, said, found)
     assert [one.reason for one in found].count(StopReason.CAP) >= 4
     # The marker matters: behind another one the same chains are answered otherwise.
-    other = replace(case.speech, marker=(11, 3, 4))
+    other = replace(case.decoding, marker=(11, 3, 4))
     capped = chain.stop == StopReason.CAP
     again, words = respond(case.reasoner, ids, mask, StopRule(max_latents=2), other)
     assert torch.equal(again.latents, chain.latents)
@@ -222,17 +222,17 @@ def test_the_cap_is_reported_and_the_marker_is_forced_all_the_same(rest: tuple[i
 def test_without_latents_the_library_s_greedy_generation_answers_the_same(family: str) -> None:
     case = case_of(family, rest=(14, 9))
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.speech)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.decoding)
     assert chain.mask.shape == (6, 0)
     assert chain.latents.shape == (6, 0, 16)
     assert chain.stop.tolist() == [StopReason.CAP] * 6
-    marker = torch.tensor(case.speech.marker).expand(6, -1)
+    marker = torch.tensor(case.decoding.marker).expand(6, -1)
     expected = case.reasoner.model.generate(
         torch.cat([ids, marker], dim=1),
         attention_mask=torch.cat([mask, torch.ones_like(marker)], dim=1),
         max_new_tokens=WORDS,
         do_sample=False,
-        eos_token_id=list(case.speech.end_ids),
+        eos_token_id=list(case.decoding.end_ids),
         pad_token_id=PAD,
     )
     assert torch.equal(said, expected[:, ids.shape[1] + 3 :])
@@ -256,7 +256,7 @@ LENGTHS = [2, 0, 5, 1, 3, 0]
 def test_a_given_chain_is_fed_as_it_is_whatever_its_length(case: Case, cap: int) -> None:
     ids, mask = left_padded(ROWS)
     given = chain_of(LENGTHS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=cap), case.speech, given)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=cap), case.decoding, given)
     own = [given.latents[row, :length] for row, length in enumerate(LENGTHS)]
     assert_equals_naive(chain, said, [naive(case, row, cap, own[index]) for index, row in enumerate(ROWS)])
 
@@ -267,8 +267,8 @@ def test_what_stands_behind_the_end_of_a_given_chain_is_never_seen(family: str, 
     case = case_of(family)
     ids, mask = left_padded(ROWS)
     stop = StopRule(max_latents=cap)
-    clean, said = respond(case.reasoner, ids, mask, stop, case.speech, chain_of(LENGTHS))
-    dirty, words = respond(case.reasoner, ids, mask, stop, case.speech, chain_of(LENGTHS, filler=50.0))
+    clean, said = respond(case.reasoner, ids, mask, stop, case.decoding, chain_of(LENGTHS))
+    dirty, words = respond(case.reasoner, ids, mask, stop, case.decoding, chain_of(LENGTHS, filler=50.0))
     torch.testing.assert_close(dirty.latents, clean.latents, **CLOSE)
     assert torch.equal(dirty.mask, clean.mask)
     assert torch.equal(words, said)
@@ -277,8 +277,8 @@ def test_what_stands_behind_the_end_of_a_given_chain_is_never_seen(family: str, 
 def test_a_chain_given_back_is_answered_as_it_was_when_it_was_thought(case: Case) -> None:
     # Every causal control stands on this: with nothing changed, nothing changes.
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
-    _, again = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.speech, chain)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    _, again = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.decoding, chain)
     assert torch.equal(again, said)
 
 
@@ -286,8 +286,8 @@ def test_a_given_chain_decides_what_is_said() -> None:
     case = case_of("unspoken")
     stop = StopRule(max_latents=0)
     first, second = chain_of([3] * 6), chain_of([3] * 6)
-    _, said = respond(case.reasoner, prompts(), None, stop, case.speech, first)
-    _, other = respond(case.reasoner, prompts(), None, stop, case.speech, second.with_latents(-second.latents))
+    _, said = respond(case.reasoner, prompts(), None, stop, case.decoding, first)
+    _, other = respond(case.reasoner, prompts(), None, stop, case.decoding, second.with_latents(-second.latents))
     assert not torch.equal(said, other)
 
 
@@ -302,8 +302,8 @@ def test_a_given_chain_without_latents_is_no_chain(steps: int) -> None:
     )
     for cap in (0, CAP):
         stop = StopRule(max_latents=cap)
-        chain, said = respond(case.reasoner, ids, mask, stop, case.speech, nothing)
-        expected, words = respond(case.reasoner, ids, mask, stop, case.speech)
+        chain, said = respond(case.reasoner, ids, mask, stop, case.decoding, nothing)
+        expected, words = respond(case.reasoner, ids, mask, stop, case.decoding)
         torch.testing.assert_close(chain.latents, expected.latents, **CLOSE)
         assert torch.equal(said, words)
 
@@ -314,13 +314,13 @@ def test_a_given_chain_without_latents_is_no_chain(steps: int) -> None:
 def test_either_of_two_tokens_ends_an_answer() -> None:
     case = case_of("unspoken")
     ids, mask = left_padded(ROWS)
-    _, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
+    _, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     last = [[word for word in row.tolist() if word != PAD][-1] for row in said]
-    assert set(case.speech.end_ids) <= set(last)
-    one = replace(case.speech, end_ids=case.speech.end_ids[:1])
+    assert set(case.decoding.end_ids) <= set(last)
+    one = replace(case.decoding, end_ids=case.decoding.end_ids[:1])
     _, longer = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), one)
     for row, word in enumerate(last):
-        goes_on = word == case.speech.end_ids[1]
+        goes_on = word == case.decoding.end_ids[1]
         assert ((longer[row] != PAD).sum() > (said[row] != PAD).sum()) == goes_on
 
 
@@ -328,7 +328,7 @@ def test_either_of_two_tokens_ends_an_answer() -> None:
 def test_no_answer_is_longer_than_its_cap(words: int) -> None:
     case = case_of("llama", rest=(14, 9))
     ids, mask = left_padded(ROWS)
-    free = replace(case.speech, max_tokens=12, end_ids=(19,))
+    free = replace(case.decoding, max_tokens=12, end_ids=(19,))
     short = replace(free, max_tokens=words)
     stop = StopRule(max_latents=CAP)
     _, long = respond(case.reasoner, ids, mask, stop, free)
@@ -348,8 +348,8 @@ def test_words_are_picked_row_by_row_from_what_the_row_has_said() -> None:
         assert scores.shape == (len(rows), 20)
         return torch.tensor([by_rule(int(row), words.tolist()) for row, words in zip(rows, said, strict=True)])
 
-    speech = replace(case.speech, end_ids=(9,), pick=pick)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), speech)
+    decoding = replace(case.decoding, end_ids=(9,), pick=pick)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), decoding)
     assert len(set(chain.lengths.tolist())) >= 3
     for row in range(6):
         words: list[int] = []
@@ -368,7 +368,7 @@ def test_scores_are_those_of_the_row_that_is_picked_for() -> None:
             seen[row].append(best)
         return scores.argmax(dim=-1)
 
-    respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), replace(case.speech, pick=watched))
+    respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), replace(case.decoding, pick=watched))
     assert [seen[row] for row in range(6)] == [naive(case, row).words for row in ROWS]
 
 
@@ -382,7 +382,7 @@ def test_the_prompt_is_read_once_and_then_one_step_at_a_time() -> None:
         lambda _module, _args, how: widths.append(how["inputs_embeds"].shape[1]), with_kwargs=True
     )
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech, chain_of(LENGTHS))
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding, chain_of(LENGTHS))
     assert widths[0] == 5 + 5
     assert set(widths[1:]) == {1}
     spoken = (said != PAD).sum(dim=1)
@@ -393,8 +393,8 @@ def test_the_prompt_is_read_once_and_then_one_step_at_a_time() -> None:
 def test_responding_twice_gives_the_same_bits_and_no_gradient() -> None:
     case = case_of("llama")
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
-    again, words = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
+    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    again, words = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert_same_chain(chain, again)
     assert torch.equal(said, words)
     assert not chain.latents.requires_grad
@@ -403,7 +403,7 @@ def test_responding_twice_gives_the_same_bits_and_no_gradient() -> None:
 def test_a_chain_records_the_distribution_of_every_step() -> None:
     case = case_of("unspoken")
     ids, mask = left_padded(ROWS)
-    chain, _ = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.speech)
+    chain, _ = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert chain.support_ids is not None
     assert chain.support_weights is not None
     table = case.reasoner.model.get_input_embeddings()(torch.arange(20)).detach()
@@ -414,10 +414,10 @@ def test_a_chain_records_the_distribution_of_every_step() -> None:
 def test_prompt_latents_marker_and_answer_must_fit_the_model() -> None:
     # The model has 64 positions: 40 of the prompt, 8 latents, 3 of the marker, and room for 13 words.
     case = case_of("gpt2", rest=(14, 9))
-    fits = replace(case.speech, max_tokens=13, end_ids=(99,))
+    fits = replace(case.decoding, max_tokens=13, end_ids=(99,))
     _, said = respond(case.reasoner, prompts(length=40), None, StopRule(max_latents=8, fixed=True), fits)
     assert said.shape == (6, 13)
-    longer = replace(case.speech, max_tokens=14)
+    longer = replace(case.decoding, max_tokens=14)
     with pytest.raises(ValueError, match="40 tokens with up to 25 further steps does not fit the model, which has 64"):
         respond(case.reasoner, prompts(length=40), None, StopRule(max_latents=8), longer)
     given = chain_of([2, 0, 9, 1, 3, 0])
@@ -432,10 +432,10 @@ def test_padding_on_the_right_is_refused() -> None:
     mask[3, -1] = 0
     for given in (None, chain_of(LENGTHS)):
         with pytest.raises(ValueError, match="padded on the left"):
-            respond(case.reasoner, prompts(), mask, StopRule(max_latents=2), case.speech, given)
+            respond(case.reasoner, prompts(), mask, StopRule(max_latents=2), case.decoding, given)
 
 
 @pytest.mark.parametrize(("marker", "words"), [((), 3), ((4,), 0)])
 def test_a_speech_has_a_marker_and_at_least_one_word(marker: tuple[int, ...], words: int) -> None:
     with pytest.raises(ValueError, match=f"marker has {len(marker)} tokens and max_tokens is {words}"):
-        Speech(marker=marker, max_tokens=words, end_ids=(1,), pad_id=PAD)
+        AnswerDecoding(marker=marker, max_tokens=words, end_ids=(1,), pad_id=PAD)

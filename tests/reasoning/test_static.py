@@ -14,18 +14,19 @@ from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, Speech, StopRule, respond, rollout, static
+from unspoken.reasoning import static
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule, respond, rollout
 
 CAP, WORDS = 8, 6
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
 END = {"unspoken": 17, "llama": 7, "qwen2": 13, "gpt2": 19}
-SPEECH = Speech(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD)
+SPEECH = AnswerDecoding(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD)
 
 
-def reasoner_of(family: str, attention: str, feed: Any = "superposition") -> LatentReasoner:
-    settings = LatentSettings(open_ids=(2,), end_ids=(END[family], 14), top_k=10, feed=feed)
-    return LatentReasoner(model=tiny_language_model(family, attention), settings=settings)
+def reasoner_of(family: str, attention: str, feed: Any = "superposition") -> CausalLMReasoner:
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(END[family], 14), top_k=10, feed=feed)
+    return CausalLMReasoner(model=tiny_language_model(family, attention), settings=settings)
 
 
 def assert_close_chain(one: LatentChain, two: LatentChain) -> None:
@@ -42,7 +43,7 @@ def assert_static_is_plain(method: Any, device: str = "cpu") -> None:
         ids, mask = (None if part is None else part.to(device) for part in batch)
         plain = rollout(method, ids, mask, stop, static=False)
         assert_close_chain(rollout(method, ids, mask, stop, static=True), plain)
-        if not isinstance(method, LatentReasoner):
+        if not isinstance(method, CausalLMReasoner):
             continue
         for given in (None, plain):
             chain, answers = respond(method, ids, mask, stop, SPEECH, given, static=False)
@@ -156,7 +157,7 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_not_tried_again(
     ids=["window", "state", "bias"],
 )
 def test_models_that_cannot_are_refused_with_the_reason(reason: str, model: Any) -> None:
-    method: SilentReasoner = CoupledReasoner(model=model.eval(), end_id=1, pad_id=PAD)
+    method: Reasoner = CoupledReasoner(model=model.eval(), end_id=1, pad_id=PAD)
     name = type(method.stack).__name__
     with pytest.raises(ValueError, match=f"^{name} cannot decode with fixed shapes: .*{reason}.*leave static out$"):
         rollout(method, prompts(), None, StopRule(max_latents=2), static=True)

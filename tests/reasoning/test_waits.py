@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, Speech, StopRule, respond, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule, respond, rollout
 from unspoken.reasoning.picking import draw
 from unspoken.serving.batch import Batch, Job, Row
 
@@ -85,9 +85,9 @@ class Waits(TorchDispatchMode):
         super().__exit__(*error)
 
 
-def reasoner_of(family: str, attention: str) -> LatentReasoner:
-    settings = LatentSettings(open_ids=(2,), end_ids=(7, 14), top_k=10)
-    return LatentReasoner(model=tiny_language_model(family, attention), settings=settings)
+def reasoner_of(family: str, attention: str) -> CausalLMReasoner:
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(7, 14), top_k=10)
+    return CausalLMReasoner(model=tiny_language_model(family, attention), settings=settings)
 
 
 def batch_of(padded: bool) -> tuple[Tensor, Tensor | None]:
@@ -96,8 +96,8 @@ def batch_of(padded: bool) -> tuple[Tensor, Tensor | None]:
     return left_padded([prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)])
 
 
-def speech(pick: Callable[..., Tensor] | None = None) -> Speech:
-    return Speech(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD, pick=pick)
+def decoding(pick: Callable[..., Tensor] | None = None) -> AnswerDecoding:
+    return AnswerDecoding(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD, pick=pick)
 
 
 def test_the_counter_counts() -> None:
@@ -121,7 +121,7 @@ def test_the_counter_counts() -> None:
 def test_thinking_waits_once_a_step_and_not_at_all_for_a_fixed_length(
     family: str, attention: str, padded: bool
 ) -> None:
-    methods: list[SilentReasoner] = [reasoner_of(family, attention), tiny_reasoner(family, attention)]
+    methods: list[Reasoner] = [reasoner_of(family, attention), tiny_reasoner(family, attention)]
     for method in methods:
         with Waits(method.stack) as waits:
             rollout(method, *batch_of(padded), StopRule(max_latents=CAP))
@@ -144,7 +144,7 @@ def test_thinking_and_answering_wait_once_a_step(family: str, attention: str, pa
     )
     for chain, pick in ((None, None), (given, None), (None, lambda _rows, _said, scores: scores.argmax(dim=-1))):
         with Waits(method.stack) as waits:
-            respond(method, *batch_of(padded), StopRule(max_latents=CAP), speech(pick), chain)
+            respond(method, *batch_of(padded), StopRule(max_latents=CAP), decoding(pick), chain)
         assert len(waits.passes) > CAP
         assert max(waits.after_the_prompt) == 1
         # Checks of the prompt, what the library asks before it makes a mask, and, once a model, how its head scores.
@@ -159,7 +159,7 @@ def test_a_server_waits_once_a_step_for_sixteen_rows(attention: str, drawn: bool
     pick = (lambda _rows, _said, scores: draw(scores.softmax(dim=-1), source)) if drawn else None
     news: list[Any] = []
     asked = [tuple(prompt[index % 5 :].tolist()) for index, prompt in enumerate(prompts(16, 7))]
-    rows = [Row(Job(prompt=ids, stop=StopRule(max_latents=CAP), speak=speech(pick)), news.append) for ids in asked]
+    rows = [Row(Job(prompt=ids, stop=StopRule(max_latents=CAP), speak=decoding(pick)), news.append) for ids in asked]
     batch = Batch(method)
     batch.join(rows[:8])
     batch.step()

@@ -45,7 +45,7 @@ def run(name: str, *, fingerprint: str = "a", seeds: int = 1, right: dict[str, l
         }
         for system in right
     }
-    kinds = {"cot": {}, "latent": {"kind": "autonomy"}, "answer_only": {"chain": "none"}}
+    kinds = {"cot": {}, "latent": {"kind": "stage2"}, "answer_only": {"chain": "none"}}
     stages = [{"name": system, "objective": {"kind": "next_token", **kinds[system]}} for system in right]
     return {
         "name": name,

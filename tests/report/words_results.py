@@ -211,7 +211,7 @@ def _curve(steps: int, best: float, *, lost: float = 2.2) -> Results:
 
 
 def _stages() -> list[Results]:
-    line = {"kind": "compress"}
+    line = {"kind": "stage1"}
     return [
         {"name": "cot", "start": None, "objective": {"kind": "next_token", "positions": "answer", "chain": "explicit"}},
         {
@@ -223,7 +223,7 @@ def _stages() -> list[Results]:
         {"name": "decoder_2", "start": "encoder_2", "objective": line | {"train": "decoder"}},
         {"name": "union_2", "start": "decoder_2", "objective": line | {"train": "union"}},
         {"name": "labels_2", "start": "union_2", "objective": {"kind": "labels", "rows": 20000}},
-        {"name": "latent_sft_2", "start": "labels_2", "objective": {"kind": "autonomy", "ce_weight": 1.0}},
+        {"name": "latent_sft_2", "start": "labels_2", "objective": {"kind": "stage2", "ce_weight": 1.0}},
     ]
 
 

@@ -16,7 +16,7 @@ import uvicorn
 from tiny_words import TASK, tiny_word_system
 from torch import Tensor
 
-from unspoken.reasoning import Thought
+from unspoken.reasoning.engine import LatentStep
 from unspoken.serving import Served, app, served_words
 
 WORDS = 8  # of an answer, where a request names no number
@@ -74,8 +74,8 @@ class Held:
     def embed_prompt(self, input_ids: Tensor) -> Tensor:
         return self.reasoner.embed_prompt(input_ids)
 
-    def think(self, hidden: Tensor) -> Thought:
-        return self.reasoner.think(hidden)
+    def step(self, hidden: Tensor) -> LatentStep:
+        return self.reasoner.step(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         assert self.permits.acquire(timeout=60)

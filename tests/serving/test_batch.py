@@ -13,8 +13,8 @@ from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_pair, 
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import Speech, StopRule, respond, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, StopRule, respond, rollout
 from unspoken.serving.batch import Batch, Job, Row, Said
 
 CAP, WORDS = 8, 6
@@ -27,17 +27,17 @@ def spread(rows: list[list[int]]) -> int:
     return max(range(20), key=lambda token: len({row.index(token) for row in rows if token in row}))
 
 
-def case_of(family: str, attention: str = "eager") -> tuple[LatentReasoner, Speech]:
-    settings = LatentSettings(open_ids=(2,), end_ids=(ENDS[family], 14), top_k=10)
-    reasoner = LatentReasoner(model=tiny_language_model(family, attention), settings=settings)
-    endless = Speech(marker=settings.end_ids, max_tokens=WORDS, end_ids=(99,), pad_id=PAD)
+def case_of(family: str, attention: str = "eager") -> tuple[CausalLMReasoner, AnswerDecoding]:
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(ENDS[family], 14), top_k=10)
+    reasoner = CausalLMReasoner(model=tiny_language_model(family, attention), settings=settings)
+    endless = AnswerDecoding(marker=settings.end_ids, max_tokens=WORDS, end_ids=(99,), pad_id=PAD)
     said = [alone(reasoner, row, StopRule(max_latents=CAP), endless)[0] for row in ROWS]
     return reasoner, replace(endless, end_ids=(spread(said),))
 
 
-def alone(reasoner: Any, prompt: Tensor, stop: StopRule, speech: Speech) -> tuple[list[int], int]:
+def alone(reasoner: Any, prompt: Tensor, stop: StopRule, decoding: AnswerDecoding) -> tuple[list[int], int]:
     """What the engine makes of one row: its words and its steps."""
-    chain, said = respond(reasoner, prompt[None], None, stop, speech)
+    chain, said = respond(reasoner, prompt[None], None, stop, decoding)
     return said[0].tolist(), int(chain.lengths[0])
 
 
@@ -66,12 +66,12 @@ def finish(batch: Batch) -> None:
     "stop", [StopRule(max_latents=CAP), StopRule(max_latents=3, fixed=True), StopRule(max_latents=0)]
 )
 def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, attention: str, stop: StopRule) -> None:
-    reasoner, speech = case_of(family, attention)
-    expected = [alone(reasoner, row, stop, speech) for row in ROWS]
+    reasoner, decoding = case_of(family, attention)
+    expected = [alone(reasoner, row, stop, decoding) for row in ROWS]
     if stop.max_latents == CAP:
         assert len({steps for _, steps in expected}) >= 3
         assert len({len(words) for words, _ in expected}) >= 2
-    batch, heard = Batch(reasoner), [Heard(row, speech, stop) for row in ROWS]
+    batch, heard = Batch(reasoner), [Heard(row, decoding, stop) for row in ROWS]
     # The longest prompt comes last, when the others have thought and spoken.
     for coming in ([1, 3], [], [], [2], [5], [], [], [0, 4]):
         batch.join([heard[index].row for index in coming])
@@ -81,7 +81,7 @@ def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, att
     for one, (words, steps) in zip(heard, expected, strict=True):
         assert [news.over for news in one.news] == [False] * (len(words) - 1) + [True]
         assert one.news[-1].latents == steps
-        assert one.news[-1].capped == (words[-1] not in speech.end_ids)
+        assert one.news[-1].capped == (words[-1] not in decoding.end_ids)
 
 
 @pytest.mark.parametrize("kind", ["pair", "reasoner"])
@@ -118,9 +118,9 @@ def test_a_finished_chain_is_handed_over_as_the_engine_writes_it(kind: str) -> N
 
 
 def test_a_cancelled_row_gives_up_its_place_and_disturbs_nobody() -> None:
-    reasoner, speech = case_of("llama")
+    reasoner, decoding = case_of("llama")
     stop = StopRule(max_latents=CAP)
-    batch, heard = Batch(reasoner), [Heard(row, speech, stop) for row in ROWS]
+    batch, heard = Batch(reasoner), [Heard(row, decoding, stop) for row in ROWS]
     batch.join([one.row for one in heard])
     batch.step()
     there, told = len(batch.rows), len(heard[0].news)
@@ -129,29 +129,29 @@ def test_a_cancelled_row_gives_up_its_place_and_disturbs_nobody() -> None:
     assert len(batch.rows) < there
     finish(batch)
     assert len(heard[0].news) == told
-    assert [one.words for one in heard[1:]] == [alone(reasoner, row, stop, speech)[0] for row in ROWS[1:]]
+    assert [one.words for one in heard[1:]] == [alone(reasoner, row, stop, decoding)[0] for row in ROWS[1:]]
 
 
 def test_columns_that_nobody_uses_are_given_up() -> None:
     # The batch is never empty here; without that the cache would hold every step since the start.
-    reasoner, speech = case_of("unspoken")
+    reasoner, decoding = case_of("unspoken")
     stop = StopRule(max_latents=CAP)
-    longest = max(len(row) for row in ROWS) + CAP + len(speech.marker) + WORDS
+    longest = max(len(row) for row in ROWS) + CAP + len(decoding.marker) + WORDS
     batch, heard = Batch(reasoner), []
     for index in range(30):
-        heard.append(Heard(ROWS[index % 6], speech, stop))
+        heard.append(Heard(ROWS[index % 6], decoding, stop))
         batch.join([heard[-1].row])
         batch.step()
         assert batch.rows
         held = batch.cache.get_seq_length()
         assert held == int(batch.mask_BT.sum(dim=1).max()) <= longest
     finish(batch)
-    expected = [alone(reasoner, row, stop, speech)[0] for row in ROWS]
+    expected = [alone(reasoner, row, stop, decoding)[0] for row in ROWS]
     assert [one.words for one in heard] == [expected[index % 6] for index in range(30)]
 
 
 def test_a_model_that_forgets_what_is_far_back_is_refused() -> None:
     model = tiny_language_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0)
-    reasoner = LatentReasoner(model=model, settings=LatentSettings(open_ids=(2,), end_ids=(7,)))
+    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(open_ids=(2,), end_ids=(7,)))
     with pytest.raises(ValueError, match="sliding window"):
         Batch(reasoner)

@@ -11,8 +11,8 @@ import pytest
 from tiny_words import TASK
 from torch import Tensor
 
-from unspoken.methods.jepa_reasoner.talker import Picker
-from unspoken.reasoning import Thought
+from unspoken.methods.jepa_reasoner.talker import Sampler
+from unspoken.reasoning.engine import LatentStep
 from unspoken.serving import Engine, Limits, Served
 from unspoken.serving.batch import Job, Said
 from unspoken.serving.engine import Closing, QueueFull
@@ -20,7 +20,7 @@ from unspoken.serving.engine import Closing, QueueFull
 
 def jobs_of(served: Served, count: int, words: int = 8) -> list[Job]:
     questions = [problem.question for problem in TASK.sample("test", range(count))]
-    return [served.job(served.spell(text, True), words, Picker()) for text in questions]
+    return [served.job(served.spell(text, True), words, Sampler()) for text in questions]
 
 
 class Ear:
@@ -90,11 +90,11 @@ class Broken:
     def embed_prompt(self, input_ids: Tensor) -> Tensor:
         return self.reasoner.embed_prompt(input_ids)
 
-    def think(self, hidden: Tensor) -> Thought:
+    def step(self, hidden: Tensor) -> LatentStep:
         if self.fails:
             self.fails = False
             raise RuntimeError("out of memory")
-        return self.reasoner.think(hidden)
+        return self.reasoner.step(hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.reasoner.logits(hidden)

@@ -19,8 +19,8 @@ QUESTION = TASK.sample("test", [0])[0].question
 
 def expected_text() -> str:
     system = tiny_word_system()
-    ids, mask = system.spelling.prompts(TASK.sample("test", [0]))
-    return system.spelling.texts(system.reasoner.respond(ids, mask, max_tokens=8)[1])[0]
+    ids, mask = system.prompt_format.prompts(TASK.sample("test", [0]))
+    return system.prompt_format.decode(system.reasoner.respond(ids, mask, max_tokens=8)[1])[0]
 
 
 def asked(server: Any) -> str:

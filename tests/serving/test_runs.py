@@ -9,12 +9,12 @@ import openai
 import pytest
 from tiny_models import enliven, tiny_config
 from tiny_recipe import quiet_train, tiny_recipe
-from tiny_words import SPELLING, TASK
+from tiny_words import PROMPT_FORMAT, TASK
 
 from unspoken.evaluation.systems import system_of
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.report.answers import answer_problems
 from unspoken.serving import open_served, served_words
 from unspoken.serving.batch import Batch, Row, Said
@@ -60,22 +60,24 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
         pad_token_id=TASK.tokenizer.pad_token_id,
         eos_token_id=TASK.tokenizer.eos_token_id,
         max_latents=7,
-        open_ids=list(SPELLING.markers.open),
+        open_ids=list(PROMPT_FORMAT.markers.open),
     )
     model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
     enliven(model, "talker")
     model.reasoner.start_target()
     speaker = ChainSpeaker(system=system_of(model.eval()), max_latents=7)
-    system = WordSystem(name="pair", reasoner=speaker, spelling=SPELLING, max_answer=7)
+    system = WordSystem(name="pair", reasoner=speaker, prompt_format=PROMPT_FORMAT, max_answer=7)
     served, found = served_words(system, TASK, name="pair"), set()
     for problem in TASK.sample("test", range(5)):
         news: list[Said] = []
         batch = Batch(served.method)
-        batch.join([Row(served.job(served.spell(problem.question, True), served.answer_tokens, Picker()), news.append)])
+        batch.join(
+            [Row(served.job(served.spell(problem.question, True), served.answer_tokens, Sampler()), news.append)]
+        )
         while batch.rows:
             batch.step()
         answer = system.answer([problem], 1)
-        assert served.text(news[0].words) == SPELLING.texts(answer.spoken)[0]
+        assert served.text(news[0].words) == PROMPT_FORMAT.decode(answer.spoken)[0]
         assert news[0].latents == int(answer.chain.lengths[0])
         found.add(served.text(news[0].words))
     assert len(found) >= 3

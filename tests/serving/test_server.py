@@ -37,15 +37,15 @@ class Alone:
 
     def __init__(self, question: str) -> None:
         system = tiny_word_system()
-        prompt = torch.tensor([system.spelling.prompt(question)])
+        prompt = torch.tensor([system.prompt_format.prompt(question)])
         chain, said = system.reasoner.respond(prompt, max_tokens=WORDS)
-        self.words, self.spelling = said[0].tolist(), system.spelling
+        self.words, self.prompt_format = said[0].tolist(), system.prompt_format
         self.prompt_tokens = prompt.shape[1] + len(system.reasoner.settings.open_ids)
         self.steps = int(chain.lengths[0])
-        self.ended = self.words[-1] == self.spelling.tokenizer.eos_token_id
+        self.ended = self.words[-1] == self.prompt_format.tokenizer.eos_token_id
 
     def text(self, words: int = WORDS) -> str:
-        return self.spelling.texts(torch.tensor([self.words[:words]]))[0]
+        return self.prompt_format.decode(torch.tensor([self.words[:words]]))[0]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 
 from unspoken.tasks import arithmetic
 from unspoken.tasks.arithmetic import NAMES, ArithmeticConfig, ArithmeticTask, Operation
-from unspoken.tasks.words import WordProblem, WordTask, boxed
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, boxed
 
 SPLITS = ("train", "validation", "test")
 EVERY_OPERATION: tuple[Operation, ...] = ("add", "subtract", "multiply", "divide")
@@ -163,18 +163,18 @@ TASKS = [
 
 
 @pytest.fixture(params=TASKS, ids=["default", "all operations", "one and six", "subtract alone", "add and divide"])
-def made(request: pytest.FixtureRequest) -> tuple[ArithmeticTask, list[WordProblem]]:
+def made(request: pytest.FixtureRequest) -> tuple[ArithmeticTask, list[ReasoningProblem]]:
     return request.param, request.param.sample("train", range(400))
 
 
-def test_the_text_says_what_the_answer_is(made: tuple[ArithmeticTask, list[WordProblem]]) -> None:
+def test_the_text_says_what_the_answer_is(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
         told = read(problem.question)
         assert str(told.solve()[told.asked]) == problem.answer, problem
 
 
 def test_chains_are_all_valid_orders_and_the_first_is_the_order_of_telling(
-    made: tuple[ArithmeticTask, list[WordProblem]],
+    made: tuple[ArithmeticTask, list[ReasoningProblem]],
 ) -> None:
     for problem in made[1]:
         told = read(problem.question)
@@ -185,7 +185,7 @@ def test_chains_are_all_valid_orders_and_the_first_is_the_order_of_telling(
         assert set(problem.chains) <= valid
 
 
-def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[WordProblem]]) -> None:
+def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
         largest = made[0].config.largest
         assert all(int(number) <= largest for number in re.findall("[0-9]+", problem.question + problem.chains[0]))
@@ -193,7 +193,7 @@ def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[Wo
         assert all(result.denominator == 1 and 0 <= result <= largest for result in results)
 
 
-def test_every_number_matters_to_the_answer(made: tuple[ArithmeticTask, list[WordProblem]]) -> None:
+def test_every_number_matters_to_the_answer(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
         told = read(problem.question)
         right = told.solve()[told.asked]
@@ -201,7 +201,7 @@ def test_every_number_matters_to_the_answer(made: tuple[ArithmeticTask, list[Wor
             assert told.solve(change=person)[told.asked] != right, (person, problem)
 
 
-def test_steps_and_operations_are_those_asked_for(made: tuple[ArithmeticTask, list[WordProblem]]) -> None:
+def test_steps_and_operations_are_those_asked_for(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     config = made[0].config
     signs = {arithmetic.SYMBOLS[operation] for operation in config.operations}
     assert {sign for problem in made[1] for sign, _, _ in read(problem.question).steps.values()} == signs
@@ -257,7 +257,7 @@ def test_order_and_batching_change_nothing() -> None:
 def test_a_sample_is_the_same_in_every_process_and_version() -> None:
     # If a library ever changes this, results of earlier runs are no longer comparable.
     (problem,) = TASKS[0].sample("train", [1])
-    assert problem == WordProblem(
+    assert problem == ReasoningProblem(
         question="Lea owns 31 marbles. The bag of Ann holds 42 marbles. Pam has as many marbles as Lea would need to "
         "catch up with Ann. Eli has as many marbles as Lea would have after giving away 30. "
         "How many fewer marbles does Eli have than Pam?",
@@ -344,7 +344,7 @@ def test_chains_and_boxes_read_back_as_they_were(text: str) -> None:
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_problems_read_back_as_they_were(made: tuple[ArithmeticTask, list[WordProblem]]) -> None:
+def test_problems_read_back_as_they_were(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     tokenizer = made[0].tokenizer
     for problem in made[1]:
         for text in (problem.question, *problem.chains, f"\\boxed{{{problem.answer}}}"):
@@ -434,7 +434,7 @@ def test_all_other_settings_have_problems_in_every_split(operations: tuple[Opera
 
 
 def test_it_is_a_word_task() -> None:
-    assert isinstance(task(), WordTask)
+    assert isinstance(task(), ReasoningTask)
 
 
 def test_there_is_no_other_split_and_none_ends() -> None:

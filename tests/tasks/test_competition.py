@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unspoken.tasks.competition import CompetitionConfig, CompetitionTask
-from unspoken.tasks.words import WordTask, graded
+from unspoken.tasks.problems import ReasoningTask, graded
 
 SAID = "Half of it is $\\frac{1}{2}$, so the answer is \\boxed{\\frac{1}{2}}."
 
@@ -48,7 +48,7 @@ def test_tests_need_no_training_rows(tmp_path: Path) -> None:
             save(tmp_path / "hub.jsonl", [hub], lines=True),
         )
     )
-    assert isinstance(made, WordTask)
+    assert isinstance(made, ReasoningTask)
     assert made.tokenizer is None
     assert made.tests == ("math500", "aime2024", "hub")
     read = [[(one.question, one.answer, one.chains) for one in made.sample(name, range(2))] for name in made.tests[:2]]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
-from unspoken.tasks.words import WordTask
+from unspoken.tasks.problems import ReasoningTask
 
 TOLD = "Ann has 5+3=<<5+3=8>>8 pears.\nThat is $8*2=<<8*2=16>>16.\n#### 16"
 WANTED = {"question": "Ann's pears?", "answer": TOLD}
@@ -338,7 +338,7 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path, h
 
 
 def test_it_is_a_word_task(hundred: str) -> None:
-    assert isinstance(task(hundred), WordTask)
+    assert isinstance(task(hundred), ReasoningTask)
 
 
 def test_names_of_splits_are_clear(tmp_path: Path, hundred: str) -> None:

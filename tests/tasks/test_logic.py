@@ -20,7 +20,7 @@ import pytest
 from unspoken.tasks import logic
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.logic import CONCEPTS, LogicConfig, LogicTask
-from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, graded
 
 SPLITS = ("train", "validation", "test")
 
@@ -74,7 +74,7 @@ def read(question: str) -> Read:
     return Read(pairs, person, [first, second])
 
 
-def wrong_of(problem: WordProblem) -> str:
+def wrong_of(problem: ReasoningProblem) -> str:
     (wrong,) = set(read(problem.question).options) - {problem.answer}
     return wrong
 
@@ -98,7 +98,7 @@ TASKS = [
 
 
 @pytest.fixture(scope="module", params=TASKS, ids=["default", "small", "one hop", "large", "spelled"])
-def made(request: pytest.FixtureRequest) -> tuple[LogicTask, list[WordProblem]]:
+def made(request: pytest.FixtureRequest) -> tuple[LogicTask, list[ReasoningProblem]]:
     return request.param, request.param.sample("train", range(60))
 
 
@@ -106,7 +106,7 @@ def made(request: pytest.FixtureRequest) -> tuple[LogicTask, list[WordProblem]]:
 
 
 def test_the_person_is_the_answer_and_another_person_alone_is_the_other_option(
-    made: tuple[LogicTask, list[WordProblem]],
+    made: tuple[LogicTask, list[ReasoningProblem]],
 ) -> None:
     for problem in made[1]:
         told = read(problem.question)
@@ -118,7 +118,7 @@ def test_the_person_is_the_answer_and_another_person_alone_is_the_other_option(
         assert problem.answer not in others
 
 
-def test_chains_are_the_shortest_ways_in_the_order_of_telling(made: tuple[LogicTask, list[WordProblem]]) -> None:
+def test_chains_are_the_shortest_ways_in_the_order_of_telling(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
         told = read(problem.question)
         ways = told.ways(problem.answer, (told.person,))
@@ -127,7 +127,7 @@ def test_chains_are_the_shortest_ways_in_the_order_of_telling(made: tuple[LogicT
         assert problem.chains == tuple(map(as_chain, shortest[:8]))
 
 
-def test_sizes_are_those_asked_for(made: tuple[LogicTask, list[WordProblem]]) -> None:
+def test_sizes_are_those_asked_for(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     config, problems = made[0].config, made[1]
     for problem in problems:
         told = read(problem.question)
@@ -151,7 +151,7 @@ def test_questions_are_full_and_often_have_several_chains() -> None:
 # --- what cannot be guessed ------------------------------------------------------------------------------------
 
 
-def test_both_options_have_the_same_depth_and_degree(made: tuple[LogicTask, list[WordProblem]]) -> None:
+def test_both_options_have_the_same_depth_and_degree(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
         told = read(problem.question)
         (other,) = told.people - {told.person}
@@ -176,7 +176,7 @@ GUESSES: dict[str, Guess] = {
 }
 
 
-def hits(guess: Guess, problems: list[WordProblem]) -> float:
+def hits(guess: Guess, problems: list[ReasoningProblem]) -> float:
     """How often a guess is right; half of the ties."""
     found = []
     for problem in problems:
@@ -187,16 +187,16 @@ def hits(guess: Guess, problems: list[WordProblem]) -> float:
 
 
 @pytest.fixture(scope="module")
-def many() -> list[WordProblem]:
+def many() -> list[ReasoningProblem]:
     return TASKS[1].sample("train", range(800))
 
 
 @pytest.mark.parametrize("name", GUESSES)
-def test_the_surface_does_not_tell_the_answer(name: str, many: list[WordProblem]) -> None:
+def test_the_surface_does_not_tell_the_answer(name: str, many: list[ReasoningProblem]) -> None:
     assert abs(hits(GUESSES[name], many) - 0.5) < 0.07  # four standard errors
 
 
-def test_a_search_does_tell_the_answer(many: list[WordProblem]) -> None:
+def test_a_search_does_tell_the_answer(many: list[ReasoningProblem]) -> None:
     assert hits(lambda told, option: option in told.away(told.person), many) == 1
 
 
@@ -258,7 +258,7 @@ def test_order_and_batching_change_nothing() -> None:
 def test_a_sample_is_the_same_in_every_process_and_version() -> None:
     # If a library ever changes this, results of earlier runs are no longer comparable.
     (problem,) = task(hops=(2,), concepts=8, edges=10).sample("train", [1])
-    assert problem == WordProblem(
+    assert problem == ReasoningProblem(
         question="Every drenk is a yent. Every blick is a nald. Max is a wug. Ida is a hask. Every drenk is a nald. "
         "Ida is a drenk. Ida is a blick. Every drenk is a blick. Every wug is a stroy. Every wug is a thrin. "
         "Is Ida a stroy or yent?",
@@ -300,7 +300,7 @@ def test_other_names_are_spelled() -> None:
     assert tokenizer.tokenize("Tia is a daxy.") == ["T", "##i", "##a", "is", "a", "d", "##a", "##x", "##y", "."]
 
 
-def test_problems_read_back_as_they_were(made: tuple[LogicTask, list[WordProblem]]) -> None:
+def test_problems_read_back_as_they_were(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     tokenizer = made[0].tokenizer
     for problem in made[1]:
         for text in (problem.question, *problem.chains, f"\\boxed{{{problem.answer}}}"):
@@ -338,7 +338,7 @@ def test_a_share_of_the_problems_is_spelled() -> None:
 
 def test_every_concept_is_graded_as_itself_alone() -> None:
     assert len({"".join(sorted(name)) for name in CONCEPTS}) == len(CONCEPTS)
-    problems = [WordProblem(question="", chains=(), answer=name, key="") for name in CONCEPTS]
+    problems = [ReasoningProblem(question="", chains=(), answer=name, key="") for name in CONCEPTS]
     assert graded([f"\\boxed{{{name}}}" for name in CONCEPTS], problems).all()
     assert not graded([f"\\boxed{{{name}}}" for name in (*CONCEPTS[1:], CONCEPTS[0])], problems).any()
     assert not graded(list(CONCEPTS), problems).any()
@@ -499,7 +499,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_there_is_no_other_split_and_made_up_ones_do_not_end() -> None:
-    assert isinstance(TASKS[0], WordTask)
+    assert isinstance(TASKS[0], ReasoningTask)
     assert [TASKS[0].size(split) for split in SPLITS] == [None, None, None]
     for ask in (TASKS[0].size, lambda split: TASKS[0].sample(split, [0])):
         with pytest.raises(ValueError, match="no split 'dev'"):

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from unspoken.tasks.overlap import overlap
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
 
 SHEEP = "A shepherd counts sheep on seven hills before noon and then he counts them all once more at dusk."
 
 
-def row(key: str, question: str, chain: str = "", solution: str = "") -> WordProblem:
-    return WordProblem(question=question, chains=(chain,) if chain else (), answer="1", key=key, solution=solution)
+def row(key: str, question: str, chain: str = "", solution: str = "") -> ReasoningProblem:
+    return ReasoningProblem(question=question, chains=(chain,) if chain else (), answer="1", key=key, solution=solution)
 
 
-def keys(train: list[WordProblem], test: list[WordProblem], **settings: Any) -> tuple[list[str], list[str]]:
+def keys(train: list[ReasoningProblem], test: list[ReasoningProblem], **settings: Any) -> tuple[list[str], list[str]]:
     found = overlap(train, {"one": test}, **settings)["tests"]["one"]
     return found["problem_keys"], found["row_keys"]
 

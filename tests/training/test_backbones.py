@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from unspoken.methods.coconut import CoconutModel
-from unspoken.methods.latent_sft import Spelling
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.backbones import fitting, require_rows, require_same_blocks
 from unspoken.training.recipe import Recipe
@@ -29,7 +29,7 @@ stages:
   - {{name: cot, objective: {{kind: next_token, positions: answer}}, steps: 1, batch_size: 2}}
   - {{name: sst, objective: {{kind: sst}}, steps: 1, batch_size: 2}}
   - {{name: coconut, objective: {{kind: coconut, replaced: 1}}, steps: 1, batch_size: 2}}
-  - {{name: encoder, objective: {{kind: compress, train: encoder, shape: {{rate: 2}}}}, steps: 1, batch_size: 2}}
+  - {{name: encoder, objective: {{kind: stage1, train: encoder, shape: {{rate: 2}}}}, steps: 1, batch_size: 2}}
 evaluation: {{problems: 2, validation_problems: 2, batch_size: 2}}
 threads: 1
 """
@@ -89,7 +89,7 @@ def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
         ValueError, match=r"tokens beyond the 80 rows of the table of LlamaForCausalLM: '<' .81., '>' .83."
     ):
         build_model(recipe, recipe.stage("cot"), None)
-    require_rows(tiny_hub_model("llama", vocab_size=100), Spelling(tokenizer=tokenizer_of_letters()))
+    require_rows(tiny_hub_model("llama", vocab_size=100), PromptFormat(tokenizer=tokenizer_of_letters()))
 
 
 @pytest.mark.parametrize("name", ["cot", "sst", "coconut", "encoder"])

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from unspoken.chain import StopReason
 from unspoken.experiment import final_stages, measure_run, open_run
-from unspoken.methods.latent_sft import LatentSettings, Spelling, latent_generate
+from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
 from unspoken.training.words import batches, task_of
@@ -66,7 +67,7 @@ def test_every_stage_is_a_plain_model_that_thinks_a_fixed_number_of_states(train
     for stage, latents in (("first", 2), ("second", 4), ("coconut", 4)):
         model = AutoModelForCausalLM.from_pretrained(trained / "seed-0" / stage / "model")
         assert type(model).__name__ == "UnspokenForCausalLM"
-        settings = LatentSettings.of(model)
+        settings = LatentGenerationConfig.of(model)
         assert (settings.feed, settings.fixed, settings.max_latents) == ("hidden", True, latents)
         ids = torch.tensor([[30, 40, 50], [31, 41, 51]])
         result = model.generate(ids, custom_generate=latent_generate, max_new_tokens=4, return_chain=True)
@@ -85,7 +86,7 @@ def test_adapters_leave_table_and_head_alone(trained: Path) -> None:
 
 def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
     recipe = curriculum()
-    spelling = Spelling(tokenizer=recipe.tokenizer())
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
     problems = task_of(recipe).sample("train", np.arange(8))
     for stage, replaced, rest in (("first", 1, True), ("second", 2, True), ("coconut", 2, False)):
         batch = batches(recipe, recipe.stage(stage), None, 0)(np.arange(8))
@@ -93,8 +94,8 @@ def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
         for row, problem in enumerate(problems):
             said = batch["text_ids"][row][batch["target_mask"][row]]
             left = "".join(problem.steps[replaced:]) if rest else ""
-            answer = (*spelling.ids(left), *spelling.ids(f"\\boxed{{{problem.answer}}}"))
-            assert tuple(said.tolist()) == (*answer, spelling.tokenizer.eos_token_id)
+            answer = (*prompt_format.encode(left), *prompt_format.encode(f"\\boxed{{{problem.answer}}}"))
+            assert tuple(said.tolist()) == (*answer, prompt_format.tokenizer.eos_token_id)
 
 
 def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained: Path) -> None:

@@ -16,7 +16,7 @@ from unspoken.evaluation.systems import load_model
 from unspoken.evaluation.word_systems import systems_of
 from unspoken.experiment import final_stages, measure_run, open_run
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
-from unspoken.methods.latent_sft import Spelling
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
 from unspoken.training.words import task_of
@@ -72,12 +72,12 @@ def test_a_reasoner_is_watched_for_collapse(trained: Path) -> None:
 
 def test_a_chain_may_be_padded_and_answered_in_any_company(trained: Path) -> None:
     recipe = line()
-    spelling, problems = Spelling(tokenizer=recipe.tokenizer()), task_of(recipe).sample("test", np.arange(7))
+    prompt_format, problems = PromptFormat(tokenizer=recipe.tokenizer()), task_of(recipe).sample("test", np.arange(7))
     for stage in ("mono", "dual"):
-        assert systems_of(stage, load_model(trained / "seed-0" / stage / "model"), spelling, 5)[
+        assert systems_of(stage, load_model(trained / "seed-0" / stage / "model"), prompt_format, 5)[
             0
-        ].reasoner.open_ids == tuple(spelling.markers.open)
-        for system in systems_of(stage, load_model(trained / "seed-0" / stage / "model"), spelling, 5):
+        ].reasoner.open_ids == tuple(prompt_format.markers.open)
+        for system in systems_of(stage, load_model(trained / "seed-0" / stage / "model"), prompt_format, 5):
             together = system.answer(problems, 7)
             alone = system.answer(problems, 1)
             assert torch.equal(together.spoken, alone.spoken)

@@ -18,7 +18,7 @@ from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.engine import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.trees import build_model

@@ -11,7 +11,7 @@ from faults import a_disk_that_can_fill
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from unspoken.training.limits import memory_for, out_of_memory, writing
+from unspoken.training.limits import explain_oom, out_of_memory, writing
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
 
 
 def test_too_little_memory_is_one_line_with_a_remedy() -> None:
-    with pytest.raises(ValueError) as error, memory_for("a stage with batch_size 8", "lower it"):  # noqa: PT011
+    with pytest.raises(ValueError) as error, explain_oom("a stage with batch_size 8", "lower it"):  # noqa: PT011
         torch.empty(2**50)
     assert str(error.value) == "a stage with batch_size 8: out of memory; lower it"
 
 
 def test_another_error_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shape"), memory_for("work", "remedy"):
+    with pytest.raises(RuntimeError, match="shape"), explain_oom("work", "remedy"):
         torch.zeros(2, 3).view(7)
 
 

@@ -16,7 +16,8 @@ from unspoken.evaluation.word_containment import containment_summary, word_conta
 from unspoken.evaluation.word_systems import problems_of, systems_of
 from unspoken.experiment import final_stages
 from unspoken.methods.coconut import Coconut
-from unspoken.methods.latent_sft import Autonomy, Labels, Spelling
+from unspoken.methods.latent_sft import Labels, Stage2
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Recipe, load
 from unspoken.training.words import base_config, batches, build_empty, task_of
 
@@ -45,7 +46,7 @@ def test_every_stage_is_built_on_no_device_and_gets_its_first_batch(size: str) -
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         assert trained
         assert all(parameter.is_meta for parameter in trained)
-        if not isinstance(stage.objective, Autonomy):  # what learns from labels needs them
+        if not isinstance(stage.objective, Stage2):  # what learns from labels needs them
             batch = batches(recipe, stage, None, 0)(np.arange(4))
             assert set(stage.objective.inputs(batch)) - {"noise", "use_cache"}
 
@@ -54,8 +55,8 @@ def test_every_stage_is_built_on_no_device_and_gets_its_first_batch(size: str) -
 def test_all_methods_are_measured_and_every_answer_fits(size: str) -> None:
     recipe = load("prosqa", size)
     assert final_stages(recipe) == MEASURED[size]
-    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
-    spans = [spelling.spans(problem) for problem in task.sample("validation", range(200))]
+    task, prompt_format = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer())
+    spans = [prompt_format.spans(problem) for problem in task.sample("validation", range(200))]
     assert max(len(one.chain) for one in spans) < recipe.evaluation.max_latents
     assert max(len(one.answer) for one in spans) < recipe.evaluation.max_answer
     # Coconut ends with a latent for every step and no explicit one.
@@ -85,12 +86,12 @@ def micro(published: Path) -> Recipe:
 def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> None:
     recipe = micro(tmp_path / "published.json")
     quiet_train(recipe, tmp_path / "run")
-    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    task, prompt_format = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer())
     own, published = (problems_of(task, test, 9) for test in task.tests)
     assert (len(own), len(published)) == (9, 1)
     found = {}
     for name in final_stages(recipe):
-        for system in systems_of(name, load_model(tmp_path / "run" / "seed-0" / name / "model"), spelling, 6):
+        for system in systems_of(name, load_model(tmp_path / "run" / "seed-0" / name / "model"), prompt_format, 6):
             assert system.answer(published, 5).spoken.shape[0] == 1
             effects = word_containment(system, own, 5, seed=0)
             if effects is not None:

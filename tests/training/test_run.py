@@ -18,7 +18,7 @@ from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.training.recipe import parse
-from unspoken.training.trees import judge_of
+from unspoken.training.trees import validator_of
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_readings_are_those_of_the_saved_weights_in_float32(finished: Path, stag
     folder = finished / "seed-0" / stage / "model"
     recipe = tiny_recipe()
     assert recipe.precision == "bf16"
-    again = judge_of(recipe, recipe.stage(stage))(load_model(folder))
+    again = validator_of(recipe, recipe.stage(stage))(load_model(folder))
     assert verify(folder)["validation"] == pytest.approx(again, rel=1e-5, abs=1e-7)
 
 

@@ -18,14 +18,14 @@ from unspoken.evaluation.systems import load_model
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentSettings
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks import GrammarConfig, GrammarProblems
 from unspoken.tasks.grammar import EOS, PAD
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load, parse
 from unspoken.training.stages import claim, data_of
-from unspoken.training.strings import batches, build_model, coconut_batch, judge_of, stretches
+from unspoken.training.strings import batches, build_model, coconut_batch, stretches, validator_of
 
 TASK = GrammarConfig(levels=3, rules=3, steps=4).build()
 
@@ -102,7 +102,7 @@ def test_every_stage_ends_in_a_folder_of_its_own_kind(trained: Path) -> None:
         for name, weight in reasoner.state_dict().items():
             assert torch.equal(pair.reasoner.state_dict()[name], weight), name
     assert isinstance(models["coconut"], UnspokenForCausalLM)
-    settings = LatentSettings.of(models["coconut"])
+    settings = LatentGenerationConfig.of(models["coconut"])
     assert (settings.feed, settings.fixed, settings.max_latents) == ("hidden", True, 2)
     assert len(models["coconut"].model.layers) == len(models["coupled"].model.layers) == 2
     assert getattr(models["coupled"].generation_config, "latent", None) is None
@@ -124,7 +124,7 @@ def test_the_judge_counts_what_greedy_decoding_without_padding_says() -> None:
     recipe = tiny_strings()
     stage, task = recipe.stage("pretrain"), TASK
     model = build_model(recipe, stage, None).eval()
-    reading = judge_of(recipe, stage)(model)
+    reading = validator_of(recipe, stage)(model)
     problems = task.sample("validation", np.arange(7))
     hits = 0
     for row, prompt in enumerate(problems.prompt_B):

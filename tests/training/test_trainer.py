@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from unspoken.backbone.folder import verify
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import data_of
-from unspoken.training.trainer import Judge, StageTrainer
+from unspoken.training.trainer import StageTrainer, Validator
 from unspoken.training.trees import build_model
 
 
@@ -36,7 +36,7 @@ class Watch(TrainerCallback):
 
 
 def trainer_of(
-    recipe: Recipe, folder: Path, judge: Judge, *callbacks: TrainerCallback, name: str = "pretrain"
+    recipe: Recipe, folder: Path, judge: Validator, *callbacks: TrainerCallback, name: str = "pretrain"
 ) -> StageTrainer:
     """A trainer of one stage, from random weights, with a judge of the test's own."""
     stage = recipe.stage(name)

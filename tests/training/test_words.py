@@ -23,7 +23,8 @@ from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.word_systems import SOFT_THINKING
 from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run
-from unspoken.methods.latent_sft import LatentSettings, LatentSFTModel, latent_generate
+from unspoken.methods.latent_sft import LatentSFTModel
+from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
 from unspoken.report.results import read_results
 from unspoken.training import recipe as recipes
 from unspoken.training import words as word_stages
@@ -43,21 +44,21 @@ stages:
   - {name: cot, objective: {kind: next_token, positions: answer}, steps: 4, evaluate_every: 2, batch_size: 8}
   - name: encoder
     start: cot
-    objective: {kind: compress, train: encoder, shape: {rate: 2, top_k: 5}}
+    objective: {kind: stage1, train: encoder, shape: {rate: 2, top_k: 5}}
     steps: 4
     evaluate_every: 2
     batch_size: 8
   - name: decoder
     start: encoder
-    objective: {kind: compress, train: decoder}
+    objective: {kind: stage1, train: decoder}
     steps: 2
     evaluate_every: 2
     batch_size: 8
     lora: {rank: 4}
     optimizer: {name: adamw, lr: 0.01, lr_rest: null}
-  - {name: union, start: decoder, objective: {kind: compress, train: union}, steps: 2, evaluate_every: 2, batch_size: 8}
+  - {name: union, start: decoder, objective: {kind: stage1, train: union}, steps: 2, evaluate_every: 2, batch_size: 8}
   - {name: labels, start: union, objective: {kind: labels, rows: 20}}
-  - {name: autonomy, start: labels, objective: {kind: autonomy}, steps: 4, evaluate_every: 2, batch_size: 8}
+  - {name: autonomy, start: labels, objective: {kind: stage2}, steps: 4, evaluate_every: 2, batch_size: 8}
   - {name: answer_only, objective: {kind: next_token, chain: none}, steps: 2, evaluate_every: 2, batch_size: 8}
 evaluation: {problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}
 attention: eager
@@ -93,7 +94,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_what_answers_is_a_plain_causal_language_model_with_its_settings(trained: Path, stage: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder(trained, stage))
     assert type(model).__name__ == "UnspokenForCausalLM"
-    settings = LatentSettings.of(model)
+    settings = LatentGenerationConfig.of(model)
     assert settings.top_k == (5 if stage in ("labels", "autonomy") else 1)
     assert settings.max_latents == (0 if stage == "answer_only" else 6)
     ids = torch.tensor([[30, 40, 50]])
@@ -417,8 +418,8 @@ def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_measured(
         ("stages.encoder.objective.shape.readout=heads", "did you mean 'head'"),
         ("stages.union.start=encoder", ""),
         ("stages.decoder.start=cot", "encoder, then decoder, then union"),
-        ("stages.autonomy.start=union", "autonomy stage starts from labels"),
-        ("stages.labels.start=cot", "labels stage starts from compress"),
+        ("stages.autonomy.start=union", "stage2 stage starts from labels"),
+        ("stages.labels.start=cot", "labels stage starts from stage1"),
         ("stages.autonomy.objective.noise.scale=0", "positive scale"),
         ("stages.union.objective.noise.scale=0", "positive scale"),
         ("task={kind: tree_search}", "cannot learn the task tree_search"),

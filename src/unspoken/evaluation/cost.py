@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import Answers, System, answer
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
-from unspoken.methods.latent_sft import LatentSettings
 from unspoken.placement import synchronize
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
@@ -81,7 +81,7 @@ def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
 
 
 def answer_flops(
-    model: PreTrainedModel, prompt: Tensor, answers: Answers, settings: LatentSettings | None = None
+    model: PreTrainedModel, prompt: Tensor, answers: Answers, settings: LatentGenerationConfig | None = None
 ) -> Tensor:
     """Floating-point operations ``[B]`` of answers, each as if it were given alone and with a cache.
 
@@ -160,7 +160,7 @@ def cost(
         return *timed(respond, 0, problems, batch_size), singles
 
     # Ranks that share a machine would slow each other down.
-    answers, batched, singles = parallel.by_first(answered)
+    answers, batched, singles = distributed.run_on_main(answered)
     steps = float(answers.chain.lengths.double().mean())
     words = float(answers.words.double().mean())
     return Cost(

@@ -18,16 +18,16 @@ from unspoken.analysis.geometry import Geometry, geometry, principal_planes
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.word_systems import each_system, problems_of
 from unspoken.evaluation.words import before_latents
-from unspoken.methods.latent_sft import Spelling
-from unspoken.methods.latent_sft.superposition import embedding_table
 from unspoken.placement import CPU, moved
-from unspoken.tasks.words import WordTask
+from unspoken.reasoning.superposition import embedding_table
+from unspoken.tasks.problems import ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 
 _LOOKED_AT = 200  # test problems whose chains are taken
 
 
 def evaluate_geometry(
-    task: WordTask,
+    task: ReasoningTask,
     tokenizer: Any,
     seeds: list[SeedModels],
     *,
@@ -50,7 +50,7 @@ def evaluate_geometry(
     asked = problems_of(task, task.tests[0], min(problems, _LOOKED_AT))
     measured: dict[str, list[dict[str, float]]] = {}
     planes: dict[str, dict[str, Any]] = {}
-    for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
+    for entry, system in each_system(seeds, PromptFormat(tokenizer=tokenizer), max_answer):
         if system.settings is None:
             continue  # the latents of a JEPA-Reasoner are trained to be directions of table rows
         chain = system.answer(asked, batch_size).chain

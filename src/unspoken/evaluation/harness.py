@@ -43,10 +43,11 @@ from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, coupled, load_model, system_of
 from unspoken.machine import resolve_device
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, LatentSFTConfig
-from unspoken.methods.latent_sft.spelling import INSTRUCTION, unopened
-from unspoken.reasoning import StopRule
+from unspoken.methods.latent_sft import LatentSFTConfig
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.files import read_rows, row_fields
+from unspoken.tasks.prompt_format import INSTRUCTION, unopened
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -127,10 +128,10 @@ class UnspokenLM(LM):
         self.spent: list[Spent] = []
 
     @cached_property
-    def speaker(self) -> LatentReasoner | System:
+    def speaker(self) -> CausalLMReasoner | System:
         """What answers: told by what the folder records."""
         if getattr(getattr(self.model, "generation_config", None), "latent", None) is not None:
-            return LatentReasoner(model=self.model, settings=LatentSettings.of(self.model))
+            return CausalLMReasoner(model=self.model, settings=LatentGenerationConfig.of(self.model))
         if self._is_jepa:
             return system_of(self.model)
         return coupled(self.model, end_id=self.tokenizer.eos_token_id, pad_id=self.tokenizer.pad_token_id)
@@ -179,7 +180,7 @@ class UnspokenLM(LM):
         ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=pad, padding_side="left")
         width = ids.shape[1]
         mask = (torch.arange(width)[None] >= width - lengths[:, None]).long()
-        if isinstance(self.speaker, LatentReasoner):
+        if isinstance(self.speaker, CausalLMReasoner):
             chain, said = self.speaker.respond(ids, mask, max_tokens=cap)
             ends, most = self.model.generation_config.eos_token_id, torch.full_like(chain.lengths, said.shape[1])
         else:
@@ -187,7 +188,7 @@ class UnspokenLM(LM):
             said, most = self.speaker.speak(chain), chain.lengths
             ends = self.model.config.end_id if self._is_jepa else self.tokenizer.eos_token_id
         before = (torch.isin(said, torch.tensor(ends)).cumsum(dim=1) == 0).sum(dim=1)
-        silent = isinstance(self.speaker, LatentReasoner) or self._is_jepa
+        silent = isinstance(self.speaker, CausalLMReasoner) or self._is_jepa
         latents = chain.lengths if silent else torch.zeros_like(most)
         facts = zip(torch.minimum(before + 1, most).tolist(), latents.tolist(), chain.stop.tolist(), strict=True)
         return [
@@ -203,13 +204,13 @@ class UnspokenLM(LM):
         rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
         rows = [row or [self.tokenizer.eos_token_id] for row in rows]
         config = self.model.config.backbone_config if self._is_jepa else self.model.config
-        # A `LatentReasoner` puts its marker there itself.
+        # A `CausalLMReasoner` puts its marker there itself.
         opened = list(self.model.config.open_ids or ()) if self._is_jepa else []
         positions = getattr(config, "max_position_embeddings", None)
         if positions is None:
             return [row + opened for row in rows]
         room = positions - cap - len(opened)
-        if isinstance(self.speaker, LatentReasoner):
+        if isinstance(self.speaker, CausalLMReasoner):
             settings = self.speaker.settings
             room -= len(settings.open_ids) + settings.max_latents + len(settings.end_ids)
         if room < 1:
@@ -245,7 +246,7 @@ class UnspokenLM(LM):
     @cached_property
     def _text_model(self) -> Any:
         """The harness's own reading of a plain causal language model; no chain is thought."""
-        settings = self.speaker.settings if isinstance(self.speaker, LatentReasoner) else None
+        settings = self.speaker.settings if isinstance(self.speaker, CausalLMReasoner) else None
         in_tokens = settings is None or (settings.top_k == 1 and settings.feed == "superposition")
         if self._is_jepa or not in_tokens:
             raise ValueError(
@@ -282,7 +283,7 @@ class UnspokenLM(LM):
         """
         if self.tokenizer.chat_template is None:
             raise ValueError("the folder's tokenizer has no chat template; leave --apply_chat_template out")
-        spelled = isinstance(self.speaker, LatentReasoner) or (self._is_jepa and bool(self.model.config.open_ids))
+        spelled = isinstance(self.speaker, CausalLMReasoner) or (self._is_jepa and bool(self.model.config.open_ids))
         if spelled:
             chat_history = [
                 {**turn, "content": f"{INSTRUCTION}\n{turn['content']}"} if turn["role"] == "user" else turn

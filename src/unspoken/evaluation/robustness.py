@@ -23,9 +23,9 @@ from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
 from unspoken.evaluation.systems import words_said
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.placement import CPU, moved
-from unspoken.reasoning import Disturbance, SilentReasoner, StopRule, Thought, rollout
+from unspoken.reasoning.engine import Intervention, LatentStep, Reasoner, StopRule, rollout
 
 # Level of noise -> which of the wanted symbols ``[B, M]`` were said (0 or 1). Level 0 is the clean run.
 Hits = Mapping[float, Outcomes]
@@ -145,21 +145,25 @@ class LatentNoise:
         return noisy, noise.norm(dim=-1) / clean_norm[:, 0].clamp(min=_TINY)
 
 
-def _adding(noise: LatentNoise, rows: Tensor, ratios: list[Tensor]) -> Disturbance:
+def _adding(noise: LatentNoise, rows: Tensor, ratios: list[Tensor]) -> Intervention:
     """The hook of one batch; it leaves the ratio ``[B]`` of every step behind."""
 
-    def disturb(thought: Thought, step: int) -> Thought:
-        noisy, ratio = noise.add(thought.latent, step, rows)
+    def intervene(latent_step: LatentStep, step: int) -> LatentStep:
+        noisy, ratio = noise.add(latent_step.latent, step, rows)
         ratios.append(ratio)
         # Methods feed a multiple of their latent. Adding to it keeps its bits where the noise is zero.
-        scale = thought.feed.norm(dim=-1, keepdim=True) / thought.latent.norm(dim=-1, keepdim=True).clamp(min=_TINY)
-        return replace(thought, latent=noisy, feed=thought.feed + (noisy - thought.latent) * scale)
+        scale = latent_step.next_input.norm(dim=-1, keepdim=True) / latent_step.latent.norm(dim=-1, keepdim=True).clamp(
+            min=_TINY
+        )
+        return replace(
+            latent_step, latent=noisy, next_input=latent_step.next_input + (noisy - latent_step.latent) * scale
+        )
 
-    return disturb
+    return intervene
 
 
 def noisy_chain(
-    method: SilentReasoner,
+    method: Reasoner,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Tensor | None,
     stop: StopRule,
@@ -192,7 +196,7 @@ def noisy_chain(
 
 
 def latent_noise(
-    method: SilentReasoner,
+    method: Reasoner,
     speak: Callable[[LatentChain], Tensor],
     input_ids: Int[Tensor, "B T"],
     right: Int[Tensor, "B M"],
@@ -232,7 +236,7 @@ def latent_noise(
 # --- wrong words in the mouth (6.6) ------------------------------------------------------------------------------
 
 
-class _Insisting(Picker):
+class _Insisting(Sampler):
     """A Talker's choice, overruled wherever a word is given."""
 
     def __init__(self, words: Tensor) -> None:
@@ -269,16 +273,18 @@ def coupled_run(
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         words = moved(words, reasoner.stack.device)
 
-        def disturb(thought: Thought, step: int) -> Thought:
+        def intervene(latent_step: LatentStep, step: int) -> LatentStep:
             if words is None or step >= words.shape[1]:
-                return thought
-            assert thought.support_ids is not None
-            own = thought.support_ids[:, 0]
+                return latent_step
+            assert latent_step.support_ids is not None
+            own = latent_step.support_ids[:, 0]
             token = torch.where(words[:, step] == FREE, own, words[:, step])
             row = reasoner.embed_prompt(token[:, None])[:, 0]
-            return replace(thought, latent=row, feed=row, done=token == reasoner.end_id, support_ids=token[:, None])
+            return replace(
+                latent_step, latent=row, next_input=row, done=token == reasoner.end_id, support_ids=token[:, None]
+            )
 
-        chain = rollout(reasoner, input_ids, attention_mask, stop, disturb)
+        chain = rollout(reasoner, input_ids, attention_mask, stop, intervene)
         return chain, reasoner.speak(chain)
 
     return run

@@ -25,14 +25,15 @@ from torch import Tensor
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.significance import rate
 from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
-from unspoken.methods.latent_sft import LatentReasoner, Spelling
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, perturb
-from unspoken.reasoning import Thought
-from unspoken.tasks.words import WordProblem, WordTask
+from unspoken.reasoning.causal_lm import CausalLMReasoner
+from unspoken.reasoning.engine import LatentStep
+from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, perturb
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoisyReasoner(LatentReasoner):
+class NoisyReasoner(CausalLMReasoner):
     """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
 
     Sources are on the CPU, and so is what is drawn: a seed means the same on every device, at a copy either way a step.
@@ -45,7 +46,7 @@ class NoisyReasoner(LatentReasoner):
     noise: float = 1.0
     generators: tuple[torch.Generator, ...]
 
-    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """One step of every row; an explicit chain ends where its end marker is drawn, others as without noise."""
         scores, end = self.logits(hidden), self.settings.end_ids[0]
         if self.settings.top_k == 1:
@@ -61,7 +62,9 @@ class NoisyReasoner(LatentReasoner):
             weights = self._perturbed(clean, ids, done)
         latent = mix(weights, ids, embedding_table(self.model))
         weights, ids = heaviest(weights, ids)
-        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=ids, support_weights=weights)
+        return LatentStep(
+            latent=latent, next_input=latent, done=done, recorded=~done, support_ids=ids, support_weights=weights
+        )
 
     def _perturbed(self, weights: Tensor, ids: Tensor, done: Tensor) -> Tensor:
         """Noisy weights, drawn on the host: whether a row draws again depends on what it drew."""
@@ -97,7 +100,7 @@ def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]
 
 
 def draw(
-    system: WordSystem, problems: Sequence[WordProblem], batch_size: int, *, draws: int, seed: int
+    system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int, *, draws: int, seed: int
 ) -> NDArray[np.bool_]:
     """Answer every problem from several noisy chains.
 
@@ -110,7 +113,7 @@ def draw(
         ValueError: the system feeds no weights back that noise could be put on.
     """
     clean = system.reasoner
-    if not isinstance(clean, LatentReasoner):
+    if not isinstance(clean, CausalLMReasoner):
         raise ValueError(f"{system.name} does not draw its chains; only what it says can be sampled")
     asked = [(problem, number) for problem in problems for number in range(draws)]
     correct = []
@@ -129,7 +132,7 @@ def _generator(key: str) -> torch.Generator:
 
 
 def evaluate_samples(
-    task: WordTask,
+    task: ReasoningTask,
     tokenizer: Any,
     seeds: list[SeedModels],
     *,
@@ -158,7 +161,7 @@ def evaluate_samples(
         raise ValueError(f"{draws} chains a problem cannot be drawn; ask for at least 1")
     asked = problems_of(task, task.tests[0], problems)
     counts: dict[str, list[NDArray[np.int64]]] = {}
-    for entry, system in each_system(seeds, Spelling(tokenizer=tokenizer), max_answer):
+    for entry, system in each_system(seeds, PromptFormat(tokenizer=tokenizer), max_answer):
         settings = system.settings
         if settings is None or not settings.max_latents or settings.feed != "superposition":
             continue

@@ -26,7 +26,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import answer_flops, cost
@@ -54,8 +54,8 @@ from unspoken.evaluation.systems import Answers, load_model, system_name, system
 from unspoken.methods.coconut import CoconutModel
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, StopRule
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import Reasoner, StopRule
 from unspoken.tasks import GrammarProblems, GrammarTask
 from unspoken.tasks.grammar import EOS, FIRST_TERMINAL, PAD, TERMINALS
 
@@ -88,7 +88,7 @@ class Continuer:
 
     name: str
     model: PreTrainedModel
-    method: SilentReasoner
+    method: Reasoner
     opening: tuple[int, ...] = ()
     unsaid: int = 0
     respond: Callable[[Tensor, Tensor, StopRule], tuple[LatentChain, Tensor]]
@@ -104,7 +104,7 @@ def continuer_of(model: PreTrainedModel, *, name: str) -> Continuer:
     if getattr(getattr(model, "generation_config", None), "latent", None) is not None:
         return _thinker(model, name)
     system = system_of(model, name=name)
-    method: SilentReasoner
+    method: Reasoner
     run: Callable[[Tensor, Tensor, StopRule], Run] | None = None
     if isinstance(model, JepaReasonerForCausalLM):
         method, run = model.reasoner, partial(pair_run, model)
@@ -131,7 +131,7 @@ def continuer_of(model: PreTrainedModel, *, name: str) -> Continuer:
 
 def _thinker(model: PreTrainedModel, name: str) -> Continuer:
     """Coconut: its latents stand for the first half of a continuation, and it says the second."""
-    reasoner = LatentReasoner(model=model, settings=LatentSettings.of(model))
+    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig.of(model))
     settings = reasoner.settings
 
     def respond(ids: Tensor, mask: Tensor, stop: StopRule, **how: Any) -> tuple[LatentChain, Tensor]:
@@ -170,7 +170,7 @@ def continued(
         return chain, F.pad(words, (0, steps - words.shape[1]), value=PAD)
 
     rows = torch.arange(len(prompts["input_ids"]))
-    chains, said = zip(*parallel.spread(rows.split(batch_size), respond), strict=True)
+    chains, said = zip(*distributed.map_over_ranks(rows.split(batch_size), respond), strict=True)
     return LatentChain.concatenate(list(chains)), torch.cat(said)
 
 
@@ -317,7 +317,7 @@ def _read(
 
 def _cost(one: Continuer, task: GrammarTask, problems: GrammarProblems, batch_size: int) -> dict[str, Any]:
     steps = task.config.steps - one.unsaid
-    settings = one.method.settings if isinstance(one.method, LatentReasoner) else None
+    settings = one.method.settings if isinstance(one.method, CausalLMReasoner) else None
     given = torch.from_numpy(problems.prompt_B)
 
     def respond(start: int, stop: int, at_once: int) -> Answers:

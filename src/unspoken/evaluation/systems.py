@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.checks import require
 from unspoken.backbone.loading import load_config, load_pretrained
@@ -21,7 +21,7 @@ from unspoken.evaluation.outcomes import COUPLED, PAIR
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.placement import CPU
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import EOS
 
@@ -150,7 +150,7 @@ def answer(system: System, task: TreeSearchTask, problems: TreeProblems, batch_s
         chain = system.reason(part, None, stop)
         return chain, system.speak(chain)
 
-    chains, spoken = zip(*parallel.spread(prompts.split(batch_size), respond), strict=True)
+    chains, spoken = zip(*distributed.map_over_ranks(prompts.split(batch_size), respond), strict=True)
     chain = LatentChain.concatenate(list(chains))
     width = chain.mask.shape[1]
     padded = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in spoken])

@@ -39,10 +39,11 @@ from unspoken.evaluation.robustness import FREE, Run, another, answering_run, la
 from unspoken.evaluation.significance import Outcomes
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
-from unspoken.methods.latent_sft import LatentReasoner, Spelling
 from unspoken.placement import moved
-from unspoken.reasoning import Disturbance, StopRule, Thought
-from unspoken.tasks.words import WordProblem, graded
+from unspoken.reasoning.causal_lm import CausalLMReasoner
+from unspoken.reasoning.engine import Intervention, LatentStep, StopRule
+from unspoken.tasks.problems import ReasoningProblem, graded
+from unspoken.tasks.prompt_format import PromptFormat
 
 RATES = (0.1, 0.3)  # share of the words that are forced
 PROBLEMS = 200  # that are asked
@@ -88,14 +89,14 @@ class WordEffect:
 # --- putting words in a mouth ------------------------------------------------------------------------------------
 
 
-def mouth_of(system: WordSystem, problems: Sequence[WordProblem], batch_size: int) -> Mouth | None:
+def mouth_of(system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int) -> Mouth | None:
     """The mouth of a system that is asked some problems; None of one that has none, but is read off.
 
     Whoever is asked for the nearest rows of its latents says nothing that could be overruled.
     """
-    reasoner, end = system.reasoner, int(system.spelling.tokenizer.eos_token_id)
+    reasoner, end = system.reasoner, int(system.prompt_format.tokenizer.eos_token_id)
     each: Callable[[Tensor, Tensor], Run]
-    if isinstance(reasoner, LatentReasoner):
+    if isinstance(reasoner, CausalLMReasoner):
         room = reasoner.settings.max_latents if system.explicit else 0
         says, width = "its explicit chain and its answer" if room else "its answer", room + system.max_answer
         each = partial(_stack_run, reasoner, room, system.max_answer, end)
@@ -108,7 +109,7 @@ def mouth_of(system: WordSystem, problems: Sequence[WordProblem], batch_size: in
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         chains, said = [], []
         for rows in torch.arange(len(problems)).split(batch_size):
-            ids, mask = system.spelling.prompts([problems[row] for row in rows.tolist()])
+            ids, mask = system.prompt_format.prompts([problems[row] for row in rows.tolist()])
             chain, part = each(ids, mask)(None if words is None else words[rows])
             chains.append(chain)
             said.append(F.pad(part, (0, width - part.shape[1]), value=end))
@@ -124,14 +125,14 @@ def _pair_run(reasoner: ChainSpeaker, ids: Tensor, mask: Tensor) -> Run:
     return pair_run(reasoner.model, ids, mask, StopRule(max_latents=reasoner.max_latents))
 
 
-def _stack_run(reasoner: LatentReasoner, room: int, max_answer: int, end: int, ids: Tensor, mask: Tensor) -> Run:
+def _stack_run(reasoner: CausalLMReasoner, room: int, max_answer: int, end: int, ids: Tensor, mask: Tensor) -> Run:
     """Of a method that answers with the stack that it thinks with; ``room`` is that of its explicit chain, if any."""
 
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         words = moved(words, reasoner.model.device)
         chosen, answer = (None, None) if words is None else (words[:, :room], words[:, room:])
-        disturb = None if chosen is None or not room else _insisting(reasoner, chosen)
-        respond = partial(reasoner.respond, ids, mask, max_tokens=max_answer, disturb=disturb)
+        intervene = None if chosen is None or not room else _insisting(reasoner, chosen)
+        respond = partial(reasoner.respond, ids, mask, max_tokens=max_answer, intervene=intervene)
         chain, said = answering_run(respond)(answer)
         if not room:
             return chain, said
@@ -142,41 +143,41 @@ def _stack_run(reasoner: LatentReasoner, room: int, max_answer: int, end: int, i
     return run
 
 
-def _insisting(reasoner: LatentReasoner, words: Int[Tensor, "B N"]) -> Disturbance:
+def _insisting(reasoner: CausalLMReasoner, words: Int[Tensor, "B N"]) -> Intervention:
     """Steps of an explicit chain that are these words, where one is given; such a step never ends the chain."""
 
-    def disturb(thought: Thought, step: int) -> Thought:
+    def intervene(latent_step: LatentStep, step: int) -> LatentStep:
         word = words[:, step]
         forced = word != FREE
-        assert thought.counts is not None and thought.support_ids is not None
+        assert latent_step.recorded is not None and latent_step.support_ids is not None
         row = reasoner.embed_prompt(word.clamp(min=0)[:, None])[:, 0]
-        latent = torch.where(forced[:, None], row, thought.latent)
+        latent = torch.where(forced[:, None], row, latent_step.latent)
         return replace(
-            thought,
+            latent_step,
             latent=latent,
-            feed=latent,
-            done=thought.done & ~forced,
-            counts=thought.counts | forced,
-            support_ids=torch.where(forced, word, thought.support_ids[:, 0])[:, None],
+            next_input=latent,
+            done=latent_step.done & ~forced,
+            recorded=latent_step.recorded | forced,
+            support_ids=torch.where(forced, word, latent_step.support_ids[:, 0])[:, None],
         )
 
-    return disturb
+    return intervene
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
 
 
-def answer_words(problems: Sequence[WordProblem], spelling: Spelling) -> Int[Tensor, " K"]:
+def answer_words(problems: Sequence[ReasoningProblem], prompt_format: PromptFormat) -> Int[Tensor, " K"]:
     """Tokens of letters or digits that occur in the right answers."""
-    box = spelling.ids("\\boxed{}")
-    found = {token for problem in problems for token in spelling.ids(f"\\boxed{{{problem.answer}}}")} - set(box)
-    kept = sorted(token for token in found if spelling.tokenizer.decode([token]).strip().isalnum())
+    box = prompt_format.encode("\\boxed{}")
+    found = {token for problem in problems for token in prompt_format.encode(f"\\boxed{{{problem.answer}}}")} - set(box)
+    kept = sorted(token for token in found if prompt_format.tokenizer.decode([token]).strip().isalnum())
     return torch.tensor(kept, dtype=torch.long)
 
 
 @torch.no_grad()
 def word_containment(
-    system: WordSystem, problems: Sequence[WordProblem], batch_size: int, *, seed: int
+    system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int, *, seed: int
 ) -> list[WordEffect] | None:
     """Force wrong words on a system and see what comes of it; see the top of this file.
 
@@ -188,8 +189,8 @@ def word_containment(
         An effect for each of `RATES`; None where nothing can be forced: the system says nothing of its own, or the
         right answers do not have two different words.
     """
-    asked, spelling = problems[:PROBLEMS], system.spelling
-    mouth, others = mouth_of(system, asked, batch_size), answer_words(asked, spelling)
+    asked, prompt_format = problems[:PROBLEMS], system.prompt_format
+    mouth, others = mouth_of(system, asked, batch_size), answer_words(asked, prompt_format)
     if mouth is None or len(others) < 2:
         return None
     chain, clean = mouth.run(None)
@@ -199,14 +200,16 @@ def word_containment(
         torch.from_numpy(np.random.default_rng([seed, part]).random(clean.shape[::-1]).T.copy()) for part in range(2)
     )
     wrong = another(clean, others, choice)
-    tokenizer = spelling.tokenizer
+    tokenizer = prompt_format.tokenizer
     spoken = ~torch.isin(clean, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))
 
     def judged(said: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each answer is right ``[B]``, and the places ``[B, M]`` that may hold it."""
         answer = said[:, mouth.answer_from :]
         boxes = torch.tensor([_box_from(row, tokenizer) for row in answer.tolist()]) + mouth.answer_from
-        return torch.from_numpy(graded(spelling.texts(answer), asked)), torch.arange(said.shape[1]) >= boxes[:, None]
+        return torch.from_numpy(graded(prompt_format.decode(answer), asked)), torch.arange(said.shape[1]) >= boxes[
+            :, None
+        ]
 
     right, held = judged(clean)
     effects = []

@@ -14,15 +14,16 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone.checks import right
 from unspoken.chain import LatentChain
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.systems import Answers, System, load_model, nearest_row, system_of, words_said
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings, Spelling
-from unspoken.reasoning import StopRule
-from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, graded
+from unspoken.tasks.prompt_format import PromptFormat
 
 SOFT_THINKING = "soft thinking"
 
@@ -56,7 +57,7 @@ class ChainSpeaker:
         given: LatentChain | None = None,
         forced: tuple[int, ...] = (),
     ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
-        """Reason and answer; the arguments are those of `LatentReasoner.respond`.
+        """Reason and answer; the arguments are those of `CausalLMReasoner.respond`.
 
         Raises:
             ValueError: words are forced, which a Talker without token input cannot be.
@@ -80,14 +81,14 @@ class WordSystem:
     """
 
     name: str
-    reasoner: LatentReasoner | ChainSpeaker
-    spelling: Spelling
+    reasoner: CausalLMReasoner | ChainSpeaker
+    prompt_format: PromptFormat
     max_answer: int
 
     @property
-    def settings(self) -> LatentSettings | None:
+    def settings(self) -> LatentGenerationConfig | None:
         """How a causal language model thinks; None for a JEPA-Reasoner."""
-        return self.reasoner.settings if isinstance(self.reasoner, LatentReasoner) else None
+        return self.reasoner.settings if isinstance(self.reasoner, CausalLMReasoner) else None
 
     @property
     def explicit(self) -> bool:
@@ -100,7 +101,7 @@ class WordSystem:
         """Tokens that are said for it around the chain."""
         if isinstance(self.reasoner, ChainSpeaker):
             return len(self.reasoner.open_ids)
-        return len(self.spelling.markers.open) + len(self.spelling.markers.end)
+        return len(self.prompt_format.markers.open) + len(self.prompt_format.markers.end)
 
     def spoken_passes(self, steps: float, words: float) -> float:
         """Sequential forward passes of speaking, given latent steps and spoken tokens."""
@@ -111,29 +112,29 @@ class WordSystem:
     @torch.no_grad()
     def answer(
         self,
-        problems: Sequence[WordProblem],
+        problems: Sequence[ReasoningProblem],
         batch_size: int,
         *,
         given: LatentChain | None = None,
         box: bool = False,
     ) -> Answers:
         """Answer problems, from their own chains or from given ones; ``box`` says the start of the answer for it."""
-        end = int(self.spelling.tokenizer.eos_token_id)
+        end = int(self.prompt_format.tokenizer.eos_token_id)
 
         def respond(rows: Tensor) -> tuple[LatentChain, Tensor, list[str]]:
-            ids, mask = self.spelling.prompts([problems[row] for row in rows.tolist()])
+            ids, mask = self.prompt_format.prompts([problems[row] for row in rows.tolist()])
             chain, spoken = self.reasoner.respond(
                 ids,
                 mask,
                 max_tokens=self.max_answer,
                 given=None if given is None else given.select(rows),
-                forced=self.spelling.box if box else (),
+                forced=self.prompt_format.box if box else (),
             )
             padded = torch.nn.functional.pad(spoken, (0, self.max_answer - spoken.shape[1]), value=end)
-            return chain, padded, [("\\boxed{" if box else "") + text for text in self.spelling.texts(spoken)]
+            return chain, padded, [("\\boxed{" if box else "") + text for text in self.prompt_format.decode(spoken)]
 
         batches = torch.arange(len(problems)).split(batch_size)
-        chains, said, written = zip(*parallel.spread(batches, respond), strict=True)
+        chains, said, written = zip(*distributed.map_over_ranks(batches, respond), strict=True)
         spoken = torch.cat(said)
         return Answers(
             chain=LatentChain.concatenate(list(chains)),
@@ -143,7 +144,7 @@ class WordSystem:
         )
 
 
-def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answer: int) -> list[WordSystem]:
+def systems_of(stage: str, model: PreTrainedModel, prompt_format: PromptFormat, max_answer: int) -> list[WordSystem]:
     """What a stage's model can do.
 
     It reasons as it was taught. Taught explicit chains, it also thinks softly where it takes superpositions; and the
@@ -158,20 +159,20 @@ def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answe
             WordSystem(
                 name=name,
                 reasoner=ChainSpeaker(system=system, max_latents=cap),
-                spelling=spelling,
+                prompt_format=prompt_format,
                 max_answer=cap,
             )
             for name, system in named.items()
         ]
-    settings = LatentSettings.of(model)
+    settings = LatentGenerationConfig.of(model)
     found = {stage: settings}
     if settings.top_k == 1 and settings.max_latents and right(model, "superpositions"):
         found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
     return [
         WordSystem(
             name=name,
-            reasoner=LatentReasoner(model=model, settings=how),
-            spelling=spelling,
+            reasoner=CausalLMReasoner(model=model, settings=how),
+            prompt_format=prompt_format,
             max_answer=max_answer,
         )
         for name, how in found.items()
@@ -179,15 +180,15 @@ def systems_of(stage: str, model: PreTrainedModel, spelling: Spelling, max_answe
 
 
 def each_system(
-    seeds: Sequence[SeedModels], spelling: Spelling, max_answer: int
+    seeds: Sequence[SeedModels], prompt_format: PromptFormat, max_answer: int
 ) -> Iterator[tuple[SeedModels, WordSystem]]:
     """Every system of every final stage, seed by seed; one model is in memory at a time."""
     for entry in seeds:
         for stage, folder in entry.final.items():
-            for system in systems_of(stage, load_model(folder, device=entry.device), spelling, max_answer):
+            for system in systems_of(stage, load_model(folder, device=entry.device), prompt_format, max_answer):
                 yield entry, system
 
 
-def problems_of(task: WordTask, test: str, most: int) -> list[WordProblem]:
+def problems_of(task: ReasoningTask, test: str, most: int) -> list[ReasoningProblem]:
     """The first problems of a test set; a smaller set is used whole."""
     return task.sample(test, np.arange(min(most, task.size(test) or most)))

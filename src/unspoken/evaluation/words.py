@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
 from unspoken.backbone.loading import load_pretrained
 from unspoken.chain import LatentChain, StopReason
@@ -33,11 +33,13 @@ from unspoken.evaluation.significance import paired_difference, rate
 from unspoken.evaluation.systems import Answers, load_model
 from unspoken.evaluation.word_containment import WordEffect, containment_summary, word_containment
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_of, systems_of
-from unspoken.methods.latent_sft import LatentReasoner, LatentSFTModel, Spelling
-from unspoken.methods.latent_sft.superposition import embedding_table, mix
+from unspoken.methods.latent_sft import LatentSFTModel
 from unspoken.methods.latent_sft.teacher import gold_chain
 from unspoken.placement import CPU, moved
-from unspoken.tasks.words import WordProblem, WordTask
+from unspoken.reasoning.causal_lm import CausalLMReasoner
+from unspoken.reasoning.superposition import embedding_table, mix
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 
 _LOOKED_AT = 200  # test problems whose chains are taken apart
 _ALTERED = 500  # test problems that are answered again from every altered chain
@@ -45,7 +47,7 @@ _TIMED = 128  # test problems whose answers are timed
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
-def _answering(system: WordSystem, problems: Sequence[WordProblem]) -> Callable[[int, int, int], Answers]:
+def _answering(system: WordSystem, problems: Sequence[ReasoningProblem]) -> Callable[[int, int, int], Answers]:
     return lambda start, stop, size: system.answer(problems[start:stop], size)
 
 
@@ -96,18 +98,18 @@ def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, L
 
 @torch.no_grad()
 def before_latents(
-    system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain, batch_size: int
+    system: WordSystem, problems: Sequence[ReasoningProblem], chain: LatentChain, batch_size: int
 ) -> list[Tensor]:
     """The stack's outputs ``[T, D]`` that the latents of each chain were made from, without a cache."""
     reasoner, found = system.reasoner, []
-    assert isinstance(reasoner, LatentReasoner)
+    assert isinstance(reasoner, CausalLMReasoner)
     opened = torch.tensor(reasoner.settings.open_ids)
     for start in range(0, len(problems), batch_size):
         some = problems[start : start + batch_size]
         rows = chain.select(torch.arange(start, start + len(some)))
         lengths = rows.lengths.tolist()
         steps = max(lengths)
-        ids, mask = system.spelling.prompts(some)
+        ids, mask = system.prompt_format.prompts(some)
         ids = torch.cat([ids, opened.expand(len(some), -1)], dim=1)
         mask = torch.cat([mask, mask.new_ones(len(some), len(opened)), rows.mask[:, :steps].to(mask)], dim=1)
         device = reasoner.stack.device
@@ -126,11 +128,11 @@ def before_latents(
 
 @torch.no_grad()
 def distributions(
-    system: WordSystem, problems: Sequence[WordProblem], chain: LatentChain, batch_size: int
+    system: WordSystem, problems: Sequence[ReasoningProblem], chain: LatentChain, batch_size: int
 ) -> list[Tensor]:
     """The full distribution ``[T, V]`` that the model gives at every latent of each chain."""
     reasoner, device = system.reasoner, system.reasoner.model.device
-    assert isinstance(reasoner, LatentReasoner)
+    assert isinstance(reasoner, CausalLMReasoner)
     return [
         moved((reasoner.logits(moved(hidden, device)) / reasoner.settings.temperature).softmax(dim=-1), CPU)
         for hidden in before_latents(system, problems, chain, batch_size)
@@ -139,7 +141,7 @@ def distributions(
 
 def superposition_facts(
     system: WordSystem,
-    problems: Sequence[WordProblem],
+    problems: Sequence[ReasoningProblem],
     answers: Answers,
     teacher: LatentSFTModel | None,
     seed: int,
@@ -154,7 +156,7 @@ def superposition_facts(
     chain = answers.chain.select(torch.tensor(chosen))
     full = distributions(system, some, chain, batch_size)
     vocabulary = full[0].shape[-1]
-    explicit = [list(system.spelling.spans(problem).chain) for problem in some]
+    explicit = [list(system.prompt_format.spans(problem).chain) for problem in some]
     rates = ecr(full, explicit, [k for k in _ECR if k <= vocabulary])
     mean, count = average_by_step([entropy(steps) for steps in full])
     facts: dict[str, Any] = {
@@ -172,8 +174,8 @@ def superposition_facts(
         chains = distinct(problem.chains)
         if len(chains) < 2:
             continue
-        spans = [system.spelling.spans(replace(problem, chains=(text,))) for text in chains]
-        gold = gold_chain(teacher, system.spelling, spans)
+        spans = [system.prompt_format.spans(replace(problem, chains=(text,))) for text in chains]
+        gold = gold_chain(teacher, system.prompt_format, spans)
         readings.append(
             global_parallelism(
                 steps,
@@ -193,11 +195,13 @@ def superposition_facts(
     return facts
 
 
-def _strip(system: WordSystem, problem: WordProblem, answers: Answers, row: int, rate: int | None) -> dict[str, Any]:
+def _strip(
+    system: WordSystem, problem: ReasoningProblem, answers: Answers, row: int, rate: int | None
+) -> dict[str, Any]:
     """One chain, written out step by step, with the chunk of the explicit chain that each latent stands for."""
-    chain, tokenizer = answers.chain, system.spelling.tokenizer
+    chain, tokenizer = answers.chain, system.prompt_format.tokenizer
     assert chain.support_ids is not None and chain.support_weights is not None
-    explicit = system.spelling.spans(problem).chain
+    explicit = system.prompt_format.spans(problem).chain
     chunks = [explicit[at : at + rate] for at in range(0, len(explicit), rate)] if rate else []
     steps = []
     for step in range(int(chain.lengths[row])):
@@ -210,7 +214,7 @@ def _strip(system: WordSystem, problem: WordProblem, answers: Answers, row: int,
         "kind": "right" if correct else "wrong",
         "question": problem.question,
         "answer": problem.answer,
-        "said": system.spelling.texts(answers.spoken[row : row + 1])[0],
+        "said": system.prompt_format.decode(answers.spoken[row : row + 1])[0],
         "correct": correct,
         "steps": steps,
         "chunks": [tokenizer.decode(list(chunk)) for chunk in chunks],
@@ -231,7 +235,7 @@ class _TestSet:
         seconds: of the first seed, a problem in a batch.
     """
 
-    problems: Sequence[WordProblem]
+    problems: Sequence[ReasoningProblem]
     lengths: Tensor
     right: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
     spent: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
@@ -264,7 +268,7 @@ class _TestSet:
         """Take the time of a few problems alone."""
         few = self.problems[:_TIMED]
         respond = _answering(system, few)
-        self.seconds[system.name] = parallel.by_first(lambda: timed(respond, 0, len(few), batch_size)[1])
+        self.seconds[system.name] = distributed.run_on_main(lambda: timed(respond, 0, len(few), batch_size)[1])
 
     def outcomes(self) -> dict[str, Any]:
         """What other runs are compared with, see `unspoken.evaluation.outcomes`."""
@@ -277,7 +281,7 @@ class _TestSet:
 
 
 def _altered(
-    system: WordSystem, asked: Sequence[WordProblem], answers: Answers, seed: int, batch_size: int
+    system: WordSystem, asked: Sequence[ReasoningProblem], answers: Answers, seed: int, batch_size: int
 ) -> dict[str, NDArray[np.float64]]:
     """Outcomes of the first problems from every altered chain, and where the answer is asked for at once."""
     some = asked[:_ALTERED]
@@ -310,7 +314,7 @@ def _mean_facts(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate_words(
-    task: WordTask,
+    task: ReasoningTask,
     tokenizer: Any,
     seeds: list[SeedModels],
     *,
@@ -331,11 +335,11 @@ def evaluate_words(
         The layout of `measure.evaluate`, with ``words``. Its ``geometry`` and ``samples`` are left to those who ask for
         them (`evaluation.geometry`, `evaluation.sampling`).
     """
-    spelling = Spelling(tokenizer=tokenizer)
+    prompt_format = PromptFormat(tokenizer=tokenizer)
     tests: dict[str, _TestSet] = {}
     for test in task.tests:
         some = problems_of(task, test, problems)
-        tests[test] = _TestSet(problems=some, lengths=spelling.prompts(some)[1].sum(dim=1))
+        tests[test] = _TestSet(problems=some, lengths=prompt_format.prompts(some)[1].sum(dim=1))
     headline = tests[task.tests[0]]
     asked = headline.problems
     ended: dict[str, list[float]] = {}
@@ -353,7 +357,7 @@ def evaluate_words(
             if stage in entry.teachers:
                 teacher = load_pretrained(entry.teachers[stage], AutoModel, dtype=torch.float32)
                 teacher = teacher.to(entry.device).eval()
-            for system in systems_of(stage, model, spelling, max_answer):
+            for system in systems_of(stage, model, prompt_format, max_answer):
                 name = system.name
                 for test, test_set in reversed(tests.items()):
                     say(f"seed {entry.seed}  {name}: {len(test_set.problems)} problems of {test}")

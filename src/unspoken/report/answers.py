@@ -20,8 +20,8 @@ from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasoner
 from unspoken.report.formats import coefficient, count
 from unspoken.report.word_answers import answer_words
 from unspoken.tasks import GrammarTask, ProseTask, TreeProblems, TreeSearchTask
+from unspoken.tasks.problems import ReasoningTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
-from unspoken.tasks.words import WordTask
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.settings import read
 from unspoken.training.stages import SeedRun
@@ -42,7 +42,7 @@ def locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     if not recipe_file.is_file():
         raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")
     recipe = parse(recipe_file.read_text(), str(recipe_file))
-    talkers = [entry.name for entry in recipe.stages if entry.objective.kind in ("talker", "autonomy")]
+    talkers = [entry.name for entry in recipe.stages if entry.objective.kind in ("talker", "stage2")]
     wanted = recipe.stage(stage) if stage else recipe.stage(talkers[-1] if talkers else recipe.stages[-1].name)
     run = SeedRun(recipe=recipe, folder=path / f"seed-{seed}", seed=seed)
     if not run.finished(wanted):
@@ -91,7 +91,7 @@ def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) ->
     return result
 
 
-def answerable(recipe: Recipe) -> TreeSearchTask | WordTask:
+def answerable(recipe: Recipe) -> TreeSearchTask | ReasoningTask:
     """The task of a recipe, if a person can put a problem to it.
 
     Raises:

@@ -29,7 +29,7 @@ from unspoken.report.charts import (
 from unspoken.report.findings import Results, averaged, baseline, inside, reasoners, step_names
 from unspoken.report.formats import coefficient, percent
 
-STAGE_COLOURS = {"sst": "c1", "talker": "c3", "compress": "c4", "autonomy": "c1"}
+STAGE_COLOURS = {"sst": "c1", "talker": "c3", "stage1": "c4", "stage2": "c1"}
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 BASELINE_COLOUR = "c2"
 KINDS = {"forced": "teacher-forced", "rollout": "rollout"}
@@ -112,9 +112,9 @@ def _objective(objective: Mapping[str, Any]) -> str:
         if objective.get("chain") == "none":
             return "next token, no chain"
         return f"next token, {objective.get('positions', 'all')} positions"
-    if kind == "compress":
+    if kind == "stage1":
         return f"stage 1, {objective.get('train', '')}"
-    return {"talker": "cross-entropy of the words", "autonomy": "stage 2"}.get(kind, str(kind))
+    return {"talker": "cross-entropy of the words", "stage2": "stage 2"}.get(kind, str(kind))
 
 
 def _curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:

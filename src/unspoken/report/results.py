@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 RESULTS, PAGE = "results.json", "report.html"
+# Names of stages and keys that older results have.
+_KINDS = {"compress": "stage1", "autonomy": "stage2"}
+_KEYS = {"own_latents": "rollout_latents", "own_passes": "rollout_passes"}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -22,4 +25,7 @@ def read_results(path: Path) -> dict[str, Any]:
         results: dict[str, Any] = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
+    for stage in results.get("recipe", {}).get("stages", []):
+        objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
+        stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
     return results

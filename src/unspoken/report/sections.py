@@ -273,7 +273,7 @@ def training_section(results: Results) -> Section | None:
         caption += "A string can go on in several ways, so no curve reaches the top."
     elif not words(results):
         caption += "Look for a plateau followed by a fall: there the search is found."
-    elif any(kind.get("kind") == "compress" for kind in figures.stage_kinds(results).values()):
+    elif any(kind.get("kind") == "stage1" for kind in figures.stage_kinds(results).values()):
         caption += (
             "Stages that make latents of explicit chains answer from the latents of the right chain, through which the answer "
             "leaks: their exact match says which checkpoint to keep and nothing else."

@@ -12,8 +12,8 @@ import torch
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import load_model
 from unspoken.evaluation.word_systems import WordSystem, systems_of
-from unspoken.methods.latent_sft import Spelling
-from unspoken.tasks.words import WordProblem, boxed
+from unspoken.tasks.problems import ReasoningProblem, boxed
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Recipe
 from unspoken.training.words import task_of
 
@@ -25,17 +25,17 @@ def answer_words(
 ) -> list[dict[str, Any]]:
     """Answer questions; None means the first problem of the first test set."""
     task = task_of(recipe)
-    spelling = Spelling(tokenizer=recipe.tokenizer())
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
     problems = [task.parse(text) if text is not None else task.sample(task.tests[0], np.arange(1))[0] for text in texts]
     model = load_model(folder, device=device)
-    system = systems_of(folder.parent.name, model, spelling, recipe.evaluation.max_answer)[0]
+    system = systems_of(folder.parent.name, model, prompt_format, recipe.evaluation.max_answer)[0]
     return [_answer_one(system, problem) for problem in problems]
 
 
-def _answer_one(system: WordSystem, problem: WordProblem) -> dict[str, Any]:
+def _answer_one(system: WordSystem, problem: ReasoningProblem) -> dict[str, Any]:
     given = system.answer([problem], 1)
-    chain, tokenizer = given.chain, system.spelling.tokenizer
-    length, said = int(chain.lengths[0]), system.spelling.texts(given.spoken)[0]
+    chain, tokenizer = given.chain, system.prompt_format.tokenizer
+    length, said = int(chain.lengths[0]), system.prompt_format.decode(given.spoken)[0]
     explicit = system.settings is not None and system.settings.top_k == 1
     result: dict[str, Any] = {
         "problem": problem.question,

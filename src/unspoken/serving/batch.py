@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.reasoning import SilentReasoner, SpeakingReasoner, Speech, StopRule, Thought
 from unspoken.reasoning.cache import ReservedCache, ReservedLayer, require_filled
+from unspoken.reasoning.engine import AnswerDecoding, AnsweringReasoner, LatentStep, Reasoner, StopRule
 from unspoken.reasoning.picking import upload
 
 
@@ -46,12 +46,12 @@ class Job:
 
     prompt: tuple[int, ...]
     stop: StopRule
-    speak: Speech | Callable[[LatentChain], list[int]]
+    speak: AnswerDecoding | Callable[[LatentChain], list[int]]
 
     @property
     def room(self) -> int:
         """Steps that may follow the prompt."""
-        spoken = len(self.speak.marker) + self.speak.max_tokens if isinstance(self.speak, Speech) else 0
+        spoken = len(self.speak.marker) + self.speak.max_tokens if isinstance(self.speak, AnswerDecoding) else 0
         return self.stop.max_latents + spoken
 
 
@@ -92,12 +92,12 @@ class Row:
         self.latents = 0
         self.length = len(job.prompt)  # columns of the cache that it uses
         self.said: list[int] = []
-        self._owed = list(job.speak.marker) if isinstance(job.speak, Speech) else []
+        self._owed = list(job.speak.marker) if isinstance(job.speak, AnswerDecoding) else []
         self._thoughts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
 
     @property
     def thinks_next(self) -> bool:
-        """Whether the next output is a thought."""
+        """Whether the next output is a latent step."""
         return self.thinking and self.steps < self.job.stop.max_latents
 
     @property
@@ -105,33 +105,33 @@ class Row:
         """Whether the next output is scored for a word of the answer."""
         return not self.thinks_next and not self._owed
 
-    def note(self, thought: Thought, place: int, *, done: bool, counts: bool) -> None:
+    def note(self, latent_step: LatentStep, place: int, *, done: bool, counts: bool) -> None:
         """Record a thought; a row that is done thinks no more."""
         fixed = self.job.stop.fixed
         self.steps += 1
         self.thinking = fixed or not done
         if counts or fixed:
             self.latents += 1
-            if not isinstance(self.job.speak, Speech):
-                ids, weights = thought.support_ids, thought.support_weights
+            if not isinstance(self.job.speak, AnswerDecoding):
+                ids, weights = latent_step.support_ids, latent_step.support_weights
                 at = slice(place, place + 1)
                 self._thoughts.append(
-                    (thought.latent[at], None if ids is None else ids[at], None if weights is None else weights[at])
+                    (latent_step.latent[at], None if ids is None else ids[at], None if weights is None else weights[at])
                 )
-        if not isinstance(self.job.speak, Speech) and not self.thinks_next:
+        if not isinstance(self.job.speak, AnswerDecoding) and not self.thinks_next:
             reason = StopReason.FIXED if fixed else StopReason.CAP if self.thinking else StopReason.END
             self._tell(self.job.speak(self._chain(reason)), over=True, capped=reason == StopReason.CAP)
 
     def next_word(self, picked: int | None) -> int:
         """The token that is fed next: what is left of the marker, then the words that are picked."""
-        speech = self.job.speak
-        assert isinstance(speech, Speech)
+        decoding = self.job.speak
+        assert isinstance(decoding, AnswerDecoding)
         self.thinking = False
         if self._owed:
             return self._owed.pop(0)
         assert picked is not None
-        ended = picked in speech.end_ids
-        full = len(self.said) + 1 == speech.max_tokens
+        ended = picked in decoding.end_ids
+        full = len(self.said) + 1 == decoding.max_tokens
         self._tell([picked], over=ended or full, capped=full and not ended)
         return picked
 
@@ -170,13 +170,13 @@ class Batch:
     """Rows that are computed together.
 
     Args:
-        method: whose stack they share; rows that answer with it need an `unspoken.reasoning.SpeakingReasoner`.
+        method: whose stack they share; rows that answer with it need an `unspoken.reasoning.AnsweringReasoner`.
 
     Raises:
         ValueError: a layer of the stack forgets what is far back, so that rows cannot be regrouped.
     """
 
-    def __init__(self, method: SilentReasoner) -> None:
+    def __init__(self, method: Reasoner) -> None:
         self.method = method
         if any(type(layer) is not ReservedLayer for layer in ReservedCache(method.stack.config, 1).layers):
             raise ValueError(
@@ -247,18 +247,18 @@ class Batch:
         found: list[Tensor] = []
         if answering:
             found.append(self._pick([rows[at] for at in answering], _select(hidden_BD, answering)))
-        thought = self.method.think(_select(hidden_BD, thinkers)) if thinkers else None
-        if thought is not None:
-            counts = torch.ones_like(thought.done) if thought.counts is None else thought.counts
-            found += [thought.done, counts]
+        latent_step = self.method.step(_select(hidden_BD, thinkers)) if thinkers else None
+        if latent_step is not None:
+            counts = torch.ones_like(latent_step.done) if latent_step.recorded is None else latent_step.recorded
+            found += [latent_step.done, counts]
         # The one wait of a step.
         known = torch.cat([part.long() for part in found]).tolist() if found else []
         picked = dict(zip(answering, known, strict=False))
-        sources = [-1] * len(rows)  # which thought a row is fed, if any
-        if thought is not None:
+        sources = [-1] * len(rows)  # which step a row is fed, if any
+        if latent_step is not None:
             done, counted = known[len(answering) :][: len(thinkers)], known[len(answering) + len(thinkers) :]
             for place, at in enumerate(thinkers):
-                rows[at].note(thought, place, done=bool(done[place]), counts=bool(counted[place]))
+                rows[at].note(latent_step, place, done=bool(done[place]), counts=bool(counted[place]))
                 # The last latent under the cap is fed too: the marker stands behind it.
                 if rows[at].thinking:
                     sources[at] = place
@@ -268,22 +268,22 @@ class Batch:
         ]
         words_B, sources_B = upload([words, sources], hidden_BD.device)
         inputs_BD = self.method.embed_prompt(words_B[:, None])[:, 0]
-        if thought is None:
+        if latent_step is None:
             return inputs_BD
-        feeds_BD = thought.feed[sources_B.clamp(min=0)].to(inputs_BD.dtype)
+        feeds_BD = latent_step.next_input[sources_B.clamp(min=0)].to(inputs_BD.dtype)
         return torch.where(sources_B[:, None] >= 0, feeds_BD, inputs_BD)
 
     def _pick(self, rows: Sequence[Row], hidden_RD: Tensor) -> Tensor:
         """The next word of each of some rows that answer, ``[R]``."""
-        scores_RV = cast(SpeakingReasoner, self.method).logits(hidden_RD)
+        scores_RV = cast(AnsweringReasoner, self.method).logits(hidden_RD)
         words_R = scores_RV.argmax(dim=-1)
         first = torch.zeros_like(words_R[:1])
         for at, row in enumerate(rows):
-            speech = row.job.speak
-            assert isinstance(speech, Speech)
-            if speech.pick is not None:
+            decoding = row.job.speak
+            assert isinstance(decoding, AnswerDecoding)
+            if decoding.pick is not None:
                 said = upload([row.said], first.device)
-                words_R[at] = speech.pick(first, said, scores_RV[at : at + 1])[0]
+                words_R[at] = decoding.pick(first, said, scores_RV[at : at + 1])[0]
         return words_R
 
     def _leave(self) -> None:

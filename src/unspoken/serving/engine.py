@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
-from unspoken.reasoning import SilentReasoner
+from unspoken.reasoning.engine import Reasoner
 from unspoken.serving.batch import Batch, Job, Row, Said
 
 _log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Engine:
         limits: see `Limits`.
     """
 
-    def __init__(self, method: SilentReasoner, limits: Limits) -> None:
+    def __init__(self, method: Reasoner, limits: Limits) -> None:
         self.limits = limits
         self.counters = Counters()
         self._batch = Batch(method)

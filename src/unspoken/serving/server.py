@@ -29,7 +29,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspoken.methods.jepa_reasoner.talker import Picker
+from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.serving.batch import Job, Row, Said
 from unspoken.serving.engine import Closing, Engine, Limits, QueueFull
 from unspoken.serving.schema import ChatRequest, CompletionRequest, Form, error_of, usage_of
@@ -210,7 +210,7 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
             generator.seed()
         else:
             generator.manual_seed((body.seed + index) % 2**63)
-        job = served.job(served.spell(text, chat), words, Picker(heat, generator))
+        job = served.job(served.spell(text, chat), words, Sampler(heat, generator))
         most = (
             limits.prompt_tokens if served.positions is None else min(limits.prompt_tokens, served.positions - job.room)
         )

@@ -16,17 +16,17 @@ from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, systems_o
 from unspoken.machine import resolve_device
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.jepa_reasoner.talker import Picker
-from unspoken.methods.latent_sft import LatentReasoner, Spelling
-from unspoken.methods.latent_sft.reasoner import ends_and_pad
-from unspoken.reasoning import SilentReasoner, Speech, StopRule
+from unspoken.methods.jepa_reasoner.talker import Sampler
+from unspoken.reasoning.causal_lm import CausalLMReasoner, ends_and_pad
+from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule
 from unspoken.report.answers import answerable, locate
 from unspoken.serving.batch import Job
 from unspoken.tasks import TreeSearchTask
-from unspoken.tasks.words import WordTask
+from unspoken.tasks.problems import ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 
 # Of a prompt, the most words to say and how they are picked.
-JobMaker = Callable[[Sequence[int], int, Picker], Job]
+JobMaker = Callable[[Sequence[int], int, Sampler], Job]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Served:
     """
 
     name: str
-    method: SilentReasoner
+    method: Reasoner
     positions: int | None
     answer_tokens: int
     silent: bool
@@ -73,17 +73,17 @@ def open_served(path: Path, *, seed: int = 0, stage: str | None = None, device: 
     name = f"{recipe.name}-{recipe.size}-{stage}"
     if isinstance(task, TreeSearchTask):
         return served_tree(model, task, name=name)
-    spelling = Spelling(tokenizer=recipe.tokenizer())
-    return served_words(systems_of(stage, model, spelling, recipe.evaluation.max_answer)[0], task, name=name)
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
+    return served_words(systems_of(stage, model, prompt_format, recipe.evaluation.max_answer)[0], task, name=name)
 
 
-def served_words(system: WordSystem, task: WordTask, *, name: str) -> Served:
+def served_words(system: WordSystem, task: ReasoningTask, *, name: str) -> Served:
     """A system that answers word problems.
 
     Raises:
         ValueError: nothing is named that could end an answer.
     """
-    spelling, tokenizer = system.spelling, system.spelling.tokenizer
+    prompt_format, tokenizer = system.prompt_format, system.prompt_format.tokenizer
     if isinstance(system.reasoner, ChainSpeaker):
         method, job = _said_by_another(system.reasoner.system, name, system.reasoner.open_ids)
     else:
@@ -91,7 +91,7 @@ def served_words(system: WordSystem, task: WordTask, *, name: str) -> Served:
 
     def spell(text: str, chat: bool) -> Sequence[int]:
         question = task.parse(text).question
-        return spelling.prompt(question) if chat else spelling.ids(question)
+        return prompt_format.prompt(question) if chat else prompt_format.encode(question)
 
     return Served(
         name=name,
@@ -125,26 +125,26 @@ def served_tree(model: PreTrainedModel, task: TreeSearchTask, *, name: str) -> S
     )
 
 
-def _said_by_itself(reasoner: LatentReasoner) -> JobMaker:
+def _said_by_itself(reasoner: CausalLMReasoner) -> JobMaker:
     """Jobs of a stack that thinks and then speaks."""
     settings = reasoner.settings
     ends, pad = ends_and_pad(reasoner.model.generation_config)
 
-    def job(prompt: Sequence[int], max_tokens: int, picker: Picker) -> Job:
-        speech = Speech(
+    def job(prompt: Sequence[int], max_tokens: int, sampler: Sampler) -> Job:
+        decoding = AnswerDecoding(
             marker=settings.end_ids,
             max_tokens=max_tokens,
             end_ids=ends,
             pad_id=pad,
-            pick=(lambda _rows, _said, scores: picker(scores[:, None])[:, 0]) if picker.temperature else None,
+            pick=(lambda _rows, _said, scores: sampler(scores[:, None])[:, 0]) if sampler.temperature else None,
         )
         stop = StopRule(max_latents=settings.max_latents, fixed=settings.fixed)
-        return Job(prompt=(*prompt, *settings.open_ids), stop=stop, speak=speech)
+        return Job(prompt=(*prompt, *settings.open_ids), stop=stop, speak=decoding)
 
     return job
 
 
-def _said_by_another(system: System, name: str, opened: tuple[int, ...] = ()) -> tuple[SilentReasoner, JobMaker]:
+def _said_by_another(system: System, name: str, opened: tuple[int, ...] = ()) -> tuple[Reasoner, JobMaker]:
     """The stack that writes a system's chains, and jobs whose finished chain is said by a Talker or a table."""
     model: Any = system.model
     end: int = model.config.eos_token_id
@@ -156,13 +156,13 @@ def _said_by_another(system: System, name: str, opened: tuple[int, ...] = ()) ->
     else:
         method = CoupledReasoner(model=model, end_id=end, pad_id=model.config.pad_token_id)
 
-    def job(prompt: Sequence[int], max_tokens: int, picker: Picker) -> Job:
-        if picker.temperature and not draws:
+    def job(prompt: Sequence[int], max_tokens: int, sampler: Sampler) -> Job:
+        if sampler.temperature and not draws:
             raise ValueError(f"{name} says its most likely answer and draws none; leave temperature out or set it to 0")
 
         def speak(chain: LatentChain) -> list[int]:
-            if picker.temperature:
-                said = model.speak(chain, temperature=picker.temperature, generator=picker.generator)
+            if sampler.temperature:
+                said = model.speak(chain, temperature=sampler.temperature, generator=sampler.generator)
             else:
                 said = system.speak(chain)
             words: list[int] = said[0, : int(words_said(said, end)[0])].tolist()
@@ -173,6 +173,6 @@ def _said_by_another(system: System, name: str, opened: tuple[int, ...] = ()) ->
     return method, job
 
 
-def _positions(method: SilentReasoner) -> int | None:
+def _positions(method: Reasoner) -> int | None:
     limit: int | None = getattr(method.stack.config, "max_position_embeddings", None)
     return limit

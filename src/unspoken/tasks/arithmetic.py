@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from unspoken.tasks.problems import Indices, ReasoningProblem
 from unspoken.tasks.tokenizing import padded_left
-from unspoken.tasks.words import Indices, WordProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -214,7 +214,7 @@ class ArithmeticTask:
         if split not in ("train", "validation", *self.tests):
             raise ValueError(f"there is no split {split!r}; this task has train, validation and test")
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
         """Make the problems with the given indices.
 
         Raises:
@@ -223,7 +223,7 @@ class ArithmeticTask:
         self.size(split)
         return [self._make(split, int(index), seed) for index in indices]
 
-    def parse(self, text: str) -> WordProblem:
+    def parse(self, text: str) -> ReasoningProblem:
         """A question typed by a person.
 
         Raises:
@@ -239,11 +239,11 @@ class ArithmeticTask:
                     f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
                     f"sentences like {self.sample('train', [0])[0].question!r}"
                 )
-        return WordProblem(question=question, chains=(), answer="", key="typed")
+        return ReasoningProblem(question=question, chains=(), answer="", key="typed")
 
     # --- making ------------------------------------------------------------------------------------------------
 
-    def _make(self, split: str, index: int, seed: int) -> WordProblem:
+    def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
         # Chosen once: long problems fail more often, and would else be rarer.
         steps = random.choice(self.config.steps)
@@ -251,7 +251,7 @@ class ArithmeticTask:
             quantities = self._draw(random, steps)
             if quantities is not None and _split_of(quantities) == split and not _has_idle(quantities):
                 break
-        return WordProblem(
+        return ReasoningProblem(
             question=_tell(random, quantities),
             chains=_chains(quantities),
             answer=str(quantities[-1].value),

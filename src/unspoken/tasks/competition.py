@@ -27,7 +27,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from unspoken.tasks.files import FileTask, field_of, read_source, row_fields, set_name, text_of
-from unspoken.tasks.words import WordProblem, boxed
+from unspoken.tasks.problems import ReasoningProblem, boxed
 
 Profile = Literal["as_released", "boxed_only"]
 
@@ -84,7 +84,7 @@ class CompetitionTask(FileTask):
         self.config = config
         super().__init__(config)
 
-    def _problem(self, row: Any, split: str) -> WordProblem:
+    def _problem(self, row: Any, split: str) -> ReasoningProblem:
         return _problem(row, split, self.config.profile)
 
     def _open(self, source: str, name: str) -> tuple[Iterator[tuple[str, Any]], str]:
@@ -102,7 +102,7 @@ class CompetitionTask(FileTask):
         return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _problem(row: Any, source: str, profile: Profile) -> WordProblem:
+def _problem(row: Any, source: str, profile: Profile) -> ReasoningProblem:
     """One row as a problem; ``source`` is the first part of its key.
 
     Raises:
@@ -130,7 +130,7 @@ def _problem(row: Any, source: str, profile: Profile) -> WordProblem:
             "final_answer; and problem, cot, cot_answer"
         )
     content = hashlib.sha256(json.dumps([question, chain, solution, answer]).encode()).hexdigest()[:16]
-    return WordProblem(
+    return ReasoningProblem(
         question=question,
         chains=(chain,) if chain else (),
         answer=answer.strip(),

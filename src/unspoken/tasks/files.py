@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from unspoken.tasks.words import Indices, WordProblem
+from unspoken.tasks.problems import Indices, ReasoningProblem
 
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
@@ -182,7 +182,7 @@ class FileTask(ABC):
         self.tests = tuple(set_name(source) for source in config.tests)
         dropped: Counter[str] = Counter()
         self._digests: dict[str, str] = {}
-        self._problems: dict[str, list[WordProblem]] = {}
+        self._problems: dict[str, list[ReasoningProblem]] = {}
         trained = () if config.train is None else (("train", config.train),)
         for name, source in (*trained, *zip(self.tests, config.tests, strict=True)):
             self._problems[name] = []
@@ -213,14 +213,14 @@ class FileTask(ABC):
             self._hold_out(config.train, config.validation_rows)
 
     @abstractmethod
-    def _problem(self, row: Any, split: str) -> WordProblem:
+    def _problem(self, row: Any, split: str) -> ReasoningProblem:
         """One row as a problem; the name of the split is the first part of its key.
 
         Raises:
             ValueError: the row cannot be read; the message says why, but not where.
         """
 
-    def _fault(self, _problem: WordProblem) -> str | None:
+    def _fault(self, _problem: ReasoningProblem) -> str | None:
         """Why a training row that can be read is left out all the same."""
         return None
 
@@ -249,7 +249,7 @@ class FileTask(ABC):
         """
         return len(self._rows(split))
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
         """The problems with the given indices.
 
         Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
@@ -268,7 +268,7 @@ class FileTask(ABC):
             return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
         return [rows[int(index)] for index in indices]
 
-    def parse(self, text: str) -> WordProblem:
+    def parse(self, text: str) -> ReasoningProblem:
         """A problem typed by a person.
 
         Raises:
@@ -276,9 +276,9 @@ class FileTask(ABC):
         """
         if not text.strip():
             raise ValueError(self.nothing_typed)
-        return WordProblem(question=text.strip(), chains=(), answer="", key="typed")
+        return ReasoningProblem(question=text.strip(), chains=(), answer="", key="typed")
 
-    def _rows(self, split: str) -> list[WordProblem]:
+    def _rows(self, split: str) -> list[ReasoningProblem]:
         if split not in self._problems:
             raise ValueError(f"there is no split {split!r}; this task has {', '.join(sorted(self._problems))}")
         return self._problems[split]

@@ -26,7 +26,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 from unspoken.tasks.files import FileTask, field_of, row_fields, set_name, text_of, texts_of
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
 
 Chains = Literal["equations", "prose"]
 
@@ -85,10 +85,10 @@ class GradeSchoolTask(FileTask):
         self.config = config
         super().__init__(config)
 
-    def _problem(self, row: Any, split: str) -> WordProblem:
+    def _problem(self, row: Any, split: str) -> ReasoningProblem:
         return _problem(row, self.config.chains, split)
 
-    def _fault(self, problem: WordProblem) -> str | None:
+    def _fault(self, problem: ReasoningProblem) -> str | None:
         return _chain_fault(problem, self.config.chains)
 
     @cached_property
@@ -110,7 +110,7 @@ class GradeSchoolTask(FileTask):
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
+def _problem(row: Any, kind: Chains, source: str) -> ReasoningProblem:
     """One row as a problem.
 
     Args:
@@ -145,7 +145,9 @@ def _problem(row: Any, kind: Chains, source: str) -> WordProblem:
             "question, answer (GSM8K), input, target (GSM-Hard, MultiArith) and Body, Question, Answer (SVAMP)"
         )
     content = hashlib.sha256(json.dumps([question, chain, answer]).encode()).hexdigest()[:16]
-    return WordProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=f"{source}:{content}")
+    return ReasoningProblem(
+        question=question, chains=(chain,) if chain else (), answer=answer, key=f"{source}:{content}"
+    )
 
 
 def _steps(row: dict[str, Any], kind: Chains) -> str:
@@ -181,7 +183,7 @@ def _plain(text: str) -> str:
     return spelled if number else "0"
 
 
-def _chain_fault(problem: WordProblem, kind: Chains) -> str | None:
+def _chain_fault(problem: ReasoningProblem, kind: Chains) -> str | None:
     """Why a problem cannot be trained on: its chain must end in its answer."""
     if not problem.chains:
         return "no chain"

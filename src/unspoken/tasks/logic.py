@@ -42,8 +42,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.problems import Indices, ReasoningProblem
 from unspoken.tasks.tokenizing import padded_left
-from unspoken.tasks.words import Indices, WordProblem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -152,7 +152,7 @@ class LogicTask:
     def __init__(self, config: LogicConfig) -> None:
         self.config = config
         self._digests: dict[str, str] = {}
-        self._published: dict[str, list[WordProblem]] = {}
+        self._published: dict[str, list[ReasoningProblem]] = {}
         for path in config.tests:
             name = Path(path).stem
             try:
@@ -216,7 +216,7 @@ class LogicTask:
             raise ValueError(f"there is no split {split!r}; this task has train, validation, {', '.join(self.tests)}")
         return None
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
         """The problems with the given indices; a published test set has the order of its file.
 
         Raises:
@@ -231,7 +231,7 @@ class LogicTask:
                 raise IndexError(f"index {index} is outside split {split!r} of {size} problems")
         return [self._published[split][int(index)] for index in indices]
 
-    def parse(self, text: str) -> WordProblem:
+    def parse(self, text: str) -> ReasoningProblem:
         """A question typed by a person. Names may be any: those that this task does not know are spelled.
 
         Raises:
@@ -241,9 +241,9 @@ class LogicTask:
         if not question:
             raise ValueError("the question is empty; type sentences and a question about them")
         _read(question)
-        return WordProblem(question=question, chains=(), answer="", key="typed")
+        return ReasoningProblem(question=question, chains=(), answer="", key="typed")
 
-    def _make(self, split: str, index: int, seed: int) -> WordProblem:
+    def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
         hops = random.choice(self.config.hops)  # chosen once, whatever split the graph falls in
         graph = _draw(random, hops, self.config)
@@ -259,7 +259,7 @@ class LogicTask:
         person, answer = names[asked], names[graph.options[asked]]
         options = [names[option] for option in graph.options]
         random.shuffle(options)
-        return WordProblem(
+        return ReasoningProblem(
             question=_question(_Told(told, person, (options[0], options[1]))),
             chains=tuple(_chain(path) for path in islice(_shortest(told, person, answer), _CHAINS)),
             answer=answer,
@@ -421,7 +421,7 @@ def _own_names(told: _Told, key: str) -> dict[str, str]:
     return found
 
 
-def _problem(row: Any, source: str, *, renamed: bool) -> WordProblem:
+def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
     """One row of a published file as a problem; graph and symbols beside the text are not needed.
 
     Args:
@@ -453,4 +453,4 @@ def _problem(row: Any, source: str, *, renamed: bool) -> WordProblem:
         question = _question(_Told(pairs, own[person], (own[told.options[0]], own[told.options[1]])))
         ways, answer = [tuple(own[name] for name in names) for names in ways], own[answer]
     chains = dict.fromkeys(map(_chain, ways))
-    return WordProblem(question=question, chains=tuple(chains)[:_CHAINS], answer=answer, key=f"{source}:{content}")
+    return ReasoningProblem(question=question, chains=tuple(chains)[:_CHAINS], answer=answer, key=f"{source}:{content}")

@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from unspoken.tasks.words import WordProblem, WordTask
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 
 _WORD = re.compile(r"\w+")
 _Gram = tuple[str, ...]
 
 
 def overlap(
-    train: Iterable[WordProblem], tests: Mapping[str, Iterable[WordProblem]], *, words: int = 13
+    train: Iterable[ReasoningProblem], tests: Mapping[str, Iterable[ReasoningProblem]], *, words: int = 13
 ) -> dict[str, Any]:
     """Find questions of test sets in training rows.
 
@@ -43,7 +43,7 @@ def overlap(
     """
     if words < 1:
         raise ValueError(f"words is {words}; an overlap has at least one word, and 13 are usual")
-    asked: dict[str, list[WordProblem]] = {name: list(problems) for name, problems in tests.items()}
+    asked: dict[str, list[ReasoningProblem]] = {name: list(problems) for name, problems in tests.items()}
     owners: dict[_Gram, set[tuple[str, int]]] = defaultdict(set)
     for name, problems in asked.items():
         for place, problem in enumerate(problems):
@@ -77,7 +77,7 @@ def overlap(
     }
 
 
-def seen_in_training(task: WordTask) -> dict[str, Any] | None:
+def seen_in_training(task: ReasoningTask) -> dict[str, Any] | None:
     """`overlap` of a task's own training rows with each of its test sets; None where either is endless or missing."""
     sizes = {split: task.size(split) for split in ("train", *task.tests)}
     found = {split: task.sample(split, range(size)) for split, size in sizes.items() if size is not None}

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from unspoken.tasks.files import epoch_order
+from unspoken.tasks.problems import Indices
 from unspoken.tasks.tokenizing import padded_left
-from unspoken.tasks.words import Indices
 
 if TYPE_CHECKING:
     from torch import Tensor

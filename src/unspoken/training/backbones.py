@@ -15,9 +15,10 @@ from unspoken.backbone.checks import Method, require
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST
-from unspoken.methods.latent_sft import Compress, Spelling
+from unspoken.methods.latent_sft import Stage1
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.tasks.dataset import Batch, GeneratedDataset
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Stage
 
 
@@ -30,7 +31,7 @@ def methods_of(stage: Stage) -> list[Method]:
         return ["Coconut"]
     if isinstance(objective, NextToken):
         return ["explicit chains"]
-    if isinstance(objective, Compress) and objective.shape is not None:
+    if isinstance(objective, Stage1) and objective.shape is not None:
         return ["Latent-SFT", "hidden states" if objective.shape.latent == "hidden" else "superpositions"]
     return []
 
@@ -96,15 +97,15 @@ def _longest(batch: Batch) -> int:
     return int(batch["input_ids"].shape[1])
 
 
-def require_rows(model: PreTrainedModel, spelling: Spelling) -> None:
+def require_rows(model: PreTrainedModel, prompt_format: PromptFormat) -> None:
     """Refuse a table without a row for a token that every sample has.
 
     Raises:
         ValueError: names the tokens.
     """
-    tokenizer, rows = spelling.tokenizer, model.get_input_embeddings().weight.shape[0]
-    markers = spelling.markers
-    ids = {*markers.open, *markers.end, *spelling.prompt("1 + 1?"), tokenizer.eos_token_id, tokenizer.pad_token_id}
+    tokenizer, rows = prompt_format.tokenizer, model.get_input_embeddings().weight.shape[0]
+    markers = prompt_format.markers
+    ids = {*markers.open, *markers.end, *prompt_format.prompt("1 + 1?"), tokenizer.eos_token_id, tokenizer.pad_token_id}
     beyond = sorted(token for token in ids if token is not None and token >= rows)
     if beyond:
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)

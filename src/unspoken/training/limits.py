@@ -19,7 +19,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def memory_for(work: str, remedy: str) -> Iterator[None]:
+def explain_oom(work: str, remedy: str) -> Iterator[None]:
     """Inside, running out of memory ends in one line.
 
     Args:

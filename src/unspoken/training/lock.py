@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unspoken import parallel
+from unspoken import distributed
 
 LOCK = ".lock"
 _held: set[Path] = set()
@@ -29,13 +29,13 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     # The number of the open file means nothing on other ranks.
-    descriptor = parallel.by_first(lambda: _acquire(path))
+    descriptor = distributed.run_on_main(lambda: _acquire(path))
     _held.add(path)
     try:
         yield
     finally:
         _held.remove(path)
-        if parallel.leads():
+        if distributed.is_main_process():
             path.unlink(missing_ok=True)
             os.close(descriptor)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.machine import Precision
 from unspoken.training.parts import Optimizer
 
@@ -45,7 +45,7 @@ class Muon(torch.optim.Muon):
                 update = gradient.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
                 by_shape.setdefault(weight.shape, []).append((weight, update))
             for shape, moved in by_shape.items():
-                matrices = torch.stack([parallel.whole(update).to(self.dtype) for _, update in moved])
+                matrices = torch.stack([distributed.full_tensor(update).to(self.dtype) for _, update in moved])
                 updates = orthogonal(matrices, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 for (weight, _), update in zip(moved, updates, strict=True):
@@ -92,7 +92,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self, matrices: list[nn.Parameter], rest: list[nn.Parameter], settings: Optimizer, precision: Precision
     ) -> None:
         how: dict[str, Any] = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-        plain = precision == "bf16" and not parallel.sharded()
+        plain = precision == "bf16" and not distributed.sharded()
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, **how)
             if plain

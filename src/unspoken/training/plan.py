@@ -18,9 +18,10 @@ from unspoken.methods.coconut import Coconut
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, TalkerLoss
 from unspoken.methods.jepa_reasoner.talker import DualTalker
-from unspoken.methods.latent_sft import Autonomy, Compress, Labels, LatentShape, Spelling
+from unspoken.methods.latent_sft import Labels, LatentShape, Stage1, Stage2
 from unspoken.methods.latent_sft.objective import positions_at_once
 from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import strings, trees, words
 from unspoken.training.optimizers import is_matrix
 from unspoken.training.recipe import Recipe, Stage
@@ -99,21 +100,21 @@ def _lengths(recipe: Recipe) -> tuple[Lengths, list[str]]:
                 f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} nobody knows how long problems are; "
                 "make it reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
             )
-        spelling = Spelling(tokenizer=recipe.tokenizer())
+        prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
         problems = words.task_of(recipe).sample("train", range(64))
     except (ValueError, OSError):
         if known is None:
             raise
         return known, ["lengths of problems: means measured on GSM8K-Aug with the tokenizer of SmolLM2"]
-    spans = [spelling.spans(problem) for problem in problems]
+    spans = [prompt_format.spans(problem) for problem in problems]
 
     def mean_of(counts: Sequence[int]) -> float:
         return sum(counts) / len(counts)
 
     return Lengths(
-        prompt=mean_of([len(row.prompt) for row in spans]) + len(spelling.markers.open),
+        prompt=mean_of([len(row.prompt) for row in spans]) + len(prompt_format.markers.open),
         chain=mean_of([len(row.chain) for row in spans]),
-        end=len(spelling.markers.end),
+        end=len(prompt_format.markers.end),
         answer=mean_of([len(row.answer) for row in spans]),
         steps=mean_of([len(problem.steps) for problem in problems]),
     ), []
@@ -279,12 +280,12 @@ def _latent_row(recipe: Recipe, stage: Stage, model: Any, lengths: Lengths) -> _
     latents = math.ceil(lengths.chain / shape.rate)
     compact = lengths.prompt + latents + lengths.end + lengths.answer
     spoken = lengths.end + lengths.answer
-    if isinstance(objective, Autonomy):
+    if isinstance(objective, Stage2):
         judged = (spoken,) if shape.latent == "hidden" else (spoken, float(latents))
         scores = tuple(_Scores(head=head, judged=count, pieces=True) for count in judged)
         return _Row(tokens=compact, passes=(_Pass(stack=stack, positions=compact),), scores=scores)
     encoder = lengths.prompt + lengths.chain + latents + lengths.end
-    taught = isinstance(objective, Compress) and objective.train != "decoder"
+    taught = isinstance(objective, Stage1) and objective.train != "decoder"
     summed = _Pass(stack=model.encoder, positions=encoder, graded=taught)
     read_out = _read_out(head, shape, latents, graded=taught)
     if isinstance(objective, Labels):

@@ -14,7 +14,7 @@ import yaml
 from unspoken.methods.settings.coconut import Coconut
 from unspoken.methods.settings.coupled import NextToken
 from unspoken.methods.settings.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.settings.latent_sft import Autonomy, Compress, Labels
+from unspoken.methods.settings.latent_sft import Labels, Stage1, Stage2
 from unspoken.tasks import (
     ArithmeticConfig,
     CompetitionConfig,
@@ -45,7 +45,7 @@ class Stage:
         name: of the folder, and what later stages refer to.
         start: the stage whose best checkpoint this one continues from; null starts from random weights.
         objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker;
-            ``compress`` makes latents of explicit chains, ``labels`` writes them down, ``autonomy`` learns to say them;
+            ``stage1`` makes latents of explicit chains, ``labels`` writes them down, ``stage2`` learns to say them;
             ``coconut`` replaces explicit steps by hidden states.
         steps: optimiser steps, or null if ``steps_of`` says them; ``labels`` has none.
         steps_of: as many steps as these stages together: how a baseline is given equal training.
@@ -59,7 +59,7 @@ class Stage:
 
     name: str
     start: str | None = None
-    objective: NextToken | SST | TalkerLoss | Compress | Labels | Autonomy | Coconut
+    objective: NextToken | SST | TalkerLoss | Stage1 | Labels | Stage2 | Coconut
     steps: int | None = None
     steps_of: tuple[str, ...] = ()
     batch_size: int = 64
@@ -122,9 +122,9 @@ _TREE_STAGES: dict[str, tuple[str | None, ...]] = {
 _STRING_STAGES = {**_TREE_STAGES, "coconut": (None, "next_token")}
 _WORD_STAGES: dict[str, tuple[str | None, ...]] = {
     "next_token": (None, "next_token"),
-    "compress": (None, "next_token", "compress"),
-    "labels": ("compress",),
-    "autonomy": ("labels",),
+    "stage1": (None, "next_token", "stage1"),
+    "labels": ("stage1",),
+    "stage2": ("labels",),
     "sst": (None, "next_token"),
     "talker": ("sst",),
     "coconut": (None, "next_token", "coconut"),
@@ -251,16 +251,16 @@ class Recipe:
             raise ValueError(f"{where}: chain is 'none', but {name} has no chain to leave out")
         if stage.blocks is not None and isinstance(self.backbone, StackShape) and stage.blocks > self.backbone.layers:
             raise ValueError(f"{where}: blocks is {stage.blocks}, but the backbone has {self.backbone.layers} layers")
-        if isinstance(stage.objective, Compress):
+        if isinstance(stage.objective, Stage1):
             before = seen[stage.start].objective if stage.start else None
-            trained = before.train if isinstance(before, Compress) else None
+            trained = before.train if isinstance(before, Stage1) else None
             wanted = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
             if trained not in wanted[stage.objective.train]:
                 raise ValueError(f"{where}: stages of a line train encoder, then decoder, then union; set its start")
             first = stage
-            while isinstance(first.objective, Compress) and first.objective.shape is None:
+            while isinstance(first.objective, Stage1) and first.objective.shape is None:
                 first = seen[str(first.start)]
-            shape = first.objective.shape if isinstance(first.objective, Compress) else None
+            shape = first.objective.shape if isinstance(first.objective, Stage1) else None
             if stage.objective.noise and shape and (shape.top_k is None or shape.latent == "hidden"):
                 raise ValueError(f"{where}: noise needs superpositions of a few tokens; set top_k, or noise to null")
         if isinstance(stage.objective, Coconut):

@@ -9,12 +9,12 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.machine import resolve_device, usable_threads
 from unspoken.methods.coconut import Coconut
 from unspoken.methods.latent_sft import Labels
 from unspoken.placement import CPU
-from unspoken.training.limits import memory_for
+from unspoken.training.limits import explain_oom
 from unspoken.training.lock import held
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe, Stage
@@ -37,17 +37,18 @@ def device_for_all(device: str | torch.device) -> torch.device:
         ValueError: there is no such device, or several processes would share one GPU.
     """
     chosen = resolve_device(device)
-    own = resolve_device("auto") if parallel.world() > 1 else chosen
+    own = resolve_device("auto") if distributed.world_size() > 1 else chosen
     if chosen != own:
+        ranks = distributed.world_size()
         raise ValueError(
-            f"device {str(device)!r} is the same for all {parallel.world()} processes, and each of them has its own, "
-            f"here {own}; leave --device out"
+            f"device {str(device)!r} is the same for all {ranks} processes, and each of them has its own, here {own}; "
+            "leave --device out"
         )
     return chosen
 
 
 def _check_ranks(stage: Stage) -> None:
-    ranks = parallel.world()
+    ranks = distributed.world_size()
     if stage.batch_size % ranks:
         raise ValueError(
             f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly; "
@@ -57,10 +58,10 @@ def _check_ranks(stage: Stage) -> None:
 
 def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[None]:
     if isinstance(stage.objective, Labels):
-        return memory_for(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
+        return explain_oom(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
     other = " or set activation_checkpointing to true"
     can_recompute = not recipe.activation_checkpointing and not isinstance(stage.objective, Coconut)
-    return memory_for(
+    return explain_oom(
         f"stage {stage.name!r} with batch_size {stage.batch_size}",
         f"lower stages.{stage.name}.batch_size{other if can_recompute else ''}, in another --output since it trains "
         "otherwise; or share the batch among more processes, which go on from the last checkpoint",
@@ -74,7 +75,7 @@ def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
         ValueError: there was not enough.
     """
     size = recipe.evaluation.batch_size
-    return memory_for(
+    return explain_oom(
         f"measuring with evaluation.batch_size {size}",
         f"run the recipe again with --set evaluation.batch_size={max(1, size // 4)}, which trains nothing anew",
     )
@@ -109,7 +110,7 @@ def train(
             cannot train a stage together; or the loss diverged, or there was too little memory.
         OSError: the disk is full.
     """
-    parallel.join()
+    distributed.init_distributed()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     if isinstance(recipe.backbone, str):
@@ -122,13 +123,15 @@ def train(
     chosen = device_for_all(device)
     with held(output):
         runs = [settled(run) for run in seed_runs(recipe, output, seeds, chosen)]
-        if runs[0].reasons and parallel.leads():
+        if runs[0].reasons and distributed.is_main_process():
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
             console.print(line, style="dim", highlight=False)
-        parallel.by_first(lambda: claim(output, runs[0].recipe))
+        distributed.run_on_main(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:
-                bar = [StageProgress(console, f"seed {run.seed}  {stage.name}")] if parallel.leads() else []
+                bar = (
+                    [StageProgress(console, f"seed {run.seed}  {stage.name}")] if distributed.is_main_process() else []
+                )
                 with _memory_to_train(recipe, stage):
                     train_stage(run, stage, report_to=report_to, callbacks=[*bar])
     return runs

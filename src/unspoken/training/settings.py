@@ -79,18 +79,21 @@ def _one_of(classes: list[Any], value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         raise SettingsError(f"{where} is {value!r}; it must be a mapping with a 'kind'")
     by_kind = {cls.kind: cls for cls in classes}
+    former = {cls.former_kind: cls.kind for cls in classes if hasattr(cls, "former_kind")}
     if "kind" not in value:
         raise SettingsError(f"{where}.kind is missing; known here: {', '.join(by_kind)}")
-    if not isinstance(value["kind"], str) or value["kind"] not in by_kind:
+    kind = former.get(value["kind"], value["kind"]) if isinstance(value["kind"], str) else None
+    if kind not in by_kind:
         raise SettingsError(f"{where}.kind is {value['kind']!r}; {nearest(value['kind'], list(by_kind))}")
-    return read(by_kind[value["kind"]], {key: item for key, item in value.items() if key != "kind"}, where)
+    return read(by_kind[kind], {key: item for key, item in value.items() if key != "kind"}, where)
 
 
 def read(cls: type[T], values: Any, where: str = "") -> T:
     """Build a frozen dataclass out of a mapping.
 
     Args:
-        cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed.
+        cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed. Names that a key or
+            kind had before are its ``former_keys`` and ``former_kind``.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 
@@ -101,6 +104,8 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     prefix = f"{where}." if where else ""
     if not isinstance(values, Mapping):
         raise SettingsError(f"{where or 'the recipe'} is {values!r}; it must be a mapping of keys to values")
+    former = getattr(cls, "former_keys", {})
+    values = {former.get(key, key): value for key, value in values.items()}
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls)) if field.init}
     hints = typing.get_type_hints(cls)
     for key in values:

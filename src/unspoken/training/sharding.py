@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
 from unspoken.training.optimizers import MuonWithAdamW
 
@@ -48,9 +48,9 @@ def assembled(model: PreTrainedModel, blank: PreTrainedModel) -> PreTrainedModel
     """A whole copy of a sharded model, on every rank; all of them must ask for it."""
     memo: dict[int, Any] = {}
     for weight, place in zip(model.parameters(), blank.parameters(), strict=True):
-        memo[id(place)] = nn.Parameter(parallel.whole(weight).clone(), weight.requires_grad)
+        memo[id(place)] = nn.Parameter(distributed.full_tensor(weight).clone(), weight.requires_grad)
     for buffer, place in zip(model.buffers(), blank.buffers(), strict=True):
-        memo[id(place)] = parallel.whole(buffer).clone()
+        memo[id(place)] = distributed.full_tensor(buffer).clone()
     return copy.deepcopy(blank, memo)
 
 
@@ -60,7 +60,7 @@ def gathered_state(state: Any) -> Any:
         return {key: gathered_state(value) for key, value in state.items()}
     if isinstance(state, list):
         return [gathered_state(value) for value in state]
-    return parallel.whole(state).cpu() if isinstance(state, torch.Tensor) else state
+    return distributed.full_tensor(state).cpu() if isinstance(state, torch.Tensor) else state
 
 
 def scattered_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -15,10 +15,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.latent_sft import Autonomy, Labels
+from unspoken.methods.latent_sft import Labels, Stage2
 from unspoken.placement import CPU
 from unspoken.storage import write_json
 from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig
@@ -100,7 +100,7 @@ def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Gene
     """
     own = OWN_KINDS.get(recipe.task.kind)
     make = own.batches(recipe, stage, seed) if own else words.batches(recipe, stage, start, seed)
-    first = 0 if isinstance(stage.objective, Autonomy) else recipe.samples_before(stage)
+    first = 0 if isinstance(stage.objective, Stage2) else recipe.samples_before(stage)
     size, order = recipe.steps(stage) * stage.batch_size, None
     if recipe.group_by_length:
         lengths = strings.lengths(recipe, seed) if own else words.lengths(recipe, stage, seed)
@@ -118,7 +118,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     """
     run = settled(run)
     final = run.model_folder(stage.name)
-    if parallel.by_first(lambda: _already(run, stage)):
+    if distributed.run_on_main(lambda: _already(run, stage)):
         return final
     folder = run.stage_folder(stage)
     start, history = None, []
@@ -156,7 +156,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         folder=folder,
         seed=run.seed,
         device=run.device,
-        judge=(own or words).judge_of(run.recipe, stage),
+        judge=(own or words).validator_of(run.recipe, stage),
         manifest=facts,
         report_to=report_to,
         callbacks=callbacks,
@@ -172,7 +172,7 @@ def settled(run: SeedRun) -> SeedRun:
     def row_length() -> int:
         return widest(data_of(recipe, first, None, run.seed).make(np.arange(first.batch_size)))
 
-    settled_recipe, reasons = parallel.by_first(lambda: resolve(recipe, folder, run.device, row_length))
+    settled_recipe, reasons = distributed.run_on_main(lambda: resolve(recipe, folder, run.device, row_length))
     return replace(run, recipe=settled_recipe, reasons={**run.reasons, **reasons})
 
 

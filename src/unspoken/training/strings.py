@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.evaluation.robustness import hits
 from unspoken.evaluation.strings import continued, continuer_of
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
 from unspoken.methods.coupled import NextToken
 from unspoken.methods.jepa_reasoner import SST, JepaReasonerModel, TalkerLoss
-from unspoken.methods.latent_sft import LatentSettings
 from unspoken.placement import moved
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks import GrammarProblems, GrammarTask
 from unspoken.tasks.dataset import Batch
 from unspoken.tasks.grammar import EOS, PAD
 from unspoken.training import jepa
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.trainer import Judge
+from unspoken.training.trainer import Validator
 from unspoken.training.trees import language_model
 
 # Coconut's latents stand between two of these: no string has it inside, so it needs no token of its own.
@@ -111,7 +111,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
         return model
     thinker = CoconutModel._from_config(model.config, attn_implementation=recipe.attention)
     thinker.start_from(model)
-    settings = LatentSettings(
+    settings = LatentGenerationConfig(
         open_ids=_MARKER, end_ids=_MARKER, feed="hidden", max_latents=objective.latents, fixed=True
     )
     settings.attach(thinker.decoder)
@@ -123,7 +123,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
 # --- measuring while training ------------------------------------------------------------------------------------
 
 
-def judge_of(recipe: Recipe, stage: Stage) -> Judge:
+def validator_of(recipe: Recipe, stage: Stage) -> Validator:
     """What is measured on the validation strings while a stage trains.
 
     ``score`` selects the checkpoint: accuracy of the symbols in free generation, with the validation loss (never more
@@ -138,19 +138,19 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     make = batches(recipe, stage, 0, "validation")
     parts = [make(indices[at : at + settings.batch_size]) for at in range(0, len(indices), settings.batch_size)]
     sizes = [len(part["input_ids"]) for part in parts]
-    rows = parallel.share(len(indices))
+    rows = distributed.rank_slice(len(indices))
     own = {name: values[rows.start : rows.stop] for name, values in prompts.items()}
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         one = continuer_of(model, name=stage.name)
-        with parallel.alone():
+        with distributed.as_single_process():
             mine = continued(one, own, right.shape[1] - one.unsaid, settings.batch_size)[1]
-        said = parallel.rows_of_all(mine)
+        said = distributed.gather_rows(mine)
         found = hits(said, right[:, one.unsaid :])
         losses, terms = [], []
         for part in parts:
-            with parallel.alone():
+            with distributed.as_single_process():
                 # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
                 placed = moved(part, model.device)
                 loss, named = objective(type(model).forward(model, **objective.inputs(placed)), placed)
@@ -161,7 +161,7 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             reading["valid"] = float(task.valid(said, problems).double().mean())
         if isinstance(model, JepaReasonerModel):
             assert isinstance(objective, SST)
-            with parallel.alone():
+            with distributed.as_single_process():
                 reading |= jepa.reading(model, objective, parts[0])
         reading |= {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
         lost = min(float(np.average(losses, weights=sizes)), 100.0)

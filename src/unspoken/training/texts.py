@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.evaluation.corruption import forced_chain, spoken
 from unspoken.evaluation.texts import next_tokens
 from unspoken.methods.coupled import NextToken
@@ -24,7 +24,7 @@ from unspoken.tasks.dataset import Batch
 from unspoken.tasks.prose import Kind
 from unspoken.training import jepa
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.trainer import Judge
+from unspoken.training.trainer import Validator
 from unspoken.training.trees import language_model
 
 
@@ -57,7 +57,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     return jepa.build_model(recipe, stage, start, max_latents=recipe.evaluation.max_latents)
 
 
-def judge_of(recipe: Recipe, stage: Stage) -> Judge:
+def validator_of(recipe: Recipe, stage: Stage) -> Validator:
     """What is measured on validation rows while a stage trains.
 
     ``score`` selects the checkpoint: of a language model the loss; of a Reasoner the share of latents whose nearest
@@ -68,22 +68,22 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     assert isinstance(objective, NextToken | SST | TalkerLoss)
     batch = task.encode(task.first("validation", settings.validation_problems, kind=_kind(stage)))
     rows = len(batch["input_ids"])
-    share = parallel.share(rows)
+    share = distributed.rank_slice(rows)
     own = {name: values[share.start : share.stop] for name, values in batch.items()}
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
         if isinstance(model, JepaReasonerModel):
             assert isinstance(objective, SST)
-            with parallel.alone():
+            with distributed.as_single_process():
                 reading = jepa.reading(model, objective, batch)
             return reading | {"score": reading["nearest_row"] - min(reading["sst_loss"], 100.0) / (1000 * rows)}
         if isinstance(model, JepaReasonerForCausalLM):
             chain, tokens = forced_chain(model.reasoner, own, settings.batch_size)
             said = spoken(model, chain, None, settings.batch_size)
-            words = parallel.rows_of_all(chain.mask & (tokens != model.config.end_id))
-            right = float(parallel.rows_of_all(said == tokens)[words].double().mean())
-            with parallel.alone():
+            words = distributed.gather_rows(chain.mask & (tokens != model.config.end_id))
+            right = float(distributed.gather_rows(said == tokens)[words].double().mean())
+            with distributed.as_single_process():
                 # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
                 placed = moved(batch, model.device)
                 loss = float(objective(type(model).forward(model, **objective.inputs(placed)), placed)[0])
@@ -93,7 +93,7 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
                 "score": right - min(loss, 100.0) / (1000 * rows),
             }
         read = {
-            name: parallel.rows_of_all(torch.from_numpy(values)).numpy()
+            name: distributed.gather_rows(torch.from_numpy(values)).numpy()
             for name, values in next_tokens(model, own, settings.batch_size).items()
         }
         loss = float(read["loss"].mean())

@@ -32,7 +32,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import safe_globals
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision, resolve_device, usable_threads
@@ -43,13 +43,13 @@ from unspoken.methods.latent_sft.layout import Rows
 from unspoken.storage import sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import published
-from unspoken.training.limits import memory_for, writing
+from unspoken.training.limits import explain_oom, writing
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
 
 MODEL = "model"
-Judge = Callable[[PreTrainedModel], dict[str, float]]
+Validator = Callable[[PreTrainedModel], dict[str, float]]
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
@@ -96,7 +96,7 @@ def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
 
     It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
     """
-    if parallel.world() > 1:
+    if distributed.world_size() > 1:
         return  # each process has the one that the launcher gave it
     device = resolve_device(device)
     if device.type == "cuda":
@@ -144,7 +144,7 @@ class StageTrainer(Trainer):
         folder: Path,
         seed: int,
         device: torch.device,
-        judge: Judge,
+        judge: Validator,
         manifest: dict[str, Any],
         report_to: list[str],
         callbacks: list[TrainerCallback],
@@ -169,7 +169,7 @@ class StageTrainer(Trainer):
             output_dir=str(folder),
             max_steps=steps,
             # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
-            per_device_train_batch_size=stage.batch_size // parallel.world(),
+            per_device_train_batch_size=stage.batch_size // distributed.world_size(),
             ddp_find_unused_parameters=False,
             bf16=self.precision == "bf16",
             activation_checkpointing=recipe.activation_checkpointing,
@@ -208,7 +208,7 @@ class StageTrainer(Trainer):
         )
         self._blank: PreTrainedModel | None = None
         # The Trainer's word for weights that are shared out already, as `create_optimizer` does it.
-        self.is_distributed_loading_by_transformers = parallel.sharded()
+        self.is_distributed_loading_by_transformers = distributed.sharded()
         # Every rank computes the same target table; DDP would send rank 0's round before every step.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self.model, [name for name, _ in self.model.named_buffers()]
@@ -231,7 +231,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The recipe's optimiser, of weights that FSDP shares out before it sees them."""
         if self.optimizer is None:
-            if parallel.sharded():
+            if distributed.sharded():
                 self._blank = blank_of(self.model)
                 shard(self.model)
             self.optimizer: torch.optim.Optimizer = build_optimizer(
@@ -246,7 +246,7 @@ class StageTrainer(Trainer):
         with masks_unread():
             outputs = model(**self.objective.inputs(inputs))
         # Shapes are known without waiting for the device; padding is counted.
-        self.state.num_input_tokens_seen += parallel.world() * sum(
+        self.state.num_input_tokens_seen += distributed.world_size() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
             for name, part in inputs.items()
             if name in ("input_ids", "text_ids", "encoder", "decoder")
@@ -258,14 +258,14 @@ class StageTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
-        return parallel.whole(super()._clip_grad_norm(model))
+        return distributed.full_tensor(super()._clip_grad_norm(model))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
         if "loss" in logs and self._terms_steps:
-            counted = self._terms_steps * parallel.world()
+            counted = self._terms_steps * distributed.world_size()
             # In one copy: each waits for the device.
-            summed = torch.stack([parallel.total(value) for value in self._terms.values()]).tolist()
+            summed = torch.stack([distributed.all_reduce_sum(value) for value in self._terms.values()]).tolist()
             logs.update({name: value / counted for name, value in zip(self._terms, summed, strict=True)})
             self._terms, self._terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
@@ -292,7 +292,7 @@ class StageTrainer(Trainer):
             if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
                 raise self._diverged("weights are not finite")
             self.model.eval()
-            with memory_for(
+            with explain_oom(
                 f"stage {self.stage.name!r}: measuring with evaluation.batch_size {sizes.batch_size} and "
                 f"evaluation.validation_problems {sizes.validation_problems}",
                 "lower evaluation.batch_size and run again, which goes on from the last checkpoint; or, in another "
@@ -300,7 +300,7 @@ class StageTrainer(Trainer):
             ):
                 judged = self.judge(self.model)
             # The last bits may differ from rank to rank, and all must choose alike.
-            reading = parallel.by_first(lambda: judged)
+            reading = distributed.run_on_main(lambda: judged)
             self.model.train()
             self._warn_of_collapse(reading)
             metrics = {f"eval_{name}": value for name, value in reading.items()}
@@ -309,7 +309,7 @@ class StageTrainer(Trainer):
             # Where a stage starts is a candidate only where it goes on with what its start did already. What the others
             # do by luck before their first step, or still do as their start did, is not what they are compared for.
             if self.state.global_step > 0 or isinstance(self.objective, NextToken):
-                parallel.by_first(lambda: self._keep(reading))
+                distributed.run_on_main(lambda: self._keep(reading))
         return metrics
 
     @contextmanager
@@ -336,7 +336,7 @@ class StageTrainer(Trainer):
 
     def _warn_of_collapse(self, reading: dict[str, float]) -> None:
         before = [entry for entry in self.state.log_history if "eval_effective_rank" in entry]
-        if not before or not parallel.leads():
+        if not before or not distributed.is_main_process():
             return
         start = {name.removeprefix("eval_"): value for name, value in before[0].items()}
         if collapsed(start, reading):
@@ -366,7 +366,7 @@ class StageTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The library's checkpoint, written aside and published with one rename."""
         staging = self.folder / ".checkpoint"
-        parallel.by_first(lambda: shutil.rmtree(staging, ignore_errors=True))
+        distributed.run_on_main(lambda: shutil.rmtree(staging, ignore_errors=True))
         self._output_override = staging
         # What torch.save makes of a full disk; where ranks gather weights first, also what a lost rank leaves behind.
         others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
@@ -375,8 +375,8 @@ class StageTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
         finally:
             self._output_override = None
-        parallel.wait()
-        parallel.by_first(lambda: self._publish_checkpoint(staging))
+        distributed.barrier()
+        distributed.run_on_main(lambda: self._publish_checkpoint(staging))
 
     def _publish_checkpoint(self, staging: Path) -> None:
         written = staging / f"checkpoint-{self.state.global_step}"
@@ -390,7 +390,7 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._in_one_piece():
-            if parallel.leads():
+            if distributed.is_main_process():
                 super()._save(output_dir, state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -398,7 +398,7 @@ class StageTrainer(Trainer):
             super()._save_optimizer_and_scheduler(output_dir)
             return
         state = gathered_state(self.optimizer.state_dict())
-        if parallel.leads():
+        if distributed.is_main_process():
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
@@ -412,7 +412,7 @@ class StageTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         """That of rank 0, for all: every rank draws what the whole batch needs, so their states are the same."""
-        if parallel.leads():
+        if distributed.is_main_process():
             super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
@@ -439,11 +439,11 @@ class StageTrainer(Trainer):
                 little memory to measure.
             OSError: the disk is full.
         """
-        newest = parallel.by_first(self._newest)
+        newest = distributed.run_on_main(self._newest)
         if newest is not None:
             self.args.eval_on_start = False
         self.train(resume_from_checkpoint=newest)
-        return parallel.by_first(self._finish)
+        return distributed.run_on_main(self._finish)
 
     def _newest(self) -> str | None:
         checkpoints = numbered(self.folder, "checkpoint")

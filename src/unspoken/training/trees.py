@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.analysis.mixture import measure, siblings
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.evaluation.systems import answer, system_of
@@ -25,7 +25,7 @@ from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.dataset import Batch
 from unspoken.training import jepa
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.trainer import Judge
+from unspoken.training.trainer import Validator
 
 
 def task_of(recipe: Recipe) -> TreeSearchTask:
@@ -62,7 +62,7 @@ def build_model(recipe: Recipe, stage: Stage, start: PreTrainedModel | None) -> 
     return jepa.build_model(recipe, stage, start, max_latents=2 * task_of(recipe).answer_length)
 
 
-def judge_of(recipe: Recipe, stage: Stage) -> Judge:
+def validator_of(recipe: Recipe, stage: Stage) -> Validator:
     """What is measured on the validation problems while a stage trains.
 
     ``score`` selects the checkpoint: exact match of whole routes in free generation, with the validation loss (never
@@ -74,17 +74,17 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
     problems = task.sample("validation", np.arange(count))
     batch = task.encode(problems)
     below_root = siblings(task, problems)
-    own = task.sample("validation", np.array(parallel.share(count)))
+    own = task.sample("validation", np.array(distributed.rank_slice(count)))
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
-        with parallel.alone():
+        with distributed.as_single_process():
             answers = answer(system_of(model), task, own, recipe.evaluation.batch_size)
             # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
             placed = moved(batch, model.device)
             outputs = type(model).forward(model, **objective.inputs(placed))
             loss, terms = objective(outputs, placed)
-        exact = float(parallel.rows_of_all(answers.correct).double().mean())
+        exact = float(distributed.gather_rows(answers.correct).double().mean())
         reading = {"exact_match": exact, **{name: float(value) for name, value in terms.items()}}
         # With several possible targets no answer is right every time: the loss alone tells models apart.
         reading["score"] = (exact if task.config.targets == 1 else 0.0) - min(float(loss), 100.0) / (1000 * count)
@@ -93,7 +93,7 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             steps = slice(1, task.config.depth)
             reading["nearest_row"] = float((model.nearest_row(forced) == task.answers(problems)).double().mean())
             reading["effective_rank"] = effective_rank(model.target_table)
-            for kind, latents in (("forced", forced), ("rollout", parallel.rows_of_all(answers.chain.latents))):
+            for kind, latents in (("forced", forced), ("rollout", distributed.gather_rows(answers.chain.latents))):
                 if latents.shape[1] >= task.config.depth:
                     mixture = measure(latents[:, steps], model.target_table, below_root)
                     flat = {key: value for key, value in mixture.summary().items() if isinstance(value, float)}

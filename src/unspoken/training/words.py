@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import remove, verify
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
 from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
-from unspoken.methods.coupled import NextToken, judged_places
+from unspoken.methods.coupled import NextToken, supervised_places
 from unspoken.methods.jepa_reasoner import (
     SST,
     JepaReasonerForCausalLM,
@@ -32,37 +32,36 @@ from unspoken.methods.jepa_reasoner import (
     TalkerLoss,
 )
 from unspoken.methods.latent_sft import (
-    Autonomy,
-    Compress,
     LabelIdentity,
     Labels,
     LabelStore,
     LabelWriter,
-    LatentReasoner,
-    LatentSettings,
     LatentSFTConfig,
     LatentSFTModel,
     LatentShape,
-    Spelling,
+    Stage1,
+    Stage2,
 )
 from unspoken.methods.latent_sft.layout import compact_rows, explicit_rows
-from unspoken.methods.latent_sft.superposition import perturb
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
 from unspoken.placement import CPU, moved
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.superposition import perturb
 from unspoken.tasks.dataset import Batch
-from unspoken.tasks.words import WordProblem, WordTask, graded
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, graded
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import jepa
 from unspoken.training.adapters import add_adapters
 from unspoken.training.backbones import require_for, require_rows
 from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.trainer import MODEL, Judge, publish
+from unspoken.training.trainer import MODEL, Validator, publish
 
 LABELS = "labels"
 # Entries of a vocabulary from which on unjudged scores are left out; below, that saves little and changes last bits.
 LARGE_VOCABULARY = 8192
 
 
-def task_of(recipe: Recipe) -> WordTask:
+def task_of(recipe: Recipe) -> ReasoningTask:
     """The recipe's task."""
     task: Any = recipe.task.build()
     return task
@@ -83,7 +82,7 @@ def _base(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedModel:
     model = load_pretrained(source, dtype=torch.float32, attn_implementation=recipe.attention)
     require_for(model, stage)
     if isinstance(recipe.backbone, str):  # otherwise the task made the tokenizer, and the table has its size
-        require_rows(model, Spelling(tokenizer=recipe.tokenizer()))
+        require_rows(model, PromptFormat(tokenizer=recipe.tokenizer()))
     return model
 
 
@@ -93,9 +92,9 @@ def _stage_one(folder: Path, recipe: Recipe) -> LatentSFTModel:
     return model
 
 
-def _settings(recipe: Recipe, shape: LatentShape) -> LatentSettings:
-    markers = Spelling(tokenizer=recipe.tokenizer()).markers
-    return LatentSettings(
+def _settings(recipe: Recipe, shape: LatentShape) -> LatentGenerationConfig:
+    markers = PromptFormat(tokenizer=recipe.tokenizer()).markers
+    return LatentGenerationConfig(
         open_ids=markers.open,
         end_ids=markers.end,
         top_k=shape.top_k,
@@ -119,7 +118,7 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         (explicit if objective.chain == "explicit" else replace(explicit, max_latents=0, fixed=True)).attach(model)
     elif isinstance(objective, SST | TalkerLoss):
         # Its chain stands for the explicit steps, the end marker and the answer.
-        markers = Spelling(tokenizer=recipe.tokenizer()).markers
+        markers = PromptFormat(tokenizer=recipe.tokenizer()).markers
         cap = recipe.evaluation.max_latents + len(markers.end) + recipe.evaluation.max_answer
         before = None if start is None else load_model(start)
         if before is None and isinstance(recipe.backbone, str):
@@ -131,14 +130,14 @@ def build_model(recipe: Recipe, stage: Stage, start: Path | None) -> PreTrainedM
         model.start_from(base)
         settings = _settings(recipe, LatentShape(latent="hidden"))
         replace(settings, max_latents=objective.latents, fixed=True).attach(model.decoder)
-    elif isinstance(objective, Compress) and objective.shape is not None:
+    elif isinstance(objective, Stage1) and objective.shape is not None:
         base = _base(recipe, stage, start)
         model = _joint(recipe, base, objective.shape, has_encoder=True)
-    elif isinstance(objective, Compress):
+    elif isinstance(objective, Stage1):
         assert start is not None
         model = _stage_one(start, recipe)
     else:
-        assert isinstance(objective, Autonomy) and start is not None
+        assert isinstance(objective, Stage2) and start is not None
         base = _base(recipe, stage, start)
         shape = inherited_shape(recipe, stage)
         model = _joint(recipe, base, shape, has_encoder=False)
@@ -188,7 +187,7 @@ def build_empty(recipe: Recipe, stage: Stage, config: PreTrainedConfig) -> PreTr
     elif isinstance(objective, Coconut):
         model = CoconutModel(config)
     else:
-        model = LatentSFTModel(LatentSFTConfig(base_config=config, has_encoder=isinstance(objective, Compress)))
+        model = LatentSFTModel(LatentSFTConfig(base_config=config, has_encoder=isinstance(objective, Stage1)))
         _choose_halves(model, stage)
     if stage.lora is not None:
         add_adapters(model, stage.lora)
@@ -196,12 +195,12 @@ def build_empty(recipe: Recipe, stage: Stage, config: PreTrainedConfig) -> PreTr
 
 
 def _choose_halves(model: LatentSFTModel, stage: Stage) -> None:
-    trains = stage.objective.train if isinstance(stage.objective, Compress) else "decoder"
+    trains = stage.objective.train if isinstance(stage.objective, Stage1) else "decoder"
     model.train_only(encoder=trains in ("encoder", "union"), decoder=trains in ("decoder", "union"))
 
 
 def _joint(recipe: Recipe, base: PreTrainedModel, shape: LatentShape, *, has_encoder: bool) -> LatentSFTModel:
-    markers = Spelling(tokenizer=recipe.tokenizer()).markers
+    markers = PromptFormat(tokenizer=recipe.tokenizer()).markers
     config = LatentSFTConfig(
         base_config=base.config,
         shape=asdict(shape),
@@ -224,14 +223,14 @@ def _speak_like(model: PreTrainedModel, recipe: Recipe) -> None:
     speaker.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner | ChainSpeaker:
+def speaker_of(model: PreTrainedModel, recipe: Recipe) -> CausalLMReasoner | ChainSpeaker:
     """The model of a stage as it answers problems."""
     if isinstance(model, JepaReasonerModel | JepaReasonerForCausalLM):
         return ChainSpeaker(system=system_of(model), max_latents=model.config.max_latents)
     if isinstance(model, LatentSFTModel):
-        return LatentReasoner(model=model.decoder, settings=_settings(recipe, model.config.latent_shape))
+        return CausalLMReasoner(model=model.decoder, settings=_settings(recipe, model.config.latent_shape))
     speaker = model.decoder if isinstance(model, CoconutModel) else model
-    return LatentReasoner(model=speaker, settings=LatentSettings.of(speaker))
+    return CausalLMReasoner(model=speaker, settings=LatentGenerationConfig.of(speaker))
 
 
 # --- data --------------------------------------------------------------------------------------------------------
@@ -240,26 +239,26 @@ def speaker_of(model: PreTrainedModel, recipe: Recipe) -> LatentReasoner | Chain
 def batches(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
     """Indices of training samples to a batch."""
     task, objective = task_of(recipe), stage.objective
-    spelling = Spelling(tokenizer=recipe.tokenizer())
-    if isinstance(objective, Autonomy):
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
+    if isinstance(objective, Stage2):
         assert start is not None
         return _labelled(recipe, stage, start, seed)
-    if isinstance(objective, Compress):
+    if isinstance(objective, Stage1):
         shape = objective.shape or inherited_shape(recipe, stage)
         return lambda indices: {
             **stage_one_batch(
-                [spelling.spans(problem) for problem in task.sample("train", indices, seed)], spelling, shape
+                [prompt_format.spans(problem) for problem in task.sample("train", indices, seed)], prompt_format, shape
             )
         }
     if isinstance(objective, Coconut):
-        return lambda indices: coconut_batch(task.sample("train", indices, seed), spelling, objective)
+        return lambda indices: coconut_batch(task.sample("train", indices, seed), prompt_format, objective)
     chain = not isinstance(objective, NextToken) or objective.chain == "explicit"
     answers = isinstance(objective, NextToken) and objective.positions == "answer"
-    sparse = answers and len(spelling.tokenizer) >= LARGE_VOCABULARY
+    sparse = answers and len(prompt_format.tokenizer) >= LARGE_VOCABULARY
 
     def make(indices: NDArray[np.int64]) -> Batch:
-        batch = explicit_batch(task.sample("train", indices, seed), spelling, chain=chain)
-        return {**batch, "judged": judged_places(batch)} if sparse else batch
+        batch = explicit_batch(task.sample("train", indices, seed), prompt_format, chain=chain)
+        return {**batch, "judged": supervised_places(batch)} if sparse else batch
 
     return make
 
@@ -270,13 +269,13 @@ def lengths(recipe: Recipe, stage: Stage, seed: int) -> Callable[[NDArray[np.int
     What every row of a stage has alike, such as markers and the frame of a chat, is not counted.
     """
     task, objective, tokenizer = task_of(recipe), stage.objective, recipe.tokenizer()
-    rate = inherited_shape(recipe, stage).rate if isinstance(objective, Compress | Autonomy) else None
+    rate = inherited_shape(recipe, stage).rate if isinstance(objective, Stage1 | Stage2) else None
     labelled = None
-    if isinstance(objective, Autonomy):
+    if isinstance(objective, Stage2):
         assert stage.start is not None
         labelled = labelled_rows(recipe, recipe.stage(stage.start))
 
-    def chain_of(problem: WordProblem) -> str:
+    def chain_of(problem: ReasoningProblem) -> str:
         if isinstance(objective, Coconut):
             return "".join(problem.steps[objective.replaced :]) if objective.rest == "explicit" else ""
         silent = isinstance(objective, NextToken) and objective.chain == "none"
@@ -288,7 +287,7 @@ def lengths(recipe: Recipe, stage: Stage, seed: int) -> Callable[[NDArray[np.int
         # In one call, which a tokenizer spreads over all cores: each rank measures the samples of all of them.
         ids = tokenizer([text for row in texts for text in row], add_special_tokens=False)["input_ids"]
         question, chain, answer = np.array([len(tokens) for tokens in ids], dtype=np.int64).reshape(-1, 3).T
-        explicit = 0 if isinstance(objective, Autonomy) else chain
+        explicit = 0 if isinstance(objective, Stage2) else chain
         latents = 0 if rate is None else -(-chain // rate)
         total: NDArray[np.int64] = question + explicit + latents + answer
         return total
@@ -299,29 +298,29 @@ def lengths(recipe: Recipe, stage: Stage, seed: int) -> Callable[[NDArray[np.int
 def inherited_shape(recipe: Recipe, stage: Stage) -> LatentShape:
     """What a latent is in the line of stages that this one belongs to."""
     while True:
-        if isinstance(stage.objective, Compress) and stage.objective.shape is not None:
+        if isinstance(stage.objective, Stage1) and stage.objective.shape is not None:
             return stage.objective.shape
         assert stage.start is not None
         stage = recipe.stage(stage.start)
 
 
-def explicit_batch(problems: list[WordProblem], spelling: Spelling, *, chain: bool) -> Batch:
+def explicit_batch(problems: list[ReasoningProblem], prompt_format: PromptFormat, *, chain: bool) -> Batch:
     """Rows of plain text: of next-token training, and of JEPA-Reasoner, whose latents stand for tokens one by one."""
-    spans = [spelling.spans(problem) for problem in problems]
-    pad = spelling.tokenizer.pad_token_id
-    rows = explicit_rows(spans, spelling.markers, pad_id=pad, chain=chain)
+    spans = [prompt_format.spans(problem) for problem in problems]
+    pad = prompt_format.tokenizer.pad_token_id
+    rows = explicit_rows(spans, prompt_format.markers, pad_id=pad, chain=chain)
     return {"input_ids": rows.ids, "attention_mask": rows.real.long(), "answer_mask": rows.target}
 
 
-def coconut_batch(problems: list[WordProblem], spelling: Spelling, objective: Coconut) -> Batch:
+def coconut_batch(problems: list[ReasoningProblem], prompt_format: PromptFormat, objective: Coconut) -> Batch:
     """Rows in which latents stand in for the first steps."""
-    markers, rows = spelling.markers, []
+    markers, rows = prompt_format.markers, []
     for problem in problems:
-        spans = spelling.spans(problem)
-        steps = tuple(spelling.ids(step) for step in problem.steps)
+        spans = prompt_format.spans(problem)
+        steps = tuple(prompt_format.encode(step) for step in problem.steps)
         cut = StepSpans(prompt=spans.prompt, steps=steps, answer=spans.answer)
         rows.append(objective.row(cut, markers.open, markers.end))
-    return {**batch_of(rows, spelling.tokenizer.pad_token_id)}
+    return {**batch_of(rows, prompt_format.tokenizer.pad_token_id)}
 
 
 def _shuffled(indices: NDArray[np.int64], rows: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -339,8 +338,8 @@ def _permutation(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[[NDArray[np.int64]], Batch]:
     """Rows of stage 2 with their labels: every epoch in another order, and with other noise."""
-    task, spelling, objective = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), stage.objective
-    assert isinstance(objective, Autonomy) and stage.start is not None
+    task, prompt_format, objective = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer()), stage.objective
+    assert isinstance(objective, Stage2) and stage.start is not None
     labels_stage = recipe.stage(stage.start)
     assert labels_stage.start is not None
     teacher = start.parents[1] / labels_stage.start / MODEL
@@ -353,8 +352,8 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
     def make(indices: NDArray[np.int64]) -> Batch:
         epochs, chosen = _shuffled(indices, len(store), seed)
         problems = task.sample("train", chosen, seed)
-        spans = [spelling.spans(problem) for problem in problems]
-        rows = compact_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)
+        spans = [prompt_format.spans(problem) for problem in problems]
+        rows = compact_rows(spans, prompt_format.markers, rate=shape.rate, pad_id=prompt_format.tokenizer.pad_token_id)
         labels = [store[int(row), problem.key] for row, problem in zip(chosen, problems, strict=True)]
         if shape.latent == "hidden":
             vectors = torch.cat([label.vectors for label in labels if label.vectors is not None])
@@ -366,7 +365,9 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
             if objective.noise is not None:
                 key = hashlib.sha256(f"{seed}:{epoch}:{row}".encode()).digest()[:8]
                 generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-                noisy = perturb(noisy, label.ids, generator, end_id=spelling.markers.end[0], **asdict(objective.noise))
+                noisy = perturb(
+                    noisy, label.ids, generator, end_id=prompt_format.markers.end[0], **asdict(objective.noise)
+                )
             weights.append(noisy)
         ids = torch.cat([label.ids for label in labels if label.ids is not None])
         return {"decoder": rows, "weights": torch.cat(weights), "ids": ids}
@@ -377,16 +378,16 @@ def _labelled(recipe: Recipe, stage: Stage, start: Path, seed: int) -> Callable[
 # --- measuring while training ------------------------------------------------------------------------------------
 
 
-def judge_of(recipe: Recipe, stage: Stage) -> Judge:
+def validator_of(recipe: Recipe, stage: Stage) -> Validator:
     """What is measured on the validation problems: right answers, and whether the chain ends by itself.
 
     A stage of Coconut says the steps that latents do not replace before its answer, and JEPA-Reasoner all of them, so
     they may say more. Stage 1 answers from the encoder's latents of the right chain, which only selects checkpoints;
     every other stage reasons alone. A Reasoner's table is watched for collapse.
     """
-    task, spelling, settings = task_of(recipe), Spelling(tokenizer=recipe.tokenizer()), recipe.evaluation
+    task, prompt_format, settings = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer()), recipe.evaluation
     problems = task.sample("validation", np.arange(settings.validation_problems))
-    own = [problems[row] for row in parallel.share(len(problems))]
+    own = [problems[row] for row in distributed.rank_slice(len(problems))]
 
     @torch.no_grad()
     def judge(model: PreTrainedModel) -> dict[str, float]:
@@ -394,19 +395,19 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
         right, ended, latents = [], [], []
         for start in range(0, len(own), settings.batch_size):
             some = own[start : start + settings.batch_size]
-            ids, mask = spelling.prompts(some)
+            ids, mask = prompt_format.prompts(some)
             given = None
             if isinstance(model, LatentSFTModel) and model.config.has_encoder:
-                given = gold_chain(model, spelling, [spelling.spans(problem) for problem in some])
+                given = gold_chain(model, prompt_format, [prompt_format.spans(problem) for problem in some])
             room = settings.max_answer + (settings.max_latents if isinstance(model, CoconutModel) else 0)
             if isinstance(reasoner, ChainSpeaker):
                 room = reasoner.max_latents
             chain, said = reasoner.respond(ids, mask, max_tokens=room, given=given)
-            right.append(torch.from_numpy(graded(spelling.texts(said), some)))
+            right.append(torch.from_numpy(graded(prompt_format.decode(said), some)))
             ended.append((chain.stop == 0).double())
             latents.append(chain.lengths.double())
         found = {
-            name: parallel.rows_of_all(torch.cat(parts)).double().mean()
+            name: distributed.gather_rows(torch.cat(parts)).double().mean()
             for name, parts in (("exact_match", right), ("ended", ended), ("latents", latents))
         }
         exact = float(found["exact_match"])
@@ -415,8 +416,8 @@ def judge_of(recipe: Recipe, stage: Stage) -> Judge:
             reading |= {"ended": float(found["ended"]), "latents": float(found["latents"])}
         if isinstance(model, JepaReasonerModel):
             assert isinstance(stage.objective, SST)
-            with parallel.alone():
-                reading |= jepa.reading(model, stage.objective, explicit_batch(problems, spelling, chain=True))
+            with distributed.as_single_process():
+                reading |= jepa.reading(model, stage.objective, explicit_batch(problems, prompt_format, chain=True))
         return reading
 
     return judge
@@ -476,20 +477,20 @@ def write_labels(
     Safe to kill: it continues behind the last block on disk.
     """
     assert isinstance(stage.objective, Labels)
-    task, spelling = task_of(recipe), Spelling(tokenizer=recipe.tokenizer())
+    task, prompt_format = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer())
     model: Any = _stage_one(start, recipe)
     model = model.to(device).eval()
     shape = model.config.latent_shape
     identity = label_identity(recipe, stage, start, seed)
     rows = labelled_rows(recipe, stage)
     store = folder / LABELS
-    if not parallel.by_first(store.exists):
-        parallel.by_first(lambda: LabelWriter.forget(store, unless=parallel.world()))
-        writer = LabelWriter(store, identity, rows=rows, rank=parallel.rank(), world=parallel.world())
+    if not distributed.run_on_main(store.exists):
+        distributed.run_on_main(lambda: LabelWriter.forget(store, unless=distributed.world_size()))
+        writer = LabelWriter(store, identity, rows=rows, rank=distributed.rank(), world=distributed.world_size())
         while writer.next_row < writer.share.stop:
             some = np.arange(writer.next_row, min(writer.next_row + 64, writer.share.stop))
             problems = task.sample("train", some, seed)
-            batch = stage_one_batch([spelling.spans(problem) for problem in problems], spelling, shape)
+            batch = stage_one_batch([prompt_format.spans(problem) for problem in problems], prompt_format, shape)
             for problem, label in zip(problems, model.labels(moved(batch["encoder"], device)), strict=True):
                 weights, ids = moved(label, CPU)
                 if ids is None:
@@ -497,18 +498,18 @@ def write_labels(
                 else:
                     writer.append(problem.key, ids, weights)
         writer.finish()
-        parallel.wait()
-        parallel.by_first(writer.publish)
+        distributed.barrier()
+        distributed.run_on_main(writer.publish)
 
     def publish_model() -> Path:
         staging = folder / ".model"
         shutil.rmtree(staging, ignore_errors=True)
         _settings(recipe, shape).attach(model.decoder)
         model.decoder.save_pretrained(staging)
-        spelling.tokenizer.save_pretrained(staging)
+        prompt_format.tokenizer.save_pretrained(staging)
         shutil.copytree(store, staging / LABELS)
         publish(staging, folder / MODEL, {**manifest, "step": 0, "validation": {}, "history": []})
         remove(store)
         return folder / MODEL
 
-    return parallel.by_first(publish_model)
+    return distributed.run_on_main(publish_model)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unspoken.methods.coconut import Coconut, CoconutOutput, Row, StepSpans, batch_of
 from unspoken.tasks import ArithmeticConfig
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
 
 OPEN, END = (5,), (7, 6)
 SPANS = StepSpans(prompt=(3, 4), steps=((10, 11), (12,), (13, 14)), answer=(18, 1))
@@ -38,7 +38,7 @@ def row_of(replaced: int, **how: Any) -> Row:
     ],
 )
 def test_a_chain_is_cut_behind_equations_sentences_and_lines(chain: str, steps: tuple[str, ...]) -> None:
-    problem = WordProblem(question="?", chains=(chain, "<<1+1=2>> <<2+2=4>>"), answer="1", key="k")
+    problem = ReasoningProblem(question="?", chains=(chain, "<<1+1=2>> <<2+2=4>>"), answer="1", key="k")
     assert problem.steps == steps
 
 

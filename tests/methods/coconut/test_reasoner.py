@@ -12,8 +12,8 @@ from torch import Tensor
 
 from unspoken.chain import StopReason
 from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, StopRule, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 
 OPEN, END = (2, 18), (7, 4)
 # A token that each family's answers run into early, late and never.
@@ -22,12 +22,12 @@ EOS = {"unspoken": 3, "llama": 7, "qwen2": 6, "gpt2": 2}
 
 def reasoner_of(
     family: str, attention: str = "eager", *, latents: int = 4, eos_id: int | None = None
-) -> LatentReasoner:
+) -> CausalLMReasoner:
     model = tiny_language_model(family, attention)
     model.generation_config.eos_token_id = EOS[family] if eos_id is None else eos_id
     model.generation_config.pad_token_id = PAD
-    settings = LatentSettings(open_ids=OPEN, end_ids=END, feed="hidden", max_latents=latents, fixed=True)
-    return LatentReasoner(model=model, settings=settings)
+    settings = LatentGenerationConfig(open_ids=OPEN, end_ids=END, feed="hidden", max_latents=latents, fixed=True)
+    return CausalLMReasoner(model=model, settings=settings)
 
 
 def questions() -> tuple[list[Tensor], Tensor, Tensor]:
@@ -46,12 +46,12 @@ KINDS = [*product(FAMILIES, ("eager",)), *product(("unspoken", "llama", "qwen2")
 
 
 @pytest.fixture(params=KINDS, ids="-".join)
-def reasoner(request: pytest.FixtureRequest) -> LatentReasoner:
+def reasoner(request: pytest.FixtureRequest) -> CausalLMReasoner:
     return reasoner_of(*request.param)
 
 
 class TestConformance(CausalConformance):
-    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: SilentReasoner) -> None:
+    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
         # Coconut's length is fixed: the other tests compare chains that differ in their vectors alone.
         chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))
         assert chain.lengths.tolist() == [CAP] * 6

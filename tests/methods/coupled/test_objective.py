@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
 
-from unspoken.methods.coupled import NextToken, judged_places
+from unspoken.methods.coupled import NextToken, supervised_places
 from unspoken.methods.coupled.objective import supervised
 
 # Two rows; the first has two padding tokens on the left, and its answer is its last two tokens.
@@ -69,7 +69,7 @@ def test_the_model_is_not_told_which_tokens_are_the_answer() -> None:
 
 
 def test_the_places_are_those_where_some_row_is_judged() -> None:
-    assert judged_places(BATCH).tolist() == [1, 2, 3]
+    assert supervised_places(BATCH).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +85,7 @@ def test_scores_at_judged_places_give_the_same_loss_and_gradients(family: str) -
         return outputs.logits.shape[1], loss.detach(), gradients
 
     whole, loss, gradients = learn(BATCH)
-    kept, same_loss, same_gradients = learn({**BATCH, "judged": judged_places(BATCH)})
+    kept, same_loss, same_gradients = learn({**BATCH, "judged": supervised_places(BATCH)})
     assert (whole, kept) == (5, 3)
     torch.testing.assert_close(same_loss, loss)
     torch.testing.assert_close(same_gradients, gradients)

@@ -173,7 +173,7 @@ def test_own_latents_are_one_stretch_a_row_where_a_rollout_could_be(positions: s
     answers = torch.zeros(400, 12, dtype=torch.bool)
     answers[:, 7:] = True
     batch = {"input_ids": real, "attention_mask": real, "answer_mask": answers}
-    own = SST(positions=positions, own_latents=4).inputs(batch)["own"]
+    own = SST(positions=positions, rollout_latents=4).inputs(batch)["own"]
     counts = own.sum(dim=1)
     assert set(counts.tolist()) == {1, 2, 3, 4}
     starts = (own & ~F.pad(own[:, :-1], (1, 0))).sum(dim=1)
@@ -183,7 +183,7 @@ def test_own_latents_are_one_stretch_a_row_where_a_rollout_could_be(positions: s
     assert own[::2].any(dim=0).nonzero()[0] == (7 if positions == "answer" else 4)
     assert "own" not in SST(positions=positions).inputs(batch)
     with torch.no_grad():
-        assert "own" not in SST(positions=positions, own_latents=4).inputs(batch)
+        assert "own" not in SST(positions=positions, rollout_latents=4).inputs(batch)
 
 
 def test_the_defaults_are_the_paper_s() -> None:

@@ -15,8 +15,8 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
 from unspoken.methods.jepa_reasoner.pair import JepaGenerateOutput
-from unspoken.methods.jepa_reasoner.talker import Picker
-from unspoken.reasoning import StopRule
+from unspoken.methods.jepa_reasoner.talker import Sampler
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import TreeSearchConfig
 
 VARIANTS = pytest.mark.parametrize("variant", ["mono", "dual"])
@@ -89,7 +89,7 @@ def test_a_loaded_pair_generates_like_any_causal_language_model(variant: str, tm
 def test_the_answer_is_cut_at_its_first_end(variant: str) -> None:
     model = tiny_pair(variant)
     chain = model.reason(prompts(), None, StopRule(max_latents=8, fixed=True))
-    said = model.talker.speak(chain, None, Picker())
+    said = model.talker.speak(chain, None, Sampler())
     # Whatever is said most often becomes the end.
     model.config.eos_token_id = int(said.flatten().mode().values)
     expected = []

@@ -11,7 +11,7 @@ from tiny_hub import tiny_hub_model, tokens
 from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
 
 from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.engine import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.parts import Optimizer
 
@@ -69,7 +69,7 @@ def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str) -> 
     own = torch.zeros_like(ids, dtype=torch.bool)
     own[:, 5:10] = True
     for passes in range(1, 6):
-        latents = model(ids, own=own, own_passes=passes).latents[:, 4:10]
+        latents = model(ids, own=own, rollout_passes=passes).latents[:, 4:10]
         same = (latents - chain.latents).abs().amax(dim=(0, 2)) < 1e-4
         # One pass more, one latent more; the first needs none, and the one behind the last comes for nothing.
         assert same.tolist() == [step <= passes for step in range(6)]
@@ -85,7 +85,7 @@ def test_own_latents_are_found_without_a_gradient() -> None:
     positions = {"use_cache": False}
     by_hand = F.normalize(model.backbone(inputs_embeds=rows, **positions).last_hidden_state, dim=-1)
     wanted = torch.autograd.grad(by_hand[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
-    outputs = model(ids, own=own, own_passes=1).latents
+    outputs = model(ids, own=own, rollout_passes=1).latents
     torch.testing.assert_close(outputs, by_hand, rtol=1e-4, atol=1e-5)
     found = torch.autograd.grad(outputs[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -99,7 +99,7 @@ def test_tokens_and_latents_enter_on_one_scale() -> None:
     model = tiny_reasoner()
     assert model.scale == 4.0
     torch.testing.assert_close(model.embed_prompt(prompts()).norm(dim=-1), torch.full((6, 5), 4.0))
-    thought = model.think(torch.randn(6, 16))
+    thought = model.step(torch.randn(6, 16))
     torch.testing.assert_close(thought.feed.norm(dim=-1), torch.full((6,), 4.0))
     torch.testing.assert_close(thought.feed, 4 * thought.latent)
 
@@ -109,7 +109,7 @@ def test_the_scale_is_a_choice() -> None:
     config = JepaReasonerConfig(backbone_config=tiny_config("unspoken"), input_scale=2.5, eos_token_id=1)
     model = JepaReasonerModel(config)
     torch.testing.assert_close(model.embed_prompt(prompts()).norm(dim=-1), torch.full((6, 5), 2.5))
-    torch.testing.assert_close(model.think(torch.randn(6, 16)).feed.norm(dim=-1), torch.full((6,), 2.5))
+    torch.testing.assert_close(model.step(torch.randn(6, 16)).next_input.norm(dim=-1), torch.full((6,), 2.5))
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def test_rows_may_enter_as_they_are_and_latents_then_get_their_mean_norm() -> No
     model = tiny_reasoner(unit_tokens=False)
     table = model.backbone.get_input_embeddings().weight
     assert torch.equal(model.embed_prompt(prompts()), table[prompts()])
-    feed = model.think(torch.randn(6, 16)).feed
+    feed = model.step(torch.randn(6, 16)).next_input
     torch.testing.assert_close(feed.norm(dim=-1), table.norm(dim=-1).mean().expand(6))
 
 
@@ -141,7 +141,7 @@ def test_a_scale_of_the_embedding_is_kept(kind: str) -> None:
     expected = F.normalize(base.base_model(input_ids=ids, use_cache=False).last_hidden_state, dim=-1)
     torch.testing.assert_close(model(ids).latents, expected)
     norms = base.get_input_embeddings()(torch.arange(60)).norm(dim=-1)
-    torch.testing.assert_close(model.think(torch.randn(6, 32)).feed.norm(dim=-1), norms.mean().expand(6))
+    torch.testing.assert_close(model.step(torch.randn(6, 32)).next_input.norm(dim=-1), norms.mean().expand(6))
 
 
 @torch.no_grad()
@@ -175,7 +175,7 @@ def test_a_row_is_done_when_its_nearest_target_row_is_the_end() -> None:
     end = model.config.end_id
     # The target table decides, not the online one.
     model.target_table.copy_(torch.randn_like(model.target_table))
-    thought = model.think(torch.stack([model.target_table[end] * 3, model.target_table[end + 1]]))
+    thought = model.step(torch.stack([model.target_table[end] * 3, model.target_table[end + 1]]))
     assert thought.done.tolist() == [True, False]
 
 

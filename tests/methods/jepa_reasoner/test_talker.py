@@ -9,10 +9,10 @@ from tiny_models import VOCABULARY, WIDTH, enliven, tiny_config
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker, Picker, build_talker
+from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker, Sampler, build_talker
 
 FORMS = ["mono causal", "mono bidirectional", "dual"]
-GREEDY = Picker()
+GREEDY = Sampler()
 
 
 def talker_of(form: str, **settings: object) -> MonoTalker | DualTalker:
@@ -208,24 +208,24 @@ def test_a_mono_talker_cannot_be_primed() -> None:
 
 def test_temperature_zero_takes_the_most_likely_word() -> None:
     logits = torch.randn(4, 5, 9)
-    assert torch.equal(Picker(0.0)(logits), logits.argmax(dim=-1))
+    assert torch.equal(Sampler(0.0)(logits), logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_words_are_drawn_as_often_as_the_temperature_says(temperature: float) -> None:
     logits = torch.tensor([1.0, 0.0, -1.0, 2.0])
-    drawn = Picker(temperature, torch.Generator().manual_seed(0))(logits.expand(100, 100, 4))
+    drawn = Sampler(temperature, torch.Generator().manual_seed(0))(logits.expand(100, 100, 4))
     shares = torch.bincount(drawn.flatten(), minlength=4) / 10_000
     torch.testing.assert_close(shares, torch.softmax(logits / temperature, dim=0), rtol=0, atol=0.02)
 
 
 def test_a_generator_makes_a_draw_repeatable() -> None:
     logits = torch.randn(4, 50, 9)
-    first, again, other = (Picker(1.0, torch.Generator().manual_seed(seed))(logits) for seed in (1, 1, 2))
+    first, again, other = (Sampler(1.0, torch.Generator().manual_seed(seed))(logits) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_a_negative_temperature_is_refused() -> None:
     with pytest.raises(ValueError, match=r"temperature is -0\.1"):
-        Picker(-0.1)
+        Sampler(-0.1)

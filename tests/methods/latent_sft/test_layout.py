@@ -14,15 +14,14 @@ from hypothesis import strategies as st
 
 from unspoken.methods.latent_sft.layout import (
     Kind,
-    Markers,
     Rows,
-    Spans,
     compact_rows,
     decoder_rows,
     encoder_rows,
     explicit_rows,
     latents_of,
 )
+from unspoken.tasks.spans import Markers, Spans
 
 PAD = 0
 ONE, THREE = Markers(open=(3,), end=(4,)), Markers(open=(5, 3, 6), end=(7, 3, 6))

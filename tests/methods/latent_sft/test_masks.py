@@ -15,8 +15,9 @@ from tiny_models import VOCABULARY, WIDTH, tiny_language_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken.methods.latent_sft.layout import Kind, Markers, Rows, Spans, compact_rows, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.masks import MaskMod, attention_mask, causal, dense, induction, supervision
+from unspoken.tasks.spans import Markers, Spans
 
 PAD = 0
 ONE, THREE = Markers(open=(3,), end=(4,)), Markers(open=(5, 3, 6), end=(7, 3, 6))

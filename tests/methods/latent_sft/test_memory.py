@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from unspoken.methods.latent_sft import superposition
 from unspoken.methods.latent_sft.objective import divergences, token_losses
-from unspoken.methods.latent_sft.superposition import choose, distribution, heaviest, mix, superpose
+from unspoken.reasoning import superposition
+from unspoken.reasoning.superposition import choose, distribution, heaviest, mix, superpose
 
 VOCABULARY = 131_072
 # One float32 table of these scores is 300 MiB, and a plain chain of operations holds several of them.
@@ -50,8 +50,8 @@ def peak(work: str) -> int:
     """Bytes that a process needs for some work on top of its imports and its inputs."""
     script = f"""
         import resource, torch
-        from unspoken.methods.latent_sft import superposition
-        from unspoken.methods.latent_sft.superposition import distribution, mix, superpose
+        from unspoken.reasoning import superposition
+        from unspoken.reasoning.superposition import distribution, mix, superpose
         from unspoken.methods.latent_sft.objective import divergences, token_losses
         torch.set_num_threads(1)
         superposition.NUMBERS = {PIECE}

@@ -15,19 +15,15 @@ from tiny_models import PAD, VOCABULARY, WIDTH, tiny_config, tiny_language_model
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
-from unspoken.methods.latent_sft import (
-    LatentReasoner,
-    LatentSettings,
-    LatentSFTConfig,
-    LatentSFTModel,
-    LatentShape,
-    Spelling,
-)
-from unspoken.methods.latent_sft.layout import Kind, Markers, Rows, Spans, compact_rows, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, LatentShape
+from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.objective import token_losses
-from unspoken.methods.latent_sft.superposition import embedding_table, mix
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.superposition import embedding_table, mix
 from unspoken.tasks import ArithmeticConfig
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5, 3, 6), end=(7, 3, 6))
 # Chains of one latent and of several, whole and broken last chunks, marker ids in the question, unequal lengths.
@@ -454,24 +450,24 @@ def test_checkpointed_activations_give_the_same_gradients(family: str) -> None:
 @torch.no_grad()
 def test_the_teacher_s_chains_are_its_latents_row_by_row() -> None:
     task = ArithmeticConfig().build()
-    spelling = Spelling(tokenizer=task.tokenizer)
+    prompt_format = PromptFormat(tokenizer=task.tokenizer)
     model = joint("llama", base={"vocab_size": len(task.tokenizer), "max_position_embeddings": 256})
-    spans = [spelling.spans(problem) for problem in task.sample("train", np.arange(6))]
-    batch = stage_one_batch(spans, spelling, model.config.latent_shape)
-    chain = gold_chain(model, spelling, spans)
+    spans = [prompt_format.spans(problem) for problem in task.sample("train", np.arange(6))]
+    batch = stage_one_batch(spans, prompt_format, model.config.latent_shape)
+    chain = gold_chain(model, prompt_format, spans)
     assert chain.lengths.tolist() == [-(-len(row.chain) // 2) for row in spans]
     assert len(set(chain.lengths.tolist())) > 1
     torch.testing.assert_close(chain.latents[chain.mask], model.latents(batch["encoder"]))
     assert not chain.latents[~chain.mask].any()
     for row, own in enumerate(spans):
-        alone = gold_chain(model, spelling, [own])
+        alone = gold_chain(model, prompt_format, [own])
         torch.testing.assert_close(chain.latents[row, : len(alone.latents[0])], alone.latents[0], **CLOSE)
     # What is said first from these chains is what stage 1 finds most likely behind the end marker.
     out, rows = model(**batch), batch["decoder"]
     scores = (final(out, rows) @ out.head.T).split([1 + len(row.answer) for row in spans])
-    settings = LatentSettings(open_ids=spelling.markers.open, end_ids=spelling.markers.end)
-    ids, mask = spelling.prompts(task.sample("train", np.arange(6)))
-    reasoner = LatentReasoner(model=model.decoder, settings=settings)
+    settings = LatentGenerationConfig(open_ids=prompt_format.markers.open, end_ids=prompt_format.markers.end)
+    ids, mask = prompt_format.prompts(task.sample("train", np.arange(6)))
+    reasoner = CausalLMReasoner(model=model.decoder, settings=settings)
     _, said = reasoner.respond(ids, mask, max_tokens=1, given=chain)
     assert said[:, 0].tolist() == [int(own[1].argmax()) for own in scores]
 

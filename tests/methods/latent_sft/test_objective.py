@@ -13,22 +13,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unspoken.methods.latent_sft import (
-    Autonomy,
-    Compress,
-    Labels,
-    LatentReasoner,
-    LatentSettings,
-    LatentSFTConfig,
-    LatentSFTModel,
-    LatentShape,
-    Noise,
-    objective,
-)
-from unspoken.methods.latent_sft.layout import Kind, Markers, Rows, Spans, compact_rows, decoder_rows
+from unspoken.methods.latent_sft import Labels, LatentSFTConfig, LatentSFTModel, LatentShape, Stage1, Stage2, objective
+from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
 from unspoken.methods.latent_sft.objective import divergences, token_losses
-from unspoken.reasoning import StopRule, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule, rollout
+from unspoken.reasoning.latents import Noise
+from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5,), end=(7, 3))
 # Two latents, none, and one; behind them two words of the marker and the answer.
@@ -174,12 +166,12 @@ def test_stage_one_is_a_mean_over_tokens_and_tells_its_two_parts_apart() -> None
     scores = (hidden @ head.T).log_softmax(dim=-1)
     expected = torch.stack([-scores[place, token] for place, token in enumerate(tokens)])
     out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), head=head)
-    loss, terms = Compress(train="encoder", shape=LatentShape())(out, {"decoder": rows, "encoder": None})
+    loss, terms = Stage1(train="encoder", shape=LatentShape())(out, {"decoder": rows, "encoder": None})
     torch.testing.assert_close(loss, expected.mean())
     torch.testing.assert_close(terms["chunk_loss"], expected[0])
     torch.testing.assert_close(terms["final_loss"], expected[1:].mean())
     # The formula of the paper: the first row has two latents, each with a mean of its own, the second row has one.
-    loss, same = Compress(train="union", mean="chunks")(out, {"decoder": rows, "encoder": None})
+    loss, same = Stage1(train="union", mean="chunks")(out, {"decoder": rows, "encoder": None})
     first = (expected[0] + expected[1:5].mean()) / 2
     torch.testing.assert_close(loss, (first + expected[5:].mean()) / 2)
     assert same == terms
@@ -192,8 +184,8 @@ def test_a_hint_asks_each_latent_itself_for_what_it_must_predict() -> None:
     hidden, head, summaries = torch.randn(10, 4), torch.randn(20, 4), torch.randn(3, 4)
     out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), summaries=summaries, head=head)
     given = {"decoder": rows, "encoder": None}
-    plain, _ = Compress(train="union")(out, given)
-    loss, terms = Compress(train="union", hint=0.5)(out, given)
+    plain, _ = Stage1(train="union")(out, given)
+    loss, terms = Stage1(train="union", hint=0.5)(out, given)
     scores = (summaries @ head.T).log_softmax(dim=-1)
     expected = -(scores[0, 15] + scores[1, 7] + scores[2, 7]) / 3
     torch.testing.assert_close(terms["hint_loss"], expected)
@@ -204,7 +196,7 @@ def test_terms_carry_no_gradient() -> None:
     hidden = torch.randn(WORDS, 4).requires_grad_()
     out = LatentSFTOutput(before_targets=hidden, before_slots=hidden[:3] * 2, head=torch.randn(20, 4))
     batch = {"decoder": compact(), "weights": torch.full((3, 2), 0.5), "ids": torch.tensor([[4, 5]] * 3)}
-    for stage in (Compress(train="union"), Autonomy()):
+    for stage in (Stage1(train="union"), Stage2()):
         loss, terms = stage(out, {**batch, "encoder": None})
         assert loss.requires_grad
         assert not any(term.requires_grad for term in terms.values())
@@ -220,13 +212,13 @@ def test_terms_carry_no_gradient() -> None:
 )
 def test_a_shape_is_given_where_a_line_of_stages_starts(how: Any) -> None:
     with pytest.raises(ValueError, match="give shape where train is 'encoder', and nowhere else"):
-        Compress(**how)
+        Stage1(**how)
 
 
 # --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
-def judged(hidden: Tensor, slots: Tensor, head: Tensor, weights: Tensor, ids: Tensor | None, how: Autonomy) -> Any:
+def judged(hidden: Tensor, slots: Tensor, head: Tensor, weights: Tensor, ids: Tensor | None, how: Stage2) -> Any:
     out = LatentSFTOutput(before_targets=hidden, before_slots=slots, head=head)
     return how(out, {"decoder": compact(), "weights": weights, "ids": ids})
 
@@ -235,7 +227,7 @@ def test_divergence_is_averaged_in_each_row_first_and_over_rows_that_have_latent
     slots, head = torch.randn(3, 4), torch.randn(20, 4)
     weights, ids = torch.rand(3, 5).softmax(dim=-1), torch.stack([torch.randperm(20)[:5] for _ in range(3)])
     each = dense_divergence(slots @ head.T, weights, ids)
-    _, terms = judged(torch.randn(WORDS, 4), slots, head, weights, ids, Autonomy())
+    _, terms = judged(torch.randn(WORDS, 4), slots, head, weights, ids, Stage2())
     torch.testing.assert_close(terms["latent_loss"], ((each[0] + each[1]) / 2 + each[2]) / 2)
     assert abs(float(terms["latent_loss"] - each.mean())) > 0.01
 
@@ -245,7 +237,7 @@ def test_cross_entropy_is_averaged_over_the_tokens_of_all_rows() -> None:
     said = [7, 3, 18, 1, 7, 3, 1, 7, 3, 19, 14, 1]
     expected = F.cross_entropy(hidden @ head.T, torch.tensor(said))
     weights, ids = torch.full((3, 2), 0.5), torch.tensor([[4, 5]] * 3)
-    _, terms = judged(hidden, torch.randn(3, 4), head, weights, ids, Autonomy())
+    _, terms = judged(hidden, torch.randn(3, 4), head, weights, ids, Stage2())
     torch.testing.assert_close(terms["token_loss"], expected)
 
 
@@ -253,7 +245,7 @@ def test_cross_entropy_is_averaged_over_the_tokens_of_all_rows() -> None:
 def test_each_loss_has_its_weight(ce: float, kl: float) -> None:
     weights, ids = torch.full((3, 2), 0.5), torch.tensor([[4, 5]] * 3)
     tensors = torch.randn(WORDS, 4), torch.randn(3, 4), torch.randn(20, 4), weights, ids
-    loss, terms = judged(*tensors, Autonomy(ce_weight=ce, kl_weight=kl))
+    loss, terms = judged(*tensors, Stage2(ce_weight=ce, kl_weight=kl))
     torch.testing.assert_close(loss, ce * terms["token_loss"] + kl * terms["latent_loss"])
     assert float(terms["token_loss"]) > 0.1
     assert float(terms["latent_loss"]) > 0.1
@@ -266,7 +258,7 @@ def test_a_batch_without_latents_is_judged_by_its_words_alone(hidden: bool) -> N
     out = LatentSFTOutput(before_targets=outputs, before_slots=torch.zeros(0, 4), head=torch.randn(20, 4))
     none = torch.zeros(0, 4 if hidden else 2)
     batch = {"decoder": rows, "weights": none, "ids": None if hidden else torch.zeros(0, 2, dtype=torch.long)}
-    loss, terms = Autonomy()(out, batch)
+    loss, terms = Stage2()(out, batch)
     torch.testing.assert_close(loss, terms["token_loss"])
     assert terms["latent_loss"] == 0
     loss.backward()
@@ -278,7 +270,7 @@ def test_without_a_vocabulary_step_directions_are_compared() -> None:
     # Same direction, opposite direction, a right angle: squared distances 0, 4 and 2 of unit vectors.
     taught = torch.tensor([[3.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 5.0, 0]])
     slots = torch.tensor([[9.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 7.0]])
-    _, terms = judged(torch.randn(WORDS, 4), slots, torch.randn(20, 4), taught, None, Autonomy())
+    _, terms = judged(torch.randn(WORDS, 4), slots, torch.randn(20, 4), taught, None, Stage2())
     torch.testing.assert_close(terms["latent_loss"], torch.tensor(((0.0 + 4.0) / 2 + 2.0) / 2))
 
 
@@ -303,11 +295,11 @@ def student(family: str) -> LatentSFTModel:
 @torch.no_grad()
 def own_labels(model: LatentSFTModel, top_k: int | None) -> tuple[Tensor, Tensor]:
     """Four free-running thoughts about every question, slot by slot."""
-    settings = LatentSettings(open_ids=(5,), end_ids=(7, 3), top_k=top_k)
+    settings = LatentGenerationConfig(open_ids=(5,), end_ids=(7, 3), top_k=top_k)
     weights, ids = [], []
     for row in EVEN:
         prompt = torch.tensor([[*row.prompt, 5]])
-        reasoner = LatentReasoner(model=model.decoder, settings=settings)
+        reasoner = CausalLMReasoner(model=model.decoder, settings=settings)
         chain = rollout(reasoner, prompt, None, StopRule(max_latents=4, fixed=True))
         assert chain.support_weights is not None and chain.support_ids is not None
         weights.append(chain.support_weights[0])
@@ -320,7 +312,7 @@ def latent_loss(model: LatentSFTModel, weights: Tensor, ids: Tensor, taught: tup
     rows = compact(EVEN)
     with torch.no_grad():
         out = model(rows, weights=weights, ids=ids)
-        _, terms = Autonomy()(out, {"decoder": rows, "weights": taught[0], "ids": taught[1]})
+        _, terms = Stage2()(out, {"decoder": rows, "weights": taught[0], "ids": taught[1]})
     return float(terms["latent_loss"])
 
 
@@ -356,7 +348,7 @@ def test_the_model_learns_its_labels() -> None:
     model = student("unspoken").train()
     model.train_only(encoder=False, decoder=True)
     table = model.decoder.get_input_embeddings().weight.detach().clone()
-    rows, stage = compact(EVEN), Autonomy(noise=None)
+    rows, stage = compact(EVEN), Stage2(noise=None)
     generator = torch.Generator().manual_seed(2)
     weights = torch.rand(12, 4, generator=generator).softmax(dim=-1)
     ids = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:4] for _ in range(12)])
@@ -378,16 +370,16 @@ def test_the_model_learns_its_labels() -> None:
 
 
 def test_the_model_is_given_its_part_of_a_batch() -> None:
-    given = Compress(train="union").inputs({"decoder": 1, "encoder": 2, "other": 3})
+    given = Stage1(train="union").inputs({"decoder": 1, "encoder": 2, "other": 3})
     assert given == {"decoder": 1, "encoder": 2, "noise": None}
     batch = {"decoder": 1, "weights": 2, "ids": 3, "other": 4}
-    assert Autonomy().inputs(batch) == {"decoder": 1, "weights": 2, "ids": 3}
+    assert Stage2().inputs(batch) == {"decoder": 1, "weights": 2, "ids": 3}
 
 
 @pytest.mark.parametrize("how", [{"train": "decoder", "hint": 0.1}, {"train": "union", "hint": -0.1}])
 def test_a_hint_is_for_an_encoder_that_learns(how: Any) -> None:
     with pytest.raises(ValueError, match="only an encoder that learns can take one"):
-        Compress(**how)
+        Stage1(**how)
 
 
 @pytest.mark.parametrize("how", [{"scale": 0.0}, {"temperature": 0.0}, {"lowest": 1.0, "highest": 1.0}])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.methods.coconut.model import CoconutOutput
 from unspoken.methods.settings.coconut import Row
 from unspoken.places import at, places_of
@@ -58,5 +58,7 @@ def text_loss(outputs: CoconutOutput, batch: dict[str, Any]) -> tuple[Tensor, di
     if "places" not in batch:
         batch = with_places(batch)
     tokens = batch["targets"]
-    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
+    loss = distributed.rank_weighted_mean(
+        F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens)
+    )
     return loss, {"token_loss": loss.detach()}

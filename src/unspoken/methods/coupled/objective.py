@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.places import at, padding_mask, places_of
 
 
@@ -18,7 +18,7 @@ def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) ->
     return chosen & batch["answer_mask"][:, 1:] if positions == "answer" else chosen
 
 
-def judged_places(batch: dict[str, Tensor]) -> Tensor:
+def supervised_places(batch: dict[str, Tensor]) -> Tensor:
     """Places ``[P]`` of a batch at which an output of any row is judged by ``NextToken(positions="answer")``.
 
     As ``batch["judged"]`` they keep the model from making scores over the vocabulary anywhere else.
@@ -45,5 +45,7 @@ def next_token_loss(
     if "places" not in batch:
         batch = with_places(batch, positions)
     tokens = batch["targets"]
-    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens))
+    loss = distributed.rank_weighted_mean(
+        F.cross_entropy(at(outputs.logits, batch["places"]).float(), tokens), len(tokens)
+    )
     return loss, {"token_loss": loss.detach()}

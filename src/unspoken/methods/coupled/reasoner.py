@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from unspoken.backbone.checks import require
 from unspoken.backbone.vocabulary import head_of, scores
 from unspoken.chain import LatentChain
-from unspoken.reasoning import StopRule, Thought, rollout
+from unspoken.reasoning.engine import LatentStep, StopRule, rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class CoupledReasoner:
         embedded: Tensor = self.model.get_input_embeddings()(input_ids)
         return embedded
 
-    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Commit to the most likely token; its table row is the step's latent."""
         token_B = scores(hidden, head_of(self.model)).argmax(dim=-1)
         row_BD = self.model.get_input_embeddings()(token_B)
-        return Thought(
+        return LatentStep(
             latent=row_BD,
-            feed=row_BD,
+            next_input=row_BD,
             done=token_B == self.end_id,
             support_ids=token_B[:, None],
             support_weights=torch.ones_like(token_B[:, None], dtype=row_BD.dtype),

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.methods.settings.jepa_reasoner import SST
 from unspoken.places import at, padding_mask, places_of
 
@@ -28,7 +28,7 @@ def best_constant_loss(target: Float[Tensor, "S D"], k: float) -> Float[Tensor, 
     A model that is no better has learned nothing about its input, however small its loss; with an anisotropic table
     that can be very small (section 4.2).
     """
-    mean_D = parallel.overall(F.normalize(target.float(), dim=-1).mean(dim=0), len(target))
+    mean_D = distributed.all_reduce_mean(F.normalize(target.float(), dim=-1).mean(dim=0), len(target))
     return k * (1 - mean_D.norm())
 
 
@@ -69,16 +69,16 @@ def sst_places(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
 def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
     """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
     given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
-    if not objective.own_latents or not torch.is_grad_enabled():
+    if not objective.rollout_latents or not torch.is_grad_enabled():
         return given
     able = (batch if "able" in batch else sst_places(objective, batch))["able"]
-    return {**given, "own": _own(objective, able), "own_passes": objective.own_passes}
+    return {**given, "own": _own(objective, able), "rollout_passes": objective.rollout_passes}
 
 
 def _own(objective: SST, able: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
     """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
-    draws_B2 = parallel.own_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
-    count_B = 1 + (draws_B2[:, 0] * objective.own_latents).long()
+    draws_B2 = distributed.draw_rank_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
+    count_B = 1 + (draws_B2[:, 0] * objective.rollout_latents).long()
     first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
     place_BT = able.cumsum(dim=1) - 1
     return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
@@ -91,8 +91,10 @@ def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Ten
     """
     if "places" not in batch:
         batch = sst_places(objective, batch)
-    target_SD = F.embedding(batch["targets"], parallel.whole(outputs.target_table.detach()))
-    loss = parallel.balanced(sst_loss(at(outputs.latents, batch["places"]), target_SD, objective.k), len(target_SD))
+    target_SD = F.embedding(batch["targets"], distributed.full_tensor(outputs.target_table.detach()))
+    loss = distributed.rank_weighted_mean(
+        sst_loss(at(outputs.latents, batch["places"]), target_SD, objective.k), len(target_SD)
+    )
     return loss, {"sst_loss": loss.detach(), "best_constant_loss": best_constant_loss(target_SD, objective.k)}
 
 
@@ -112,5 +114,5 @@ def talker_loss(outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, 
     """Mean over answer tokens, in nats a token."""
     places = batch["places"] if "places" in batch else places_of(outputs.mask)
     tokens = at(outputs.tokens, places)
-    loss = parallel.balanced(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))
+    loss = distributed.rank_weighted_mean(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))
     return loss, {"talker_loss": loss.detach()}

@@ -17,9 +17,9 @@ from unspoken.backbone import UnspokenConfig
 from unspoken.chain import LatentChain, pack
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel, JepaReasonerPreTrainedModel
-from unspoken.methods.jepa_reasoner.talker import Picker, build_talker
+from unspoken.methods.jepa_reasoner.talker import Sampler, build_talker
 from unspoken.placement import moved
-from unspoken.reasoning import StopRule
+from unspoken.reasoning.engine import StopRule
 
 
 @dataclass
@@ -128,7 +128,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         """
         home = chain.mask.device
         chain, prime = moved((chain, prime), self.device)
-        tokens_BN = self.talker.speak(chain, prime, Picker(temperature, generator))
+        tokens_BN = self.talker.speak(chain, prime, Sampler(temperature, generator))
         ended = (tokens_BN == self.config.end_id).long()
         behind = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id

@@ -19,7 +19,7 @@ from unspoken.backbone.folder import StrictLoading
 from unspoken.backbone.vocabulary import embedding_table
 from unspoken.chain import LatentChain
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
-from unspoken.reasoning import StopRule, Thought, rollout
+from unspoken.reasoning.engine import LatentStep, StopRule, rollout
 
 
 @dataclass
@@ -107,15 +107,15 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         input_ids: Int[Tensor, "B T"],
         attention_mask: Int[Tensor, "B T"] | None = None,
         own: Bool[Tensor, "B T"] | None = None,
-        own_passes: int = 1,
+        rollout_passes: int = 1,
     ) -> ReasonerOutput:
         """One parallel pass over real tokens; no latent is looped in training, unless ``own`` says where.
 
         Args:
             input_ids, attention_mask: prompt and answer.
             own: positions that are read as the latents which stand for them, as in a rollout, not as their tokens.
-            own_passes: passes that find those latents, without a gradient. After n of them the first n of a row's own
-                latents in a row are the rollout's; behind those, latents that follow a real token.
+            rollout_passes: passes that find those latents, without a gradient. After n of them the first n of a row's
+                own latents in a row are the rollout's; after those, latents that follow a real token.
         """
         positions = None
         if attention_mask is not None:
@@ -130,7 +130,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         spoken = embedded = self.embed_prompt(input_ids)
         if own is not None:
             embedded = spoken.clone()  # some models scale their inputs in place
-            for _ in range(own_passes):
+            for _ in range(rollout_passes):
                 with torch.no_grad():
                     # The latent at t stands for what comes at t + 1.
                     fed = F.pad(latents_of(embedded) * self.scale, (0, 0, 1, -1))
@@ -153,11 +153,11 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
             rows = F.embedding(input_ids, embedding.weight)
         return F.normalize(rows, dim=-1) * self.scale if self.config.unit_tokens else rows
 
-    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Put the output on the sphere; the row is done when its nearest table row is end-of-sequence (point 11)."""
         latent_BD = F.normalize(hidden.float(), dim=-1)
         done_B = self.nearest_row(latent_BD) == self.config.end_id
-        return Thought(latent=latent_BD, feed=latent_BD * self.scale, done=done_B)
+        return LatentStep(latent=latent_BD, next_input=latent_BD * self.scale, done=done_B)
 
     def reason(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, stop: StopRule | None = None

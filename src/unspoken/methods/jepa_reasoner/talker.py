@@ -44,7 +44,7 @@ class MonoTalker(nn.Module):
         ).last_hidden_state
         return self.lm_head(hidden)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Picker) -> Int[Tensor, "B N"]:
+    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Sampler) -> Int[Tensor, "B N"]:
         """One pass; every position is picked on its own."""
         if prime is not None:
             raise ValueError("a Mono-Talker has no token input, so it cannot be primed; use a Dual-Talker")
@@ -97,7 +97,7 @@ class DualTalker(nn.Module):
         start = torch.full_like(tokens[:, :1], self.start_id)
         return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Picker) -> Int[Tensor, "B N"]:
+    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Sampler) -> Int[Tensor, "B N"]:
         """Token by token, one token a latent; a prime ``[B, P]`` is said first, word for word.
 
         Sentences are as short as their chain, so each step runs the decoder anew instead of carrying two caches.
@@ -113,7 +113,7 @@ class DualTalker(nn.Module):
         return said[:, 1:]
 
 
-class Picker:
+class Sampler:
     """Turns logits into tokens: the arg-max, or a draw at a temperature.
 
     Only the Talker draws (section 5): the chain exists before the first call. A draw is made where its generator is, so

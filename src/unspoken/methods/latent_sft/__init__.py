@@ -3,24 +3,16 @@
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.reasoner import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
-from unspoken.methods.latent_sft.spelling import Spelling
-from unspoken.methods.settings.latent_sft import Autonomy, Compress, Labels, LatentShape, Noise
+from unspoken.methods.settings.latent_sft import Labels, LatentShape, Stage1, Stage2
 
 __all__ = [
-    "Autonomy",
-    "Compress",
     "LabelIdentity",
     "LabelStore",
     "LabelWriter",
     "Labels",
-    "LatentGenerateOutput",
-    "LatentReasoner",
     "LatentSFTConfig",
     "LatentSFTModel",
-    "LatentSettings",
     "LatentShape",
-    "Noise",
-    "Spelling",
-    "latent_generate",
+    "Stage1",
+    "Stage2",
 ]

@@ -8,8 +8,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from unspoken.methods.latent_sft.layout import Markers
 from unspoken.methods.settings.latent_sft import LatentShape
+from unspoken.tasks.spans import Markers
 
 
 @strict

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, verify, write_manifest
-from unspoken.methods.settings.latent_sft import Readout
+from unspoken.reasoning.latents import Readout
 from unspoken.storage import sync, write_json
 
 LatentKind = Literal["superposition", "hidden"]

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unspoken.places import places_of
+from unspoken.tasks.spans import Markers, Spans
 
 Side = Literal["left", "right"]
 
@@ -34,38 +35,6 @@ class Kind(IntEnum):
     TEXT = 1  # a word of the explicit chain
     LATENT = 2
     FINAL = 3  # the end marker and the answer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Markers:
-    """Token ids of ``<think>`` and ``</think>``, one or several each.
-
-    Raises:
-        ValueError: a marker without tokens.
-    """
-
-    open: tuple[int, ...]
-    end: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        for name in ("open", "end"):
-            if not getattr(self, name):
-                raise ValueError(f"the {name} marker has no tokens; give the ids that the tokenizer makes of it")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spans:
-    """Token ids of one problem.
-
-    Attributes:
-        prompt: everything before the open marker.
-        chain: the explicit chain of thought, without markers.
-        answer: ends with the end-of-sequence token; empty where a model is to write it.
-    """
-
-    prompt: tuple[int, ...]
-    chain: tuple[int, ...]
-    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,9 @@ from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
-from unspoken.methods.latent_sft.superposition import (
+from unspoken.places import at
+from unspoken.reasoning.latents import Noise
+from unspoken.reasoning.superposition import (
     Head,
     distribution,
     embedding_table,
@@ -32,8 +34,6 @@ from unspoken.methods.latent_sft.superposition import (
     rows_at_once,
     superpose,
 )
-from unspoken.methods.settings.latent_sft import Noise
-from unspoken.places import at
 
 
 @dataclass

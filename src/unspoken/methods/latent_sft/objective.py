@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
-from unspoken.methods.latent_sft.superposition import Head, in_pieces, rows_at_once, scorer
-from unspoken.methods.settings.latent_sft import Autonomy, Compress
+from unspoken.methods.settings.latent_sft import Stage1, Stage2
 from unspoken.places import at, places_of
+from unspoken.reasoning.superposition import Head, in_pieces, rows_at_once, scorer
 
 PIECE = 1024  # positions whose scores over the vocabulary exist at one time, or fewer
 
@@ -52,7 +52,7 @@ def divergences(
     return in_pieces(piece, positions_at_once(len(head)), hidden, weights.float(), ids)
 
 
-def compress_places(objective: Compress, batch: dict[str, Any]) -> dict[str, Any]:
+def stage1_places(objective: Stage1, batch: dict[str, Any]) -> dict[str, Any]:
     """A batch that is still on the host, with what the loss would have to count on the device otherwise."""
     added: dict[str, Any] = {}
     if objective.mean == "chunks":
@@ -62,7 +62,7 @@ def compress_places(objective: Compress, batch: dict[str, Any]) -> dict[str, Any
     return {**batch, **added}
 
 
-def autonomy_places(batch: dict[str, Any]) -> dict[str, Any]:
+def stage2_places(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch that is still on the host, with the weight of every latent in the mean over its row."""
     rows = batch["decoder"]
     counts_B = torch.tensor(rows.latents, device=rows.ids.device)
@@ -70,46 +70,42 @@ def autonomy_places(batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "slot_weights": weights_N, "thinking_rows": (counts_B > 0).sum()}
 
 
-def compress_loss(
-    objective: Compress, outputs: LatentSFTOutput, batch: dict[str, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def stage1_loss(objective: Stage1, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of what the latents must predict, in nats."""
     losses, kinds = _supervised(outputs, batch)
     terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
     if objective.mean == "tokens":
-        loss = parallel.balanced(losses.mean(), len(losses))
+        loss = distributed.rank_weighted_mean(losses.mean(), len(losses))
     else:
-        counted = batch if "target_weights" in batch else compress_places(objective, batch)
-        loss = parallel.balanced((losses * counted["target_weights"]).sum(), counted["judged_rows"])
+        counted = batch if "target_weights" in batch else stage1_places(objective, batch)
+        loss = distributed.rank_weighted_mean((losses * counted["target_weights"]).sum(), counted["judged_rows"])
     if objective.hint:
-        counted = batch if "hinted_at" in batch else compress_places(objective, batch)
+        counted = batch if "hinted_at" in batch else stage1_places(objective, batch)
         assert outputs.summaries is not None and outputs.head is not None
         tokens = at(batch["decoder"].ids, counted["hinted_at"])
         hints = token_losses(outputs.summaries[counted["hinted_by"]], outputs.head, tokens)
-        hint = parallel.balanced(hints.mean(), len(hints))
+        hint = distributed.rank_weighted_mean(hints.mean(), len(hints))
         loss, terms["hint_loss"] = loss + objective.hint * hint, hint.detach()
     return loss, terms
 
 
-def autonomy_loss(
-    objective: Autonomy, outputs: LatentSFTOutput, batch: dict[str, Any]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def stage2_loss(objective: Stage2, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """``ce_weight * CE + kl_weight * KL``: CE a mean over tokens, KL over each row's slots and then over rows.
 
     Without a vocabulary step, the squared distance of unit vectors takes the place of KL (open point 30, ours).
     """
     assert outputs.before_slots is not None and outputs.head is not None
     if "slot_weights" not in batch:
-        batch = autonomy_places(batch)
+        batch = stage2_places(batch)
     losses, _ = _supervised(outputs, batch)
-    spoken = parallel.balanced(losses.mean(), len(losses))
+    spoken = distributed.rank_weighted_mean(losses.mean(), len(losses))
     if batch["ids"] is None:
         taught = F.normalize(batch["weights"].float(), dim=-1)
         slots = (F.normalize(outputs.before_slots.float(), dim=-1) - taught).square().sum(dim=-1)
     else:
         slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
     thinking = batch["thinking_rows"]
-    silent = parallel.balanced((slots * batch["slot_weights"]).sum() / thinking.clamp(min=1), thinking)
+    silent = distributed.rank_weighted_mean((slots * batch["slot_weights"]).sum() / thinking.clamp(min=1), thinking)
     loss = objective.ce_weight * spoken + objective.kl_weight * silent
     return loss, {"token_loss": spoken.detach(), "latent_loss": silent.detach()}
 
@@ -147,4 +143,4 @@ def _weights_of_chunks(rows: Rows) -> tuple[Float[Tensor, " M"], Tensor]:
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     count = chosen.sum()
-    return parallel.balanced((values * chosen).sum().detach() / count.clamp(min=1), count)
+    return distributed.rank_weighted_mean((values * chosen).sum().detach() / count.clamp(min=1), count)

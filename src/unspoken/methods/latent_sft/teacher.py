@@ -7,16 +7,17 @@ from collections.abc import Sequence
 import torch
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft.layout import Rows, Spans, decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.layout import Rows, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.spelling import Spelling
 from unspoken.methods.settings.latent_sft import LatentShape
 from unspoken.placement import CPU, moved
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Spans
 
 
-def stage_one_batch(spans: Sequence[Spans], spelling: Spelling, shape: LatentShape) -> dict[str, Rows]:
+def stage_one_batch(spans: Sequence[Spans], prompt_format: PromptFormat, shape: LatentShape) -> dict[str, Rows]:
     """The layouts of encoder and decoder for the same problems."""
-    pad, markers = spelling.tokenizer.pad_token_id, spelling.markers
+    pad, markers = prompt_format.tokenizer.pad_token_id, prompt_format.markers
     return {
         "encoder": encoder_rows(spans, markers, rate=shape.rate, pad_id=pad),
         "decoder": decoder_rows(spans, markers, rate=shape.rate, pad_id=pad, positions=shape.positions),
@@ -24,13 +25,13 @@ def stage_one_batch(spans: Sequence[Spans], spelling: Spelling, shape: LatentSha
 
 
 @torch.no_grad()
-def gold_chain(model: LatentSFTModel, spelling: Spelling, spans: Sequence[Spans]) -> LatentChain:
+def gold_chain(model: LatentSFTModel, prompt_format: PromptFormat, spans: Sequence[Spans]) -> LatentChain:
     """The encoder's latents of right chains.
 
     The answer leaks through them, so what is said from them is an upper bound (section 5.4).
     """
     shape = model.config.latent_shape
-    rows = encoder_rows(spans, spelling.markers, rate=shape.rate, pad_id=spelling.tokenizer.pad_token_id)
+    rows = encoder_rows(spans, prompt_format.markers, rate=shape.rate, pad_id=prompt_format.tokenizer.pad_token_id)
     latents = moved(model.latents(moved(rows, model.device)), CPU)
     counts = rows.slots.sum(dim=1)
     mask = torch.arange(int(counts.max()))[None] < counts[:, None]

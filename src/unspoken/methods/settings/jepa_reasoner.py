@@ -19,24 +19,27 @@ class SST:
         positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
         unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
             as in the training before, so rows of a pretrained model enter as they are.
-        own_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each time,
-            is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads tokens.
-        own_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
+        rollout_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each
+            time, is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads
+            tokens.
+        rollout_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
     """
 
     kind: ClassVar[str] = "sst"
+    former_keys: ClassVar[dict[str, str]] = {"own_latents": "rollout_latents", "own_passes": "rollout_passes"}
 
     k: float = 4.0
     momentum: float = 0.98
     positions: Literal["all", "answer"] = "answer"
     unit_tokens: bool | None = None
-    own_latents: int = 0
-    own_passes: int = 1
+    rollout_latents: int = 0
+    rollout_passes: int = 1
 
     def __post_init__(self) -> None:
-        if self.own_latents < 0 or self.own_passes < 1:
+        if self.rollout_latents < 0 or self.rollout_passes < 1:
             raise ValueError(
-                f"own_latents is {self.own_latents} and own_passes {self.own_passes}; they must be at least 0 and 1"
+                f"rollout_latents is {self.rollout_latents} and rollout_passes {self.rollout_passes}; they must be at "
+                "least 0 and 1"
             )
         if self.k <= 0:
             raise ValueError(f"k is {self.k}; it must be positive")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from unspoken.reasoning.latents import Noise, Readout
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-Readout = Literal["head", "table"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +46,7 @@ class LatentShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
-    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
-
-    scale: float = 1.0
-    temperature: float = 1.0
-    lowest: float = -1.5
-    highest: float = 3.0
-
-    def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Compress:
+class Stage1:
     """Stage 1: make latents that the decoder can use (section 5).
 
     Attributes:
@@ -76,7 +62,8 @@ class Compress:
             random weights it gives the encoder a code to start from.
     """
 
-    kind: ClassVar[str] = "compress"
+    kind: ClassVar[str] = "stage1"
+    former_kind: ClassVar[str] = "compress"
 
     train: Literal["encoder", "decoder", "union"]
     shape: LatentShape | None = None
@@ -94,20 +81,20 @@ class Compress:
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
     def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.compress_places`."""
-        from unspoken.methods.latent_sft.objective import compress_places
+        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.stage1_places`."""
+        from unspoken.methods.latent_sft.objective import stage1_places
 
-        return compress_places(self, batch)
+        return stage1_places(self, batch)
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         return {"decoder": batch["decoder"], "encoder": batch["encoder"], "noise": self.noise}
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.compress_loss`."""
-        from unspoken.methods.latent_sft.objective import compress_loss
+        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.stage1_loss`."""
+        from unspoken.methods.latent_sft.objective import stage1_loss
 
-        return compress_loss(self, outputs, batch)
+        return stage1_loss(self, outputs, batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +111,7 @@ class Labels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Autonomy:
+class Stage2:
     """Stage 2: say the latents oneself, and know when to stop (section 7).
 
     Attributes:
@@ -132,24 +119,25 @@ class Autonomy:
         noise: on the labels; null for none (the first version).
     """
 
-    kind: ClassVar[str] = "autonomy"
+    kind: ClassVar[str] = "stage2"
+    former_kind: ClassVar[str] = "autonomy"
 
     ce_weight: float = 1.0
     kl_weight: float = 1.0
     noise: Noise | None = field(default_factory=Noise)
 
     def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.autonomy_places`."""
-        from unspoken.methods.latent_sft.objective import autonomy_places
+        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.stage2_places`."""
+        from unspoken.methods.latent_sft.objective import stage2_places
 
-        return autonomy_places(batch)
+        return stage2_places(batch)
 
     def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What the model's forward takes out of a batch."""
         return {"decoder": batch["decoder"], "weights": batch["weights"], "ids": batch["ids"]}
 
     def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.autonomy_loss`."""
-        from unspoken.methods.latent_sft.objective import autonomy_loss
+        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.stage2_loss`."""
+        from unspoken.methods.latent_sft.objective import stage2_loss
 
-        return autonomy_loss(self, outputs, batch)
+        return stage2_loss(self, outputs, batch)

@@ -12,18 +12,17 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from unspoken.methods.latent_sft import Spelling
 from unspoken.methods.latent_sft.layout import compact_rows
-from unspoken.methods.latent_sft.spelling import INSTRUCTION
 from unspoken.tasks import ArithmeticConfig
-from unspoken.tasks.words import WordProblem, graded
+from unspoken.tasks.problems import ReasoningProblem, graded
+from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "[{{ message.role }}|{{ message.content }}]{% endfor %}"
     "{% if add_generation_prompt %}[assistant|{% endif %}"
 )
-PROBLEM = WordProblem(question="Ann has 3.", chains=("<<1+2=3>>", "<<2+1=3>>"), answer="3", key="k")
+PROBLEM = ReasoningProblem(question="Ann has 3.", chains=("<<1+2=3>>", "<<2+1=3>>"), answer="3", key="k")
 
 
 def letters(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -46,30 +45,32 @@ def spelled(text: str) -> tuple[int, ...]:
     return tuple(3 + (string.ascii_letters + string.digits + string.punctuation + " \n").index(one) for one in text)
 
 
-def arithmetic() -> tuple[Any, Spelling]:
+def arithmetic() -> tuple[Any, PromptFormat]:
     task = ArithmeticConfig().build()
-    return task, Spelling(tokenizer=task.tokenizer)
+    return task, PromptFormat(tokenizer=task.tokenizer)
 
 
 # --- by hand ---------------------------------------------------------------------------------------------------------
 
 
 def test_markers_of_several_tokens_are_spelled_out() -> None:
-    markers = Spelling(tokenizer=letters()).markers
+    markers = PromptFormat(tokenizer=letters()).markers
     assert markers.open == spelled("<think>")
     assert markers.end == spelled("</think>")
     assert (len(markers.open), len(markers.end)) == (7, 8)
 
 
 def test_markers_of_the_arithmetic_task_are_one_token_each() -> None:
-    task, spelling = arithmetic()
-    assert (len(spelling.markers.open), len(spelling.markers.end), len(spelling.box)) == (1, 1, 1)
-    words = task.tokenizer.convert_ids_to_tokens([*spelling.markers.open, *spelling.markers.end, *spelling.box])
+    task, prompt_format = arithmetic()
+    assert (len(prompt_format.markers.open), len(prompt_format.markers.end), len(prompt_format.box)) == (1, 1, 1)
+    words = task.tokenizer.convert_ids_to_tokens(
+        [*prompt_format.markers.open, *prompt_format.markers.end, *prompt_format.box]
+    )
     assert words == ["<think>", "</think>", "\\boxed{"]
 
 
 def test_a_template_puts_instruction_and_question_in_the_user_s_turn() -> None:
-    prompt = Spelling(tokenizer=letters()).prompt("Ann has 3.")
+    prompt = PromptFormat(tokenizer=letters()).prompt("Ann has 3.")
     # The template writes the first token itself; the tokenizer must not put another before it.
     assert prompt == (1, *spelled(f"[user|{INSTRUCTION}\nAnn has 3.][assistant|"))
 
@@ -79,17 +80,17 @@ def test_a_template_that_opens_the_chain_leaves_that_to_the_chain(opened: str) -
     plain, opening = letters(), letters(TEMPLATE.replace("[assistant|", f"[assistant|{opened}"))
     text = opening.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
     assert text.rstrip().endswith("[assistant|<think>")
-    assert Spelling(tokenizer=opening).prompt("Ann has 3.") == Spelling(tokenizer=plain).prompt("Ann has 3.")
+    assert PromptFormat(tokenizer=opening).prompt("Ann has 3.") == PromptFormat(tokenizer=plain).prompt("Ann has 3.")
 
 
 def test_without_a_template_the_question_stands_behind_the_token_that_starts_every_text() -> None:
-    assert Spelling(tokenizer=letters(template=None)).prompt("Ann has 3.") == (1, *spelled("Ann has 3."))
+    assert PromptFormat(tokenizer=letters(template=None)).prompt("Ann has 3.") == (1, *spelled("Ann has 3."))
 
 
 def test_without_a_template_and_a_starting_token_the_question_stands_alone() -> None:
-    task, spelling = arithmetic()
+    task, prompt_format = arithmetic()
     (problem,) = task.sample("train", np.arange(1))
-    assert spelling.prompt(problem.question) == spelling.ids(problem.question)
+    assert prompt_format.prompt(problem.question) == prompt_format.encode(problem.question)
 
 
 def test_a_token_that_ends_every_text_is_left_out() -> None:
@@ -97,53 +98,53 @@ def test_a_token_that_ends_every_text_is_left_out() -> None:
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="~bos $A ~eos", special_tokens=[("~bos", 1), ("~eos", 2)]
     )
-    assert Spelling(tokenizer=tokenizer).prompt("Ann") == (1, *spelled("Ann"))
+    assert PromptFormat(tokenizer=tokenizer).prompt("Ann") == (1, *spelled("Ann"))
 
 
 def test_a_template_over_parts_gets_parts() -> None:
     parts = TEMPLATE.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
-    assert Spelling(tokenizer=letters(parts)).prompt("Ann") == Spelling(tokenizer=letters()).prompt("Ann")
+    assert PromptFormat(tokenizer=letters(parts)).prompt("Ann") == PromptFormat(tokenizer=letters()).prompt("Ann")
 
 
 def test_a_template_that_prints_the_day_prints_the_same_every_day() -> None:
     dated = letters("{{ strftime_now('%d %b %Y') }} " + TEMPLATE)
     today = dated.apply_chat_template([{"role": "user", "content": "Ann"}], tokenize=False)
     assert not today.startswith("26 Jul 2024 ")
-    start = Spelling(tokenizer=dated).prompt("Ann")[: len("26 Jul 2024 ")]
+    start = PromptFormat(tokenizer=dated).prompt("Ann")[: len("26 Jul 2024 ")]
     assert start == spelled("26 Jul 2024 ")
 
 
 def test_a_template_without_the_question_is_refused() -> None:
     with pytest.raises(ValueError, match="chat template leaves the question out of the prompt; set its chat_template"):
-        Spelling(tokenizer=letters("[assistant|")).prompt("Ann")
+        PromptFormat(tokenizer=letters("[assistant|")).prompt("Ann")
 
 
 def test_a_template_that_refuses_a_user_turn_alone_is_refused() -> None:
     needs = letters("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}" + TEMPLATE)
     with pytest.raises(ValueError, match=r"chat template refuses a user turn .system first.; set its chat_template"):
-        Spelling(tokenizer=needs).prompt("Ann")
+        PromptFormat(tokenizer=needs).prompt("Ann")
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
 def test_spans_hold_the_first_chain_and_an_answer_in_a_box_that_ends(template: str | None) -> None:
-    spelling = Spelling(tokenizer=letters(template))
-    spans = spelling.spans(PROBLEM)
-    assert spans.prompt == spelling.prompt("Ann has 3.")
+    prompt_format = PromptFormat(tokenizer=letters(template))
+    spans = prompt_format.spans(PROBLEM)
+    assert spans.prompt == prompt_format.prompt("Ann has 3.")
     assert spans.chain == spelled("<<1+2=3>>")
     assert spans.answer == (*spelled("\\boxed{3}"), 2)
 
 
 def test_a_problem_without_a_chain_has_an_empty_one() -> None:
-    spans = Spelling(tokenizer=letters()).spans(replace(PROBLEM, chains=()))
+    spans = PromptFormat(tokenizer=letters()).spans(replace(PROBLEM, chains=()))
     assert spans.chain == ()
     assert spans.answer == (*spelled("\\boxed{3}"), 2)
 
 
 def test_the_box_begins_every_answer() -> None:
-    for spelling in (Spelling(tokenizer=letters()), arithmetic()[1]):
-        answer = spelling.spans(replace(PROBLEM, answer="12")).answer
-        assert answer[: len(spelling.box)] == spelling.box
-        assert len(spelling.box) < len(answer)
+    for prompt_format in (PromptFormat(tokenizer=letters()), arithmetic()[1]):
+        answer = prompt_format.spans(replace(PROBLEM, answer="12")).answer
+        assert answer[: len(prompt_format.box)] == prompt_format.box
+        assert len(prompt_format.box) < len(answer)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -151,61 +152,61 @@ def test_the_box_begins_every_answer() -> None:
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
 def test_prompts_are_padded_on_the_left(template: str | None) -> None:
-    spelling = Spelling(tokenizer=letters(template))
+    prompt_format = PromptFormat(tokenizer=letters(template))
     problems = [replace(PROBLEM, question=text) for text in ("Ann", "Ann has", "A")]
-    ids, mask = spelling.prompts(problems)
-    longest = len(spelling.prompt("Ann has"))
+    ids, mask = prompt_format.prompts(problems)
+    longest = len(prompt_format.prompt("Ann has"))
     assert ids.shape == mask.shape == (3, longest)
     for row, problem in enumerate(problems):
-        own = spelling.prompt(problem.question)
+        own = prompt_format.prompt(problem.question)
         assert ids[row].tolist() == [0] * (longest - len(own)) + list(own)
         assert mask[row].tolist() == [0] * (longest - len(own)) + [1] * len(own)
 
 
 def test_prompts_are_what_training_puts_before_the_open_marker() -> None:
-    task, spelling = arithmetic()
+    task, prompt_format = arithmetic()
     problems = task.sample("train", np.arange(8))
-    ids, mask = spelling.prompts(problems)
-    rows = compact_rows([spelling.spans(problem) for problem in problems], spelling.markers, rate=2, pad_id=0)
+    ids, mask = prompt_format.prompts(problems)
+    rows = compact_rows([prompt_format.spans(problem) for problem in problems], prompt_format.markers, rate=2, pad_id=0)
     assert len(set(mask.sum(dim=1).tolist())) > 1
     for row in range(8):
         own = ids[row][mask[row].bool()].tolist()
-        assert rows.ids[row, : len(own) + 1].tolist() == [*own, *spelling.markers.open]
+        assert rows.ids[row, : len(own) + 1].tolist() == [*own, *prompt_format.markers.open]
 
 
 # --- back to text ----------------------------------------------------------------------------------------------------
 
 
 def test_texts_of_the_arithmetic_task_round_trip() -> None:
-    task, spelling = arithmetic()
+    task, prompt_format = arithmetic()
     problems = task.sample("train", np.arange(64))
     for problem in problems:
-        spans = spelling.spans(problem)
+        spans = prompt_format.spans(problem)
         said = [torch.tensor([part]) for part in (spans.prompt, spans.chain, spans.answer)]
-        texts = [spelling.texts(part)[0] for part in said]
+        texts = [prompt_format.decode(part)[0] for part in said]
         assert texts[:2] == [problem.question, problem.chains[0]]
         assert texts[2].strip() == f"\\boxed{{{problem.answer}}}"
 
 
 def test_said_answers_are_graded_right_whatever_stands_behind_their_end() -> None:
-    task, spelling = arithmetic()
+    task, prompt_format = arithmetic()
     problems = task.sample("train", np.arange(8))
     end, pad = task.tokenizer.eos_token_id, task.tokenizer.pad_token_id
-    rows = [list(spelling.spans(problem).answer) for problem in problems]
+    rows = [list(prompt_format.spans(problem).answer) for problem in problems]
     assert all(row[-1] == end for row in rows)
     for filler in (pad, end):
         said = torch.tensor([row + [filler] * (9 - len(row)) for row in rows])
-        assert graded(spelling.texts(said), problems).all()
-        assert not graded(spelling.texts(said.roll(1, dims=0)), problems).all()
+        assert graded(prompt_format.decode(said), problems).all()
+        assert not graded(prompt_format.decode(said.roll(1, dims=0)), problems).all()
 
 
 def test_texts_leave_out_padding_and_end_and_keep_every_letter() -> None:
-    spelling = Spelling(tokenizer=letters())
+    prompt_format = PromptFormat(tokenizer=letters())
     said = torch.tensor([[*spelled("\\boxed{ 3 }"), 2, 0, 0], [*spelled("no box, 7.5 ?"), 0][:14]])
-    assert spelling.texts(said) == ["\\boxed{ 3 }", "no box, 7.5 ?"]
+    assert prompt_format.decode(said) == ["\\boxed{ 3 }", "no box, 7.5 ?"]
 
 
 def test_nothing_is_said_of_nothing() -> None:
-    task, spelling = arithmetic()
+    task, prompt_format = arithmetic()
     nothing = torch.full((2, 3), task.tokenizer.pad_token_id)
-    assert spelling.texts(nothing) == ["", ""]
+    assert prompt_format.decode(nothing) == ["", ""]

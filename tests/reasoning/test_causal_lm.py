@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from unspoken.chain import StopReason
-from unspoken.methods.latent_sft import LatentGenerateOutput, LatentReasoner, LatentSettings, latent_generate
-from unspoken.reasoning import StopRule, rollout
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerateOutput, LatentGenerationConfig, latent_generate
+from unspoken.reasoning.engine import StopRule, rollout
 
 # A token that most likely comes next early, late and never in each family's chains.
 ENDS = {
@@ -32,8 +32,10 @@ ENDS = {
 OPEN = (2, 18)
 
 
-def settings_of(family: str, feed: Any = "superposition", **how: Any) -> LatentSettings:
-    return LatentSettings(**{"open_ids": OPEN, "end_ids": (ENDS[feed][family],), "feed": feed, "max_latents": 8, **how})
+def settings_of(family: str, feed: Any = "superposition", **how: Any) -> LatentGenerationConfig:
+    return LatentGenerationConfig(
+        **{"open_ids": OPEN, "end_ids": (ENDS[feed][family],), "feed": feed, "max_latents": 8, **how}
+    )
 
 
 # --- the shared engine -----------------------------------------------------------------------------------------------
@@ -47,16 +49,16 @@ def settings_of(family: str, feed: Any = "superposition", **how: Any) -> LatentS
     ],
     ids="-".join,
 )
-def reasoner(request: pytest.FixtureRequest) -> LatentReasoner:
+def reasoner(request: pytest.FixtureRequest) -> CausalLMReasoner:
     family, attention, feed = request.param
-    return LatentReasoner(model=tiny_language_model(family, attention), settings=settings_of(family, feed))
+    return CausalLMReasoner(model=tiny_language_model(family, attention), settings=settings_of(family, feed))
 
 
 class TestConformance(CausalConformance):
-    def reload(self, reasoner: LatentReasoner, folder: Path) -> LatentReasoner:
+    def reload(self, reasoner: CausalLMReasoner, folder: Path) -> CausalLMReasoner:
         reasoner.settings.attach(reasoner.model)
-        again: LatentReasoner = super().reload(reasoner, folder)
-        return replace(again, settings=LatentSettings.of(again.model))
+        again: CausalLMReasoner = super().reload(reasoner, folder)
+        return replace(again, settings=LatentGenerationConfig.of(again.model))
 
 
 # --- one thought -----------------------------------------------------------------------------------------------------
@@ -65,9 +67,9 @@ class TestConformance(CausalConformance):
 @torch.no_grad()
 def test_a_thought_is_the_next_token_distribution_mixed_out_of_the_table() -> None:
     model = tiny_language_model("unspoken")
-    whole = LatentReasoner(model=model, settings=settings_of("unspoken", top_k=None, temperature=0.7))
+    whole = CausalLMReasoner(model=model, settings=settings_of("unspoken", top_k=None, temperature=0.7))
     hidden = model.base_model(prompts()).last_hidden_state[:, -1]
-    thought = whole.think(hidden)
+    thought = whole.step(hidden)
     scores = model(prompts()).logits[:, -1]
     expected = (scores / 0.7).softmax(dim=-1) @ model.get_input_embeddings()(torch.arange(20))
     torch.testing.assert_close(thought.latent, expected)
@@ -81,7 +83,7 @@ def test_a_thought_is_the_next_token_distribution_mixed_out_of_the_table() -> No
 @torch.no_grad()
 def test_one_entry_is_greedy_chain_of_thought() -> None:
     model = tiny_language_model("llama")
-    thought = LatentReasoner(model=model, settings=settings_of("llama", top_k=1)).think(torch.randn(6, 16))
+    thought = CausalLMReasoner(model=model, settings=settings_of("llama", top_k=1)).step(torch.randn(6, 16))
     assert thought.support_ids is not None
     assert thought.support_weights is not None
     assert thought.support_weights.tolist() == [[1.0]] * 6
@@ -92,7 +94,7 @@ def test_one_entry_is_greedy_chain_of_thought() -> None:
 def test_the_ablation_feeds_the_output_of_the_stack() -> None:
     hidden = torch.randn(6, 16)
     model = tiny_language_model("llama")
-    thought = LatentReasoner(model=model, settings=settings_of("llama", "hidden")).think(hidden)
+    thought = CausalLMReasoner(model=model, settings=settings_of("llama", "hidden")).step(hidden)
     assert torch.equal(thought.feed, hidden)
     assert torch.equal(thought.latent, hidden)
 
@@ -102,8 +104,8 @@ def test_noise_changes_the_weights_and_never_the_stop() -> None:
     model = tiny_language_model("unspoken")
     settings = settings_of("unspoken", max_latents=4)
     hidden = model.base_model(prompts(rows=64)).last_hidden_state[:, -1]
-    clean = LatentReasoner(model=model, settings=settings).think(hidden)
-    noisy = LatentReasoner(model=model, settings=settings, noise=1.0).think(hidden)
+    clean = CausalLMReasoner(model=model, settings=settings).step(hidden)
+    noisy = CausalLMReasoner(model=model, settings=settings, noise=1.0).step(hidden)
     assert clean.support_weights is not None and clean.support_ids is not None
     assert noisy.support_weights is not None and noisy.support_ids is not None
     assert torch.equal(noisy.support_ids, clean.support_ids)
@@ -122,14 +124,14 @@ def test_gumbel_noise_draws_each_token_as_often_as_the_model_would() -> None:
     model = tiny_language_model("llama")
     hidden = torch.randn(1, 16).expand(20_000, 16)
     settings = settings_of("llama", top_k=4)
-    reasoner = LatentReasoner(model=model, settings=settings, noise=1.0, generator=torch.Generator().manual_seed(5))
-    clean = LatentReasoner(model=model, settings=settings).think(hidden[:1]).support_weights
-    drawn = reasoner.think(hidden).support_weights
+    reasoner = CausalLMReasoner(model=model, settings=settings, noise=1.0, generator=torch.Generator().manual_seed(5))
+    clean = CausalLMReasoner(model=model, settings=settings).step(hidden[:1]).support_weights
+    drawn = reasoner.step(hidden).support_weights
     assert clean is not None and drawn is not None
     shares = torch.bincount(drawn.argmax(dim=-1), minlength=4) / len(drawn)
     torch.testing.assert_close(shares, clean[0], rtol=0, atol=0.015)
     # Twice the noise draws from p ** (1 / 2).
-    twice = replace(reasoner, noise=2.0).think(hidden).support_weights
+    twice = replace(reasoner, noise=2.0).step(hidden).support_weights
     assert twice is not None
     shares = torch.bincount(twice.argmax(dim=-1), minlength=4) / len(drawn)
     torch.testing.assert_close(shares, clean[0].sqrt() / clean[0].sqrt().sum(), rtol=0, atol=0.015)
@@ -138,9 +140,9 @@ def test_gumbel_noise_draws_each_token_as_often_as_the_model_would() -> None:
 def test_noise_that_would_do_nothing_is_refused() -> None:
     model = tiny_language_model("llama")
     with pytest.raises(ValueError, match=r"noise is 0\.5 where the feed is 'hidden'"):
-        LatentReasoner(model=model, settings=settings_of("llama", "hidden"), noise=0.5)
+        CausalLMReasoner(model=model, settings=settings_of("llama", "hidden"), noise=0.5)
     with pytest.raises(ValueError, match="noise is -1"):
-        LatentReasoner(model=model, settings=settings_of("llama"), noise=-1.0)
+        CausalLMReasoner(model=model, settings=settings_of("llama"), noise=-1.0)
 
 
 # --- asking ----------------------------------------------------------------------------------------------------------
@@ -148,7 +150,7 @@ def test_noise_that_would_do_nothing_is_refused() -> None:
 
 def test_the_open_marker_is_put_behind_every_question() -> None:
     model = tiny_language_model("llama")
-    reasoner = LatentReasoner(model=model, settings=settings_of("llama"))
+    reasoner = CausalLMReasoner(model=model, settings=settings_of("llama"))
     ids, mask = left_padded([row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)])
     chain, _ = reasoner.respond(ids, mask, max_tokens=3)
     opened = torch.cat([ids, torch.tensor(OPEN).expand(6, -1)], dim=1)
@@ -158,7 +160,7 @@ def test_the_open_marker_is_put_behind_every_question() -> None:
 
 def test_words_may_be_put_in_the_model_s_mouth_and_are_not_returned() -> None:
     model = tiny_language_model("llama")
-    reasoner = LatentReasoner(model=model, settings=settings_of("llama"))
+    reasoner = CausalLMReasoner(model=model, settings=settings_of("llama"))
     model.generation_config.eos_token_id = 99
     _, said = reasoner.respond(prompts(), max_tokens=6, max_latents=0)
     # What the model would have said anyway is no change.
@@ -170,7 +172,7 @@ def test_words_may_be_put_in_the_model_s_mouth_and_are_not_returned() -> None:
 
 
 def test_a_given_chain_takes_the_place_of_thinking() -> None:
-    reasoner = LatentReasoner(model=tiny_language_model("llama"), settings=settings_of("llama"))
+    reasoner = CausalLMReasoner(model=tiny_language_model("llama"), settings=settings_of("llama"))
     chain, said = reasoner.respond(prompts(), max_tokens=4)
     again, words = reasoner.respond(prompts(), max_tokens=4, given=chain)
     assert again is chain
@@ -180,14 +182,14 @@ def test_a_given_chain_takes_the_place_of_thinking() -> None:
 def test_a_model_without_an_end_is_refused() -> None:
     model = tiny_language_model("llama", eos_token_id=None)
     with pytest.raises(ValueError, match="no eos_token_id: nothing could end an answer"):
-        LatentReasoner(model=model, settings=settings_of("llama")).respond(prompts(), max_tokens=4)
+        CausalLMReasoner(model=model, settings=settings_of("llama")).respond(prompts(), max_tokens=4)
 
 
 def test_rows_are_padded_with_the_end_where_there_is_no_padding_token() -> None:
     model = tiny_language_model("unspoken")
     model.generation_config.pad_token_id = None
     model.generation_config.eos_token_id = [15, 10]
-    _, said = LatentReasoner(model=model, settings=settings_of("unspoken")).respond(prompts(), max_tokens=8)
+    _, said = CausalLMReasoner(model=model, settings=settings_of("unspoken")).respond(prompts(), max_tokens=8)
     ended = torch.isin(said, torch.tensor([15, 10])).int().cumsum(dim=1)
     behind = (ended - torch.isin(said, torch.tensor([15, 10])).int()) > 0
     assert behind.any()
@@ -215,16 +217,16 @@ def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], message
 @pytest.mark.parametrize(
     "settings",
     [
-        LatentSettings(open_ids=OPEN, end_ids=(4,), top_k=None, temperature=0.5),
-        LatentSettings(open_ids=(2,), end_ids=(4, 5, 6), feed="hidden", max_latents=3),
+        LatentGenerationConfig(open_ids=OPEN, end_ids=(4,), top_k=None, temperature=0.5),
+        LatentGenerationConfig(open_ids=(2,), end_ids=(4, 5, 6), feed="hidden", max_latents=3),
     ],
 )
-def test_settings_are_read_back_as_they_were(settings: LatentSettings, tmp_path: Path) -> None:
+def test_settings_are_read_back_as_they_were(settings: LatentGenerationConfig, tmp_path: Path) -> None:
     model = tiny_language_model("llama")
     settings.attach(model)
     model.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["latent"]["max_latents"] > 0
-    assert LatentSettings.of(AutoModelForCausalLM.from_pretrained(tmp_path)) == settings
+    assert LatentGenerationConfig.of(AutoModelForCausalLM.from_pretrained(tmp_path)) == settings
 
 
 # --- through the library ---------------------------------------------------------------------------------------------
@@ -262,8 +264,8 @@ def answers(out: LatentGenerateOutput, ends: list[int]) -> list[list[int]]:
 
 def test_generate_returns_prompt_markers_and_answer(loaded: PreTrainedModel) -> None:
     out = generated(loaded)
-    settings = LatentSettings.of(loaded)
-    chain, said = LatentReasoner(model=loaded, settings=settings).respond(**padded(), max_tokens=6)
+    settings = LatentGenerationConfig.of(loaded)
+    chain, said = CausalLMReasoner(model=loaded, settings=settings).respond(**padded(), max_tokens=6)
     assert out.sequences is not None and out.chain is not None
     assert_same_chain(out.chain, chain)
     assert len(set(chain.lengths.tolist())) >= 3
@@ -294,7 +296,7 @@ def test_a_row_is_answered_alone_as_in_a_batch(loaded: PreTrainedModel) -> None:
 
 def test_what_the_caller_says_goes_before_what_the_folder_says(loaded: PreTrainedModel) -> None:
     # The chain's own cap, in the settings.
-    short = replace(LatentSettings.of(loaded), max_latents=1)
+    short = replace(LatentGenerationConfig.of(loaded), max_latents=1)
     chain = generated(loaded, latent=short).chain
     assert chain is not None
     assert chain.lengths.max() == 1
@@ -392,7 +394,7 @@ def test_a_shortest_answer_is_obeyed(loaded: PreTrainedModel) -> None:
 
 def test_a_model_without_settings_says_so_in_one_line() -> None:
     model = tiny_language_model("llama")
-    with pytest.raises(ValueError, match=r"no 'latent' settings.*pass latent=LatentSettings") as caught:
+    with pytest.raises(ValueError, match=r"no 'latent' settings.*pass latent=LatentGenerationConfig") as caught:
         generated(model)
     assert "\n" not in str(caught.value)
     assert generated(model, latent=settings_of("llama")).sequences is not None
@@ -411,7 +413,7 @@ def test_a_chain_that_met_its_cap_says_so_through_generate(loaded: PreTrainedMod
     chain = generated(loaded).chain
     assert chain is not None
     assert {StopReason.END, StopReason.CAP} == {StopReason(int(reason)) for reason in chain.stop}
-    assert END not in LatentSettings.of(loaded).end_ids
+    assert END not in LatentGenerationConfig.of(loaded).end_ids
 
 
 class FirstIs(StoppingCriteria):

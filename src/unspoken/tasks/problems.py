@@ -26,7 +26,7 @@ _STEP_END = re.compile(r"(?:(?<=>>)|(?<=[.!?]))(?=\s+\S)|(?<=\S)(?=[ \t]*\n\s*\S
 
 
 @dataclass(frozen=True, kw_only=True)
-class WordProblem:
+class ReasoningProblem:
     """One problem.
 
     Attributes:
@@ -50,7 +50,7 @@ class WordProblem:
 
 
 @runtime_checkable
-class WordTask(Protocol):
+class ReasoningTask(Protocol):
     """Where word problems come from. Splits are "train", "validation" and the names of the test sets."""
 
     @property
@@ -76,7 +76,7 @@ class WordTask(Protocol):
             ValueError: there is no such split.
         """
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[WordProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
         """The problems with the given indices, a pure function of (configuration, seed, split, index).
 
         Raises:
@@ -84,7 +84,7 @@ class WordTask(Protocol):
             IndexError: an index lies outside a split that ends.
         """
 
-    def parse(self, text: str) -> WordProblem:
+    def parse(self, text: str) -> ReasoningProblem:
         """A question typed by a person, as a problem without chain and answer.
 
         Raises:
@@ -120,7 +120,7 @@ def _equal(said: str, answer: str) -> bool:
     return verify(right, given, timeout_seconds=seconds)
 
 
-def graded(said: Sequence[str], problems: Sequence[WordProblem]) -> NDArray[np.bool_]:
+def graded(said: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArray[np.bool_]:
     """Grade what was said.
 
     A row is right if its boxed text is the answer, letter by letter or in value as Math-Verify has it (so ``18.0``,

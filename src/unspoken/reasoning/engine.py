@@ -51,32 +51,32 @@ class StopRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Thought:
+class LatentStep:
     """One step of silent reasoning, for a whole batch.
 
     Attributes:
         latent: what the chain records.
-        feed: what enters the first block next.
+        next_input: what enters the first block next.
         done: rows for which this is the last step by the method's own rule.
-        counts: rows in which the step belongs to the chain; None means all. A method whose end is a marker, not a
-            thought, leaves the step at which it stops out.
+        recorded: rows in which the step belongs to the chain; None means all. A method whose end is a marker, not a
+            step, leaves the output at which it stops out.
         support_ids, support_weights: the distribution over the vocabulary, where there is one.
     """
 
     latent: Float[Tensor, "B D"]
-    feed: Float[Tensor, "B D"]
+    next_input: Float[Tensor, "B D"]
     done: Bool[Tensor, " B"]
-    counts: Bool[Tensor, " B"] | None = None
+    recorded: Bool[Tensor, " B"] | None = None
     support_ids: Int[Tensor, "B K"] | None = None
     support_weights: Float[Tensor, "B K"] | None = None
 
 
-# Changes a step (counted from 0) before it is recorded and fed back; the thought holds every row of the batch.
-Disturbance = Callable[[Thought, int], Thought]
+# Changes a step (counted from 0) before it is recorded and fed back; the step holds every row of the batch.
+Intervention = Callable[[LatentStep, int], LatentStep]
 
 
 @runtime_checkable
-class SilentReasoner(Protocol):
+class Reasoner(Protocol):
     """What a method supplies to the engine."""
 
     @property
@@ -88,12 +88,12 @@ class SilentReasoner(Protocol):
         """The prompt as vectors that the stack's first block accepts."""
         ...
 
-    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Read one output of the stack."""
         ...
 
 
-class SpeakingReasoner(SilentReasoner, Protocol):
+class AnsweringReasoner(Reasoner, Protocol):
     """A method that also says its answer with the stack it thinks with."""
 
     def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
@@ -102,7 +102,7 @@ class SpeakingReasoner(SilentReasoner, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Speech:
+class AnswerDecoding:
     """How the spoken part follows the silent one.
 
     Attributes:
@@ -150,17 +150,17 @@ class Speech:
 
 @torch.no_grad()
 def rollout(
-    method: SilentReasoner,
+    method: Reasoner,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
-    disturb: Disturbance | None = None,
+    intervene: Intervention | None = None,
     static: bool | None = None,
 ) -> LatentChain:
     """Reason about a batch of prompts with a key-value cache.
 
     Args:
-        method: see `SilentReasoner`.
+        method: see `Reasoner`.
         input_ids: prompts, padded on the left; on any device, to which the chain comes back.
         attention_mask: 1 for real tokens; None means no padding.
         stop: the cap, or a fixed length.
@@ -177,24 +177,24 @@ def rollout(
     """
     home = input_ids.device
     input_ids, attention_mask = moved((input_ids, attention_mask), method.stack.device)
-    run = _Run(method, input_ids, attention_mask, stop.max_latents, None, disturb, static)
+    run = _Run(method, input_ids, attention_mask, stop.max_latents, None, intervene, static)
     for _ in range(stop.max_latents):
-        thought = run.think(run.advance(), stop)
+        latent_step = run.step(run.advance(), stop)
         if not stop.fixed and not bool(run.thinking.any()):  # the one wait of a step
             break
-        run.inputs = thought.feed[:, None]
+        run.inputs = latent_step.next_input[:, None]
     return moved(run.chain(stop), home)
 
 
 @torch.no_grad()
 def respond(
-    method: SpeakingReasoner,
+    method: AnsweringReasoner,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
-    speech: Speech,
+    decoding: AnswerDecoding,
     given: LatentChain | None = None,
-    disturb: Disturbance | None = None,
+    intervene: Intervention | None = None,
     static: bool | None = None,
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
     """Reason, close the chain and answer, all from one cache.
@@ -203,7 +203,7 @@ def respond(
     rows of the batch may still be thinking.
 
     Args:
-        method: see `SpeakingReasoner`.
+        method: see `AnsweringReasoner`.
         input_ids, attention_mask, stop, disturb, static: as in `rollout`.
         speech: marker, cap and choice of words.
         given: a chain that stands behind the prompt already: with ``max_latents=0`` the answer is spoken from it alone.
@@ -216,14 +216,14 @@ def respond(
     """
     home = input_ids.device
     input_ids, attention_mask, given = moved((input_ids, attention_mask, given), method.stack.device)
-    answers = _Answers(speech, input_ids)
+    answers = _Answers(decoding, input_ids)
     steps = stop.max_latents + answers.over
-    run = _Run(method, input_ids, attention_mask, steps, given, disturb, static)
+    run = _Run(method, input_ids, attention_mask, steps, given, intervene, static)
     for step in range(steps):
         hidden = run.advance()
         feed = None
         if step < stop.max_latents and answers.some_think:
-            feed = run.think(hidden, stop).feed
+            feed = run.step(hidden, stop).next_input
         elif step == stop.max_latents:
             run.thinking = torch.zeros_like(run.thinking)
         if feed is not None and stop.fixed:
@@ -247,13 +247,13 @@ class _Answers:
     many tokens they have, without a look at the device.
     """
 
-    def __init__(self, speech: Speech, input_ids: Tensor) -> None:
+    def __init__(self, decoding: AnswerDecoding, input_ids: Tensor) -> None:
         device, rows = input_ids.device, len(input_ids)
-        self.speech = speech
-        self.marker = torch.tensor(speech.marker, device=device)
-        self.ends = torch.tensor(speech.end_ids, device=device)
-        self.over = len(speech.marker) + speech.max_tokens
-        self.tokens = torch.full((rows, speech.max_tokens), speech.pad_id, device=device)
+        self.decoding = decoding
+        self.marker = torch.tensor(decoding.marker, device=device)
+        self.ends = torch.tensor(decoding.end_ids, device=device)
+        self.over = len(decoding.marker) + decoding.max_tokens
+        self.tokens = torch.full((rows, decoding.max_tokens), decoding.pad_id, device=device)
         self.longest = 0
         self._place = torch.full((rows,), -1, device=device)
         self._places = [-1] * rows
@@ -288,8 +288,8 @@ class _Answers:
             lengths = self.lengths
             self.longest = max(self.longest, 1 + max(lengths.values()))
             answering = (place >= len(self.marker)) & (place < self.over)
-            tokens = torch.where(answering, self.speech.choose(lengths, self.tokens, scores), tokens)
-            column = (place - len(self.marker)).clamp(0, self.speech.max_tokens - 1)[:, None]
+            tokens = torch.where(answering, self.decoding.choose(lengths, self.tokens, scores), tokens)
+            column = (place - len(self.marker)).clamp(0, self.decoding.max_tokens - 1)[:, None]
             kept = torch.where(answering[:, None], tokens[:, None], self.tokens.gather(1, column))
             self.tokens = self.tokens.scatter(1, column, kept)
             ended = (tokens[:, None] == self.ends).any(dim=1) | (place == self.over - 1)
@@ -303,16 +303,16 @@ class _Answers:
 
 
 class _Run:
-    """The state of one batch: cache, positions, and what has been thought."""
+    """The state of one batch: cache, positions, and what has been reasoned."""
 
     def __init__(
         self,
-        method: SilentReasoner,
+        method: Reasoner,
         input_ids: Tensor,
         attention_mask: Tensor | None,
         steps: int,
         given: LatentChain | None,
-        disturb: Disturbance | None,
+        intervene: Intervention | None,
         static: bool | None,
     ) -> None:
         length = input_ids.shape[1] + (0 if given is None else given.mask.shape[1])
@@ -336,7 +336,7 @@ class _Run:
                 mask = mask.gather(1, order)
                 self.inputs = self.inputs.gather(1, order[:, :, None].expand_as(self.inputs))
         self.method = method
-        self.disturb = disturb
+        self.intervene = intervene
         # Every column of the run: those of later steps are real in all rows.
         self.mask = None if mask is None else F.pad(mask.to(torch.long), (0, steps), value=1)
         if self.mask is None:
@@ -351,7 +351,7 @@ class _Run:
         else:
             self.cache = ReservedCache(method.stack.config, length + steps, padded=mask is not None)
         self.seen = 0
-        self.thoughts: list[Thought] = []
+        self.latent_steps: list[LatentStep] = []
         self.counted: list[Tensor] = []
         self.thinking = torch.ones(len(input_ids), dtype=torch.bool, device=input_ids.device)
         self.reason = torch.full((len(input_ids),), int(StopReason.CAP), device=input_ids.device)
@@ -375,30 +375,32 @@ class _Run:
         hidden: Tensor = outputs.last_hidden_state
         return hidden[:, -1]
 
-    def think(self, hidden: Tensor, stop: StopRule) -> Thought:
+    def step(self, hidden: Tensor, stop: StopRule) -> LatentStep:
         """Record one step of the rows that still think, and stop those that are done."""
-        thought = self.method.think(hidden)
-        if self.disturb is not None:
-            thought = self.disturb(thought, len(self.thoughts))
-        done = torch.zeros_like(self.thinking) if stop.fixed else self.thinking & thought.done
-        counts = self.thinking if stop.fixed or thought.counts is None else self.thinking & thought.counts
-        self.thoughts.append(thought)
+        latent_step = self.method.step(hidden)
+        if self.intervene is not None:
+            latent_step = self.intervene(latent_step, len(self.latent_steps))
+        done = torch.zeros_like(self.thinking) if stop.fixed else self.thinking & latent_step.done
+        counts = self.thinking if stop.fixed or latent_step.recorded is None else self.thinking & latent_step.recorded
+        self.latent_steps.append(latent_step)
         self.counted.append(counts)
         self.reason = torch.where(done, int(StopReason.END), self.reason)
         self.thinking = self.thinking & ~done
-        return thought
+        return latent_step
 
     def chain(self, stop: StopRule) -> LatentChain:
-        """What has been thought, as a record."""
+        """What has been latent_step, as a record."""
         reason = torch.full_like(self.reason, int(StopReason.FIXED)) if stop.fixed else self.reason
-        if not self.thoughts:
+        if not self.latent_steps:
             nothing = self.inputs.new_zeros((len(reason), 0, self.inputs.shape[-1]))
             return LatentChain(latents=nothing, mask=nothing[:, :, 0].bool(), stop=reason)
         mask = torch.stack(self.counted, dim=1)
-        ids = [thought.support_ids for thought in self.thoughts if thought.support_ids is not None]
-        weights = [thought.support_weights for thought in self.thoughts if thought.support_weights is not None]
+        ids = [latent_step.support_ids for latent_step in self.latent_steps if latent_step.support_ids is not None]
+        weights = [
+            latent_step.support_weights for latent_step in self.latent_steps if latent_step.support_weights is not None
+        ]
         return LatentChain(
-            latents=torch.stack([thought.latent for thought in self.thoughts], dim=1) * mask[:, :, None],
+            latents=torch.stack([latent_step.latent for latent_step in self.latent_steps], dim=1) * mask[:, :, None],
             mask=mask,
             stop=reason,
             support_ids=torch.stack(ids, dim=1) if ids else None,

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from tiny_recipe import one_stage, quiet_train
 from torch import Tensor
 
-from unspoken import parallel
+from unspoken import distributed
 
 
 def on_each_rank(patch: pytest.MonkeyPatch, counts: list[int], work: Callable[[int], Tensor]) -> list[Tensor]:
     """What every rank of a job would make, one after another; ``counts`` are the items of each."""
-    patch.setattr(parallel, "world", lambda: len(counts))
-    patch.setattr(parallel, "total", lambda _: torch.tensor(sum(counts)))
+    patch.setattr(distributed, "world", lambda: len(counts))
+    patch.setattr(distributed, "total", lambda _: torch.tensor(sum(counts)))
     return [work(number) for number in range(len(counts))]
 
 
@@ -32,7 +32,7 @@ def test_the_average_over_ranks_is_the_mean_over_all_items_and_so_is_its_gradien
 
     def work(number: int) -> Tensor:
         own = slice(sum(counts[:number]), sum(counts[: number + 1]))
-        return parallel.balanced(F.cross_entropy(scores[own], tokens[own]), counts[number])
+        return distributed.rank_weighted_mean(F.cross_entropy(scores[own], tokens[own]), counts[number])
 
     average = torch.stack(on_each_rank(monkeypatch, counts, work)).mean()
     torch.testing.assert_close(average, mean)
@@ -46,47 +46,47 @@ def test_means_of_unequal_parts_would_be_wrong_without_the_weights() -> None:
 
 def test_on_one_process_the_very_same_tensor_comes_back() -> None:
     mean = torch.tensor(float("nan"))
-    assert parallel.balanced(mean, 0) is mean
-    assert parallel.overall(mean, 3) is mean
-    assert parallel.total(mean) is mean
-    assert parallel.rows_of_all(mean) is mean
-    assert parallel.whole(mean) is mean
-    assert parallel.leads()
+    assert distributed.rank_weighted_mean(mean, 0) is mean
+    assert distributed.all_reduce_mean(mean, 3) is mean
+    assert distributed.all_reduce_sum(mean) is mean
+    assert distributed.gather_rows(mean) is mean
+    assert distributed.full_tensor(mean) is mean
+    assert distributed.is_main_process()
 
 
 @pytest.mark.parametrize(("rows", "ranks"), [(10, 4), (4, 4), (7, 1), (9, 2)])
 def test_shares_are_every_row_once_and_differ_by_one_at_most(
     rows: int, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parallel, "world", lambda: ranks)
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
     shares = []
     for number in range(ranks):
-        monkeypatch.setattr(parallel, "rank", lambda number=number: number)
-        shares.append(parallel.share(rows))
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        shares.append(distributed.rank_slice(rows))
     assert [row for share in shares for row in share] == list(range(rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_a_rank_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(ValueError, match="3 rows are too few for 4 ranks"):
-        parallel.share(3)
+        distributed.rank_slice(3)
 
 
 def test_whoever_is_alone_counts_as_one_process_until_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parallel.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(parallel.dist, "get_world_size", lambda: 4)
-    monkeypatch.setattr(parallel.dist, "get_rank", lambda: 3)
-    assert (parallel.world(), parallel.rank(), parallel.leads()) == (4, 3, False)
-    with parallel.alone():
-        assert (parallel.world(), parallel.rank(), parallel.leads()) == (1, 0, True)
-    assert (parallel.world(), parallel.rank()) == (4, 3)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 3)
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (4, 3, False)
+    with distributed.as_single_process():
+        assert (distributed.world_size(), distributed.rank(), distributed.is_main_process()) == (1, 0, True)
+    assert (distributed.world_size(), distributed.rank()) == (4, 3)
 
 
 def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(parallel, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world", lambda: 3)
     message = r"stages \(pretrain\): batch_size is 8, which 3 processes cannot share evenly; set it to a multiple"
     with pytest.raises(ValueError, match=message):
         quiet_train(one_stage(), tmp_path / "run")
@@ -96,14 +96,14 @@ def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_batches_that_are_spread_come_back_whole_and_in_order(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batches, done = ["a", "b", "c", "d", "e"], list[list[str]]()
-    monkeypatch.setattr(parallel, "world", lambda: ranks)
+    monkeypatch.setattr(distributed, "world", lambda: ranks)
 
     def gather(parts: list[list[str]], own: list[str]) -> None:
         done.append(own)
         parts[:] = [[batch.upper() for batch in batches[rank::ranks]] for rank in range(ranks)]
 
-    monkeypatch.setattr(parallel.dist, "all_gather_object", gather)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
     for rank in range(ranks):
-        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
-        assert parallel.spread(batches, str.upper) == ["A", "B", "C", "D", "E"]
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        assert distributed.map_over_ranks(batches, str.upper) == ["A", "B", "C", "D", "E"]
     assert sorted(letter for own in done for letter in own) == ([] if ranks == 1 else ["A", "B", "C", "D", "E"])

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unspoken.tasks import words
-from unspoken.tasks.words import WordProblem, boxed, graded
+from unspoken.tasks.problems import ReasoningProblem, boxed, graded
 
 
-def problem(answer: str) -> WordProblem:
-    return WordProblem(question="How many?", chains=(), answer=answer, key="row")
+def problem(answer: str) -> ReasoningProblem:
+    return ReasoningProblem(question="How many?", chains=(), answer=answer, key="row")
 
 
 def is_right(said: str, answer: str) -> bool:

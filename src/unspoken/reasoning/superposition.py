@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.backbone.vocabulary import Head, embedding_table, head_of, scorer
-from unspoken.methods.settings.latent_sft import Noise, Readout
+from unspoken.reasoning.latents import Noise, Readout
 
 __all__ = [
     "Head",
@@ -207,7 +207,9 @@ class _Full(torch.autograd.Function):
 def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:
     """Noisy weights, by torch's own generator; the gradient goes through."""
     # A row's noise must not depend on which rank it is read by.
-    drawn = parallel.own_rows(len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_())
+    drawn = distributed.draw_rank_rows(
+        len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_()
+    )
     gumbel = -drawn.log()
     bounded = (noise.scale * gumbel).clamp(noise.lowest, noise.highest)
     return F.softmax(((weights + 1e-10).log() + bounded) / noise.temperature, dim=-1)

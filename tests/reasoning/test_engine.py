@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from unspoken.chain import StopReason
 from unspoken.methods.coupled import CoupledReasoner
 from unspoken.methods.jepa_reasoner import JepaReasonerModel
-from unspoken.methods.latent_sft import LatentReasoner, LatentSettings
-from unspoken.reasoning import SilentReasoner, Speech, StopRule, Thought, respond, rollout
 from unspoken.reasoning.cache import ReservedCache
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import AnswerDecoding, LatentStep, Reasoner, StopRule, respond, rollout
 
 
 @pytest.fixture
@@ -159,17 +159,21 @@ def test_the_cost_of_a_step_does_not_copy_what_is_cached(reasoner: JepaReasonerM
 # --- a hook on every step --------------------------------------------------------------------------------------------
 
 
-def rolled(thought: Thought, step: int) -> Thought:
+def rolled(latent_step: LatentStep, step: int) -> LatentStep:
     """Moves the entries of a latent by one place more at every step."""
-    return replace(thought, latent=thought.latent.roll(step + 1, dims=-1), feed=thought.feed.roll(step + 1, dims=-1))
+    return replace(
+        latent_step,
+        latent=latent_step.latent.roll(step + 1, dims=-1),
+        next_input=latent_step.next_input.roll(step + 1, dims=-1),
+    )
 
 
 @dataclass
 class Rolling:
     """A method that does the same to itself."""
 
-    method: SilentReasoner
-    step: int = 0
+    method: Reasoner
+    steps: int = 0
 
     @property
     def stack(self) -> PreTrainedModel:
@@ -178,17 +182,17 @@ class Rolling:
     def embed_prompt(self, input_ids: Tensor) -> Tensor:
         return self.method.embed_prompt(input_ids)
 
-    def think(self, hidden: Tensor) -> Thought:
-        self.step += 1
-        return rolled(self.method.think(hidden), self.step - 1)
+    def step(self, hidden: Tensor) -> LatentStep:
+        self.steps += 1
+        return rolled(self.method.step(hidden), self.steps - 1)
 
 
 def test_a_hook_sees_every_step_of_the_whole_batch_and_need_not_change_it(reasoner: JepaReasonerModel) -> None:
     seen = []
 
-    def look(thought: Thought, step: int) -> Thought:
-        seen.append((step, len(thought.latent)))
-        return thought
+    def look(latent_step: LatentStep, step: int) -> LatentStep:
+        seen.append((step, len(latent_step.latent)))
+        return latent_step
 
     plain = rollout(reasoner, prompts(), None, StopRule(max_latents=5))
     assert_same_chain(rollout(reasoner, prompts(), None, StopRule(max_latents=5), look), plain)
@@ -203,8 +207,8 @@ def test_what_a_hook_makes_of_a_step_is_recorded_and_looped(reasoner: JepaReason
 
 
 def test_a_hook_may_end_a_chain(reasoner: JepaReasonerModel) -> None:
-    def end(thought: Thought, step: int) -> Thought:
-        return replace(thought, done=torch.full_like(thought.done, step == 2))
+    def end(latent_step: LatentStep, step: int) -> LatentStep:
+        return replace(latent_step, done=torch.full_like(latent_step.done, step == 2))
 
     chain = rollout(reasoner, prompts(), None, StopRule(max_latents=5), end)
     assert chain.lengths.tolist() == [3] * 6
@@ -212,14 +216,14 @@ def test_a_hook_may_end_a_chain(reasoner: JepaReasonerModel) -> None:
 
 
 def test_a_method_that_speaks_takes_the_same_hook() -> None:
-    settings = LatentSettings(open_ids=(2,), end_ids=(17,), top_k=10)
-    method = LatentReasoner(model=tiny_language_model("unspoken"), settings=settings)
-    speech = Speech(marker=(17,), max_tokens=4, end_ids=(1,), pad_id=PAD)
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(17,), top_k=10)
+    method = CausalLMReasoner(model=tiny_language_model("unspoken"), settings=settings)
+    decoding = AnswerDecoding(marker=(17,), max_tokens=4, end_ids=(1,), pad_id=PAD)
     stop = StopRule(max_latents=5)
-    chain, said = respond(method, prompts(), None, stop, speech, disturb=rolled)
+    chain, said = respond(method, prompts(), None, stop, decoding, intervene=rolled)
     alone = rollout(method, prompts(), None, stop, rolled)
     assert torch.equal(chain.mask, alone.mask)
     torch.testing.assert_close(chain.latents, alone.latents, **CLOSE)
-    _, from_it = respond(method, prompts(), None, StopRule(max_latents=0), speech, given=alone)
+    _, from_it = respond(method, prompts(), None, StopRule(max_latents=0), decoding, given=alone)
     assert torch.equal(said, from_it)
-    assert not torch.equal(said, respond(method, prompts(), None, stop, speech)[1])
+    assert not torch.equal(said, respond(method, prompts(), None, stop, decoding)[1])

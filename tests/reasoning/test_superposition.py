@@ -15,17 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from unspoken.backbone.vocabulary import scores
-from unspoken.methods.latent_sft import superposition
-from unspoken.methods.latent_sft.superposition import (
-    Noise,
-    choose,
-    embedding_table,
-    mix,
-    noisy,
-    perturb,
-    readout_of,
-    superpose,
-)
+from unspoken.reasoning import superposition
+from unspoken.reasoning.superposition import Noise, choose, embedding_table, mix, noisy, perturb, readout_of, superpose
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

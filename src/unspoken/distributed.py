@@ -25,7 +25,7 @@ _alone = False
 _sharded = False
 
 
-def join() -> None:
+def init_distributed() -> None:
     """Meet the other ranks of this job, if the launcher's environment says that there are any.
 
     Raises:
@@ -46,7 +46,7 @@ def join() -> None:
         PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(minutes=30))
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of ranks."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
@@ -58,16 +58,16 @@ def rank() -> int:
 
 def sharded() -> bool:
     """Whether the ranks share the weights out (FSDP2); otherwise each has all of them (DDP)."""
-    return _sharded and world() > 1
+    return _sharded and world_size() > 1
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the rank that writes and prints."""
     return rank() == 0
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def as_single_process() -> Iterator[None]:
     """Inside, this process counts as the only one: for what a rank does whole, whatever the others do."""
     global _alone  # noqa: PLW0603
     before, _alone = _alone, True
@@ -80,16 +80,16 @@ def alone() -> Iterator[None]:
 # --- the mean over a batch that ranks share ---------------------------------------------------------------------------
 
 
-def total(value: Tensor) -> Tensor:
+def all_reduce_sum(value: Tensor) -> Tensor:
     """The sum over ranks, on each of them; it has no gradient."""
-    if world() == 1:
+    if world_size() == 1:
         return value
     value = value.detach().clone()
     dist.all_reduce(value)
     return value
 
 
-def balanced(mean: Tensor, count: int | Tensor) -> Tensor:
+def rank_weighted_mean(mean: Tensor, count: int | Tensor) -> Tensor:
     """A mean over this rank's items, weighted so that the plain average over ranks is the mean over all items.
 
     Averaging over ranks is what DDP and FSDP do to gradients, and the Trainer to losses.
@@ -98,37 +98,37 @@ def balanced(mean: Tensor, count: int | Tensor) -> Tensor:
         mean: of any shape; not a number where there are no items.
         count: items that it was taken over.
     """
-    if world() == 1:
+    if world_size() == 1:
         return mean
     items = torch.as_tensor(count, device=mean.device)
-    weight = items * world() / total(items).clamp(min=1)
+    weight = items * world_size() / all_reduce_sum(items).clamp(min=1)
     return torch.where(items > 0, mean, 0.0) * weight
 
 
-def overall(mean: Tensor, count: int | Tensor) -> Tensor:
+def all_reduce_mean(mean: Tensor, count: int | Tensor) -> Tensor:
     """The mean over the items of all ranks, on each of them; it has no gradient there."""
-    return mean if world() == 1 else total(balanced(mean, count)) / world()
+    return mean if world_size() == 1 else all_reduce_sum(rank_weighted_mean(mean, count)) / world_size()
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
 
 
-def share(rows: int) -> range:
+def rank_slice(rows: int) -> range:
     """This rank's contiguous part of some rows.
 
     Raises:
         ValueError: there are fewer rows than ranks.
     """
-    if rows < world():
-        raise ValueError(f"{rows} rows are too few for {world()} ranks; start fewer, or give more rows")
-    return range(rows * rank() // world(), rows * (rank() + 1) // world())
+    if rows < world_size():
+        raise ValueError(f"{rows} rows are too few for {world_size()} ranks; start fewer, or give more rows")
+    return range(rows * rank() // world_size(), rows * (rank() + 1) // world_size())
 
 
-def rows_of_all(own: Tensor) -> Tensor:
+def gather_rows(own: Tensor) -> Tensor:
     """The rows ``[B, ...]`` of every rank in order; a shorter second axis is filled up with zeros on the right."""
-    if world() == 1:
+    if world_size() == 1:
         return own
-    parts: list[Tensor] = [own] * world()
+    parts: list[Tensor] = [own] * world_size()
     dist.all_gather_object(parts, own.cpu())
     if own.dim() > 1:
         longest = max(part.shape[1] for part in parts)
@@ -136,19 +136,19 @@ def rows_of_all(own: Tensor) -> Tensor:
     return torch.cat(parts).to(own.device)
 
 
-def spread(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
+def map_over_ranks(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
     """What ``work`` makes of each batch, in order, on every rank; a rank does every ``world()``-th of them.
 
     A batch is done whole by one rank, as one process would do it, so no bit of the outcome depends on the ranks.
     """
-    if world() == 1:
+    if world_size() == 1:
         return [work(batch) for batch in batches]
-    parts: list[list[R]] = [[]] * world()
-    dist.all_gather_object(parts, [work(batch) for batch in batches[rank() :: world()]])
-    return [parts[at % world()][at // world()] for at in range(len(batches))]
+    parts: list[list[R]] = [[]] * world_size()
+    dist.all_gather_object(parts, [work(batch) for batch in batches[rank() :: world_size()]])
+    return [parts[at % world_size()][at // world_size()] for at in range(len(batches))]
 
 
-def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
+def draw_rank_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
     """This rank's rows of something random that is drawn for the rows of all ranks at once.
 
     Every rank draws all of it, so a row gets what it would get on one process, and the ranks' generators stay in step.
@@ -157,15 +157,15 @@ def own_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
         rows: of this rank; another number on each.
         draw: number of rows to ``[rows, ...]``.
     """
-    if world() == 1:
+    if world_size() == 1:
         return draw(rows)
-    counts: list[int] = [0] * world()
+    counts: list[int] = [0] * world_size()
     dist.all_gather_object(counts, rows)
     first = sum(counts[: rank()])
     return draw(sum(counts))[first : first + rows]
 
 
-def whole(table: Tensor) -> Tensor:
+def full_tensor(table: Tensor) -> Tensor:
     """A tensor of which every rank may hold a part, in full."""
     return table.full_tensor() if isinstance(table, DTensor) else table
 
@@ -173,18 +173,18 @@ def whole(table: Tensor) -> Tensor:
 # --- one for all ------------------------------------------------------------------------------------------------------
 
 
-def by_first(act: Callable[[], T]) -> T:
+def run_on_main(act: Callable[[], T]) -> T:
     """Do something on rank 0 alone; every rank returns what it returned, or raises what it raised.
 
     Raises:
         ValueError, OSError: as on rank 0.
     """
-    if world() == 1:
+    if world_size() == 1:
         return act()
     outcome: list[T | ValueError | OSError | None] = [None]
-    if leads():
+    if is_main_process():
         try:
-            with alone():
+            with as_single_process():
                 outcome = [act()]
         except (ValueError, OSError) as error:
             outcome = [error]
@@ -195,13 +195,13 @@ def by_first(act: Callable[[], T]) -> T:
     return found  # type: ignore[return-value]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when every rank is here."""
-    if world() > 1:
+    if world_size() > 1:
         dist.barrier()
 
 
-def speaks() -> bool:
+def claims_error_output() -> bool:
     """Whether it is this rank that says what went wrong: the first one that asks."""
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"

@@ -23,14 +23,14 @@ from transformers.utils.generic import ModelOutput
 from unspoken.backbone.checks import Method, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft.layout import Markers
-from unspoken.methods.latent_sft.superposition import choose, embedding_table, heaviest, mix, readout_of
-from unspoken.reasoning import Disturbance, Speech, StopRule, Thought, respond
+from unspoken.reasoning.engine import AnswerDecoding, Intervention, LatentStep, StopRule, respond
 from unspoken.reasoning.picking import draw
+from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, readout_of
+from unspoken.tasks.spans import Markers
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentSettings:
+class LatentGenerationConfig:
     """What a folder records beside its weights: ``generation_config.json``, key ``latent``.
 
     Attributes:
@@ -69,7 +69,7 @@ class LatentSettings:
         config._from_model_config = False
 
     @staticmethod
-    def of(model: PreTrainedModel) -> LatentSettings:
+    def of(model: PreTrainedModel) -> LatentGenerationConfig:
         """The settings that a model was saved with.
 
         Raises:
@@ -79,18 +79,20 @@ class LatentSettings:
         if found is None:
             raise ValueError(
                 "this model's generation config has no 'latent' settings: it was not trained by Latent-SFT; "
-                "pass latent=LatentSettings(...) to reason with it anyway"
+                "pass latent=LatentGenerationConfig(...) to reason with it anyway"
             )
-        return LatentSettings(**{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])})
+        return LatentGenerationConfig(
+            **{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])}
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatentReasoner:
+class CausalLMReasoner:
     """A causal language model that feeds back its own next-token distribution until its most likely token ends it.
 
     Attributes:
         model: a decoder-only transformers model with a head.
-        settings: see `LatentSettings`.
+        settings: see `LatentGenerationConfig`.
         noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
         generator: of the noise, on any device; torch's own of the model's device by default.
 
@@ -100,7 +102,7 @@ class LatentReasoner:
     """
 
     model: PreTrainedModel
-    settings: LatentSettings
+    settings: LatentGenerationConfig
     noise: float = 0.0
     generator: torch.Generator | None = None
 
@@ -133,7 +135,7 @@ class LatentReasoner:
         """Scores of the next token."""
         return scores(hidden, readout_of(self.model, "head")).float()
 
-    def think(self, hidden: Float[Tensor, "B D"]) -> Thought:
+    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Superpose; the row is done when the clean arg-max is the first token of the end marker."""
         logits = self.logits(hidden)
         done = logits.argmax(dim=-1) == self.settings.end_ids[0]
@@ -145,7 +147,9 @@ class LatentReasoner:
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
         kept, places = heaviest(weights, ids)
-        return Thought(latent=latent, feed=latent, done=done, counts=~done, support_ids=places, support_weights=kept)
+        return LatentStep(
+            latent=latent, next_input=latent, done=done, recorded=~done, support_ids=places, support_weights=kept
+        )
 
     def respond(
         self,
@@ -158,7 +162,7 @@ class LatentReasoner:
         forced: tuple[int, ...] = (),
         pick: Any = None,
         config: GenerationConfig | None = None,
-        disturb: Disturbance | None = None,
+        intervene: Intervention | None = None,
     ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
         """Reason and answer.
 
@@ -168,9 +172,9 @@ class LatentReasoner:
             max_tokens: cap of the answer.
             given: speak from this chain instead of thinking; every causal control does.
             forced: tokens said for the model behind the end marker; they are not returned.
-            pick: how the answer's tokens are chosen, see `Speech`.
+            pick: how the answer's tokens are chosen, see `AnswerDecoding`.
             config: names the tokens that end and pad an answer; the model's generation config by default.
-            disturb: changes every step, see `unspoken.reasoning.rollout`.
+            disturb: changes every step, see `unspoken.reasoning.engine`.
 
         Raises:
             ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
@@ -180,11 +184,11 @@ class LatentReasoner:
         cap = self.settings.max_latents if max_latents is None else max_latents
         ends, pad = ends_and_pad(config or self.model.generation_config)
         how: dict[str, Any] = {} if pick is None else {"pick": pick}
-        speech = Speech(
+        decoding = AnswerDecoding(
             marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
         )
         stop = StopRule(max_latents=0 if given is not None else cap, fixed=self.settings.fixed)
-        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, speech, given, disturb)
+        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, decoding, given, intervene)
         return (chain if given is None else given), said
 
 
@@ -202,7 +206,7 @@ def latent_generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    latent: LatentSettings | None = None,
+    latent: LatentGenerationConfig | None = None,
     latent_noise: float = 0.0,
     return_chain: bool = False,
     **model_kwargs: Any,
@@ -227,8 +231,8 @@ def latent_generate(
     """
     if (generation_config.num_beams or 1) != 1:
         raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
-    settings = latent or LatentSettings.of(model)
-    reasoner = LatentReasoner(model=model, settings=settings, noise=latent_noise)
+    settings = latent or LatentGenerationConfig.of(model)
+    reasoner = CausalLMReasoner(model=model, settings=settings, noise=latent_noise)
     stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:

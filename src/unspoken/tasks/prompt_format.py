@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from unspoken.methods.latent_sft.layout import Markers, Spans
-from unspoken.tasks.words import WordProblem
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.spans import Markers, Spans
 
 DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 OPEN, END = "<think>", "</think>"
@@ -26,7 +26,7 @@ def unopened(prompt: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spelling:
+class PromptFormat:
     """How questions, chains and answers become tokens.
 
     A tokenizer with a chat template gets the instruction and the question as a user turn, always on the same day; one
@@ -39,14 +39,14 @@ class Spelling:
     @cached_property
     def markers(self) -> Markers:
         """The markers, tokenised on their own: one token or several."""
-        return Markers(open=self.ids(OPEN), end=self.ids(END))
+        return Markers(open=self.encode(OPEN), end=self.encode(END))
 
     @property
     def box(self) -> tuple[int, ...]:
         """The start of an answer, tokenised on its own: the forced-answer control says it for the model."""
-        return self.ids("\\boxed{")
+        return self.encode("\\boxed{")
 
-    def ids(self, text: str) -> tuple[int, ...]:
+    def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, and no others."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -58,8 +58,8 @@ class Spelling:
         """
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
         if self.tokenizer.chat_template is None:
-            return (*self._start, *self.ids(question))
-        return self.ids(unopened(self._chat(question)))
+            return (*self._start, *self.encode(question))
+        return self.encode(unopened(self._chat(question)))
 
     @cached_property
     def _start(self) -> tuple[int, ...]:
@@ -97,15 +97,15 @@ class Spelling:
             "one that takes a user turn"
         )
 
-    def spans(self, problem: WordProblem) -> Spans:
+    def spans(self, problem: ReasoningProblem) -> Spans:
         """Spans of a problem with its first chain; an empty chain if it has none."""
         return Spans(
             prompt=self.prompt(problem.question),
-            chain=self.ids(problem.chains[0]) if problem.chains else (),
-            answer=(*self.ids(problem.solution or f"\\boxed{{{problem.answer}}}"), self.tokenizer.eos_token_id),
+            chain=self.encode(problem.chains[0]) if problem.chains else (),
+            answer=(*self.encode(problem.solution or f"\\boxed{{{problem.answer}}}"), self.tokenizer.eos_token_id),
         )
 
-    def prompts(self, problems: Sequence[WordProblem]) -> tuple[Tensor, Tensor]:
+    def prompts(self, problems: Sequence[ReasoningProblem]) -> tuple[Tensor, Tensor]:
         """Questions as one batch padded on the left, and its mask."""
         rows = [self.prompt(problem.question) for problem in problems]
         width = max(len(row) for row in rows)
@@ -115,7 +115,7 @@ class Spelling:
         lengths = torch.tensor([len(row) for row in rows])
         return ids, (torch.arange(width)[None] >= width - lengths[:, None]).long()
 
-    def texts(self, said: Tensor) -> list[str]:
+    def decode(self, said: Tensor) -> list[str]:
         """Spoken rows as text, up to their end."""
         texts: list[str] = self.tokenizer.batch_decode(said, skip_special_tokens=True)
         return texts
