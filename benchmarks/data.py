@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unspoken.methods.latent_sft import LabelIdentity, LabelStore, LabelWriter
+from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
 from unspoken.tasks import ArithmeticConfig, GrammarConfig, LogicConfig, TreeSearchConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.words import explicit_batch

@@ -49,7 +49,7 @@ from gpu_measure import FULL, TOY, Found, Notes, Size, repeated, text_of
 from methods import Step, batch_of, model_of, real_and_placed
 from numpy.typing import NDArray
 
-from unspoken.methods.latent_sft import Labels
+from unspoken.methods.latent_sft.stages import Labels
 from unspoken.placement import moved
 from unspoken.training import words
 from unspoken.training.plan import plan

@@ -24,10 +24,12 @@ from timing import autocast, interleaved, ratio
 from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, Stage2
-from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, explicit_rows
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.masks import dense, supervision
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Stage2
+from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, explicit_rows
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.problems import ReasoningProblem

@@ -38,9 +38,10 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from unspoken.machine import Precision
-from unspoken.methods.jepa_reasoner import SST
-from unspoken.methods.latent_sft import Labels, LatentSFTModel, Stage2
-from unspoken.methods.latent_sft.layout import Rows, compact_rows
+from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Labels, Stage2
+from unspoken.methods.rows import Rows, compact_rows
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.problems import ReasoningProblem

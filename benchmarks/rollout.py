@@ -19,7 +19,8 @@ import torch
 from timing import timed
 
 from unspoken.backbone import UnspokenConfig
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.engine import LatentStep, StopRule
 
 STEPS = 32

@@ -26,8 +26,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
 from unspoken.evaluation.cost import stack_flops
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, JepaReasonerConfig, JepaReasonerModel
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST
 from unspoken.tasks import TreeSearchConfig
 
 

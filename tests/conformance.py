@@ -32,12 +32,12 @@ def naive_chain(reasoner: Reasoner, prompt_T: Tensor, stop: StopRule) -> tuple[T
     latents = [inputs.new_zeros((0, inputs.shape[-1]))]
     for _ in range(stop.max_latents):
         hidden = reasoner.stack(inputs_embeds=inputs, use_cache=False).last_hidden_state[:, -1]
-        thought = reasoner.step(hidden)
-        if stop.fixed or thought.counts is None or bool(thought.counts[0]):
-            latents.append(thought.latent)
-        if not stop.fixed and bool(thought.done[0]):
+        latent_step = reasoner.step(hidden)
+        if stop.fixed or latent_step.recorded is None or bool(latent_step.recorded[0]):
+            latents.append(latent_step.latent)
+        if not stop.fixed and bool(latent_step.done[0]):
             return torch.cat(latents), StopReason.END
-        inputs = torch.cat([inputs, thought.feed[:, None].to(inputs.dtype)], dim=1)
+        inputs = torch.cat([inputs, latent_step.next_input[:, None].to(inputs.dtype)], dim=1)
     return torch.cat(latents), StopReason.FIXED if stop.fixed else StopReason.CAP
 
 

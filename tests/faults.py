@@ -13,7 +13,8 @@ import torch
 from tiny_recipe import quiet_stage
 from transformers import PreTrainedModel, TrainerCallback
 
-from unspoken.methods.latent_sft import Labels, LabelWriter
+from unspoken.methods.latent_sft.label_store import LabelWriter
+from unspoken.methods.latent_sft.stages import Labels
 from unspoken.training.recipe import Recipe
 
 Act = Callable[[PreTrainedModel | None], None]

@@ -142,7 +142,7 @@ def indices_of_the_host_wait() -> None:
 
 
 def a_wait_names_the_line_of_our_source() -> None:
-    from unspoken.methods.jepa_reasoner import effective_rank
+    from unspoken.methods.jepa_reasoner.objective import effective_rank
 
     with counting() as waits:
         effective_rank(_ones(3, 3))

@@ -11,8 +11,8 @@ from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model, tiny_pai
 from torch import Tensor
 
 from unspoken.backbone.masking import masks_unread
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.places import at, padding_mask, places_of
 
 LENGTHS = [7, 3, 5]

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
 
 from unspoken.backbone import UnspokenConfig
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 
 # GPT-2 is here for its absolute positions: the rotary families forgive a row that counts from the wrong place.
 FAMILIES = ("unspoken", "llama", "qwen2", "gpt2")

@@ -17,10 +17,10 @@ from unspoken.evaluation.sampling import evaluate_samples
 from unspoken.evaluation.strings import evaluate_strings
 from unspoken.evaluation.texts import evaluate_texts
 from unspoken.evaluation.words import evaluate_words
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.latent_sft import Stage2
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
+from unspoken.methods.latent_sft.stages import Stage2
 from unspoken.report.page import write_page
 from unspoken.report.results import PAGE, RESULTS
 from unspoken.storage import write_json

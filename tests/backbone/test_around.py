@@ -11,9 +11,11 @@ import torch
 from tiny_hub import FALCON_H1, GPT, SLIDING, tiny_hub_model, tokens
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from unspoken.methods.coconut import CoconutModel
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.model import LatentSFTModel
 
 KINDS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {}, "sdpa"),

@@ -12,8 +12,10 @@ from tiny_models import PAD, prompts, tiny_language_model
 from tiny_recipe import one_stage, quiet_train
 from torch import Tensor
 
-from unspoken.methods.latent_sft import LatentSFTConfig, LatentSFTModel, LatentShape
-from unspoken.methods.latent_sft.layout import decoder_rows, encoder_rows
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import LatentShape
+from unspoken.methods.rows import decoder_rows, encoder_rows
 from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5,), end=(7,))

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from truth import Agreement, hidden, mixture_error, relative, scores, table
 
 from unspoken.chain import LatentChain
-from unspoken.methods.coupled import CoupledReasoner, NextToken
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.coupled.stages import NextToken
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import StopRule
 from unspoken.training.words import speaker_of

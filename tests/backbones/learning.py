@@ -19,10 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from truth import CLOSE, Agreement, gradient_of, hidden, mixture_error, relative, scores, superposition, table
 
-from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
-from unspoken.methods.jepa_reasoner import SST, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentSFTModel, Stage1, Stage2
-from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, Row
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Stage1, Stage2
+from unspoken.methods.rows import Kind, Rows, compact_rows
 from unspoken.reasoning.engine import StopRule
 
 # A change that must not be seen may move an output by rounding alone.

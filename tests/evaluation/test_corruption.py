@@ -15,7 +15,7 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.evaluation.corruption import CONDITIONS, Ablation, ablate, ablation_summary, forced_chain
 from unspoken.evaluation.texts import next_tokens, sentence_pairs
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 
 PRIME = 3
 DRAWABLE = torch.arange(2, VOCABULARY)

@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 
 from unspoken.evaluation import harness
 from unspoken.evaluation.harness import TASKS, Spent, UnspokenLM, local_files, tree_search
-from unspoken.methods.latent_sft import LatentSFTConfig
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import GradeSchoolConfig, TreeSearchConfig

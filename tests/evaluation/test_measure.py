@@ -11,7 +11,7 @@ from unspoken.backbone.folder import read_manifest, write_manifest
 from unspoken.evaluation.curves import curve as curve_of
 from unspoken.evaluation.measure import _inspect
 from unspoken.evaluation.systems import answer, load_model, nearest_row
-from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 
 
 @pytest.fixture(scope="module")

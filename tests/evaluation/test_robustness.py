@@ -36,7 +36,7 @@ from unspoken.evaluation.robustness import (
     summary,
     token_noise,
 )
-from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, rollout
 

@@ -59,15 +59,19 @@ def test_an_explicit_chain_is_sampled_from_the_model_its_end_included() -> None:
     chances = model.get_output_embeddings()(hidden)[0].softmax(dim=-1)
     end = int(chances.topk(2).indices[1])
     settings = LatentGenerationConfig(open_ids=(2,), end_ids=(end,), top_k=1)
-    thought = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).step(hidden.expand(4000, 16))
-    assert thought.support_ids is not None and thought.support_weights is not None and thought.counts is not None
-    drawn = thought.support_ids[:, 0]
+    latent_step = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).step(hidden.expand(4000, 16))
+    assert (
+        latent_step.support_ids is not None
+        and latent_step.support_weights is not None
+        and latent_step.recorded is not None
+    )
+    drawn = latent_step.support_ids[:, 0]
     torch.testing.assert_close(torch.bincount(drawn, minlength=20) / 4000, chances, rtol=0, atol=0.03)
-    assert 0 < int(thought.done.sum()) < 4000
-    assert torch.equal(thought.done, drawn == end)
-    assert torch.equal(thought.counts, drawn != end)
-    assert torch.equal(thought.feed, model.get_input_embeddings()(drawn))
-    assert thought.support_weights.unique().tolist() == [1.0]
+    assert 0 < int(latent_step.done.sum()) < 4000
+    assert torch.equal(latent_step.done, drawn == end)
+    assert torch.equal(latent_step.recorded, drawn != end)
+    assert torch.equal(latent_step.next_input, model.get_input_embeddings()(drawn))
+    assert latent_step.support_weights.unique().tolist() == [1.0]
 
 
 @torch.no_grad()

@@ -12,7 +12,9 @@ from transformers import PreTrainedModel
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.evaluation.systems import System, answer, load_model, system_of
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.tasks import TreeSearchConfig, TreeSearchTask
 
 KINDS = ["coupled", "nearest row", "pair"]

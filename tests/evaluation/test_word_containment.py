@@ -26,7 +26,8 @@ from unspoken.evaluation.word_containment import (
     word_containment,
 )
 from unspoken.evaluation.word_systems import WordSystem, systems_of
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.tasks.problems import ReasoningProblem
 
 PROBLEMS = TASK.sample("test", range(7))

@@ -21,7 +21,7 @@ from tiny_models import prompts
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning.engine import LatentStep, StopRule, rollout
 
 pytestmark = pytest.mark.gpu

@@ -24,7 +24,9 @@ from tiny_recipe import one_stage, quiet_stage, quiet_train, verify_finished_fol
 from tiny_words import TASK, tiny_word_system
 
 from unspoken.backbone.folder import read_manifest
-from unspoken.methods.latent_sft import Labels, LabelStore, LatentSFTModel
+from unspoken.methods.latent_sft.label_store import LabelStore
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Labels
 from unspoken.methods.latent_sft.teacher import stage_one_batch
 from unspoken.serving import app, served_words
 from unspoken.tasks.prompt_format import PromptFormat

@@ -25,8 +25,9 @@ from tiny_recipe import TEXT, quiet_stage, quiet_train, verify_finished_folders,
 
 from unspoken import cli, experiment
 from unspoken.backbone.folder import MANIFEST, read_manifest, verify
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.latent_sft import Labels, LatentSFTModel, LatentShape
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Labels, LatentShape
 from unspoken.training.parts import TalkerShape
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.stages import OWN_KINDS

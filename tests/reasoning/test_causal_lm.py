@@ -69,34 +69,34 @@ def test_a_thought_is_the_next_token_distribution_mixed_out_of_the_table() -> No
     model = tiny_language_model("unspoken")
     whole = CausalLMReasoner(model=model, settings=settings_of("unspoken", top_k=None, temperature=0.7))
     hidden = model.base_model(prompts()).last_hidden_state[:, -1]
-    thought = whole.step(hidden)
+    latent_step = whole.step(hidden)
     scores = model(prompts()).logits[:, -1]
     expected = (scores / 0.7).softmax(dim=-1) @ model.get_input_embeddings()(torch.arange(20))
-    torch.testing.assert_close(thought.latent, expected)
-    assert torch.equal(thought.feed, thought.latent)
-    assert thought.done.tolist() == (scores.argmax(dim=-1) == 3).tolist()
-    assert thought.counts is not None
-    assert torch.equal(thought.counts, ~thought.done)
-    assert 0 < int(thought.done.sum()) < 6
+    torch.testing.assert_close(latent_step.latent, expected)
+    assert torch.equal(latent_step.next_input, latent_step.latent)
+    assert latent_step.done.tolist() == (scores.argmax(dim=-1) == 3).tolist()
+    assert latent_step.recorded is not None
+    assert torch.equal(latent_step.recorded, ~latent_step.done)
+    assert 0 < int(latent_step.done.sum()) < 6
 
 
 @torch.no_grad()
 def test_one_entry_is_greedy_chain_of_thought() -> None:
     model = tiny_language_model("llama")
-    thought = CausalLMReasoner(model=model, settings=settings_of("llama", top_k=1)).step(torch.randn(6, 16))
-    assert thought.support_ids is not None
-    assert thought.support_weights is not None
-    assert thought.support_weights.tolist() == [[1.0]] * 6
-    assert torch.equal(thought.feed, model.get_input_embeddings()(thought.support_ids[:, 0]))
+    latent_step = CausalLMReasoner(model=model, settings=settings_of("llama", top_k=1)).step(torch.randn(6, 16))
+    assert latent_step.support_ids is not None
+    assert latent_step.support_weights is not None
+    assert latent_step.support_weights.tolist() == [[1.0]] * 6
+    assert torch.equal(latent_step.next_input, model.get_input_embeddings()(latent_step.support_ids[:, 0]))
 
 
 @torch.no_grad()
 def test_the_ablation_feeds_the_output_of_the_stack() -> None:
     hidden = torch.randn(6, 16)
     model = tiny_language_model("llama")
-    thought = CausalLMReasoner(model=model, settings=settings_of("llama", "hidden")).step(hidden)
-    assert torch.equal(thought.feed, hidden)
-    assert torch.equal(thought.latent, hidden)
+    latent_step = CausalLMReasoner(model=model, settings=settings_of("llama", "hidden")).step(hidden)
+    assert torch.equal(latent_step.next_input, hidden)
+    assert torch.equal(latent_step.latent, hidden)
 
 
 @torch.no_grad()

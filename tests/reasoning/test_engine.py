@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken.chain import StopReason
-from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.cache import ReservedCache
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import AnswerDecoding, LatentStep, Reasoner, StopRule, respond, rollout

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
 
 from unspoken.chain import LatentChain
-from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning import static
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule, respond, rollout

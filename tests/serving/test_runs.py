@@ -13,7 +13,8 @@ from tiny_words import PROMPT_FORMAT, TASK
 
 from unspoken.evaluation.systems import system_of
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.report.answers import answer_problems
 from unspoken.serving import open_served, served_words

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from unspoken.methods.latent_sft.layout import compact_rows
+from unspoken.methods.rows import compact_rows
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.problems import ReasoningProblem, graded
 from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat

@@ -11,7 +11,7 @@ from tiny_hub import MINICPM_3, tiny_hub_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
-from unspoken.methods.coconut import CoconutModel
+from unspoken.methods.coconut.model import CoconutModel
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.backbones import fitting, require_rows, require_same_blocks

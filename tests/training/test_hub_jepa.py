@@ -21,7 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from unspoken.backbone import UnspokenConfig
 from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import final_stages, measure_run, open_run
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.training import recipe as recipes
 from unspoken.training.adapters import add_adapters, published
 from unspoken.training.parts import LoRA

@@ -15,7 +15,7 @@ from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.systems import load_model
 from unspoken.evaluation.word_systems import systems_of
 from unspoken.experiment import final_stages, measure_run, open_run
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe

@@ -16,8 +16,8 @@ from tiny_recipe import quiet_train
 
 from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.reasoning.engine import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, parse

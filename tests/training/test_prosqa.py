@@ -15,8 +15,8 @@ from unspoken.evaluation.systems import load_model
 from unspoken.evaluation.word_containment import containment_summary, word_containment
 from unspoken.evaluation.word_systems import problems_of, systems_of
 from unspoken.experiment import final_stages
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.latent_sft import Labels, Stage2
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.latent_sft.stages import Labels, Stage2
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Recipe, load
 from unspoken.training.words import base_config, batches, build_empty, task_of

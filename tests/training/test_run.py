@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.training.recipe import parse
 from unspoken.training.trees import validator_of
 

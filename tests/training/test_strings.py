@@ -15,9 +15,10 @@ from torch import Tensor
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks import GrammarConfig, GrammarProblems
 from unspoken.tasks.grammar import EOS, PAD

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.systems import load_model
 from unspoken.experiment import measure_run, open_run
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.report.page import write_page
 from unspoken.report.tables import print_plan, print_results
 from unspoken.tasks.prose import EOS

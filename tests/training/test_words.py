@@ -23,7 +23,7 @@ from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.word_systems import SOFT_THINKING
 from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run
-from unspoken.methods.latent_sft import LatentSFTModel
+from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
 from unspoken.report.results import read_results
 from unspoken.training import recipe as recipes

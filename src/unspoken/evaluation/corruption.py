@@ -21,7 +21,8 @@ from torch import Tensor
 from unspoken.chain import LatentChain, StopReason, pack
 from unspoken.evaluation.controls import noise
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, rate, tested
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.placement import moved
 
 CLEAN = "none"

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from unspoken import distributed
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import Answers, System, answer
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
 from unspoken.placement import synchronize
 from unspoken.reasoning.causal_lm import LatentGenerationConfig

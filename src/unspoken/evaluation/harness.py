@@ -42,8 +42,9 @@ from unspoken.backbone.loading import load_config, load_tokenizer
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, coupled, load_model, system_of
 from unspoken.machine import resolve_device
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.latent_sft import LatentSFTConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.files import read_rows, row_fields

@@ -37,7 +37,8 @@ from unspoken.evaluation.systems import (
     system_name,
     system_of,
 )
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.placement import CPU, moved
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS

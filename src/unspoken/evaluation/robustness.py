@@ -21,8 +21,8 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, tested
 from unspoken.evaluation.systems import words_said
-from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.engine import Intervention, LatentStep, Reasoner, StopRule, rollout

@@ -51,9 +51,10 @@ from unspoken.evaluation.robustness import (
 )
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.systems import Answers, load_model, system_name, system_of
-from unspoken.methods.coconut import CoconutModel
-from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import Reasoner, StopRule
 from unspoken.tasks import GrammarProblems, GrammarTask

@@ -18,8 +18,10 @@ from unspoken.backbone.checks import require
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.chain import LatentChain
 from unspoken.evaluation.outcomes import COUPLED, PAIR
-from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.placement import CPU
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import TreeProblems, TreeSearchTask

@@ -24,7 +24,8 @@ from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.placement import CPU, moved
 from unspoken.tasks.prose import MARKERS, ProseTask, Row
 

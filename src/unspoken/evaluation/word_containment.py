@@ -38,7 +38,7 @@ from unspoken.chain import LatentChain
 from unspoken.evaluation.robustness import FREE, Run, another, answering_run, latent_change, pair_run, shares
 from unspoken.evaluation.significance import Outcomes
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.placement import moved
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import Intervention, LatentStep, StopRule

@@ -19,7 +19,8 @@ from unspoken.backbone.checks import right
 from unspoken.chain import LatentChain
 from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.systems import Answers, System, load_model, nearest_row, system_of, words_said
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, graded

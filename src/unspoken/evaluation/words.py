@@ -33,7 +33,7 @@ from unspoken.evaluation.significance import paired_difference, rate
 from unspoken.evaluation.systems import Answers, load_model
 from unspoken.evaluation.word_containment import WordEffect, containment_summary, word_containment
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_of, systems_of
-from unspoken.methods.latent_sft import LatentSFTModel
+from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.teacher import gold_chain
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.causal_lm import CausalLMReasoner

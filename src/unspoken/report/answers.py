@@ -16,7 +16,8 @@ from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
 from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
 from unspoken.machine import resolve_device
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.report.formats import coefficient, count
 from unspoken.report.word_answers import answer_words
 from unspoken.tasks import GrammarTask, ProseTask, TreeProblems, TreeSearchTask

@@ -14,8 +14,9 @@ from unspoken.chain import LatentChain
 from unspoken.evaluation.systems import System, load_model, system_of, words_said
 from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, systems_of
 from unspoken.machine import resolve_device
-from unspoken.methods.coupled import CoupledReasoner
-from unspoken.methods.jepa_reasoner import JepaReasonerForCausalLM, JepaReasonerModel
+from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.reasoning.causal_lm import CausalLMReasoner, ends_and_pad
 from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule

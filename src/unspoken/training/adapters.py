@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unspoken.methods.coconut import CoconutModel
-from unspoken.methods.jepa_reasoner import JepaReasonerModel
-from unspoken.methods.latent_sft import LatentSFTModel
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.training.parts import LoRA
 
 

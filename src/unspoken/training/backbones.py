@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 
 from unspoken.backbone import UnspokenModel
 from unspoken.backbone.checks import Method, require
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST
-from unspoken.methods.latent_sft import Stage1
-from unspoken.methods.latent_sft.layout import Rows
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.methods.latent_sft.stages import Stage1
+from unspoken.methods.rows import Rows
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Stage

@@ -9,13 +9,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.backbone.checks import require
-from unspoken.methods.jepa_reasoner import (
-    SST,
-    JepaReasonerConfig,
-    JepaReasonerForCausalLM,
-    JepaReasonerModel,
-    effective_rank,
-)
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.objective import effective_rank
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST
 from unspoken.placement import CPU, moved
 from unspoken.tasks.dataset import Batch
 from unspoken.training.backbones import require_for, require_same_blocks

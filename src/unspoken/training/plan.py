@@ -14,12 +14,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from unspoken.evaluation.cost import attention_width
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.methods.jepa_reasoner.talker import DualTalker
-from unspoken.methods.latent_sft import Labels, LatentShape, Stage1, Stage2
 from unspoken.methods.latent_sft.objective import positions_at_once
+from unspoken.methods.latent_sft.stages import Labels, LatentShape, Stage1, Stage2
 from unspoken.tasks import GrammarConfig, ProseConfig, TreeSearchConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import strings, trees, words

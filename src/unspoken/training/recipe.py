@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from unspoken.methods.settings.coconut import Coconut
-from unspoken.methods.settings.coupled import NextToken
-from unspoken.methods.settings.jepa_reasoner import SST, TalkerLoss
-from unspoken.methods.settings.latent_sft import Labels, Stage1, Stage2
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
+from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
 from unspoken.tasks import (
     ArithmeticConfig,
     CompetitionConfig,

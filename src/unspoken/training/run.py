@@ -11,8 +11,8 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken import distributed
 from unspoken.machine import resolve_device, usable_threads
-from unspoken.methods.coconut import Coconut
-from unspoken.methods.latent_sft import Labels
+from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.latent_sft.stages import Labels
 from unspoken.placement import CPU
 from unspoken.training.limits import explain_oom
 from unspoken.training.lock import held

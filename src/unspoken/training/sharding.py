@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from unspoken import distributed
-from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.training.optimizers import MuonWithAdamW
 
 

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from unspoken import distributed
 from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.systems import load_model
-from unspoken.methods.latent_sft import Labels, Stage2
+from unspoken.methods.latent_sft.stages import Labels, Stage2
 from unspoken.placement import CPU
 from unspoken.storage import write_json
 from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig

@@ -17,9 +17,12 @@ from transformers import PreTrainedModel
 from unspoken import distributed
 from unspoken.evaluation.robustness import hits
 from unspoken.evaluation.strings import continued, continuer_of
-from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, JepaReasonerModel, TalkerLoss
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, StepSpans
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.placement import moved
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.tasks import GrammarProblems, GrammarTask

@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from unspoken import distributed
 from unspoken.evaluation.corruption import forced_chain, spoken
 from unspoken.evaluation.texts import next_tokens
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, JepaReasonerForCausalLM, JepaReasonerModel, TalkerLoss
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.placement import moved
 from unspoken.tasks import ProseTask
 from unspoken.tasks.dataset import Batch

@@ -36,10 +36,11 @@ from unspoken import distributed
 from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision, resolve_device, usable_threads
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import SST, collapsed
-from unspoken.methods.latent_sft import Labels
-from unspoken.methods.latent_sft.layout import Rows
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.objective import collapsed
+from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.methods.latent_sft.stages import Labels
+from unspoken.methods.rows import Rows
 from unspoken.storage import sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import published

@@ -13,13 +13,10 @@ from unspoken import distributed
 from unspoken.analysis.mixture import measure, siblings
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.evaluation.systems import answer, system_of
-from unspoken.methods.coupled import NextToken
-from unspoken.methods.jepa_reasoner import (
-    SST,
-    JepaReasonerModel,
-    TalkerLoss,
-    effective_rank,
-)
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.objective import effective_rank
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.placement import CPU, moved
 from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.dataset import Batch

@@ -23,27 +23,20 @@ from unspoken.backbone.folder import remove, verify
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.evaluation.systems import load_model, system_of
 from unspoken.evaluation.word_systems import ChainSpeaker
-from unspoken.methods.coconut import Coconut, CoconutModel, StepSpans, batch_of
-from unspoken.methods.coupled import NextToken, supervised_places
-from unspoken.methods.jepa_reasoner import (
-    SST,
-    JepaReasonerForCausalLM,
-    JepaReasonerModel,
-    TalkerLoss,
-)
-from unspoken.methods.latent_sft import (
-    LabelIdentity,
-    Labels,
-    LabelStore,
-    LabelWriter,
-    LatentSFTConfig,
-    LatentSFTModel,
-    LatentShape,
-    Stage1,
-    Stage2,
-)
-from unspoken.methods.latent_sft.layout import compact_rows, explicit_rows
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, StepSpans
+from unspoken.methods.coupled.objective import supervised_places
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import Labels, LatentShape, Stage1, Stage2
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
+from unspoken.methods.rows import compact_rows, explicit_rows
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.superposition import perturb

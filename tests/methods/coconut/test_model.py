@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OpenAIGPTConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, Row
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 END = (7, 6)

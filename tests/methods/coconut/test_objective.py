@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from tiny_models import PAD, VOCABULARY
 from torch import Tensor
 
-from unspoken.methods.coconut import Coconut, CoconutOutput, Row, StepSpans, batch_of
+from unspoken.methods.coconut.model import CoconutOutput
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, Row, StepSpans
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.problems import ReasoningProblem
 

@@ -11,7 +11,9 @@ from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 from torch import Tensor
 
 from unspoken.chain import StopReason
-from unspoken.methods.coconut import Coconut, CoconutModel, Row, batch_of
+from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.coconut.objective import batch_of
+from unspoken.methods.coconut.stages import Coconut, Row
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 

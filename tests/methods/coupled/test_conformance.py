@@ -8,7 +8,7 @@ import pytest
 from conformance import CausalConformance
 from tiny_models import FAMILIES, PAD, tiny_language_model
 
-from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.coupled.reasoner import CoupledReasoner
 
 # A token that each family's chains run into early, late and never.
 ENDS = {"unspoken": 9, "llama": 7, "qwen2": 11, "gpt2": 4}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
 
-from unspoken.methods.coupled import NextToken, supervised_places
-from unspoken.methods.coupled.objective import supervised
+from unspoken.methods.coupled.objective import supervised, supervised_places
+from unspoken.methods.coupled.stages import NextToken
 
 # Two rows; the first has two padding tokens on the left, and its answer is its last two tokens.
 BATCH = {

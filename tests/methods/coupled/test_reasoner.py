@@ -7,7 +7,7 @@ import torch
 from conformance import left_padded
 from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 
-from unspoken.methods.coupled import CoupledReasoner
+from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning.engine import StopRule
 
 ENDS = {"unspoken": 9, "llama": 7, "qwen2": 11, "gpt2": 4}

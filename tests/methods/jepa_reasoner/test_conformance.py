@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModel
 
-from unspoken.methods.jepa_reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 
 # A token whose row each family's chains run into early, late and never.
 ENDS = {"unspoken": 9, "llama": 18, "qwen2": 3, "gpt2": 17}

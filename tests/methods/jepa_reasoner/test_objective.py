@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspoken.methods.jepa_reasoner import SST, TalkerLoss, collapsed, effective_rank
-from unspoken.methods.jepa_reasoner.objective import best_constant_loss, sst_loss
+from unspoken.methods.jepa_reasoner.objective import best_constant_loss, collapsed, effective_rank, sst_loss
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 
 
 def sphere(count: int, width: int = 8) -> Tensor:

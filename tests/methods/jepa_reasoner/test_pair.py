@@ -13,8 +13,9 @@ from tiny_models import END, PAD, prompts, tiny_config, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerForCausalLM, JepaReasonerModel
-from unspoken.methods.jepa_reasoner.pair import JepaGenerateOutput
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaGenerateOutput, JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import TreeSearchConfig

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from tiny_hub import tiny_hub_model, tokens
 from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
 
-from unspoken.methods.jepa_reasoner import JepaReasonerConfig, JepaReasonerModel
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.engine import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.parts import Optimizer
@@ -99,9 +100,9 @@ def test_tokens_and_latents_enter_on_one_scale() -> None:
     model = tiny_reasoner()
     assert model.scale == 4.0
     torch.testing.assert_close(model.embed_prompt(prompts()).norm(dim=-1), torch.full((6, 5), 4.0))
-    thought = model.step(torch.randn(6, 16))
-    torch.testing.assert_close(thought.feed.norm(dim=-1), torch.full((6,), 4.0))
-    torch.testing.assert_close(thought.feed, 4 * thought.latent)
+    latent_step = model.step(torch.randn(6, 16))
+    torch.testing.assert_close(latent_step.next_input.norm(dim=-1), torch.full((6,), 4.0))
+    torch.testing.assert_close(latent_step.next_input, 4 * latent_step.latent)
 
 
 @torch.no_grad()
@@ -175,8 +176,8 @@ def test_a_row_is_done_when_its_nearest_target_row_is_the_end() -> None:
     end = model.config.end_id
     # The target table decides, not the online one.
     model.target_table.copy_(torch.randn_like(model.target_table))
-    thought = model.step(torch.stack([model.target_table[end] * 3, model.target_table[end + 1]]))
-    assert thought.done.tolist() == [True, False]
+    latent_step = model.step(torch.stack([model.target_table[end] * 3, model.target_table[end + 1]]))
+    assert latent_step.done.tolist() == [True, False]
 
 
 @torch.no_grad()

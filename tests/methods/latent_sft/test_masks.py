@@ -15,8 +15,8 @@ from tiny_models import VOCABULARY, WIDTH, tiny_language_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.masks import MaskMod, attention_mask, causal, dense, induction, supervision
+from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.tasks.spans import Markers, Spans
 
 PAD = 0

@@ -13,10 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unspoken.methods.latent_sft import Labels, LatentSFTConfig, LatentSFTModel, LatentShape, Stage1, Stage2, objective
-from unspoken.methods.latent_sft.layout import Kind, Rows, compact_rows, decoder_rows
-from unspoken.methods.latent_sft.model import LatentSFTOutput
+from unspoken.methods.latent_sft import objective
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.model import LatentSFTModel, LatentSFTOutput
 from unspoken.methods.latent_sft.objective import divergences, token_losses
+from unspoken.methods.latent_sft.stages import Labels, LatentShape, Stage1, Stage2
+from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.latents import Noise

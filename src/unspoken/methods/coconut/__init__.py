@@ -3,9 +3,3 @@
 The room holds what is learned. A finished stage is a plain causal language model that thinks a fixed number of hidden
 states, which `unspoken.methods.latent_sft.CausalLMReasoner` does with ``feed="hidden"`` and ``fixed=True``.
 """
-
-from unspoken.methods.coconut.model import CoconutModel, CoconutOutput
-from unspoken.methods.coconut.objective import batch_of
-from unspoken.methods.settings.coconut import Coconut, Row, StepSpans
-
-__all__ = ["Coconut", "CoconutModel", "CoconutOutput", "Row", "StepSpans", "batch_of"]

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from unspoken import distributed
 from unspoken.methods.coconut.model import CoconutOutput
-from unspoken.methods.settings.coconut import Row
+from unspoken.methods.coconut.stages import Row
 from unspoken.places import at, places_of
 
 

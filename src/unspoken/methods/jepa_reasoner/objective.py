@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unspoken import distributed
-from unspoken.methods.settings.jepa_reasoner import SST
+from unspoken.methods.jepa_reasoner.stages import SST
 from unspoken.places import at, padding_mask, places_of
 
 

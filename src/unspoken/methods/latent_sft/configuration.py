@@ -8,7 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from unspoken.methods.settings.latent_sft import LatentShape
+from unspoken.methods.latent_sft.stages import LatentShape
 from unspoken.tasks.spans import Markers
 
 

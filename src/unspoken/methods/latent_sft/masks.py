@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from unspoken.backbone import attention
 from unspoken.backbone.attention import Mask, MaskMod
-from unspoken.methods.latent_sft.layout import Kind, Rows
+from unspoken.methods.rows import Kind, Rows
 
 
 def causal(rows: Rows) -> MaskMod:

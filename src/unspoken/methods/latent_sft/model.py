@@ -21,8 +21,8 @@ from transformers.utils.generic import ModelOutput
 from unspoken.backbone.around import Around
 from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
-from unspoken.methods.latent_sft.layout import Rows
 from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
+from unspoken.methods.rows import Rows
 from unspoken.places import at
 from unspoken.reasoning.latents import Noise
 from unspoken.reasoning.superposition import (
@@ -160,8 +160,8 @@ class LatentSFTModel(Around, StrictLoading):
         """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
 
         Args:
-            decoder: of `layout.decoder_rows` in stage 1, of `layout.compact_rows` in stage 2.
-            encoder: of `layout.encoder_rows`; stage 1 makes the latents here.
+            decoder: of `rows.decoder_rows` in stage 1, of `layout.compact_rows` in stage 2.
+            encoder: of `rows.encoder_rows`; stage 1 makes the latents here.
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
 
             noise: on the latents of stage 1, in training mode alone.

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unspoken import distributed
-from unspoken.methods.latent_sft.layout import Kind, Rows
 from unspoken.methods.latent_sft.model import LatentSFTOutput
-from unspoken.methods.settings.latent_sft import Stage1, Stage2
+from unspoken.methods.latent_sft.stages import Stage1, Stage2
+from unspoken.methods.rows import Kind, Rows
 from unspoken.places import at, places_of
 from unspoken.reasoning.superposition import Head, in_pieces, rows_at_once, scorer
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 
 from unspoken.chain import LatentChain
-from unspoken.methods.latent_sft.layout import Rows, decoder_rows, encoder_rows
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.settings.latent_sft import LatentShape
+from unspoken.methods.latent_sft.stages import LatentShape
+from unspoken.methods.rows import Rows, decoder_rows, encoder_rows
 from unspoken.placement import CPU, moved
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import Spans

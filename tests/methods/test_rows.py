@@ -12,15 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unspoken.methods.latent_sft.layout import (
-    Kind,
-    Rows,
-    compact_rows,
-    decoder_rows,
-    encoder_rows,
-    explicit_rows,
-    latents_of,
-)
+from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, encoder_rows, explicit_rows, latents_of
 from unspoken.tasks.spans import Markers, Spans
 
 PAD = 0
