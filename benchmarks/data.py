@@ -18,37 +18,29 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
+from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
+from unspoken.methods.latent_sft.labels import LabelIdentity
 from unspoken.tasks import ArithmeticConfig, GrammarConfig, LogicConfig, TreeSearchConfig
-from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.training.words import explicit_batch
+from unspoken.tasks.task import Task
 
 BATCH, ROWS, LATENTS, KEPT = 64, 4096, 12, 10
 
 
-def drawn(task: Any, indices: NDArray[np.int64]) -> object:
-    """A batch of a task with a vocabulary of its own."""
-    return task.encode(task.sample("train", indices))
-
-
-def worded(task: Any, indices: NDArray[np.int64]) -> object:
-    """A batch of word problems with their explicit chains."""
-    return explicit_batch(task.sample("train", indices), PromptFormat(tokenizer=task.tokenizer), chain=True)
+def batch_of(task: Task, indices: NDArray[np.int64]) -> object:
+    """Problems as rows of text, with their explicit chains where they have any."""
+    return task.rows(task.sample("train", indices))
 
 
 def makers() -> dict[str, Callable[[NDArray[np.int64]], object]]:
     """Of every task, what turns indices into a batch."""
     return {
-        "tree_search": partial(drawn, TreeSearchConfig().build()),
-        "grammar": partial(drawn, GrammarConfig().build()),
-        "arithmetic": partial(worded, ArithmeticConfig().build()),
-        "logic": partial(worded, LogicConfig().build()),
+        config.kind: partial(batch_of, config.build())
+        for config in (TreeSearchConfig(), GrammarConfig(), ArithmeticConfig(), LogicConfig())
     }
 
 
@@ -88,7 +80,7 @@ def labels(rows: int) -> dict[str, float]:
         writer.finish()
         writer.publish()
         written = time.perf_counter() - began
-        megabytes = sum(file.stat().st_size for file in folder.rglob("*.bin")) / 1e6
+        megabytes = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
         began = time.perf_counter()
         store = LabelStore.open(folder, identity)
         opened = time.perf_counter() - began

@@ -57,7 +57,7 @@ class BareStep:
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
-        return self.reasoner.step(hidden).feed[:, None].to(inputs.dtype)
+        return self.reasoner.step(hidden).next_input[:, None].to(inputs.dtype)
 
     def _step(self) -> None:
         self.feed.copy_(self._thought(self.feed))

@@ -51,9 +51,10 @@ from numpy.typing import NDArray
 
 from unspoken.methods.latent_sft.stages import Labels
 from unspoken.placement import moved
-from unspoken.training import words
+from unspoken.training.context import context_of
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe, load
+from unspoken.training.stages import row_lengths
 
 COMPILED = ("next_token", "sst")
 
@@ -135,7 +136,7 @@ def recipe_of(size: Size) -> Recipe:
 
 def alike(recipe: Recipe, rows: int) -> NDArray[np.int64]:
     """Indices of that many problems of much the same length, as ``group_by_length`` puts them into one batch."""
-    lengths = words.lengths(recipe, recipe.stages[0], 0)(np.arange(8 * rows))
+    lengths = row_lengths(context_of(recipe, recipe.stages[0]))(np.arange(8 * rows))
     return np.argsort(lengths, kind="stable")[4 * rows : 5 * rows]
 
 

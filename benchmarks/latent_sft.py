@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from timing import autocast, interleaved, ratio
+from timing import interleaved, ratio, rounded
 from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
@@ -146,15 +146,11 @@ def stage_two_against_tuning(rounds: int) -> tuple[dict[str, list[float]], int]:
     tuned, autonomy, tuning = UnspokenForCausalLM(shape), Stage2(), NextToken(positions="answer")
 
     def stage_two() -> None:
-        with autocast():
-            outputs = student(**autonomy.inputs(labels))
-        autonomy(outputs, labels)[0].backward()
+        autonomy.loss(rounded(student), labels)[0].backward()
         student.zero_grad(set_to_none=True)
 
     def fine_tuning() -> None:
-        with autocast():
-            outputs = tuned(**tuning.inputs(plain))
-        tuning(outputs, plain)[0].backward()
+        tuning.loss(rounded(tuned), plain)[0].backward()
         tuned.zero_grad(set_to_none=True)
 
     return interleaved({"stage_two": stage_two, "fine_tuning": fine_tuning}, rounds), int(rows.length.sum())

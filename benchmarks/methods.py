@@ -25,7 +25,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,20 +33,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timing import ATTENTION, PRECISION, interleaved, matmul_rate, ratio
+from timing import ATTENTION, PRECISION, interleaved, matmul_rate, ratio, rounded
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from unspoken.machine import Precision
 from unspoken.methods.jepa_reasoner.stages import SST
-from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.stages import Labels, Stage2
+from unspoken.methods.latent_sft.stages import Labels, Stage2, shape_of
 from unspoken.methods.rows import Rows, compact_rows
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.training import words
+from unspoken.training.context import base_config, context_of
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe, Stage, load
@@ -65,18 +64,26 @@ def recipe() -> Recipe:
 def problems() -> tuple[list[ReasoningProblem], PromptFormat]:
     """The problems of one batch, which are also those whose lengths a plan goes by."""
     prompt_format = PromptFormat(tokenizer=recipe().tokenizer())
-    return words.task_of(recipe()).sample("train", np.arange(recipe().stages[0].batch_size)), prompt_format
+    some: Any = recipe().task.build().sample("train", np.arange(recipe().stages[0].batch_size))
+    return some, prompt_format
 
 
 def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str = "cpu") -> PreTrainedModel:
     """The stage's model with random weights."""
     torch.manual_seed(0)
     with torch.device(device):
-        model = words.build_empty(of, stage, words.base_config(of))
-    if isinstance(model, LatentSFTModel):
-        model.config.shape = asdict(words.inherited_shape(of, stage))
-    model.set_attn_implementation(attention)
-    return model
+        return _built(replace(of, attention=attention), stage)
+
+
+def _built(of: Recipe, stage: Stage) -> PreTrainedModel:
+    """On top of the untrained models of the stages before it; a pretrained backbone gives its shape alone."""
+    auto: Any = AutoModelForCausalLM
+    base = partial(auto.from_config, base_config(of), attn_implementation=of.attention)
+    start = None
+    if stage.start is not None:
+        before = of.stage(stage.start)
+        start = before.objective.exported(_built(of, before))
+    return stage.objective.build(start, replace(context_of(of, stage), base=base))
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -84,17 +91,18 @@ def model_of(of: Recipe, stage: Stage, attention: str = ATTENTION, device: str =
 
 def batch_of(of: Recipe, stage: Stage, indices: NDArray[np.int64]) -> dict[str, Any]:
     """What the stage reads of some problems; labels are random."""
+    context = context_of(of, stage)
     if not isinstance(stage.objective, Stage2):
-        return words.batches(of, stage, None, 0)(indices)
-    some, prompt_format = words.task_of(of).sample("train", indices), PromptFormat(tokenizer=of.tokenizer())
-    shape, pad = words.inherited_shape(of, stage), prompt_format.tokenizer.pad_token_id
-    rows = compact_rows([prompt_format.spans(one) for one in some], prompt_format.markers, rate=shape.rate, pad_id=pad)
+        return stage.objective.collate(context)(indices)
+    spans = context.task.spans(context.sample(indices), context.prompt_format)
+    shape, tokenizer = shape_of(context.line), context.tokenizer
+    rows = compact_rows(spans, context.markers, rate=shape.rate, pad_id=tokenizer.pad_token_id)
     slots = int(rows.slots.sum())
     if shape.latent == "hidden":
-        return {"decoder": rows, "weights": torch.randn(slots, words.base_config(of).hidden_size), "ids": None}
+        return {"decoder": rows, "weights": torch.randn(slots, base_config(of).hidden_size), "ids": None}
     kept = shape.top_k
     assert kept is not None
-    ids = torch.randint(len(prompt_format.tokenizer), (slots, kept))
+    ids = torch.randint(len(tokenizer), (slots, kept))
     return {"decoder": rows, "weights": torch.randn(slots, kept).softmax(dim=-1), "ids": ids}
 
 
@@ -109,18 +117,16 @@ class Step:
     """One training step of a stage, again and again on one batch, where the model is."""
 
     def __init__(self, stage: Stage, model: PreTrainedModel, batch: dict[str, Any], precision: Precision) -> None:
-        self.objective: Any = stage.objective
+        self.objective = stage.objective
         self.model: Any = model.train()
         self.batch = batch
-        self.precision = precision
+        self.forward = rounded(self.model, precision)
         self.optimizer = build_optimizer(self.model, stage.optimizer, precision)
         self.clip = stage.optimizer.clip
         self.updates: list[float] = []
 
     def __call__(self) -> None:
-        with torch.autocast(self.model.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            outputs = self.model(**self.objective.inputs(self.batch))
-        self.objective(outputs, self.batch)[0].backward()
+        self.objective.loss(self.forward, self.batch)[0].backward()
         began = time.perf_counter()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         self.optimizer.step()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -16,9 +17,15 @@ ATTENTION = choose_attention(PRECISION, torch.device("cpu"), 128).value
 DTYPE = torch.bfloat16 if PRECISION == "bf16" else torch.float32
 
 
-def autocast() -> torch.autocast:
-    """The Trainer's autocast in the chosen precision."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=PRECISION == "bf16")
+def rounded(model: torch.nn.Module, precision: Precision = PRECISION) -> Callable[..., Any]:
+    """A model's forward as the Trainer calls it: under autocast, which the loss is not."""
+    device = next(model.parameters()).device.type
+
+    def forward(**inputs: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            return model(**inputs)
+
+    return forward
 
 
 def interleaved(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

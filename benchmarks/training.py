@@ -21,15 +21,15 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from timing import autocast, interleaved, matmul_rate, ratio
+from timing import interleaved, matmul_rate, ratio, rounded
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
-from unspoken.evaluation.cost import stack_flops
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.reasoning.flops import stack_flops
 from unspoken.tasks import TreeSearchConfig
 
 
@@ -37,9 +37,7 @@ def step_of(model: torch.nn.Module, objective: NextToken | SST, batch: dict[str,
     """One forward and backward pass in the chosen precision; the optimiser is the same for all and left out."""
 
     def step() -> None:
-        with autocast():
-            outputs = model(**objective.inputs(batch))
-        loss, _ = objective(outputs, batch)
+        loss, _ = objective.loss(rounded(model), batch)
         loss.backward()
         model.zero_grad(set_to_none=True)
 

@@ -17,16 +17,17 @@ from pretend_device import Waits, counting, install
 from rich.console import Console
 from tiny_drills import drilled
 from tiny_recipe import one_stage, quiet_stage, quiet_train, weights
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from transformers import TrainerCallback
 
 from unspoken import machine
 from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import measure_run, models_of, open_run, run_experiment
-from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.placement import CPU, moved
+from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.speakers import SameStack
 from unspoken.report.answers import answer_problems
-from unspoken.serving import Engine, Limits, open_served, served_words
+from unspoken.serving import Engine, Limits, open_served, served_questions
 from unspoken.serving.batch import Batch, Row
 from unspoken.training.recipe import Recipe
 
@@ -118,7 +119,7 @@ def run(name: str, folder: Path, overrides: tuple[str, ...] = (), without: tuple
 def served(folder: Path, stage: str, problem: str) -> str:
     """What the server's engine says to three who ask the same where two are answered at once."""
     system = open_served(folder, stage=stage, device=install())
-    engine = Engine(system.method, Limits(batch_size=2))
+    engine = Engine(system.system.reasoner, Limits(batch_size=2))
     news: queue.Queue[Any] = queue.Queue()
     spelled = system.spell(problem, False)
     engine.start()
@@ -200,26 +201,24 @@ def _between(work: Any, more: int) -> tuple[float, dict[str, float]]:
     return (many.total - few.total) / more, lines
 
 
-def _reasoner(latents: int) -> Any:
+def _system(latents: int) -> Any:
     system = tiny_word_system(max_latents=latents)
-    # A word that nothing says ends no answer.
-    system.reasoner.model.generation_config.eos_token_id = len(TASK.tokenizer) + 1
-    system.reasoner.model.generation_config.pad_token_id = 0
-    system.reasoner.model.to(install())
-    return system.reasoner
+    system.model.to(install())
+    # A token that nothing says ends no answer.
+    endless = SameStack(marker=system.speaker.marker, end_ids=(len(TASK.tokenizer) + 1,), pad_id=0)
+    return replace(system, name="tiny", speaker=endless)
 
 
 def _respond(latents: int, words: int) -> None:
     ids = torch.randint(5, 20, (4, 7), generator=torch.Generator().manual_seed(0))
     prompts = moved((ids, torch.ones_like(ids)), install())
-    chain, said = _reasoner(latents).respond(*prompts, max_tokens=words)
-    assert (chain.mask.shape[1], said.shape[1]) == (latents, words)
+    answer = _system(latents).respond(*prompts, max_tokens=words)
+    assert (answer.chain.mask.shape[1], answer.tokens.shape[1]) == (latents, words)
 
 
 def _serve(rows: int, latents: int, steps: int) -> None:
-    reasoner = _reasoner(latents)
-    system = replace(tiny_word_system(), reasoner=reasoner)
-    batch, job = Batch(reasoner), served_words(system, TASK, name="tiny").job([5, 6, 7], 32, Sampler())
+    system = _system(latents)
+    batch, job = Batch(system.reasoner), served_questions(system, TASK, PROMPT_FORMAT).job([5, 6, 7], 32, Sampler())
     batch.join([Row(job, lambda _: None) for _ in range(rows)])
     for _ in range(steps):
         batch.step()

@@ -16,8 +16,8 @@ from unspoken import distributed
 
 def on_each_rank(patch: pytest.MonkeyPatch, counts: list[int], work: Callable[[int], Tensor]) -> list[Tensor]:
     """What every rank of a job would make, one after another; ``counts`` are the items of each."""
-    patch.setattr(distributed, "world", lambda: len(counts))
-    patch.setattr(distributed, "total", lambda _: torch.tensor(sum(counts)))
+    patch.setattr(distributed, "world_size", lambda: len(counts))
+    patch.setattr(distributed, "all_reduce_sum", lambda _: torch.tensor(sum(counts)))
     return [work(number) for number in range(len(counts))]
 
 
@@ -58,7 +58,7 @@ def test_on_one_process_the_very_same_tensor_comes_back() -> None:
 def test_shares_are_every_row_once_and_differ_by_one_at_most(
     rows: int, ranks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: ranks)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
     shares = []
     for number in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
@@ -68,7 +68,7 @@ def test_shares_are_every_row_once_and_differ_by_one_at_most(
 
 
 def test_a_rank_without_a_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     with pytest.raises(ValueError, match="3 rows are too few for 4 ranks"):
         distributed.rank_slice(3)
 
@@ -86,7 +86,7 @@ def test_whoever_is_alone_counts_as_one_process_until_it_is_not(monkeypatch: pyt
 def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     message = r"stages \(pretrain\): batch_size is 8, which 3 processes cannot share evenly; set it to a multiple"
     with pytest.raises(ValueError, match=message):
         quiet_train(one_stage(), tmp_path / "run")
@@ -96,7 +96,7 @@ def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_batches_that_are_spread_come_back_whole_and_in_order(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     batches, done = ["a", "b", "c", "d", "e"], list[list[str]]()
-    monkeypatch.setattr(distributed, "world", lambda: ranks)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
 
     def gather(parts: list[list[str]], own: list[str]) -> None:
         done.append(own)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from unspoken import distributed
 from unspoken.cli import app
-from unspoken.evaluation.systems import load_model
 from unspoken.machine import resolve_device
+from unspoken.methods.loading import load_model
 from unspoken.placement import CPU, moved
 from unspoken.training.run import device_for_all
 
@@ -56,7 +56,7 @@ def test_a_device_stands_for_itself() -> None:
 
 
 def test_several_processes_have_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert device_for_all("auto") == resolve_device("auto")
     with pytest.raises(ValueError, match="leave --device out"):
         device_for_all(META)

@@ -36,7 +36,7 @@ def learned(model: Any, objective: Any, batch: dict[str, Any]) -> dict[str, Tens
     """Loss, terms and gradients."""
     model.zero_grad()
     torch.manual_seed(0)
-    loss, terms = objective(model(**objective.inputs(batch)), batch)
+    loss, terms = objective.loss(model, batch)
     loss.backward()
     grads = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
     return {"loss": loss.detach(), **terms, **{name: grad.clone() for name, grad in grads.items()}}

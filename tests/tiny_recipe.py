@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import TrainerCallback
+from safetensors.torch import load_file, save
+from transformers import PreTrainedModel, TrainerCallback
 
 from unspoken.backbone.folder import MANIFEST, verify
+from unspoken.methods.method import Batch, Indices
 from unspoken.placement import CPU
+from unspoken.training.context import build, context_of
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import train
 from unspoken.training.stages import SeedRun, train_stage
@@ -58,6 +62,17 @@ def one_stage(*overrides: str) -> Recipe:
     return parse(TEXT[:before] + TEXT[after:], "one_stage", overrides)
 
 
+def built(recipe: Recipe, name: str, start: Path | None = None) -> PreTrainedModel:
+    """A stage's model with its starting weights; ``start`` is the folder of the model that it continues from."""
+    return build(recipe, context_of(recipe, recipe.stage(name)), start)
+
+
+def collated(recipe: Recipe, name: str, folder: Path | None = None) -> Callable[[Indices], Batch]:
+    """Indices of training samples to a stage's batch; ``folder`` is that of the seed, where the labels lie."""
+    stage = recipe.stage(name)
+    return stage.objective.collate(context_of(recipe, stage, folder=folder))
+
+
 def quiet_train(
     recipe: Recipe, output: Path, *, seeds: int = 1, only: str | None = None, device: str | torch.device = "auto"
 ) -> list[SeedRun]:
@@ -80,10 +95,13 @@ def quiet_stage(
 
 
 def weights(output: Path) -> dict[str, bytes]:
-    """The weight files of all finished stages, and the labels, byte for byte."""
-    kinds = ("*.safetensors", "labels/*/*.bin")
-    paths = sorted(path for kind in kinds for path in output.glob(f"seed-*/*/model/{kind}"))
-    return {str(path.relative_to(output)): path.read_bytes() for path in paths}
+    """The weight files of all finished stages, and the labels, byte for byte.
+
+    Not the headers of labels: these name their teacher, whose config.json says where it was trained.
+    """
+    models = {path: path.read_bytes() for path in output.glob("seed-*/*/model/*.safetensors")}
+    labels = {path: save(load_file(path)) for path in output.glob("seed-*/*/model/labels/*/*.safetensors")}
+    return {str(path.relative_to(output)): content for path, content in sorted((models | labels).items())}
 
 
 def verify_finished_folders(output: Path) -> int:

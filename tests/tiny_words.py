@@ -8,8 +8,8 @@ from typing import Any
 from tiny_models import tiny_language_model
 from torch import Tensor
 
-from unspoken.evaluation.word_systems import WordSystem
-from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system
+from unspoken.reasoning.system import System
 from unspoken.tasks.arithmetic import ArithmeticConfig
 from unspoken.tasks.prompt_format import PromptFormat
 
@@ -17,23 +17,23 @@ TASK = ArithmeticConfig(steps=(1, 2, 3), largest=20).build()
 PROMPT_FORMAT = PromptFormat(tokenizer=TASK.tokenizer)
 
 
-def tiny_word_system(family: str = "unspoken", **settings: Any) -> WordSystem:
+def tiny_word_system(family: str = "unspoken", **settings: Any) -> System:
     """An untrained system named after its family."""
     model = tiny_language_model(family, vocab_size=len(TASK.tokenizer), max_position_embeddings=160)
     markers = PROMPT_FORMAT.markers
     how = {"open_ids": markers.open, "end_ids": markers.end, "top_k": 5, "max_latents": 6, **settings}
-    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(**how))
-    return WordSystem(name=family, reasoner=reasoner, prompt_format=PROMPT_FORMAT, max_answer=3)
+    return causal_lm_system(model, LatentGenerationConfig(**how), name=family, max_tokens=3)
 
 
-def saved(system: WordSystem, folder: Path) -> Path:
+def saved(system: System, folder: Path) -> Path:
     """The folder in which the system's model and settings are saved."""
-    system.reasoner.settings.attach(system.reasoner.model)
-    system.reasoner.model.save_pretrained(folder)
+    assert isinstance(system.reasoner, CausalLMReasoner)
+    system.reasoner.settings.attach(system.model)
+    system.model.save_pretrained(folder)
     return folder
 
 
-def table_rows(system: WordSystem) -> Tensor:
+def table_rows(system: System) -> Tensor:
     """The rows of the system's embedding table."""
-    rows: Tensor = system.reasoner.model.get_input_embeddings().weight.detach()
+    rows: Tensor = system.model.get_input_embeddings().weight.detach()
     return rows

@@ -40,7 +40,7 @@ def _console(*, quiet: bool) -> Console:
 
 
 def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
-    from unspoken.report.tables import print_results
+    from unspoken.report.terminal import print_results
 
     if as_json:
         print(json.dumps(results))
@@ -81,7 +81,7 @@ def run(
         print(dump(chosen), end="")
         return
     if plan:
-        from unspoken.report.tables import print_plan
+        from unspoken.report.plan import print_plan
         from unspoken.training.plan import plan as make_plan
 
         facts = make_plan(chosen)
@@ -230,7 +230,7 @@ def report(
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
     """List what can be run."""
-    from unspoken.report.tables import print_recipes
+    from unspoken.report.terminal import print_recipes
     from unspoken.training.recipe import shipped
 
     found = shipped()

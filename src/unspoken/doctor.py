@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from unspoken.draw.formats import duration, quantity
 from unspoken.machine import Precision, choose_attention, choose_precision, product_rate, resolve_device, usable_threads
-from unspoken.report.formats import duration, quantity
 from unspoken.tasks import TreeSearchTask
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load

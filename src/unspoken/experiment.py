@@ -12,54 +12,34 @@ from rich.console import Console
 from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.geometry import evaluate_geometry
-from unspoken.evaluation.measure import SeedModels, evaluate
+from unspoken.evaluation.measure import evaluate
 from unspoken.evaluation.sampling import evaluate_samples
+from unspoken.evaluation.seeds import SeedModels
 from unspoken.evaluation.strings import evaluate_strings
 from unspoken.evaluation.texts import evaluate_texts
 from unspoken.evaluation.words import evaluate_words
-from unspoken.methods.coconut.stages import Coconut
-from unspoken.methods.coupled.stages import NextToken
-from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
-from unspoken.methods.latent_sft.stages import Stage2
 from unspoken.report.page import write_page
 from unspoken.report.results import PAGE, RESULTS
 from unspoken.storage import write_json
-from unspoken.tasks import GrammarConfig, GrammarTask, ProseTask, TreeSearchConfig, TreeSearchTask
-from unspoken.training.lock import held
+from unspoken.tasks import GrammarTask, ProseTask, TreeSearchTask
+from unspoken.tasks.problems import ReasoningTask
+from unspoken.training.lock import run_lock
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
-from unspoken.training.stages import OWN_KINDS, SeedRun
+from unspoken.training.stages import SeedRun
 
 ANALYSES = ("geometry",)
 
 
 def final_stages(recipe: Recipe) -> list[str]:
-    """The stages that a recipe is about.
-
-    Of tree search and the grammar, those that no other stage starts from; of word problems, all that reason by
-    themselves, since the explicit chain of thought is both a start and a baseline. Coconut's curriculum and
-    JEPA-Reasoner end in their last stage.
-    """
-    starts = {stage.start for stage in recipe.stages}
-    last = [stage.name for stage in recipe.stages if stage.name not in starts]
-    if isinstance(recipe.task, TreeSearchConfig | GrammarConfig):
-        return last
+    """The stages that a recipe is about: those that no other stage starts from, and what else their objective adds."""
+    starts, has_chain = {stage.start for stage in recipe.stages}, recipe.task.traits.has_chain
     return [
         stage.name
         for stage in recipe.stages
-        if isinstance(stage.objective, Stage2)
-        or (isinstance(stage.objective, NextToken) and (stage.objective.positions == "answer" or stage.name in last))
-        or (isinstance(stage.objective, Coconut | SST | TalkerLoss) and stage.name in last)
+        if stage.objective.measured(last=stage.name not in starts, has_chain=has_chain)
     ]
-
-
-def _teacher(recipe: Recipe, name: str) -> str | None:
-    """The stage whose model made the labels that a stage learned from."""
-    stage = recipe.stage(name)
-    if not isinstance(stage.objective, Stage2) or stage.start is None:
-        return None
-    return recipe.stage(stage.start).start
 
 
 def models_of(run: SeedRun) -> SeedModels:
@@ -76,9 +56,10 @@ def models_of(run: SeedRun) -> SeedModels:
         final={name: run.model_folder(name) for name in final_stages(run.recipe)},
         stages={stage.name: run.model_folder(stage.name) for stage in run.recipe.stages},
         teachers={
-            name: run.model_folder(teacher)
+            name: run.model_folder(teacher.name)
             for name in final_stages(run.recipe)
-            if (teacher := _teacher(run.recipe, name)) is not None
+            if (teacher := run.recipe.stage(name).objective.teacher(run.recipe.line(run.recipe.stage(name))))
+            is not None
         },
         device=run.device,
     )
@@ -131,14 +112,14 @@ def measure_run(
     for name in analyses:
         if name not in ANALYSES:
             raise ValueError(f"there is no analysis {name!r}; choose from {', '.join(ANALYSES)}")
-    if (analyses or samples) and recipe.task.kind in OWN_KINDS:
+    if (analyses or samples) and not recipe.task.traits.has_chain:
         about = recipe.task.kind.replace("_", " ")
         raise ValueError(
             f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
         )
     distributed.init_distributed()
     folder = runs[0].folder.parent
-    with held(folder), memory_to_measure(recipe):
+    with run_lock(folder), memory_to_measure(recipe):
         measured = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
         results = facts | measured
@@ -157,8 +138,9 @@ def _measured(
     elif isinstance(task, ProseTask):
         results = evaluate_texts(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
     else:
+        assert isinstance(task, ReasoningTask)
         measured = [recipe.stage(name) for name in final_stages(recipe)]
-        explicit = [s for s in measured if isinstance(s.objective, NextToken) and s.objective.chain != "none"]
+        explicit = [stage for stage in measured if stage.objective.writes_tokens]
         # Where one of them was given as many further steps as the methods that it is compared with, it is that one.
         explicit.sort(key=lambda stage: not (stage.start and stage.steps_of))
         how: dict[str, Any] = {
@@ -198,7 +180,7 @@ def run_experiment(
             console.print(text, style="dim", highlight=False)
 
     distributed.init_distributed()
-    with held(output):
+    with run_lock(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
         results = measure_run(runs[0].recipe, runs, command=command, say=say)
         distributed.run_on_main(lambda: write_page([results], output / PAGE))

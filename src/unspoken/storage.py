@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+MODEL = "model"  # the finished folder of a stage, inside its working folder
+
 
 def sync(path: Path) -> None:
     """Force a file or a directory entry to disk."""
@@ -17,15 +19,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file in one move: a reader sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
     sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, with the content as UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:

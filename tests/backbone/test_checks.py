@@ -15,9 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from unspoken.backbone import checks
 from unspoken.backbone.checks import NEEDS, missing, require
-from unspoken.evaluation.word_systems import systems_of
+from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
-from unspoken.tasks.prompt_format import PromptFormat
 
 
 class GluedLlama(LlamaForCausalLM):
@@ -183,7 +182,7 @@ def test_soft_thinking_is_left_out_where_it_would_be_wrong() -> None:
     rows_alone = tiny_hub_model("gemma4_text", **PER_LAYER)
     for model, names in ((rows_alone, ["cot"]), (tiny_hub_model("llama"), ["cot", "soft thinking"])):
         LatentGenerationConfig(open_ids=(5,), end_ids=(6,), top_k=1).attach(model)
-        assert [system.name for system in systems_of("cot", model, PromptFormat(tokenizer=None), 4)] == names
+        assert [system.name for system in catalogue.systems(model, stage="cot", max_answer=4)] == names
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("mistral", {"sliding_window": 4096}), ("gpt_oss", SLIDING)])

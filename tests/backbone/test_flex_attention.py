@@ -49,8 +49,8 @@ def stage_one(attention: str) -> tuple[Tensor, Tensor]:
     model = LatentSFTModel._from_config(config, attn_implementation=attention)
     model.start_from(base)
     spans = [
-        Spans(prompt=(3, 11, 4), chain=(13, 14, 15, 16, 17), answer=(18, 1)),
-        Spans(prompt=(12,), chain=(19, 13), answer=(1,)),
+        Spans(prompt=(3, 11, 4), steps=((13, 14, 15, 16, 17),), answer=(18, 1)),
+        Spans(prompt=(12,), steps=((19, 13),), answer=(1,)),
     ]
     layouts = (lay_out(spans, MARKERS, rate=2, pad_id=PAD) for lay_out in (encoder_rows, decoder_rows))
     encoder, decoder = layouts

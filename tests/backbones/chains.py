@@ -22,9 +22,8 @@ from truth import Agreement, hidden, mixture_error, relative, scores, table
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.methods.coupled.stages import NextToken
-from unspoken.reasoning.causal_lm import CausalLMReasoner
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
-from unspoken.training.words import speaker_of
 
 RAGGED = (LATENTS, 2, 0)
 
@@ -46,7 +45,7 @@ def explicit(hub: Hub) -> Agreement:
             worse = true.amax(dim=-1) - true.gather(-1, tokens[:, None])[:, 0]
             found.note("greedy tokens", float(worse.max() / true.abs().max()))
         batch, objective = hub.batch("cot"), NextToken(positions="answer")
-        loss, _ = objective(model(**objective.inputs(batch)), batch)
+        loss, _ = objective.loss(model, batch)
         found.compare("loss", loss, _next_token_loss(truth, batch))
     return found
 
@@ -75,9 +74,8 @@ def looped(hub: Hub) -> Agreement:
 
 def _reasoner(hub: Hub, model: PreTrainedModel, **settings: Any) -> CausalLMReasoner:
     """The model as the library lets it answer, with chains of a fixed length."""
-    reasoner = speaker_of(model, hub.recipe)
-    assert isinstance(reasoner, CausalLMReasoner)
-    return replace(reasoner, settings=replace(reasoner.settings, fixed=True, max_latents=LATENTS, **settings))
+    written = LatentGenerationConfig.of(model)
+    return CausalLMReasoner(model=model, settings=replace(written, fixed=True, max_latents=LATENTS, **settings))
 
 
 def prompts(hub: Hub) -> list[Tensor]:
@@ -176,10 +174,10 @@ def _reply(
 
 
 def _next_token_loss(truth: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Cross-entropy of the judged tokens of a batch, each row read alone."""
+    """Cross-entropy of the supervised tokens of a batch, each row read alone."""
     losses = []
-    for ids, real, judged in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["answer_mask"], strict=True):
-        row, chosen = ids[real], judged[real][1:]
+    for ids, real, target in zip(batch["input_ids"], batch["attention_mask"].bool(), batch["answer_mask"], strict=True):
+        row, chosen = ids[real], target[real][1:]
         losses.append(F.cross_entropy(scores(truth, row)[:-1][chosen], row[1:][chosen], reduction="none"))
     return torch.cat(losses).mean()
 

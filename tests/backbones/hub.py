@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from architectures import VOCABULARY, tiny_model
+from tiny_recipe import built, collated
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging
@@ -24,7 +25,6 @@ from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
-from unspoken.training.words import batches, build_model, task_of
 
 # Tokens of the tokenizer below; a model of the table has more rows than it.
 MARKERS = ("<think>", "</think>")
@@ -109,11 +109,11 @@ class Hub:
     def built(self, stage: str) -> PreTrainedModel:
         """The model that the library would train in a stage, with its starting weights."""
         start = self.folder / "model" if stage == "two" else None
-        return build_model(self.recipe, self.recipe.stage(stage), start)
+        return built(self.recipe, stage, start)
 
     def batch(self, stage: str) -> dict[str, Any]:
         """The rows that the library would train that model on."""
-        return batches(self.recipe, self.recipe.stage(stage), None, 0)(np.arange(ROWS))
+        return collated(self.recipe, stage)(np.arange(ROWS))
 
     @cached_property
     def prompt_format(self) -> PromptFormat:
@@ -123,7 +123,8 @@ class Hub:
     @cached_property
     def problems(self) -> list[ReasoningProblem]:
         """The problems of a batch."""
-        return task_of(self.recipe).sample("train", np.arange(ROWS), 0)
+        problems: Any = self.recipe.task.build().sample("train", np.arange(ROWS), 0)
+        return list(problems)
 
     @cached_property
     def spans(self) -> list[Spans]:

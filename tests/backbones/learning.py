@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.stages import SST
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Stage1, Stage2
+from unspoken.methods.method import Batch, Objective
 from unspoken.methods.rows import Kind, Rows, compact_rows
 from unspoken.reasoning.engine import StopRule
 
@@ -56,6 +58,19 @@ def _gradients(
     found.gradients(check, gradient_of(value, mine), gradient_of(true_value, expected))
 
 
+def _step(model: PreTrainedModel, objective: Objective, batch: Batch) -> tuple[Any, Tensor, dict[str, Tensor]]:
+    """Outputs, loss and terms of one training step."""
+    made = []
+
+    def forward(**inputs: Any) -> Any:
+        made.append(model(**inputs))
+        return made[-1]
+
+    loss, terms = objective.loss(forward, batch)
+    (outputs,) = made
+    return outputs, loss, terms
+
+
 def coconut(hub: Hub) -> Agreement:
     """A training step of Coconut, with its gradient."""
     found = Agreement()
@@ -76,8 +91,7 @@ def coconut(hub: Hub) -> Agreement:
 def _coconut_step(
     found: Agreement, hub: Hub, model: CoconutModel, objective: Coconut, batch: dict[str, Tensor], label: str
 ) -> None:
-    outputs = model(**objective.inputs(batch))
-    loss, _ = objective(outputs, batch)
+    outputs, loss, _ = _step(model, objective, batch)
     truth = _learner(hub).train()
     losses = []
     for row in range(ROWS):
@@ -107,8 +121,7 @@ def compressing(hub: Hub) -> Agreement:
     model.train_only(encoder=True, decoder=True)
     reads_rows(found, hub, model.decoder)
     batch, objective = hub.batch("one"), Stage1(train="union")
-    outputs = model(**objective.inputs(batch))
-    _, terms = objective(outputs, batch)
+    outputs, _, terms = _step(model, objective, batch)
     encoder, decoder = _learner(hub), _learner(hub)
     told = _summaries(encoder, batch["encoder"], model.compress)
     found.compare("summaries", outputs.summaries, torch.stack([states[-1] for states, _ in told]))
@@ -205,7 +218,7 @@ def autonomous(hub: Hub) -> Agreement:
     weights = torch.rand(slots, shape.top_k, generator=torch.Generator().manual_seed(1)).softmax(dim=-1)
     ids = torch.stack([random_words(shape.top_k, seed=slot) for slot in range(slots)])
     batch = {"decoder": rows, "weights": weights, "ids": ids}
-    loss, terms = objective(model(**objective.inputs(batch)), batch)
+    loss, terms = objective.loss(model, batch)
     losses, divergences, used = [], [], 0
     for row in range(ROWS):
         real, here = rows.real[row], rows.slots[row][rows.real[row]]
@@ -235,8 +248,7 @@ def predicting(hub: Hub) -> Agreement:
     model, objective = hub.built("sst").train(), SST()
     assert isinstance(model, JepaReasonerModel)
     batch = hub.batch("sst")
-    outputs = model(**objective.inputs(batch))
-    loss, _ = objective(outputs, batch)
+    outputs, loss, _ = _step(model, objective, batch)
     losses = []
     for row in range(ROWS):
         real = batch["attention_mask"][row].bool()

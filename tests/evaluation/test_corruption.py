@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,16 @@ import pytest
 import torch
 from tiny_models import END, PAD, VOCABULARY, tiny_language_model, tiny_pair, tiny_reasoner
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.corruption import CONDITIONS, Ablation, ablate, ablation_summary, forced_chain
-from unspoken.evaluation.texts import next_tokens, sentence_pairs
+from unspoken.evaluation.corruption import CONDITIONS, Ablation, ablate, ablation_summary
+from unspoken.evaluation.teacher_forcing import forced_chain, next_tokens
+from unspoken.evaluation.texts import sentence_pairs
+from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.reasoning.picking import Sample, Sampler
+from unspoken.reasoning.system import System
 
 PRIME = 3
 DRAWABLE = torch.arange(2, VOCABULARY)
@@ -35,24 +39,27 @@ def sentences(*lengths: int) -> dict[str, Tensor]:
 BATCH = sentences(8, 8, 9, 9, 10, 11)
 
 
+def system_of(model: PreTrainedModel) -> System:
+    return catalogue.systems(model, stage="it", max_answer=12)[0]
+
+
 def run(model: JepaReasonerForCausalLM, batch_size: int = 4, **batch: Tensor) -> Ablation:
-    return ablate(model, BATCH | batch, prime=PRIME, alternatives=DRAWABLE, seed=1, batch_size=batch_size)
+    return ablate(system_of(model), BATCH | batch, prime=PRIME, alternatives=DRAWABLE, seed=1, batch_size=batch_size)
 
 
 def faithful(monkeypatch: pytest.MonkeyPatch, variant: str = "dual") -> JepaReasonerForCausalLM:
     """A Reasoner whose latents name the next token, and a Talker that says what they name."""
     model = tiny_pair(variant)
 
-    def read(ids: Tensor, mask: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(latents=torch.nn.functional.one_hot(ids.roll(-1, dims=1), VOCABULARY).float())
+    def read(ids: Tensor, mask: Tensor) -> Tensor:
+        return torch.nn.functional.one_hot(ids.roll(-1, dims=1), VOCABULARY).float()
 
-    def speak(chain: LatentChain, *, prime: Tensor | None = None) -> Tensor:
-        said = torch.where(chain.mask, chain.latents.argmax(dim=-1), PAD)
-        if prime is not None:
-            said[:, : prime.shape[1]] = prime
-        return said
+    def speak(chain: LatentChain, *, sample: Sample | None = None) -> Tensor:
+        scores = torch.nn.functional.one_hot(chain.latents.argmax(dim=-1), VOCABULARY).float()
+        said = (sample or Sampler())(scores, torch.arange(len(chain)), 0)
+        return torch.where(chain.mask, said, PAD)
 
-    monkeypatch.setattr(model.reasoner, "forward", read)
+    monkeypatch.setattr(model.reasoner, "read", read)
     monkeypatch.setattr(model, "speak", speak)
     return model
 
@@ -95,9 +102,9 @@ def test_real_latents_and_words_do_not_depend_on_the_company(variant: str) -> No
     one, all_at_once = run(model, batch_size=2), run(model, batch_size=6)
     for condition, said in one.said.items():
         assert torch.equal(said, all_at_once.said[condition]), condition
-    chain, tokens = forced_chain(model.reasoner, BATCH, 6)
+    chain, tokens = forced_chain(system_of(model), BATCH, 6)
     alone = {name: part[:1, 3:] for name, part in BATCH.items()}
-    own = forced_chain(model.reasoner, alone, 6)[0]
+    own = forced_chain(system_of(model), alone, 6)[0]
     torch.testing.assert_close(chain.latents[:1, :9], own.latents, rtol=1e-4, atol=2e-5)
     assert tokens[0, :9].tolist() == BATCH["input_ids"][0, 4:].tolist()
     # What a corrupted condition says is what the pair says of that chain after that prime.
@@ -107,13 +114,13 @@ def test_real_latents_and_words_do_not_depend_on_the_company(variant: str) -> No
 
 def test_a_random_string_has_the_length_and_the_markers_of_the_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     model, seen = faithful(monkeypatch), []
-    read = model.reasoner.forward
+    read = model.reasoner.read
 
     def watch(ids: Tensor, mask: Tensor) -> Any:
         seen.append(ids)
         return read(ids, mask)
 
-    monkeypatch.setattr(model.reasoner, "forward", watch)
+    monkeypatch.setattr(model.reasoner, "read", watch)
     run(model, batch_size=6)
     clean, string = seen
     assert torch.equal(clean, BATCH["input_ids"])
@@ -158,7 +165,7 @@ def test_the_next_token_is_measured_row_by_row() -> None:
     ids = torch.tensor([[1, 5, 6, 7], [1, 9, 9, 2]])
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     model = tiny_language_model("unspoken")
-    found = next_tokens(model, batch, 1)
+    found = next_tokens(system_of(model), batch, 1)
     for row in range(2):
         with torch.no_grad():
             chances = torch.log_softmax(model(ids[row : row + 1]).logits[0], dim=-1)
@@ -169,10 +176,10 @@ def test_the_next_token_is_measured_row_by_row() -> None:
     reasoner = tiny_reasoner()
     latents = reasoner(ids).latents
     nearest = (latents @ reasoner.unit_table().T).argmax(dim=-1)
-    assert next_tokens(reasoner, batch, 2)["accuracy"].tolist() == pytest.approx(
+    assert next_tokens(system_of(reasoner), batch, 2)["accuracy"].tolist() == pytest.approx(
         (nearest[:, :-1] == ids[:, 1:]).double().mean(dim=1).tolist()
     )
-    assert "loss" not in next_tokens(reasoner, batch, 2)
+    assert "loss" not in next_tokens(system_of(reasoner), batch, 2)
 
 
 def test_sentences_are_paired_with_one_of_about_their_length() -> None:

@@ -5,24 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_models import WIDTH, tiny_language_model, tiny_pair
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch.utils.flop_counter import FlopCounterMode
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.evaluation.cost import answer_flops, cost, multiplied, stack_flops, talker_flops
-from unspoken.evaluation.systems import Answers
+from unspoken.evaluation.answering import answer_questions
+from unspoken.evaluation.cost import cost
+from unspoken.methods import catalogue
+from unspoken.methods.jepa_reasoner.systems import talker_flops
+from unspoken.reasoning.flops import multiplied, stack_flops
+from unspoken.reasoning.system import Answer
 
 # Of the tiny models: two blocks with four matrices of attention and two of the feed-forward part.
 BLOCKS = 2 * (4 * 16 * 24 + 2 * 16 * 32)
 ATTENTION = 2 * 24
 
 
-def answers(latents: list[int], words: list[int]) -> Answers:
+def answers(latents: list[int], words: list[int]) -> Answer:
     mask = torch.arange(max(latents))[None] < torch.tensor(latents)[:, None]
     chain = LatentChain(
         latents=torch.zeros(*mask.shape, WIDTH), mask=mask, stop=torch.full((len(latents),), StopReason.CAP)
     )
-    return Answers(chain=chain, spoken=mask.long(), words=torch.tensor(words), correct=mask[:, 0])
+    return Answer(chain=chain, tokens=mask.long(), lengths=torch.tensor(words))
 
 
 def test_a_stack_costs_two_a_weight_and_four_a_channel_and_pair() -> None:
@@ -42,11 +46,12 @@ def test_grouped_heads_have_fewer_weights_and_the_same_scores() -> None:
 def test_a_talker_is_paid_for_by_the_latent() -> None:
     prompt = torch.tensor([5, 3])
     pair = tiny_pair("mono")
-    alone = answer_flops(pair.reasoner, prompt, answers([4, 2], [4, 2]))
+    talked, nearest = catalogue.systems(pair, stage="pair", max_answer=4)
+    alone = nearest.flops(prompt, answers([4, 2], [4, 2]))
     # Five tokens and three latents that are fed back; every latent is compared with the table of twenty rows.
     assert alone[0] == 2 * BLOCKS * 8 + 4 * ATTENTION * 36 + 2 * 20 * 16 * 4
     talker = pair.talker.decoder
-    said = answer_flops(pair, prompt, answers([4, 2], [4, 2])) - alone
+    said = talked.flops(prompt, answers([4, 2], [4, 2])) - alone
     assert said.tolist() == [float(stack_flops(talker, n)) + 2 * 20 * 16 * n for n in (4, 2)]
 
 
@@ -63,11 +68,11 @@ def test_the_count_is_what_a_counter_sees_in_the_running_model() -> None:
     system = tiny_word_system("unspoken", top_k=3)
     (problem,) = TASK.sample("test", [0])
     with FlopCounterMode(display=False) as counter:
-        given = system.answer([problem], 1)
-    asked = len(system.prompt_format.prompt(problem.question))
-    expected = float(answer_flops(system.reasoner.model, torch.tensor([asked]), given, system.settings))
+        given = answer_questions(system, PROMPT_FORMAT, [problem], 1)
+    asked = len(PROMPT_FORMAT.prompt(problem.question))
+    expected = float(system.flops(torch.tensor([asked]), given))
     # The running model scores the whole square of the prompt, also what a position may not see, and mixes three rows.
-    read = asked + len(system.prompt_format.markers.open)
+    read = asked + len(system.opening)
     expected += 4 * ATTENTION * read * (read - 1) / 2 + 2 * 3 * 16 * int(given.chain.lengths)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
@@ -79,7 +84,7 @@ def test_few_problems_are_answered_one_by_one_where_that_takes_long(
     monkeypatch.setattr("unspoken.evaluation.cost._SECONDS_ALONE", seconds)
     asked: list[tuple[int, int]] = []
 
-    def respond(start: int, stop: int, batch_size: int) -> Answers:
+    def respond(start: int, stop: int, batch_size: int) -> Answer:
         asked.append((start, stop))
         return answers([2] * (stop - start), [1] * (stop - start))
 
@@ -87,7 +92,7 @@ def test_few_problems_are_answered_one_by_one_where_that_takes_long(
         respond,
         5,
         parameters=7,
-        spoken_passes=lambda _, words: words,
+        passes=lambda steps, words: steps + words,
         flops=lambda given: given.chain.lengths.double(),
         batch_size=5,
         alone=3,

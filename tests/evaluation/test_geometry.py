@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_words import TASK, saved, table_rows, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, saved, table_rows, tiny_word_system
 
+from unspoken.evaluation.answering import answer_questions
 from unspoken.evaluation.geometry import evaluate_geometry
-from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.seeds import SeedModels
 
 PROBLEMS = TASK.sample("test", range(6))
 
@@ -32,7 +33,7 @@ def test_every_chain_is_measured_and_averaged_over_seeds(tmp_path: Path) -> None
     entry, states, rows = found["hidden"], [], []
     for system in systems:
         # The latents of this system are its hidden states.
-        chain = system.answer(PROBLEMS, 6).chain
+        chain = answer_questions(system, PROMPT_FORMAT, PROBLEMS, 6).chain
         states.append(chain.latents[chain.mask])
         rows.append(table_rows(system))
     assert entry["states"] == sum(len(part) for part in states) / 2
@@ -49,7 +50,7 @@ def test_every_chain_is_measured_and_averaged_over_seeds(tmp_path: Path) -> None
 @torch.no_grad()
 def test_a_model_without_any_variety_is_left_out(tmp_path: Path) -> None:
     system = tiny_word_system(top_k=1)
-    for parameter in system.reasoner.model.parameters():
+    for parameter in system.model.parameters():
         parameter.zero_()
     seeds = [SeedModels(seed=0, final={"dull": saved(system, tmp_path / "dull")}, stages={})]
     assert evaluate_geometry(TASK, TASK.tokenizer, seeds, problems=3, batch_size=3, max_answer=3) == {}

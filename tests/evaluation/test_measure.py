@@ -8,10 +8,12 @@ import torch
 from tiny_recipe import quiet_train, tiny_recipe
 
 from unspoken.backbone.folder import read_manifest, write_manifest
+from unspoken.evaluation.answering import answer_trees
 from unspoken.evaluation.curves import curve as curve_of
 from unspoken.evaluation.measure import _inspect
-from unspoken.evaluation.systems import answer, load_model, nearest_row
+from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.loading import load_model
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +30,10 @@ def test_chains_that_all_stop_at_once_give_finite_readings(reasoner_folder):
     problems = task.sample("test", np.arange(4))
     # Every row of the table is end-of-sequence, so the first latent is the last.
     model.nearest_row = lambda latents: torch.full(latents.shape[:-1], model.config.end_id)
-    given = answer(nearest_row(model), task, problems, 4)
+    (system,) = catalogue.systems(model, stage="sst", max_answer=8)
+    given = answer_trees(system, task, problems, 4)
     assert given.chain.lengths.tolist() == [1, 1, 1, 1]
-    json.dumps(_inspect(model, given, task, problems), allow_nan=False)
+    json.dumps(_inspect(system, given, task, problems), allow_nan=False)
 
 
 def test_a_reading_that_one_evaluation_lacks_is_left_out_of_the_curve(reasoner_folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,26 +18,25 @@ from transformers import PreTrainedModel
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.robustness import (
-    FREE,
     Effect,
     LatentNoise,
     Run,
-    answering_run,
     comparison,
     containment,
     corrupted,
-    coupled_run,
     effect_summary,
+    forced_run,
     hits,
     latent_noise,
     noisy_chain,
-    pair_run,
     summary,
     token_noise,
 )
+from unspoken.methods import catalogue
 from unspoken.methods.coupled.reasoner import CoupledReasoner
-from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, rollout
+from unspoken.reasoning.picking import FREE
 
 TERMINALS = torch.tensor([14, 15, 16])
 STOP = StopRule(max_latents=5)
@@ -269,20 +267,20 @@ def test_hits_are_scored_place_by_place() -> None:
     assert hits(torch.tensor([[1, 2, 2, 9], [4, 4, 5, 1]]), right).tolist() == [[1, 0, 1], [0, 1, 1]]
 
 
-# --- wrong words in the mouth ----------------------------------------------------------------------------------------
+# --- forced tokens ----------------------------------------------------------------------------------------
 
 # Everything but padding and the ends of the models below.
 WORDS = torch.tensor([*range(2, 9), *range(10, 20)])
 
 
 def run_of(kind: str) -> Run:
-    stop = StopRule(max_latents=6, fixed=True)
-    if kind == "coupled":
-        return coupled_run(method_of("coupled"), prompts(), None, stop)
     if kind == "superposition":
-        method = method_of("superposition")
-        return answering_run(partial(method.respond, prompts(), max_latents=4, max_tokens=6))
-    return pair_run(tiny_pair(kind), prompts(), None, stop)
+        settings = LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=10, max_latents=4)
+        model = tiny_language_model("unspoken")
+        return forced_run(causal_lm_system(model, settings, name=kind, max_tokens=6), prompts(), fill=PAD)
+    model = tiny_language_model("unspoken") if kind == "coupled" else tiny_pair(kind)
+    system = catalogue.systems(model, stage=kind, max_answer=6, end_id=9, pad_id=PAD)[0]
+    return forced_run(system.of_length(6), prompts(), fill=PAD)
 
 
 RUNS = ["mono", "dual", "coupled", "superposition"]

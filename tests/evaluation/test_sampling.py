@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -11,13 +11,14 @@ import pytest
 import torch
 from conformance import left_padded
 from tiny_models import tiny_language_model
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
 from unspoken.chain import LatentChain
+from unspoken.evaluation import sampling
+from unspoken.evaluation.answering import Graded
 from unspoken.evaluation.sampling import NoisyReasoner, draw, pass_at
-from unspoken.evaluation.systems import Answers
-from unspoken.evaluation.word_systems import WordSystem
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.system import System
 
 PROBLEMS = TASK.sample("test", range(5))
 
@@ -82,8 +83,8 @@ def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_en
     # The end is what some rows most likely say, and the second choice of others.
     end = int(scores.argmax(dim=-1).mode().values)
     settings = replace(system.reasoner.settings, end_ids=(end,))
-    clean = CausalLMReasoner(model=system.reasoner.model, settings=settings).step(hidden)
-    noisy = NoisyReasoner(model=system.reasoner.model, settings=settings, generators=sources(64)).step(hidden)
+    clean = CausalLMReasoner(model=system.model, settings=settings).step(hidden)
+    noisy = NoisyReasoner(model=system.model, settings=settings, generators=sources(64)).step(hidden)
     assert clean.support_ids is not None and noisy.support_ids is not None
     assert clean.support_weights is not None and noisy.support_weights is not None
     assert 0 < int(clean.done.sum()) < 64
@@ -104,11 +105,11 @@ def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_en
 @pytest.mark.parametrize("top_k", [1, 5])
 def test_a_chain_is_the_same_whatever_is_beside_it(top_k: int) -> None:
     system = tiny_word_system("llama", top_k=top_k)
-    prompts = [torch.tensor(system.prompt_format.prompt(problem.question)) for problem in PROBLEMS]
+    prompts = [torch.tensor(PROMPT_FORMAT.prompt(problem.question)) for problem in PROBLEMS]
 
     def chain_of(rows: list[int], first: int = 0) -> LatentChain:
         chosen = tuple(torch.Generator().manual_seed(first + row) for row in rows)
-        reasoner = NoisyReasoner(model=system.reasoner.model, settings=system.reasoner.settings, generators=chosen)
+        reasoner = NoisyReasoner(model=system.model, settings=system.reasoner.settings, generators=chosen)
         return reasoner.respond(*left_padded([prompts[row] for row in rows]), max_tokens=3)[0]
 
     together = chain_of([4, 0, 2, 1, 3])
@@ -123,45 +124,37 @@ def test_a_chain_is_the_same_whatever_is_beside_it(top_k: int) -> None:
     assert not torch.equal(others.mask, together.mask) or not torch.allclose(others.latents, together.latents)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recorder(WordSystem):
-    """Answers nothing: it writes down which noise each problem was given, and calls every second noise right."""
-
-    seen: list[tuple[str, int]] = field(default_factory=list)
-
-    def answer(self, problems: Any, batch_size: int, **_: Any) -> Answers:
-        assert isinstance(self.reasoner, NoisyReasoner)
-        assert batch_size == len(problems) == len(self.reasoner.generators)
-        noise = [source.initial_seed() for source in self.reasoner.generators]
-        self.seen.extend((problem.key, seed) for problem, seed in zip(problems, noise, strict=True))
-        nothing = torch.zeros(len(noise), 0, 16)
-        chain = LatentChain(latents=nothing, mask=nothing[..., 0].bool(), stop=torch.zeros(len(noise)).long())
-        right = torch.tensor([seed % 2 == 0 for seed in noise])
-        return Answers(chain=chain, spoken=torch.zeros(len(noise), 1).long(), words=right.long(), correct=right)
-
-
-def recorded(batch_size: int, seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
-    """The noise of each problem's draws, and which draws were right."""
-    plain = tiny_word_system("llama")
-    system = Recorder(name="", reasoner=plain.reasoner, prompt_format=plain.prompt_format, max_answer=3)
-    correct = draw(system, PROBLEMS, batch_size, draws=4, seed=seed)
+def recorded(monkeypatch: pytest.MonkeyPatch, batch_size: int, seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
+    """The noise of each problem's draws, and which draws were right: every second noise leads to the right answer."""
     noise: dict[str, list[int]] = {}
-    for key, source in system.seen:
-        noise.setdefault(key, []).append(source)
+
+    def answer(system: System, _format: Any, problems: Any, rows: int) -> Graded:
+        assert isinstance(system.reasoner, NoisyReasoner)
+        assert rows == len(problems) == len(system.reasoner.generators)
+        sources = [source.initial_seed() for source in system.reasoner.generators]
+        for problem, source in zip(problems, sources, strict=True):
+            noise.setdefault(problem.key, []).append(source)
+        nothing = torch.zeros(rows, 0, 16)
+        chain = LatentChain(latents=nothing, mask=nothing[..., 0].bool(), stop=torch.zeros(rows).long())
+        right = torch.tensor([source % 2 == 0 for source in sources])
+        return Graded(chain=chain, tokens=torch.zeros(rows, 1).long(), lengths=right.long(), correct=right)
+
+    monkeypatch.setattr(sampling, "answer_questions", answer)
+    correct = draw(tiny_word_system("llama"), PROMPT_FORMAT, PROBLEMS, batch_size, draws=4, seed=seed)
     return noise, correct
 
 
-def test_noise_belongs_to_seed_problem_and_draw() -> None:
-    noise, correct = recorded(7, 0)
+def test_noise_belongs_to_seed_problem_and_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise, correct = recorded(monkeypatch, 7, 0)
     assert list(noise) == [problem.key for problem in PROBLEMS]
     assert len({source for several in noise.values() for source in several}) == 20
     assert correct.tolist() == [[source % 2 == 0 for source in several] for several in noise.values()]
-    again, _ = recorded(3, 0)
+    again, _ = recorded(monkeypatch, 3, 0)
     assert again == noise
-    other, _ = recorded(7, 1)
+    other, _ = recorded(monkeypatch, 7, 1)
     assert not {source for several in other.values() for source in several} & {s for row in noise.values() for s in row}
 
 
 def test_hidden_states_have_no_weights_to_put_noise_on() -> None:
     with pytest.raises(ValueError, match="weights"):
-        draw(tiny_word_system(feed="hidden"), PROBLEMS, 5, draws=2, seed=0)
+        draw(tiny_word_system(feed="hidden"), PROMPT_FORMAT, PROBLEMS, 5, draws=2, seed=0)

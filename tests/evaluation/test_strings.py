@@ -13,28 +13,30 @@ from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
 
 from unspoken.evaluation.outcomes import unpacked
-from unspoken.evaluation.strings import TOKEN_RATES, Continuer, continued, continuer_of, under_noise
+from unspoken.evaluation.strings import TOKEN_RATES, continued, under_noise
 from unspoken.experiment import final_stages, measure_run, open_run
+from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
-from unspoken.tasks.grammar import EOS
+from unspoken.reasoning.system import System
+from unspoken.tasks.context_free import EOS
 
 REAL = (torch.arange(6) >= torch.tensor([0, 3, 1, 0, 4, 2, 0, 1, 3])[:, None]).long()
 PROMPTS = {"input_ids": prompts(9, 6) * REAL, "attention_mask": REAL}
 KINDS = ("coupled", "coconut", "reasoner", "mono", "dual")
 
 
-def one_of(kind: str) -> Continuer:
-    """A continuer with lively random weights."""
+def one_of(kind: str) -> System:
+    """A system with lively random weights."""
     if kind in ("mono", "dual"):
-        return continuer_of(tiny_pair(kind), name=kind)
+        return catalogue.systems(tiny_pair(kind), stage=kind, max_answer=4)[0]
     if kind == "reasoner":
-        return continuer_of(tiny_pair("mono").reasoner, name=kind)
+        return catalogue.systems(tiny_pair("mono").reasoner, stage=kind, max_answer=4)[0]
     model = tiny_language_model("unspoken")
     if kind == "coconut":
         how: Any = {"open_ids": (EOS,), "end_ids": (EOS,), "feed": "hidden", "max_latents": 2, "fixed": True}
         LatentGenerationConfig(**how).attach(model)
         model.generation_config.eos_token_id = EOS
-    return continuer_of(model, name=kind)
+    return catalogue.systems(model, stage=kind, max_answer=4)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

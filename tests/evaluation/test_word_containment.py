@@ -16,18 +16,20 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation import word_containment as measured
-from unspoken.evaluation.robustness import FREE
+from unspoken.evaluation.answering import answer_questions
 from unspoken.evaluation.word_containment import (
-    Mouth,
+    ForcedDecoding,
     WordEffect,
     answer_words,
     containment_summary,
-    mouth_of,
+    forced_decoding,
     word_containment,
 )
-from unspoken.evaluation.word_systems import WordSystem, systems_of
+from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.reasoning.picking import FREE
+from unspoken.reasoning.system import System
 from unspoken.tasks.problems import ReasoningProblem
 
 PROBLEMS = TASK.sample("test", range(7))
@@ -35,7 +37,7 @@ PAD, END = PROMPT_FORMAT.tokenizer.pad_token_id, PROMPT_FORMAT.tokenizer.eos_tok
 WORDS = torch.tensor([token for token in range(len(PROMPT_FORMAT.tokenizer)) if token not in (PAD, END)])
 
 
-def pair(kind: str) -> list[WordSystem]:
+def pair(kind: str) -> list[System]:
     """An untrained Reasoner with a Talker, and the same read by its nearest rows."""
     settings = {"vocab_size": len(PROMPT_FORMAT.tokenizer), "max_position_embeddings": 160}
     config = JepaReasonerConfig(
@@ -50,10 +52,10 @@ def pair(kind: str) -> list[WordSystem]:
     model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
     enliven(model, "unspoken")
     model.reasoner.start_target()
-    return systems_of(kind, model.eval(), PROMPT_FORMAT, 3)
+    return catalogue.systems(model.eval(), stage=kind, max_answer=3)
 
 
-def system_of(kind: str) -> WordSystem:
+def system_of(kind: str) -> System:
     if kind in ("mono", "dual"):
         return pair(kind)[0]
     known: dict[str, dict[str, Any]] = {
@@ -62,29 +64,29 @@ def system_of(kind: str) -> WordSystem:
         "hidden": {"feed": "hidden", "fixed": True, "max_latents": 3},
         "answer only": {"top_k": 1, "max_latents": 0, "fixed": True},
     }
-    return replace(tiny_word_system(**known[kind]), max_answer=6)
+    return replace(tiny_word_system(**known[kind]), max_tokens=6)
 
 
 KINDS = ("explicit", "silent", "hidden", "answer only", "mono", "dual")
 
 
-def mouth(kind: str, batch_size: int = 7) -> Mouth:
-    found = mouth_of(system_of(kind), PROBLEMS, batch_size)
+def forced(kind: str, batch_size: int = 7) -> ForcedDecoding:
+    found = forced_decoding(system_of(kind), PROMPT_FORMAT, PROBLEMS, batch_size)
     assert found is not None
     return found
 
 
-# --- putting words in a mouth ----------------------------------------------------------------------------------------
+# --- forcing words ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_said_without_force_is_what_the_system_answers(kind: str) -> None:
-    one, answers = mouth(kind), system_of(kind).answer(PROBLEMS, 7)
+    one, answers = forced(kind), answer_questions(system_of(kind), PROMPT_FORMAT, PROBLEMS, 7)
     chain, said = one.run(None)
     assert torch.equal(chain.latents, answers.chain.latents)
     ended = (said == END).cumsum(dim=1) > 0
     spoken = said[:, one.answer_from :]
-    assert torch.equal(spoken[~ended[:, one.answer_from :]], answers.spoken[~ended[:, one.answer_from :]])
+    assert torch.equal(spoken[~ended[:, one.answer_from :]], answers.tokens[~ended[:, one.answer_from :]])
     assert one.answer_from == (6 if kind == "explicit" else 0)
     if kind == "explicit":
         assert chain.support_ids is not None
@@ -96,7 +98,7 @@ def test_what_is_said_without_force_is_what_the_system_answers(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_forced_word_is_said_and_nothing_before_it_changes(kind: str) -> None:
-    one = mouth(kind)
+    one = forced(kind)
     chain, clean = one.run(None)
     for at in (1, one.answer_from + 1):
         words = torch.full_like(clean, FREE)
@@ -110,25 +112,25 @@ def test_a_forced_word_is_said_and_nothing_before_it_changes(kind: str) -> None:
         assert torch.equal(said[:, first:at], clean[:, first:at])
         if kind == "explicit" and at == 1:
             assert torch.equal(again.latents[spoken, 0], chain.latents[spoken, 0])
-            forced = system_of(kind).reasoner.model.get_input_embeddings()(words[spoken, 1])
-            assert torch.equal(again.latents[spoken, 1], forced)
+            rows = system_of(kind).model.get_input_embeddings()(words[spoken, 1])
+            assert torch.equal(again.latents[spoken, 1], rows)
         else:
             assert torch.equal(again.latents, chain.latents)
 
 
 @pytest.mark.parametrize("kind", ["explicit", "dual"])
 def test_forced_rows_are_the_same_in_any_company(kind: str) -> None:
-    words = torch.full_like(mouth(kind).run(None)[1], FREE)
+    words = torch.full_like(forced(kind).run(None)[1], FREE)
     words[::2, 1], words[1::2, 3] = WORDS[30], WORDS[31]
-    together = mouth(kind).run(words)[1]
-    assert torch.equal(mouth(kind, 2).run(words)[1], together)
+    together = forced(kind).run(words)[1]
+    assert torch.equal(forced(kind, 2).run(words)[1], together)
 
 
-def test_nearest_rows_are_read_off_and_have_no_mouth() -> None:
+def test_nearest_rows_are_read_off_and_cannot_be_forced() -> None:
     _, nearest = pair("mono")
     assert nearest.name == "mono, nearest row"
-    assert mouth_of(nearest, PROBLEMS, 7) is None
-    assert word_containment(nearest, PROBLEMS, 7, seed=0) is None
+    assert forced_decoding(nearest, PROMPT_FORMAT, PROBLEMS, 7) is None
+    assert word_containment(nearest, PROMPT_FORMAT, PROBLEMS, 7, seed=0) is None
 
 
 def test_words_that_may_be_forced_are_those_of_right_answers() -> None:
@@ -137,7 +139,7 @@ def test_words_that_may_be_forced_are_those_of_right_answers() -> None:
         [*PROMPT_FORMAT.encode("7"), *PROMPT_FORMAT.encode("12")]
     )
     # With one word there is no wrong one.
-    assert word_containment(tiny_word_system(), [PROBLEMS[0]], 7, seed=0) is None
+    assert word_containment(tiny_word_system(), PROMPT_FORMAT, [PROBLEMS[0]], 7, seed=0) is None
 
 
 # --- what comes of it ------------------------------------------------------------------------------------------------
@@ -157,7 +159,7 @@ def test_wrong_words_reach_an_explicit_chain_alone(
     monkeypatch: pytest.MonkeyPatch, kind: str, contained: bool, changes: bool
 ) -> None:
     monkeypatch.setattr(measured, "answer_words", lambda *_: WORDS)  # untrained models hardly ever say numbers
-    effects = word_containment(system_of(kind), PROBLEMS, 3, seed=1)
+    effects = word_containment(system_of(kind), PROMPT_FORMAT, PROBLEMS, 3, seed=1)
     assert effects is not None
     last = effects[-1]
     assert last.latents_identical is contained
@@ -172,7 +174,7 @@ def test_wrong_words_reach_an_explicit_chain_alone(
 def test_a_rate_of_zero_does_nothing(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(measured, "answer_words", lambda *_: WORDS)
     monkeypatch.setattr(measured, "RATES", (0.0,))
-    effects = word_containment(system_of(kind), PROBLEMS, 7, seed=0)
+    effects = word_containment(system_of(kind), PROMPT_FORMAT, PROBLEMS, 7, seed=0)
     assert effects is not None
     assert effects[0].counts[:, 0].sum() > 10
     assert not effects[0].counts[:, 1:].any()
@@ -186,8 +188,8 @@ ASKED = [ReasoningProblem(question="", chains=(), answer=answer, key="") for ans
 NUMBERS = {token for number in ("12", "9") for token in PROMPT_FORMAT.encode(number)}
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, deaf: bool = False) -> list[Tensor]:
-    """A system that loses its answer when a word of its chain was wrong; the words that are put in its mouth."""
+def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, sealed: bool = False) -> list[Tensor]:
+    """A system that loses its answer when a word of its chain was wrong; the words that are forced on it."""
     rows = [
         [*PROMPT_FORMAT.encode(chain), *PROMPT_FORMAT.encode(answer), *[END] * (4 - len(PROMPT_FORMAT.encode(answer)))]
         for chain, answer in zip(CHAINS, ANSWERS, strict=True)
@@ -206,14 +208,14 @@ def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, deaf: bool = Fa
         mask = torch.ones(40, 2, dtype=torch.bool)
         return LatentChain(latents=latents, mask=mask, stop=torch.zeros(40, dtype=torch.long)), said
 
-    found = Mouth(says="its words", run=run, answer_from=4, deaf=deaf)
-    monkeypatch.setattr(measured, "mouth_of", lambda *_: found)
+    found = ForcedDecoding(says="its words", run=run, answer_from=4, sealed=sealed)
+    monkeypatch.setattr(measured, "forced_decoding", lambda *_: found)
     return given
 
 
 def test_effects_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     given = scripted(monkeypatch)
-    effects = word_containment(tiny_word_system(), ASKED, 7, seed=3)
+    effects = word_containment(tiny_word_system(), PROMPT_FORMAT, ASKED, 7, seed=3)
     assert effects is not None
     kinds = set()
     for effect, words in zip(effects, given, strict=True):
@@ -241,23 +243,23 @@ def test_places_do_not_depend_on_the_system_and_low_rates_are_part_of_high_ones(
 ) -> None:
     system = tiny_word_system()
     narrow = scripted(monkeypatch)
-    word_containment(system, ASKED, 7, seed=3)
+    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=3)
     wide = scripted(monkeypatch, wider=5)
-    word_containment(system, ASKED, 7, seed=3)
+    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=3)
     for one, other in zip(narrow, wide, strict=True):
         assert torch.equal(one, other[:, :8])
     low, high = narrow
     assert torch.equal(low[low != FREE], high[low != FREE])
     assert 0 < (low != FREE).sum() < (high != FREE).sum()
     another = scripted(monkeypatch)
-    word_containment(system, ASKED, 7, seed=4)
+    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=4)
     assert not torch.equal(another[1], high)
 
 
 def test_a_reasoner_whose_latents_hear_words_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, deaf=True)
-    with pytest.raises(AssertionError, match="cannot hear"):
-        word_containment(tiny_word_system(), ASKED, 7, seed=3)
+    scripted(monkeypatch, sealed=True)
+    with pytest.raises(AssertionError, match="finished before it"):
+        word_containment(tiny_word_system(), PROMPT_FORMAT, ASKED, 7, seed=3)
 
 
 def test_a_box_begins_where_it_is_opened() -> None:

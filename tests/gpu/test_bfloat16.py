@@ -85,16 +85,16 @@ def fed(reasoner: Any, ids: Tensor, mask: Tensor | None, feeds: Tensor) -> Tenso
     return torch.stack(latents, dim=1)
 
 
-def apart(thoughts: Tensor, others: Tensor) -> Tensor:
+def apart(latents: Tensor, others: Tensor) -> Tensor:
     """Distances ``[...]`` over the norm of the second."""
-    return (latent_steps.float() - others.float()).norm(dim=-1) / others.float().norm(dim=-1)
+    return (latents.float() - others.float()).norm(dim=-1) / others.float().norm(dim=-1)
 
 
-def assert_alike(thoughts: Tensor, expected: Tensor, clear: Tensor) -> None:
-    """The same up to rounding where a thought is clear, and most are; those of another row are far away."""
+def assert_alike(latents: Tensor, expected: Tensor, clear: Tensor) -> None:
+    """The same up to rounding where a latent is clear, and most are; those of another row are far away."""
     assert clear.float().mean() > 0.5
-    assert float(apart(thoughts, expected)[clear].max()) < ROUNDING
-    assert float(apart(thoughts, expected.roll(1, dims=0)).median()) > 10 * ROUNDING
+    assert float(apart(latents, expected)[clear].max()) < ROUNDING
+    assert float(apart(latents, expected.roll(1, dims=0)).median()) > 10 * ROUNDING
 
 
 class Bfloat16:

@@ -9,6 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,16 +22,16 @@ from on_device import DEVICE, placed
 from safetensors.torch import load_file
 from tiny_drills import TEXTS, drilled
 from tiny_recipe import one_stage, quiet_stage, quiet_train, verify_finished_folders
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.methods.latent_sft.label_store import LabelStore
+from unspoken.methods.latent_sft.labelling import LABELS, label_identity
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Labels
 from unspoken.methods.latent_sft.teacher import stage_one_batch
-from unspoken.serving import app, served_words
+from unspoken.serving import app, served_questions
 from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.training import words
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import SeedRun
 
@@ -85,12 +86,11 @@ def test_labels_are_what_the_encoder_makes_on_a_cpu(finished: Callable[[str, str
     for name in ("labels", "hidden_labels"):
         stage = recipe.stage(name)
         teacher = run.model_folder(str(stage.start))
-        store = LabelStore.open(
-            run.model_folder(name) / words.LABELS, words.label_identity(recipe, stage, teacher, run.seed)
-        )
+        store = LabelStore.open(run.model_folder(name) / LABELS, label_identity(run.context(stage)))
         model = LatentSFTModel.from_pretrained(teacher, dtype=torch.float32).eval()
-        problems = words.task_of(recipe).sample("train", np.arange(8), run.seed)
-        spans = [prompt_format.spans(problem) for problem in problems]
+        task = recipe.task.build()
+        problems = task.sample("train", np.arange(8), run.seed)
+        spans = task.spans(problems, prompt_format)
         rows = stage_one_batch(spans, prompt_format, model.config.latent_shape)["encoder"]
         with torch.no_grad():
             weights = torch.cat([row for row, _ in model.labels(rows)])
@@ -120,10 +120,10 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(tmp_path: Path) -> None:
 def test_a_server_answers_as_the_model_on_a_cpu_does() -> None:
     problems = TASK.sample("test", range(4))
     cpu = tiny_word_system()
-    system = tiny_word_system()
+    system = replace(tiny_word_system(), name="tiny")
     placed(system.reasoner)
     server = uvicorn.Server(
-        uvicorn.Config(app(served_words(system, TASK, name="tiny")), port=0, log_level="critical", ws="none")
+        uvicorn.Config(app(served_questions(system, TASK, PROMPT_FORMAT)), port=0, log_level="critical", ws="none")
     )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
@@ -142,11 +142,10 @@ def test_a_server_answers_as_the_model_on_a_cpu_does() -> None:
             )
             with urllib.request.urlopen(request, timeout=60) as answer:
                 found = json.load(answer)
-            ids = torch.tensor([cpu.prompt_format.prompt(problem.question)])
-            chain, said = cpu.reasoner.respond(ids, max_tokens=cpu.max_answer)
-            assert found["choices"][0]["message"]["content"] == cpu.prompt_format.decode(said)[0]
+            expected = cpu.respond(torch.tensor([PROMPT_FORMAT.prompt(problem.question)]))
+            assert found["choices"][0]["message"]["content"] == PROMPT_FORMAT.decode(expected.tokens)[0]
             details = found["usage"]["completion_tokens_details"]
-            assert details["reasoning_tokens"] == int(chain.lengths[0])
+            assert details["reasoning_tokens"] == int(expected.chain.lengths[0])
     finally:
         server.should_exit = True
         thread.join(timeout=20)

@@ -24,14 +24,13 @@ from tiny_drills import TEXTS, drilled
 from tiny_recipe import TEXT, quiet_stage, quiet_train, verify_finished_folders, weights
 
 from unspoken import cli, experiment
-from unspoken.backbone.folder import MANIFEST, read_manifest, verify
+from unspoken.backbone.folder import MANIFEST, numbered, read_manifest, verify
+from unspoken.methods.catalogue import objectives
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Labels, LatentShape
 from unspoken.training.parts import TalkerShape
-from unspoken.training.recipe import Recipe, Stage
-from unspoken.training.stages import OWN_KINDS
-from unspoken.training.trainer import numbered
+from unspoken.training.recipe import Recipe
 
 RECIPES = {name: drilled(name) for name in TEXTS}
 STAGES = [(name, stage) for name, recipe in RECIPES.items() for stage in recipe.stages]
@@ -39,9 +38,8 @@ STAGES = [(name, stage) for name, recipe in RECIPES.items() for stage in recipe.
 
 def test_every_kind_of_stage_and_every_choice_of_it_is_drilled() -> None:
     drilled_objectives = [stage.objective for _, stage in STAGES]
-    kinds = typing.get_args(typing.get_type_hints(Stage)["objective"])
-    assert {type(objective) for objective in drilled_objectives} == set(kinds)
-    for kind in kinds:
+    assert {type(objective) for objective in drilled_objectives} == set(objectives())
+    for kind in objectives():
         hints = typing.get_type_hints(kind)
         for field in dataclasses.fields(kind):
             values = [getattr(found, field.name) for found in drilled_objectives if type(found) is kind]
@@ -55,8 +53,9 @@ def test_every_kind_of_stage_and_every_choice_of_it_is_drilled() -> None:
     assert {talker.variant for talker in talkers if isinstance(talker, TalkerShape)} == {"mono", "dual"}
     assert {stage.lora is None for _, stage in STAGES} == {True, False}
     assert {recipe.precision for recipe in RECIPES.values()} == {"auto", "bf16", "fp32"}
-    tasks = {recipe.task.kind for recipe in RECIPES.values()}
-    assert set(OWN_KINDS) < tasks
+    traits = [recipe.task.traits for recipe in RECIPES.values()]
+    assert {(one.has_chain, one.continues) for one in traits} == {(True, False), (False, False), (False, True)}
+    assert {one.selected_by for one in traits} >= {"exact_match", "symbols"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,8 +167,8 @@ def test_damage_to_what_it_would_go_on_from_is_refused_by_name(drill: Drill) -> 
     with pytest.raises(KeyboardInterrupt):
         drill.hit(interrupt, "middle")
     if drill.writes_labels:
-        place, harms = next(drill.folder.glob(".labels.*/rank-00000")), [("keys.bin", truncate)]
-        message = r"has lost some of its \d+ recorded bytes"
+        place, harms = next(drill.folder.glob(".labels.*/rank-00000")), [("block-00000.safetensors", truncate)]
+        message = "is missing or damaged"
     else:
         place, harms = drill.folder / "checkpoint-2", [("model.safetensors", truncate), ("optimizer.pt", flip)]
         message = "was truncated or changed"
@@ -231,11 +230,20 @@ def _no_numbers_behind(rows: int) -> Callable[[Any, Any], Any]:
     return spoiled
 
 
-def test_a_kill_just_behind_publishing_leaves_nothing_for_long(finished: Any, tmp_path: Path) -> None:
-    recipe, run = finished("trees")
+@pytest.mark.parametrize(
+    ("name", "stage", "leftovers"),
+    [
+        ("trees", "pretrain", ("checkpoint-6", "best-2")),
+        pytest.param("words", "labels", ("labels",), marks=pytest.mark.slow),
+    ],
+)
+def test_a_kill_just_after_publishing_leaves_nothing_for_long(
+    name: str, stage: str, leftovers: tuple[str, ...], finished: Any, tmp_path: Path
+) -> None:
+    recipe, run = finished(name)
     shutil.copytree(run, tmp_path / "run")
-    folder = tmp_path / "run" / "seed-0" / "pretrain"
-    for leftover in ("checkpoint-6", "best-2", "labels"):
+    folder = tmp_path / "run" / "seed-0" / stage
+    for leftover in leftovers:
         shutil.copytree(folder / "model", folder / leftover)
     quiet_train(recipe, tmp_path / "run")
     assert [entry.name for entry in folder.iterdir()] == ["model"]
@@ -288,19 +296,19 @@ def said_by(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_a_stage_that_runs_out_of_memory_says_which_size_to_lower(
     training: bool, advice: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loss, steps = NextToken.__call__, itertools.count()
+    loss, steps = NextToken.loss, itertools.count()
 
-    def costly(objective: Any, outputs: Any, batch: Any) -> Any:
+    def costly(objective: Any, model: Any, batch: Any) -> Any:
         # In the fourth step, or the third time that validation problems are looked at.
         if torch.is_grad_enabled() == training and next(steps) >= (3 if training else 2):
             torch.empty(2**50)
-        return loss(objective, outputs, batch)
+        return loss(objective, model, batch)
 
     recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
     recipe.write_text(TEXT)
     command = ["train", str(recipe), "--output", str(run), "--report-to", "none", "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(NextToken, "__call__", costly)
+        patch.setattr(NextToken, "loss", costly)
         assert f"unspoken: {advice}" in said_by(command, patch, capsys)
     assert [path.name for path in numbered(run / "seed-0" / "pretrain", "checkpoint")] == ["checkpoint-2"]
     monkeypatch.setattr(sys, "argv", ["unspoken", *command, "--stage", "pretrain"])

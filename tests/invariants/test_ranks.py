@@ -89,7 +89,7 @@ import torch
 from rich.console import Console
 from transformers import TrainerCallback
 
-from unspoken import parallel
+from unspoken import distributed
 from unspoken.experiment import measure_run, open_run, run_experiment
 from unspoken.training import trainer
 from unspoken.training.recipe import load

@@ -52,6 +52,16 @@ def test_a_stage_stopped_anywhere_goes_on_bit_for_bit(
     assert weights(tmp_path) == undisturbed(recipe)
 
 
+@pytest.mark.parametrize("kernel", ["precision=bf16 attention=eager", "precision=fp32 attention=sdpa"])
+def test_rows_of_several_questions_go_on_bit_for_bit(kernel: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
+    recipe = one_stage("stages.pretrain.objective.questions=4", *kernel.split())
+    with pytest.raises(KeyboardInterrupt):
+        quiet_stage(recipe, tmp_path, StopAt("step_end", 3))
+    quiet_stage(recipe, tmp_path)
+    assert weights(tmp_path) == undisturbed(recipe)
+    assert weights(tmp_path) != undisturbed(one_stage(*kernel.split()))
+
+
 @pytest.mark.parametrize(
     ("moment", "step"),
     [

@@ -18,7 +18,7 @@ from unspoken.tasks.spans import Markers, Spans
 PAD = 0
 ONE, THREE = Markers(open=(3,), end=(4,)), Markers(open=(5, 3, 6), end=(7, 3, 6))
 # Question q1 q2, chain c1 .. c5, answer a1 and end-of-sequence; two tokens a latent.
-EXAMPLE = Spans(prompt=(11, 12), chain=(21, 22, 23, 24, 25), answer=(31, 1))
+EXAMPLE = Spans(prompt=(11, 12), steps=((21, 22, 23, 24, 25),), answer=(31, 1))
 NAMES = {11: "q1", 12: "q2", 21: "c1", 22: "c2", 23: "c3", 24: "c4", 25: "c5", 31: "a1", 1: "a2"}
 P, T, L, F = Kind.PROMPT, Kind.TEXT, Kind.LATENT, Kind.FINAL
 
@@ -41,7 +41,7 @@ batches = st.lists(
 
 
 def problems(texts: Texts) -> list[Spans]:
-    return [Spans(prompt=tuple(prompt), chain=tuple(chain), answer=tuple(answer)) for prompt, chain, answer in texts]
+    return [Spans(prompt=tuple(prompt), steps=(tuple(chain),), answer=tuple(answer)) for prompt, chain, answer in texts]
 
 
 def lay_out(layout: str, batch: list[Spans], markers: Markers = ONE, *, rate: int = 2, **how: Any) -> Rows:
@@ -151,14 +151,14 @@ def test_stage_two_has_the_latents_in_one_piece() -> None:
 
 
 def test_stage_two_without_a_chain_goes_from_one_marker_to_the_other() -> None:
-    rows = compact_rows([Spans(prompt=(11, 12), chain=(), answer=(31, 1))], ONE, rate=2, pad_id=PAD)
+    rows = compact_rows([Spans(prompt=(11, 12), steps=(), answer=(31, 1))], ONE, rate=2, pad_id=PAD)
     assert named(rows) == "q1 q2 B E a1 a2"
     assert supervised(rows) == "B->E E->a1 a1->a2"
     assert not rows.slots.any()
 
 
 def test_a_row_without_an_answer_stops_where_a_model_goes_on() -> None:
-    rows = compact_rows([Spans(prompt=(11, 12), chain=(21, 22, 23), answer=())], ONE, rate=2, pad_id=PAD)
+    rows = compact_rows([Spans(prompt=(11, 12), steps=((21, 22, 23),), answer=())], ONE, rate=2, pad_id=PAD)
     assert named(rows) == "q1 q2 B Z1 Z2 E"
 
 
@@ -179,12 +179,12 @@ def test_answer_only_is_not_taught_to_stop_reasoning() -> None:
 
 
 def test_explicit_text_of_an_empty_chain() -> None:
-    rows = explicit_rows([Spans(prompt=(11,), chain=(), answer=(1,))], ONE, pad_id=PAD)
+    rows = explicit_rows([Spans(prompt=(11,), steps=(), answer=(1,))], ONE, pad_id=PAD)
     assert supervised(rows) == "B->E E->a2"
 
 
 def test_a_short_row_is_padded_on_the_side_that_was_asked_for() -> None:
-    short = Spans(prompt=(12,), chain=(21,), answer=(1,))
+    short = Spans(prompt=(12,), steps=((21,),), answer=(1,))
     right = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=9)
     assert right.ids[1].tolist() == [12, 3, 9, 4, 1] + [9] * 7
     assert right.kind[1].tolist() == [P, P, L] + [F] * 9
@@ -256,8 +256,8 @@ def test_the_main_track_of_the_decoder_is_the_input_of_stage_two(texts: Texts, r
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ids_of_markers_and_padding_within_a_text_change_nothing(layout: str) -> None:
-    usual = Spans(prompt=(11, 12, 13, 14), chain=(21, 22, 23, 24, 25), answer=(31, 32, 1))
-    nasty = Spans(prompt=(3, 4, PAD, 7), chain=(4, PAD, 3, 7, 5), answer=(3, PAD, 4))
+    usual = Spans(prompt=(11, 12, 13, 14), steps=((21, 22, 23, 24, 25),), answer=(31, 32, 1))
+    nasty = Spans(prompt=(3, 4, PAD, 7), steps=((4, PAD, 3, 7, 5),), answer=(3, PAD, 4))
     expected, found = (lay_out(layout, [spans]) for spans in (usual, nasty))
     for name in ("kind", "chunk", "position", "start", "length", "target"):
         assert torch.equal(getattr(expected, name), getattr(found, name))
@@ -272,7 +272,7 @@ def test_number_of_latents(length: int, rate: int, latents: int) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("build", [encoder_rows, decoder_rows, compact_rows])
 def test_places_and_counts_are_those_of_the_masks(build: Any, side: Any) -> None:
-    rows = build([EXAMPLE, Spans(prompt=(12,), chain=(19,), answer=(1,))], ONE, rate=2, pad_id=PAD, side=side)
+    rows = build([EXAMPLE, Spans(prompt=(12,), steps=((19,),), answer=(1,))], ONE, rate=2, pad_id=PAD, side=side)
     flat = torch.arange(rows.ids.numel()).view_as(rows.ids)
     assert torch.equal(rows.slots_at, flat[rows.slots])
     assert torch.equal(rows.targets_at, flat[rows.target])
@@ -294,7 +294,7 @@ def test_rows_move_as_a_whole() -> None:
 
 @pytest.mark.parametrize("build", [encoder_rows, decoder_rows])
 def test_a_chain_without_tokens_has_nothing_to_compress(build: Callable[..., Rows]) -> None:
-    empty = Spans(prompt=(11,), chain=(), answer=(1,))
+    empty = Spans(prompt=(11,), steps=(), answer=(1,))
     with pytest.raises(ValueError, match="problem 1 of the batch has an empty chain; drop it"):
         build([EXAMPLE, empty], ONE, rate=2, pad_id=PAD)
 

@@ -15,9 +15,10 @@ import pytest
 from tag_balance import unbalanced
 from words_results import words_results
 
+from unspoken.draw.charts import Axis, Frame, Mark, scatter
+from unspoken.draw.page import to_html
 from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of, packed, unpacked
-from unspoken.report.charts import Axis, Frame, Mark, scatter
-from unspoken.report.compare import comparisons, cost_figure, frontier, holm, problem_sets, reference
+from unspoken.report.compare import comparisons, cost_blocks, frontier, holm, problem_sets, reference
 from unspoken.report.page import render
 
 Results = dict[str, Any]
@@ -76,7 +77,7 @@ def aged(results: Results) -> Results:
 
 def text_of(page: str) -> str:
     part = page[page.index('id="compare"') : page.index('<section class="run">')]
-    return re.sub(r"<[^>]+>", " ", part).replace("&nbsp;", " ")
+    return re.sub(r"<[^>]+>", " ", part).replace("\xa0", " ")
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -180,12 +181,12 @@ def test_the_page_of_several_runs_shows_costs_frontier_and_tests() -> None:
 
 def test_one_run_on_word_problems_has_its_picture() -> None:
     results = words_results()
-    drawn = cost_figure(results)
+    drawn = to_html(cost_blocks(results))
     assert drawn.count("<svg") == 3
     assert unbalanced(drawn) == []
     assert drawn in render([results])
-    assert cost_figure(aged(run("old")) | {"words": {}}) == ""
-    assert cost_figure(run("one", right={"cot": [1, 0, 0, 0]})) == ""
+    assert cost_blocks(aged(run("old")) | {"words": {}}) == []
+    assert cost_blocks(run("one", right={"cot": [1, 0, 0, 0]})) == []
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -8,40 +8,40 @@ import random
 
 import pytest
 
-from unspoken.report.charts import Frame, Level, Line, line_chart, linear, logarithmic, nice_ticks, shares
-from unspoken.report.cloud import spread
-from unspoken.report.trees import Step, draw, elsewhere, layout, size
+from unspoken.draw.charts import Frame, Level, Line, line_chart, linear, logarithmic, nice_ticks, rates
+from unspoken.draw.clouds import spread
+from unspoken.draw.trees import Step, boxes, draw, layout, size
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_no_label_of_a_tree_covers_another(depth: int) -> None:
-    places = layout(depth)
-    assert len(places) == 2**depth - 1
+    centres = layout(depth)
+    assert len(centres) == 2**depth - 1
     width, height = size(depth)
     # The longest value that is ever written.
-    boxes = [box for place in places for box in place.boxes("−0.12")]
-    for one, two in itertools.combinations(boxes, 2):
+    labels = [box for centre in centres for box in boxes(centre, "−0.12")]
+    for one, two in itertools.combinations(labels, 2):
         assert not one.overlaps(two)
-    assert all(box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height for box in boxes)
+    assert all(box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height for box in labels)
 
 
 def test_a_parent_stands_above_the_middle_of_its_children() -> None:
-    places = layout(4)
+    centres = layout(4)
     for node in range(7):
-        left, right = places[2 * node + 1], places[2 * node + 2]
-        assert places[node].x == pytest.approx((left.x + right.x) / 2)
-        assert places[node].y < left.y == right.y
+        (left, below), (right, level) = centres[2 * node + 1], centres[2 * node + 2]
+        assert centres[node][0] == pytest.approx((left + right) / 2)
+        assert centres[node][1] < below == level
 
 
 def test_a_tree_marks_the_right_and_the_spoken_name_and_writes_what_counts() -> None:
-    step = Step(heap="ABC", coefficients={"A": 0.01, "B": 0.7, "C": -0.3, "D": 0.2}, right="B", said="C")
+    step = Step(heap="ABC", coefficients={"A": 0.01, "B": 0.7, "C": -0.3, "D": 0.2}, right="B", spoken="C")
     drawing = draw(step, label="one & two")
-    assert drawing.count('class="right"') == drawing.count('class="said"') == 1
+    assert drawing.count('class="right"') == drawing.count('class="spoken"') == 1
     assert "0.70" in drawing
     assert "−0.30" in drawing
     assert ">0.01<" not in drawing
     assert 'aria-label="one &amp; two"' in drawing
-    assert elsewhere(step) == ("D", 0.2)
+    assert step.outside() == ("D", 0.2)
 
 
 def test_labels_of_a_crowd_are_parted() -> None:
@@ -71,8 +71,8 @@ def test_a_logarithmic_axis_covers_its_values_with_few_ticks(values: tuple[float
 
 
 @pytest.mark.parametrize("low", [0.0, 0.3, 0.5, 0.72, 0.985, 1.0])
-def test_an_axis_of_shares_ends_at_all_and_holds_the_lowest(low: float) -> None:
-    axis = shares(low)
+def test_an_axis_of_rates_ends_at_all_and_holds_the_lowest(low: float) -> None:
+    axis = rates(low)
     assert axis.low <= low
     assert axis.ticks[-1][1].startswith("100")
 

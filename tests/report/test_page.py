@@ -43,7 +43,7 @@ def test_a_complete_file_fills_every_section_but_the_one_about_odds(
         "What an answer costs",
         "How to make it again",
     ]
-    for number in ("98.00&nbsp;%", "99.87&nbsp;%", "99.89&nbsp;%", "1.72&nbsp;%", "14.5", "298 k"):
+    for number in ("98.00\xa0%", "99.87\xa0%", "99.89\xa0%", "1.72\xa0%", "14.5", "298 k"):
         assert number in page, number
 
 

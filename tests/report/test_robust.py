@@ -7,15 +7,10 @@ from typing import Any
 
 from tag_balance import unbalanced
 
-from unspoken.report.markup import text_cell
-from unspoken.report.robust import (
-    effect_rows,
-    effect_table,
-    latents_cell,
-    share_cell,
-    word_forced_section,
-    word_forced_tables,
-)
+from unspoken.draw.page import to_html
+from unspoken.draw.table import Table, grids, text
+from unspoken.report.forced import effect_table, latents_cell, rate_of
+from unspoken.report.reasoning_problems import forced_section
 
 Results = dict[str, Any]
 SOME = {"mean": 0.1234, "low": 0.1, "high": 0.2}
@@ -54,13 +49,13 @@ def measured(results: Results) -> Results:
 def row_of(html: str, name: str) -> str:
     """The words of a row, without marks."""
     row = next(part for part in html.split("<tr>") if f">{name}<" in part).split("</tr>")[0]
-    return " ".join(re.sub(r"<[^>]*>|&nbsp;", " ", row).split())
+    return " ".join(re.sub(r"<[^>]*>", " ", row).split())
 
 
 def test_a_share_has_its_interval_and_nothing_is_no_number() -> None:
-    cell = share_cell(SOME)
-    assert (cell.text, cell.small) == ("12.3 %", "10.0 – 20.0")
-    assert share_cell(None).text == "–"
+    cell = rate_of("later", "clean")({"later": {"clean": SOME}})
+    assert (cell.text, cell.lines) == ("12.3 %", ("10.0 – 20.0", ""))
+    assert rate_of("later")({"later": None}).text == "–"
     assert latents_cell(effect(0.0, None, 0.0)).text == "none"
     # A change so small that it rounds to zero is one.
     assert latents_cell(effect(0.5, None, 0.001)).text == "0.00"
@@ -70,23 +65,26 @@ def test_a_share_has_its_interval_and_nothing_is_no_number() -> None:
 
 
 def test_every_effect_of_a_system_stands_in_its_row() -> None:
-    columns = {"A": lambda entry: share_cell(entry["a"]), "B": lambda entry: share_cell(entry["b"])}
+    kinds = {("A|of all", "a"): rate_of("a"), ("B", "b"): rate_of("b")}
     first, second = {"a": SOME, "b": None}, {"a": None, "b": {"mean": 1.0, "low": 1.0, "high": 1.0}}
-    found = effect_table([(text_cell("one"), [first, second])], columns, caption="c", groups=("low", "high"))
-    assert unbalanced(found) == []
-    assert found.count('colspan="2"') == 2
-    assert row_of(found, "one") == "one 12.3 % 10.0 – 20.0 – – 100.0 % 100.0 – 100.0"
-    assert effect_rows([("one", [first, second])], columns) == [["one", "12.3 %", "–", "–", "100.0 %"]]
+    table = effect_table([(text("one"), [first, second])], kinds, [("low", "1: "), ("high", "2: ")], note="c")
+    page = to_html([table])
+    assert unbalanced(page) == []
+    assert page.count('colspan="2"') == 2
+    assert row_of(page, "one") == "one 12.3 % 10.0 – 20.0 – – 100.0 % 100.0 – 100.0"
+    ((_, lines),) = grids(table)
+    assert lines == [["system", "1: a", "1: b", "2: a", "2: b"], ["one", "12.3 %", "–", "–", "100.0 %"]]
 
 
 def test_the_page_says_what_was_forced_and_what_came_of_it(word_run: Results) -> None:
-    assert word_forced_section(word_run) is None
-    section = word_forced_section(measured(word_run))
+    assert forced_section(word_run) is None
+    section = forced_section(measured(word_run))
     assert section is not None
-    assert unbalanced(section.body) == []
-    assert "first 200 problems" in section.body
+    body = to_html(section.blocks)
+    assert unbalanced(body) == []
+    assert "first 200 problems" in body
     for group in ("10 % of its words wrong", "30 % of its words wrong"):
-        assert group in section.body
+        assert group.replace(" %", "\xa0%") in body
     rows = {
         "cot": "cot forced: its explicit chain and its answer 25.0 % 12.5 – 62.5 50.0 % 25.0 – 75.0 1.75 "
         "37.5 % 18.8 – 68.8 75.0 % 37.5 – 87.5 2.00",
@@ -95,13 +93,16 @@ def test_the_page_says_what_was_forced_and_what_came_of_it(word_run: Results) ->
         + " ".join(["0.0 % 0.0 – 50.0 0.0 % 0.0 – 50.0 none"] * 2),
     }
     for name, told in rows.items():
-        assert row_of(section.body, name) == told
+        assert row_of(body, name) == told
 
 
 def test_the_terminal_has_the_same_numbers(word_run: Results) -> None:
-    assert word_forced_tables(word_run) == []
-    ((title, header, rows),) = word_forced_tables(measured(word_run))
-    assert "wrong words in the mouth" in title
+    section = forced_section(measured(word_run))
+    assert section is not None
+    (table,) = section.blocks
+    assert isinstance(table, Table)
+    ((title, (header, *rows)),) = grids(table)
+    assert "forced wrong words" in title
     assert header == ["system", *(f"{rate} %: {what}" for rate in (10, 30) for what in ("later", "lost", "latents"))]
     assert rows[0] == ["cot", "25.0 %", "50.0 %", "1.75", "37.5 %", "75.0 %", "2.00"]
     assert rows[1] == ["latent sft 2", *("0.0 %", "–", "none") * 2]

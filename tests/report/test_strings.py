@@ -13,9 +13,9 @@ from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
 
 from unspoken.experiment import measure_run, open_run
+from unspoken.report.grammar import claims, noise_curves
 from unspoken.report.page import render
-from unspoken.report.strings import claims, noise_curves
-from unspoken.report.tables import print_results
+from unspoken.report.terminal import print_results
 
 BETTER = {"mean": 0.031, "low": 0.01, "high": 0.05, "p": 0.004}
 WORSE = {"mean": -0.2, "low": -0.3, "high": -0.1, "p": 0.0002}
@@ -89,7 +89,7 @@ def test_the_page_of_a_run_is_whole(results: dict[str, Any]) -> None:
         "The paper’s claims",
         "Wrong tokens in the prompt",
         "Noise on the latents",
-        "Wrong words in the mouth",
+        "Forced wrong words",
     ):
         assert title in page
     # The paper's values of step 1 at 30 % and of Coconut at 15 %.
@@ -101,7 +101,7 @@ def test_the_page_of_a_run_is_whole(results: dict[str, Any]) -> None:
 
 def test_curves_have_a_column_a_step_and_the_paper_s_lines_in_it(results: dict[str, Any]) -> None:
     columns = noise_curves(results)
-    assert [[panel.note for panel in column] for column in columns] == [["absolute", "relative"]] * 2
+    assert [[panel.remark for panel in column] for column in columns] == [["absolute", "relative"]] * 2
     for panel in (panel for column in columns for panel in column):
         assert panel.drawing.count("dashed faint") == 2
     one = columns[0][0].drawing
@@ -116,9 +116,8 @@ def test_the_terminal_shows_every_table(results: dict[str, Any]) -> None:
     for title in (
         "wrong tokens in the prompt, absolute",
         "wrong tokens in the prompt, relative",
-        "noise on latents, renormalised",
-        "noise on latents, free",
-        "wrong words in the mouth",
+        "noise on latents, renormalised and free",
+        "forced wrong words",
         "continuations that begin some string",
         "wrong words never reach the chain: holds",
     ):

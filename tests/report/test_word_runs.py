@@ -13,10 +13,10 @@ from rich.console import Console
 from tag_balance import unbalanced
 from words_results import words_results
 
+from unspoken.draw.chains import SHOWN_STEPS
 from unspoken.report.findings import chain_verdict, finding
 from unspoken.report.page import render
-from unspoken.report.strips import SHOWN_STEPS
-from unspoken.report.tables import print_results
+from unspoken.report.terminal import print_results
 
 Results = dict[str, Any]
 SYSTEMS = ("cot", "answer only", "latent sft 2", "latent sft 4", "hidden 2", "no induction", "soft thinking")
@@ -369,7 +369,7 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
             {"truncate": control(-0.1), "forced answer": control(-0.05)},
             [
                 "Its second half (−10.0 points) matters.",
-                "Answering right behind the chain costs 5.0 points: part of the work is done in the text after it.",
+                "Answering right after the chain costs 5.0 points: part of the work is done in the text after it.",
             ],
         ),
         (
@@ -380,7 +380,7 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
             {"swap": control(-0.03, own=0.03)},
             ["The chain does something: without what it holds, accuracy falls by 3.0 points."],
         ),
-        ({"forced answer": control(0.0)}, ["Answering right behind the chain costs nothing detectable."]),
+        ({"forced answer": control(0.0)}, ["Answering right after the chain costs nothing detectable."]),
     ],
 )
 def test_a_verdict_claims_no_more_than_its_tests(controls: Results, said: list[str]) -> None:
@@ -451,7 +451,7 @@ def test_piped_tables_are_plain_narrow_and_whole() -> None:
         "N_naive",
         "4.21",
         "reconstructions",
-        "0.98 / 41.37",
+        "0.98   41.37",
         "clean chain",
     ):
         assert fact in text, fact
@@ -468,9 +468,8 @@ def test_pass_at_k_is_printed_in_rising_order_of_k() -> None:
     text = printed(words_results())
     header = next(line for line in text.splitlines() if "@2" in line)
     assert header.split() == ["system", "clean", "chain", "@1", "@2", "@4", "@6"]
-    assert ["latent", "sft", "2", "59.8", "53.8", "69.2", "79.5", "86.3"] in [
-        line.split() for line in text.splitlines()
-    ]
+    rows = [line.replace(" %", "").split() for line in text.splitlines()]
+    assert ["latent", "sft", "2", "59.83", "53.85", "69.23", "79.49", "86.33"] in rows
 
 
 def test_hidden_states_have_noise_where_the_others_have_random_mixtures() -> None:

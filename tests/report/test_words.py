@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from unspoken.report import formats
+from unspoken.draw import formats
 from unspoken.report.findings import finding
-from unspoken.report.tables import print_results
+from unspoken.report.terminal import print_results
 
 Results = dict[str, Any]
 

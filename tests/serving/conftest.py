@@ -13,11 +13,11 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch import Tensor
 
 from unspoken.reasoning.engine import LatentStep
-from unspoken.serving import Served, app, served_words
+from unspoken.serving import Served, app, served_questions
 
 WORDS = 8  # of an answer, where a request names no number
 
@@ -86,7 +86,7 @@ class Held:
 
 
 def tiny_served() -> Served:
-    return served_words(replace(tiny_word_system(), max_answer=WORDS), TASK, name="tiny")
+    return served_questions(replace(tiny_word_system(), name="tiny", max_tokens=WORDS), TASK, PROMPT_FORMAT)
 
 
 @pytest.fixture
@@ -97,8 +97,8 @@ def served() -> Served:
 @pytest.fixture
 def held() -> Iterator[tuple[Held, Served]]:
     served = tiny_served()
-    reasoner = Held(served.method)
-    yield reasoner, replace(served, method=reasoner)
+    reasoner = Held(served.system.reasoner)
+    yield reasoner, replace(served, system=replace(served.system, reasoner=reasoner))
     reasoner.let(10_000)  # nobody waits for a word when the test is over
 
 

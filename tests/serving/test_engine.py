@@ -11,8 +11,8 @@ import pytest
 from tiny_words import TASK
 from torch import Tensor
 
-from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.reasoning.engine import LatentStep
+from unspoken.reasoning.picking import Sampler
 from unspoken.serving import Engine, Limits, Served
 from unspoken.serving.batch import Job, Said
 from unspoken.serving.engine import Closing, QueueFull

@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
 from unspoken.serving import Limits
 
@@ -19,8 +19,8 @@ QUESTION = TASK.sample("test", [0])[0].question
 
 def expected_text() -> str:
     system = tiny_word_system()
-    ids, mask = system.prompt_format.prompts(TASK.sample("test", [0]))
-    return system.prompt_format.decode(system.reasoner.respond(ids, mask, max_tokens=8)[1])[0]
+    ids, mask = PROMPT_FORMAT.prompts(TASK.sample("test", [0]))
+    return PROMPT_FORMAT.decode(system.respond(ids, mask, max_tokens=8).tokens)[0]
 
 
 def asked(server: Any) -> str:

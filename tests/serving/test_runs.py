@@ -11,13 +11,13 @@ from tiny_models import enliven, tiny_config
 from tiny_recipe import quiet_train, tiny_recipe
 from tiny_words import PROMPT_FORMAT, TASK
 
-from unspoken.evaluation.systems import system_of
-from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
+from unspoken.evaluation.answering import answer_questions
+from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.talker import Sampler
+from unspoken.reasoning.picking import Sampler
 from unspoken.report.answers import answer_problems
-from unspoken.serving import open_served, served_words
+from unspoken.serving import open_served, served_questions
 from unspoken.serving.batch import Batch, Row, Said
 
 SHORT = ("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
@@ -66,19 +66,19 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
     model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
     enliven(model, "talker")
     model.reasoner.start_target()
-    speaker = ChainSpeaker(system=system_of(model.eval()), max_latents=7)
-    system = WordSystem(name="pair", reasoner=speaker, prompt_format=PROMPT_FORMAT, max_answer=7)
-    served, found = served_words(system, TASK, name="pair"), set()
+    system = catalogue.systems(model.eval(), stage="pair", max_answer=3)[0]
+    assert system.max_tokens == 7
+    served, found = served_questions(system, TASK, PROMPT_FORMAT), set()
     for problem in TASK.sample("test", range(5)):
         news: list[Said] = []
-        batch = Batch(served.method)
+        batch = Batch(served.system.reasoner)
         batch.join(
             [Row(served.job(served.spell(problem.question, True), served.answer_tokens, Sampler()), news.append)]
         )
         while batch.rows:
             batch.step()
-        answer = system.answer([problem], 1)
-        assert served.text(news[0].words) == PROMPT_FORMAT.decode(answer.spoken)[0]
+        answer = answer_questions(system, PROMPT_FORMAT, [problem], 1)
+        assert served.text(news[0].words) == PROMPT_FORMAT.decode(answer.tokens)[0]
         assert news[0].latents == int(answer.chain.lengths[0])
         found.add(served.text(news[0].words))
     assert len(found) >= 3

@@ -13,7 +13,7 @@ import httpx2
 import openai
 import pytest
 import torch
-from tiny_words import TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
 from unspoken import serving
 from unspoken.backbone.folder import write_manifest
@@ -37,11 +37,11 @@ class Alone:
 
     def __init__(self, question: str) -> None:
         system = tiny_word_system()
-        prompt = torch.tensor([system.prompt_format.prompt(question)])
-        chain, said = system.reasoner.respond(prompt, max_tokens=WORDS)
-        self.words, self.prompt_format = said[0].tolist(), system.prompt_format
-        self.prompt_tokens = prompt.shape[1] + len(system.reasoner.settings.open_ids)
-        self.steps = int(chain.lengths[0])
+        prompt = torch.tensor([PROMPT_FORMAT.prompt(question)])
+        answer = system.respond(prompt, max_tokens=WORDS)
+        self.words, self.prompt_format = answer.tokens[0].tolist(), PROMPT_FORMAT
+        self.prompt_tokens = prompt.shape[1] + len(system.opening)
+        self.steps = int(answer.chain.lengths[0])
         self.ended = self.words[-1] == self.prompt_format.tokenizer.eos_token_id
 
     def text(self, words: int = WORDS) -> str:

@@ -17,7 +17,8 @@ import pytest
 
 from unspoken.tasks import arithmetic
 from unspoken.tasks.arithmetic import NAMES, ArithmeticConfig, ArithmeticTask, Operation
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, boxed
+from unspoken.tasks.grading import boxed
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 
 SPLITS = ("train", "validation", "test")
 EVERY_OPERATION: tuple[Operation, ...] = ("add", "subtract", "multiply", "divide")
@@ -374,7 +375,7 @@ def test_the_vocabulary_does_not_depend_on_the_operations() -> None:
 
 
 def test_a_typed_question_is_a_problem_without_chain() -> None:
-    problem = TASKS[0].parse("  Ann has 5 pears. How many pears does Ann have? ")
+    (problem,) = TASKS[0].parse("  Ann has 5 pears. How many pears does Ann have? ")
     assert problem.question == "Ann has 5 pears. How many pears does Ann have?"
     assert problem.chains == ()
     assert problem.answer == ""

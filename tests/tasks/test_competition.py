@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from unspoken.tasks.competition import CompetitionConfig, CompetitionTask
-from unspoken.tasks.problems import ReasoningTask, graded
+from unspoken.tasks.grading import graded
+from unspoken.tasks.problems import ReasoningTask
 
 SAID = "Half of it is $\\frac{1}{2}$, so the answer is \\boxed{\\frac{1}{2}}."
 

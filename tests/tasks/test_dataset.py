@@ -13,10 +13,9 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from unspoken.tasks import TreeSearchConfig
 from unspoken.tasks.dataset import WINDOW, GeneratedDataset, by_length
-from unspoken.tasks.tree_search import Split
 
 
-def window(first: int = 0, size: int = 40, split: Split = "train", seed: int = 0) -> GeneratedDataset:
+def window(first: int = 0, size: int = 40, split: str = "train", seed: int = 0) -> GeneratedDataset:
     task = TreeSearchConfig(depth=3, targets=2).build()
     return GeneratedDataset(make=lambda indices: task.encode(task.sample(split, indices, seed)), first=first, size=size)
 

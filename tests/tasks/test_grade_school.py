@@ -354,7 +354,7 @@ def test_names_of_splits_are_clear(tmp_path: Path, hundred: str) -> None:
 
 
 def test_a_typed_question_is_a_problem_without_chain(hundred: str) -> None:
-    problem = task(hundred).parse(" How many? ")
+    (problem,) = task(hundred).parse(" How many? ")
     assert (problem.question, problem.chains, problem.answer) == ("How many?", (), "")
     with pytest.raises(ValueError, match="empty"):
         task(hundred).parse("\n")

@@ -17,15 +17,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from unspoken.tasks.grammar import (
-    EOS,
-    FIRST_TERMINAL,
-    PAD,
-    Grammar,
-    GrammarConfig,
-    GrammarProblems,
-    GrammarTask,
-)
+from unspoken.tasks.context_free import EOS, FIRST_TERMINAL, PAD, Grammar
+from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
 
 SPLITS = ("train", "validation", "test")
 # Root 0, then 1 and 2, then the terminals a, b, c as 3, 4, 5. Two symbols share a rule, and lengths differ.
@@ -316,21 +309,23 @@ def test_prompt_and_answer_are_the_beginning_of_the_string() -> None:
 
 def test_one_wrong_step_is_wrong_and_told_apart() -> None:
     problems = TASK.sample("test", np.arange(6))
-    assert TASK.grade(TASK.answers(problems), problems).all()
+    assert TASK.grade(TASK.answers(problems), problems).correct.all()
     for step in range(4):
         spoken = TASK.answers(problems)
         spoken[1:, step] = torch.where(spoken[1:, step] == 2, 3, 2)
-        assert TASK.grade(spoken, problems).tolist() == [True] + [False] * 5
-        assert TASK.right_steps(spoken, problems).sum(dim=0).tolist() == [1 if at == step else 6 for at in range(4)]
+        assert TASK.grade(spoken, problems).correct.tolist() == [True] + [False] * 5
+        assert TASK.grade(spoken, problems).per_symbol.sum(dim=0).tolist() == [
+            1 if at == step else 6 for at in range(4)
+        ]
 
 
 def test_short_answers_are_wrong_and_long_ones_are_cut() -> None:
     problems = TASK.sample("test", np.arange(5))
     answers = TASK.answers(problems)
-    assert TASK.right_steps(answers[:, :3], problems).tolist() == [[True, True, True, False]] * 5
+    assert TASK.grade(answers[:, :3], problems).per_symbol.tolist() == [[True, True, True, False]] * 5
     assert not TASK.valid(answers[:, :3], problems).any()
     longer = torch.cat([answers, torch.randint(0, 5, (5, 3))], dim=1)
-    assert TASK.grade(longer, problems).all()
+    assert TASK.grade(longer, problems).correct.all()
     assert TASK.valid(longer, problems).all()
 
 
@@ -347,7 +342,7 @@ def test_every_continuation_is_valid_if_the_parser_can_go_on() -> None:
         expected = [parses(TASK.grammar, start + more, prefix=True) for more in continuations]
         assert TASK.valid(said, many).tolist() == expected
         exact = [text.startswith(start + more) for more in continuations]
-        assert TASK.grade(said, many).tolist() == exact
+        assert TASK.grade(said, many).correct.tolist() == exact
         assert sum(exact) == 1 <= sum(expected) < 81
 
 
@@ -357,7 +352,7 @@ def test_an_end_is_valid_where_the_string_is_complete() -> None:
     last = torch.from_numpy(early.window(0, 2))
     said = torch.cat([last, torch.full((20, 1), EOS), torch.randint(0, 5, (20, 1))], dim=1)
     assert TASK.valid(said, early).all()
-    assert not TASK.grade(said, early).any()
+    assert not TASK.grade(said, early).correct.any()
     too_early = torch.cat([last[:, :1], torch.full((20, 3), EOS)], dim=1)
     complete = [parses(TASK.grammar, text[:-1]) for text in TASK.text(problems)]
     assert TASK.valid(too_early, early).tolist() == complete

@@ -19,8 +19,9 @@ import pytest
 
 from unspoken.tasks import logic
 from unspoken.tasks.arithmetic import NAMES
+from unspoken.tasks.grading import graded
 from unspoken.tasks.logic import CONCEPTS, LogicConfig, LogicTask
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, graded
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 
 SPLITS = ("train", "validation", "test")
 
@@ -455,7 +456,7 @@ def test_a_file_that_is_missing_or_empty_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_typed_question_is_a_problem_without_chain() -> None:
-    problem = TASKS[0].parse("  Ann is a dax.\nEvery dax is a yeti. Is Ann a yeti  or wug? ")
+    (problem,) = TASKS[0].parse("  Ann is a dax.\nEvery dax is a yeti. Is Ann a yeti  or wug? ")
     assert problem.question == "Ann is a dax. Every dax is a yeti. Is Ann a yeti or wug?"
     assert problem.chains == ()
     assert problem.answer == ""

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from unspoken.methods.rows import compact_rows
 from unspoken.tasks import ArithmeticConfig
-from unspoken.tasks.problems import ReasoningProblem, graded
+from unspoken.tasks.grading import graded
+from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
 
 TEMPLATE = (
@@ -138,6 +139,37 @@ def test_a_problem_without_a_chain_has_an_empty_one() -> None:
     spans = PromptFormat(tokenizer=letters()).spans(replace(PROBLEM, chains=()))
     assert spans.chain == ()
     assert spans.answer == (*spelled("\\boxed{3}"), 2)
+
+
+def test_a_tokenizer_that_merges_across_the_border_of_steps_gives_both_readings() -> None:
+    entries = {token: place for place, token in enumerate(["~pad", "~eos", ".", " ", ". ", *string.ascii_letters])}
+    tokenizer = Tokenizer(models.BPE(vocab=entries, merges=[(".", " ")]))
+    tokenizer.decoder = decoders.Fuse()
+    made = PromptFormat(
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="~pad", eos_token="~eos")
+    )
+    problem = ReasoningProblem(question="Why", chains=("So. Thus.",), answer="x", key="k", solution="x")
+    spans = made.spans(problem)
+    assert spans.chain == spans.merged == made.encode("So. Thus.")
+    assert spans.steps == (made.encode("So."), made.encode(" Thus."))
+    assert tuple(token for step in spans.steps for token in step) != spans.chain
+    same = made.spans(replace(problem, chains=("So.",)))
+    assert (same.merged, same.chain) == (None, made.encode("So."))
+
+
+def test_many_problems_are_tokenised_like_each() -> None:
+    for prompt_format, problems in (
+        (PromptFormat(tokenizer=letters()), [PROBLEM, replace(PROBLEM, chains=())]),
+        (PromptFormat(tokenizer=letters(template=None)), [PROBLEM, replace(PROBLEM, chains=("One. Two.\nThree",))]),
+        (arithmetic()[1], arithmetic()[0].sample("train", range(20))),
+    ):
+        spans = prompt_format.spans_of(problems)
+        assert spans == [prompt_format.spans(problem) for problem in problems]
+        for problem, one in zip(problems, spans, strict=True):
+            assert one.prompt == prompt_format.prompt(problem.question)
+            assert one.chain == (prompt_format.encode(problem.chains[0]) if problem.chains else ())
+            assert one.steps == tuple(prompt_format.encode(step) for step in problem.steps)
+    assert prompt_format.spans_of([]) == []
 
 
 def test_the_box_begins_every_answer() -> None:

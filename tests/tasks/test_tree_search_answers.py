@@ -15,7 +15,7 @@ from unspoken.tasks.tree_search import EOS, PAD
 def test_the_right_route_with_its_end_is_right() -> None:
     task = TreeSearchConfig().build()
     problems = task.sample("test", np.arange(6))
-    assert task.grade(task.answers(problems), problems).tolist() == [True] * 6
+    assert task.grade(task.answers(problems), problems).correct.tolist() == [True] * 6
 
 
 def test_one_wrong_token_anywhere_is_wrong() -> None:
@@ -25,35 +25,35 @@ def test_one_wrong_token_anywhere_is_wrong() -> None:
         spoken = task.answers(problems)
         # Another letter in place of a name; a letter in place of the end.
         spoken[:, position] = torch.where(spoken[:, position] == 6, 7, 6)
-        assert not task.grade(spoken, problems).any()
+        assert not task.grade(spoken, problems).correct.any()
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_an_answer_that_stops_early_is_wrong(kept: int) -> None:
     task = TreeSearchConfig(depth=3).build()
     problems = task.sample("test", np.arange(4))
-    assert not task.grade(task.answers(problems)[:, :kept], problems).any()
+    assert not task.grade(task.answers(problems)[:, :kept], problems).correct.any()
 
 
 def test_a_route_without_its_end_is_wrong() -> None:
     task = TreeSearchConfig(depth=3).build()
     problems = task.sample("test", np.arange(4))
     spoken = torch.cat([task.answers(problems)[:, :-1], torch.full((4, 3), PAD)], dim=1)
-    assert not task.grade(spoken, problems).any()
+    assert not task.grade(spoken, problems).correct.any()
 
 
 def test_an_early_end_is_wrong_whatever_follows() -> None:
     task = TreeSearchConfig(depth=3).build()
     problems = task.sample("test", np.arange(4))
     spoken = torch.cat([task.answers(problems)[:, :1], torch.full((4, 1), EOS), task.answers(problems)[:, 1:]], dim=1)
-    assert not task.grade(spoken, problems).any()
+    assert not task.grade(spoken, problems).correct.any()
 
 
 def test_whatever_follows_the_end_is_ignored() -> None:
     task = TreeSearchConfig(depth=3).build()
     problems = task.sample("test", np.arange(4))
     noise = torch.randint(0, 21, (4, 5))
-    assert task.grade(torch.cat([task.answers(problems), noise], dim=1), problems).all()
+    assert task.grade(torch.cat([task.answers(problems), noise], dim=1), problems).correct.all()
 
 
 def test_rows_are_graded_on_their_own() -> None:
@@ -61,7 +61,7 @@ def test_rows_are_graded_on_their_own() -> None:
     problems = task.sample("test", np.arange(5))
     spoken = task.answers(problems)
     spoken[2] = spoken[3]
-    assert task.grade(spoken, problems).tolist() == [True, True, False, True, True]
+    assert task.grade(spoken, problems).correct.tolist() == [True, True, False, True, True]
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])

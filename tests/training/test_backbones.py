@@ -8,16 +8,18 @@ from pathlib import Path
 
 import pytest
 from tiny_hub import MINICPM_3, tiny_hub_model
+from tiny_recipe import built
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
+from unspoken.backbone.depth import require_same_blocks
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
-from unspoken.training.backbones import fitting, require_rows, require_same_blocks
+from unspoken.training.backbones import fitting, require_rows
+from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import data_of
-from unspoken.training.words import build_model
 
 RECIPE = """
 name: hub
@@ -61,11 +63,11 @@ def test_a_stage_whose_method_would_be_wrong_is_refused_and_the_others_are_built
     conv = {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}
     recipe = recipe_of(tmp_path, tiny_hub_model("lfm2", **conv, vocab_size=100))
     for name in ("cot", "sst", "coconut"):
-        build_model(recipe, recipe.stage(name), None)
+        built(recipe, name)
     with pytest.raises(
         ValueError, match=r"^Latent-SFT cannot be used with Lfm2ForCausalLM: a mask of our own is not obeyed"
     ):
-        build_model(recipe, recipe.stage("encoder"), None)
+        built(recipe, "encoder")
 
 
 def test_a_model_without_a_cache_is_refused_by_every_stage(tmp_path: Path) -> None:
@@ -73,14 +75,14 @@ def test_a_model_without_a_cache_is_refused_by_every_stage(tmp_path: Path) -> No
     recipe = recipe_of(tmp_path, tiny_hub_model("openai-gpt", **gpt, vocab_size=100))
     for name in ("cot", "sst", "coconut", "encoder"):
         with pytest.raises(ValueError, match=r"cannot be used with OpenAIGPTLMHeadModel: .*; take another model$"):
-            build_model(recipe, recipe.stage(name), None)
+            built(recipe, name)
 
 
 def test_experts_learn_in_every_method(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_hub_model("mixtral", vocab_size=100))
     for name in ("cot", "sst", "coconut", "encoder"):
-        build_model(recipe, recipe.stage(name), None)
-    assert isinstance(build_model(recipe, recipe.stage("coconut"), None), CoconutModel)
+        built(recipe, name)
+    assert isinstance(built(recipe, "coconut"), CoconutModel)
 
 
 def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
@@ -88,7 +90,7 @@ def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"tokens beyond the 80 rows of the table of LlamaForCausalLM: '<' .81., '>' .83."
     ):
-        build_model(recipe, recipe.stage("cot"), None)
+        built(recipe, "cot")
     require_rows(tiny_hub_model("llama", vocab_size=100), PromptFormat(tokenizer=tokenizer_of_letters()))
 
 
@@ -99,9 +101,7 @@ def test_a_row_longer_than_the_table_of_positions_is_refused_by_name(name: str, 
         folder = tmp_path / str(positions)
         folder.mkdir()
         recipe = recipe_of(folder, tiny_hub_model("gpt2", n_positions=positions, **gpt))
-        stage = recipe.stage(name)
-        model = build_model(recipe, stage, None)
-        data = fitting(data_of(recipe, stage, None, 0), model)
+        data = fitting(data_of(recipe, context_of(recipe, recipe.stage(name))), built(recipe, name))
         if fits:
             data[0]
             continue
@@ -113,9 +113,8 @@ def test_a_row_longer_than_the_table_of_positions_is_refused_by_name(name: str, 
 
 def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_hub_model("llama", vocab_size=100, max_position_embeddings=40))
-    stage = recipe.stage("cot")
-    data = data_of(recipe, stage, None, 0)
-    assert fitting(data, build_model(recipe, stage, None)) is data
+    data = data_of(recipe, context_of(recipe, recipe.stage("cot")))
+    assert fitting(data, built(recipe, "cot")) is data
 
 
 # --- the first blocks of a model -------------------------------------------------------------------------------------

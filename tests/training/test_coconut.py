@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import quiet_train
+from tiny_recipe import collated, quiet_train
 from transformers import AutoModelForCausalLM
 
 from unspoken.chain import StopReason
@@ -18,7 +18,6 @@ from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
-from unspoken.training.words import batches, task_of
 
 CURRICULUM = """
 name: curriculum
@@ -87,9 +86,9 @@ def test_adapters_leave_table_and_head_alone(trained: Path) -> None:
 def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
     recipe = curriculum()
     prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
-    problems = task_of(recipe).sample("train", np.arange(8))
+    problems = recipe.task.build().sample("train", np.arange(8))
     for stage, replaced, rest in (("first", 1, True), ("second", 2, True), ("coconut", 2, False)):
-        batch = batches(recipe, recipe.stage(stage), None, 0)(np.arange(8))
+        batch = collated(recipe, stage)(np.arange(8))
         assert batch["latent_mask"].sum(dim=1).tolist() == [2 * replaced] * 8
         for row, problem in enumerate(problems):
             said = batch["text_ids"][row][batch["target_mask"][row]]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny_models import enliven, tiny_config
-from tiny_recipe import quiet_stage, quiet_train, weights
+from tiny_recipe import built, quiet_stage, quiet_train, weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast, TrainerCallback
 
@@ -24,11 +24,10 @@ from unspoken.experiment import final_stages, measure_run, open_run
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.training import recipe as recipes
-from unspoken.training.adapters import add_adapters, published
+from unspoken.training.adapters import add_adapters, merged
 from unspoken.training.parts import LoRA
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
-from unspoken.training.words import build_model
 
 LETTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
 BLOCKS = 3
@@ -146,7 +145,7 @@ def found(run: Path, stage: str) -> dict[str, torch.Tensor]:
 def test_the_reasoner_is_the_first_blocks_and_the_input_table(family: str, tied: bool, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "hub", family, tied=tied)
     recipe = line(tmp_path, folder, "stages.sst.start=null", "stages.sst.lora=null")
-    reasoner = build_model(recipe, recipe.stage("sst"), None)
+    reasoner = built(recipe, "sst")
     assert isinstance(reasoner, JepaReasonerModel)
     original = AutoModelForCausalLM.from_pretrained(folder).eval()
     table = original.get_input_embeddings().weight
@@ -172,9 +171,9 @@ def test_rows_enter_as_they_are_unless_the_recipe_says_otherwise(hub: Path, tmp_
     ids = torch.arange(2, 40)[None]
     table = AutoModelForCausalLM.from_pretrained(hub).get_input_embeddings().weight
     plain = line(tmp_path, hub, "stages.sst.start=null")
-    assert torch.equal(build_model(plain, plain.stage("sst"), None).embed_prompt(ids), table[ids])
+    assert torch.equal(built(plain, "sst").embed_prompt(ids), table[ids])
     unit = line(tmp_path, hub, "stages.sst.start=null", "stages.sst.objective.unit_tokens=true")
-    rows = build_model(unit, unit.stage("sst"), None).embed_prompt(ids)
+    rows = built(unit, "sst").embed_prompt(ids)
     torch.testing.assert_close(rows.norm(dim=-1), torch.full((1, 38), 4.0))
     torch.testing.assert_close(F.cosine_similarity(rows, table[ids], dim=-1), torch.ones(1, 38))
 
@@ -186,8 +185,8 @@ def test_rows_enter_as_they_are_unless_the_recipe_says_otherwise(hub: Path, tmp_
 def test_adapters_of_a_reasoner_leave_only_the_table_to_train_in_full(family: str, tmp_path: Path) -> None:
     folder = save_model(tmp_path / "hub", family, tied=True)
     recipe = line(tmp_path, folder, "stages.sst.start=null", "stages.sst.lora=null")
-    model = build_model(recipe, recipe.stage("sst"), None)
-    add_adapters(model, LoRA(rank=2, dropout=0.0))
+    model = built(recipe, "sst")
+    add_adapters(model, recipe.stage("sst").objective, LoRA(rank=2, dropout=0.0))
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert {name for name in learning if "lora_" not in name} == {
         f"backbone.{'wte' if family == 'gpt2' else 'embed_tokens'}.weight"
@@ -198,7 +197,7 @@ def test_adapters_of_a_reasoner_leave_only_the_table_to_train_in_full(family: st
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     ids = torch.arange(4, 24)[None]
-    plain = published(model)
+    plain = merged(model)
     assert not any(isinstance(module, BaseTunerLayer) for module in plain.modules())
     before = AutoModelForCausalLM.from_pretrained(folder).base_model.state_dict()
     moved = [name for name, weight in plain.backbone.state_dict().items() if not torch.equal(weight, before[name])]
@@ -274,10 +273,10 @@ def test_a_prompt_with_end_tokens_is_read_where_they_also_pad(hub: Path, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(hub)
     model.save_pretrained(hub.parent / "shared")
     recipe = line(tmp_path, hub.parent / "shared", "stages.sst.start=null", "stages.sst.lora=null")
-    reasoner = build_model(recipe, recipe.stage("sst"), None)
+    reasoner = built(recipe, "sst")
     assert (reasoner.config.end_id, reasoner.config.pad_token_id) == (1, None)
     reasoner.save_pretrained(tmp_path / "reasoner")
-    pair = build_model(recipe, recipe.stage("mono"), tmp_path / "reasoner").eval()
+    pair = built(recipe, "mono", tmp_path / "reasoner").eval()
     prompt = torch.tensor([[9, 1, 12, 13, 1, 20]])  # turns of a chat end with the token that pads
     whole = pair.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5)
     assert torch.equal(pair.generate(prompt, max_new_tokens=5), whole)

@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_recipe import quiet_train
+from tiny_recipe import built, quiet_train
 
 from unspoken.backbone.folder import verify
-from unspoken.evaluation.systems import load_model
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.loading import load_model
 from unspoken.reasoning.engine import StopRule
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.trees import build_model
 
 BLIND = 7 / 12 * math.log(15)
 STEPS, BATCH = 300, 64
@@ -87,14 +86,16 @@ def test_pretraining_learns_what_only_a_look_at_the_problem_tells(trained: Path)
 
 def test_the_same_training_on_answers_of_other_problems_stays_blind(recipe: Recipe) -> None:
     stage, task = recipe.stage("pretrain"), recipe.task.build()
-    model = build_model(recipe, stage, None)
+    model = built(recipe, "pretrain")
     optimizer = build_optimizer(model, stage.optimizer, "fp32")
     objective = NextToken()
     losses = []
     for step in range(STEPS):
         batch = task.encode(task.sample("train", np.arange(step * BATCH, (step + 1) * BATCH)))
         others = {**batch, "input_ids": batch["input_ids"].roll(1, dims=0)}
-        loss, _ = objective(model(**objective.inputs(batch)), others)
+        # The model reads one problem and is graded on another's answer.
+        outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        loss, _ = objective.loss(lambda outputs=outputs, **_: outputs, others)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), stage.optimizer.clip)
@@ -122,7 +123,7 @@ def test_the_talker_says_the_chain_and_nothing_without_it(trained: Path, recipe:
     chain = model.reason(prompts, None, StopRule(max_latents=6))
 
     def accuracy(latents: torch.Tensor) -> float:
-        return float(task.grade(model.speak(chain.with_latents(latents)), problems).double().mean())
+        return float(task.grade(model.speak(chain.with_latents(latents)), problems).correct.double().mean())
 
     assert accuracy(chain.latents) > 0.9
     noise = torch.nn.functional.normalize(torch.randn_like(chain.latents), dim=-1)

@@ -11,7 +11,7 @@ from faults import a_disk_that_can_fill
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from unspoken.training.limits import explain_oom, out_of_memory, writing
+from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_a_full_disk_is_the_same_line_whoever_writes(
     with (  # noqa: PT012
         a_disk_that_can_fill() as fill,
         pytest.raises(OSError, match="could not be written") as error,
-        writing(tmp_path, RuntimeError, SafetensorError),
+        explain_io_error(tmp_path, RuntimeError, SafetensorError),
     ):
         fill(2000)
         save(tmp_path / "file")

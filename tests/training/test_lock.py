@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,15 +15,16 @@ from tiny_recipe import TEXT, one_stage, quiet_train
 
 from unspoken import cli
 from unspoken.experiment import measure_run
-from unspoken.training.lock import LOCK, held
+from unspoken.training.lock import LOCK, run_lock
 
 HOLDER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
-from unspoken.training.lock import held
+from unspoken.training.lock import run_lock
 
-with held(Path(sys.argv[1])):
-    print("held", flush=True)
+with run_lock(Path(sys.argv[1])):
+    if os.fork():  # as a worker that loads data, which may live longer than its parent
+        print("held", flush=True)
     time.sleep(600)
 """
 
@@ -36,12 +38,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(finished: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds the folder."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(finished)], stdout=subprocess.PIPE, text=True) as process:
+    """Another process that holds the folder, with a child."""
+    command = [sys.executable, "-c", HOLDER, str(finished)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         yield process
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_training_measuring_and_the_command_are_refused_in_one_line(
@@ -69,10 +72,13 @@ def test_training_measuring_and_the_command_are_refused_in_one_line(
     assert "is in use by another run" in said
 
 
-def test_the_lock_dies_with_its_process(finished: Path, other: subprocess.Popen[str]) -> None:
+def test_the_lock_dies_with_its_process_whatever_becomes_of_children(
+    finished: Path, other: subprocess.Popen[str]
+) -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with held(finished):
+    os.killpg(other.pid, 0)  # the child is alive
+    with run_lock(finished):
         assert f"process {os.getpid()} " in (finished / LOCK).read_text()
     assert not (finished / LOCK).exists()
     quiet_train(one_stage("stages.pretrain.steps=1"), finished)
@@ -80,10 +86,32 @@ def test_the_lock_dies_with_its_process(finished: Path, other: subprocess.Popen[
 
 def test_one_process_may_hold_a_folder_twice_and_an_error_lets_it_go(tmp_path: Path) -> None:
     def fail() -> None:
-        with held(tmp_path), held(tmp_path / "x" / ".."):
+        with run_lock(tmp_path):
+            with run_lock(tmp_path / "x" / ".."):
+                assert (tmp_path / LOCK).exists()
             assert (tmp_path / LOCK).exists()
             raise KeyError
 
-    with pytest.raises(KeyError):
-        fail()
-    assert not (tmp_path / LOCK).exists()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            fail()
+        assert not (tmp_path / LOCK).exists()
+
+
+@pytest.mark.parametrize("target", ["kept words", None], ids=["of a file", "of nothing"])
+def test_a_lock_is_never_taken_through_a_symbolic_link(tmp_path: Path, target: str | None) -> None:
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    run.mkdir()
+    (run / LOCK).symlink_to(victim)
+    if target is not None:
+        victim.write_text(target)
+    with pytest.raises(ValueError, match=rf"{run / LOCK} is a symbolic link, .*; remove it$"), run_lock(run):
+        pass
+    assert (victim.read_text() if victim.exists() else None) == target
+    assert (run / LOCK).is_symlink()
+
+
+def test_a_lock_file_of_a_dead_process_is_signed_anew(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("process 1 on some host with a long name\n" * 3)
+    with run_lock(tmp_path):
+        assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"

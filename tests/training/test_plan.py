@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from unspoken.report.tables import print_plan
+from unspoken.report.plan import print_plan
 from unspoken.training.plan import PEAK_FLOPS, USE, plan
 from unspoken.training.recipe import load, parse, shipped
 from unspoken.training.shapes import published_shape
@@ -70,6 +70,13 @@ def test_training_costs_six_a_weight_and_token_and_a_table_costs_nothing() -> No
     assert found["one"]["flops"] == 5 * 16 * (blocks + head)
     assert found["two"]["flops"] == 7 * 16 * blocks
     assert [found[name]["tokens"] for name in found] == [5 * 16 * 13, 7 * 16 * 13, 11 * 12 * 13]
+
+
+def test_a_second_question_costs_its_leaf_its_marker_and_its_names() -> None:
+    row, pairs = TOKENS + 2 + ANSWER, (TOKENS + 2 + ANSWER) * (TOKENS + 3 + ANSWER) // 2
+    found = planned("stages.one.objective.questions=2")["one"]
+    assert found["tokens"] == 5 * 16 * row
+    assert found["flops"] == 5 * 16 * 3 * (2 * BLOCK * row + 4 * 16 * pairs + 2 * 8 * vocabulary() * row)
 
 
 def test_what_is_frozen_only_runs_forward() -> None:

@@ -9,17 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_recipe import quiet_train
+from tiny_recipe import collated, quiet_train
+from transformers import PreTrainedModel
 
-from unspoken.evaluation.systems import load_model
+from unspoken.evaluation.answering import answer_questions, first_problems
 from unspoken.evaluation.word_containment import containment_summary, word_containment
-from unspoken.evaluation.word_systems import problems_of, systems_of
 from unspoken.experiment import final_stages
+from unspoken.methods import catalogue
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.latent_sft.stages import Labels, Stage2
+from unspoken.methods.loading import load_model
 from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe, load
-from unspoken.training.words import base_config, batches, build_empty, task_of
 
 SIZES = ("tiny", "small", "paper")
 MEASURED = {
@@ -38,24 +40,27 @@ PUBLISHED = {
 @pytest.mark.parametrize("size", SIZES)
 def test_every_stage_is_built_on_no_device_and_gets_its_first_batch(size: str) -> None:
     recipe = load("prosqa", size)
+    finished: dict[str | None, PreTrainedModel] = {}
     for stage in recipe.stages:
-        if isinstance(stage.objective, Labels):
-            continue
+        objective, context = stage.objective, context_of(replace(recipe, attention="eager"), stage)
         with torch.device("meta"):
-            model = build_empty(replace(recipe, attention="eager"), stage, base_config(recipe))
+            model = objective.build(finished.get(stage.start), context)
+        finished[stage.name] = objective.exported(model)
+        if isinstance(objective, Labels):
+            continue
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         assert trained
         assert all(parameter.is_meta for parameter in trained)
-        if not isinstance(stage.objective, Stage2):  # what learns from labels needs them
-            batch = batches(recipe, stage, None, 0)(np.arange(4))
-            assert set(stage.objective.inputs(batch)) - {"noise", "use_cache"}
+        if not isinstance(objective, Stage2):  # what learns from labels needs them
+            batch = collated(recipe, stage.name)(np.arange(4))
+            assert batch.keys() <= objective.with_places(batch).keys()
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_all_methods_are_measured_and_every_answer_fits(size: str) -> None:
     recipe = load("prosqa", size)
     assert final_stages(recipe) == MEASURED[size]
-    task, prompt_format = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer())
+    task, prompt_format = recipe.task.build(), PromptFormat(tokenizer=recipe.tokenizer())
     spans = [prompt_format.spans(problem) for problem in task.sample("validation", range(200))]
     assert max(len(one.chain) for one in spans) < recipe.evaluation.max_latents
     assert max(len(one.answer) for one in spans) < recipe.evaluation.max_answer
@@ -86,14 +91,15 @@ def micro(published: Path) -> Recipe:
 def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> None:
     recipe = micro(tmp_path / "published.json")
     quiet_train(recipe, tmp_path / "run")
-    task, prompt_format = task_of(recipe), PromptFormat(tokenizer=recipe.tokenizer())
-    own, published = (problems_of(task, test, 9) for test in task.tests)
+    task, prompt_format = recipe.task.build(), PromptFormat(tokenizer=recipe.tokenizer())
+    own, published = (first_problems(task, test, 9) for test in task.tests)
     assert (len(own), len(published)) == (9, 1)
     found = {}
     for name in final_stages(recipe):
-        for system in systems_of(name, load_model(tmp_path / "run" / "seed-0" / name / "model"), prompt_format, 6):
-            assert system.answer(published, 5).spoken.shape[0] == 1
-            effects = word_containment(system, own, 5, seed=0)
+        model = load_model(tmp_path / "run" / "seed-0" / name / "model")
+        for system in catalogue.systems(model, stage=name, max_answer=6):
+            assert answer_questions(system, prompt_format, published, 5).tokens.shape[0] == 1
+            effects = word_containment(system, prompt_format, own, 5, seed=0)
             if effects is not None:
                 found[system.name] = [effects]
     assert set(found) == {*MEASURED["tiny"], "soft thinking"}

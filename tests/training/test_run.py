@@ -15,11 +15,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import verify
-from unspoken.evaluation.systems import load_model
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.loading import load_model
+from unspoken.training.context import context_of
 from unspoken.training.recipe import parse
-from unspoken.training.trees import validator_of
+from unspoken.training.validation import validator_of
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +109,8 @@ def test_readings_are_those_of_the_saved_weights_in_float32(finished: Path, stag
     folder = finished / "seed-0" / stage / "model"
     recipe = tiny_recipe()
     assert recipe.precision == "bf16"
-    again = validator_of(recipe, recipe.stage(stage))(load_model(folder))
+    context = context_of(recipe, recipe.stage(stage))
+    again = validator_of(context, recipe.evaluation.validation_problems)(load_model(folder))
     assert verify(folder)["validation"] == pytest.approx(again, rel=1e-5, abs=1e-7)
 
 

@@ -146,6 +146,18 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages.3.name", "talker", ("stages[3]", "already a stage")),
     ("stages.3.name", "sst", ("stages[3]", "already a stage")),
     ("stages.3.batch_size", 3, ("stages[3]", "batch_size is 3")),
+    # a stage that ends early
+    ("stages.0.stop_at", 0.0, ("stages[0]", "stop_at is 0.0")),
+    ("stages.0.stop_at", 99, ("stages[0]", "stop_at is 99")),
+    ("stages.0.stop_at", "soon", ("stages[0].stop_at", "a number or null")),
+    ("stages.0.stop_at", 0.9, ("stages[0]", "optimizer.schedule constant")),
+    ("stages.3.stop_at", 0.9, ("stages[3]", "needs steps")),
+    # several questions about a tree
+    ("stages.0.objective.questions", 0, ("stages[0].objective", "questions is 0")),
+    ("stages.0.objective.questions", 2.0, ("stages[0].objective.questions", "a whole number")),
+    ("stages.0.objective.questions", 5, ("stages[0]", "questions is 5", "at most 4")),
+    ("stages.1.objective.questions", 2, ("stages[1].objective.questions is not a known key",)),
+    ("stages.3.objective.questions", 2, ("stages[3]", "2 questions", "'sst' 1", "objective.questions")),
     ("stages.0.name", "pre train", ("stages[0]", "name")),
     ("stages.0.name", "../elsewhere", ("stages[0]", "name")),
     ("stages.0.steps_of", ["sst"], ("stages[0]", "steps and steps_of")),
@@ -281,3 +293,31 @@ def test_a_recipe_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> No
     path.write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(SettingsError, match=r"picture\.yaml"):
         load(str(path), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["stages.sst.stop_at=0.9", "stages.sst.optimizer.schedule=constant"],
+            ("stages[3]", "steps_of names 'sst'", "leave stop_at out"),
+        ),
+        (["task.targets=2", "stages.pretrain.objective.questions=2"], ("stages[0]", "questions is 2", "at most 1")),
+        (
+            ["task={kind: grammar, steps: 4}", "stages.pretrain.objective.questions=2"],
+            ("stages[0]", "questions is 2", "grammar", "at most 1"),
+        ),
+        (
+            [
+                "task={kind: prose, train: book.txt}",
+                "stages.pretrain.stop_at=0.9",
+                "stages.pretrain.optimizer.schedule=constant",
+            ],
+            ("stages[0]", "prose has no answers to match"),
+        ),
+    ],
+)
+def test_settings_that_cannot_hold_together_are_refused(overrides: list[str], words: tuple[str, ...]) -> None:
+    message = refusal(yaml.safe_dump(SOUND), *overrides)
+    for word in words:
+        assert word in message

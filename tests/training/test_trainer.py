@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_recipe import one_stage, quiet_stage, quiet_train, tiny_recipe
+from tiny_recipe import built, one_stage, quiet_stage, quiet_train, tiny_recipe
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from unspoken.backbone.folder import verify
+from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import data_of
 from unspoken.training.trainer import StageTrainer, Validator
-from unspoken.training.trees import build_model
 
 
 class Watch(TrainerCallback):
@@ -36,21 +36,21 @@ class Watch(TrainerCallback):
 
 
 def trainer_of(
-    recipe: Recipe, folder: Path, judge: Validator, *callbacks: TrainerCallback, name: str = "pretrain"
+    recipe: Recipe, folder: Path, validator: Validator, *callbacks: TrainerCallback, name: str = "pretrain"
 ) -> StageTrainer:
-    """A trainer of one stage, from random weights, with a judge of the test's own."""
+    """A trainer of one stage, from random weights, with a validator of the test's own."""
     stage = recipe.stage(name)
     torch.manual_seed(0)
     return StageTrainer(
         recipe=recipe,
         stage=stage,
-        model=build_model(recipe, stage, None),
+        model=built(recipe, name),
         tokenizer=recipe.tokenizer(),
-        data=data_of(recipe, stage, None, 0),
+        data=data_of(recipe, context_of(recipe, stage)),
         folder=folder,
         seed=0,
         device=torch.device("cpu"),
-        judge=judge,
+        validator=validator,
         manifest={},
         report_to=[],
         callbacks=list(callbacks),
@@ -180,11 +180,11 @@ def test_the_best_on_validation_is_published_and_a_later_one_wins_a_tie(
 ) -> None:
     weights: list[Tensor] = []
 
-    def judge(model: PreTrainedModel) -> dict[str, float]:
+    def validate(model: PreTrainedModel) -> dict[str, float]:
         weights.append(model.lm_head.weight.detach().clone())
         return {"score": scores[len(weights) - 1]}
 
-    folder = trainer_of(one_stage(), tmp_path, judge).run()
+    folder = trainer_of(one_stage(), tmp_path, validate).run()
     assert verify(folder)["step"] == kept
     published = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(published, weights[kept // 2])
@@ -198,24 +198,24 @@ def test_a_stage_with_a_new_job_never_publishes_what_it_started_from(
     """A start that still thinks aloud can be right more often than a chain of latents will ever be."""
     read: list[float] = []
 
-    def judge(model: PreTrainedModel) -> dict[str, float]:
+    def validate(model: PreTrainedModel) -> dict[str, float]:
         read.append(0.1 if read else 0.9)
         return {"score": read[-1], "nearest_row": 1.0, "effective_rank": 1.0, "sst_loss": 1.0}
 
-    assert verify(trainer_of(tiny_recipe(), tmp_path, judge, name=name).run())["step"] in kept
+    assert verify(trainer_of(tiny_recipe(), tmp_path, validate, name=name).run())["step"] in kept
     assert len(read) > 1
 
 
-def test_the_judge_sees_a_model_in_evaluation_and_training_goes_on_in_training(tmp_path: Path) -> None:
-    judged: list[bool] = []
+def test_the_validator_sees_a_model_in_evaluation_and_training_goes_on_in_training(tmp_path: Path) -> None:
+    validated: list[bool] = []
     trained: list[bool] = []
 
-    def judge(model: PreTrainedModel) -> dict[str, float]:
-        judged.append(model.training)
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        validated.append(model.training)
         return {"score": 0.0}
 
-    trainer_of(one_stage(), tmp_path, judge, Watch(lambda model, _: trained.append(model.training))).run()
-    assert judged == [False] * 4
+    trainer_of(one_stage(), tmp_path, validate, Watch(lambda model, _: trained.append(model.training))).run()
+    assert validated == [False] * 4
     assert trained[1:] == [True] * 6
 
 
@@ -226,5 +226,5 @@ def test_a_silent_collapse_is_announced_with_its_step(tmp_path: Path) -> None:
     start = {"score": 0.0, "sst_loss": 3.0, "effective_rank": 20.0, "nearest_row": 0.1}
     after = {"score": 0.0, "sst_loss": 0.5, "effective_rank": 4.0, "nearest_row": 0.1}
     readings = iter([start, start, start, after])
-    with pytest.warns(UserWarning, match=r"stage 'pretrain' is COLLAPSING at step 6.*20\.0 to 4\.0"):
-        trainer_of(one_stage(), tmp_path, lambda _: next(readings)).run()
+    with pytest.warns(UserWarning, match=r"stage 'sst' at step 6: COLLAPSING.*20\.0 to 4\.0"):
+        trainer_of(tiny_recipe(), tmp_path, lambda _: next(readings), name="sst").run()

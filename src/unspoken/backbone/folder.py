@@ -195,3 +195,28 @@ class StrictLoading(PreTrainedModel):
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         check_keys(folder, info)
         return (model, info) if wants_info else model  # type: ignore[return-value]
+
+
+# --- folders that appear whole --------------------------------------------------------------------------------------
+
+
+def numbered(folder: Path, prefix: str) -> list[Path]:
+    """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
+    found = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
+    return sorted(found, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
+
+
+def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
+    """Turn a staged folder into a finished one with a single rename."""
+    write_manifest(staging, manifest)
+    if final.exists():
+        remove(final)
+    staging.replace(final)
+    sync(final.parent)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a stage needs only while it runs."""
+    for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
+        if leftover.is_dir():
+            remove(leftover)

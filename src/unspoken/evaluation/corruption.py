@@ -18,46 +18,13 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from unspoken.chain import LatentChain, StopReason, pack
 from unspoken.evaluation.controls import noise
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, rate, tested
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.placement import moved
+from unspoken.evaluation.teacher_forcing import forced_chain, spoken
+from unspoken.reasoning.system import System
 
 CLEAN = "none"
 CONDITIONS = (CLEAN, "random string", "random prime", "gaussian", "other sentence")
-
-
-@torch.no_grad()
-def forced_chain(
-    model: JepaReasonerModel, batch: Mapping[str, Tensor], batch_size: int
-) -> tuple[LatentChain, Int[Tensor, "B N"]]:
-    """The latents of sentences that the Reasoner reads, and the token that each stands for.
-
-    Args:
-        model: the Reasoner.
-        batch: ``input_ids``, ``attention_mask`` and ``answer_mask`` ``[B, T]``; latents of answer positions are kept.
-            It may be on any device, to which the chain comes back.
-        batch_size: sentences read at once.
-    """
-    home = batch["input_ids"].device
-    parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
-    latents_BTD = torch.cat([moved(model(*moved(part, model.device)).latents, home) for part in parts])
-    chosen = batch["answer_mask"][:, 1:]
-    latents, mask = pack(latents_BTD[:, :-1], chosen)
-    tokens, _ = pack(batch["input_ids"][:, 1:], chosen)
-    stop = torch.full((len(mask),), int(StopReason.FIXED), device=mask.device)
-    return LatentChain(latents=latents, mask=mask, stop=stop), tokens
-
-
-@torch.no_grad()
-def spoken(
-    model: JepaReasonerForCausalLM, chain: LatentChain, prime: Tensor | None, batch_size: int
-) -> Int[Tensor, "B N"]:
-    """What the Talker says of a chain, a batch at a time."""
-    rows = torch.arange(len(chain), device=chain.mask.device).split(batch_size)
-    return torch.cat([model.speak(chain.select(some), prime=None if prime is None else prime[some]) for some in rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +81,7 @@ def _share(hit: Tensor, counted: Tensor) -> Outcomes:
 
 @torch.no_grad()
 def ablate(
-    model: JepaReasonerForCausalLM,
+    system: System,
     batch: Mapping[str, Tensor],
     *,
     prime: int,
@@ -145,9 +112,10 @@ def ablate(
     Raises:
         ValueError: an odd number of sentences, or one that ends within its prime.
     """
-    chain, tokens = forced_chain(model.reasoner, batch, batch_size)
+    chain, tokens = forced_chain(system, batch, batch_size)
+    (end_id,) = system.speaker.end_ids
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    words = chain.mask & (tokens != model.config.end_id) & (place >= prime)
+    words = chain.mask & (tokens != end_id) & (place >= prime)
     if len(tokens) % 2 or not words.any(dim=1).all():
         raise ValueError(
             f"{len(tokens)} sentences, {int((~words.any(dim=1)).sum())} of them no longer than the prime of {prime} "
@@ -159,21 +127,20 @@ def ablate(
     def draw(*shape: int) -> Tensor:
         return alternatives[torch.randint(len(alternatives), shape, generator=generator)].to(ids)
 
-    in_words = batch["answer_mask"] & (ids != model.config.end_id)
+    in_words = batch["answer_mask"] & (ids != end_id)
     strings = {**batch, "input_ids": torch.where(in_words, draw(*ids.shape), ids)}
     chains = {
         CLEAN: chain,
-        "random string": forced_chain(model.reasoner, strings, batch_size)[0],
+        "random string": forced_chain(system, strings, batch_size)[0],
         "gaussian": noise(chain, generator),
         "other sentence": chain.select(_partner(len(tokens)).to(tokens.device)),
     }
-    dual = model.config.talker_kind == "dual"
-    given = tokens[:, :prime] if dual and prime else None
-    said = {name: spoken(model, altered, given, batch_size) for name, altered in chains.items()}
+    given = tokens[:, :prime] if system.speaker.reads_tokens and prime else None
+    said = {name: spoken(system, batch, altered, given, batch_size) for name, altered in chains.items()}
     if given is not None:
-        said["random prime"] = spoken(model, chain, draw(*given.shape), batch_size)
+        said["random prime"] = spoken(system, batch, chain, draw(*given.shape), batch_size)
     ordered = {name: said[name].cpu() for name in CONDITIONS if name in said}
-    return Ablation(tokens=tokens.cpu(), words=words.cpu(), said=ordered, end_id=model.config.end_id)
+    return Ablation(tokens=tokens.cpu(), words=words.cpu(), said=ordered, end_id=end_id)
 
 
 def ablation_summary(seeds: Sequence[Ablation], *, draws: int = 2000) -> dict[str, Any]:

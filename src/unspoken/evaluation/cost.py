@@ -1,6 +1,8 @@
-"""What an answer costs: steps, words, sequential passes, floating-point operations, seconds.
+"""What an answer costs: steps, tokens, sequential passes, floating-point operations, seconds.
 
-Axes: B problems, V vocabulary, D width.
+Passes and operations are a system's own account, `unspoken.reasoning.system.System`.
+
+Axes: B problems.
 """
 
 from __future__ import annotations
@@ -8,21 +10,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
+from torch import Tensor
 
 from unspoken import distributed
-from unspoken.chain import StopReason
-from unspoken.evaluation.systems import Answers, System, answer
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
+from unspoken.evaluation.answering import answer_trees
 from unspoken.placement import synchronize
-from unspoken.reasoning.causal_lm import LatentGenerationConfig
+from unspoken.reasoning.system import Answer, System
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
@@ -36,7 +32,7 @@ class Cost:
         latent_steps: silent steps (for a coupled model: reasoning tokens).
         spoken_tokens: tokens of the answer, its end included.
         sequential_passes: forward passes that wait for one another, the prompt's included.
-        flops: floating-point operations of prompt, chain and words, see `answer_flops`.
+        flops: floating-point operations of prompt, chain and answer, see `System.flops`.
         seconds: wall-clock of a whole batch divided by its problems, and of one problem alone.
         parameters: of the whole system.
     """
@@ -50,78 +46,7 @@ class Cost:
     parameters: int
 
 
-# --- floating-point operations -----------------------------------------------------------------------------------
-
-
-def multiplied(module: nn.Module) -> int:
-    """Weights of a module that every position is multiplied with: of its linear layers, not of its tables."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
-
-
-def attention_width(config: Any) -> int:
-    """Width of the queries of all blocks together."""
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(config.num_hidden_layers * config.num_attention_heads * head)
-
-
-def stack_flops(stack: Any, positions: Any, *, causal: bool = True) -> Any:
-    """Floating-point operations of running positions, numbers or ``[B]``, through the blocks, each once."""
-    seen = (positions + 1) / 2 if causal else positions
-    return positions * (2 * multiplied(stack) + 4 * attention_width(stack.config) * seen)
-
-
-def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
-    """Floating-point operations of saying chains, a word a latent; a Dual-Talker's as with a cache."""
-    config = talker.decoder.config
-    if isinstance(talker, MonoTalker):
-        head = latents * 2 * config.hidden_size * config.vocab_size
-        return stack_flops(talker.decoder, latents, causal=config.is_causal) + head
-    head = latents * 2 * config.hidden_size * talker.start_id  # the start token is never said
-    across = latents * latents * 4 * attention_width(config)
-    return stack_flops(talker.encoder, latents, causal=False) + stack_flops(talker.decoder, latents) + across + head
-
-
-def answer_flops(
-    model: PreTrainedModel, prompt: Tensor, answers: Answers, settings: LatentGenerationConfig | None = None
-) -> Tensor:
-    """Floating-point operations ``[B]`` of answers, each as if it were given alone and with a cache.
-
-    Counted are two for every weight of a linear layer and position that goes through it; four for every attention
-    channel and pair of a position and one that it sees (scores and weighted sum); and two for every weight of the head
-    (of a JEPA-Reasoner: of the table that ends its chain) at each step that is scored. Not counted are look-ups in
-    tables, norms, activations, softmax and the mixing of a few rows, nor what a batch adds: padding, and rows that run
-    on until the last one ends.
-
-    Args:
-        prompt: tokens that are read, ``[B]`` or the same for all.
-        settings: of a model that thinks and then speaks with one stack, markers around its chain; without them the
-            chain is the answer, or a Talker says it.
-    """
-    latents, words = answers.chain.lengths, torch.zeros_like(answers.chain.lengths)
-    scored = latents
-    if settings is not None:
-        prompt, words = prompt + len(settings.open_ids) + len(settings.end_ids), answers.words
-        unscored = settings.fixed and settings.feed == "hidden"
-        thought = torch.zeros_like(latents) if unscored else latents + (answers.chain.stop == StopReason.END)
-        # A superposition of the whole vocabulary is a product with the table as large as the scores.
-        scored = words + thought * (2 if settings.top_k is None and settings.feed == "superposition" else 1)
-    steps = (prompt + latents + words - 1).double()  # the last token said is never read
-    if isinstance(model, JepaReasonerForCausalLM):
-        reasoner, spoken = model.reasoner, talker_flops(model.talker, latents.double())
-    else:
-        reasoner, spoken = model, 0.0
-    if isinstance(reasoner, JepaReasonerModel):
-        stack, head = reasoner.backbone, reasoner.target_table.numel()
-    else:
-        stack, head = model.base_model, model.get_output_embeddings().weight.numel()
-    found: Tensor = stack_flops(stack, steps) + 2 * head * scored.double() + spoken
-    return found
-
-
-# --- the whole ---------------------------------------------------------------------------------------------------
-
-
-def timed(respond: Callable[[int, int, int], Answers], start: int, stop: int, batch_size: int) -> tuple[Answers, float]:
+def timed(respond: Callable[[int, int, int], Answer], start: int, stop: int, batch_size: int) -> tuple[Answer, float]:
     """Answers of problems ``start`` to ``stop``, and the wall-clock of one of them."""
     synchronize()
     began = time.perf_counter()
@@ -131,12 +56,12 @@ def timed(respond: Callable[[int, int, int], Answers], start: int, stop: int, ba
 
 
 def cost(
-    respond: Callable[[int, int, int], Answers],
+    respond: Callable[[int, int, int], Answer],
     problems: int,
     *,
     parameters: int,
-    spoken_passes: Callable[[float, float], float],
-    flops: Callable[[Answers], Tensor],
+    passes: Callable[[float, float], float],
+    flops: Callable[[Answer], Tensor],
     batch_size: int,
     alone: int = 20,
 ) -> Cost:
@@ -146,13 +71,13 @@ def cost(
         respond: answers problems ``start`` to ``stop``, at most ``batch_size`` at once.
         problems: how many there are.
         parameters: of the whole system.
-        spoken_passes: sequential passes of speaking, given mean latent steps and mean spoken tokens.
-        flops: `answer_flops` of all problems.
+        passes: sequential passes of an answer, given mean latent steps and mean tokens.
+        flops: floating-point operations ``[B]`` of answers.
         batch_size: for the batched time.
         alone: how many problems are also answered one by one, at most: enough are where they took ten seconds.
     """
 
-    def answered() -> tuple[Answers, float, list[float]]:
+    def answered() -> tuple[Answer, float, list[float]]:
         # These come first, since the first call of anything is slow, and the median does not mind.
         singles: list[float] = []
         while len(singles) < min(alone, problems) and sum(singles) < _SECONDS_ALONE:
@@ -163,11 +88,11 @@ def cost(
     # Ranks that share a machine would slow each other down.
     answers, batched, singles = distributed.run_on_main(answered)
     steps = float(answers.chain.lengths.double().mean())
-    words = float(answers.words.double().mean())
+    tokens = float(answers.lengths.double().mean())
     return Cost(
         latent_steps=steps,
-        spoken_tokens=words,
-        sequential_passes=steps + spoken_passes(steps, words),
+        spoken_tokens=tokens,
+        sequential_passes=passes(steps, tokens),
         flops=float(flops(answers).mean()),
         seconds_batched=batched,
         seconds_alone=float(torch.tensor(singles).median()),
@@ -178,20 +103,20 @@ def cost(
 def tree_cost(system: System, task: TreeSearchTask, problems: TreeProblems, *, batch_size: int) -> Cost:
     """Measure a system on tree-search problems."""
 
-    def respond(start: int, stop: int, at_once: int) -> Answers:
+    def respond(start: int, stop: int, at_once: int) -> Answer:
         rows = TreeProblems(
             names_BM=problems.names_BM[start:stop],
             targets_BA=problems.targets_BA[start:stop],
             leaf_B=problems.leaf_B[start:stop],
             edges_BE=problems.edges_BE[start:stop],
         )
-        return answer(system, task, rows, at_once)
+        return answer_trees(system, task, rows, at_once)
 
     return cost(
         respond,
         len(problems),
-        parameters=sum(parameter.numel() for parameter in system.model.parameters()),
-        spoken_passes=lambda steps, _: system.spoken_passes(round(steps)),
-        flops=lambda answers: answer_flops(system.model, torch.tensor(task.prompt_length), answers),
+        parameters=system.parameters,
+        passes=system.sequential_passes,
+        flops=partial(system.flops, torch.tensor(task.prompt_length)),
         batch_size=batch_size,
     )

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 from unspoken.analysis.geometry import Geometry, geometry, principal_planes
-from unspoken.evaluation.measure import SeedModels
-from unspoken.evaluation.word_systems import each_system, problems_of
+from unspoken.evaluation.answering import answer_questions, first_problems
+from unspoken.evaluation.seeds import SeedModels, each_system
 from unspoken.evaluation.words import before_latents
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.superposition import embedding_table
@@ -47,22 +47,23 @@ def evaluate_geometry(
         seeds. Systems that write no chain are left out. The first system also has a ``plane``, the picture of its first
         seed: ``embeddings`` and ``hidden`` (pairs of coordinates), and ``explained``.
     """
-    asked = problems_of(task, task.tests[0], min(problems, _LOOKED_AT))
+    asked = first_problems(task, task.tests[0], min(problems, _LOOKED_AT))
     measured: dict[str, list[dict[str, float]]] = {}
     planes: dict[str, dict[str, Any]] = {}
-    for entry, system in each_system(seeds, PromptFormat(tokenizer=tokenizer), max_answer):
-        if system.settings is None:
-            continue  # the latents of a JEPA-Reasoner are trained to be directions of table rows
-        chain = system.answer(asked, batch_size).chain
+    prompt_format = PromptFormat(tokenizer=tokenizer)
+    for entry, system in each_system(seeds, max_answer):
+        if system.targets is not None:
+            continue  # latents that are trained to be directions of table rows
+        chain = answer_questions(system, prompt_format, asked, batch_size).chain
         if not bool(chain.mask.any()):
             continue
-        hidden = torch.cat(before_latents(system, asked, chain, batch_size))
+        hidden = torch.cat(before_latents(system, prompt_format, asked, chain, batch_size))
         # A model that says one thing for ever repeats its states, and no distance has a scale among equal rows.
         different = hidden.unique(dim=0)
         if len(different) < 2:
             continue
         say(f"seed {entry.seed}  {system.name}: geometry of {len(hidden)} hidden states")
-        table = moved(embedding_table(system.reasoner.model), CPU)
+        table = moved(embedding_table(system.model), CPU)
         found: Geometry = geometry(table, different, seed=entry.seed)
         measured.setdefault(system.name, []).append({**asdict(found), "states": len(hidden)})
         if not planes:

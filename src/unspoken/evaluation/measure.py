@@ -11,87 +11,53 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unspoken.analysis.calibration import forced_calibration, rollout_calibration, valid_routes
 from unspoken.analysis.mixture import Siblings, all_coefficients, measure, name_rows, reference_levels, siblings
 from unspoken.chain import LatentChain
+from unspoken.evaluation.answering import Graded, answer_trees
 from unspoken.evaluation.controls import CONTROLS
 from unspoken.evaluation.cost import tree_cost
 from unspoken.evaluation.curves import curve
 from unspoken.evaluation.outcomes import COUPLED, compared, fingerprint_of, outcomes_of
+from unspoken.evaluation.seeds import SeedModels, named_systems
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
-from unspoken.evaluation.systems import (
-    Answers,
-    System,
-    answer,
-    load_model,
-    nearest_row,
-    system_name,
-    system_of,
-)
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.loading import load_model
 from unspoken.placement import CPU, moved
+from unspoken.reasoning.engine import RowTargets
+from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.system import System
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 
 
-@dataclass(frozen=True, kw_only=True)
-class SeedModels:
-    """The trained folders of one seed.
-
-    Attributes:
-        final: the stages that are measured, by name.
-        stages: every stage's folder, by name, for its curve.
-        teachers: for a stage that learned from labels, the folder of the model that made them.
-        device: where they are measured.
-    """
-
-    seed: int
-    final: dict[str, Path]
-    stages: dict[str, Path]
-    teachers: dict[str, Path] = field(default_factory=dict)
-    device: torch.device = CPU
-
-
 @torch.no_grad()
-def forced_latents(model: JepaReasonerModel, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
+def forced_latents(system: System, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
     """Teacher-forced latents ``[B, depth + 1, D]`` of the answer positions."""
-    ids = task.encode(problems)["input_ids"]
-    parts = [model(moved(part, model.device)).latents[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
+    assert system.targets is not None
+    ids, device = task.encode(problems)["input_ids"], system.model.device
+    parts = [system.targets.read(moved(part, device))[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
     return moved(torch.cat(parts), CPU)
 
 
-@torch.no_grad()
-def containment(model: JepaReasonerForCausalLM, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
-    """Change every seed of the Talker: words may change, the chain must stay the same to the last bit."""
+def containment(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
+    """Change every seed of the Talker: the answer may change, the chain must stay the same to the last bit."""
     prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
-    chains, words = [], []
-    for seed in range(5):
-        result: Any = model.generate(
-            prompts,
-            do_sample=True,
-            temperature=20.0,
-            generator=torch.Generator().manual_seed(seed),
-            return_chain=True,
-        )
-        chains.append(result.chain.latents)
-        words.append(result.sequences[:, task.prompt_length :])
-    changed = [(words[0] != other).any(dim=1).double().mean() for other in words[1:]]
+    samplers = [Sampler(20.0, torch.Generator().manual_seed(seed)) for seed in range(5)]
+    answers = [system.respond(prompts, sample=sampler) for sampler in samplers]
+    first, *others = answers
+    changed = [(first.tokens != other.tokens).any(dim=1).double().mean() for other in others]
     return {
-        "talker_seeds": len(chains),
+        "talker_seeds": len(answers),
         "temperature": 20.0,
         "problems": len(problems),
         "answers_changed": float(torch.stack(changed).mean()),
-        "latents_identical": all(torch.equal(chains[0], other) for other in chains[1:]),
+        "latents_identical": all(torch.equal(first.chain.latents, other.chain.latents) for other in others),
     }
 
 
@@ -104,8 +70,8 @@ def _step_accuracy(tokens: Tensor, answers: Tensor) -> dict[str, list[float]]:
     }
 
 
-def _mixture(latents: Tensor, model: JepaReasonerModel, wanted: Siblings, depth: int) -> dict[str, object]:
-    return measure(latents[:, 1:depth], model.target_table, wanted).summary()
+def _mixture(latents: Tensor, targets: RowTargets, expected: Siblings, depth: int) -> dict[str, object]:
+    return measure(latents[:, 1:depth], targets.target_table, expected).summary()
 
 
 def _pad(latents: Tensor, steps: int) -> Tensor:
@@ -136,18 +102,18 @@ def _calibration(entries: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _example(
-    task: TreeSearchTask, problems: TreeProblems, row: int, answers: Answers, model: JepaReasonerForCausalLM, kind: str
+    task: TreeSearchTask, problems: TreeProblems, row: int, answers: Graded, targets: RowTargets, kind: str
 ) -> dict[str, Any]:
     """One problem with the coefficients of each latent over all names, for drawing."""
     steps = task.config.depth
     latents = _pad(answers.chain.latents, steps)[row, :steps]
-    coefficients = all_coefficients(latents, model.reasoner.target_table)
+    coefficients = all_coefficients(latents, targets.target_table)
     names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
     return {
         "kind": kind,
         "heap": names,
         "route": [names[node] for node in task.route_nodes(problems.leaf_B)[row]],
-        "spoken": task.words(answers.spoken[row]),
+        "spoken": task.words(answers.tokens[row]),
         "correct": bool(answers.correct[row]),
         "coefficients": [
             {LETTERS[index]: round(float(step[FIRST_LETTER + index]), 4) for index in range(len(LETTERS))}
@@ -157,10 +123,10 @@ def _example(
 
 
 def _examples(
-    task: TreeSearchTask, problems: TreeProblems, answers: Answers, model: JepaReasonerForCausalLM, wanted: Siblings
+    task: TreeSearchTask, problems: TreeProblems, answers: Graded, targets: RowTargets, expected: Siblings
 ) -> list[dict[str, Any]]:
     steps = task.config.depth
-    mixture = measure(_pad(answers.chain.latents, steps)[:, 1:steps], model.reasoner.target_table, wanted)
+    mixture = measure(_pad(answers.chain.latents, steps)[:, 1:steps], targets.target_table, expected)
     gap = (mixture.right - mixture.other).min(dim=1).values
     picks: list[tuple[str, int]] = []
     right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
@@ -168,7 +134,7 @@ def _examples(
         picks.append(("right", int(right[0])))
         picks.append(("most uncertain", int(right[gap[right].argmin()])))
     picks += [("wrong", int(row)) for row in wrong[:2]]
-    return [_example(task, problems, row, answers, model, kind) for kind, row in picks]
+    return [_example(task, problems, row, answers, targets, kind) for kind, row in picks]
 
 
 def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
@@ -194,42 +160,60 @@ def _pca(latents: Tensor, answers: Tensor, table: Tensor) -> dict[str, Any]:
     }
 
 
-def _inspect(model: JepaReasonerModel, given: Answers, task: TreeSearchTask, test: TreeProblems) -> dict[str, Any]:
+def _inspect(system: System, given: Graded, task: TreeSearchTask, test: TreeProblems) -> dict[str, Any]:
     """Steps, mixture and, where the odds are known, calibration of one Reasoner."""
+    targets = system.targets
+    assert targets is not None
     depth = task.config.depth
-    wanted, right = siblings(task, test), task.answers(test)
-    latents = {"rollout": _pad(given.chain.latents, depth + 1), "forced": forced_latents(model, task, test)}
+    expected, right = siblings(task, test), task.answers(test)
+    latents = {"rollout": _pad(given.chain.latents, depth + 1), "forced": forced_latents(system, task, test)}
     # A chain that stopped early has no latent to take apart: it counts as wrong, not as unmixed.
-    whole = given.chain.lengths >= depth
-    if not whole.any():  # there must be something to average: the missing latents are zeros, which mix nothing
-        whole = torch.ones_like(whole)
+    complete = given.chain.lengths >= depth
+    if not complete.any():  # there must be something to average: the missing latents are zeros, which mix nothing
+        complete = torch.ones_like(complete)
     found: dict[str, Any] = {"steps": {}, "mixture": {}}
     for kind, values in latents.items():
-        found["steps"][kind] = _step_accuracy(model.nearest_row(values), right)
-        found["mixture"][kind] = _mixture(values[whole], model, wanted.select(whole), depth)
+        found["steps"][kind] = _step_accuracy(targets.nearest_row(values), right)
+        found["mixture"][kind] = _mixture(values[complete], targets, expected.select(complete), depth)
     if task.config.targets != 1:
-        below = slice(1, depth)
+        below, table = slice(1, depth), targets.target_table
         found["calibration"] = {
-            "forced": forced_calibration(latents["forced"][:, below], model.target_table, task, test),
-            "rollout": rollout_calibration(latents["rollout"][:, below], model.target_table, task, test),
-            "valid_routes": float(valid_routes(given.spoken, task, test).double().mean()),
+            "forced": forced_calibration(latents["forced"][:, below], table, task, test),
+            "rollout": rollout_calibration(latents["rollout"][:, below], table, task, test),
+            "valid_routes": float(valid_routes(given.tokens, task, test).double().mean()),
         }
     return found
 
 
 def _controls(
-    model: JepaReasonerForCausalLM, chain: LatentChain, task: TreeSearchTask, test: TreeProblems, seed: int
+    system: System, chain: LatentChain, task: TreeSearchTask, test: TreeProblems, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Outcomes and accuracy on the names below the root for every causal control."""
     right, found = task.answers(test), {}
+    prompts = task.encode(test)["input_ids"][:, : task.prompt_length]
     for name, control in CONTROLS.items():
-        said = model.speak(control(chain, torch.Generator().manual_seed(seed)))
-        below = slice(1, min(said.shape[1], task.config.depth))
+        tokens = system.respond(prompts, chain=control(chain, torch.Generator().manual_seed(seed))).tokens
+        below = slice(1, min(tokens.shape[1], task.config.depth))
         found[name] = {
-            "outcomes": task.grade(said, test).numpy().astype(np.float64),
-            "symbols": float((said[:, below] == right[:, below]).double().mean()),
+            "outcomes": task.grade(tokens, test).correct.numpy().astype(np.float64),
+            "symbols": float((tokens[:, below] == right[:, below]).double().mean()),
         }
     return found
+
+
+def _pictures(system: System, given: Graded, task: TreeSearchTask, test: TreeProblems) -> dict[str, Any]:
+    """What is shown of the first seed alone: containment, examples, and the plane of its latents."""
+    assert system.targets is not None
+    inner = slice(1, task.config.depth - 1)
+    return {
+        "containment": containment(system, task, task.sample("test", np.arange(min(200, len(test))))),
+        "examples": _examples(task, test, given, system.targets, siblings(task, test)),
+        "pca": _pca(
+            _pad(given.chain.latents, task.config.depth)[:150, inner],
+            task.answers(test)[:150, inner],
+            system.targets.target_table,
+        ),
+    }
 
 
 def evaluate(
@@ -267,30 +251,19 @@ def evaluate(
     for entry in seeds:
         for stage, folder in entry.final.items():
             say(f"seed {entry.seed}  {stage}: {problems} test problems")
-            model: PreTrainedModel = load_model(folder, device=entry.device)
-            systems: list[System] = [system_of(model, name=system_name(model, stage))]
-            if isinstance(model, JepaReasonerForCausalLM):
-                systems.append(nearest_row(model.reasoner, name=f"{systems[0].name}, nearest row"))
-            for system in systems:
-                given = answer(system, task, test, batch_size)
+            model = load_model(folder, device=entry.device)
+            for system in named_systems(model, stage, 2 * task.answer_length):
+                given = answer_trees(system, task, test, batch_size)
                 outcomes.setdefault(system.name, []).append(given.correct.numpy().astype(np.float64))
                 ended.setdefault(system.name, []).append(float((given.chain.stop == 0).double().mean()))
                 if entry is seeds[0]:
                     spent = tree_cost(system, task, timed, batch_size=batch_size)
                     result["systems"][system.name] = {"cost": dataclasses.asdict(spent)}
-                if isinstance(system.model, JepaReasonerModel):
-                    inside.setdefault(system.name, []).append(_inspect(system.model, given, task, test))
-                if isinstance(model, JepaReasonerForCausalLM) and system is systems[0]:
-                    controls.append(_controls(model, given.chain, task, test, entry.seed))
-                    if entry is seeds[0]:
-                        few = task.sample("test", np.arange(min(200, problems)))
-                        result["containment"] = containment(model, task, few)
-                        result["examples"] = _examples(task, test, given, model, siblings(task, test))
-                        result["pca"] = _pca(
-                            _pad(given.chain.latents, task.config.depth)[:150, 1 : task.config.depth - 1],
-                            task.answers(test)[:150, 1 : task.config.depth - 1],
-                            model.reasoner.target_table,
-                        )
+                if system.has_talker:
+                    controls.append(_controls(system, given.chain, task, test, entry.seed))
+                    result |= _pictures(system, given, task, test) if entry is seeds[0] else {}
+                elif system.targets is not None:
+                    inside.setdefault(system.name, []).append(_inspect(system, given, task, test))
     stacked = {name: np.stack(values) for name, values in outcomes.items()}
     for name, values in stacked.items():
         result["systems"][name] |= {

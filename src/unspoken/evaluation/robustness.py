@@ -1,4 +1,4 @@
-"""What errors do: wrong tokens in the prefix, noise on latents, wrong words in the mouth (JEPA-Reasoner, section 6).
+"""What errors do: wrong tokens in the prefix, noise on latents, forced wrong tokens (JEPA-Reasoner, section 6).
 
 Every measurement keeps one row a problem, so that intervals and tests can draw seeds and problems anew: `summary` and
 `comparison` for the two noise tests (6.2, 6.3), `effect_summary` for containment (6.6). These give plain dictionaries.
@@ -20,20 +20,17 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, tested
-from unspoken.evaluation.systems import words_said
-from unspoken.methods.coupled.reasoner import CoupledReasoner
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.engine import Intervention, LatentStep, Reasoner, StopRule, rollout
+from unspoken.reasoning.picking import FREE
+from unspoken.reasoning.system import System
 
 # Level of noise -> which of the wanted symbols ``[B, M]`` were said (0 or 1). Level 0 is the clean run.
 Hits = Mapping[float, Outcomes]
-# Runs a system once, with these words ``[B, M]`` put in its mouth (`FREE` where it chooses; None: everywhere), and
-# gives its chain and what was said.
+# Runs a system once, with these tokens ``[B, M]`` forced (`FREE` where it chooses; None: everywhere), and gives its
+# chain and what was said.
 Run = Callable[[Tensor | None], tuple[LatentChain, Tensor]]
 
-FREE = -1
 _TINY = 1e-12
 
 
@@ -233,82 +230,34 @@ def latent_noise(
     return found, ratios
 
 
-# --- wrong words in the mouth (6.6) ------------------------------------------------------------------------------
+# --- forced tokens (6.6) -----------------------------------------------------------------------------------------
 
 
-class _Insisting(Sampler):
-    """A Talker's choice, overruled wherever a word is given."""
-
-    def __init__(self, words: Tensor) -> None:
-        super().__init__()
-        self.words = words
-
-    def __call__(self, logits: Float[Tensor, "B N V"]) -> Int[Tensor, "B N"]:
-        # A Mono-Talker picks all places at once, a Dual-Talker one a call.
-        now, self.words = self.words.split([logits.shape[1], self.words.shape[1] - logits.shape[1]], dim=1)
-        return torch.where(now == FREE, super().__call__(logits), now)
+def can_be_forced(system: System) -> bool:
+    """Whether some token that a system says is its own choice; nearest rows are read off."""
+    return system.explicit or system.speaker.samples
 
 
-def pair_run(
-    model: JepaReasonerForCausalLM, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None, stop: StopRule
+def forced_run(
+    system: System, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, *, fill: int
 ) -> Run:
-    """Reasoner and Talker: the Talker says the forced words and, if it hears itself (Dual), goes on from them."""
+    """Runs of a system in which some of its tokens are forced, and it goes on from them.
 
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
-        chain = model.reason(input_ids, attention_mask, stop)
-        free = torch.full(chain.mask.shape, FREE, device=input_ids.device)
-        there, insisted = moved((chain, free if words is None else words), model.device)
-        said = moved(model.talker.speak(there, None, _Insisting(insisted)), input_ids.device)
-        spoken = torch.arange(said.shape[1], device=said.device) < words_said(said, model.config.end_id)[:, None]
-        return chain, torch.where(spoken & chain.mask, said, model.config.end_id)
-
-    return run
-
-
-def coupled_run(
-    reasoner: CoupledReasoner, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None, stop: StopRule
-) -> Run:
-    """The model that reasons in what it says: a forced word is a step of its chain."""
-
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
-        words = moved(words, reasoner.stack.device)
-
-        def intervene(latent_step: LatentStep, step: int) -> LatentStep:
-            if words is None or step >= words.shape[1]:
-                return latent_step
-            assert latent_step.support_ids is not None
-            own = latent_step.support_ids[:, 0]
-            token = torch.where(words[:, step] == FREE, own, words[:, step])
-            row = reasoner.embed_prompt(token[:, None])[:, 0]
-            return replace(
-                latent_step, latent=row, next_input=row, done=token == reasoner.end_id, support_ids=token[:, None]
-            )
-
-        chain = rollout(reasoner, input_ids, attention_mask, stop, intervene)
-        return chain, reasoner.speak(chain)
-
-    return run
-
-
-def answering_run(respond: Callable[..., tuple[LatentChain, Tensor]]) -> Run:
-    """A method that thinks, closes its chain and answers with one stack: the words of its answer are forced.
+    An explicit chain that is closed before the answer is part of what is said: its steps come first, in as many columns
+    as it may have. A chain whose tokens are the answer is reached by every forced token; others cannot be.
 
     Args:
-        respond: the method's ``respond`` with everything given but ``pick``, for instance
-            ``partial(reasoner.respond, input_ids, attention_mask, max_tokens=8)``.
+        fill: stands after the end of a row.
     """
 
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
-        def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
-            nonlocal words
-            own = scores.argmax(dim=-1)
-            if words is None or said.shape[1] >= words.shape[1]:
-                return own
-            words = moved(words, scores.device)  # by the first pick, for all of them
-            wanted = words[rows, said.shape[1]]
-            return torch.where(wanted == FREE, own, wanted)
-
-        return respond(pick=pick)
+    def run(tokens: Tensor | None) -> tuple[LatentChain, Tensor]:
+        answer = system.respond(input_ids, attention_mask, **({} if tokens is None else system.forcing(tokens)))
+        chain, said = answer.chain, answer.filled(fill)
+        if not system.explicit or not system.speaker.same_stack:
+            return chain, said
+        assert chain.support_ids is not None
+        steps = torch.where(chain.mask, chain.support_ids[:, :, 0], fill)
+        return chain, torch.cat([F.pad(steps, (0, system.stop.max_latents - steps.shape[1]), value=fill), said], dim=1)
 
     return run
 

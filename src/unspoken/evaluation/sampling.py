@@ -22,12 +22,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unspoken.evaluation.measure import SeedModels
+from unspoken.evaluation.answering import answer_questions, first_problems
+from unspoken.evaluation.seeds import SeedModels, each_system
 from unspoken.evaluation.significance import rate
-from unspoken.evaluation.word_systems import WordSystem, each_system, problems_of
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import LatentStep
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, perturb
+from unspoken.reasoning.system import System
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.prompt_format import PromptFormat
 
@@ -100,7 +101,13 @@ def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]
 
 
 def draw(
-    system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int, *, draws: int, seed: int
+    system: System,
+    prompt_format: PromptFormat,
+    problems: Sequence[ReasoningProblem],
+    batch_size: int,
+    *,
+    draws: int,
+    seed: int,
 ) -> NDArray[np.bool_]:
     """Answer every problem from several noisy chains.
 
@@ -121,7 +128,8 @@ def draw(
         some = asked[start : start + batch_size]
         sources = tuple(_generator(f"{seed}:{problem.key}:{number}") for problem, number in some)
         noisy = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
-        answers = replace(system, reasoner=noisy).answer([problem for problem, _ in some], len(some))
+        one = replace(system, reasoner=noisy)
+        answers = answer_questions(one, prompt_format, [problem for problem, _ in some], len(some))
         correct.append(answers.correct.numpy())
     return np.concatenate(correct).reshape(len(problems), draws)
 
@@ -159,14 +167,14 @@ def evaluate_samples(
     """
     if draws < 1:
         raise ValueError(f"{draws} chains a problem cannot be drawn; ask for at least 1")
-    asked = problems_of(task, task.tests[0], problems)
+    asked = first_problems(task, task.tests[0], problems)
     counts: dict[str, list[NDArray[np.int64]]] = {}
-    for entry, system in each_system(seeds, PromptFormat(tokenizer=tokenizer), max_answer):
-        settings = system.settings
-        if settings is None or not settings.max_latents or settings.feed != "superposition":
+    prompt_format = PromptFormat(tokenizer=tokenizer)
+    for entry, system in each_system(seeds, max_answer):
+        if not system.mixes_rows or not system.stop.max_latents:
             continue
         say(f"seed {entry.seed}  {system.name}: {draws} noisy chains for each of {len(asked)} problems")
-        correct = draw(system, asked, batch_size, draws=draws, seed=entry.seed)
+        correct = draw(system, prompt_format, asked, batch_size, draws=draws, seed=entry.seed)
         counts.setdefault(system.name, []).append(correct.sum(axis=1))
     every = sorted({draws, *(2**power for power in range(draws.bit_length()))})
     return {

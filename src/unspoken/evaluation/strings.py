@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,41 +23,34 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from unspoken import distributed
 from unspoken.chain import LatentChain
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import answer_flops, cost
+from unspoken.evaluation.cost import cost
 from unspoken.evaluation.curves import curve
-from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import COUPLED, PAIR, compared, fingerprint_of, outcomes_of
 from unspoken.evaluation.robustness import (
     Effect,
     Hits,
-    Run,
-    answering_run,
+    can_be_forced,
     comparison,
     containment,
     corrupted,
-    coupled_run,
     effect_summary,
+    forced_run,
     hits,
     latent_noise,
-    pair_run,
     summary,
     token_noise,
 )
+from unspoken.evaluation.seeds import SeedModels, named_systems
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
-from unspoken.evaluation.systems import Answers, load_model, system_name, system_of
-from unspoken.methods.coconut.model import CoconutModel
-from unspoken.methods.coupled.reasoner import CoupledReasoner
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import Reasoner, StopRule
+from unspoken.methods.loading import load_model
+from unspoken.reasoning.picking import ForcedTokens
+from unspoken.reasoning.system import Answer, System, opened
 from unspoken.tasks import GrammarProblems, GrammarTask
-from unspoken.tasks.grammar import EOS, FIRST_TERMINAL, PAD, TERMINALS
+from unspoken.tasks.context_free import EOS, FIRST_TERMINAL, PAD, TERMINALS
 
 TOKEN_RATES = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 FRACTIONS = (0.0, 0.05, 0.1, 0.15)
@@ -68,107 +60,24 @@ _FORCED = 0.25  # share of the words that containment makes wrong
 _FEW = 200  # problems for containment and cost
 
 
-# --- anything that continues strings -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Continuer:
-    """A model as it continues strings: every symbol that it says has one latent before the first of them is said.
-
-    Attributes:
-        name: for tables.
-        model: its parameters are counted.
-        method: what writes its chain.
-        opening: tokens between prompt and chain.
-        unsaid: symbols behind the prompt that latents stand for and nobody says.
-        respond: prompts ``[B, P]``, their mask and a fixed length to the chain and what is said from it.
-        speak: a chain, prompts and their mask to what is said.
-        run: prompts, mask and length to what containment runs; None where nothing is said but the chain itself.
-        passes: sequential forward passes of speaking, given the number of symbols.
-    """
-
-    name: str
-    model: PreTrainedModel
-    method: Reasoner
-    opening: tuple[int, ...] = ()
-    unsaid: int = 0
-    respond: Callable[[Tensor, Tensor, StopRule], tuple[LatentChain, Tensor]]
-    speak: Callable[[LatentChain, Tensor, Tensor], Tensor]
-    run: Callable[[Tensor, Tensor, StopRule], Run] | None
-    passes: Callable[[int], int]
-
-
-def continuer_of(model: PreTrainedModel, *, name: str) -> Continuer:
-    """How a stage's model continues strings: a pair, a Reasoner by its nearest rows, Coconut, or in tokens."""
-    if isinstance(model, CoconutModel):
-        model = model.decoder
-    if getattr(getattr(model, "generation_config", None), "latent", None) is not None:
-        return _thinker(model, name)
-    system = system_of(model, name=name)
-    method: Reasoner
-    run: Callable[[Tensor, Tensor, StopRule], Run] | None = None
-    if isinstance(model, JepaReasonerForCausalLM):
-        method, run = model.reasoner, partial(pair_run, model)
-    elif isinstance(model, JepaReasonerModel):
-        method = model
-    else:
-        method = CoupledReasoner(model=model, end_id=EOS, pad_id=PAD)
-        run = partial(coupled_run, method)
-
-    def respond(ids: Tensor, mask: Tensor, stop: StopRule) -> tuple[LatentChain, Tensor]:
-        chain = system.reason(ids, mask, stop)
-        return chain, system.speak(chain)
-
-    return Continuer(
-        name=name,
-        model=model,
-        method=method,
-        respond=respond,
-        speak=lambda chain, _ids, _mask: system.speak(chain),
-        run=run,
-        passes=system.spoken_passes,
-    )
-
-
-def _thinker(model: PreTrainedModel, name: str) -> Continuer:
-    """Coconut: its latents stand for the first half of a continuation, and it says the second."""
-    reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig.of(model))
-    settings = reasoner.settings
-
-    def respond(ids: Tensor, mask: Tensor, stop: StopRule, **how: Any) -> tuple[LatentChain, Tensor]:
-        return reasoner.respond(ids, mask, max_tokens=stop.max_latents, **how)
-
-    return Continuer(
-        name=name,
-        model=model,
-        method=reasoner,
-        opening=settings.open_ids,
-        unsaid=settings.max_latents,
-        respond=respond,
-        speak=lambda chain, ids, mask: respond(ids, mask, _fixed(chain.mask.shape[1]), given=chain)[1],
-        run=lambda ids, mask, stop: answering_run(partial(respond, ids, mask, stop)),
-        passes=lambda words: len(settings.end_ids) + words,
-    )
-
-
-def _fixed(steps: int) -> StopRule:
-    return StopRule(max_latents=steps, fixed=True)
+# --- continuing strings ------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def continued(
-    one: Continuer, prompts: Mapping[str, Tensor], steps: int, batch_size: int
+    system: System, prompts: Mapping[str, Tensor], steps: int, batch_size: int
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
-    """The chains of some prompts and the symbols said from them, as many as latents.
+    """The chains of some prompts and so many symbols said from them.
 
     Args:
         prompts: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left.
-        steps: latents of every chain.
+        steps: symbols; where each of them has a latent, every chain has that length.
     """
+    one = system.of_length(steps)
 
     def respond(rows: Tensor) -> tuple[LatentChain, Tensor]:
-        chain, words = one.respond(prompts["input_ids"][rows], prompts["attention_mask"][rows], _fixed(steps))
-        return chain, F.pad(words, (0, steps - words.shape[1]), value=PAD)
+        answer = one.respond(prompts["input_ids"][rows], prompts["attention_mask"][rows])
+        return answer.chain, F.pad(answer.tokens, (0, steps - answer.tokens.shape[1]), value=PAD)
 
     rows = torch.arange(len(prompts["input_ids"]))
     chains, said = zip(*distributed.map_over_ranks(rows.split(batch_size), respond), strict=True)
@@ -177,7 +86,7 @@ def continued(
 
 @torch.no_grad()
 def under_noise(
-    one: Continuer,
+    system: System,
     prompts: Mapping[str, Tensor],
     right: Int[Tensor, "B M"],
     *,
@@ -188,23 +97,24 @@ def under_noise(
     batch_size: int,
 ) -> tuple[Hits, dict[float, float]]:
     """Say the symbols ``right``, the last of ``steps``, from noisy chains; see `robustness.latent_noise`."""
+    one = system.of_length(steps)
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
-    opening = torch.tensor(one.opening, dtype=ids.dtype).expand(len(ids), -1)
 
     def speak(chain: LatentChain) -> Tensor:
         said = []
         for rows in torch.arange(len(ids)).split(batch_size):
-            words = one.speak(chain.select(rows), ids[rows], mask[rows])
-            said.append(F.pad(words, (0, steps - words.shape[1]), value=PAD))
+            tokens = one.respond(ids[rows], mask[rows], chain=chain.select(rows)).tokens
+            said.append(F.pad(tokens, (0, steps - tokens.shape[1]), value=PAD))
         return torch.cat(said)[:, steps - right.shape[1] :]
 
+    opened_ids, opened_mask = opened(ids, mask, one.opening)
     return latent_noise(
-        one.method,
+        one.reasoner,
         speak,
-        torch.cat([ids, opening], dim=1),
+        opened_ids,
         right,
-        attention_mask=torch.cat([mask, torch.ones_like(opening)], dim=1),
-        stop=_fixed(steps),
+        attention_mask=opened_mask,
+        stop=one.stop,
         fractions=fractions,
         seed=seed,
         renormalise=renormalise,
@@ -252,7 +162,7 @@ def _some(problems: GrammarProblems, rows: slice) -> GrammarProblems:
 
 
 def _prefixes(
-    one: Continuer, task: GrammarTask, problems: GrammarProblems, seed: int, batch_size: int
+    one: System, task: GrammarTask, problems: GrammarProblems, seed: int, batch_size: int
 ) -> tuple[Hits, list[float]]:
     """The first half behind corrupted prompts (section 6.2), and how often it is valid behind the clean ones."""
     short = replace(task.config, steps=task.config.steps // 2).build()
@@ -270,7 +180,7 @@ def _prefixes(
 
 
 def _read(
-    one: Continuer,
+    one: System,
     said: Tensor,
     task: GrammarTask,
     problems: GrammarProblems,
@@ -279,15 +189,15 @@ def _read(
 ) -> _Reading:
     steps, half = said.shape[1], task.config.steps // 2
     prompts, right = task.prompts(problems), task.answers(problems)
-    behind = right[:, half:]
-    clean = hits(said[:, half - one.unsaid :], behind)
+    second = right[:, half:]
+    clean = hits(said[:, half - one.unsaid :], second)
     latent: dict[bool, Hits] = {}
     ratio: dict[bool, dict[float, float]] = {}
     for renormalise in (True, False):
         found, norms = under_noise(
             one,
             prompts,
-            behind,
+            second,
             steps=steps,
             fractions=FRACTIONS[1:],
             seed=seed,
@@ -296,65 +206,63 @@ def _read(
         )
         latent[renormalise], ratio[renormalise] = {0.0: clean, **found}, {0.0: 0.0, **norms}
     effect = None
-    if one.run is not None:
+    if can_be_forced(one):
         few = _some(problems, slice(_FEW))
-        asked, wanted = task.prompts(few), task.answers(few)[:, one.unsaid :]
-        run = one.run(asked["input_ids"], asked["attention_mask"], _fixed(steps))
-        effect = containment(run, wanted, alternatives=SYMBOLS, rate=_FORCED, seed=seed)
-    whole: dict[str, Any] = {}
+        asked, expected = task.prompts(few), task.answers(few)[:, one.unsaid :]
+        run = forced_run(one.of_length(steps), asked["input_ids"], asked["attention_mask"], fill=EOS)
+        effect = containment(run, expected, alternatives=SYMBOLS, rate=_FORCED, seed=seed)
+    complete: dict[str, Any] = {}
     if not one.unsaid:
         token, token_valid = _prefixes(one, task, problems, seed, batch_size)
         valid = task.valid(said, problems).numpy().astype(np.float64)
-        whole = {"valid": valid, "token": token, "token_valid": token_valid}
+        complete = {"valid": valid, "token": token, "token_valid": token_valid}
     return _Reading(
         exact=_whole(clean),
         steps=hits(said, right[:, one.unsaid :]).mean(axis=0).tolist(),
         latent=latent,
         ratio=ratio,
         effect=effect,
-        **whole,
+        **complete,
     )
 
 
-def _cost(one: Continuer, task: GrammarTask, problems: GrammarProblems, batch_size: int) -> dict[str, Any]:
+def _cost(one: System, task: GrammarTask, problems: GrammarProblems, batch_size: int) -> dict[str, Any]:
     steps = task.config.steps - one.unsaid
-    settings = one.method.settings if isinstance(one.method, CausalLMReasoner) else None
-    given = torch.from_numpy(problems.prompt_B)
+    prompts = torch.from_numpy(problems.prompt_B)
 
-    def respond(start: int, stop: int, at_once: int) -> Answers:
+    def respond(start: int, stop: int, at_once: int) -> Answer:
         chain, said = continued(one, task.prompts(_some(problems, slice(start, stop))), steps, at_once)
-        counted = torch.full((len(said),), steps)
-        return Answers(chain=chain, spoken=said, words=counted, correct=torch.zeros(len(said), dtype=torch.bool))
+        return Answer(chain=chain, tokens=said, lengths=torch.full((len(said),), steps))
 
     spent = cost(
         respond,
         min(len(problems), _FEW),
-        parameters=sum(parameter.numel() for parameter in one.model.parameters()),
-        spoken_passes=lambda _, words: one.passes(round(words)),
-        flops=lambda answers: answer_flops(one.model, given[: len(answers.words)], answers, settings),
+        parameters=one.parameters,
+        passes=one.sequential_passes,
+        flops=lambda answer: one.flops(prompts[: len(answer.lengths)], answer),
         batch_size=batch_size,
     )
     return asdict(spent)
 
 
-@torch.no_grad()
 def _controls(
-    model: JepaReasonerForCausalLM, chain: LatentChain, right: Tensor, seed: int
+    one: System, prompts: Mapping[str, Tensor], chain: LatentChain, right: Tensor, seed: int
 ) -> tuple[dict[str, Outcomes], dict[str, Outcomes]]:
-    """Hits ``[B, M]`` of the second half: from every altered chain, and behind right and wrong first halves.
+    """Hits ``[B, M]`` of the second half: from every altered chain, and after right and wrong first halves.
 
-    Only a Dual-Talker hears what was said before; a Mono-Talker has no second part.
+    Only a Dual-Talker reads what it has said before; a Mono-Talker has no second result.
     """
     half = right.shape[1] // 2
+    asked = (prompts["input_ids"], prompts["attention_mask"])
     altered = {}
     for name, control in CONTROLS.items():
-        said = model.speak(control(chain, torch.Generator().manual_seed(seed)))
+        said = one.respond(*asked, chain=control(chain, torch.Generator().manual_seed(seed))).tokens
         altered[name] = hits(said[:, half:], right[:, half:])
-    if model.config.talker_kind == "mono":
+    if not one.speaker.reads_tokens:
         return altered, {}
     wrong = corrupted(first := right[:, :half], torch.ones_like(first, dtype=torch.bool), 1.0, SYMBOLS, seed)
     primed = {
-        name: hits(model.speak(chain, prime=prime)[:, half:], right[:, half:])
+        name: hits(one.respond(*asked, chain=chain, sample=ForcedTokens(prime)).tokens[:, half:], right[:, half:])
         for name, prime in (("right", first), ("wrong", wrong))
     }
     return altered, primed
@@ -453,13 +361,11 @@ def evaluate_strings(
     for entry in seeds:
         taken: list[str] = []
         for stage, folder in entry.final.items():
-            model = load_model(folder, device=entry.device)
-            name = system_name(model, stage)
-            name = f"{name}, {stage}" if name in taken else name
-            taken.append(name)
-            systems = [continuer_of(model, name=name)]
-            if isinstance(model, JepaReasonerForCausalLM) and name == PAIR:
-                systems.append(continuer_of(model.reasoner, name=f"{name}, nearest row"))
+            systems = named_systems(load_model(folder, device=entry.device), stage, task.config.steps)
+            if systems[0].name in taken:
+                # A second Talker is named by its stage too; the nearest rows were read already.
+                systems = [replace(systems[0], name=f"{systems[0].name}, {stage}")]
+            taken.append(systems[0].name)
             for one in systems:
                 say(f"seed {entry.seed}  {one.name}: {problems} test strings")
                 coconut = coconut or (one.name if one.unsaid else None)
@@ -468,8 +374,8 @@ def evaluate_strings(
                 readings.setdefault(one.name, []).append(reading)
                 if entry is seeds[0]:
                     costs[one.name] = _cost(one, task, test, batch_size)
-                if isinstance(one.model, JepaReasonerForCausalLM) and name == PAIR:
-                    for kept, found in zip(both, _controls(one.model, chain, right, entry.seed), strict=True):
+                if one.has_talker and one.name == PAIR:
+                    for kept, found in zip(both, _controls(one, prompts, chain, right, entry.seed), strict=True):
                         for control, outcome in found.items():
                             kept.setdefault(control, []).append(outcome)
     exact = {name: [reading.exact for reading in found] for name, found in readings.items()}

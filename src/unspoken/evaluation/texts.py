@@ -8,56 +8,24 @@ system is the share of sentences that its Talker says word for word from their o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from unspoken.evaluation.corruption import Ablation, ablate, ablation_summary
 from unspoken.evaluation.curves import curve
-from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of
+from unspoken.evaluation.seeds import SeedModels
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
-from unspoken.evaluation.systems import load_model
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.placement import CPU, moved
+from unspoken.evaluation.teacher_forcing import next_tokens
+from unspoken.methods import catalogue
+from unspoken.methods.loading import load_model
 from unspoken.tasks.prose import MARKERS, ProseTask, Row
 
 _SAMPLES = 3
-
-
-@torch.no_grad()
-def next_tokens(model: PreTrainedModel, batch: Mapping[str, Tensor], batch_size: int) -> dict[str, Outcomes]:
-    """How well the next token of texts is known, a row a text.
-
-    Args:
-        model: a causal language model, or a Reasoner, of which the nearest table row of each latent counts.
-        batch: ``input_ids`` and ``attention_mask`` ``[B, T]`` without padding, wherever the model is.
-        batch_size: texts read at once.
-
-    Returns:
-        ``accuracy`` ``[B]`` and, of a language model, ``loss`` ``[B]`` in nats a token.
-    """
-    right, losses = [], []
-    parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
-    for ids, mask in (moved(part, model.device) for part in parts):
-        # The class's forward: while it trains, the instance's is wrapped in autocast, and readings are in float32.
-        outputs = type(model).forward(model, input_ids=ids, attention_mask=mask)
-        if isinstance(model, JepaReasonerModel):
-            found = model.nearest_row(outputs.latents[:, :-1])
-        else:
-            found = outputs.logits[:, :-1].argmax(dim=-1)
-            wrong = F.cross_entropy(outputs.logits[:, :-1].transpose(1, 2).float(), ids[:, 1:], reduction="none")
-            losses.append(moved(wrong.mean(dim=1), CPU))
-        right.append(moved(found == ids[:, 1:], CPU).double().mean(dim=1))
-    read = {"accuracy": torch.cat(right).numpy()}
-    return read | ({"loss": torch.cat(losses).double().numpy()} if losses else {})
 
 
 def _language(seeds: list[dict[str, Outcomes]]) -> dict[str, Any]:
@@ -132,16 +100,17 @@ def evaluate_texts(
     for entry in seeds:
         for stage, folder in entry.stages.items():
             model = load_model(folder, device=entry.device)
-            if isinstance(model, JepaReasonerForCausalLM):
+            system = catalogue.systems(model, stage=stage, max_answer=sentences["input_ids"].shape[1])[0]
+            if system.has_talker:
                 say(f"seed {entry.seed}  {stage}: {len(rows)} test sentences, right and corrupted")
                 found = ablate(
-                    model, sentences, prime=prime, alternatives=drawable, seed=entry.seed, batch_size=batch_size
+                    system, sentences, prime=prime, alternatives=drawable, seed=entry.seed, batch_size=batch_size
                 )
                 ablations.setdefault(stage, []).append(found)
                 samples += _samples(task, stage, found) if entry is seeds[0] else []
             else:
                 say(f"seed {entry.seed}  {stage}: {len(texts['input_ids'])} test texts")
-                language.setdefault(stage, []).append(next_tokens(model, texts, batch_size))
+                language.setdefault(stage, []).append(next_tokens(system, texts, batch_size))
     corruption = {stage: ablation_summary(found) for stage, found in ablations.items()}
     return {
         "schema": 1,

@@ -1,4 +1,4 @@
-"""Wrong words in the mouth of whatever answers word problems (JEPA-Reasoner, section 6.6).
+"""Wrong words forced on whatever answers word problems (JEPA-Reasoner, section 6.6).
 
 While a system speaks, some of its words are replaced by wrong ones, and it goes on from them. What it says is
 
@@ -23,9 +23,8 @@ Axes: B problems, M places in what is said, N places of an explicit chain, R see
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,14 +34,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.robustness import FREE, Run, another, answering_run, latent_change, pair_run, shares
+from unspoken.evaluation.robustness import Run, another, can_be_forced, forced_run, latent_change, shares
 from unspoken.evaluation.significance import Outcomes
-from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.placement import moved
-from unspoken.reasoning.causal_lm import CausalLMReasoner
-from unspoken.reasoning.engine import Intervention, LatentStep, StopRule
-from unspoken.tasks.problems import ReasoningProblem, graded
+from unspoken.reasoning.picking import FREE
+from unspoken.reasoning.system import System
+from unspoken.tasks.grading import graded
+from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import PromptFormat
 
 RATES = (0.1, 0.3)  # share of the words that are forced
@@ -52,20 +49,20 @@ _COUNTS = ("words", "forced", "later", "changed", "judged", "lost")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mouth:
-    """How words are put in the mouth of a system.
+class ForcedDecoding:
+    """How tokens are forced on a system that is asked some problems.
 
     Attributes:
-        says: what its words are, for tables.
+        says: what its tokens are, for tables.
         run: gives what is said as ``[B, M]``, filled up with ends.
         answer_from: the first place that can hold the answer.
-        deaf: no word can reach its chain, whatever is forced.
+        sealed: no token can reach its chain, whatever is forced.
     """
 
     says: str
     run: Run
     answer_from: int
-    deaf: bool
+    sealed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,82 +83,35 @@ class WordEffect:
     largest_latent_change: float
 
 
-# --- putting words in a mouth ------------------------------------------------------------------------------------
+# --- forcing tokens ----------------------------------------------------------------------------------------------
 
 
-def mouth_of(system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int) -> Mouth | None:
-    """The mouth of a system that is asked some problems; None of one that has none, but is read off.
-
-    Whoever is asked for the nearest rows of its latents says nothing that could be overruled.
-    """
-    reasoner, end = system.reasoner, int(system.prompt_format.tokenizer.eos_token_id)
-    each: Callable[[Tensor, Tensor], Run]
-    if isinstance(reasoner, CausalLMReasoner):
-        room = reasoner.settings.max_latents if system.explicit else 0
-        says, width = "its explicit chain and its answer" if room else "its answer", room + system.max_answer
-        each = partial(_stack_run, reasoner, room, system.max_answer, end)
-    elif isinstance(reasoner.model, JepaReasonerForCausalLM):
-        room, says, width = 0, "all that its Talker says", reasoner.max_latents
-        each = partial(_pair_run, reasoner)
-    else:
+def forced_decoding(
+    system: System, prompt_format: PromptFormat, problems: Sequence[ReasoningProblem], batch_size: int
+) -> ForcedDecoding | None:
+    """Forced decoding of a system that is asked some problems; None of one whose answer is read off."""
+    if not can_be_forced(system):
         return None
+    end = int(prompt_format.tokenizer.eos_token_id)
+    room = system.stop.max_latents if system.explicit and system.speaker.same_stack else 0
+    width = room + system.max_tokens
 
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
+    def run(tokens: Tensor | None) -> tuple[LatentChain, Tensor]:
         chains, said = [], []
         for rows in torch.arange(len(problems)).split(batch_size):
-            ids, mask = system.prompt_format.prompts([problems[row] for row in rows.tolist()])
-            chain, part = each(ids, mask)(None if words is None else words[rows])
+            ids, mask = prompt_format.prompts([problems[row] for row in rows.tolist()])
+            chain, some = forced_run(system, ids, mask, fill=end)(None if tokens is None else tokens[rows])
             chains.append(chain)
-            said.append(F.pad(part, (0, width - part.shape[1]), value=end))
+            said.append(F.pad(some, (0, width - some.shape[1]), value=end))
         return LatentChain.concatenate(chains), torch.cat(said)
 
-    return Mouth(says=says, run=run, answer_from=room, deaf=isinstance(reasoner, ChainSpeaker))
-
-
-def _pair_run(reasoner: ChainSpeaker, ids: Tensor, mask: Tensor) -> Run:
-    assert isinstance(reasoner.model, JepaReasonerForCausalLM)
-    opened = torch.tensor(reasoner.open_ids, dtype=ids.dtype).expand(len(ids), -1)
-    ids, mask = torch.cat([ids, opened], dim=1), torch.cat([mask, torch.ones_like(opened)], dim=1)
-    return pair_run(reasoner.model, ids, mask, StopRule(max_latents=reasoner.max_latents))
-
-
-def _stack_run(reasoner: CausalLMReasoner, room: int, max_answer: int, end: int, ids: Tensor, mask: Tensor) -> Run:
-    """Of a method that answers with the stack that it thinks with; ``room`` is that of its explicit chain, if any."""
-
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
-        words = moved(words, reasoner.model.device)
-        chosen, answer = (None, None) if words is None else (words[:, :room], words[:, room:])
-        intervene = None if chosen is None or not room else _insisting(reasoner, chosen)
-        respond = partial(reasoner.respond, ids, mask, max_tokens=max_answer, intervene=intervene)
-        chain, said = answering_run(respond)(answer)
-        if not room:
-            return chain, said
-        assert chain.support_ids is not None
-        steps = torch.where(chain.mask, chain.support_ids[:, :, 0], end)
-        return chain, torch.cat([F.pad(steps, (0, room - steps.shape[1]), value=end), said], dim=1)
-
-    return run
-
-
-def _insisting(reasoner: CausalLMReasoner, words: Int[Tensor, "B N"]) -> Intervention:
-    """Steps of an explicit chain that are these words, where one is given; such a step never ends the chain."""
-
-    def intervene(latent_step: LatentStep, step: int) -> LatentStep:
-        word = words[:, step]
-        forced = word != FREE
-        assert latent_step.recorded is not None and latent_step.support_ids is not None
-        row = reasoner.embed_prompt(word.clamp(min=0)[:, None])[:, 0]
-        latent = torch.where(forced[:, None], row, latent_step.latent)
-        return replace(
-            latent_step,
-            latent=latent,
-            next_input=latent,
-            done=latent_step.done & ~forced,
-            recorded=latent_step.recorded | forced,
-            support_ids=torch.where(forced, word, latent_step.support_ids[:, 0])[:, None],
-        )
-
-    return intervene
+    what = "all that its Talker says" if system.has_talker else "its answer"
+    return ForcedDecoding(
+        says="its explicit chain and its answer" if room else what,
+        run=run,
+        answer_from=room,
+        sealed=system.has_talker,
+    )
 
 
 # --- measuring ---------------------------------------------------------------------------------------------------
@@ -177,7 +127,12 @@ def answer_words(problems: Sequence[ReasoningProblem], prompt_format: PromptForm
 
 @torch.no_grad()
 def word_containment(
-    system: WordSystem, problems: Sequence[ReasoningProblem], batch_size: int, *, seed: int
+    system: System,
+    prompt_format: PromptFormat,
+    problems: Sequence[ReasoningProblem],
+    batch_size: int,
+    *,
+    seed: int,
 ) -> list[WordEffect] | None:
     """Force wrong words on a system and see what comes of it; see the top of this file.
 
@@ -189,11 +144,11 @@ def word_containment(
         An effect for each of `RATES`; None where nothing can be forced: the system says nothing of its own, or the
         right answers do not have two different words.
     """
-    asked, prompt_format = problems[:PROBLEMS], system.prompt_format
-    mouth, others = mouth_of(system, asked, batch_size), answer_words(asked, prompt_format)
-    if mouth is None or len(others) < 2:
+    asked = problems[:PROBLEMS]
+    decoding, others = forced_decoding(system, prompt_format, asked, batch_size), answer_words(asked, prompt_format)
+    if decoding is None or len(others) < 2:
         return None
-    chain, clean = mouth.run(None)
+    chain, clean = decoding.run(None)
     can = torch.isin(clean, others)
     # Drawn place by place, so that a draw does not depend on how much a system may say.
     place, choice = (
@@ -205,8 +160,8 @@ def word_containment(
 
     def judged(said: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each answer is right ``[B]``, and the places ``[B, M]`` that may hold it."""
-        answer = said[:, mouth.answer_from :]
-        boxes = torch.tensor([_box_from(row, tokenizer) for row in answer.tolist()]) + mouth.answer_from
+        answer = said[:, decoding.answer_from :]
+        boxes = torch.tensor([_box_from(row, tokenizer) for row in answer.tolist()]) + decoding.answer_from
         return torch.from_numpy(graded(prompt_format.decode(answer), asked)), torch.arange(said.shape[1]) >= boxes[
             :, None
         ]
@@ -215,17 +170,17 @@ def word_containment(
     effects = []
     for rate in RATES:
         forced = can & (place < rate)
-        again, said = mouth.run(torch.where(forced, wrong, FREE))
+        again, said = decoding.run(torch.where(forced, wrong, FREE))
         still, holds = judged(said)
         identical, largest = latent_change(chain, again)
-        assert identical or not mouth.deaf, "a forced word reached a chain that cannot hear it"
+        assert identical or not decoding.sealed, "a forced word reached a chain that was finished before it"
         later = spoken & ~forced & (forced.cumsum(dim=1) > 0)
         counted = right & forced.any(dim=1) & ~(forced & (held | holds)).any(dim=1)
         sums = [group.sum(dim=1) for group in (can, forced, later, later & (said != clean))]
         counts = torch.stack([*sums, counted.long(), (counted & ~still).long()], dim=1)
         effects.append(
             WordEffect(
-                says=mouth.says,
+                says=decoding.says,
                 counts=counts.numpy().astype(np.float64),
                 latents_identical=identical,
                 largest_latent_change=largest,

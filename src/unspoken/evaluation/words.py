@@ -18,26 +18,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel
 
 from unspoken import distributed
 from unspoken.analysis.superposition import average_by_step, distinct, ecr, entropy, exit_rate, global_parallelism
-from unspoken.backbone.loading import load_pretrained
 from unspoken.chain import LatentChain, StopReason
+from unspoken.evaluation.answering import Graded, answer_questions, first_problems
 from unspoken.evaluation.controls import CONTROLS
-from unspoken.evaluation.cost import answer_flops, cost, timed
+from unspoken.evaluation.cost import cost, timed
 from unspoken.evaluation.curves import curve, has_curve
-from unspoken.evaluation.measure import SeedModels
 from unspoken.evaluation.outcomes import COSTS, fingerprint_of, outcomes_of
+from unspoken.evaluation.seeds import SeedModels
 from unspoken.evaluation.significance import paired_difference, rate
-from unspoken.evaluation.systems import Answers, load_model
 from unspoken.evaluation.word_containment import WordEffect, containment_summary, word_containment
-from unspoken.evaluation.word_systems import ChainSpeaker, WordSystem, problems_of, systems_of
-from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.teacher import gold_chain
+from unspoken.methods import catalogue
+from unspoken.methods.loading import load_model
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.superposition import embedding_table, mix
+from unspoken.reasoning.system import Answer, System, opened
+from unspoken.reasoning.teacher import Teacher
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.prompt_format import PromptFormat
 
@@ -47,20 +46,22 @@ _TIMED = 128  # test problems whose answers are timed
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 
 
-def _answering(system: WordSystem, problems: Sequence[ReasoningProblem]) -> Callable[[int, int, int], Answers]:
-    return lambda start, stop, size: system.answer(problems[start:stop], size)
+def _answering(
+    system: System, prompt_format: PromptFormat, problems: Sequence[ReasoningProblem]
+) -> Callable[[int, int, int], Answer]:
+    return lambda start, stop, size: answer_questions(system, prompt_format, problems[start:stop], size)
 
 
-def _flops(system: WordSystem, prompts: Tensor, answers: Answers) -> Tensor:
-    """Floating-point operations of each answer; ``prompts`` are lengths of at least as many questions."""
-    opened = len(system.reasoner.open_ids) if isinstance(system.reasoner, ChainSpeaker) else 0
-    return answer_flops(system.reasoner.model, prompts[: len(answers.words)] + opened, answers, system.settings)
+def _passes(system: System, steps: float, tokens: float) -> float:
+    """Sequential passes, where the open marker counts like a token that is said, as it does in an explicit chain."""
+    opening = len(system.opening) if system.speaker.same_stack else 0
+    return opening + system.sequential_passes(steps, tokens)
 
 
-def _steps(system: WordSystem, answers: Answers) -> tuple[float, float, float, float]:
-    """Means a problem: latents, markers, words, and sequential passes of all of them."""
-    latents, said = (float(x.double().mean()) for x in (answers.chain.lengths, answers.words))
-    return latents, system.markers, said, latents + system.spoken_passes(latents, said)
+def _steps(system: System, answers: Answer) -> tuple[float, float, float, float]:
+    """Means a problem: latents, markers, tokens of the answer, and sequential passes of all of them."""
+    latents, tokens = (float(x.double().mean()) for x in (answers.chain.lengths, answers.lengths))
+    return latents, system.markers, tokens, _passes(system, latents, tokens)
 
 
 # --- controls (section 9) ----------------------------------------------------------------------------------------
@@ -78,16 +79,14 @@ def _random_mixtures(chain: LatentChain, generator: torch.Generator, table: Tens
     return chain.with_latents(mix(chain.support_weights, ids, table) * chain.mask[..., None])
 
 
-def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, LatentChain]:
+def controlled(system: System, chain: LatentChain, seed: int) -> dict[str, LatentChain]:
     """The system's chains, altered in every way; a Talker that is given no latent at all has nothing to say."""
-    generator, settings = torch.Generator().manual_seed(seed), system.settings
+    generator = torch.Generator().manual_seed(seed)
     altered = {name: CONTROLS[name](chain, generator) for name in ("swap", "shuffle", "truncate", "zero", "mean")}
-    if settings is not None:
+    if system.speaker.same_stack:
         altered["no chain"] = _no_chain(chain)
-    if settings is not None and settings.feed == "superposition" and chain.support_ids is not None:
-        altered["random mixtures"] = _random_mixtures(
-            chain, generator, moved(embedding_table(system.reasoner.model), CPU)
-        )
+    if system.mixes_rows and chain.support_ids is not None:
+        altered["random mixtures"] = _random_mixtures(chain, generator, moved(embedding_table(system.model), CPU))
     else:
         altered["noise"] = CONTROLS["noise"](chain, generator)
     return altered
@@ -98,20 +97,22 @@ def controlled(system: WordSystem, chain: LatentChain, seed: int) -> dict[str, L
 
 @torch.no_grad()
 def before_latents(
-    system: WordSystem, problems: Sequence[ReasoningProblem], chain: LatentChain, batch_size: int
+    system: System,
+    prompt_format: PromptFormat,
+    problems: Sequence[ReasoningProblem],
+    chain: LatentChain,
+    batch_size: int,
 ) -> list[Tensor]:
     """The stack's outputs ``[T, D]`` that the latents of each chain were made from, without a cache."""
     reasoner, found = system.reasoner, []
-    assert isinstance(reasoner, CausalLMReasoner)
-    opened = torch.tensor(reasoner.settings.open_ids)
     for start in range(0, len(problems), batch_size):
         some = problems[start : start + batch_size]
         rows = chain.select(torch.arange(start, start + len(some)))
         lengths = rows.lengths.tolist()
         steps = max(lengths)
-        ids, mask = system.prompt_format.prompts(some)
-        ids = torch.cat([ids, opened.expand(len(some), -1)], dim=1)
-        mask = torch.cat([mask, mask.new_ones(len(some), len(opened)), rows.mask[:, :steps].to(mask)], dim=1)
+        ids, real = opened(*prompt_format.prompts(some), system.opening)
+        assert real is not None
+        mask = torch.cat([real, rows.mask[:, :steps].to(real)], dim=1)
         device = reasoner.stack.device
         prompts = reasoner.embed_prompt(moved(ids, device))
         hidden = reasoner.stack(
@@ -128,22 +129,27 @@ def before_latents(
 
 @torch.no_grad()
 def distributions(
-    system: WordSystem, problems: Sequence[ReasoningProblem], chain: LatentChain, batch_size: int
+    system: System,
+    prompt_format: PromptFormat,
+    problems: Sequence[ReasoningProblem],
+    chain: LatentChain,
+    batch_size: int,
 ) -> list[Tensor]:
     """The full distribution ``[T, V]`` that the model gives at every latent of each chain."""
-    reasoner, device = system.reasoner, system.reasoner.model.device
+    reasoner, device = system.reasoner, system.model.device
     assert isinstance(reasoner, CausalLMReasoner)
     return [
         moved((reasoner.logits(moved(hidden, device)) / reasoner.settings.temperature).softmax(dim=-1), CPU)
-        for hidden in before_latents(system, problems, chain, batch_size)
+        for hidden in before_latents(system, prompt_format, problems, chain, batch_size)
     ]
 
 
 def superposition_facts(
-    system: WordSystem,
+    system: System,
+    prompt_format: PromptFormat,
     problems: Sequence[ReasoningProblem],
-    answers: Answers,
-    teacher: LatentSFTModel | None,
+    answers: Answer,
+    teacher: Teacher | None,
     seed: int,
     batch_size: int,
 ) -> dict[str, Any]:
@@ -154,9 +160,9 @@ def superposition_facts(
     if not some:
         return {}
     chain = answers.chain.select(torch.tensor(chosen))
-    full = distributions(system, some, chain, batch_size)
+    full = distributions(system, prompt_format, some, chain, batch_size)
     vocabulary = full[0].shape[-1]
-    explicit = [list(system.prompt_format.spans(problem).chain) for problem in some]
+    explicit = [list(prompt_format.spans(problem).chain) for problem in some]
     rates = ecr(full, explicit, [k for k in _ECR if k <= vocabulary])
     mean, count = average_by_step([entropy(steps) for steps in full])
     facts: dict[str, Any] = {
@@ -174,8 +180,8 @@ def superposition_facts(
         chains = distinct(problem.chains)
         if len(chains) < 2:
             continue
-        spans = [system.prompt_format.spans(replace(problem, chains=(text,))) for text in chains]
-        gold = gold_chain(teacher, system.prompt_format, spans)
+        spans = [prompt_format.spans(replace(problem, chains=(text,))) for text in chains]
+        gold = teacher.chain(spans)
         readings.append(
             global_parallelism(
                 steps,
@@ -196,12 +202,17 @@ def superposition_facts(
 
 
 def _strip(
-    system: WordSystem, problem: ReasoningProblem, answers: Answers, row: int, rate: int | None
+    system: System,
+    prompt_format: PromptFormat,
+    problem: ReasoningProblem,
+    answers: Graded,
+    row: int,
+    rate: int | None,
 ) -> dict[str, Any]:
     """One chain, written out step by step, with the chunk of the explicit chain that each latent stands for."""
-    chain, tokenizer = answers.chain, system.prompt_format.tokenizer
+    chain, tokenizer = answers.chain, prompt_format.tokenizer
     assert chain.support_ids is not None and chain.support_weights is not None
-    explicit = system.prompt_format.spans(problem).chain
+    explicit = prompt_format.spans(problem).chain
     chunks = [explicit[at : at + rate] for at in range(0, len(explicit), rate)] if rate else []
     steps = []
     for step in range(int(chain.lengths[row])):
@@ -214,7 +225,7 @@ def _strip(
         "kind": "right" if correct else "wrong",
         "question": problem.question,
         "answer": problem.answer,
-        "said": system.prompt_format.decode(answers.spoken[row : row + 1])[0],
+        "said": prompt_format.decode(answers.tokens[row : row + 1])[0],
         "correct": correct,
         "steps": steps,
         "chunks": [tokenizer.decode(list(chunk)) for chunk in chunks],
@@ -235,39 +246,40 @@ class _TestSet:
         seconds: of the first seed, a problem in a batch.
     """
 
+    prompt_format: PromptFormat
     problems: Sequence[ReasoningProblem]
     lengths: Tensor
     right: dict[str, list[NDArray[np.float64]]] = field(default_factory=dict)
     spent: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def answer(self, system: WordSystem, batch_size: int) -> Answers:
+    def answer(self, system: System, batch_size: int) -> Graded:
         """Let a system answer all problems."""
-        given = system.answer(self.problems, batch_size)
+        given = answer_questions(system, self.prompt_format, self.problems, batch_size)
         self.right.setdefault(system.name, []).append(given.correct.numpy().astype(np.float64))
         latents, *_, passes = _steps(system, given)
-        flops = float(_flops(system, self.lengths, given).mean())
+        flops = float(system.flops(self.lengths, given).mean())
         self.spent.setdefault(system.name, []).append((latents, passes, flops))
         return given
 
-    def cost(self, system: WordSystem, batch_size: int) -> dict[str, Any]:
+    def cost(self, system: System, batch_size: int) -> dict[str, Any]:
         """The whole cost of a system's answers to a few problems."""
         few = self.problems[:_TIMED]
         measured = cost(
-            _answering(system, few),
+            _answering(system, self.prompt_format, few),
             len(few),
-            parameters=sum(parameter.numel() for parameter in system.reasoner.model.parameters()),
-            spoken_passes=system.spoken_passes,
-            flops=partial(_flops, system, self.lengths),
+            parameters=system.parameters,
+            passes=partial(_passes, system),
+            flops=lambda answer: system.flops(self.lengths[: len(answer.lengths)], answer),
             batch_size=batch_size,
         )
         self.seconds[system.name] = measured.seconds_batched
         return dataclasses.asdict(measured)
 
-    def clock(self, system: WordSystem, batch_size: int) -> None:
+    def clock(self, system: System, batch_size: int) -> None:
         """Take the time of a few problems alone."""
         few = self.problems[:_TIMED]
-        respond = _answering(system, few)
+        respond = _answering(system, self.prompt_format, few)
         self.seconds[system.name] = distributed.run_on_main(lambda: timed(respond, 0, len(few), batch_size)[1])
 
     def outcomes(self) -> dict[str, Any]:
@@ -281,17 +293,22 @@ class _TestSet:
 
 
 def _altered(
-    system: WordSystem, asked: Sequence[ReasoningProblem], answers: Answers, seed: int, batch_size: int
+    system: System,
+    prompt_format: PromptFormat,
+    asked: Sequence[ReasoningProblem],
+    answers: Answer,
+    seed: int,
+    batch_size: int,
 ) -> dict[str, NDArray[np.float64]]:
     """Outcomes of the first problems from every altered chain, and where the answer is asked for at once."""
     some = asked[:_ALTERED]
     own = answers.chain.select(torch.arange(len(some)))
     tried = {
-        control: system.answer(some, batch_size, given=chain)
+        control: answer_questions(system, prompt_format, some, batch_size, chain=chain)
         for control, chain in controlled(system, own, seed).items()
     }
-    if not isinstance(system.reasoner, ChainSpeaker):
-        tried["forced answer"] = system.answer(some, batch_size, given=own, box=True)
+    if system.speaker.same_stack:
+        tried["forced answer"] = answer_questions(system, prompt_format, some, batch_size, chain=own, boxed=True)
     return {control: result.correct.numpy().astype(np.float64) for control, result in tried.items()}
 
 
@@ -338,8 +355,10 @@ def evaluate_words(
     prompt_format = PromptFormat(tokenizer=tokenizer)
     tests: dict[str, _TestSet] = {}
     for test in task.tests:
-        some = problems_of(task, test, problems)
-        tests[test] = _TestSet(problems=some, lengths=prompt_format.prompts(some)[1].sum(dim=1))
+        some = first_problems(task, test, problems)
+        tests[test] = _TestSet(
+            prompt_format=prompt_format, problems=some, lengths=prompt_format.prompts(some)[1].sum(dim=1)
+        )
     headline = tests[task.tests[0]]
     asked = headline.problems
     ended: dict[str, list[float]] = {}
@@ -355,9 +374,8 @@ def evaluate_words(
             model = load_model(folder, device=entry.device)
             teacher = None
             if stage in entry.teachers:
-                teacher = load_pretrained(entry.teachers[stage], AutoModel, dtype=torch.float32)
-                teacher = teacher.to(entry.device).eval()
-            for system in systems_of(stage, model, prompt_format, max_answer):
+                teacher = catalogue.teacher(entry.teachers[stage], prompt_format, device=entry.device)
+            for system in catalogue.systems(model, stage=stage, max_answer=max_answer):
                 name = system.name
                 for test, test_set in reversed(tests.items()):
                     say(f"seed {entry.seed}  {name}: {len(test_set.problems)} problems of {test}")
@@ -371,24 +389,25 @@ def evaluate_words(
                 chained = bool(answers.chain.lengths.any())
                 if chained and name in entry.final:
                     say(f"seed {entry.seed}  {name}: controls")
-                    for control, outcome in _altered(system, asked, answers, entry.seed, batch_size).items():
+                    tried = _altered(system, prompt_format, asked, answers, entry.seed, batch_size)
+                    for control, outcome in tried.items():
                         altered.setdefault(name, {}).setdefault(control, []).append(outcome)
-                effects = word_containment(system, asked, batch_size, seed=entry.seed)
+                effects = word_containment(system, prompt_format, asked, batch_size, seed=entry.seed)
                 if effects is not None:
                     forced.setdefault(name, []).append(effects)
-                if chained and system.settings is not None and system.settings.feed == "superposition":
+                if chained and system.mixes_rows:
                     facts.setdefault(name, []).append(
-                        superposition_facts(system, asked, answers, teacher, entry.seed, batch_size)
+                        superposition_facts(system, prompt_format, asked, answers, teacher, entry.seed, batch_size)
                     )
                 if entry is seeds[0]:
                     explicit += [name] if system.explicit else []
                     costs[name] = headline.cost(system, batch_size)
-                    if chained and system.settings is not None and answers.chain.support_ids is not None:
-                        compressed = teacher.config.latent_shape.rate if teacher is not None else None
-                        rate_of = 1 if system.settings.top_k == 1 else compressed
+                    if chained and answers.chain.support_ids is not None:
+                        compressed = None if teacher is None else teacher.rate
+                        rate_of = 1 if system.explicit else compressed
                         right, wrong = torch.where(answers.correct)[0], torch.where(~answers.correct)[0]
                         picked = [*right[:2].tolist(), *wrong[:1].tolist()]
-                        strips += [_strip(system, asked[row], answers, row, rate_of) for row in picked]
+                        strips += [_strip(system, prompt_format, asked[row], answers, row, rate_of) for row in picked]
     stacked = {name: np.stack(values) for name, values in headline.right.items()}
     compared = baseline if baseline in stacked else None
     return {

@@ -25,7 +25,9 @@ from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
 from unspoken.reasoning.engine import AnswerDecoding, Intervention, LatentStep, StopRule, respond
 from unspoken.reasoning.picking import draw
+from unspoken.reasoning.speakers import SameStack, ends_and_pad
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, readout_of
+from unspoken.reasoning.system import ChainKind, System, opened
 from unspoken.tasks.spans import Markers
 
 
@@ -69,21 +71,29 @@ class LatentGenerationConfig:
         config._from_model_config = False
 
     @staticmethod
+    def recorded(model: PreTrainedModel) -> LatentGenerationConfig | None:
+        """The settings that a model was saved with, if any."""
+        found = getattr(getattr(model, "generation_config", None), "latent", None)
+        if found is None:
+            return None
+        return LatentGenerationConfig(
+            **{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])}
+        )
+
+    @staticmethod
     def of(model: PreTrainedModel) -> LatentGenerationConfig:
         """The settings that a model was saved with.
 
         Raises:
             ValueError: it has none.
         """
-        found = getattr(model.generation_config, "latent", None)
+        found = LatentGenerationConfig.recorded(model)
         if found is None:
             raise ValueError(
                 "this model's generation config has no 'latent' settings: it was not trained by Latent-SFT; "
                 "pass latent=LatentGenerationConfig(...) to reason with it anyway"
             )
-        return LatentGenerationConfig(
-            **{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])}
-        )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,8 +189,7 @@ class CausalLMReasoner:
         Raises:
             ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
         """
-        opened = torch.tensor(self.settings.open_ids, device=input_ids.device).expand(len(input_ids), -1)
-        mask = None if attention_mask is None else torch.cat([attention_mask, torch.ones_like(opened)], dim=1)
+        ids, mask = opened(input_ids, attention_mask, self.settings.open_ids)
         cap = self.settings.max_latents if max_latents is None else max_latents
         ends, pad = ends_and_pad(config or self.model.generation_config)
         how: dict[str, Any] = {} if pick is None else {"pick": pick}
@@ -188,8 +197,40 @@ class CausalLMReasoner:
             marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
         )
         stop = StopRule(max_latents=0 if given is not None else cap, fixed=self.settings.fixed)
-        chain, said = respond(self, torch.cat([input_ids, opened], dim=1), mask, stop, decoding, given, intervene)
+        chain, said = respond(self, ids, mask, stop, decoding, given, intervene)
         return (chain if given is None else given), said
+
+
+def causal_lm_system(
+    model: PreTrainedModel, settings: LatentGenerationConfig, *, name: str, max_tokens: int, unsaid: int = 0
+) -> System:
+    """A causal language model that thinks as its settings say and answers with the stack that it thinks with.
+
+    Args:
+        name, max_tokens, unsaid: see `System`.
+
+    Raises:
+        ValueError: as `CausalLMReasoner`, or nothing is named that could end an answer.
+    """
+    hidden = settings.feed == "hidden"
+    kind: ChainKind = "hidden" if hidden else "tokens" if settings.top_k == 1 else "superposition"
+    # A chain of hidden states of fixed length is never scored; a superposition of the whole vocabulary is a product
+    # with the table as large as the scores.
+    scorings = 0 if hidden and settings.fixed else 2 if settings.top_k is None and not hidden else 1
+    ends, pad = ends_and_pad(model.generation_config)
+    return System(
+        name=name,
+        model=model,
+        reasoner=CausalLMReasoner(model=model, settings=settings),
+        speaker=SameStack(marker=settings.end_ids, end_ids=ends, pad_id=pad),
+        opening=settings.open_ids,
+        stop=StopRule(max_latents=settings.max_latents, fixed=settings.fixed),
+        max_tokens=max_tokens,
+        chain_kind=kind,
+        unsaid=unsaid,
+        table_size=model.get_output_embeddings().weight.numel(),
+        scorings=scorings,
+    )
 
 
 @dataclass
@@ -251,12 +292,3 @@ def latent_generate(
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
     sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
     return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
-
-
-def ends_and_pad(config: GenerationConfig) -> tuple[tuple[int, ...], int]:
-    """Tokens that end an answer, and the one that fills rows behind it."""
-    ends = config.eos_token_id
-    if ends is None:
-        raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")
-    listed = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
-    return listed, listed[0] if config.pad_token_id is None else int(config.pad_token_id)

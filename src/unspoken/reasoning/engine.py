@@ -101,6 +101,24 @@ class AnsweringReasoner(Reasoner, Protocol):
         ...
 
 
+@runtime_checkable
+class RowTargets(Protocol):
+    """A reasoner whose latents are trained to point at rows of a table, one row a token."""
+
+    @property
+    def target_table(self) -> Float[Tensor, "V D"]:
+        """The rows; their directions count."""
+        ...
+
+    def nearest_row(self, latents: Tensor) -> Tensor:
+        """The token whose row is nearest to each latent, ``[..., D] -> [...]``."""
+        ...
+
+    def read(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Latents of a text that is known: the one at t stands for the token at t + 1."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnswerDecoding:
     """How the spoken part follows the silent one.

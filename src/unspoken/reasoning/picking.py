@@ -1,16 +1,25 @@
 """Picking tokens and moving small numbers without making the host wait for the device.
 
-Axes: B batch, V vocabulary.
+Axes: B batch, R some of its rows, N places in an answer, M tokens of an answer, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from unspoken.placement import moved
+
+# Chooses tokens ``[R, N]`` of an answer: of their scores ``[R, N, V]``, the indices ``[R]`` of their rows in the batch,
+# and the place of the first of them in the answer.
+Sample = Callable[[Tensor, Tensor, int], Tensor]
+
+FREE = -1  # no token: the model chooses its own
 
 
 def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = None) -> Int[Tensor, "*B"]:
@@ -30,3 +39,43 @@ def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = Non
 def upload(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*B"]:
     """Whole numbers, nested as they are, on a device."""
     return torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+class Sampler:
+    """Turns scores into tokens: the arg-max, or a draw at a temperature.
+
+    A draw is made where its generator is, so a seed means the same on every device.
+    """
+
+    def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; it cannot be negative (0 picks the most likely token)")
+        self.temperature = temperature
+        self.generator = generator
+
+    def __call__(
+        self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"] | None = None, first: int = 0
+    ) -> Int[Tensor, "R N"]:
+        """Tokens of a batch, wherever they stand."""
+        if self.temperature == 0:
+            return scores.argmax(dim=-1)
+        return draw(torch.softmax(scores.float() / self.temperature, dim=-1), self.generator)
+
+
+class ForcedTokens:
+    """The most likely tokens, overruled wherever one is given.
+
+    Args:
+        tokens: ``[B, M]``, `FREE` where the model chooses; beyond them it chooses too.
+    """
+
+    def __init__(self, tokens: Int[Tensor, "B M"]) -> None:
+        self.tokens = tokens
+
+    def __call__(self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"], first: int) -> Int[Tensor, "R N"]:
+        """Tokens of some rows."""
+        own = scores.argmax(dim=-1)
+        self.tokens = moved(self.tokens, scores.device)  # by the first call, for all of them
+        given = self.tokens[rows, first : first + own.shape[1]]
+        given = F.pad(given, (0, own.shape[1] - given.shape[1]), value=FREE)
+        return torch.where(given == FREE, own, given)

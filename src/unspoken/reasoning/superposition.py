@@ -34,6 +34,7 @@ __all__ = [
     "mix",
     "noisy",
     "perturb",
+    "positions_at_once",
     "readout_of",
     "rows_at_once",
     "scorer",
@@ -43,6 +44,7 @@ __all__ = [
 T = TypeVar("T", Tensor, tuple[Tensor, Tensor])
 
 NUMBERS = 2**27  # of the largest tensor that exists at one time: 512 MiB in float32
+SCORED = 1024  # positions whose scores over the vocabulary a loss holds at one time, or fewer
 RECORDED = 256  # entries of a superposition that a chain keeps at most
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
 
@@ -53,6 +55,11 @@ _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of ful
 def rows_at_once(width: int) -> int:
     """Rows of ``width`` numbers that may exist at one time."""
     return max(1, NUMBERS // max(width, 1))
+
+
+def positions_at_once(vocabulary: int) -> int:
+    """Positions whose scores over a vocabulary exist at one time, when a loss makes them."""
+    return min(SCORED, rows_at_once(vocabulary))
 
 
 def in_pieces(function: Callable[..., T], rows: int, *tensors: Tensor) -> T:

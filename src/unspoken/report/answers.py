@@ -11,17 +11,19 @@ import torch
 from rich.console import Console
 
 from unspoken.analysis.mixture import all_coefficients
-from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
-from unspoken.evaluation.systems import System, answer, load_model, system_name, system_of
+from unspoken.draw.formats import coefficient, count
+from unspoken.evaluation.answering import Graded, answer_questions, answer_trees
+from unspoken.evaluation.seeds import named_systems
 from unspoken.machine import resolve_device
-from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.report.formats import coefficient, count
-from unspoken.report.word_answers import answer_words
-from unspoken.tasks import GrammarTask, ProseTask, TreeProblems, TreeSearchTask
-from unspoken.tasks.problems import ReasoningTask
+from unspoken.methods.catalogue import systems
+from unspoken.methods.loading import load_model
+from unspoken.reasoning.system import System
+from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.grading import boxed
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.settings import read
@@ -43,53 +45,12 @@ def locate(path: Path, seed: int, stage: str | None) -> tuple[Recipe, Path]:
     if not recipe_file.is_file():
         raise ValueError(f"{path} is neither a run folder (no recipe.json) nor a model folder (no {MANIFEST})")
     recipe = parse(recipe_file.read_text(), str(recipe_file))
-    talkers = [entry.name for entry in recipe.stages if entry.objective.kind in ("talker", "stage2")]
-    wanted = recipe.stage(stage) if stage else recipe.stage(talkers[-1] if talkers else recipe.stages[-1].name)
+    latent = [entry.name for entry in recipe.stages if entry.objective.answers_from_latents]
+    chosen = recipe.stage(stage or [recipe.stages[-1].name, *latent][-1])
     run = SeedRun(recipe=recipe, folder=path / f"seed-{seed}", seed=seed)
-    if not run.finished(wanted):
-        raise ValueError(f"{run.folder} has no finished stage {wanted.name!r}; run the recipe again to continue it")
-    return recipe, run.model_folder(wanted.name)
-
-
-def _chain(system: System, latents: torch.Tensor, spoken: list[str]) -> list[dict[str, Any]]:
-    """What each step is made of: coefficients over the names, or the token itself for a coupled model."""
-    model = system.model.reasoner if isinstance(system.model, JepaReasonerForCausalLM) else system.model
-    if not isinstance(model, JepaReasonerModel):
-        return [{"nearest": token, "coefficients": {token: 1.0}} for token in spoken]
-    # Names and the end of the sequence; the markers of the prompt are no part of an answer.
-    shown = {model.config.end_id: "[EOS]"} | {FIRST_LETTER + index: name for index, name in enumerate(LETTERS)}
-    tokens, steps = list(shown), []
-    for latent, weights in zip(latents, all_coefficients(latents, model.target_table), strict=True):
-        nearest = int(model.nearest_row(latent))
-        largest = [tokens[index] for index in weights[tokens].abs().topk(_SHOWN).indices.tolist()]
-        steps.append(
-            {
-                "nearest": shown.get(nearest, "a marker"),
-                "coefficients": {shown[token]: round(float(weights[token]), 4) for token in largest},
-            }
-        )
-    return steps
-
-
-def _answer_one(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
-    given = answer(system, task, problems, 1)
-    tokens = task.words(given.spoken[0])
-    length = int(given.chain.lengths[0])
-    printed = task.text(problems)[0]
-    result: dict[str, Any] = {
-        "problem": printed[: printed.index("[ROUTE]") + len("[ROUTE]")],
-        "system": system.name,
-        "answer": "".join(tokens),
-        "latent_steps": length,
-        "silent": not isinstance(system.model, UnspokenForCausalLM),
-        "stopped": StopReason(int(given.chain.stop[0])).name.lower(),
-        "tree": task.draw(problems),
-        "chain": _chain(system, given.chain.latents[0, :length], tokens),
-    }
-    if task.config.targets == 1:
-        result["expected"] = printed.rpartition("[ROUTE]")[2]
-        result["correct"] = bool(given.correct[0])
-    return result
+    if not run.finished(chosen):
+        raise ValueError(f"{run.folder} has no finished stage {chosen.name!r}; run the recipe again to continue it")
+    return recipe, run.model_folder(chosen.name)
 
 
 def answerable(recipe: Recipe) -> TreeSearchTask | ReasoningTask:
@@ -98,13 +59,21 @@ def answerable(recipe: Recipe) -> TreeSearchTask | ReasoningTask:
     Raises:
         ValueError: it is about continuing strings or texts.
     """
-    task = recipe.task.build()
-    if isinstance(task, GrammarTask | ProseTask):
+    if not recipe.task.traits.answerable:
         raise ValueError(
             f"{recipe.name} is about {recipe.task.kind}, where nobody asks anything; what its models continue is in the "
             "report, and problems are answered by runs of tree search and of word problems"
         )
+    task: Any = recipe.task.build()
     return task
+
+
+def open_system(recipe: Recipe, folder: Path, task: TreeSearchTask | ReasoningTask, device: torch.device) -> System:
+    """A finished model as it was trained to answer problems of its task."""
+    model, stage = load_model(folder, device=device), folder.parent.name
+    if isinstance(task, TreeSearchTask):
+        return named_systems(model, stage, 2 * task.answer_length)[0]
+    return systems(model, stage=stage, max_answer=recipe.evaluation.max_answer)[0]
 
 
 def answer_problems(
@@ -128,14 +97,98 @@ def answer_problems(
     """
     recipe, folder = locate(model_path, seed, stage)
     task, place = answerable(recipe), resolve_device(device)
-    if not isinstance(task, TreeSearchTask):
-        yield from answer_words(recipe, folder, texts, place)
+    if isinstance(task, TreeSearchTask):
+        trees = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
+        system = open_system(recipe, folder, task, place)
+        for tree in trees:
+            yield _answer_tree(system, task, tree)
         return
-    problems = [task.parse(text) if text is not None else task.sample("test", np.arange(1)) for text in texts]
-    model = load_model(folder, device=place)
-    system = system_of(model, name=system_name(model, folder.parent.name))
-    for problem in problems:
-        yield _answer_one(system, task, problem)
+    test = task.tests[0]
+    asked = [task.parse(text) if text is not None else task.sample(test, np.arange(1)) for text in texts]
+    system, prompt_format = open_system(recipe, folder, task, place), PromptFormat(tokenizer=recipe.tokenizer())
+    for questions in asked:
+        yield _answer_question(system, prompt_format, questions[0])
+
+
+def _answer_tree(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
+    given = answer_trees(system, task, problems, 1)
+    tokens = task.words(given.tokens[0])
+    printed = task.text(problems)[0]
+    result: dict[str, Any] = {
+        "problem": printed[: printed.index("[ROUTE]") + len("[ROUTE]")],
+        "system": system.name,
+        "answer": "".join(tokens),
+        **_facts(system, given),
+        "tree": task.draw(problems),
+        "chain": _directions(system, given) if system.targets is not None else _tokens(tokens),
+    }
+    if task.config.targets == 1:
+        result["expected"] = printed.rpartition("[ROUTE]")[2]
+        result["correct"] = bool(given.correct[0])
+    return result
+
+
+def _answer_question(system: System, prompt_format: PromptFormat, problem: ReasoningProblem) -> dict[str, Any]:
+    given = answer_questions(system, prompt_format, [problem], 1)
+    text = prompt_format.decode(given.tokens)[0]
+    in_box = boxed(text)
+    result: dict[str, Any] = {
+        "problem": problem.question,
+        "system": system.name,
+        "answer": text if in_box is None else in_box,
+        **_facts(system, given),
+        "chain": _mixtures(given, prompt_format.tokenizer),
+    }
+    if problem.answer:
+        result |= {"expected": problem.answer, "correct": bool(given.correct[0])}
+    return result
+
+
+def _facts(system: System, given: Graded) -> dict[str, Any]:
+    """What is said of every answer of one problem."""
+    return {
+        "latent_steps": int(given.chain.lengths[0]),
+        "silent": system.chain_kind != "tokens",
+        "stopped": StopReason(int(given.chain.stop[0])).name.lower(),
+    }
+
+
+def _tokens(tokens: Sequence[str]) -> list[dict[str, Any]]:
+    """Steps that are one token each."""
+    return [{"nearest": token, "coefficients": {token: 1.0}} for token in tokens]
+
+
+def _directions(system: System, given: Graded) -> list[dict[str, Any]]:
+    """Coefficients over the names of a tree, of latents that point at rows of a table."""
+    targets = system.targets
+    assert targets is not None
+    (end_id,) = system.speaker.end_ids
+    # Names and the end of the sequence; the markers of the prompt are no part of an answer.
+    shown = {end_id: "[EOS]"} | {FIRST_LETTER + index: name for index, name in enumerate(LETTERS)}
+    latents = given.chain.latents[0, : int(given.chain.lengths[0])]
+    tokens, steps = list(shown), []
+    for latent, weights in zip(latents, all_coefficients(latents, targets.target_table), strict=True):
+        largest = [tokens[index] for index in weights[tokens].abs().topk(_SHOWN).indices.tolist()]
+        steps.append(
+            {
+                "nearest": shown.get(int(targets.nearest_row(latent)), "a marker"),
+                "coefficients": {shown[token]: round(float(weights[token]), 4) for token in largest},
+            }
+        )
+    return steps
+
+
+def _mixtures(given: Graded, tokenizer: Any) -> list[dict[str, Any]]:
+    """The heaviest tokens of each latent; nothing where latents have no distribution."""
+    chain, steps = given.chain, []
+    if chain.support_ids is None or chain.support_weights is None:
+        return []
+    length = int(chain.lengths[0])
+    for weights, ids in zip(chain.support_weights[0, :length], chain.support_ids[0, :length], strict=True):
+        names = [tokenizer.decode([int(token)]) for token in ids[:_SHOWN]]
+        weighted = {name: round(float(weight), 4) for name, weight in zip(names, weights, strict=False)}
+        steps.append({"nearest": names[0], "coefficients": weighted})
+    return steps
 
 
 def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> None:

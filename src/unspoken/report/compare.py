@@ -10,29 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from typing import Any
 
 import numpy as np
 
-from unspoken.evaluation.outcomes import compared, unpacked
-from unspoken.evaluation.significance import Difference, Outcomes, paired_difference
-from unspoken.report.charts import Axis, Frame, Mark, Point, linear, logarithmic, nice_ticks, scatter
-from unspoken.report.figures import SERIES, Panel, system_colours
-from unspoken.report.findings import Results, baseline, differs, label, words
-from unspoken.report.formats import (
-    NO_VALUE,
+from unspoken.draw.charts import Axis, Frame, Mark, Point, linear, logarithmic, nice_ticks, scatter
+from unspoken.draw.formats import (
+    MILLISECONDS,
+    P_VALUE,
+    POINTS,
+    QUANTITY,
+    STEPS,
+    Format,
     count,
     joined,
-    milliseconds,
-    p_value,
     percent,
-    percent_range,
-    points,
     quantity,
-    steps,
 )
-from unspoken.report.markup import Cell, figure, heads, paragraph, prose, table, text_cell
+from unspoken.draw.section import Block, Figure, Heading, Key, Legend, Panel, Paragraph, Section
+from unspoken.draw.table import BLANK, Cell, Column, Table, estimate, number, text
+from unspoken.evaluation.outcomes import compared, unpacked
+from unspoken.evaluation.significance import Difference, Outcomes, paired_difference
+from unspoken.report.figures import SERIES, system_colours
+from unspoken.report.findings import Results, baseline, differs, label, measured
 
 # Key of a cost, its short name, the title of its axis, and what makes a readable number of it.
 COSTS = (
@@ -98,22 +98,22 @@ class ProblemSet:
 def _explicit(results: Results) -> set[str]:
     """Systems that say a chain of thought in tokens."""
     stages = results.get("recipe", {}).get("stages", ())
-    found = {
+    explicit = {
         str(stage["name"])
         for stage in stages
         if stage.get("objective", {}).get("kind") == "next_token" and stage["objective"].get("chain") != "none"
     }
-    return (found | {baseline(results) or ""}) & set(results["systems"])
+    return (explicit | {baseline(results) or ""}) & set(results["systems"])
 
 
 def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) -> Iterator[ProblemSet]:
     """The test sets of one run; of results without outcomes the first alone, whose cost is known."""
-    tests, task = words(results).get("tests", {}), results.get("recipe", {}).get("task")
+    tests, task = measured(results, "words").get("tests", {}), results.get("recipe", {}).get("task")
     kept: Mapping[str, Any] = results.get("outcomes") or {next(iter(tests), "test"): {}}
-    for test, found in kept.items():
-        problems = found.get("problems", results["problems"])
+    for test, outcomes in kept.items():
+        problems = outcomes.get("problems", results["problems"])
         rates = tests.get(test) or results["systems"]
-        costs = found.get("cost")
+        costs = outcomes.get("cost")
         if costs is None:
             costs = {name: compared(entry["cost"]) for name, entry in results["systems"].items() if "cost" in entry}
         kind = str((task or {}).get("kind", "")).replace("_", " ")
@@ -128,9 +128,9 @@ def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) ->
                 cost=costs.get(name, {}),
                 right={
                     seed: unpacked(text, problems)
-                    for seed, text in zip(results["seeds"], found["right"][name], strict=True)
+                    for seed, text in zip(results["seeds"], outcomes["right"][name], strict=True)
                 }
-                if "right" in found
+                if "right" in outcomes
                 else None,
             )
             for name in results["systems"]
@@ -138,7 +138,7 @@ def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) ->
         )
         yield ProblemSet(
             name=f"{about or run}: {count(problems, 'test problem')}",
-            fingerprint=found.get("fingerprint", ""),
+            fingerprint=outcomes.get("fingerprint", ""),
             # Results that do not even name their task are like no others.
             described=json.dumps([task or place, test, problems], sort_keys=True),
             entries=entries,
@@ -148,7 +148,7 @@ def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) ->
 def problem_sets(every: Sequence[Results]) -> list[ProblemSet]:
     """All systems of all runs, by the problems that they answered; sets that most runs share come first."""
     names = [f"{results.get('name', 'run')} {results.get('size', '')}".strip() for results in every]
-    found: list[ProblemSet] = []
+    sets: list[ProblemSet] = []
     for place, results in enumerate(every):
         again = names.count(names[place]) > 1
         run = f"{names[place]} (run {place + 1})" if again else names[place]
@@ -157,12 +157,12 @@ def problem_sets(every: Sequence[Results]) -> list[ProblemSet]:
         else:
             colours = dict.fromkeys(results["systems"], SERIES[place % len(SERIES)])
         for new in _sets(results, run, colours, place):
-            same = next((index for index, known in enumerate(found) if known.same_as(new)), None)
+            same = next((index for index, known in enumerate(sets) if known.same_as(new)), None)
             if same is None:
-                found.append(new)
+                sets.append(new)
             else:
-                found[same] = replace(found[same], entries=found[same].entries + new.entries)
-    return sorted(found, key=lambda one: -len(one.runs))
+                sets[same] = replace(sets[same], entries=sets[same].entries + new.entries)
+    return sorted(sets, key=lambda one: -len(one.runs))
 
 
 def frontier(places: Sequence[Point]) -> list[int]:
@@ -206,18 +206,18 @@ class Comparison:
 
 def comparisons(entries: Sequence[Entry], against: Entry) -> list[Comparison]:
     """Paired tests, problem by problem and seed by seed; systems without a common seed are left out."""
-    found: list[tuple[Entry, int, Difference]] = []
+    tested: list[tuple[Entry, int, Difference]] = []
     for entry in entries:
         if entry is against or entry.right is None or against.right is None:
             continue
         seeds = [seed for seed in entry.right if seed in against.right]
         if seeds:
             first, second = (np.stack([one.right[seed] for seed in seeds]) for one in (entry, against))  # type: ignore[index]
-            found.append((entry, len(seeds), paired_difference(first, second)))
-    corrected = holm([difference.p for _, _, difference in found])
+            tested.append((entry, len(seeds), paired_difference(first, second)))
+    corrected = holm([difference.p for _, _, difference in tested])
     return [
         Comparison(entry=entry, seeds=seeds, difference=difference, holm=p)
-        for (entry, seeds, difference), p in zip(found, corrected, strict=True)
+        for (entry, seeds, difference), p in zip(tested, corrected, strict=True)
     ]
 
 
@@ -232,7 +232,7 @@ def _tick(value: float) -> str:
 
 def _axis(values: Sequence[float], name: str) -> Axis:
     wide = max(values) > _DECADE * min(values) > 0
-    made = logarithmic(values, _tick, most=5) if wide else linear([0.0, *values], _tick, wanted=4)
+    made = logarithmic(values, _tick, most=5) if wide else linear([0.0, *values], _tick, count=4)
     return replace(made, title=f"{name}, logarithmic" if wide else name)
 
 
@@ -242,12 +242,12 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
     marks_y = nice_ticks(min(entry.rate["low"] for entry in entries), max(entry.rate["high"] for entry in entries))
     ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y if mark <= 1)
     y = Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
-    for key, name, told, factor in COSTS:
+    for key, name, axis, factor in COSTS:
         if not all(entry.cost.get(key) for entry in entries):
             continue
         places = [(factor * entry.cost[key], entry.rate["mean"]) for entry in entries]
         best = frontier(places)
-        x = _axis([cost for cost, _ in places], told)
+        x = _axis([cost for cost, _ in places], axis)
         marks = [
             Mark(
                 x=cost,
@@ -257,12 +257,12 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
                 number=number,
                 colour=entry.colour.split()[0],
                 filled=place in best,
-                hint=f"{number} {entry.system}, {entry.run}: {percent(accuracy)} at {_tick(cost)} ({told})",
+                hint=f"{number} {entry.system}, {entry.run}: {percent(accuracy)} at {_tick(cost)} ({axis})",
             )
             for place, (number, entry, (cost, accuracy)) in enumerate(zip(numbers, entries, places, strict=True))
         ]
         frame = Frame(x=x, y=y, width=332, height=250, top=16, right=12)
-        drawing = scatter(frame, marks, _stair([places[i] for i in best], x), label=f"Accuracy against {told}")
+        drawing = scatter(frame, marks, _stair([places[i] for i in best], x), label=f"Accuracy against {axis}")
         panels.append(Panel(title=f"Accuracy against {name}", drawing=drawing))
     return panels
 
@@ -276,62 +276,62 @@ def _stair(best: Sequence[Point], x: Axis) -> list[Point]:
     return [*corners, (x.high, corners[-1][1])]
 
 
-def _drawing(entries: Sequence[Entry], numbers: Sequence[int], keys: Sequence[tuple[str, str]], caption: str) -> str:
+def _drawing(entries: Sequence[Entry], numbers: Sequence[int], keys: Sequence[Key], caption: str) -> list[Block]:
     panels = _panels(entries, numbers)
-    if not panels:
-        return ""
-    marks = (("c0 dotted", "on the frontier"), ("c0 open", "not on it"))
-    legend = "".join(f'<span class="key {classes}">{name}</span>' for classes, name in (*keys, *marks))
-    return f'<p class="legend example-key">{legend}</p>{figure(panels, caption)}'
+    legend = [*keys, Key("c0 dotted", "on the frontier"), Key("c0 open", "not on it")]
+    return [Legend(legend), Figure(panels, caption)] if panels else []
 
 
 _CAPTION = (
     "Accuracy with its 95 % interval; cheaper is further left. The line is the frontier: nothing here is both cheaper and "
     "more accurate than a filled point. It goes through means; where intervals overlap, it may be chance who is on it. "
-    "The vertical axis may not start at zero. "
+    "The vertical axis may not start at zero."
 )
 
 
-def cost_figure(results: Results) -> str:
+def cost_blocks(results: Results) -> list[Block]:
     """The picture of one run on word problems: its systems on the first test set; empty where there are not two."""
     entries = [entry for entry in problem_sets([results])[0].entries if entry.cost]
-    if not words(results) or len(entries) < 2:
-        return ""
+    if not measured(results, "words") or len(entries) < 2:
+        return []
     numbers = range(1, len(entries) + 1)
     keys = [
-        (f"{e.colour.split()[0]} dotted", f"<b>{n}</b>{escape(e.system)}")
-        for n, e in zip(numbers, entries, strict=True)
+        Key(f"{entry.colour.split()[0]} dotted", entry.system, str(number))
+        for number, entry in zip(numbers, entries, strict=True)
     ]
-    drawing = _drawing(entries, numbers, keys, _CAPTION.strip())
-    return f'<h4 class="run-in">Accuracy against cost</h4>{drawing}' if drawing else ""
+    drawing = _drawing(entries, numbers, keys, _CAPTION)
+    return [Heading("Accuracy against cost"), *drawing] if drawing else []
 
 
 # --- the page of several runs ------------------------------------------------------------------------------------
 
 
-def comparison(every: Sequence[Results]) -> str:
-    """Everything that several runs say together, a part for each set of problems that two systems share."""
+def comparison(every: Sequence[Results]) -> Section | None:
+    """Everything that several runs say together, a part for each set of problems that two systems were measured on."""
     sets = problem_sets(every)
     aged = [entry.run for one in sets for entry in one.entries if entry.right is None]
     caption = (
-        f"{_CAPTION}Numbers are those of the table. FLOPs are those of prompt, chain and words, answered alone"
+        f"{_CAPTION} Numbers are those of the table. FLOPs are those of prompt, chain and words, answered alone"
         f"{'; older results counted a padded batch' if aged else ''}. Time is that of the machine on which a run was "
         "measured."
     )
-    shared = [one for one in sets if len(one.entries) > 1]
-    parts = "".join(_part(one, caption if one is shared[0] else "") for one in shared)  # once is enough
-    told = paragraph(_apart(sets)) if _apart(sets) else ""
+    blocks: list[Block] = [Paragraph(apart)] if (apart := _apart(sets)) else []
     if aged:
         names = joined(list(dict.fromkeys(aged)))
-        told += paragraph(
-            f"Results of {names} do not keep which problems were answered rightly, so nothing is tested against them; "
-            "‘unspoken eval RUN’ writes them again."
+        blocks.append(
+            Paragraph(
+                f"Results of {names} do not keep which problems were answered rightly, so nothing is tested against them; "
+                "‘unspoken eval RUN’ writes them again."
+            )
         )
-    return f'<section id="compare"><h3>Accuracy against cost</h3>{told}{parts}</section>' if parts or told else ""
+    several = [one for one in sets if len(one.entries) > 1]
+    for one in several:
+        blocks += _blocks(one, caption if one is several[0] else "")  # once is enough
+    return Section("compare", "Accuracy against cost", blocks) if blocks else None
 
 
 def _apart(sets: Sequence[ProblemSet]) -> str:
-    """Which runs share no problems with any other."""
+    """Which runs have no problems in common with any other."""
     runs = list(dict.fromkeys(run for one in sets for run in one.runs))
     together = {run for one in sets if len(one.runs) > 1 for run in one.runs}
     alone = [run for run in runs if run not in together]
@@ -343,18 +343,21 @@ def _apart(sets: Sequence[ProblemSet]) -> str:
     return f"{joined(alone)} {were} measured on problems that no other run here has, and {is_are} shown apart."
 
 
-def _part(one: ProblemSet, caption: str) -> str:
+def _blocks(one: ProblemSet, caption: str) -> list[Block]:
     numbers = range(1, len(one.entries) + 1)
     shown = [(number, entry) for number, entry in zip(numbers, one.entries, strict=True) if entry.cost]
-    keys = {entry.run: (f"{entry.colour} dotted", escape(entry.run)) for entry in one.entries}
-    drawing = ""
+    keys = {entry.run: Key(f"{entry.colour} dotted", entry.run) for entry in one.entries}
+    drawing: list[Block] = []
     if len(shown) > 1:
         drawing = _drawing([entry for _, entry in shown], [number for number, _ in shown], list(keys.values()), caption)
-    runs = f" <span>{prose(joined(one.runs))}</span>"
-    return f'<h4 class="run-in">{prose(one.name)}{runs}</h4>{drawing}{_table(one)}'
+    return [Heading(one.name, joined(one.runs)), *drawing, _table(one)]
 
 
-def _table(one: ProblemSet) -> str:
+def _cost(head: str, key: str, write: Format, classes: str = "num") -> Column:
+    return Column(head, lambda row: number(row[1].cost[key], write) if row[1].cost else Cell(), classes=classes)
+
+
+def _table(one: ProblemSet) -> Table:
     """Every system in numbers: the costs by which it is on a frontier, and the paired test against one of them."""
     known = [entry for entry in one.entries if entry.cost]
     best = {
@@ -362,47 +365,56 @@ def _table(one: ProblemSet) -> str:
         for key, name, _, _ in COSTS
         if known and all(entry.cost.get(key) for entry in known)
     }
+
+    def on_frontier(row: tuple[int, Entry]) -> Cell:
+        names = [name for name, winners in best.items() if any(row[1] is winner for winner in winners)]
+        return Cell("all three" if len(names) == len(COSTS) else ", ".join(names) or None)
+
+    columns = [
+        Column("System|run", lambda row: text(f"{row[0]} · {row[1].system}", row[1].run)),
+        Column("Seeds", lambda row: text(str(len(row[1].rate["seeds"]))), classes="num wide"),
+        Column("Accuracy|95 % interval", lambda row: estimate(row[1].rate, classes="strong")),
+        _cost("Latent steps", "latent_steps", STEPS, "num wide"),
+        _cost("Passes", "sequential_passes", STEPS),
+        _cost("FLOPs", "flops", QUANTITY),
+        _cost("Time|ms", "seconds", MILLISECONDS),
+        Column("On the frontier|by cost", on_frontier, classes="on"),
+    ]
+    tests, note = _tests(one)
+    rows = list(enumerate(one.entries, start=1))
+    return Table.of(rows, [*columns, *tests], note=note, classes="compared", terminal="absent")
+
+
+def _tests(one: ProblemSet) -> tuple[list[Column], str]:
+    """Columns of the paired tests against the reference, and what they are; nothing where there is none to test."""
     against = reference(one.entries)
-    tested = {} if against is None else {id(found.entry): found for found in comparisons(one.entries, against)}
-    rows = []
-    for number, entry in enumerate(one.entries, start=1):
-        on = [name for name, winners in best.items() if any(entry is winner for winner in winners)]
-        rate, spent = entry.rate, entry.cost
-        row = [
-            text_cell(f"{number} · {entry.system}", small=entry.run),
-            Cell(text=str(len(rate["seeds"])), classes="num wide"),
-            Cell(text=percent(rate["mean"]), small=percent_range(rate["low"], rate["high"]), classes="num strong"),
-            Cell(text=steps(spent["latent_steps"]) if spent else NO_VALUE, classes="num wide"),
-            Cell(text=steps(spent["sequential_passes"]) if spent else NO_VALUE),
-            Cell(text=quantity(spent["flops"]) if spent else NO_VALUE),
-            Cell(text=milliseconds(spent["seconds"]) if spent else NO_VALUE),
-            text_cell("all three" if len(on) == len(COSTS) else ", ".join(on) or NO_VALUE, classes="on"),
-        ]
-        rows.append(row + (_tested(tested.get(id(entry))) if tested else []))
-    head = heads("System|run", "~Seeds", "Accuracy|95 % interval", "~Latent steps", "Passes", "FLOPs", "Time|ms")
-    head.append(text_cell("On the frontier", small="by cost", classes="on"))
+    tested = {} if against is None else {id(test.entry): test for test in comparisons(one.entries, against)}
     if against is None or not tested:
-        return table(head, rows, classes="compared")
+        return [], ""
     name = f"{one.entries.index(against) + 1} · {against.system}"
-    head += heads("", f"Against {name}|points", "p|after Holm")[1:]
     kind = "that says its chain of thought" if against.explicit else "of all"
-    some = {found.seeds for found in tested.values()} != {len(against.right or ())}
-    caption = (
+    some = {test.seeds for test in tested.values()} != {len(against.right or ())}
+
+    def difference(row: tuple[int, Entry]) -> Cell:
+        test = tested.get(id(row[1]))
+        entry = None if test is None else {key: getattr(test.difference, key) for key in ("mean", "low", "high")}
+        return estimate(entry, POINTS, classes=_faint(test))
+
+    def p(row: tuple[int, Entry]) -> Cell:
+        test = tested.get(id(row[1]))
+        return BLANK if test is None else number(test.holm, P_VALUE, classes=_faint(test))
+
+    note = (
         f"{name} of {against.run} is the most accurate system {kind}. Differences are paired, problem by problem"
         f"{', on the seeds that both have' if some else ''}; interval and p-value come from a bootstrap over seeds and "
         f"problems, and p is corrected after Holm for {count(len(tested), 'test')}. Grey where the data cannot tell the "
         "difference from zero."
     )
-    return table(head, rows, caption=caption, classes="compared")
+    return [Column(f"Against {name}|points", difference), Column("p|after Holm", p)], note
 
 
-def _tested(found: Comparison | None) -> list[Cell]:
-    if found is None:
-        return [Cell(text=NO_VALUE, classes="num muted"), Cell(text="", classes="num")]
-    change = found.difference
-    sure = found.holm < 0.05 and differs({"p": change.p, "low": change.low, "high": change.high})
-    muted = "num" if sure else "num muted"
-    return [
-        Cell(text=points(change.mean), small=f"{points(change.low)} to {points(change.high)}", classes=muted),
-        Cell(text=p_value(found.holm).removeprefix("p = ").removeprefix("p "), classes=muted),
-    ]
+def _faint(test: Comparison | None) -> str:
+    if test is None or test.holm >= 0.05:
+        return "muted"
+    change = test.difference
+    return "" if differs({"p": change.p, "low": change.low, "high": change.high}) else "muted"

@@ -8,26 +8,28 @@ word problems every system has a colour of its own, the baseline orange again.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from unspoken.report.charts import (
+from unspoken.draw.charts import (
     Axis,
     Frame,
     Level,
     Line,
     Point,
+    circle,
+    element,
     line_chart,
     linear,
     logarithmic,
-    number,
-    shares,
+    rates,
+    span,
     training_steps,
 )
+from unspoken.draw.formats import ONE_DECIMAL, percent
+from unspoken.draw.section import Key, Panel
 from unspoken.report.findings import Results, averaged, baseline, inside, reasoners, step_names
-from unspoken.report.formats import coefficient, percent
 
 STAGE_COLOURS = {"sst": "c1", "talker": "c3", "stage1": "c4", "stage2": "c1"}
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
@@ -41,26 +43,8 @@ def system_colours(results: Results) -> dict[str, str]:
     others.pop(baseline(results), None)
     free = [colour for colour in SERIES if colour != BASELINE_COLOUR]
     free += [f"{colour} dashed" for colour in free]
-    found = {name: free[index % len(free)] for index, name in enumerate(others)}
-    return {name: found.get(name, BASELINE_COLOUR) for name in results["systems"]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One drawing with its title and what its marks mean."""
-
-    title: str
-    drawing: str
-    legend: tuple[tuple[str, str], ...] = ()
-    note: str = ""
-
-    def html(self) -> str:
-        """Title, note, legend and drawing."""
-        note = f" <span>{escape(self.note)}</span>" if self.note else ""
-        keys = "".join(f'<span class="key {classes}">{escape(name)}</span>' for classes, name in self.legend)
-        legend = f'<div class="legend">{keys}</div>' if keys else ""
-        title = f"<h4>{escape(self.title)}{note}</h4>" if self.title else ""
-        return f'<div class="panel">{title}{legend}{self.drawing}</div>'
+    colours = {name: free[index % len(free)] for index, name in enumerate(others)}
+    return {name: colours.get(name, BASELINE_COLOUR) for name in results["systems"]}
 
 
 # --- accuracy by step --------------------------------------------------------------------------------------------
@@ -87,8 +71,8 @@ def step_panels(results: Results) -> list[Panel]:
                 Line(points=list(enumerate(values["forced"])), classes="c4", marker="ring", hint="teacher-forced"),
                 Line(points=list(enumerate(values["rollout"])), classes="c1", marker="dot", hint="rollout"),
             ]
-            legend = (("c1 dotted", "rollout"), ("c4 ringed", "teacher-forced"))
-            frame = Frame(x=x, y=shares(lowest), bottom=24, height=190)
+            legend = (Key("c1 dotted", "rollout"), Key("c4 ringed", "teacher-forced"))
+            frame = Frame(x=x, y=rates(lowest), bottom=24, height=190)
             title = name if len(measured) == 1 else system if len(measured) > 2 else f"{system}: {name}"
             panels.append(
                 Panel(title=title, legend=legend, drawing=line_chart(frame, lines, label=f"Accuracy, {title}"))
@@ -136,7 +120,7 @@ def training_panels(results: Results) -> list[list[Panel]]:
         group = []
         if losses:
             wide = max(losses) > 20 * max(min(losses), 1e-5)
-            y = logarithmic(losses, power, most=5) if wide else linear([0.0, *losses], wanted=4)
+            y = logarithmic(losses, power, most=5) if wide else linear([0.0, *losses], count=4)
             lines = [
                 Line(points=_points(curve["loss_steps"], curve["loss"]), classes=f"{colour} thin", hint=f"seed {seed}")
                 for seed, curve in curves
@@ -145,7 +129,9 @@ def training_panels(results: Results) -> list[list[Panel]]:
             axis = "loss, logarithmic" if wide else "loss"
             drawing = line_chart(frame, lines, label=f"Loss of stage {stage}")
             group.append(
-                Panel(title=stage, note=_objective(objective), legend=((f"{colour} plain", axis),), drawing=drawing)
+                Panel(
+                    title=stage, remark=_objective(objective), legend=(Key(f"{colour} plain", axis),), drawing=drawing
+                )
             )
         if any("exact_match" in curve for _, curve in curves):
             group.append(_validation(stage, curves, colour, x))
@@ -166,17 +152,16 @@ def _points(steps: Sequence[float], values: Sequence[float]) -> list[Point]:
 
 
 def _validation(stage: str, curves: list[tuple[int, Mapping[str, Any]]], colour: str, x: Axis) -> Panel:
-    frame = Frame(x=x, y=shares(), width=243, height=140, bottom=34, left=42)
+    frame = Frame(x=x, y=rates(), width=243, height=140, bottom=34, left=42)
     lines, chosen = [], []
     for seed, curve in curves:
         points = _points(curve["steps"], curve.get("exact_match", ()))
         lines.append(Line(points=points, classes=f"{colour} thin", hint=f"seed {seed}"))
         for step, value in points:
             if step == curve.get("selected_step"):
-                place = frame.at(step, value)
-                chosen.append(f'<circle class="dot {colour}" cx="{number(place[0])}" cy="{number(place[1])}" r="3.5"/>')
+                chosen.append(circle(frame.at(step, value), f"dot {colour}", 3.5))
     drawing = line_chart(frame, lines, label=f"Exact match during stage {stage}", extra=chosen)
-    return Panel(title="", legend=((f"{colour} dotted", "exact match"),), drawing=drawing)
+    return Panel(title="", legend=(Key(f"{colour} dotted", "exact match"),), drawing=drawing)
 
 
 # --- how mixing changes while SST runs ---------------------------------------------------------------------------
@@ -196,10 +181,6 @@ def _seed_lines(curves: list[tuple[int, Mapping[str, Any]]], key: str, classes: 
     return lines
 
 
-def _values(lines: Sequence[Line]) -> list[float]:
-    return [value for line in lines for _, value in line.points]
-
-
 def sst_stages(results: Results) -> list[str]:
     """Stages whose curve holds readings of the mixture."""
     entries = results.get("training") or ()
@@ -209,106 +190,74 @@ def sst_stages(results: Results) -> list[str]:
 def mixing_panels(results: Results) -> dict[str, list[Panel]]:
     """Rank of the sibling plane, larger coefficient and coefficients along SST, teacher-forced and in rollout."""
     stages = sst_stages(results)
-    found = {}
-    for kind in KINDS if stages else ():
-        if not any(f"{kind}_rank" in curve for stage in stages for _, curve in _curves(results, stage)):
-            continue
-        found[kind] = _one_stage(results, stages[0], kind) if len(stages) == 1 else _sweep(results, stages, kind)
-    return found
+    curves = [curve for stage in stages for _, curve in _curves(results, stage)]
+    kinds = [kind for kind in KINDS if any(f"{kind}_rank" in curve for curve in curves)]
+    x = training_steps(step for curve in curves for step in curve["steps"])
+    return {kind: [_mixing_panel(results, kind, x, *chart) for chart in _mixing_charts(stages)] for kind in kinds}
 
 
-def _levels(results: Results) -> tuple[Level, ...]:
+Series = list[tuple[str, str, str, str]]  # stage, reading, classes and name
+
+
+def _mixing_charts(stages: list[str]) -> list[tuple[str, Series, Callable[[Results, list[float]], Frame]]]:
+    """Readings of all nodes and of inner ones; of several stages with one colour a stage, all of inner nodes."""
+    if len(stages) == 1:
+        nodes, stage = (("", "c3", "all nodes"), ("_inner", "c1", "inner nodes")), stages[0]
+        rank, larger = (
+            [(stage, key + part, classes, name) for part, classes, name in nodes] for key in ("rank", "major")
+        )
+        parts = [(stage, "right_inner", "c1", "right child"), (stage, "other_inner", "c2", "other child")]
+        last = "Coefficients at inner nodes"
+    else:
+        # Every second line is dashed, so that two that coincide are both seen.
+        marks = [(stage, SERIES[i % len(SERIES)] + (" dashed" if i % 2 else "")) for i, stage in enumerate(stages)]
+        rank, larger, parts = (
+            [(stage, f"{key}_inner", colour, stage) for stage, colour in marks] for key in ("rank", "major", "other")
+        )
+        last = "Coefficient of the other child"
+    return [
+        ("Rank of the sibling plane", rank, _rank_frame),
+        ("Right child has the larger part", larger, _larger_frame),
+        (last, parts, _coefficient_frame),
+    ]
+
+
+def _mixing_panel(
+    results: Results, kind: str, x: Axis, title: str, series: Series, frame: Callable[[Results, list[float]], Frame]
+) -> Panel:
+    lines = [
+        line
+        for stage, key, classes, name in series
+        for line in _seed_lines(_curves(results, stage), f"{kind}_{key}", classes, name)
+    ]
+    values = [value for line in lines for _, value in line.points]
+    drawing = line_chart(replace(frame(results, values), x=x), lines, label=f"{title} along SST, {kind}")
+    return Panel(title=title, legend=[Key(f"{mark} plain", name) for *_, mark, name in series], drawing=drawing)
+
+
+def _rank_frame(results: Results, values: list[float]) -> Frame:
     reference = results.get("reference") or {}
     names = {"no_sibling": "no sibling in it", "true_mixture": "the two siblings alone"}
-    return tuple(
+    levels = tuple(
         Level(value=reference[key], name=f"{name}, {percent(reference[key])}")
         for key, name in names.items()
         if key in reference
     )
+    # Free pixels below the lowest level, so that a line on it does not lie on the frame.
+    low = 0.75 * min([*values, *(level.value for level in levels)])
+    y = logarithmic([low, *values], lambda rate: f"{100 * rate:g} %")
+    return Frame(x=y, y=y, levels=levels)
 
 
-def _rank_chart(results: Results, lines: list[Line], x: Axis, label: str) -> str:
-    levels = _levels(results)
-    low = min([*_values(lines), *(level.value for level in levels)])
-    # Room below the lowest level, so that a line on it does not lie on the frame.
-    y = logarithmic([low * 0.75, *_values(lines)], lambda share: f"{100 * share:g} %")
-    return line_chart(Frame(x=x, y=y, levels=levels), lines, label=label)
+def _larger_frame(_: Results, values: list[float]) -> Frame:
+    y = rates(min([0.48, *values]))
+    return Frame(x=y, y=y, levels=(Level(value=0.5, name="chance"),))
 
 
-def _one_stage(results: Results, stage: str, kind: str) -> list[Panel]:
-    curves = _curves(results, stage)
-    x = training_steps(step for _, curve in curves for step in curve["steps"])
-    nodes = {"rank": ("c3", "all nodes"), "rank_inner": ("c1", "inner nodes")}
-    ranks = [line for key, (c, name) in nodes.items() for line in _seed_lines(curves, f"{kind}_{key}", c, name)]
-    wins = [
-        line
-        for key, (c, name) in (("major", nodes["rank"]), ("major_inner", nodes["rank_inner"]))
-        for line in _seed_lines(curves, f"{kind}_{key}", c, name)
-    ]
-    right = _seed_lines(curves, f"{kind}_right_inner", "c1", "right child")
-    other = _seed_lines(curves, f"{kind}_other_inner", "c2", "other child")
-    legend = (("c3 plain", "all nodes"), ("c1 plain", "inner nodes"))
-    return [
-        Panel(
-            title="Rank of the sibling plane",
-            legend=legend,
-            drawing=_rank_chart(results, ranks, x, f"Rank of the sibling plane along {stage}, {kind}"),
-        ),
-        Panel(title="Right child has the larger part", legend=legend, drawing=_wins_chart(wins, x, stage)),
-        Panel(
-            title="Coefficients at inner nodes",
-            legend=(("c1 plain", "right child"), ("c2 plain", "other child")),
-            drawing=_plain_chart([*right, *other], x, f"Coefficients along {stage}, {kind}"),
-        ),
-    ]
-
-
-def _wins_chart(lines: list[Line], x: Axis, stage: str) -> str:
-    y = shares(min([0.48, *_values(lines)]))
-    frame = Frame(x=x, y=y, levels=(Level(value=0.5, name="chance"),))
-    return line_chart(frame, lines, label=f"How often the right child has the larger coefficient along {stage}")
-
-
-def _plain_chart(lines: list[Line], x: Axis, label: str) -> str:
+def _coefficient_frame(_: Results, values: list[float]) -> Frame:
     # A hair below zero is not worth an axis that goes below zero.
-    values = [0.0 if -0.03 < value < 0 else value for value in _values(lines)]
-    y = linear([0.0, 1.0, *values], coefficient_tick, wanted=5)
-    return line_chart(Frame(x=x, y=y), lines, label=label)
-
-
-def coefficient_tick(value: float) -> str:
-    """A tick of an axis of coefficients."""
-    return coefficient(value, 1)
-
-
-def _sweep(results: Results, stages: list[str], kind: str) -> list[Panel]:
-    """The same readings with one colour a stage; all at inner nodes."""
-    every = {stage: _curves(results, stage) for stage in stages}
-    x = training_steps(step for curves in every.values() for _, curve in curves for step in curve["steps"])
-    # Every second line is dashed, so that two that coincide are both seen.
-    colours = {stage: SERIES[i % len(SERIES)] + (" dashed" if i % 2 else "") for i, stage in enumerate(stages)}
-    lines = {
-        key: [line for s in stages for line in _seed_lines(every[s], f"{kind}_{key}", colours[s], s)]
-        for key in ("rank_inner", "major_inner", "other_inner")
-    }
-    legend = tuple((f"{colours[stage]} plain", stage) for stage in stages)
-    return [
-        Panel(
-            title="Rank of the sibling plane",
-            legend=legend,
-            drawing=_rank_chart(results, lines["rank_inner"], x, f"Rank of the sibling plane, {kind}"),
-        ),
-        Panel(
-            title="Right child has the larger part",
-            legend=legend,
-            drawing=_wins_chart(lines["major_inner"], x, "SST"),
-        ),
-        Panel(
-            title="Coefficient of the other child",
-            legend=legend,
-            drawing=_plain_chart(lines["other_inner"], x, f"Coefficient of the other child, {kind}"),
-        ),
-    ]
+    y = linear([0.0, 1.0, *(0.0 if -0.03 < value < 0 else value for value in values)], ONE_DECIMAL)
+    return Frame(x=y, y=y)
 
 
 # --- calibration -------------------------------------------------------------------------------------------------
@@ -323,20 +272,14 @@ def calibration_panel(entry: Mapping[str, Any], title: str) -> Panel | None:
     x = Axis(low=-0.04, high=1.04, ticks=ticks, title="True probability of the child")
     y = Axis(low=-0.04, high=1.04, ticks=ticks)
     frame = Frame(x=x, y=y, width=380, height=340, left=48, top=14, bottom=38)
-    start, end = frame.at(0, 0), frame.at(1, 1)
+    (x1, y1), (x2, y2) = frame.at(0, 0), frame.at(1, 1)
     most = max(point["count"] for point in points)
-    marks = [
-        f'<line class="level" x1="{number(start[0])}" y1="{number(start[1])}" x2="{number(end[0])}" y2="{number(end[1])}"/>'
-    ]
+    marks = [element("line", class_="level", x1=x1, y1=y1, x2=x2, y2=y2)]
     for point in points:
-        px, py = frame.at(point["truth"], point["mean"])
-        low, high = frame.at(point["truth"], point["low"])[1], frame.at(point["truth"], point["high"])[1]
-        radius = 3 + 4 * math.sqrt(point["count"] / most)
+        low, middle, high = (frame.at(point["truth"], point[key]) for key in ("low", "mean", "high"))
         hint = f"true {percent(point['truth'], 1)}: mean {percent(point['mean'], 1)} of {point['count']:,.0f} readings"
-        marks.append(
-            f'<g><title>{hint}</title><line class="range c1" x1="{number(px)}" x2="{number(px)}" y1="{number(low)}" '
-            f'y2="{number(high)}"/><circle class="dot c1" cx="{number(px)}" cy="{number(py)}" r="{number(radius)}"/></g>'
-        )
-    legend = (("c1 dotted", "mean share in the mixture; bar: 10 to 90 %"), ("level", "calibrated"))
+        dot = circle(middle, "dot c1", 3 + 4 * math.sqrt(point["count"] / most))
+        marks.append(element("g", element("title", hint), span(low, high, "c1"), dot))
+    legend = (Key("c1 dotted", "mean share in the mixture; bar: 10 to 90 %"), Key("level", "calibrated"))
     drawing = line_chart(frame, [], label="Share in the mixture against true probability", extra=marks)
     return Panel(title=title, legend=legend, drawing=drawing)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from unspoken.report.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, logarithmic, nice_ticks
-from unspoken.report.figures import Panel, system_colours
-from unspoken.report.findings import Results, label, words
-from unspoken.report.formats import NO_VALUE, coefficient, percent, steps
-from unspoken.report.markup import Cell, Section, figure, heads, paragraph, table, text_cell
+from unspoken.draw.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, logarithmic, nice_ticks
+from unspoken.draw.formats import PERCENT_1, STEPS, THREE_DECIMALS, TWO_DECIMALS, coefficient
+from unspoken.draw.section import Block, Figure, Heading, Key, Panel, Paragraph, Section
+from unspoken.draw.table import Cell, Column, Table, number, reading, text
+from unspoken.report.figures import system_colours
+from unspoken.report.findings import Results, label, measured
 
 _LEAST = 0.1  # the entropy line ends where fewer chains than this share still run
+_WIDTH = 430  # pixels of a chart of all systems
 _SHOWN = 120  # points of one system's picture
 _RECONSTRUCTED = (
     "ECR, N_eff and the top-2 score are reconstructions: the authors published no formula of ECR and top-2 and withdrew the "
@@ -28,8 +31,8 @@ _TOGETHER = (
 
 def superposition_section(results: Results) -> Section | None:
     """Effective compression, entropy along the chain, and effective parallelism, with their controls."""
-    measured = words(results).get("superposition", {})
-    if not measured:
+    entries = measured(results, "words").get("superposition", {})
+    if not entries:
         return None
     caption = (
         "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
@@ -37,9 +40,10 @@ def superposition_section(results: Results) -> Section | None:
         "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
         "that the model gives; a line ends where fewer than a tenth of the chains still run."
     )
-    body = figure([_ecr_panel(results, measured), _entropy_panel(results, measured)], caption)
-    body += _numbers(results, measured) + _parallelism(results, measured) + paragraph(_RECONSTRUCTED, "caption")
-    return Section(key="superposition", title="How much does a latent hold?", body=body)
+    curves = Figure([_ecr_panel(results, entries), _entropy_panel(results, entries)], caption)
+    blocks: list[Block] = [curves, _numbers(results, entries), *_parallelism(results, entries)]
+    blocks.append(Paragraph(_RECONSTRUCTED, "caption"))
+    return Section("superposition", "How much does a latent hold?", blocks)
 
 
 # --- covered tokens and entropy ----------------------------------------------------------------------------------
@@ -50,13 +54,13 @@ def _rates(entry: Mapping[str, Any]) -> list[tuple[int, float]]:
     return sorted((int(most), value) for most, value in entry["ecr"].items())
 
 
-def _legend(results: Results, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def _legend(results: Results, names: Sequence[str]) -> tuple[Key, ...]:
     colours = system_colours(results)
-    return tuple((f"{colours[name]} plain", label(results, name)) for name in names)
+    return tuple(Key(f"{colours[name]} plain", label(results, name)) for name in names)
 
 
-def _ecr_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
-    rates = {name: _rates(entry) for name, entry in measured.items()}
+def _ecr_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
+    rates = {name: _rates(entry) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
         Line(points=values, classes=colours[name], marker="dot", hint=label(results, name))
@@ -64,18 +68,19 @@ def _ecr_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
     ]
     x = replace(logarithmic(most for values in rates.values() for most, _ in values), title="K")
     y = linear([0.0, 1.0, *(value for values in rates.values() for _, value in values)])
-    frame = Frame(x=x, y=y, width=430, height=240, levels=(Level(value=1, name="explicit"),))
+    frame = Frame(x=x, y=y, width=_WIDTH, height=240, levels=(Level(value=1, name="explicit"),))
     drawing = line_chart(frame, lines, label="Effective compression rate at K")
     return Panel(
         title="Effective compression",
-        note="ECR@K, tokens a latent",
+        remark="ECR@K, tokens a latent",
         legend=_legend(results, list(rates)),
+        width=_WIDTH,
         drawing=drawing,
     )
 
 
-def _entropy_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
-    shown = {name: _along(entry["entropy"]) for name, entry in measured.items()}
+def _entropy_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
+    shown = {name: _along(entry["entropy"]) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
         Line(points=values, classes=colours[name], marker="dot" if len(values) < 20 else "", hint=label(results, name))
@@ -85,9 +90,9 @@ def _entropy_panel(results: Results, measured: Mapping[str, Any]) -> Panel:
     ticks: list[Tick] = [(float(step), f"{step:.0f}") for step in nice_ticks(0, last, 7) if 1 <= step <= last]
     x = Axis(low=0, high=last, ticks=tuple(ticks), title="latent step")
     y = linear([0.0, *(value for values in shown.values() for _, value in values)])
-    drawing = line_chart(Frame(x=x, y=y, width=430, height=240), lines, label="Entropy of the latents by step")
+    drawing = line_chart(Frame(x=x, y=y, width=_WIDTH, height=240), lines, label="Entropy of the latents by step")
     legend = _legend(results, list(shown))
-    return Panel(title="Entropy along the chain", note="nats", legend=legend, drawing=drawing)
+    return Panel(title="Entropy along the chain", remark="nats", legend=legend, drawing=drawing, width=_WIDTH)
 
 
 def _along(entropy: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -100,72 +105,71 @@ def _along(entropy: Mapping[str, Any]) -> list[tuple[int, float]]:
     ]
 
 
-def _numbers(results: Results, measured: Mapping[str, Any]) -> str:
-    every = sorted({most for entry in measured.values() for most, _ in _rates(entry)})
-    rows = []
-    for name, entry in measured.items():
-        rates, entropy = dict(_rates(entry)), entry["entropy"]
-        total = sum(mean * chains for mean, chains in zip(entropy["mean"], entropy["count"], strict=True))
-        rows.append(
-            [
-                text_cell(label(results, name)),
-                *(Cell(text=coefficient(rates[most]) if most in rates else NO_VALUE) for most in every),
-                Cell(text=steps(entry["ecr_left_out"])),
-                Cell(text=coefficient(total / sum(entropy["count"])), classes="num first"),
-                Cell(text=percent(entry["top1"], 1)),
-                Cell(text=percent(entry["exit_rate"], 1)),
-            ]
-        )
-    head = heads("System", *map(str, every), "Left out|chains", "Entropy|nats", "Top token|weight", "Ended|by itself")
-    head[len(every) + 2] = Cell(text="Entropy", small="nats", classes="num first")
-    groups = [("ECR at K", len(every) + 1), ("A latent, on average", 3)]
-    caption = (
+def _numbers(results: Results, entries: Mapping[str, Any]) -> Table:
+    every = sorted({most for entry in entries.values() for most, _ in _rates(entry)})
+    shown = (min(every, key=lambda most: abs(most - 50)), every[-1])  # the paper's smallest, and the largest
+
+    Entry = tuple[str, Mapping[str, Any]]
+
+    def rate(entry: Entry, most: int) -> Cell:
+        return number(dict(_rates(entry[1])).get(most), TWO_DECIMALS)
+
+    def entropy(entry: Entry) -> Cell:
+        means, counts = entry[1]["entropy"]["mean"], entry[1]["entropy"]["count"]
+        total = sum(mean * chains for mean, chains in zip(means, counts, strict=True))
+        return number(total / sum(counts), TWO_DECIMALS)
+
+    rates, average = "ECR at K", "A latent, on average"
+    columns = [Column("System", lambda entry: text(label(results, entry[0])))]
+    columns += [
+        Column(str(most), partial(rate, most=most), f"ECR@{most}" if most in shown else "", rates) for most in every
+    ]
+    columns += [
+        reading("Left out|chains", "ecr_left_out", STEPS, "", rates),
+        Column("Entropy|nats", entropy, group=average),
+        reading("Top token|weight", "top1", PERCENT_1, "top-1", average),
+        reading("Ended|by itself", "exit_rate", PERCENT_1, "", average),
+    ]
+    note = (
         "A chain without any latent has no rate and is left out. Entropy and top token are of the full distribution, before "
         "it is cut to what is fed back."
     )
-    return table(head, rows, caption=caption, groups=groups)
+    return Table.of(entries.items(), columns, title="what a latent holds (ECR is a reconstruction)", note=note)
 
 
 # --- parallel chains ---------------------------------------------------------------------------------------------
 
 
-def _parallelism(results: Results, measured: Mapping[str, Any]) -> str:
-    known = {name: entry["parallelism"] for name, entry in measured.items() if entry.get("parallelism")}
+def _parallelism(results: Results, entries: Mapping[str, Any]) -> list[Block]:
+    known = {name: entry["parallelism"] for name, entry in entries.items() if entry.get("parallelism")}
     if not known:
-        return ""
-    columns = (("chains", 2), ("n_eff", 2), ("n_naive", 2), ("ratio", 3), ("n_eff_v1", 2), ("top2", 2), ("top2_v1", 2))
-    rows = [
-        [
-            text_cell(label(results, name)),
-            Cell(text=steps(entry["questions"])),
-            *(
-                Cell(text=coefficient(entry[key], digits), classes="num strong" if key == "n_eff" else "num")
-                for key, digits in columns
-            ),
-        ]
-        for name, entry in known.items()
+        return []
+
+    columns = [
+        Column("System", lambda entry: text(label(results, entry[0]))),
+        reading("Questions|with several chains", "questions", STEPS, ""),
+        reading("M|chains", "chains", TWO_DECIMALS, "M"),
+        reading("N_eff", "n_eff", TWO_DECIMALS, "N_eff", classes="strong"),
+        reading("N_naive|random matchings", "n_naive", TWO_DECIMALS, "N_naive"),
+        reading("Ratio|N_eff to N_naive", "ratio", THREE_DECIMALS),
+        reading("N_eff|version 1", "n_eff_v1", TWO_DECIMALS, ""),
+        reading("Top-2", "top2", TWO_DECIMALS),
+        reading("Top-2|version 1", "top2_v1", TWO_DECIMALS, ""),
     ]
-    head = heads(
-        "System",
-        "Questions|with several chains",
-        "M|chains",
-        "N_eff",
-        "N_naive|random matchings",
-        "Ratio|N_eff to N_naive",
-        "N_eff|version 1",
-        "Top-2",
-        "Top-2|version 1",
-    )
+    title = "chains at once in a latent (N_eff and top-2 are reconstructions)"
+    table = Table.of(known.items(), columns, title=title, note=_TOGETHER)
+    blocks: list[Block] = [Heading("Effective parallelism"), table]
     panels = [_points_panel(results, name, entry) for name, entry in known.items() if entry["points"]]
-    drawn = figure(panels, "N_eff of every question, from the smallest to the largest.") if panels else ""
-    return f'<h4 class="run-in">Effective parallelism</h4>{table(head, rows, caption=_TOGETHER)}{drawn}'
+    if panels:
+        blocks.append(Figure(panels, "N_eff of every question, from the smallest to the largest."))
+    return blocks
 
 
 def _points_panel(results: Results, system: str, entry: Mapping[str, Any]) -> Panel:
     """The questions in rising order; of many, evenly spaced ones are drawn."""
     ordered = sorted(entry["points"])
-    last, parts = max(1, len(ordered) - 1), max(1, min(len(ordered), _SHOWN) - 1)
-    places = dict.fromkeys(round(part * (len(ordered) - 1) / parts) for part in range(parts + 1))
+    last, gaps = max(1, len(ordered) - 1), max(1, min(len(ordered), _SHOWN) - 1)
+    drawn = dict.fromkeys(round(gap * (len(ordered) - 1) / gaps) for gap in range(gaps + 1))
     ticks = tuple((share, f"{100 * share:g} %") for share in (0, 0.5, 1))
     x = Axis(low=0, high=1, ticks=ticks, title="share of questions")
     y = linear([1.0, *ordered, entry["chains"]])
@@ -173,8 +177,8 @@ def _points_panel(results: Results, system: str, entry: Mapping[str, Any]) -> Pa
         Level(value=entry["chains"], name=f"M {coefficient(entry['chains'])}"),
         Level(value=entry["n_naive"], name=f"N_naive {coefficient(entry['n_naive'])}"),
     )
-    points = [(place / last, ordered[place]) for place in places]
+    points = [(index / last, ordered[index]) for index in drawn]
     line = Line(points=points, classes=system_colours(results)[system], marker="dot" if len(points) < 40 else "")
     name = label(results, system)
     drawing = line_chart(Frame(x=x, y=y, levels=levels), [line], label=f"N_eff of every question, {name}")
-    return Panel(title=name, note=f"N_eff {coefficient(entry['n_eff'])}", drawing=drawing)
+    return Panel(title=name, remark=f"N_eff {coefficient(entry['n_eff'])}", drawing=drawing)

@@ -19,7 +19,7 @@ Axes: B rows, T columns of the cache, D latent width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -262,10 +262,7 @@ class Batch:
                 # The last latent under the cap is fed too: the marker stands behind it.
                 if rows[at].thinking:
                     sources[at] = place
-        words = [
-            0 if row.over or source >= 0 else row.next_word(picked.get(at))
-            for at, (row, source) in enumerate(zip(rows, sources, strict=True))
-        ]
+        words = _next_words(rows, sources, picked)
         words_B, sources_B = upload([words, sources], hidden_BD.device)
         inputs_BD = self.method.embed_prompt(words_B[:, None])[:, 0]
         if latent_step is None:
@@ -323,6 +320,14 @@ class Batch:
 def _staying(rows: Sequence[Row]) -> list[int]:
     """A row may be cancelled at any moment, from another thread: ask once and keep the answer."""
     return [at for at, row in enumerate(rows) if not row.over and not row.cancelled]
+
+
+def _next_words(rows: Sequence[Row], sources: Sequence[int], picked: Mapping[int, int]) -> list[int]:
+    """The token that each row is fed where it is fed no latent; 0 where it is, or is over."""
+    return [
+        0 if row.over or source >= 0 else row.next_word(picked.get(at))
+        for at, (row, source) in enumerate(zip(rows, sources, strict=True))
+    ]
 
 
 def _select(rows_B: Tensor, kept: Sequence[int]) -> Tensor:

@@ -29,7 +29,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspoken.methods.jepa_reasoner.talker import Sampler
+from unspoken.reasoning.picking import Sampler
 from unspoken.serving.batch import Job, Row, Said
 from unspoken.serving.engine import Closing, Engine, Limits, QueueFull
 from unspoken.serving.schema import ChatRequest, CompletionRequest, Form, error_of, usage_of
@@ -62,7 +62,7 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
     Raises:
         ValueError: the system's stack cannot be shared by rows that come and go.
     """
-    engine = Engine(served.method, limits or Limits())
+    engine = Engine(served.system.reasoner, limits or Limits())
     seen: Counter[int] = Counter()
 
     @contextlib.asynccontextmanager
@@ -143,11 +143,11 @@ def _endpoints(served: Served, engine: Engine, api_key: str | None) -> APIRouter
             raise Refusal(401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
 
     router = APIRouter(prefix="/v1", dependencies=[Depends(with_key)])
-    card = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "unspoken"}
+    card = {"id": served.system.name, "object": "model", "created": int(time.time()), "owned_by": "unspoken"}
 
     def known(name: str) -> None:
-        if name != served.name:
-            message = f"there is no model {name!r} here; the one that is served is {served.name!r}"
+        if name != served.system.name:
+            message = f"there is no model {name!r} here; the one that is served is {served.system.name!r}"
             raise Refusal(404, message, code="model_not_found", field="model")
 
     @router.get("/models")
@@ -179,7 +179,7 @@ def _endpoints(served: Served, engine: Engine, api_key: str | None) -> APIRouter
         except ValueError as error:
             raise Refusal(400, str(error)) from None
         flight = _Flight(served, engine, jobs)
-        form = Form(chat=chat, name=served.name, number=uuid.uuid4().hex, created=int(time.time()))
+        form = Form(chat=chat, name=served.system.name, number=uuid.uuid4().hex, created=int(time.time()))
         if body.stream:
             counted = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_stream(flight, form, counted=counted), media_type="text/event-stream")
@@ -203,7 +203,7 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
     words = min(served.answer_tokens, limits.answer_tokens) if wanted is None else wanted
     if words > limits.answer_tokens:
         raise ValueError(f"max_tokens is {words}; this server says at most {limits.answer_tokens}")
-    heat, device, jobs = body.heat(), served.method.stack.device, []
+    heat, device, jobs = body.heat(), served.system.reasoner.stack.device, []
     for index, text in enumerate(body.texts()):
         generator = torch.Generator(device)
         if body.seed is None:
@@ -211,9 +211,8 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
         else:
             generator.manual_seed((body.seed + index) % 2**63)
         job = served.job(served.spell(text, chat), words, Sampler(heat, generator))
-        most = (
-            limits.prompt_tokens if served.positions is None else min(limits.prompt_tokens, served.positions - job.room)
-        )
+        positions = served.system.positions
+        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.room)
         if len(job.prompt) > most:
             raise Refusal(
                 400,
@@ -276,7 +275,7 @@ class _Flight:
     def usage(self) -> dict[str, Any]:
         """What it cost."""
         prompts = sum(len(job.prompt) for job in self._jobs)
-        return usage_of(prompts, sum(map(len, self.said)), sum(self._latents) if self.served.silent else 0)
+        return usage_of(prompts, sum(map(len, self.said)), sum(self._latents) if self.served.system.silent else 0)
 
 
 async def _whole(flight: _Flight, form: Form) -> Response:

@@ -7,6 +7,7 @@ from unspoken.tasks.arithmetic import ArithmeticConfig, ArithmeticTask
 from unspoken.tasks.competition import CompetitionConfig, CompetitionTask
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
 from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
+from unspoken.tasks.jsonl import JsonlConfig, JsonlTask
 from unspoken.tasks.logic import LogicConfig, LogicTask
 from unspoken.tasks.prose import ProseConfig, ProseTask
 from unspoken.tasks.tree_search import TreeProblems, TreeSearchConfig, TreeSearchTask
@@ -21,6 +22,8 @@ __all__ = [
     "GrammarConfig",
     "GrammarProblems",
     "GrammarTask",
+    "JsonlConfig",
+    "JsonlTask",
     "LogicConfig",
     "LogicTask",
     "ProseConfig",

@@ -28,7 +28,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from unspoken.tasks.problems import Indices, ReasoningProblem
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -138,6 +140,11 @@ class ArithmeticConfig:
         if not {"add", "subtract"} & set(self.operations):
             raise ValueError(f"operations is {self.operations}; it must hold add or subtract, which join two people")
 
+    @property
+    def traits(self) -> Traits:
+        """Chains of equations, made and not read."""
+        return Traits(markers=(OPEN, END))
+
     def build(self) -> ArithmeticTask:
         """The task of this configuration."""
         return ArithmeticTask(self)
@@ -175,7 +182,7 @@ def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iter
             yield from _orders(needs, (*done, step))
 
 
-class ArithmeticTask:
+class ArithmeticTask(ReasoningTask):
     """Makes and reads made-up word problems."""
 
     tests = ("test",)
@@ -211,19 +218,18 @@ class ArithmeticTask:
         Raises:
             ValueError: there is no such split.
         """
-        if split not in ("train", "validation", *self.tests):
-            raise ValueError(f"there is no split {split!r}; this task has train, validation and test")
+        check_split(split)
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """Make the problems with the given indices.
 
         Raises:
             ValueError: there is no such split.
         """
         self.size(split)
-        return [self._make(split, int(index), seed) for index in indices]
+        return ProblemList(self._make(split, int(index), seed) for index in indices)
 
-    def parse(self, text: str) -> ReasoningProblem:
+    def parse(self, text: str) -> ProblemList[ReasoningProblem]:
         """A question typed by a person.
 
         Raises:
@@ -239,7 +245,7 @@ class ArithmeticTask:
                     f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
                     f"sentences like {self.sample('train', [0])[0].question!r}"
                 )
-        return ReasoningProblem(question=question, chains=(), answer="", key="typed")
+        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
 
     # --- making ------------------------------------------------------------------------------------------------
 

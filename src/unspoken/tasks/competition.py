@@ -13,7 +13,7 @@ fields                                              source
                                                     behind it, which ends in a box
 ==================================================  ========================================================
 
-Answers are expressions, not only numbers; `unspoken.tasks.words.graded` compares them in value.
+Answers are expressions, not only numbers; `unspoken.tasks.grading.graded` compares them in value.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import FileTask, field_of, read_source, row_fields, set_name, text_of
-from unspoken.tasks.problems import ReasoningProblem, boxed
+from unspoken.tasks.files import FileTask, Source, field_of, read_source, row_fields, set_name, text_of
+from unspoken.tasks.grading import boxed
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Traits
 
 Profile = Literal["as_released", "boxed_only"]
-
-_OPEN, _END = "<think>", "</think>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,11 @@ class CompetitionConfig:
             if count > 1:
                 raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
 
+    @property
+    def traits(self) -> Traits:
+        """Natural language out of files."""
+        return Traits(natural_language=True, from_files=True, markers=(OPEN, END))
+
     def build(self) -> CompetitionTask:
         """The task of this configuration; reads all files.
 
@@ -87,7 +92,7 @@ class CompetitionTask(FileTask):
     def _problem(self, row: Any, split: str) -> ReasoningProblem:
         return _problem(row, split, self.config.profile)
 
-    def _open(self, source: str, name: str) -> tuple[Iterator[tuple[str, Any]], str]:
+    def _open(self, source: str, name: str) -> Source:
         try:
             return super()._open(source, name)
         except ValueError:
@@ -111,7 +116,7 @@ def _problem(row: Any, source: str, profile: Profile) -> ReasoningProblem:
     fields, chain, solution = row_fields(row), "", ""
     if "cot" in fields:
         question, said = text_of(fields, "problem"), text_of(fields, "cot_answer")
-        chain = text_of(fields, "cot").removeprefix(_OPEN).removesuffix(_END).strip()
+        chain = text_of(fields, "cot").removeprefix(OPEN).removesuffix(END).strip()
         answer = boxed(said)
         if answer is None:
             raise ValueError("field 'cot_answer' has no complete \\boxed{...}")

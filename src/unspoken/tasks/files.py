@@ -1,23 +1,33 @@
-"""Word problems out of files and out of data sets on the Hugging Face hub, and what is wrong with a row in one line."""
+"""Problems out of files and out of data sets on the Hugging Face hub, and what is wrong with a row in one line."""
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unspoken.tasks.problems import Indices, ReasoningProblem
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.task import Indices, ProblemList
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Each row with its place in words, and a hash of all of them.
+Source: TypeAlias = tuple[Iterator[tuple[str, Any]], str]
+
+_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
 
@@ -33,20 +43,25 @@ def set_name(source: str) -> str:
 
 
 def _is_file(source: str) -> bool:
-    return Path(source).suffix in (".json", ".jsonl") or Path(source).is_file() or not _HUB_NAME.fullmatch(source)
+    return Path(source).suffix in _SUFFIXES or Path(source).is_file() or not _HUB_NAME.fullmatch(source)
 
 
-def read_source(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
-    """The rows of a file or of a data set on the hub, each with its place in words, and a hash of all of them."""
+def read_source(source: str, split: str) -> Source:
+    """The rows of a file or of a data set on the hub; files are CSV, Parquet or JSON, as their suffix says.
+
+    Raises:
+        ValueError: the source is missing or cannot be read.
+    """
     if not _is_file(source):
         return _read_hub(source, split)
+    read = {".csv": _read_csv, ".parquet": _read_parquet}.get(Path(source).suffix, read_rows)
     try:
-        return read_rows(source)
+        return read(source)
     except FileNotFoundError:
         raise ValueError(f"there is no file {source}; give a JSON file, or owner/name[:config] on the hub") from None
 
 
-def _read_hub(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
+def _read_hub(source: str, split: str) -> Source:
     """The rows of one split of a data set on the hub."""
     try:
         import datasets
@@ -68,7 +83,29 @@ def _read_hub(source: str, split: str) -> tuple[Iterator[tuple[str, Any]], str]:
     return ((f"{source}, {split} row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
 
-def read_rows(path: str) -> tuple[Iterator[tuple[str, Any]], str]:
+def _content(path: str) -> bytes:
+    """What a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error}; give a file that can be read") from None
+
+
+def _text(path: str, content: bytes, what: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read {path}: {error}; it must be {what} in UTF-8") from None
+
+
+def read_rows(path: str) -> Source:
     """The rows of a JSON list, or of a file with one JSON object a line.
 
     Returns:
@@ -78,14 +115,8 @@ def read_rows(path: str) -> tuple[Iterator[tuple[str, Any]], str]:
         FileNotFoundError: there is no such file.
         ValueError: it is no text, or a list that is no JSON.
     """
-    try:
-        content = Path(path).read_bytes()
-        text = content.decode("utf-8-sig")
-    except FileNotFoundError:
-        raise
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read {path}: {error}; it must be JSON in UTF-8") from None
-    digest = hashlib.sha256(content).hexdigest()
+    content = _content(path)
+    text, digest = _text(path, content, "JSON"), hashlib.sha256(content).hexdigest()
     if not text.lstrip().startswith("["):
         lines = enumerate(text.split("\n"), start=1)
         return ((f"{path}, line {number}", line) for number, line in lines if line.strip()), digest
@@ -96,12 +127,50 @@ def read_rows(path: str) -> tuple[Iterator[tuple[str, Any]], str]:
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
 
+def _read_csv(path: str) -> Source:
+    """The rows of a table with a header, commas and double quotes; row 1 is the first after the header."""
+    content = _content(path)
+    reader = csv.reader(io.StringIO(_text(path, content, "CSV"), newline=""), strict=True)
+
+    def rows() -> Iterator[tuple[str, Any]]:
+        try:
+            names = [name.strip() for name in next(reader, [])]
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{path}: the header names {twice[0]!r} twice; rename a column")
+            for number, cells in enumerate((cells for cells in reader if cells), start=1):
+                row: Any = dict(zip(names, cells, strict=False))
+                if len(cells) > len(names):
+                    row = ValueError(f"it has {len(cells)} cells, and the header {len(names)}")
+                yield f"{path}, row {number}", row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the file") from None
+
+    return rows(), hashlib.sha256(content).hexdigest()
+
+
+def _read_parquet(path: str) -> Source:
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"to read {path}, install the extra: pip install 'unspoken[hub]'") from None
+    content = _content(path)
+    try:
+        rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not Parquet ({' '.join(str(error).split())}); mend the file") from None
+    digest = hashlib.sha256(content).hexdigest()
+    return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
+
+
 def row_fields(row: Any) -> dict[str, Any]:
-    """The named fields of a row: an object, or the line of text that should hold one.
+    """The named fields of a row: an object, the line of text that should hold one, or why there is none.
 
     Raises:
         ValueError: it is none; the message says why, but not where.
     """
+    if isinstance(row, ValueError):
+        raise row
     if isinstance(row, str):
         try:
             row = json.loads(row)
@@ -149,7 +218,7 @@ def texts_of(row: dict[str, Any], name: str) -> list[str]:
 
 @runtime_checkable
 class FileConfig(Protocol):
-    """What every task that reads files is told; see `GradeSchoolConfig`."""
+    """What every task that reads files is configured by; see `GradeSchoolConfig`."""
 
     @property
     def train(self) -> str | None:
@@ -160,22 +229,17 @@ class FileConfig(Protocol):
         """The same, of the test sets."""
 
     @property
-    def validation_rows(self) -> int:
-        """Training rows held out."""
-
-    @property
     def skip_malformed(self) -> bool:
         """Leave out what cannot be read."""
 
 
-class FileTask(ABC):
+class FileTask(ReasoningTask):
     """Reads and serves problems out of files; the backbone brings the tokenizer.
 
     Attributes:
         dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
     """
 
-    tokenizer = None
     nothing_typed: ClassVar[str]
 
     def __init__(self, config: FileConfig) -> None:
@@ -210,7 +274,12 @@ class FileTask(ABC):
                 raise ValueError(f"{source} has no row that can be used ({dict(dropped) or 'it is empty'})")
         self.dropped = dict(dropped)
         if config.train is not None:
-            self._hold_out(config.train, config.validation_rows)
+            self._hold_out(config.train)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """None: the backbone brings its own."""
+        return None
 
     @abstractmethod
     def _problem(self, row: Any, split: str) -> ReasoningProblem:
@@ -224,22 +293,32 @@ class FileTask(ABC):
         """Why a training row that can be read is left out all the same."""
         return None
 
-    def _open(self, source: str, name: str) -> tuple[Iterator[tuple[str, Any]], str]:
+    def _open(self, source: str, name: str) -> Source:
         """The rows of a split, as `read_source` gives them."""
         return read_source(source, "train" if name == "train" else "test")
 
-    def _hold_out(self, source: str, rows_held: int) -> None:
-        """Move the questions with the smallest hashes to validation, whatever their place in the file."""
+    def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
+        """Splits that are cut from so many training rows: the key that sets the size of each, and its size."""
+        return {"validation": ("validation_rows", self.config.validation_rows)}
+
+    def _hold_out(self, source: str) -> None:
+        """Move the questions with the smallest hashes to other splits, whatever their place in the file.
+
+        A question that occurs several times moves with all its rows, so no question is in two splits.
+        """
         rows = self._problems["train"]
-        hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
-        held = set(sorted(hashes)[:rows_held])
-        self._problems["validation"] = [problem for problem, key in zip(rows, hashes, strict=True) if key in held]
-        self._problems["train"] = [problem for problem, key in zip(rows, hashes, strict=True) if key not in held]
-        if not self._problems["train"]:
-            raise ValueError(
-                f"validation_rows is {rows_held}, which leaves nothing of the {len(rows)} rows of {source} to train "
-                "on; hold out fewer"
-            )
+        total = len(rows)
+        for split, (key, count) in self._held_out(total).items():
+            hashes = [hashlib.sha256(problem.question.encode()).hexdigest() for problem in rows]
+            held = set(sorted(hashes)[:count])
+            self._problems[split] = [problem for problem, digest in zip(rows, hashes, strict=True) if digest in held]
+            rows = [problem for problem, digest in zip(rows, hashes, strict=True) if digest not in held]
+            if not rows:
+                raise ValueError(
+                    f"{key} is {count}, which leaves nothing of the {total} rows of {source} to train on; hold out "
+                    "fewer"
+                )
+        self._problems["train"] = rows
 
     def size(self, split: str) -> int:
         """Problems in a split; training goes on after them with the next epoch.
@@ -249,7 +328,7 @@ class FileTask(ABC):
         """
         return len(self._rows(split))
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """The problems with the given indices.
 
         Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
@@ -265,10 +344,12 @@ class FileTask(ABC):
             if index < 0 or (split != "train" and index >= count):
                 raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
         if split == "train":
-            return [rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices]
-        return [rows[int(index)] for index in indices]
+            return ProblemList(
+                rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices
+            )
+        return ProblemList(rows[int(index)] for index in indices)
 
-    def parse(self, text: str) -> ReasoningProblem:
+    def parse(self, text: str) -> ProblemList[ReasoningProblem]:
         """A problem typed by a person.
 
         Raises:
@@ -276,7 +357,7 @@ class FileTask(ABC):
         """
         if not text.strip():
             raise ValueError(self.nothing_typed)
-        return ReasoningProblem(question=text.strip(), chains=(), answer="", key="typed")
+        return ProblemList([ReasoningProblem(question=text.strip(), chains=(), answer="", key="typed")])
 
     def _rows(self, split: str) -> list[ReasoningProblem]:
         if split not in self._problems:

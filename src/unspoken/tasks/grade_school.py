@@ -27,6 +27,8 @@ from typing import Any, ClassVar, Literal
 
 from unspoken.tasks.files import FileTask, field_of, row_fields, set_name, text_of, texts_of
 from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Traits
 
 Chains = Literal["equations", "prose"]
 
@@ -66,6 +68,11 @@ class GradeSchoolConfig:
             if count > 1 or name in ("train", "validation"):
                 reason = f"{count} test sets are named {name!r}" if count > 1 else f"a test set is named {name!r}"
                 raise ValueError(f"{reason}; rename the file, since a test set is named after its file")
+
+    @property
+    def traits(self) -> Traits:
+        """Natural language out of files."""
+        return Traits(natural_language=True, from_files=True, markers=(OPEN, END))
 
     def build(self) -> GradeSchoolTask:
         """The task of this configuration; reads all files.

@@ -42,7 +42,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
-from unspoken.tasks.problems import Indices, ReasoningProblem
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -122,6 +124,11 @@ class LogicConfig:
             if count > 1:
                 raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
 
+    @property
+    def traits(self) -> Traits:
+        """Chains of sentences, made and not read."""
+        return Traits(markers=(OPEN, END))
+
     def build(self) -> LogicTask:
         """The task of this configuration; reads the files.
 
@@ -146,7 +153,7 @@ class _Told(NamedTuple):
     options: tuple[str, str]
 
 
-class LogicTask:
+class LogicTask(ReasoningTask):
     """Makes and reads questions about what is a kind of what."""
 
     def __init__(self, config: LogicConfig) -> None:
@@ -212,11 +219,10 @@ class LogicTask:
         """
         if split in self._published:
             return len(self._published[split])
-        if split not in ("train", "validation", "test"):
-            raise ValueError(f"there is no split {split!r}; this task has train, validation, {', '.join(self.tests)}")
+        check_split(split, ("train", "validation", *self.tests))
         return None
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """The problems with the given indices; a published test set has the order of its file.
 
         Raises:
@@ -225,13 +231,13 @@ class LogicTask:
         """
         size = self.size(split)
         if size is None:
-            return [self._make(split, int(index), seed) for index in indices]
+            return ProblemList(self._make(split, int(index), seed) for index in indices)
         for index in indices:
             if not 0 <= index < size:
                 raise IndexError(f"index {index} is outside split {split!r} of {size} problems")
-        return [self._published[split][int(index)] for index in indices]
+        return ProblemList(self._published[split][int(index)] for index in indices)
 
-    def parse(self, text: str) -> ReasoningProblem:
+    def parse(self, text: str) -> ProblemList[ReasoningProblem]:
         """A question typed by a person. Names may be any: those that this task does not know are spelled.
 
         Raises:
@@ -241,7 +247,7 @@ class LogicTask:
         if not question:
             raise ValueError("the question is empty; type sentences and a question about them")
         _read(question)
-        return ReasoningProblem(question=question, chains=(), answer="", key="typed")
+        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
 
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")

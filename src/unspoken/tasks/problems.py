@@ -1,27 +1,27 @@
-"""Word problems: what every task shares that asks in words and is answered by a number in a box.
+"""Problems that are asked in words and answered in a box, and what the tasks that make or read them have in common.
 
-A model reads a question, reasons over an explicit or a latent chain, and says ``\\boxed{18}``.
+A model reads a question, reasons over an explicit or a latent chain, and writes ``\\boxed{18}``.
 """
 
 from __future__ import annotations
 
 import re
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from unspoken.tasks.task import Grades, Indices, ProblemList, Traits
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-Indices: TypeAlias = Sequence[int] | NDArray[np.int64]
+    from unspoken.tasks.prompt_format import PromptFormat
+    from unspoken.tasks.spans import Spans
 
-_TIME_LIMIT = 5  # seconds for one comparison: a model may well say 9^{9^9}
-# White space stays with the step behind it, as tokenizers have it.
+# White space stays with the step after it, as tokenizers have it.
 _STEP_END = re.compile(r"(?:(?<=>>)|(?<=[.!?]))(?=\s+\S)|(?<=\S)(?=[ \t]*\n\s*\S)")
 
 
@@ -34,7 +34,9 @@ class ReasoningProblem:
         chains: explicit chains of thought, all valid; the first is the one trained on. Empty where none is known.
         answer: the right answer, without a box; empty where it is not known.
         key: names the row, whatever its place in a batch or a file.
-        solution: what is said behind the chain, if it is more than the boxed answer.
+        solution: the text after the chain, if it is more than the boxed answer.
+        given_steps: steps of the first chain where the data cuts it; joined, they are the chain.
+        grader: how an answer is compared with the right one, see `unspoken.tasks.grading.graded`.
     """
 
     question: str
@@ -42,33 +44,42 @@ class ReasoningProblem:
     answer: str
     key: str
     solution: str = ""
+    given_steps: tuple[str, ...] = ()
+    grader: str = "math"
+
+    def __post_init__(self) -> None:
+        assert not self.given_steps or "".join(self.given_steps) == self.chains[0], "the steps are not the first chain"
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The first chain cut into equations ``<<5+3=8>>``, sentences or lines; joined, they are the chain again."""
+        """The first chain cut into steps: those given, or else equations ``<<5+3=8>>``, sentences or lines."""
+        if self.given_steps:
+            return self.given_steps
         return tuple(_STEP_END.split(self.chains[0])) if self.chains else ()
 
 
-@runtime_checkable
-class ReasoningTask(Protocol):
-    """Where word problems come from. Splits are "train", "validation" and the names of the test sets."""
+class ReasoningTask(ABC):
+    """A task whose problems are asked in words. Splits are "train", "validation" and the names of the test sets.
+
+    Attributes:
+        config: the configuration that built this task.
+        tests: names of the test sets.
+    """
+
+    config: Any
+    tests: tuple[str, ...]
 
     @property
-    def config(self) -> Any:
-        """The configuration that built this task."""
-
-    @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """Identifies the data of this task: sixteen hexadecimal digits."""
 
     @property
+    @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The tokenizer made for this task, or None where the backbone brings its own."""
 
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """Names of the test sets."""
-
+    @abstractmethod
     def size(self, split: str) -> int | None:
         """Problems in a split; None if it never ends.
 
@@ -76,7 +87,8 @@ class ReasoningTask(Protocol):
             ValueError: there is no such split.
         """
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> list[ReasoningProblem]:
+    @abstractmethod
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """The problems with the given indices, a pure function of (configuration, seed, split, index).
 
         Raises:
@@ -84,64 +96,91 @@ class ReasoningTask(Protocol):
             IndexError: an index lies outside a split that ends.
         """
 
-    def parse(self, text: str) -> ReasoningProblem:
-        """A question typed by a person, as a problem without chain and answer.
+    @abstractmethod
+    def parse(self, text: str) -> ProblemList[ReasoningProblem]:
+        """A question typed by a person, as a batch of one problem without chain and answer.
 
         Raises:
             ValueError: the question is empty or cannot be read.
         """
 
+    @property
+    def traits(self) -> Traits:
+        """What the rest of the package must know."""
+        return self.config.traits
 
-def boxed(text: str) -> str | None:
-    """The text inside the last complete ``\\boxed{...}``, whose braces balance; None if there is none."""
-    for box in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
-        depth = 1
-        for brace in re.compile(r"\\.|[{}]").finditer(text, box.end()):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace is not a brace
-            if depth == 0:
-                return text[box.end() : brace.start()]
-    return None
+    def questions(self, problems: Sequence[ReasoningProblem]) -> list[str]:
+        """What is asked."""
+        return [problem.question for problem in problems]
 
+    @cached_property
+    def _own_format(self) -> PromptFormat | None:
+        from unspoken.tasks.prompt_format import PromptFormat
 
-@lru_cache(maxsize=2**16)
-def _equal(said: str, answer: str) -> bool:
-    """Whether two boxed texts are the same, or mean the same number or expression."""
-    if said == answer:
-        return True
-    # Words are compared as they are: read as a product of letters, a word would equal its anagrams.
-    if (said + answer).isalpha() and len(said) > 1 and len(answer) > 1:
-        return False
-    from math_verify import parse, verify
+        return None if self.tokenizer is None else PromptFormat(tokenizer=self.tokenizer)
 
-    # The library's time limit is a signal, which Python delivers to the main thread only.
-    seconds = _TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
-    # Both are in a box: outside one the library would look for an answer among other words.
-    right, given = (parse(f"\\boxed{{{text}}}", parsing_timeout=seconds) for text in (answer, said))
-    return verify(right, given, timeout_seconds=seconds)
+    def _format(self, given: PromptFormat | None) -> PromptFormat:
+        chosen = given or self._own_format
+        if chosen is None:
+            raise ValueError(
+                f"the task {self.config.kind} brings no tokenizer; give the prompt_format of a pretrained backbone"
+            )
+        return chosen
 
+    def spans(self, problems: Sequence[ReasoningProblem], prompt_format: PromptFormat | None = None) -> list[Spans]:
+        """The tokens of each problem, see `PromptFormat.spans`.
 
-def graded(said: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArray[np.bool_]:
-    """Grade what was said.
+        Raises:
+            ValueError: no prompt format is given, and the task has no tokenizer.
+        """
+        return self._format(prompt_format).spans_of(problems)
 
-    A row is right if its boxed text is the answer, letter by letter or in value as Math-Verify has it (so ``18.0``,
-    ``\\frac{36}{2}`` and ``9*2`` all mean 18, and numbers agree up to the sixth decimal place). Without a box it is
-    wrong. A comparison that takes longer than five seconds is wrong too; outside the main thread nothing limits it.
+    def rows(
+        self, problems: Sequence[ReasoningProblem], prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
+        """Rows of plain text, padded on the right: ``prompt | open | chain | end | answer``.
 
-    Args:
-        said: everything that was said for each problem, ``[B]``.
-        problems: ``[B]``.
+        Without the chain, the end marker stands right after the open one and is not learned.
+        """
+        import torch
 
-    Returns:
-        ``[B]``, true where right.
+        layout = self._format(prompt_format)
+        markers, ids, given, lengths = layout.markers, [], [], []
+        for spans in layout.spans_of(problems):
+            head = spans.prompt + markers.open if chain else spans.prompt + markers.open + markers.end
+            tail = spans.chain + markers.end + spans.answer if chain else spans.answer
+            ids.append(torch.tensor(head + tail))
+            given.append(len(head))
+            lengths.append(len(head + tail))
+        place = torch.arange(max(lengths))[None]
+        attended = place < torch.tensor(lengths)[:, None]
+        return {
+            "input_ids": torch.nn.utils.rnn.pad_sequence(
+                ids, batch_first=True, padding_value=layout.tokenizer.pad_token_id
+            ),
+            "attention_mask": attended.long(),
+            "answer_mask": attended & (place >= torch.tensor(given)[:, None]),
+        }
 
-    Raises:
-        ValueError: there are not as many texts as problems.
-    """
-    if len(said) != len(problems):
-        raise ValueError(f"{len(said)} texts for {len(problems)} problems; every problem needs one text")
-    found = [boxed(text) for text in said]
-    right = [
-        text is not None and _equal(text.strip(), problem.answer.strip())
-        for text, problem in zip(found, problems, strict=True)
-    ]
-    return np.array(right, dtype=np.bool_)
+    def talker_rows(
+        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
+    ) -> dict[str, Tensor]:
+        """Plain rows: a Talker learns chain, end marker and answer."""
+        return self.rows(self.sample(split, indices, seed), prompt_format)
+
+    def grade(self, answers: Tensor | Sequence[str], problems: Sequence[ReasoningProblem]) -> Grades:
+        """Which texts hold the right answer in their last box.
+
+        Args:
+            answers: a text for each problem.
+
+        Raises:
+            ValueError: tokens instead of texts, not as many as problems, or a grader that cannot be used.
+        """
+        import torch
+
+        from unspoken.tasks.grading import graded
+
+        if isinstance(answers, torch.Tensor):
+            raise ValueError("this task grades texts, not tokens; decode them first (PromptFormat.decode)")
+        return Grades(correct=torch.from_numpy(graded(answers, problems)))

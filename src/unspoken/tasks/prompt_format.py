@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unspoken.tasks.problems import ReasoningProblem
-from unspoken.tasks.spans import Markers, Spans
+from unspoken.tasks.spans import END, OPEN, Markers, Spans
 
 DATE = "26 Jul 2024"  # in every prompt whose template prints the day
-OPEN, END = "<think>", "</think>"
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -25,12 +24,22 @@ def unopened(prompt: str) -> str:
     return bare.removesuffix(OPEN) if bare.endswith(OPEN) else prompt
 
 
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids as one batch ``[B, T]`` padded on the left, and its mask."""
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), pad_id)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return ids, (torch.arange(width)[None] >= width - lengths[:, None]).long()
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
     """How questions, chains and answers become tokens.
 
     A tokenizer with a chat template gets the instruction and the question as a user turn, always on the same day; one
-    without (a base model, or one trained from scratch) gets the question alone, behind what the tokenizer puts before
+    without (a base model, or one trained from scratch) gets the question alone, after what the tokenizer puts before
     every text. The answer is ``\\boxed{...}`` and the end-of-sequence token.
     """
 
@@ -43,12 +52,19 @@ class PromptFormat:
 
     @property
     def box(self) -> tuple[int, ...]:
-        """The start of an answer, tokenised on its own: the forced-answer control says it for the model."""
+        """The start of an answer, tokenised on its own: the forced-answer control appends it for the model."""
         return self.encode("\\boxed{")
 
     def encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text, and no others."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def encode_all(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """`encode` of many texts in one call, which costs much less than one call each."""
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        return [tuple(row) for row in rows]
 
     def prompt(self, question: str) -> tuple[int, ...]:
         """Everything before the open marker.
@@ -56,14 +72,18 @@ class PromptFormat:
         Raises:
             ValueError: the chat template takes no user turn alone.
         """
+        return (*self._start, *self.encode(self._prompt_text(question)))
+
+    def _prompt_text(self, question: str) -> str:
+        """The prompt as text, without what the tokenizer puts before every text."""
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
-        if self.tokenizer.chat_template is None:
-            return (*self._start, *self.encode(question))
-        return self.encode(unopened(self._chat(question)))
+        return question if self.tokenizer.chat_template is None else unopened(self._chat(question))
 
     @cached_property
     def _start(self) -> tuple[int, ...]:
-        """What the tokenizer puts before every text, as a base model has always seen it."""
+        """What the tokenizer puts before every text, as a base model has always seen it; a template writes its own."""
+        if self.tokenizer.chat_template is not None:
+            return ()
         bare, framed = self.markers.open, tuple(self.tokenizer(OPEN)["input_ids"])
         places = [place for place in range(len(framed)) if framed[place : place + len(bare)] == bare]
         return framed[: places[0]] if places else ()
@@ -98,24 +118,37 @@ class PromptFormat:
         )
 
     def spans(self, problem: ReasoningProblem) -> Spans:
-        """Spans of a problem with its first chain; an empty chain if it has none."""
-        return Spans(
-            prompt=self.prompt(problem.question),
-            chain=self.encode(problem.chains[0]) if problem.chains else (),
-            answer=(*self.encode(problem.solution or f"\\boxed{{{problem.answer}}}"), self.tokenizer.eos_token_id),
-        )
+        """Spans of a problem with its first chain; no steps if it has none."""
+        return self.spans_of([problem])[0]
+
+    def spans_of(self, problems: Sequence[ReasoningProblem]) -> list[Spans]:
+        """`spans` of many problems, tokenised in one call."""
+        steps = [problem.steps for problem in problems]
+        texts: list[str] = []
+        for problem, parts in zip(problems, steps, strict=True):
+            answer = problem.solution or f"\\boxed{{{problem.answer}}}"
+            texts += [self._prompt_text(problem.question), answer, "".join(parts), *(parts if len(parts) > 1 else ())]
+        rows, made = iter(self.encode_all(texts)), []
+        for parts in steps:
+            prompt, answer_ids, chain = next(rows), next(rows), next(rows)
+            each = tuple(next(rows) for _ in parts) if len(parts) > 1 else (chain,) * len(parts)
+            same = tuple(token for step in each for token in step) == chain
+            made.append(
+                Spans(
+                    prompt=(*self._start, *prompt),
+                    steps=each,
+                    answer=(*answer_ids, self.tokenizer.eos_token_id),
+                    merged=None if same else chain,
+                )
+            )
+        return made
 
     def prompts(self, problems: Sequence[ReasoningProblem]) -> tuple[Tensor, Tensor]:
         """Questions as one batch padded on the left, and its mask."""
-        rows = [self.prompt(problem.question) for problem in problems]
-        width = max(len(row) for row in rows)
-        ids = torch.full((len(rows), width), self.tokenizer.pad_token_id)
-        for index, row in enumerate(rows):
-            ids[index, width - len(row) :] = torch.tensor(row)
-        lengths = torch.tensor([len(row) for row in rows])
-        return ids, (torch.arange(width)[None] >= width - lengths[:, None]).long()
+        texts = [self._prompt_text(problem.question) for problem in problems]
+        return left_padded([(*self._start, *row) for row in self.encode_all(texts)], self.tokenizer.pad_token_id)
 
-    def decode(self, said: Tensor) -> list[str]:
-        """Spoken rows as text, up to their end."""
-        texts: list[str] = self.tokenizer.batch_decode(said, skip_special_tokens=True)
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Generated rows as text, up to their end."""
+        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts

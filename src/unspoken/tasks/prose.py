@@ -1,9 +1,9 @@
 """Plain text: what the language models of JEPA-Reasoner are pretrained on (C4 and WikiText in the paper), and single
-sentences, which the Talker says in the ablation of its appendix C.
+sentences, which the Talker decodes in the ablation of its appendix C.
 
 A corpus is made of documents: the paragraphs of a file, or the rows of a data set on the Hugging Face hub. A document
 belongs to exactly one split, by its hash. Two kinds of rows are made of them: *texts*, in which documents with an
-end-of-sequence behind each are laid end to end and cut into pieces of one length, so that nothing is padding; and
+end-of-sequence after each are laid end to end and cut into pieces of one length, so that nothing is padding; and
 *sentences*, alone between two ends. Files are read into memory and shuffled anew in every epoch; data sets on the hub
 are streamed, never stored, and read forwards.
 """
@@ -22,21 +22,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from unspoken.tasks.files import epoch_order
-from unspoken.tasks.problems import Indices
-from unspoken.tasks.tokenizing import padded_left
+from unspoken.tasks.spans import Spans
+from unspoken.tasks.task import Grades, Indices, ProblemList, Traits, check_split, exact_tokens
+from unspoken.tasks.tokenizing import EOS_TOKEN, PAD_TOKEN, byte_pairs
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
+    from unspoken.tasks.prompt_format import PromptFormat
+
 Row: TypeAlias = NDArray[np.int64]
 Kind = Literal["texts", "sentences"]
 
 PAD, EOS = range(2)
-MARKERS = ("[PAD]", "[EOS]")
+MARKERS = (PAD_TOKEN, EOS_TOKEN)
 PYTHON_HELP = "python-help"
 
 _SPLIT_CLASSES = {"train": range(14), "validation": range(14, 15), "test": range(15, 16)}
@@ -87,8 +89,24 @@ class ProseConfig:
         if not 0 <= self.prime < self.sentence_tokens[0]:
             raise ValueError(
                 f"prime is {self.prime} and the shortest sentence has {self.sentence_tokens[0]} tokens; "
-                "a sentence must go on behind its prime"
+                "a sentence must go on after its prime"
             )
+
+    @property
+    def traits(self) -> Traits:
+        """All that is read is learned; a Talker learns single sentences."""
+        sentence = sum(self.sentence_tokens) / 2 + 1
+        return Traits(
+            own_vocabulary=True,
+            has_chain=False,
+            has_lengths=False,
+            answerable=False,
+            continues=True,
+            selected_by="loss",
+            row_tokens=(0, self.length),
+            talker_tokens=(sentence + 1, sentence),
+            vocabulary_size=self.vocabulary,
+        )
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -117,11 +135,18 @@ class ProseTask:
         texts: what each source holds, or None for a stream.
     """
 
+    tests = ("test",)
+
     def __init__(self, config: ProseConfig, texts: tuple[str | None, ...]) -> None:
         self.config = config
         self._texts = texts
         self._streams: dict[tuple[Kind, str, int], _Stream] = {}
         self._encoded_once: dict[tuple[Kind, str], list[Row]] = {}
+
+    @property
+    def traits(self) -> Traits:
+        """What the rest of the package must know."""
+        return self.config.traits
 
     @property
     def streamed(self) -> bool:
@@ -146,24 +171,9 @@ class ProseTask:
         Raises:
             ValueError: the documents have too few byte pairs.
         """
-        wanted = self.config.vocabulary
-        made = Tokenizer(models.BPE())
-        # The space makes a sentence the same tokens alone and behind another one.
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        made.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=wanted,
-            special_tokens=list(MARKERS),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        made.train_from_iterator(islice(self._documents("train", 0, 0), _TOKENIZER_DOCUMENTS), trainer)
-        if made.get_vocab_size() < wanted:
-            raise ValueError(
-                f"task.vocabulary is {wanted}, but the training documents give only {made.get_vocab_size()} entries; "
-                "lower it, or give more text"
-            )
-        return padded_left(made)
+        documents = islice(self._documents("train", 0, 0), _TOKENIZER_DOCUMENTS)
+        # The space makes a sentence the same tokens alone and after another one.
+        return byte_pairs(documents, self.config.vocabulary, MARKERS, prefix_space=True, what="training documents")
 
     # --- rows ----------------------------------------------------------------------------------------------------
 
@@ -173,16 +183,16 @@ class ProseTask:
         Raises:
             ValueError: there is no such split.
         """
-        _check(split)
+        check_split(split)
         if self.streamed:
             return None
         known = self._known(kind, split)
         return len(known) if kind == "sentences" else sum(map(len, known)) // self.config.length
 
-    def sample(self, split: str, indices: Indices, seed: int = 0, *, kind: Kind = "texts") -> list[Row]:
+    def sample(self, split: str, indices: Indices, seed: int = 0, *, kind: Kind = "texts") -> ProblemList[Row]:
         """The rows with the given indices, a pure function of (configuration, seed, split, kind, index).
 
-        Training rows never end: an epoch follows the other, each in its own order. Reading is forwards: a row behind
+        Training rows never end: an epoch follows the other, each in its own order. Reading is forwards: a row after
         the last one read costs the rows between them, an earlier one all rows from the start.
 
         Args:
@@ -201,9 +211,9 @@ class ProseTask:
             (kind, split, seed),
             _Stream(f"the {split} split has no {kind}", lambda epoch: self._rows(kind, split, seed, epoch)),
         )
-        return stream.take(indices)
+        return ProblemList(stream.take(indices))
 
-    def first(self, split: str, most: int, *, kind: Kind = "texts") -> list[Row]:
+    def first(self, split: str, most: int, *, kind: Kind = "texts") -> ProblemList[Row]:
         """The first rows of a split: ``most`` of them, or all where there are fewer.
 
         Raises:
@@ -232,11 +242,63 @@ class ProseTask:
             "answer_mask": torch.from_numpy(place > 1),
         }
 
+    def spans(self, problems: Sequence[Row], prompt_format: PromptFormat | None = None) -> list[Spans]:
+        """The tokens of each row: the first is the prompt, and all others follow."""
+        rows = [tuple(row.tolist()) for row in problems]
+        return [Spans(prompt=row[:1], steps=(), answer=row[1:]) for row in rows]
+
+    def rows(
+        self, problems: Sequence[Row], prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
+        """The same as `encode`."""
+        assert chain, "prose has no chain to leave out"
+        return self.encode(problems)
+
+    def talker_rows(
+        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
+    ) -> dict[str, Tensor]:
+        """Single sentences between two ends: what a Talker learns."""
+        return self.encode(self.sample(split, indices, seed, kind="sentences"))
+
+    def questions(self, problems: Sequence[Row]) -> list[str]:
+        """The texts."""
+        return [self.text(row) for row in problems]
+
+    def parse(self, text: str) -> ProblemList[Row]:
+        """Nobody asks anything here.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("prose is text to go on with, and no problem can be typed; take a row from a split")
+
+    def grade(self, answers: Tensor | Sequence[str], problems: Sequence[Row]) -> Grades:
+        """Which tokens after the first are those of the text; what follows a row's end is ignored.
+
+        Args:
+            answers: tokens ``[B, N]``.
+
+        Returns:
+            Token by token where all rows have one length, as texts have.
+
+        Raises:
+            ValueError: text, or not as many answers as rows.
+        """
+        import torch
+
+        counts = torch.tensor([len(row) - 1 for row in problems], dtype=torch.long)
+        right = torch.full((len(problems), int(counts.max()) if len(counts) else 0), PAD)
+        for number, row in enumerate(problems):
+            right[number, : len(row) - 1] = torch.from_numpy(row[1:])
+        equal = exact_tokens(answers, right, filler=PAD)
+        after = (torch.arange(right.shape[1])[None] >= counts[:, None]).to(equal.device)
+        return Grades(correct=(equal | after).all(dim=1), per_symbol=None if bool(after.any()) else equal)
+
     def text(self, ids: Sequence[int] | Row | Tensor) -> str:
-        """What some tokens say, without markers."""
+        """Tokens as text, without markers."""
         tokenizer: Any = self.tokenizer
-        said: str = tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
-        return said.strip()
+        text: str = tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
+        return text.strip()
 
     def _rows(self, kind: Kind, split: str, seed: int, epoch: int) -> Iterator[Row]:
         """One epoch, in its order."""
@@ -259,11 +321,11 @@ class ProseTask:
         tokenizer: Any = self.tokenizer.backend_tokenizer
         tokenizer.encode_special_tokens = True  # what looks like a marker in a text is text
         least, most = self.config.sentence_tokens
-        whole = kind == "texts"
-        pieces = documents if whole else (part for text in documents for part in _SENTENCE_END.split(text))
+        complete = kind == "texts"
+        pieces = documents if complete else (part for text in documents for part in _SENTENCE_END.split(text))
         while some := list(islice(pieces, 64)):
             for piece in tokenizer.encode_batch(some, add_special_tokens=False):
-                if whole:
+                if complete:
                     yield np.array([*piece.ids, EOS], dtype=np.int64)
                 elif least <= len(piece.ids) <= most:
                     yield np.array([EOS, *piece.ids, EOS], dtype=np.int64)
@@ -309,14 +371,14 @@ class _Stream:
 
     def take(self, indices: Indices) -> list[Row]:
         """The rows with the given numbers, in any order."""
-        found: dict[int, Row] = {}
+        taken: dict[int, Row] = {}
         for index in sorted({int(index) for index in indices}):
             if index < self._next:
                 self._next, self._rows = 0, self._endless()
             while self._next <= index:
-                found[index] = next(self._rows)
+                taken[index] = next(self._rows)
                 self._next += 1
-        return [found[int(index)] for index in indices]
+        return [taken[int(index)] for index in indices]
 
     def _endless(self) -> Iterator[Row]:
         for number in count():
@@ -326,11 +388,6 @@ class _Stream:
                 yield row
             if empty:
                 raise ValueError(f"{self._fault}; give more text, or shorter rows by task.length or sentence_tokens")
-
-
-def _check(split: str) -> None:
-    if split not in _SPLIT_CLASSES:
-        raise ValueError(f"there is no split {split!r}; this task has {', '.join(_SPLIT_CLASSES)}")
 
 
 def _read(source: str) -> str | None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+
+# Texts around the chain of a problem that asks in words.
+OPEN, END = "<think>", "</think>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,23 @@ class Markers:
 class Spans:
     """Token ids of one problem.
 
+    A chain exists in two readings: as one text, which is what explicit training and Latent-SFT read, and as steps,
+    each tokenised by itself, which is what Coconut replaces one after the other. Most tokenizers give the same tokens
+    either way. One that merges letters across the border of two steps does not, and then both are kept.
+
     Attributes:
         prompt: everything before the open marker.
-        chain: the explicit chain of thought, without markers.
+        steps: the explicit chain, step by step, without markers.
         answer: ends with the end-of-sequence token; empty where a model is to write it.
+        merged: the chain tokenised as one text, where that differs from the steps joined.
     """
 
     prompt: tuple[int, ...]
-    chain: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...]
     answer: tuple[int, ...]
+    merged: tuple[int, ...] | None = None
+
+    @cached_property
+    def chain(self) -> tuple[int, ...]:
+        """The explicit chain as one text."""
+        return tuple(token for step in self.steps for token in step) if self.merged is None else self.merged

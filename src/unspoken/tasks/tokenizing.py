@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -32,3 +32,44 @@ def by_character(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     return padded_left(tokenizer)
+
+
+def byte_pairs(
+    texts: Iterable[str],
+    vocabulary: int,
+    markers: Sequence[str],
+    *,
+    what: str,
+    prefix_space: bool = False,
+    single_digits: bool = False,
+) -> PreTrainedTokenizerFast:
+    """Byte-level byte pairs (Sennrich et al., 2016) learned from some texts; every text can be written.
+
+    Args:
+        vocabulary: entries, the markers and all 256 bytes among them.
+        markers: first entries; each stays in one piece.
+        what: the texts, for the message.
+        prefix_space: put a space before every text.
+        single_digits: never merge digits.
+
+    Raises:
+        ValueError: the texts have too few byte pairs.
+    """
+    made = Tokenizer(models.BPE())
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    made.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizer]) if single_digits else pre_tokenizer
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=list(markers),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    if made.get_vocab_size() < vocabulary:
+        raise ValueError(
+            f"task.vocabulary is {vocabulary}, but the {what} give only {made.get_vocab_size()} entries; "
+            "lower it, or give more text"
+        )
+    return padded_left(made)

@@ -19,21 +19,23 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.tasks.spans import Spans
+from unspoken.tasks.task import Array, Grades, Indices, Traits, check_split, exact_tokens
 from unspoken.tasks.tokenizing import by_character
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
-Split = Literal["train", "validation", "test"]
-Array = NDArray[np.int64]
+    from unspoken.tasks.prompt_format import PromptFormat
 
 PAD, EOS, ROOT, TARGET, ROUTE, COMMA = range(6)
 MARKERS = ("[PAD]", "[EOS]", "[ROOT]", "[TARGET]", "[ROUTE]", ",")
@@ -81,6 +83,23 @@ class TreeSearchConfig:
         if not 0 <= self.certain <= (1 if self.repeat_targets else 0):
             raise ValueError(f"certain is {self.certain}; it is a share from 0 to 1, and 0 without repeat_targets")
 
+    @property
+    def traits(self) -> Traits:
+        """The route is the chain and the answer; several targets leave it open."""
+        task = self.build()
+        return Traits(
+            own_vocabulary=True,
+            has_chain=False,
+            has_lengths=False,
+            selected_by="exact_match" if self.targets == 1 else "loss",
+            # Twice the longest right answer, so that a chain that does not stop in time is seen.
+            chain_cap=2 * task.answer_length,
+            answer_cap=2 * task.answer_length,
+            row_tokens=(task.prompt_length, task.answer_length),
+            # Every leaf of a tree, where the prompt ends with the one that is asked for.
+            questions=task.nodes - task.first_leaf if self.targets == 1 else 1,
+        )
+
     def build(self) -> TreeSearchTask:
         """The task of this configuration."""
         return TreeSearchTask(self)
@@ -105,14 +124,31 @@ class TreeProblems:
     def __len__(self) -> int:
         return len(self.leaf_B)
 
+    def select(self, rows: Indices) -> TreeProblems:
+        """Some of the problems, in the order of ``rows``."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        return TreeProblems(
+            names_BM=self.names_BM[chosen],
+            targets_BA=self.targets_BA[chosen],
+            leaf_B=self.leaf_B[chosen],
+            edges_BE=self.edges_BE[chosen],
+        )
+
 
 class TreeSearchTask:
     """Makes, prints, draws and grades tree-search problems."""
+
+    tests = ("test",)
 
     def __init__(self, config: TreeSearchConfig) -> None:
         self.config = config
         self.nodes = 2**config.depth - 1
         self.first_leaf = 2 ** (config.depth - 1) - 1
+
+    @property
+    def traits(self) -> Traits:
+        """What the rest of the package must know."""
+        return self.config.traits
 
     @property
     def fingerprint(self) -> str:
@@ -137,13 +173,26 @@ class TreeSearchTask:
 
     # --- making ------------------------------------------------------------------------------------------------
 
-    def sample(self, split: Split, indices: Array, seed: int = 0) -> TreeProblems:
-        """Make the problems with the given indices."""
+    def size(self, split: str) -> None:
+        """Every split is endless.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        check_split(split)
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> TreeProblems:
+        """Make the problems with the given indices.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+        check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
         names_BM = np.empty((len(indices), self.nodes), dtype=np.int64)
         attempt_B = np.zeros(len(indices), dtype=np.int64)
         pending = np.arange(len(indices))
-        # Draw until the tree falls in the wanted split; the number of draws is itself a function of the index.
+        # Draw until the tree falls in the split; the number of draws is itself a function of the index.
         while len(pending):
             noise = self._noise(split, indices[pending], seed, attempt_B[pending], columns=len(LETTERS), stream=0)
             names = np.argsort(noise, axis=1)[:, : self.nodes] + FIRST_LETTER
@@ -174,7 +223,7 @@ class TreeSearchTask:
 
     @staticmethod
     def _noise(
-        split: Split, index_B: Array, seed: int, attempt_B: Array, *, columns: int, stream: int
+        split: str, index_B: Array, seed: int, attempt_B: Array, *, columns: int, stream: int
     ) -> NDArray[np.uint64]:
         """Uniform 64-bit integers ``[B, columns]``: a hash of the counter and nothing else."""
         key = int.from_bytes(hashlib.sha256(f"{seed}:{split}:{stream}".encode()).digest()[:8], "little")
@@ -193,7 +242,7 @@ class TreeSearchTask:
             edges = _mix((names_BM * 64 + parent_names).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
             return _mix(edges.sum(axis=1, dtype=np.uint64))
 
-    def _splits_of(self, names_BM: Array, split: Split) -> NDArray[np.bool_]:
+    def _splits_of(self, names_BM: Array, split: str) -> NDArray[np.bool_]:
         share = (self.tree_hash(names_BM) % np.uint64(_SPLIT_CLASSES)).astype(np.int64)
         if split == "train":
             return share < _SPLIT_CLASSES - 2
@@ -247,15 +296,60 @@ class TreeSearchTask:
             "answer_mask": answer,
         }
 
+    def spans(self, problems: TreeProblems, prompt_format: PromptFormat | None = None) -> list[Spans]:
+        """The tokens of each problem: no steps, since the route is the answer."""
+        rows, prompt = self.encode(problems)["input_ids"].tolist(), self.prompt_length
+        return [Spans(prompt=tuple(row[:prompt]), steps=(), answer=tuple(row[prompt:])) for row in rows]
+
+    def rows(
+        self, problems: TreeProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
+        """The same as `encode`."""
+        assert chain, "tree search has no chain to leave out"
+        return self.encode(problems)
+
+    def question_rows(self, problems: TreeProblems, questions: int) -> dict[str, Tensor]:
+        """Rows of one tree and several routes: to the problem's own leaf and to those that follow it in the tree.
+
+        Returns:
+            See `unspoken.tasks.task.AsksSeveral`.
+        """
+        import torch
+
+        leaves, shared = self.nodes - self.first_leaf, self.prompt_length - 2
+        encoded = []
+        for shift in range(questions):
+            leaf_B = self.first_leaf + (problems.leaf_B - self.first_leaf + shift) % leaves
+            encoded.append(self.encode(replace(problems, targets_BA=leaf_B[:, None], leaf_B=leaf_B)))
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            return torch.cat([parts[0][:, :shared], *(part[:, shared:] for part in parts)], dim=1)
+
+        rows = {name: joined([one[name] for one in encoded]) for name in encoded[0]}
+        places = torch.arange(encoded[0]["input_ids"].shape[1]).expand(encoded[0]["input_ids"].shape)
+        numbers = [torch.where(places < shared, 0, number) for number in range(1, questions + 1)]
+        return {**rows, "question": joined(numbers), "position_ids": joined([places] * questions)}
+
+    def talker_rows(
+        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
+    ) -> dict[str, Tensor]:
+        """Plain rows: a Talker learns the routes."""
+        return self.encode(self.sample(split, indices, seed))
+
+    def questions(self, problems: TreeProblems) -> list[str]:
+        """The problems as printed, up to the route marker."""
+        marker = MARKERS[ROUTE]
+        return [text.partition(marker)[0] + marker for text in self.text(problems)]
+
     def text(self, problems: TreeProblems) -> list[str]:
         """The problems as printed, answers included and end-of-sequence left out."""
         ids = self.encode(problems)["input_ids"][:, :-1]
         return ["".join(self.tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]
 
-    def words(self, spoken_N: Tensor) -> list[str]:
-        """The tokens of one spoken row up to its end-of-sequence, which is left out."""
-        said = spoken_N.tolist()
-        return self.tokenizer.convert_ids_to_tokens(said[: said.index(EOS)] if EOS in said else said)
+    def words(self, answer_N: Tensor) -> list[str]:
+        """The tokens of one answer up to its end-of-sequence, which is left out."""
+        ids = answer_N.tolist()
+        return self.tokenizer.convert_ids_to_tokens(ids[: ids.index(EOS)] if EOS in ids else ids)
 
     def parse(self, text: str) -> TreeProblems:
         """Read a problem typed by a person, with or without a route after the route marker.
@@ -270,27 +364,8 @@ class TreeSearchTask:
                 f"not a tree-search problem: {text!r}; expected edges[ROOT]name[TARGET]leaf[ROUTE], "
                 f"for instance {self.text(self.sample('test', np.array([0])))[0]!r}"
             )
-        edges = match["edges"].split(",")
-        for edge in edges:
-            if len(edge) != 2 or any(name not in LETTERS for name in edge):
-                raise ValueError(f"edge {edge!r} is not a pair of names out of {LETTERS}")
-        children: dict[str, list[str]] = {}
-        for parent, child in map(tuple, edges):
-            children.setdefault(parent, []).append(child)
-        heap: list[str] = [match["root"]]
-        for parent in heap:
-            heap.extend(children.get(parent, []))
-            if len(heap) > len(LETTERS):
-                break
-        if len(heap) != self.nodes or len(set(heap)) != self.nodes or len(edges) != self.nodes - 1:
-            raise ValueError(
-                f"the edges are not a complete binary tree of {self.nodes} nodes below root {match['root']!r}, "
-                "which is what this model was trained on"
-            )
-        for parent in heap[: self.first_leaf]:
-            if len(children.get(parent, [])) != 2:
-                raise ValueError(f"node {parent!r} has {len(children.get(parent, []))} children; inner nodes have two")
-        listed = match["targets"]
+        edges, listed = match["edges"].split(","), match["targets"]
+        heap = self._heap(edges, match["root"])
         twice = not self.config.repeat_targets and len(set(listed)) < len(listed)
         if len(listed) != self.config.targets or twice or any(name not in heap[self.first_leaf :] for name in listed):
             different = "" if self.config.repeat_targets else "different "
@@ -303,6 +378,32 @@ class TreeSearchTask:
             leaf_B=leaf,
             edges_BE=np.array([[heap.index(edge[1]) for edge in edges]]),
         )
+
+    def _heap(self, edges: Sequence[str], root: str) -> list[str]:
+        """Names of the nodes in heap order.
+
+        Raises:
+            ValueError: the edges are no complete binary tree of this task's depth.
+        """
+        children: dict[str, list[str]] = {}
+        for edge in edges:
+            if len(edge) != 2 or any(name not in LETTERS for name in edge):
+                raise ValueError(f"edge {edge!r} is not a pair of names out of {LETTERS}")
+            children.setdefault(edge[0], []).append(edge[1])
+        heap = [root]
+        for parent in heap:
+            heap.extend(children.get(parent, []))
+            if len(heap) > len(LETTERS):
+                break
+        if len(heap) != self.nodes or len(set(heap)) != self.nodes or len(edges) != self.nodes - 1:
+            raise ValueError(
+                f"the edges are not a complete binary tree of {self.nodes} nodes below root {root!r}, "
+                "which is what this model was trained on"
+            )
+        for parent in heap[: self.first_leaf]:
+            if len(children.get(parent, [])) != 2:
+                raise ValueError(f"node {parent!r} has {len(children.get(parent, []))} children; inner nodes have two")
+        return heap
 
     def draw(self, problems: TreeProblems, row: int = 0) -> str:
         """The tree of one problem for humans: a level a line, the route in brackets."""
@@ -327,15 +428,17 @@ class TreeSearchTask:
         """Right answers ``[B, depth + 1]``: the route and end-of-sequence."""
         return self.encode(problems)["input_ids"][:, self.prompt_length :]
 
-    def grade(self, spoken_BN: Tensor, problems: TreeProblems) -> Tensor:
-        """Exact match ``[B]`` of the whole route and its end; whatever follows the first end-of-sequence is ignored."""
-        import torch
+    def grade(self, answers: Tensor | Sequence[str], problems: TreeProblems) -> Grades:
+        """Exact match of the route and its end; whatever follows the first end-of-sequence is ignored.
 
-        answers = self.answers(problems)
-        if spoken_BN.shape[1] < answers.shape[1]:
-            filler = spoken_BN.new_full((len(problems), answers.shape[1] - spoken_BN.shape[1]), PAD)
-            spoken_BN = torch.cat([spoken_BN, filler], dim=1)
-        return (spoken_BN[:, : answers.shape[1]] == answers).all(dim=1)
+        Args:
+            answers: tokens ``[B, N]``.
+
+        Raises:
+            ValueError: texts, or not as many answers as problems.
+        """
+        per_symbol = exact_tokens(answers, self.answers(problems), filler=PAD)
+        return Grades(correct=per_symbol.all(dim=1), per_symbol=per_symbol)
 
     # --- what is known about the answer ------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
-"""LoRA on the parts of a model that a stage trains, and the plain model that the stage publishes."""
+"""LoRA on the parts of a model that a stage trains, and the plain model that it becomes."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -10,29 +11,17 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from unspoken.methods.coconut.model import CoconutModel
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.method import Objective
 from unspoken.training.parts import LoRA
 
 
-def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
-    """Put adapters on the linear layers of every trainable part, in place; the weights below them are frozen.
-
-    Of a JEPA-Reasoner the table is still trained in full: its target is a moving average of the online table, and an
-    average of rows that stand still would switch half of the method off.
+def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -> None:
+    """Put adapters on the linear layers of every part that a stage adapts, in place; weights below them are frozen.
 
     Raises:
         ValueError: adapters would not reach every expert, or would be merged into a shared weight more than once.
     """
-    parts = [model]
-    if isinstance(model, LatentSFTModel):
-        halves = [model.decoder.base_model, *([model.encoder] if model.config.has_encoder else [])]
-        parts = [half for half in halves if any(parameter.requires_grad for parameter in half.parameters())]
-    if isinstance(model, CoconutModel):
-        parts = [model.decoder.base_model]
-    if isinstance(model, JepaReasonerModel):
-        parts = [model.backbone]
+    parts: list[Any] = objective.adapted(model)
     for part in parts:
         layers = [
             name
@@ -51,8 +40,7 @@ def add_adapters(model: PreTrainedModel, settings: LoRA) -> None:
         for parameter in part.parameters():
             parameter.requires_grad_(False)
         inject_adapter_in_model(config, part)
-    if isinstance(model, JepaReasonerModel):
-        model.backbone.get_input_embeddings().requires_grad_(True)
+    objective.after_adapters(model)
 
 
 def _require_reach(part: PreTrainedModel, layers: list[str]) -> None:
@@ -76,21 +64,14 @@ def _require_reach(part: PreTrainedModel, layers: list[str]) -> None:
                 )
 
 
-def published(model: PreTrainedModel) -> PreTrainedModel:
-    """What a stage's folder holds: adapters merged into the weights.
-
-    Of stage 2 and of Coconut it is the plain causal language model.
-
-    The model in training is left as it is.
-    """
-    if isinstance(model, CoconutModel) or (isinstance(model, LatentSFTModel) and not model.config.has_encoder):
-        model = model.decoder
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with its adapters merged into the weights; the model in training is left as it is."""
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         return model
-    merged = copy.deepcopy(model)
-    for name, module in list(merged.named_modules()):
+    whole = copy.deepcopy(model)
+    for name, module in list(whole.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
             parent, _, attribute = name.rpartition(".")
-            setattr(merged.get_submodule(parent), attribute, module.get_base_layer())
-    return merged
+            setattr(whole.get_submodule(parent), attribute, module.get_base_layer())
+    return whole

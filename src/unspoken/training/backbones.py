@@ -1,4 +1,4 @@
-"""Which methods a stage puts around its model, and whether they are right there."""
+"""Whether the rows of a stage fit its model."""
 
 from __future__ import annotations
 
@@ -7,43 +7,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from unspoken.backbone import UnspokenModel
-from unspoken.backbone.checks import Method, require
-from unspoken.methods.coconut.stages import Coconut
-from unspoken.methods.coupled.stages import NextToken
-from unspoken.methods.jepa_reasoner.stages import SST
-from unspoken.methods.latent_sft.stages import Stage1
 from unspoken.methods.rows import Rows
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.training.recipe import Stage
-
-
-def methods_of(stage: Stage) -> list[Method]:
-    """What a stage does with the causal language model that it starts from."""
-    objective = stage.objective
-    if isinstance(objective, SST):
-        return ["JEPA-Reasoner"]
-    if isinstance(objective, Coconut):
-        return ["Coconut"]
-    if isinstance(objective, NextToken):
-        return ["explicit chains"]
-    if isinstance(objective, Stage1) and objective.shape is not None:
-        return ["Latent-SFT", "hidden states" if objective.shape.latent == "hidden" else "superpositions"]
-    return []
-
-
-def require_for(model: PreTrainedModel, stage: Stage) -> None:
-    """Refuse a causal language model around which a stage's method would be wrong.
-
-    Raises:
-        ValueError: see `unspoken.backbone.checks.require`.
-    """
-    for method in methods_of(stage):
-        require(model, method)
 
 
 def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
@@ -113,47 +83,3 @@ def require_rows(model: PreTrainedModel, prompt_format: PromptFormat) -> None:
             f"the tokenizer has tokens beyond the {rows} rows of the table of {type(model).__name__}: {names}; "
             "use the model's own tokenizer, or resize the table"
         )
-
-
-@torch.no_grad()
-def require_same_blocks(whole: PreTrainedModel, cut: PreTrainedModel) -> None:
-    """Refuse first blocks that compute something else than they did in the model that they were cut out of.
-
-    Raises:
-        ValueError: a block depends on how many there are, or the blocks are not found.
-    """
-    if isinstance(cut, UnspokenModel) or cut.device.type == "meta":
-        return
-    count = getattr(cut.config, "num_hidden_layers", None)
-    if count is None or count == whole.config.num_hidden_layers:
-        return
-    inputs = cut.get_input_embeddings()(torch.arange(3, 9)[None])
-    there, here = (_after_block(model, count, inputs.clone()) for model in (whole, cut))
-    if not torch.allclose(there, here, rtol=1e-3, atol=1e-3 * float(there.abs().max())):
-        raise ValueError(
-            f"the first {count} blocks of {type(whole).__name__} compute something else without those above them; "
-            "set blocks to null, or take another model"
-        )
-
-
-def _after_block(model: PreTrainedModel, count: int, inputs: Tensor) -> Tensor:
-    """What the block of that number, counted from 1, makes of some inputs."""
-    size = model.config.num_hidden_layers
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == size]
-    if not lists:
-        raise ValueError(
-            f"the blocks of {type(model).__name__} are not found, so they cannot be counted; set blocks to null"
-        )
-    found: list[Tensor] = []
-
-    def keep(_block: nn.Module, _inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:
-        found.append(outputs if isinstance(outputs, Tensor) else outputs[0])
-
-    training = model.training
-    hook = lists[0][count - 1].register_forward_hook(keep)
-    try:
-        model.eval()(inputs_embeds=inputs, use_cache=False)
-    finally:
-        hook.remove()
-        model.train(training)
-    return found[0]

@@ -38,7 +38,7 @@ def explain_oom(work: str, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(folder: Path, *others: type[Exception]) -> Iterator[None]:
+def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
     """Inside, a disk that is full, or that nobody may write to, ends in one line.
 
     Args:

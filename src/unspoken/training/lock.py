@@ -2,61 +2,59 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from unspoken import distributed
 
 LOCK = ".lock"
-_held: set[Path] = set()
+_TIMEOUT = 0.2  # seconds; a single try can fail while the run before removes its file
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Hold a run folder; within one process as often as it likes, and of several ranks rank 0 holds it for all.
 
     The operating system drops the lock with the process, however that ends.
 
     Raises:
-        ValueError: another run holds it.
+        ValueError: another run holds it, or its lock file is a symbolic link.
     """
     path = folder.resolve() / LOCK
-    if path in _held:
-        yield
-        return
-    # The number of the open file means nothing on other ranks.
-    descriptor = distributed.run_on_main(lambda: _acquire(path))
-    _held.add(path)
+    # One object for each file in this process, which counts how often it is held. No substitute where the file system
+    # has no locks: that one would outlive a killed process.
+    lock = FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False, on_acquired=_write_owner)
+    distributed.run_on_main(lambda: _acquire(lock, path))
     try:
         yield
     finally:
-        _held.remove(path)
         if distributed.is_main_process():
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
+            if lock.lock_counter == 1:
+                path.unlink(missing_ok=True)  # while it is locked: whoever waits for it notices and makes its own
+            lock.release()
 
 
-def _acquire(path: Path) -> int:
+def _acquire(lock: FileLock, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 200).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise ValueError(
-                f"{path.parent} is in use by another run ({owner or 'just starting'}); wait until it ends, or choose "
-                "another folder"
-            ) from None
-        # Whoever held it before may have removed the file between our opening and our locking it.
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            break
-        os.close(descriptor)
+    try:
+        lock.acquire(timeout=_TIMEOUT)
+    except Timeout:
+        owner = path.read_text(errors="replace").strip()
+        raise ValueError(
+            f"{path.parent} is in use by another run ({owner or 'just starting'}); wait until it ends, or choose "
+            "another folder"
+        ) from None
+    except OSError:
+        if not path.is_symlink():
+            raise
+        raise ValueError(f"{path} is a symbolic link, which a lock never follows; remove it") from None
+
+
+def _write_owner(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor

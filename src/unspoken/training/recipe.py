@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from unspoken.methods.coconut.stages import Coconut
-from unspoken.methods.coupled.stages import NextToken
-from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
-from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.tasks import (
-    ArithmeticConfig,
-    CompetitionConfig,
-    GradeSchoolConfig,
-    GrammarConfig,
-    LogicConfig,
-    ProseConfig,
-    TreeSearchConfig,
-)
+from unspoken.methods.catalogue import objectives
+from unspoken.methods.method import Line, Objective
+from unspoken.tasks.catalogue import task_configs
+from unspoken.tasks.task import TaskConfig
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
 
@@ -44,11 +35,10 @@ class Stage:
     Attributes:
         name: of the folder, and what later stages refer to.
         start: the stage whose best checkpoint this one continues from; null starts from random weights.
-        objective: ``next_token`` trains the coupled Transformer, ``sst`` the Reasoner, ``talker`` the Talker;
-            ``stage1`` makes latents of explicit chains, ``labels`` writes them down, ``stage2`` learns to say them;
-            ``coconut`` replaces explicit steps by hidden states.
+        objective: what it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
         steps: optimiser steps, or null if ``steps_of`` says them; ``labels`` has none.
         steps_of: as many steps as these stages together: how a baseline is given equal training.
+        stop_at: exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
         batch_size: sequences a step.
         optimizer: see `Optimizer`.
         lora: adapters instead of full training; null trains all weights.
@@ -59,9 +49,10 @@ class Stage:
 
     name: str
     start: str | None = None
-    objective: NextToken | SST | TalkerLoss | Stage1 | Labels | Stage2 | Coconut
+    objective: Objective = field(metadata={"choices": objectives})
     steps: int | None = None
     steps_of: tuple[str, ...] = ()
+    stop_at: float | None = None
     batch_size: int = 64
     optimizer: Optimizer = field(default_factory=Optimizer)
     lora: LoRA | None = None
@@ -72,21 +63,18 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"stage name {self.name!r} must be letters, digits and underscores")
-        if isinstance(self.objective, Labels):
-            if self.steps is not None or self.steps_of:
-                raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
-        elif (self.steps is None) == (not self.steps_of):
-            raise ValueError("give exactly one of steps and steps_of")
-        if self.talker is not None and self.objective.kind != "talker":
-            raise ValueError(f"talker is set, but a {self.objective.kind} stage trains none")
-        if self.lora is not None and self.objective.kind == "talker":
-            raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
-        if self.blocks is not None and (self.objective.kind != "sst" or self.blocks < 1):
-            raise ValueError(f"blocks is {self.blocks}; an sst stage may have it, and it must be at least 1")
+        self.objective.check_stage(self)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.batch_size < 1 or self.evaluate_every < 1:
             raise ValueError("batch_size and evaluate_every must be at least 1")
+        if self.stop_at is not None:
+            if not 0 < self.stop_at <= 1:
+                raise ValueError(f"stop_at is {self.stop_at}; it is a share of problems, more than 0 and at most 1")
+            if self.steps is None or self.optimizer.schedule != "constant":
+                raise ValueError(
+                    "stop_at is set; a stage that may end early needs steps and optimizer.schedule constant"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,28 +101,14 @@ class Evaluation:
             raise ValueError(f"{names} must be at least 1")
 
 
-# What a stage of each kind may start from; None is the backbone itself.
-_TREE_STAGES: dict[str, tuple[str | None, ...]] = {
-    "next_token": (None, "next_token"),
-    "sst": (None, "next_token"),
-    "talker": ("sst",),
-}
-_STRING_STAGES = {**_TREE_STAGES, "coconut": (None, "next_token")}
-_WORD_STAGES: dict[str, tuple[str | None, ...]] = {
-    "next_token": (None, "next_token"),
-    "stage1": (None, "next_token", "stage1"),
-    "labels": ("stage1",),
-    "stage2": ("labels",),
-    "sst": (None, "next_token"),
-    "talker": ("sst",),
-    "coconut": (None, "next_token", "coconut"),
-}
-# Tasks with a vocabulary of their own; every other is one of word problems.
-_NEEDS = {
-    TreeSearchConfig.kind: _TREE_STAGES,
-    GrammarConfig.kind: _STRING_STAGES,
-    ProseConfig.kind: _TREE_STAGES,
-}
+def learnable(task: Any) -> list[str]:
+    """Kinds of stages that can learn a task, given its configuration or itself."""
+    return sorted(
+        objective.kind
+        for objective in objectives()
+        if (task.traits.has_chain or not objective.chain_needed)
+        and (task.traits.has_steps or not objective.steps_needed)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,15 +128,7 @@ class Recipe:
     name: str
     size: Size
     summary: str = ""
-    task: (
-        TreeSearchConfig
-        | GrammarConfig
-        | ProseConfig
-        | ArithmeticConfig
-        | GradeSchoolConfig
-        | LogicConfig
-        | CompetitionConfig
-    )
+    task: TaskConfig = field(metadata={"choices": task_configs})
     backbone: StackShape | str
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
@@ -182,55 +148,18 @@ class Recipe:
             raise ValueError(f"threads is {self.threads}; it must be at least 1")
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
-        seen: dict[str, Stage] = {}
-        needs = _NEEDS.get(self.task.kind, _WORD_STAGES)
-        if isinstance(self.backbone, str) and self.task.kind in _NEEDS:
-            name = self.task.kind.replace("_", " ")
-            raise ValueError(f"backbone: {name} has a vocabulary of its own; give a shape, not a pretrained model")
-        if self.group_by_length and isinstance(self.task, TreeSearchConfig | ProseConfig):
-            name = self.task.kind.replace("_", " ")
-            raise ValueError(f"group_by_length is true, but {name} offers no lengths to sort samples by; leave it out")
-        if isinstance(self.task, GrammarConfig) and self.task.steps % 2:
-            raise ValueError(
-                f"task.steps is {self.task.steps}; give an even number: one half of the symbols is measured under "
-                "noise on tokens, the other under noise on latents"
-            )
-        if isinstance(self.backbone, StackShape) and isinstance(self.task, GradeSchoolConfig | CompetitionConfig):
-            raise ValueError(f"backbone: {self.task.kind} problems are natural language; give a pretrained model")
+        self._check_task()
         names = [stage.name for stage in self.stages]
         for index, stage in enumerate(self.stages):
             if stage.name in names[:index]:
                 raise ValueError(f"stages[{index}] ({stage.name}): there is already a stage of that name")
+        lines: dict[str, Line] = {}
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}] ({stage.name})"
-            later = [other.name for other in self.stages[index:]]
-            for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
-                if name in later:
-                    raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
-                if name not in seen:
-                    raise ValueError(f"{where} refers to {name!r}, which is no stage; {nearest(name, list(seen))}")
-            for name in stage.steps_of:
-                if seen[name].batch_size != stage.batch_size:
-                    raise ValueError(
-                        f"{where}: batch_size is {stage.batch_size}, but {name!r} has {seen[name].batch_size}; "
-                        "equal steps are equal training only at equal batch_size"
-                    )
-            if stage.objective.kind not in needs:
-                known = ", ".join(sorted(needs))
-                raise ValueError(
-                    f"{where}: a {stage.objective.kind} stage cannot learn the task {self.task.kind}; it has {known}"
-                )
-            start = seen[stage.start].objective.kind if stage.start else None
-            if start not in needs[stage.objective.kind]:
-                wanted = " or ".join("random weights" if kind is None else kind for kind in needs[stage.objective.kind])
-                raise ValueError(
-                    f"{where}: a {stage.objective.kind} stage starts from {wanted}, "
-                    f"not from {start or 'random weights'}; set its start"
-                )
-            if stage.objective.kind == "talker" and (self.talker or stage.talker) is None:
-                raise ValueError(f"{where} trains a Talker, but neither it nor the recipe has a 'talker' shape")
-            self._check_line(stage, seen, where)
-            seen[stage.name] = stage
+            self._check_references(stage, names[index:], names[:index], where)
+            line = Line(settings=stage, before=lines[stage.start] if stage.start else None)
+            self._check_line(line, where)
+            lines[stage.name] = line
         shapes = {"talker": self.talker, **{f"stages ({stage.name}): talker": stage.talker for stage in self.stages}}
         for where, shape in shapes.items():
             if shape is not None:
@@ -239,53 +168,68 @@ class Recipe:
                 except ValueError as error:
                     raise ValueError(f"{where}: {error}") from None
 
-    def _check_line(self, stage: Stage, seen: dict[str, Stage], where: str) -> None:
-        """What holds along a line of stages.
+    def _check_task(self) -> None:
+        """What the task has or lacks, against the recipe's own keys."""
+        traits, name = self.task.traits, self.task.kind.replace("_", " ")
+        if isinstance(self.backbone, str) and traits.own_vocabulary:
+            raise ValueError(f"backbone: {name} has a vocabulary of its own; give a shape, not a pretrained model")
+        if isinstance(self.backbone, StackShape) and traits.natural_language:
+            raise ValueError(f"backbone: {self.task.kind} problems are natural language; give a pretrained model")
+        if self.group_by_length and not traits.has_lengths:
+            raise ValueError(f"group_by_length is true, but {name} offers no lengths to sort samples by; leave it out")
 
-        Latent-SFT: encoder, then decoder, then both; the shape of the latents is passed on. Coconut: more and more
-        latents.
-        """
-        chainless = isinstance(stage.objective, NextToken) and stage.objective.chain == "none"
-        if chainless and self.task.kind in _NEEDS:
-            name = self.task.kind.replace("_", " ")
-            raise ValueError(f"{where}: chain is 'none', but {name} has no chain to leave out")
-        if stage.blocks is not None and isinstance(self.backbone, StackShape) and stage.blocks > self.backbone.layers:
-            raise ValueError(f"{where}: blocks is {stage.blocks}, but the backbone has {self.backbone.layers} layers")
-        if isinstance(stage.objective, Stage1):
-            before = seen[stage.start].objective if stage.start else None
-            trained = before.train if isinstance(before, Stage1) else None
-            wanted = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
-            if trained not in wanted[stage.objective.train]:
-                raise ValueError(f"{where}: stages of a line train encoder, then decoder, then union; set its start")
-            first = stage
-            while isinstance(first.objective, Stage1) and first.objective.shape is None:
-                first = seen[str(first.start)]
-            shape = first.objective.shape if isinstance(first.objective, Stage1) else None
-            if stage.objective.noise and shape and (shape.top_k is None or shape.latent == "hidden"):
-                raise ValueError(f"{where}: noise needs superpositions of a few tokens; set top_k, or noise to null")
-        if isinstance(stage.objective, Coconut):
-            if isinstance(self.task, GrammarConfig):
-                whole = Coconut(replaced=self.task.steps // 2, latents_per_step=1)
-                if stage.objective != whole:
-                    raise ValueError(
-                        f"{where}: on the grammar latents stand for the first half of {self.task.steps} symbols, one "
-                        f"each; set replaced to {whole.replaced}, latents_per_step to 1 and rest to 'explicit'"
-                    )
-            before = seen[stage.start].objective if stage.start else None
-            if isinstance(before, Coconut) and before.latents > stage.objective.latents:
-                raise ValueError(
-                    f"{where}: it has {stage.objective.latents} latents and {stage.start!r} before it "
-                    f"{before.latents}; later stages of a curriculum replace more steps"
-                )
-            if self.attention == "flex_attention":
-                raise ValueError(
-                    f"{where}: flex_attention would compile a kernel for every length of Coconut's growing cache; set "
-                    "attention to 'sdpa'"
-                )
-            if self.activation_checkpointing:
-                raise ValueError(
-                    f"{where}: activation_checkpointing drops the cache that Coconut keeps its latents in; set it false"
-                )
+    def _check_references(self, stage: Stage, later: list[str], earlier: list[str], where: str) -> None:
+        """Stages that a stage names."""
+        for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
+            if name in later:
+                raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
+            if name not in earlier:
+                raise ValueError(f"{where} refers to {name!r}, which is no stage; {nearest(name, earlier)}")
+        for name in stage.steps_of:
+            self._check_equal_training(stage, self.stage(name), where)
+
+    def _check_equal_training(self, stage: Stage, other: Stage, where: str) -> None:
+        """Steps of another stage stand for equally much training."""
+        if stage.batch_size != other.batch_size:
+            raise ValueError(
+                f"{where}: batch_size is {stage.batch_size}, but {other.name!r} has {other.batch_size}; "
+                "equal steps are equal training only at equal batch_size"
+            )
+        if stage.objective.questions_a_row != other.objective.questions_a_row:
+            raise ValueError(
+                f"{where}: its rows ask {stage.objective.questions_a_row} questions, but those of {other.name!r} "
+                f"{other.objective.questions_a_row}; equal steps are equal training only at equal objective.questions"
+            )
+        if other.stop_at is not None:
+            raise ValueError(
+                f"{where}: steps_of names {other.name!r}, whose stop_at may end it early, after nobody knows how many "
+                "steps; leave stop_at out there"
+            )
+
+    def _check_line(self, line: Line, where: str) -> None:
+        """Whether the task can be learned so, and from this start."""
+        objective, known = line.objective, learnable(self.task)
+        if objective.kind not in known:
+            raise ValueError(
+                f"{where}: a {objective.kind} stage cannot learn the task {self.task.kind}; it has {', '.join(known)}"
+            )
+        if line.kind_before not in objective.starts_from:
+            starts = " or ".join("random weights" if kind is None else kind for kind in objective.starts_from)
+            raise ValueError(
+                f"{where}: a {objective.kind} stage starts from {starts}, "
+                f"not from {line.kind_before or 'random weights'}; set its start"
+            )
+        if line.settings.stop_at is not None and self.task.traits.continues:
+            raise ValueError(f"{where}: stop_at is set, but {self.task.kind} has no answers to match; leave it out")
+        try:
+            objective.check_line(line, self)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+
+    def line(self, stage: Stage) -> Line:
+        """A stage with those that it starts from."""
+        before = self.line(self.stage(stage.start)) if stage.start else None
+        return Line(settings=stage, before=before)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The task's own tokenizer, or the pretrained backbone's.

@@ -11,15 +11,13 @@ from transformers.utils import logging as transformers_logging
 
 from unspoken import distributed
 from unspoken.machine import resolve_device, usable_threads
-from unspoken.methods.coconut.stages import Coconut
-from unspoken.methods.latent_sft.stages import Labels
 from unspoken.placement import CPU
+from unspoken.training.context import check_backbone
 from unspoken.training.limits import explain_oom
-from unspoken.training.lock import held
+from unspoken.training.lock import run_lock
 from unspoken.training.progress import StageProgress
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.stages import SeedRun, claim, settled, train_stage
-from unspoken.training.words import base_config
 
 
 def seed_runs(recipe: Recipe, output: Path, seeds: int, device: torch.device = CPU) -> list[SeedRun]:
@@ -57,10 +55,10 @@ def _check_ranks(stage: Stage) -> None:
 
 
 def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[None]:
-    if isinstance(stage.objective, Labels):
+    if stage.objective.writes_data:
         return explain_oom(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
     other = " or set activation_checkpointing to true"
-    can_recompute = not recipe.activation_checkpointing and not isinstance(stage.objective, Coconut)
+    can_recompute = not recipe.activation_checkpointing and stage.objective.recomputes
     return explain_oom(
         f"stage {stage.name!r} with batch_size {stage.batch_size}",
         f"lower stages.{stage.name}.batch_size{other if can_recompute else ''}, in another --output since it trains "
@@ -113,15 +111,14 @@ def train(
     distributed.init_distributed()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if isinstance(recipe.backbone, str):
-        base_config(recipe)  # what is wrong with it is said before anything is trained
+    check_backbone(recipe)  # before anything is trained
     stages = recipe.stages if only is None else (recipe.stage(only),)
     for stage in stages:
-        if not isinstance(stage.objective, Labels):
+        if not stage.objective.writes_data:
             _check_ranks(stage)
     torch.set_num_threads(recipe.threads or usable_threads())
     chosen = device_for_all(device)
-    with held(output):
+    with run_lock(output):
         runs = [settled(run) for run in seed_runs(recipe, output, seeds, chosen)]
         if runs[0].reasons and distributed.is_main_process():
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())

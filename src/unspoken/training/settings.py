@@ -36,42 +36,53 @@ def _describe(kind: Any) -> str:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
+    """A value as a type wants it."""
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
-        parts = typing.get_args(kind)
-        if value is None and type(None) in parts:
-            return None
-        classes = [part for part in parts if dataclasses.is_dataclass(part)]
-        if classes and (isinstance(value, Mapping) or len(classes) == len([p for p in parts if p is not type(None)])):
-            return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
-        for part in (part for part in parts if part not in classes):
-            try:
-                return _convert(part, value, where)
-            except SettingsError:
-                continue
-    elif origin is Literal:
+        return _convert_union(kind, value, where)
+    if origin is Literal:
         choices = list(typing.get_args(kind))
         if value in choices and not isinstance(value, bool):
             return value
         raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
-    elif origin is tuple:
-        if isinstance(value, list | tuple):
-            element = typing.get_args(kind)[0]
-            return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
-    elif dataclasses.is_dataclass(kind):
-        return (
-            _one_of([kind], value, where)
-            if hasattr(kind, "kind")
-            else read(typing.cast("type[Any]", kind), value, where)
-        )
-    elif kind is float:
-        if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-            value = float(value)  # YAML 1.1 takes 1e-3 for text
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            return float(value)
-    elif kind in (int, bool, str) and type(value) is kind:
+    if dataclasses.is_dataclass(kind):
+        if hasattr(kind, "kind"):
+            return _one_of([kind], value, where)
+        return read(typing.cast("type[Any]", kind), value, where)
+    if origin is tuple and isinstance(value, list | tuple):
+        element = typing.get_args(kind)[0]
+        return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
+    if kind is float and (number := _number(value)) is not None:
+        return number
+    if kind in (int, bool, str) and type(value) is kind:
         return value
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
+
+
+def _convert_union(kind: Any, value: Any, where: str) -> Any:
+    """The first of several types that takes the value; of several dataclasses the one of its kind."""
+    parts = typing.get_args(kind)
+    if value is None and type(None) in parts:
+        return None
+    classes = [part for part in parts if dataclasses.is_dataclass(part)]
+    others = [part for part in parts if part not in classes]
+    if classes and (isinstance(value, Mapping) or others in ([], [type(None)])):
+        return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
+    for part in others:
+        try:
+            return _convert(part, value, where)
+        except SettingsError:
+            continue
+    raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        value = float(value)  # YAML 1.1 takes 1e-3 for text
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
 def _one_of(classes: list[Any], value: Any, where: str) -> Any:
@@ -93,7 +104,8 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
 
     Args:
         cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed. Names that a key or
-            kind had before are its ``former_keys`` and ``former_kind``.
+            kind had before are its ``former_keys`` and ``former_kind``. A field whose metadata have ``choices``
+            takes one of the classes that this function returns.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 
@@ -111,10 +123,9 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     for key in values:
         if key not in fields:
             raise SettingsError(f"{prefix}{key} is not a known key; {nearest(key, list(fields))}")
-    arguments = {key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()}
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in arguments:
+    arguments = {key: _field_value(fields[key], hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    for name in (name for name in fields if name not in arguments):
+        if fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")
     try:
         return cls(**arguments)
@@ -122,6 +133,13 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
         raise
     except ValueError as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _field_value(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
+    """A field's value out of a mapping."""
+    if "choices" in field.metadata:
+        return _one_of(list(field.metadata["choices"]()), value, where)
+    return _convert(hint, value, where)
 
 
 def as_mapping(settings: Any) -> Any:

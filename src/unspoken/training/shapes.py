@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class Lengths:
-    """Mean numbers of tokens of a problem.
-
-    Attributes:
-        prompt: with the open marker behind it.
-        chain: of the explicit chain.
-        end: of the marker that ends it.
-        answer: with its end-of-sequence token.
-        steps: of the explicit chain.
-    """
-
-    prompt: float
-    chain: float = 0.0
-    end: float = 0.0
-    answer: float
-    steps: float = 1.0
-
-    @property
-    def whole(self) -> float:
-        """Tokens of the row that an explicit model reads."""
-        return self.prompt + self.chain + self.end + self.answer
-
+from unspoken.methods.cost import Lengths
 
 # As their publishers' config.json has them; what does not change a count is left out.
 _SHAPES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from unspoken import distributed
-from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.method import Objective
 from unspoken.training.optimizers import MuonWithAdamW
 
 
@@ -30,7 +30,7 @@ def blank_of(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
-def shard(model: PreTrainedModel) -> None:
+def shard(model: PreTrainedModel, objective: Objective) -> None:
     """Share the weights out over the ranks, in place: a group for each block, and one for the rest."""
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     names = {name for part in parts for name in part._no_split_modules or ()}
@@ -38,9 +38,7 @@ def shard(model: PreTrainedModel) -> None:
         if type(block).__name__ in names:
             fully_shard(block)
     fully_shard(model)
-    if isinstance(model, JepaReasonerModel):
-        online: Any = model.backbone.get_input_embeddings().weight
-        model.target_table = distribute_tensor(model.target_table, online.device_mesh, online.placements)
+    objective.after_sharding(model)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,24 +17,21 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import distributed
-from unspoken.backbone.folder import remove, verify
-from unspoken.evaluation.systems import load_model
-from unspoken.methods.latent_sft.stages import Labels, Stage2
+from unspoken.backbone.folder import clear, remove, verify
+from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
-from unspoken.storage import write_json
-from unspoken.tasks import CompetitionConfig, GradeSchoolConfig, GrammarConfig, ProseConfig, TreeSearchConfig
+from unspoken.storage import MODEL, write_json
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
-from unspoken.training import strings, texts, trees, words
+from unspoken.tasks.task import TaskConfig
 from unspoken.training.backbones import fitting
-from unspoken.training.limits import writing
+from unspoken.training.context import build, context_of, load_start
+from unspoken.training.limits import explain_io_error
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.resolve import RECIPE, resolve, widest
 from unspoken.training.settings import as_mapping, read
-from unspoken.training.trainer import MODEL, StageTrainer, clear
-
-# What a stage trains and on what, by the kind of task; every other kind is one of word problems.
-OWN_KINDS = {TreeSearchConfig.kind: trees, GrammarConfig.kind: strings, ProseConfig.kind: texts}
+from unspoken.training.trainer import StageTrainer
+from unspoken.training.validation import validator_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +57,20 @@ class SeedRun:
         """Published folder of a finished stage."""
         return self.folder / name / MODEL
 
+    def context(self, stage: Stage) -> Context:
+        """What a stage is given."""
+        return context_of(self.recipe, stage, seed=self.seed, folder=self.folder)
+
     def finished(self, stage: Stage) -> bool:
         """Whether the stage's folder is published."""
         return self.model_folder(stage.name).is_dir()
 
 
 @lru_cache(maxsize=4)
-def _overlap(config: GradeSchoolConfig | CompetitionConfig, data: str) -> dict[str, Any] | None:  # noqa: ARG001
+def _overlap(config: TaskConfig, data: str) -> dict[str, Any] | None:  # noqa: ARG001
     """Found once for all stages of a run; ``data`` is the fingerprint, since files change under the same name."""
-    return seen_in_training(config.build())
+    task: Any = config.build()
+    return seen_in_training(task)
 
 
 def _machine(run: SeedRun) -> dict[str, Any]:
@@ -87,25 +90,41 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
         "recipe": as_mapping(recipe),
         "seed": run.seed,
         "data": data,
-        **({"overlap": _overlap(task, data)} if isinstance(task, GradeSchoolConfig | CompetitionConfig) else {}),
+        **({"overlap": _overlap(task, data)} if task.traits.from_files else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
         "machine": _machine(run),
     }
 
 
-def data_of(recipe: Recipe, stage: Stage, start: Path | None, seed: int) -> GeneratedDataset:
-    """What a stage reads: the samples behind those of the stages before it.
-
-    A stage that learns from labels begins with the first problems instead, which are those that have labels.
-    """
-    own = OWN_KINDS.get(recipe.task.kind)
-    make = own.batches(recipe, stage, seed) if own else words.batches(recipe, stage, start, seed)
-    first = 0 if isinstance(stage.objective, Stage2) else recipe.samples_before(stage)
-    size, order = recipe.steps(stage) * stage.batch_size, None
+def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
+    """What a stage reads: the samples after those of the stages before it, or the first ones if it asks for those."""
+    stage, objective = context.line.settings, context.line.objective
+    first = 0 if objective.first_rows else recipe.samples_before(recipe.stage(stage.name))
+    size, order = recipe.steps(recipe.stage(stage.name)) * stage.batch_size, None
     if recipe.group_by_length:
-        lengths = strings.lengths(recipe, seed) if own else words.lengths(recipe, stage, seed)
-        order = by_length(lambda places: lengths(places + first), size=size, batch_size=stage.batch_size, seed=seed)
-    return GeneratedDataset(make=make, first=first, size=size, order=order)
+        lengths = row_lengths(context)
+        order = by_length(
+            lambda places: lengths(places + first), size=size, batch_size=stage.batch_size, seed=context.seed
+        )
+    return GeneratedDataset(make=objective.collate(context), first=first, size=size, order=order)
+
+
+def row_lengths(context: Context) -> Callable[[Indices], Indices]:
+    """Indices of training samples to their lengths as a stage reads them, in tokens.
+
+    What every row of a stage has alike, such as markers and the frame of a chat, is not counted.
+    """
+    objective = context.line.objective
+
+    def measure(indices: Indices) -> Indices:
+        problems = context.sample(objective.rows_of(indices, context))
+        if not context.has_chain:
+            real: Indices = context.task.rows(problems)["attention_mask"].sum(dim=1).numpy()
+            return real
+        spans = context.task.spans(problems, context.prompt_format)
+        return np.array([objective.row_length(row, context) for row in spans])
+
+    return measure
 
 
 def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: list[TrainerCallback]) -> Path:
@@ -134,29 +153,26 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         start = origin
     facts = {**fingerprint(run), "stage": stage.name, "stages": history}
     folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(stage.objective, Labels):
+    context = run.context(stage)
+    if stage.objective.writes_data:
         assert start is not None
-        with writing(final, SafetensorError):
-            return words.write_labels(
-                run.recipe, stage, start, folder, seed=run.seed, device=run.device, manifest=facts
+        with explain_io_error(final, SafetensorError):
+            return stage.objective.write(
+                load_start(run.recipe, start), context, folder, device=run.device, manifest=facts
             )
     # One stream of random starting weights a stage, whatever ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
-    own = OWN_KINDS.get(run.recipe.task.kind)
-    if own:
-        model = own.build_model(run.recipe, stage, None if start is None else load_model(start))
-    else:
-        model = words.build_model(run.recipe, stage, start)
+    model = build(run.recipe, context, start)
     trainer = StageTrainer(
         recipe=run.recipe,
         stage=stage,
         model=model,
-        tokenizer=run.recipe.tokenizer(),
-        data=fitting(data_of(run.recipe, stage, start, run.seed), model),
+        tokenizer=context.tokenizer,
+        data=fitting(data_of(run.recipe, context), model),
         folder=folder,
         seed=run.seed,
         device=run.device,
-        judge=(own or words).validator_of(run.recipe, stage),
+        validator=validator_of(context, run.recipe.evaluation.validation_problems),
         manifest=facts,
         report_to=report_to,
         callbacks=callbacks,
@@ -170,7 +186,7 @@ def settled(run: SeedRun) -> SeedRun:
     first = recipe.stages[0]
 
     def row_length() -> int:
-        return widest(data_of(recipe, first, None, run.seed).make(np.arange(first.batch_size)))
+        return widest(data_of(recipe, run.context(first)).make(np.arange(first.batch_size)))
 
     settled_recipe, reasons = distributed.run_on_main(lambda: resolve(recipe, folder, run.device, row_length))
     return replace(run, recipe=settled_recipe, reasons={**run.reasons, **reasons})
@@ -183,8 +199,9 @@ def _already(run: SeedRun, stage: Stage) -> bool:
     verify(run.model_folder(stage.name))
     # A kill just after publishing leaves checkpoints behind, or the labels that were copied.
     clear(run.stage_folder(stage))
-    if (store := run.stage_folder(stage) / words.LABELS).is_dir():
-        remove(store)
+    for leftover in stage.objective.leftovers(run.stage_folder(stage)):
+        if leftover.is_dir():
+            remove(leftover)
     return True
 
 

@@ -28,51 +28,24 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
 from unspoken import distributed
-from unspoken.backbone.folder import MANIFEST, read_manifest, remove, verify, write_manifest
+from unspoken.backbone.folder import clear, numbered, publish, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision, resolve_device, usable_threads
-from unspoken.methods.coupled.stages import NextToken
-from unspoken.methods.jepa_reasoner.objective import collapsed
-from unspoken.methods.jepa_reasoner.stages import SST
-from unspoken.methods.latent_sft.stages import Labels
 from unspoken.methods.rows import Rows
-from unspoken.storage import sync
+from unspoken.storage import MODEL, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
-from unspoken.training.adapters import published
-from unspoken.training.limits import explain_oom, writing
+from unspoken.training.adapters import merged
+from unspoken.training.limits import explain_io_error, explain_oom
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
 
-MODEL = "model"
 Validator = Callable[[PreTrainedModel], dict[str, float]]
-
-
-def numbered(folder: Path, prefix: str) -> list[Path]:
-    """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
-    found = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
-    return sorted(found, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
-
-
-def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Turn a staged folder into a finished one with a single rename."""
-    write_manifest(staging, manifest)
-    if final.exists():
-        remove(final)
-    staging.replace(final)
-    sync(final.parent)
-
-
-def clear(folder: Path) -> None:
-    """Remove what a stage needs only while it runs."""
-    for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
-        if leftover.is_dir():
-            remove(leftover)
 
 
 def loading(device: torch.device) -> dict[str, Any]:
@@ -107,14 +80,40 @@ def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
     arguments.distributed_state.device = device
 
 
-class EMATarget(TrainerCallback):
-    """Moves the target table once after every optimiser step (paper_index, open point 10)."""
-
-    def __init__(self, momentum: float) -> None:
-        self.momentum = momentum
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-        model.update_target(self.momentum)
+def _arguments(
+    recipe: Recipe, stage: Stage, *, folder: Path, seed: int, device: torch.device, report_to: list[str]
+) -> TrainingArguments:
+    """What the library's Trainer is told of a stage."""
+    steps = recipe.steps(stage)
+    every = min(stage.evaluate_every, steps)
+    schedule = stage.optimizer.schedule
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=steps,
+        # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
+        per_device_train_batch_size=stage.batch_size // distributed.world_size(),
+        ddp_find_unused_parameters=False,
+        bf16=recipe.precision == "bf16",
+        activation_checkpointing=recipe.activation_checkpointing,
+        max_grad_norm=stage.optimizer.clip,
+        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
+        warmup_steps=stage.optimizer.warmup_steps,
+        train_sampling_strategy="sequential",
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        eval_on_start=True,
+        logging_steps=min(25, every),
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        report_to=report_to,
+        disable_tqdm=True,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device.type == "cpu",
+        **loading(device),
+    )
 
 
 class StageTrainer(Trainer):
@@ -127,7 +126,7 @@ class StageTrainer(Trainer):
         folder: of the stage.
         seed: of the random numbers of training (dropout, the loader).
         device: where it trains.
-        judge: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
+        validator: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
     """
@@ -145,67 +144,34 @@ class StageTrainer(Trainer):
         folder: Path,
         seed: int,
         device: torch.device,
-        judge: Validator,
+        validator: Validator,
         manifest: dict[str, Any],
         report_to: list[str],
         callbacks: list[TrainerCallback],
     ) -> None:
-        assert not isinstance(stage.objective, Labels)
         assert recipe.precision != "auto"  # `settled` has decided
         self.precision: Precision = recipe.precision
         self.recipe = recipe
         self.stage = stage
         self.objective = stage.objective
-        self.judge = judge
+        self.validate = validator
         self.folder = folder
         self.manifest = manifest
         self._output_override: Path | None = None
         self._terms: dict[str, Tensor] = {}
         self._terms_steps = 0
         self._began = time.monotonic()
-        steps = recipe.steps(stage)
-        every = min(stage.evaluate_every, steps)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            max_steps=steps,
-            # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
-            per_device_train_batch_size=stage.batch_size // distributed.world_size(),
-            ddp_find_unused_parameters=False,
-            bf16=self.precision == "bf16",
-            activation_checkpointing=recipe.activation_checkpointing,
-            max_grad_norm=stage.optimizer.clip,
-            lr_scheduler_type=stage.optimizer.schedule
-            if stage.optimizer.schedule != "constant"
-            else "constant_with_warmup",
-            warmup_steps=stage.optimizer.warmup_steps,
-            train_sampling_strategy="sequential",
-            eval_strategy="steps",
-            eval_steps=every,
-            save_strategy="steps",
-            save_steps=every,
-            eval_on_start=True,
-            logging_steps=min(25, every),
-            logging_nan_inf_filter=False,
-            remove_unused_columns=False,
-            report_to=report_to,
-            disable_tqdm=True,
-            seed=seed,
-            data_seed=seed,
-            use_cpu=device.type == "cpu",
-            **loading(device),
-        )
+        arguments = _arguments(recipe, stage, folder=folder, seed=seed, device=device, report_to=report_to)
         _train_on(device, arguments)
-        if isinstance(stage.objective, SST):
-            callbacks = [*callbacks, EMATarget(stage.objective.momentum)]
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=data,
-            eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the judge instead
+            eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the validator instead
             data_collator=self._collate,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*callbacks, *stage.objective.callbacks()],
         )
         self._blank: PreTrainedModel | None = None
         # The Trainer's word for weights that are shared out already, as `create_optimizer` does it.
@@ -222,9 +188,9 @@ class StageTrainer(Trainer):
 
     def _collate(self, batch: Batch) -> Batch:
         """A finished batch with what its loss must look up: found here, on the host, where nothing waits for it."""
-        # A few architectures make all scores or none; the objective then picks the judged ones.
-        if "judged" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            batch = {name: part for name, part in batch.items() if name != "judged"}
+        # A few architectures make all scores or none; the objective then takes the supervised ones.
+        if "supervised" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
+            batch = {name: part for name, part in batch.items() if name != "supervised"}
         return self.objective.with_places(batch)
 
     # --- loss ----------------------------------------------------------------------------------------------------
@@ -234,7 +200,7 @@ class StageTrainer(Trainer):
         if self.optimizer is None:
             if distributed.sharded():
                 self._blank = blank_of(self.model)
-                shard(self.model)
+                shard(self.model, self.objective)
             self.optimizer: torch.optim.Optimizer = build_optimizer(
                 self.model if model is None else model, self.stage.optimizer, self.precision
             )
@@ -245,18 +211,17 @@ class StageTrainer(Trainer):
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
         with masks_unread():
-            outputs = model(**self.objective.inputs(inputs))
+            loss, terms = self.objective.loss(model, inputs)
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
             for name, part in inputs.items()
             if name in ("input_ids", "text_ids", "encoder", "decoder")
         )
-        loss, terms = self.objective(outputs, inputs)
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
         self._terms_steps += 1
-        return (loss, outputs) if return_outputs else loss
+        return (loss, None) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
         return distributed.full_tensor(super()._clip_grad_norm(model))
@@ -299,19 +264,25 @@ class StageTrainer(Trainer):
                 "lower evaluation.batch_size and run again, which goes on from the last checkpoint; or, in another "
                 "--output, evaluation.validation_problems",
             ):
-                judged = self.judge(self.model)
+                measured = self.validate(self.model)
             # The last bits may differ from rank to rank, and all must choose alike.
-            reading = distributed.run_on_main(lambda: judged)
+            reading = distributed.run_on_main(lambda: measured)
             self.model.train()
-            self._warn_of_collapse(reading)
+            self._warn(reading)
             metrics = {f"eval_{name}": value for name, value in reading.items()}
             self.log(dict(metrics))
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             # Where a stage starts is a candidate only where it goes on with what its start did already. What the others
             # do by luck before their first step, or still do as their start did, is not what they are compared for.
-            if self.state.global_step > 0 or isinstance(self.objective, NextToken):
+            if self.state.global_step > 0 or self.objective.starts_solved:
                 distributed.run_on_main(lambda: self._keep(reading))
+            if self.state.global_step > 0 and self._enough(reading.get("exact_match", 0.0)):
+                self.control.should_training_stop = True
         return metrics
+
+    def _enough(self, exact_match: float) -> bool:
+        """Whether a stage ends that is as right as this on the validation problems."""
+        return self.stage.stop_at is not None and exact_match >= self.stage.stop_at
 
     @contextmanager
     def _in_one_piece(self) -> Iterator[None]:
@@ -335,26 +306,21 @@ class StageTrainer(Trainer):
                 if old.name != f"best-{self.state.global_step}":
                     remove(old)
 
-    def _warn_of_collapse(self, reading: dict[str, float]) -> None:
-        before = [entry for entry in self.state.log_history if "eval_effective_rank" in entry]
-        if not before or not distributed.is_main_process():
+    def _warn(self, reading: dict[str, float]) -> None:
+        earlier = [entry for entry in self.state.log_history if "eval_score" in entry]
+        if not earlier or not distributed.is_main_process():
             return
-        start = {name.removeprefix("eval_"): value for name, value in before[0].items()}
-        if collapsed(start, reading):
-            warnings.warn(
-                f"stage {self.stage.name!r} is COLLAPSING at step {self.state.global_step}: the loss fell to "
-                f"{reading['sst_loss']:.4f} while the table's effective rank fell from {start['effective_rank']:.1f} "
-                f"to {reading['effective_rank']:.1f} and only {reading['nearest_row']:.1%} of latents find their row. "
-                "Raise objective.momentum or lower the learning rate",
-                stacklevel=2,
-            )
+        first = {name.removeprefix("eval_"): value for name, value in earlier[0].items()}
+        wrong = self.objective.warning(first, reading)
+        if wrong is not None:
+            warnings.warn(f"stage {self.stage.name!r} at step {self.state.global_step}: {wrong}", stacklevel=2)
 
     def _export(self, final: Path, reading: dict[str, float]) -> None:
         staging = self.folder / ".best"
         shutil.rmtree(staging, ignore_errors=True)
-        plain = published(self.model)
+        plain = merged(self.objective.exported(self.model))
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
-        with writing(final, SafetensorError):
+        with explain_io_error(final, SafetensorError):
             plain.save_pretrained(staging)
             self.processing_class.save_pretrained(staging)
             publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
@@ -372,7 +338,7 @@ class StageTrainer(Trainer):
         # What torch.save makes of a full disk; where ranks gather weights first, also what a lost rank leaves behind.
         others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
         try:
-            with writing(self.folder / f"checkpoint-{self.state.global_step}", *others):
+            with explain_io_error(self.folder / f"checkpoint-{self.state.global_step}", *others):
                 super()._save_checkpoint(model, trial)
         finally:
             self._output_override = None
@@ -383,7 +349,7 @@ class StageTrainer(Trainer):
         written = staging / f"checkpoint-{self.state.global_step}"
         (written / "training_args.bin").unlink()  # a pickle that nothing reads
         final = self.folder / written.name
-        with writing(final):
+        with explain_io_error(final):
             publish(written, final, {**self.manifest, "step": self.state.global_step})
         shutil.rmtree(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
@@ -443,6 +409,10 @@ class StageTrainer(Trainer):
         newest = distributed.run_on_main(self._newest)
         if newest is not None:
             self.args.eval_on_start = False
+            before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
+            if any(self._enough(entry.get("eval_exact_match", 0.0)) for entry in before.log_history if entry["step"]):
+                self.state = before  # it had ended, and was interrupted before it was published
+                return distributed.run_on_main(self._finish)
         self.train(resume_from_checkpoint=newest)
         return distributed.run_on_main(self._finish)
 
@@ -458,7 +428,7 @@ class StageTrainer(Trainer):
         manifest = verify(best)
         history = [entry for entry in self.state.log_history if entry.get("step") is not None]
         final = self.folder / MODEL
-        with writing(final):
+        with explain_io_error(final):
             write_manifest(best, {**manifest, "history": history})
             best.replace(final)
             sync(self.folder)

@@ -39,8 +39,13 @@ def coconut(family: str, attention: str = "eager") -> CoconutModel:
 
 
 def loss_of(model: CoconutModel, batch: dict[str, Tensor]) -> Tensor:
-    loss, _ = OBJECTIVE(model(**OBJECTIVE.inputs(batch)), batch)
+    loss, _ = OBJECTIVE.loss(model, batch)
     return loss
+
+
+def outputs_of(model: CoconutModel, batch: dict[str, Tensor]) -> Any:
+    """Of the pass that a stage trains by."""
+    return model(**{name: part for name, part in batch.items() if name != "target_mask"})
 
 
 def naive(model: CoconutModel, row: Row) -> tuple[Tensor, Tensor]:
@@ -68,7 +73,7 @@ def gradients(loss: Tensor, model: CoconutModel) -> dict[str, Tensor]:
 def test_a_padded_batch_is_the_naive_loop_in_latents_loss_and_gradients(family: str, attention: str) -> None:
     model, batch = coconut(family, attention), batch_of(ROWS, pad_id=PAD)
     found = [naive(model, row) for row in ROWS]
-    out = model(**OBJECTIVE.inputs(batch))
+    out = outputs_of(model, batch)
     for row, (latents, _) in enumerate(found):
         torch.testing.assert_close(out.latents[row, : len(latents)], latents, **CLOSE)
     loss, expected = loss_of(model, batch), torch.cat([losses for _, losses in found]).mean()
@@ -133,18 +138,18 @@ def test_the_loss_reaches_what_the_first_latent_is_made_of(detached: bool) -> No
 @torch.no_grad()
 def test_nothing_earlier_depends_on_a_later_token() -> None:
     model, batch = coconut("gpt2"), batch_of([ROWS[0], ROWS[3]], pad_id=PAD)
-    before = model(**OBJECTIVE.inputs(batch))
+    before = outputs_of(model, batch)
     for place in range(4):
         changed = batch["text_ids"].clone()
         changed[:, place] = 9
-        after = model(**OBJECTIVE.inputs(batch | {"text_ids": changed}))
+        after = outputs_of(model, batch | {"text_ids": changed})
         # The last latent enters with the text, so its own vector is made before, too.
         assert torch.equal(after.latents, before.latents)
         torch.testing.assert_close(after.logits[:, :place], before.logits[:, :place], rtol=0, atol=1e-6)
         assert ((after.logits[:, place] - before.logits[:, place]).abs().amax(dim=-1) > 1e-3).all()
     asked = batch["input_ids"].clone()
     asked[:, -1] = 9
-    other = model(**OBJECTIVE.inputs(batch | {"input_ids": asked}))
+    other = outputs_of(model, batch | {"input_ids": asked})
     assert ((other.latents - before.latents).abs().amax(dim=-1) > 1e-3).all()
 
 
@@ -181,7 +186,7 @@ def test_a_window_sees_no_hole_behind_a_row_with_fewer_latents() -> None:
     model = CoconutModel._from_config(base.config, attn_implementation="eager")
     model.start_from(base)
     batch = batch_of(ROWS, pad_id=PAD)
-    out = model(**OBJECTIVE.inputs(batch))
+    out = outputs_of(model, batch)
     losses = F.cross_entropy(out.logits[:, :-1].transpose(1, 2), batch["text_ids"][:, 1:], reduction="none")
     for row, expected in enumerate(ROWS):
         latents, said = naive(model, expected)
@@ -193,4 +198,4 @@ def test_a_model_that_ignores_the_cache_is_refused_by_name() -> None:
     shape = {"vocab_size": 20, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
     model = CoconutModel._from_config(OpenAIGPTConfig(**shape), attn_implementation="eager")
     with pytest.raises(ValueError, match=r"^OpenAIGPTModel does not use the key-value cache"):
-        model(**OBJECTIVE.inputs(batch_of(ROWS, pad_id=PAD)))
+        loss_of(model, batch_of(ROWS, pad_id=PAD))

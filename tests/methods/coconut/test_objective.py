@@ -1,4 +1,4 @@
-"""What each stage reads, written out by hand, and what it judges."""
+"""What each stage reads, written out by hand, and what it supervises."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from unspoken.methods.coconut.model import CoconutOutput
 from unspoken.methods.coconut.objective import batch_of
-from unspoken.methods.coconut.stages import Coconut, Row, StepSpans
+from unspoken.methods.coconut.stages import Coconut, Row
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.spans import Spans
 
 OPEN, END = (5,), (7, 6)
-SPANS = StepSpans(prompt=(3, 4), steps=((10, 11), (12,), (13, 14)), answer=(18, 1))
+SPANS = Spans(prompt=(3, 4), steps=((10, 11), (12,), (13, 14)), answer=(18, 1))
 
 
 def row_of(replaced: int, **how: Any) -> Row:
@@ -51,7 +52,7 @@ def test_tokens_of_steps_are_the_tokens_of_the_chain() -> None:
     for problem in problems:
         pieces = [task.tokenizer(step)["input_ids"] for step in problem.steps]
         assert [token for piece in pieces for token in piece] == task.tokenizer(problem.chains[0])["input_ids"]
-    assert task.parse("Ann has 3 pears.").steps == ()
+    assert task.parse("Ann has 3 pears.")[0].steps == ()
 
 
 # --- the curriculum --------------------------------------------------------------------------------------------------
@@ -79,7 +80,7 @@ def test_a_stage_replaces_the_first_steps_by_latents(
 
 def test_four_latents_then_four_tokens() -> None:
     # The last eight symbols of a string, with a bare marker behind the latents.
-    spans = StepSpans(prompt=(3, 4, 9), steps=((11,), (12,), (13,), (14,)), answer=(15, 16, 17, 18))
+    spans = Spans(prompt=(3, 4, 9), steps=((11,), (12,), (13,), (14,)), answer=(15, 16, 17, 18))
     row = Coconut(replaced=4, latents_per_step=1).row(spans, (), (1,))
     assert row == Row(prompt=(3, 4, 9), latents=4, end=(1,), text=(15, 16, 17, 18))
 
@@ -118,9 +119,15 @@ def test_a_batch_without_latents_has_no_column_for_them() -> None:
 def loss_of(logits: Tensor) -> float:
     objective = Coconut(replaced=1)
     batch = batch_of(ROWS, pad_id=PAD)
-    loss, terms = objective(CoconutOutput(logits=logits), batch)
+    given: set[str] = set()
+
+    def forward(**inputs: Any) -> CoconutOutput:
+        given.update(inputs)
+        return CoconutOutput(logits=logits)
+
+    loss, terms = objective.loss(forward, batch)
     assert {name: float(term) for name, term in terms.items()} == {"token_loss": float(loss)}
-    assert set(objective.inputs(batch)) == set(batch) - {"target_mask"}
+    assert given == set(batch) - {"target_mask"}
     return float(loss)
 
 
@@ -133,9 +140,9 @@ def test_the_next_token_shouted_costs_nothing() -> None:
     assert loss_of(F.one_hot(following, VOCABULARY).float() * 50) == pytest.approx(0, abs=1e-6)
 
 
-def test_outputs_before_text_are_judged_and_no_others() -> None:
+def test_outputs_before_text_are_supervised_and_no_others() -> None:
     logits = torch.randn(3, 6, VOCABULARY, requires_grad=True)
-    loss, _ = Coconut(replaced=1)(CoconutOutput(logits=logits), batch_of(ROWS, pad_id=PAD))
+    loss, _ = Coconut(replaced=1).loss(lambda **_: CoconutOutput(logits=logits), batch_of(ROWS, pad_id=PAD))
     loss.backward()
     assert logits.grad is not None
     touched = logits.grad.abs().amax(dim=-1) > 0

@@ -13,7 +13,7 @@ from torch import Tensor
 from unspoken.chain import StopReason
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of
-from unspoken.methods.coconut.stages import Coconut, Row
+from unspoken.methods.coconut.stages import Row
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 
@@ -79,7 +79,7 @@ def test_it_thinks_and_speaks_as_training_had_it(family: str) -> None:
     model = CoconutModel._from_config(reasoner.model.config, attn_implementation="eager")
     model.start_from(reasoner.model)
     batch = batch_of(trained, pad_id=PAD)
-    out = model.eval()(**Coconut(replaced=2).inputs(batch))
+    out = model.eval()(**{name: part for name, part in batch.items() if name != "target_mask"})
     torch.testing.assert_close(chain.latents, out.latents, rtol=1e-4, atol=2e-5)
     # Greedy words are the most likely ones in the parallel pass over themselves.
     likely = out.logits.argmax(dim=-1)[:, :-1][batch["target_mask"][:, 1:]]

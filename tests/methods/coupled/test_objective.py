@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -21,21 +21,21 @@ BATCH = {
     "attention_mask": torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]),
     "answer_mask": torch.tensor([[False, False, False, True, True], [False, False, True, True, True]]),
 }
-WANTED = {
+EXPECTED = {
     "all": [[False, False, True, True], [True, True, True, True]],
     "answer": [[False, False, True, True], [False, True, True, True]],
 }
 
 
 def loss_of(objective: NextToken, logits: Tensor) -> float:
-    loss, terms = objective(SimpleNamespace(logits=logits), BATCH)
+    loss, terms = objective.loss(lambda **_: SimpleNamespace(logits=logits), BATCH)
     assert torch.equal(terms["token_loss"], loss.detach())
     return float(loss)
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
-def test_an_output_is_judged_by_the_token_after_it(positions: Literal["all", "answer"]) -> None:
-    assert supervised(BATCH, positions).tolist() == WANTED[positions]
+def test_an_output_is_supervised_by_the_token_after_it(positions: Literal["all", "answer"]) -> None:
+    assert supervised(BATCH, positions).tolist() == EXPECTED[positions]
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
@@ -53,42 +53,55 @@ def test_the_next_token_shouted_costs_nothing_and_the_same_token_costs_much() ->
 @pytest.mark.parametrize("positions", ["all", "answer"])
 def test_outputs_that_are_not_supervised_get_no_gradient(positions: Literal["all", "answer"]) -> None:
     logits = torch.randn(2, 5, 9, requires_grad=True)
-    loss, _ = NextToken(positions=positions)(SimpleNamespace(logits=logits), BATCH)
+    loss, _ = NextToken(positions=positions).loss(lambda **_: SimpleNamespace(logits=logits), BATCH)
     loss.backward()
     assert logits.grad is not None
     touched = logits.grad.abs().amax(dim=-1) > 0
-    assert touched[:, :-1].tolist() == WANTED[positions]
+    assert touched[:, :-1].tolist() == EXPECTED[positions]
     assert not touched[:, -1].any()
 
 
 def test_the_model_is_not_told_which_tokens_are_the_answer() -> None:
-    assert set(NextToken().inputs(BATCH)) == {"input_ids", "attention_mask", "use_cache"}
+    given: set[str] = set()
+
+    def forward(**inputs: Any) -> SimpleNamespace:
+        given.update(inputs)
+        return SimpleNamespace(logits=torch.zeros(2, 5, 9))
+
+    NextToken().loss(forward, BATCH)
+    assert given == {"input_ids", "attention_mask", "use_cache"}
 
 
-# --- scores at judged places alone -----------------------------------------------------------------------------------
+# --- scores at supervised places alone -------------------------------------------------------------------------------
 
 
-def test_the_places_are_those_where_some_row_is_judged() -> None:
+def test_the_places_are_those_where_some_row_is_supervised() -> None:
     assert supervised_places(BATCH).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_scores_at_judged_places_give_the_same_loss_and_gradients(family: str) -> None:
+def test_scores_at_supervised_places_give_the_same_loss_and_gradients(family: str) -> None:
     model, objective = tiny_language_model(family), NextToken(positions="answer")
 
     def learn(batch: dict[str, Tensor]) -> tuple[int, Tensor, dict[str, Tensor]]:
         model.zero_grad()
-        outputs = model(**objective.inputs(batch))
-        loss, _ = objective(outputs, batch)
+        widths = []
+
+        def forward(**inputs: Any) -> Any:
+            outputs = model(**inputs)
+            widths.append(outputs.logits.shape[1])
+            return outputs
+
+        loss, _ = objective.loss(forward, batch)
         loss.backward()
         gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-        return outputs.logits.shape[1], loss.detach(), gradients
+        return widths[0], loss.detach(), gradients
 
     whole, loss, gradients = learn(BATCH)
-    kept, same_loss, same_gradients = learn({**BATCH, "judged": supervised_places(BATCH)})
+    kept, same_loss, same_gradients = learn({**BATCH, "supervised": supervised_places(BATCH)})
     assert (whole, kept) == (5, 3)
     torch.testing.assert_close(same_loss, loss)
     torch.testing.assert_close(same_gradients, gradients)
     # A place too few is no smaller loss, but an error.
     with pytest.raises(ValueError, match="batch_size"):
-        learn({**BATCH, "judged": torch.tensor([1, 2])})
+        learn({**BATCH, "supervised": torch.tensor([1, 2])})

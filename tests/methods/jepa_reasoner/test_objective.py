@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
 
@@ -10,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unspoken.methods.jepa_reasoner.objective import best_constant_loss, collapsed, effective_rank, sst_loss
+from unspoken.methods.jepa_reasoner.objective import (
+    best_constant_loss,
+    collapsed,
+    effective_rank,
+    sst_inputs,
+    sst_loss,
+)
 from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 
 
@@ -126,26 +133,27 @@ SUPERVISED = {
 }
 
 
-def outputs(latents: Tensor, table: Tensor) -> SimpleNamespace:
-    return SimpleNamespace(latents=latents, target_table=table)
+def outputs(latents: Tensor, table: Tensor) -> Callable[..., SimpleNamespace]:
+    """A model that returns these latents, whatever it reads."""
+    return lambda **_: SimpleNamespace(latents=latents, target_table=table)
 
 
 @pytest.mark.parametrize("objective", [SST(positions="all"), SST(positions="answer"), SST(k=1.0, positions="all")])
 def test_the_target_of_a_latent_is_the_row_of_the_token_after_it(objective: SST) -> None:
     table = torch.randn(9, 8)
     perfect = table[BATCH["input_ids"].roll(-1, dims=1)]
-    loss, terms = objective(outputs(perfect, table), BATCH)
+    loss, terms = objective.loss(outputs(perfect, table), BATCH)
     assert float(loss) == pytest.approx(0, abs=1e-5)
     assert set(terms) == {"sst_loss", "best_constant_loss"}
     # Known mistake of other implementations: no shift.
-    unshifted, _ = objective(outputs(table[BATCH["input_ids"]], table), BATCH)
+    unshifted, _ = objective.loss(outputs(table[BATCH["input_ids"]], table), BATCH)
     assert float(unshifted) > 0.5
 
 
 @pytest.mark.parametrize("positions", ["all", "answer"])
 def test_only_supervised_latents_get_a_gradient_and_the_table_gets_none(positions: str) -> None:
     latents, table = torch.randn(2, 5, 8, requires_grad=True), torch.randn(9, 8, requires_grad=True)
-    loss, _ = SST(positions=positions)(outputs(latents, table), BATCH)  # type: ignore[arg-type]
+    loss, _ = SST(positions=positions).loss(outputs(latents, table), BATCH)  # type: ignore[arg-type]
     loss.backward()
     assert table.grad is None
     assert latents.grad is not None
@@ -156,7 +164,7 @@ def test_only_supervised_latents_get_a_gradient_and_the_table_gets_none(position
 
 def test_the_best_constant_is_measured_on_the_supervised_targets() -> None:
     table = torch.randn(9, 8)
-    _, terms = SST()(outputs(torch.randn(2, 5, 8), table), BATCH)
+    _, terms = SST().loss(outputs(torch.randn(2, 5, 8), table), BATCH)
     torch.testing.assert_close(terms["best_constant_loss"], best_constant_loss(table[[6, 7, 5, 6, 1]], 4.0))
 
 
@@ -173,7 +181,7 @@ def test_own_latents_are_one_stretch_a_row_where_a_rollout_could_be(positions: s
     answers = torch.zeros(400, 12, dtype=torch.bool)
     answers[:, 7:] = True
     batch = {"input_ids": real, "attention_mask": real, "answer_mask": answers}
-    own = SST(positions=positions, rollout_latents=4).inputs(batch)["own"]
+    own = sst_inputs(SST(positions=positions, rollout_latents=4), batch)["own"]  # type: ignore[arg-type]
     counts = own.sum(dim=1)
     assert set(counts.tolist()) == {1, 2, 3, 4}
     starts = (own & ~F.pad(own[:, :-1], (1, 0))).sum(dim=1)
@@ -181,9 +189,9 @@ def test_own_latents_are_one_stretch_a_row_where_a_rollout_could_be(positions: s
     reached = own.any(dim=0).nonzero()[:, 0].tolist()
     assert reached == (list(range(7, 12)) if positions == "answer" else list(range(1, 12)))
     assert own[::2].any(dim=0).nonzero()[0] == (7 if positions == "answer" else 4)
-    assert "own" not in SST(positions=positions).inputs(batch)
+    assert "own" not in sst_inputs(SST(positions=positions), batch)  # type: ignore[arg-type]
     with torch.no_grad():
-        assert "own" not in SST(positions=positions, rollout_latents=4).inputs(batch)
+        assert "own" not in sst_inputs(SST(positions=positions, rollout_latents=4), batch)  # type: ignore[arg-type]
 
 
 def test_the_defaults_are_the_paper_s() -> None:
@@ -196,7 +204,7 @@ def test_the_defaults_are_the_paper_s() -> None:
 def test_the_talker_s_loss_is_cross_entropy_over_real_steps() -> None:
     logits, tokens = torch.randn(2, 3, 9), torch.randint(0, 9, (2, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
-    loss, terms = TalkerLoss()(SimpleNamespace(logits=logits, tokens=tokens, mask=mask), BATCH)
+    loss, terms = TalkerLoss().loss(lambda **_: SimpleNamespace(logits=logits, tokens=tokens, mask=mask), BATCH)
     each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(2, 3)
     torch.testing.assert_close(loss, (each[0, 0] + each[0, 1] + each[1, 0]) / 3)
     assert torch.equal(terms["talker_loss"], loss)

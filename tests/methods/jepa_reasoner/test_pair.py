@@ -16,8 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaGenerateOutput, JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
-from unspoken.methods.jepa_reasoner.talker import Sampler
 from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.picking import Sampler
 from unspoken.tasks import TreeSearchConfig
 
 VARIANTS = pytest.mark.parametrize("variant", ["mono", "dual"])

@@ -9,7 +9,8 @@ from tiny_models import VOCABULARY, WIDTH, enliven, tiny_config
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker, Sampler, build_talker
+from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker, build_talker
+from unspoken.reasoning.picking import Sampler
 
 FORMS = ["mono causal", "mono bidirectional", "dual"]
 GREEDY = Sampler()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unspoken.methods.latent_sft.label_store import LabelIdentity, LabelStore, LabelWriter
+from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
+from unspoken.methods.latent_sft.labels import LabelIdentity
 
 IDENTITY = LabelIdentity(
     data="5eed",
@@ -57,11 +58,10 @@ def test_another_number_is_refused_unless_the_first_is_forgotten(tmp_path: Path)
         write(tmp_path / "labels", world=1)
 
 
-def test_nothing_to_forget_is_no_error_and_a_damaged_record_is_left_for_the_writer_to_name(tmp_path: Path) -> None:
+def test_nothing_to_forget_is_no_error_and_a_damaged_block_is_left_for_the_writer_to_name(tmp_path: Path) -> None:
     LabelWriter.forget(tmp_path / "labels", unless=1)
     write(tmp_path / "labels", world=1, most=1)
-    record = tmp_path / ".labels.unfinished" / "rank-00000" / "progress.json"
-    record.write_text("{")
+    (tmp_path / ".labels.unfinished" / "rank-00000" / "block-00000.safetensors").write_text("{")
     LabelWriter.forget(tmp_path / "labels", unless=2)
-    with pytest.raises(ValueError, match=r"progress\.json is damaged"):
+    with pytest.raises(ValueError, match=r"block-00000\.safetensors is missing or damaged"):
         write(tmp_path / "labels", world=2)

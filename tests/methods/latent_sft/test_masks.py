@@ -21,13 +21,13 @@ from unspoken.tasks.spans import Markers, Spans
 
 PAD = 0
 ONE, THREE = Markers(open=(3,), end=(4,)), Markers(open=(5, 3, 6), end=(7, 3, 6))
-EXAMPLE = Spans(prompt=(11, 12), chain=(13, 14, 15, 16, 17), answer=(18, 1))
+EXAMPLE = Spans(prompt=(11, 12), steps=((13, 14, 15, 16, 17),), answer=(18, 1))
 # Chains of one latent and of several, whole and broken last chunks, marker ids in the question, unequal lengths.
 BATCH = [
-    Spans(prompt=(3, 11, 4), chain=(13, 14, 15, 16, 17, 12), answer=(18, 1)),
-    Spans(prompt=(12,), chain=(19, 13, 4), answer=(1,)),
-    Spans(prompt=(11, 12, 16, 3, 17), chain=(18, 18), answer=(14, 15, 1)),
-    Spans(prompt=(19, 7), chain=(11, 12, 13, 14, 15, 16, 17), answer=(19, 1)),
+    Spans(prompt=(3, 11, 4), steps=((13, 14, 15, 16, 17, 12),), answer=(18, 1)),
+    Spans(prompt=(12,), steps=((19, 13, 4),), answer=(1,)),
+    Spans(prompt=(11, 12, 16, 3, 17), steps=((18, 18),), answer=(14, 15, 1)),
+    Spans(prompt=(19, 7), steps=((11, 12, 13, 14, 15, 16, 17),), answer=(19, 1)),
 ]
 SIDES = ["left", "right"]
 FAMILIES = ["llama", "unspoken"]
@@ -100,14 +100,14 @@ def test_chunk_text_may_be_given_the_first_token_or_the_prompt(
     expected = drawing(SUPERVISION)
     for query, seen in ((4, c3), (5, c4), (7, c5)):
         expected[query] = seen.split() + ["."] * (12 - len(seen.split()))
-    longer = Spans(prompt=EXAMPLE.prompt * 3, chain=EXAMPLE.chain, answer=EXAMPLE.answer)
+    longer = Spans(prompt=EXAMPLE.prompt * 3, steps=(EXAMPLE.chain,), answer=EXAMPLE.answer)
     rows = decoder_rows([EXAMPLE, longer], ONE, rate=2, pad_id=PAD, side=side)
     real = slice(int(rows.start[0]), int(rows.start[0]) + 12)
     assert drawn(dense(supervision(rows, chunk_sees), rows)[:, :, real, real]) == expected
 
 
 def test_padding_sees_itself_and_is_seen_by_nobody() -> None:
-    short = Spans(prompt=(12,), chain=(13,), answer=(1,))
+    short = Spans(prompt=(12,), steps=((13,),), answer=(1,))
     rows = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=PAD, side="left")
     for mod in (causal(rows), induction(rows), supervision(rows), supervision(rows, "first_token")):
         mask = dense(mod, rows)[1, 0]
@@ -183,7 +183,7 @@ lengths = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 7), st.integers(1
 def test_both_masks_are_those_of_the_table(
     lengths: list[tuple[int, int, int]], rate: int, markers: Markers, side: Any
 ) -> None:
-    batch = [Spans(prompt=(3,) * p, chain=(4,) * chain, answer=(1,) * answer) for p, chain, answer in lengths]
+    batch = [Spans(prompt=(3,) * p, steps=((4,) * chain,), answer=(1,) * answer) for p, chain, answer in lengths]
     encoder = encoder_rows(batch, markers, rate=rate, pad_id=PAD, side=side)
     expected = reference([encoder_tags(row, markers, rate) for row in batch], induction_allows, side)
     assert dense(induction(encoder), encoder)[:, 0].tolist() == expected

@@ -30,10 +30,10 @@ from unspoken.tasks.spans import Markers, Spans
 MARKERS = Markers(open=(5, 3, 6), end=(7, 3, 6))
 # Chains of one latent and of several, whole and broken last chunks, marker ids in the question, unequal lengths.
 BATCH = [
-    Spans(prompt=(3, 11, 4), chain=(13, 14, 15, 16, 17, 12), answer=(18, 1)),
-    Spans(prompt=(12,), chain=(19, 13, 4), answer=(1,)),
-    Spans(prompt=(11, 12, 16, 3, 17), chain=(18, 18), answer=(14, 15, 1)),
-    Spans(prompt=(19, 7), chain=(11, 12, 13, 14, 15, 16, 17), answer=(19, 1)),
+    Spans(prompt=(3, 11, 4), steps=((13, 14, 15, 16, 17, 12),), answer=(18, 1)),
+    Spans(prompt=(12,), steps=((19, 13, 4),), answer=(1,)),
+    Spans(prompt=(11, 12, 16, 3, 17), steps=((18, 18),), answer=(14, 15, 1)),
+    Spans(prompt=(19, 7), steps=((11, 12, 13, 14, 15, 16, 17),), answer=(19, 1)),
 ]
 FAMILIES = ["unspoken", "llama", "qwen2"]
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -283,7 +283,7 @@ def test_a_batch_of_stage_one_is_its_rows(attention: str) -> None:
 def test_stage_two_is_judged_before_each_latent_and_each_word(family: str, attention: str, hidden: bool) -> None:
     model = joint(family, attention, has_encoder=False)
     # One row without latents among the others.
-    batch = [*BATCH[:2], Spans(prompt=(9, 8), chain=(), answer=(2, 1)), *BATCH[2:]]
+    batch = [*BATCH[:2], Spans(prompt=(9, 8), steps=(), answer=(2, 1)), *BATCH[2:]]
     counts = [3, 2, 0, 1, 4]
     if hidden:
         weights, ids = torch.randn(10, WIDTH), None
@@ -319,7 +319,7 @@ def test_stage_two_needs_a_latent_for_every_slot_and_no_more(labels: int) -> Non
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 # prompt 0 1, open 2 3 4, Z1 5, c3 c4 6 7, Z2 8, c5 c6 9 10, Z3 11, c7 12, Z4 13, end 14 15 16, answer 17 18
-ROW = Spans(prompt=(19, 7), chain=(11, 12, 13, 14, 15, 16, 17), answer=(19, 1))
+ROW = Spans(prompt=(19, 7), steps=((11, 12, 13, 14, 15, 16, 17),), answer=(19, 1))
 LATENTS, TEXTS = {1: 5, 2: 8, 3: 11, 4: 13}, {1: [6, 7], 2: [9, 10], 3: [12]}
 
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from unspoken.methods.latent_sft import objective
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel, LatentSFTOutput
 from unspoken.methods.latent_sft.objective import divergences, token_losses
 from unspoken.methods.latent_sft.stages import Labels, LatentShape, Stage1, Stage2
 from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows
+from unspoken.reasoning import superposition
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.latents import Noise
@@ -27,9 +27,9 @@ from unspoken.tasks.spans import Markers, Spans
 MARKERS = Markers(open=(5,), end=(7, 3))
 # Two latents, none, and one; behind them two words of the marker and the answer.
 BATCH = [
-    Spans(prompt=(3, 11), chain=(13, 14, 15), answer=(18, 1)),
-    Spans(prompt=(12,), chain=(), answer=(1,)),
-    Spans(prompt=(4, 9, 8), chain=(16, 17), answer=(19, 14, 1)),
+    Spans(prompt=(3, 11), steps=((13, 14, 15),), answer=(18, 1)),
+    Spans(prompt=(12,), steps=(), answer=(1,)),
+    Spans(prompt=(4, 9, 8), steps=((16, 17),), answer=(19, 14, 1)),
 ]
 COUNTS, WORDS = [2, 0, 1], 4 + 3 + 5
 
@@ -139,13 +139,13 @@ def test_a_piece_at_a_time_is_the_whole_in_value_and_gradient(piece: int, monkey
         return [*losses, *(torch.autograd.grad(loss, hidden, wanted)[0] for loss in losses)]
 
     whole = both()
-    monkeypatch.setattr(objective, "PIECE", piece)
+    monkeypatch.setattr(superposition, "SCORED", piece)
     for one, other in zip(both(), whole, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_scores_over_the_vocabulary_exist_for_one_piece_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objective, "PIECE", 10)
+    monkeypatch.setattr(superposition, "SCORED", 10)
     hidden, head = torch.randn(80, 4).requires_grad_(), torch.randn(200, 4)
     with Largest() as largest:
         token_losses(hidden, head, torch.randint(200, (80,))).sum().backward()
@@ -168,12 +168,12 @@ def test_stage_one_is_a_mean_over_tokens_and_tells_its_two_parts_apart() -> None
     scores = (hidden @ head.T).log_softmax(dim=-1)
     expected = torch.stack([-scores[place, token] for place, token in enumerate(tokens)])
     out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), head=head)
-    loss, terms = Stage1(train="encoder", shape=LatentShape())(out, {"decoder": rows, "encoder": None})
+    loss, terms = Stage1(train="encoder", shape=LatentShape()).loss(lambda **_: out, {"decoder": rows, "encoder": None})
     torch.testing.assert_close(loss, expected.mean())
     torch.testing.assert_close(terms["chunk_loss"], expected[0])
     torch.testing.assert_close(terms["final_loss"], expected[1:].mean())
     # The formula of the paper: the first row has two latents, each with a mean of its own, the second row has one.
-    loss, same = Stage1(train="union", mean="chunks")(out, {"decoder": rows, "encoder": None})
+    loss, same = Stage1(train="union", mean="chunks").loss(lambda **_: out, {"decoder": rows, "encoder": None})
     first = (expected[0] + expected[1:5].mean()) / 2
     torch.testing.assert_close(loss, (first + expected[5:].mean()) / 2)
     assert same == terms
@@ -186,8 +186,8 @@ def test_a_hint_asks_each_latent_itself_for_what_it_must_predict() -> None:
     hidden, head, summaries = torch.randn(10, 4), torch.randn(20, 4), torch.randn(3, 4)
     out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), summaries=summaries, head=head)
     given = {"decoder": rows, "encoder": None}
-    plain, _ = Stage1(train="union")(out, given)
-    loss, terms = Stage1(train="union", hint=0.5)(out, given)
+    plain, _ = Stage1(train="union").loss(lambda **_: out, given)
+    loss, terms = Stage1(train="union", hint=0.5).loss(lambda **_: out, given)
     scores = (summaries @ head.T).log_softmax(dim=-1)
     expected = -(scores[0, 15] + scores[1, 7] + scores[2, 7]) / 3
     torch.testing.assert_close(terms["hint_loss"], expected)
@@ -199,7 +199,7 @@ def test_terms_carry_no_gradient() -> None:
     out = LatentSFTOutput(before_targets=hidden, before_slots=hidden[:3] * 2, head=torch.randn(20, 4))
     batch = {"decoder": compact(), "weights": torch.full((3, 2), 0.5), "ids": torch.tensor([[4, 5]] * 3)}
     for stage in (Stage1(train="union"), Stage2()):
-        loss, terms = stage(out, {**batch, "encoder": None})
+        loss, terms = stage.loss(lambda **_: out, {**batch, "encoder": None})
         assert loss.requires_grad
         assert not any(term.requires_grad for term in terms.values())
 
@@ -220,16 +220,16 @@ def test_a_shape_is_given_where_a_line_of_stages_starts(how: Any) -> None:
 # --- stage 2 ---------------------------------------------------------------------------------------------------------
 
 
-def judged(hidden: Tensor, slots: Tensor, head: Tensor, weights: Tensor, ids: Tensor | None, how: Stage2) -> Any:
+def learned(hidden: Tensor, slots: Tensor, head: Tensor, weights: Tensor, ids: Tensor | None, how: Stage2) -> Any:
     out = LatentSFTOutput(before_targets=hidden, before_slots=slots, head=head)
-    return how(out, {"decoder": compact(), "weights": weights, "ids": ids})
+    return how.loss(lambda **_: out, {"decoder": compact(), "weights": weights, "ids": ids})
 
 
 def test_divergence_is_averaged_in_each_row_first_and_over_rows_that_have_latents() -> None:
     slots, head = torch.randn(3, 4), torch.randn(20, 4)
     weights, ids = torch.rand(3, 5).softmax(dim=-1), torch.stack([torch.randperm(20)[:5] for _ in range(3)])
     each = dense_divergence(slots @ head.T, weights, ids)
-    _, terms = judged(torch.randn(WORDS, 4), slots, head, weights, ids, Stage2())
+    _, terms = learned(torch.randn(WORDS, 4), slots, head, weights, ids, Stage2())
     torch.testing.assert_close(terms["latent_loss"], ((each[0] + each[1]) / 2 + each[2]) / 2)
     assert abs(float(terms["latent_loss"] - each.mean())) > 0.01
 
@@ -239,7 +239,7 @@ def test_cross_entropy_is_averaged_over_the_tokens_of_all_rows() -> None:
     said = [7, 3, 18, 1, 7, 3, 1, 7, 3, 19, 14, 1]
     expected = F.cross_entropy(hidden @ head.T, torch.tensor(said))
     weights, ids = torch.full((3, 2), 0.5), torch.tensor([[4, 5]] * 3)
-    _, terms = judged(hidden, torch.randn(3, 4), head, weights, ids, Stage2())
+    _, terms = learned(hidden, torch.randn(3, 4), head, weights, ids, Stage2())
     torch.testing.assert_close(terms["token_loss"], expected)
 
 
@@ -247,20 +247,20 @@ def test_cross_entropy_is_averaged_over_the_tokens_of_all_rows() -> None:
 def test_each_loss_has_its_weight(ce: float, kl: float) -> None:
     weights, ids = torch.full((3, 2), 0.5), torch.tensor([[4, 5]] * 3)
     tensors = torch.randn(WORDS, 4), torch.randn(3, 4), torch.randn(20, 4), weights, ids
-    loss, terms = judged(*tensors, Stage2(ce_weight=ce, kl_weight=kl))
+    loss, terms = learned(*tensors, Stage2(ce_weight=ce, kl_weight=kl))
     torch.testing.assert_close(loss, ce * terms["token_loss"] + kl * terms["latent_loss"])
     assert float(terms["token_loss"]) > 0.1
     assert float(terms["latent_loss"]) > 0.1
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_batch_without_latents_is_judged_by_its_words_alone(hidden: bool) -> None:
+def test_a_batch_without_latents_is_supervised_by_its_words_alone(hidden: bool) -> None:
     rows = compact([BATCH[1], BATCH[1]])
     outputs = torch.randn(6, 4).requires_grad_()
     out = LatentSFTOutput(before_targets=outputs, before_slots=torch.zeros(0, 4), head=torch.randn(20, 4))
     none = torch.zeros(0, 4 if hidden else 2)
     batch = {"decoder": rows, "weights": none, "ids": None if hidden else torch.zeros(0, 2, dtype=torch.long)}
-    loss, terms = Stage2()(out, batch)
+    loss, terms = Stage2().loss(lambda **_: out, batch)
     torch.testing.assert_close(loss, terms["token_loss"])
     assert terms["latent_loss"] == 0
     loss.backward()
@@ -272,7 +272,7 @@ def test_without_a_vocabulary_step_directions_are_compared() -> None:
     # Same direction, opposite direction, a right angle: squared distances 0, 4 and 2 of unit vectors.
     taught = torch.tensor([[3.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 5.0, 0]])
     slots = torch.tensor([[9.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 7.0]])
-    _, terms = judged(torch.randn(WORDS, 4), slots, torch.randn(20, 4), taught, None, Stage2())
+    _, terms = learned(torch.randn(WORDS, 4), slots, torch.randn(20, 4), taught, None, Stage2())
     torch.testing.assert_close(terms["latent_loss"], torch.tensor(((0.0 + 4.0) / 2 + 2.0) / 2))
 
 
@@ -280,9 +280,9 @@ def test_without_a_vocabulary_step_directions_are_compared() -> None:
 
 # As many latents in every row, because a fixed chain has them.
 EVEN = [
-    Spans(prompt=(3, 11, 4), chain=(13,) * 8, answer=(18, 1)),
-    Spans(prompt=(12,), chain=(14,) * 8, answer=(1,)),
-    Spans(prompt=(11, 12, 16, 3, 17), chain=(15,) * 8, answer=(14, 15, 1)),
+    Spans(prompt=(3, 11, 4), steps=((13,) * 8,), answer=(18, 1)),
+    Spans(prompt=(12,), steps=((14,) * 8,), answer=(1,)),
+    Spans(prompt=(11, 12, 16, 3, 17), steps=((15,) * 8,), answer=(14, 15, 1)),
 ]
 
 
@@ -314,7 +314,7 @@ def latent_loss(model: LatentSFTModel, weights: Tensor, ids: Tensor, taught: tup
     rows = compact(EVEN)
     with torch.no_grad():
         out = model(rows, weights=weights, ids=ids)
-        _, terms = Stage2()(out, {"decoder": rows, "weights": taught[0], "ids": taught[1]})
+        _, terms = Stage2().loss(lambda **_: out, {"decoder": rows, "weights": taught[0], "ids": taught[1]})
     return float(terms["latent_loss"])
 
 
@@ -358,7 +358,7 @@ def test_the_model_learns_its_labels() -> None:
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=0.01, weight_decay=0)
     history = []
     for _ in range(30):
-        loss, terms = stage(model(**stage.inputs(batch)), batch)
+        loss, terms = stage.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -371,11 +371,27 @@ def test_the_model_learns_its_labels() -> None:
 # --- settings --------------------------------------------------------------------------------------------------------
 
 
+class ForwardError(Exception):
+    """Raised by a model that computes nothing."""
+
+
+def inputs_of(stage: Stage1 | Stage2, batch: dict[str, Any]) -> Any:
+    """What a stage gives to its model."""
+
+    def forward(**inputs: Any) -> Any:
+        raise ForwardError(inputs)
+
+    with pytest.raises(ForwardError) as caught:
+        stage.loss(forward, batch)
+    return caught.value.args[0]
+
+
 def test_the_model_is_given_its_part_of_a_batch() -> None:
-    given = Stage1(train="union").inputs({"decoder": 1, "encoder": 2, "other": 3})
-    assert given == {"decoder": 1, "encoder": 2, "noise": None}
+    noise = Noise(scale=0.5)
+    given = inputs_of(Stage1(train="union", noise=noise), {"decoder": 1, "encoder": 2, "other": 3})
+    assert given == {"decoder": 1, "encoder": 2, "noise": noise}
     batch = {"decoder": 1, "weights": 2, "ids": 3, "other": 4}
-    assert Stage2().inputs(batch) == {"decoder": 1, "weights": 2, "ids": 3}
+    assert inputs_of(Stage2(), batch) == {"decoder": 1, "weights": 2, "ids": 3}
 
 
 @pytest.mark.parametrize("how", [{"train": "decoder", "hint": 0.1}, {"train": "union", "hint": -0.1}])

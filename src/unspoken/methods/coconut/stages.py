@@ -1,27 +1,22 @@
-"""Settings of Coconut's curriculum (Hao et al., arXiv 2412.06769, section 3), and what it makes of a problem."""
+"""Coconut's curriculum (Hao et al., arXiv 2412.06769, section 3), and what a stage of it makes of a problem."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.tasks.spans import Spans
+
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
 
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
-@dataclass(frozen=True, kw_only=True)
-class StepSpans:
-    """Token ids of one problem.
-
-    Attributes:
-        prompt: everything before the open marker.
-        steps: the explicit chain, cut into steps.
-        answer: of a word problem, with its end-of-sequence token.
-    """
-
-    prompt: tuple[int, ...]
-    steps: tuple[tuple[int, ...], ...]
-    answer: tuple[int, ...]
+    from unspoken.backbone.checks import Method as Property
+    from unspoken.methods.cost import Lengths, RowCost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +47,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coconut:
+class Coconut(Objective):
     """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
@@ -72,6 +67,9 @@ class Coconut:
     """
 
     kind: ClassVar[str] = "coconut"
+    starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "coconut")
+    steps_needed: ClassVar[bool] = True
+    recomputes: ClassVar[bool] = False
 
     replaced: int
     latents_per_step: int = 2
@@ -89,7 +87,7 @@ class Coconut:
         """Length of every chain of this stage."""
         return self.replaced * self.latents_per_step
 
-    def row(self, spans: StepSpans, open_ids: tuple[int, ...], end_ids: tuple[int, ...]) -> Row:
+    def row(self, spans: Spans, open_ids: tuple[int, ...], end_ids: tuple[int, ...]) -> Row:
         """A problem as this stage reads it.
 
         Args:
@@ -103,18 +101,120 @@ class Coconut:
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch needs before it leaves the host, see `unspoken.methods.coconut.objective.with_places`."""
+    # --- checks ----------------------------------------------------------------------------------------------------
+
+    def check_line(self, line: Line, run: RunSettings) -> None:
+        """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
+        fixed = run.task.traits.fixed_steps
+        if fixed is not None and self != Coconut(replaced=fixed, latents_per_step=1):
+            raise ValueError(
+                f"on the {run.task.kind} latents stand for the first half of {2 * fixed} symbols, one each; set "
+                f"replaced to {fixed}, latents_per_step to 1 and rest to 'explicit'"
+            )
+        before = None if line.before is None else line.before.objective
+        if isinstance(before, Coconut) and before.latents > self.latents:
+            assert line.before is not None
+            raise ValueError(
+                f"it has {self.latents} latents and {line.before.name!r} before it {before.latents}; later stages of a "
+                "curriculum replace more steps"
+            )
+        if run.attention == "flex_attention":
+            raise ValueError(
+                "flex_attention would compile a kernel for every length of Coconut's growing cache; set attention to "
+                "'sdpa'"
+            )
+        if run.activation_checkpointing:
+            raise ValueError("activation_checkpointing drops the cache that Coconut keeps its latents in; set it false")
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    @property
+    def properties(self) -> Sequence[Property]:
+        """What hidden states that are fed back need."""
+        return ("Coconut",)
+
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
+        """A model in training around a causal language model, whose folder will record how it reasons."""
+        from unspoken.methods.coconut.model import CoconutModel
+
+        base = context.base() if start is None else start
+        model = CoconutModel._from_config(base.config, attn_implementation=context.attention)
+        model.start_from(base)
+        context.generation(feed="hidden", max_latents=self.latents, fixed=True).attach(model.decoder)
+        context.name_ends(model.decoder)
+        return model
+
+    def exported(self, model: Any) -> PreTrainedModel:
+        """The plain causal language model."""
+        decoder: PreTrainedModel = model.decoder
+        return decoder
+
+    def adapted(self, model: Any) -> list[nn.Module]:
+        """The blocks."""
+        return [model.decoder.base_model]
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
+        """Rows in which latents stand in for the first steps."""
+        from unspoken.methods.coconut.objective import batch_of
+
+        markers, pad = context.markers, context.tokenizer.pad_token_id
+
+        def make(indices: Indices) -> Batch:
+            problems = context.sample(indices, split)
+            spans = context.task.spans(problems, context.prompt_format)
+            return {**batch_of([self.row(one, markers.open, markers.end) for one in spans], pad)}
+
+        return make
+
+    def row_length(self, spans: Spans, context: Context) -> int:
+        """Steps that no latents replace; the latents are as many in every row."""
+        left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
+        return len(spans.prompt) + sum(map(len, left)) + len(spans.answer)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def with_places(self, batch: Batch) -> Batch:
+        """See `unspoken.methods.coconut.objective.with_places`."""
         from unspoken.methods.coconut.objective import with_places
 
         return with_places(batch)
 
-    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the model's forward takes out of a batch."""
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")}
-
-    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, see `unspoken.methods.coconut.objective.text_loss`."""
+    def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `unspoken.methods.coconut.objective.text_loss`."""
         from unspoken.methods.coconut.objective import text_loss
 
-        return text_loss(outputs, batch)
+        names = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")
+        return text_loss(model(**{name: batch[name] for name in names}), batch)
+
+    # --- validation ------------------------------------------------------------------------------------------------
+
+    def answer_tokens(self, context: Context) -> int:
+        """Steps that are left come before the answer."""
+        return context.max_answer + context.max_latents
+
+    # --- cost ------------------------------------------------------------------------------------------------------
+
+    def mean_lengths(self, context: Context) -> Lengths:
+        """Where the number of steps is fixed: a marker on either side, and as many symbols again."""
+        from unspoken.methods.cost import Lengths
+
+        fixed, known = context.traits.fixed_steps, context.traits.row_tokens
+        if fixed is None or known is None:
+            return super().mean_lengths(context)
+        return Lengths(prompt=known[0], chain=fixed, end=2, answer=fixed, steps=fixed)
+
+    def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
+        """Latents and text go through the blocks once each."""
+        from unspoken.methods.cost import RowCost, Scores, StackPass
+
+        left = 0.0 if self.rest == "none" else lengths.chain * max(0.0, 1 - self.replaced / lengths.steps)
+        text = lengths.end + left + lengths.answer
+        tokens = lengths.prompt + self.latents + text
+        head: Any = model.decoder.get_output_embeddings()
+        return RowCost(
+            tokens=tokens,
+            passes=(StackPass(stack=model.decoder.base_model, positions=tokens),),
+            scores=(Scores(head=head.weight, made=text + 1, supervised=text),),
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unspoken import distributed
@@ -12,24 +14,36 @@ from unspoken.places import at, padding_mask, places_of
 
 
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
-    """Mask ``[B, T-1]`` of the outputs that a loss looks at: output t is judged by token t + 1."""
+    """Mask ``[B, T-1]`` of the outputs that a loss looks at: output t is supervised by token t + 1.
+
+    Where a row asks several questions, no output is supervised by the first token of one, which nothing tells.
+    """
     mask = batch["attention_mask"].bool()
     chosen = mask[:, 1:] & mask[:, :-1]
+    if "question" in batch:
+        chosen = chosen & (batch["question"][:, 1:] == batch["question"][:, :-1])
     return chosen & batch["answer_mask"][:, 1:] if positions == "answer" else chosen
 
 
 def supervised_places(batch: dict[str, Tensor]) -> Tensor:
-    """Places ``[P]`` of a batch at which an output of any row is judged by ``NextToken(positions="answer")``.
+    """Places ``[P]`` of a batch at which an output of any row is supervised by ``NextToken(positions="answer")``.
 
-    As ``batch["judged"]`` they keep the model from making scores over the vocabulary anywhere else.
+    As ``batch["supervised"]`` they keep the model from making scores over the vocabulary anywhere else.
     """
     return supervised(batch, "answer").any(dim=0).nonzero()[:, 0]
 
 
+def own_question(question_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B 1 T T"]:
+    """What is added to attention scores so that a token sees, up to itself, what is shared (0) and its own question."""
+    query, key = question_BT[:, None, :, None], question_BT[:, None, None, :]
+    seen = ((key == 0) | (key == query)).tril()
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+
+
 def with_places(batch: dict[str, Any], positions: Literal["all", "answer"]) -> dict[str, Any]:
-    """A batch that is still on the host, with the places of its judged outputs and the tokens that judge them."""
+    """A batch that is still on the host, with the places of its supervised outputs and their targets."""
     chosen = supervised(batch, positions)
-    grid = chosen[:, batch["judged"]] if "judged" in batch else F.pad(chosen, (0, 1))
+    grid = chosen[:, batch["supervised"]] if "supervised" in batch else F.pad(chosen, (0, 1))
     return {
         **batch,
         "attention_mask": padding_mask(batch["attention_mask"]),

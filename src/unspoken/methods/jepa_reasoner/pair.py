@@ -17,9 +17,10 @@ from unspoken.backbone import UnspokenConfig
 from unspoken.chain import LatentChain, pack
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel, JepaReasonerPreTrainedModel
-from unspoken.methods.jepa_reasoner.talker import Sampler, build_talker
+from unspoken.methods.jepa_reasoner.talker import build_talker
 from unspoken.placement import moved
 from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.picking import Sample, Sampler
 
 
 @dataclass
@@ -115,8 +116,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         chain: LatentChain,
         *,
         prime: Tensor | None = None,
-        temperature: float = 0.0,
-        generator: torch.Generator | None = None,
+        sample: Sample | None = None,
     ) -> Tensor:
         """Say a finished chain: ``[B, N]`` tokens, padded behind the first end-of-sequence.
 
@@ -124,11 +124,11 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
             chain: any chain of this model's width; the causal controls pass altered ones. It may be on any device, to
                 which the tokens come back.
             prime: ``[B, P]`` tokens to start with (Dual-Talker only).
-            temperature, generator: how the Talker draws; 0 is greedy.
+            sample: how the tokens are chosen; None takes the most likely ones.
         """
         home = chain.mask.device
         chain, prime = moved((chain, prime), self.device)
-        tokens_BN = self.talker.speak(chain, prime, Sampler(temperature, generator))
+        tokens_BN = self.talker.speak(chain, prime, sample or Sampler())
         ended = (tokens_BN == self.config.end_id).long()
         behind = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id
@@ -168,11 +168,10 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
             attention_mask = (prompt != self.config.pad_token_id).long()
         cap = max_new_tokens or settings.max_new_tokens or self.config.max_latents
         sampling = settings.do_sample if do_sample is None else do_sample
-        heat = temperature if temperature is not None else settings.temperature
+        chosen = temperature if temperature is not None else settings.temperature
         chain = self.reason(prompt, attention_mask, StopRule(max_latents=cap))
-        spoken = self.speak(
-            chain, temperature=(1.0 if heat is None else heat) if sampling else 0.0, generator=generator
-        )
+        sampler = Sampler(1.0 if chosen is None else chosen, generator) if sampling else Sampler()
+        spoken = self.speak(chain, sample=sampler)
         sequences = torch.cat([prompt, spoken], dim=1)
         return JepaGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
 

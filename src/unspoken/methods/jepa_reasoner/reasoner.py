@@ -137,6 +137,13 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
                 embedded = torch.where(own[..., None], fed.to(spoken.dtype), spoken)
         return ReasonerOutput(latents=latents_of(embedded), target_table=self.target_table)
 
+    def read(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None) -> Float[Tensor, "B T D"]:
+        """Latents of the teacher-forced pass: the one at t stands for the token at t + 1."""
+        # The class's forward: while it trains, the instance's is wrapped in autocast, and readings are in float32.
+        latents = type(self).forward(self, input_ids, attention_mask).latents
+        assert latents is not None
+        return latents
+
     # --- the engine's contract -----------------------------------------------------------------------------------
 
     @property

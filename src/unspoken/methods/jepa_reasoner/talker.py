@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unspoken.backbone import UnspokenConfig, UnspokenModel
 from unspoken.chain import LatentChain
-from unspoken.reasoning.picking import draw
+from unspoken.reasoning.picking import Sample
 
 
 class MonoTalker(nn.Module):
@@ -44,11 +44,11 @@ class MonoTalker(nn.Module):
         ).last_hidden_state
         return self.lm_head(hidden)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Sampler) -> Int[Tensor, "B N"]:
+    def speak(self, chain: LatentChain, prime: Tensor | None, sample: Sample) -> Int[Tensor, "B N"]:
         """One pass; every position is picked on its own."""
         if prime is not None:
             raise ValueError("a Mono-Talker has no token input, so it cannot be primed; use a Dual-Talker")
-        return pick(self(chain.latents, chain.mask))
+        return sample(self(chain.latents, chain.mask), _every_row(chain), 0)
 
 
 class DualTalker(nn.Module):
@@ -97,40 +97,24 @@ class DualTalker(nn.Module):
         start = torch.full_like(tokens[:, :1], self.start_id)
         return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, pick: Sampler) -> Int[Tensor, "B N"]:
+    def speak(self, chain: LatentChain, prime: Tensor | None, sample: Sample) -> Int[Tensor, "B N"]:
         """Token by token, one token a latent; a prime ``[B, P]`` is said first, word for word.
 
         Sentences are as short as their chain, so each step runs the decoder anew instead of carrying two caches.
         """
-        encoded = self._encode(chain.latents, chain.mask)
+        encoded, rows = self._encode(chain.latents, chain.mask), _every_row(chain)
         said = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
         for step in range(chain.mask.shape[1]):
             if prime is not None and step < prime.shape[1]:
                 token = prime[:, step : step + 1]
             else:
-                token = pick(self._decode(said, encoded, chain.mask)[:, -1:])
+                token = sample(self._decode(said, encoded, chain.mask)[:, -1:], rows, step)
             said = torch.cat([said, token], dim=1)
         return said[:, 1:]
 
 
-class Sampler:
-    """Turns logits into tokens: the arg-max, or a draw at a temperature.
-
-    Only the Talker draws (section 5): the chain exists before the first call. A draw is made where its generator is, so
-    a seed means the same on every device.
-    """
-
-    def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; it cannot be negative (0 picks the most likely token)")
-        self.temperature = temperature
-        self.generator = generator
-
-    def __call__(self, logits: Float[Tensor, "B N V"]) -> Int[Tensor, "B N"]:
-        """Tokens of a batch."""
-        if self.temperature == 0:
-            return logits.argmax(dim=-1)
-        return draw(torch.softmax(logits.float() / self.temperature, dim=-1), self.generator)
+def _every_row(chain: LatentChain) -> Int[Tensor, " B"]:
+    return torch.arange(len(chain), device=chain.mask.device)
 
 
 def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:

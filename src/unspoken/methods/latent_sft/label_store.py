@@ -1,154 +1,66 @@
 """Latent labels on disk: made once by stage 1, read by every epoch of stage 2 (Latent-SFT, arXiv 2510.15522).
 
-A store is a folder of flat arrays, one shard a writing rank, little-endian and without headers::
+A store is a folder of safetensors blocks, ``rank-00000/block-00000.safetensors`` and so on. Each holds a run of rows::
 
-    rank-00000/offsets.bin   int64   [rows + 1]    row i owns the slots offsets[i] to offsets[i + 1]
-    rank-00000/keys.bin      uint64  [rows, 2]     hash of the row's key, length of the key in bytes
-    rank-00000/ids.bin       int32   [slots, K]    superposition labels: token ids
-    rank-00000/weights.bin   float   [slots, K]    ... and their weights
-    rank-00000/vectors.bin   float   [slots, D]    hidden-state labels, instead of ids and weights
+    offsets   int64   [rows + 1]    row i of the block owns the latents offsets[i] to offsets[i + 1]
+    keys      int64   [rows, 2]     hash of the row's key, length of the key in bytes
+    ids       int32   [latents, K]  superposition labels: token ids
+    weights   float   [latents, K]  ... and their weights
+    vectors   float   [latents, D]  hidden-state labels, instead of ids and weights
 
 A label that does not belong to its problem trains without complaint, so the manifest says what the labels were made
 of, every file has a hash there, and every row says whose it is.
-
-Axes: N latents of a problem, K entries of a label, D latent width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
-import math
-import os
 import shutil
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, verify, write_manifest
-from unspoken.reasoning.latents import Readout
-from unspoken.storage import sync, write_json
+from unspoken.methods.latent_sft.labels import Label, LabelIdentity, LatentKind, differing_facts
+from unspoken.storage import sync, write_bytes
 
-LatentKind = Literal["superposition", "hidden"]
-
-_PROGRESS = "progress.json"
+_UNFINISHED, _RANK, _BLOCK = ".{}.unfinished", "rank-{:05d}", "block-{:05d}.safetensors"
 _BLOCK_BYTES = 2**26  # labels held in memory at most, but for the last row of a block
-_TOLERANCE = 0.01  # of the sum of weights: what bfloat16, or float16 over a whole vocabulary, rounds away
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelIdentity:
-    """What a store of labels was made of. Labels of another identity are other labels, however alike.
-
-    Attributes:
-        data: fingerprint of the word problems.
-        split, seed: which of them, and the seed of whatever was drawn on the way.
-        tokenizer: hash of the tokenizer.
-        rate: chain tokens a latent stands for (the compression rate r).
-        latent: distributions over the vocabulary, or hidden states.
-        width: numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state.
-        top_k: entries kept of a superposition, None for the whole vocabulary.
-        temperature: of the softmax over the vocabulary.
-        readout: the table that made the logits, the language-model head or the input embeddings.
-        encoder, decoder: fingerprints of the models.
-        precision: of the stored weights or vectors.
-    """
-
-    data: str
-    split: str
-    seed: int
-    tokenizer: str
-    rate: int
-    latent: LatentKind = "superposition"
-    width: int
-    top_k: int | None
-    temperature: float = 1.0
-    readout: Readout = "head"
-    encoder: str
-    decoder: str
-    precision: Literal["float32", "float16"] = "float32"
-
-    def __post_init__(self) -> None:
-        if self.rate < 1 or self.width < 1:
-            raise ValueError(f"rate is {self.rate} and width {self.width}; both are at least 1")
-        if self.latent == "superposition" and self.top_k is not None and self.width > self.top_k:
-            raise ValueError(f"width is {self.width}, but top_k keeps {self.top_k} entries; make the width that number")
-
-    def difference(self, other: LabelIdentity) -> str | None:
-        """The first facts that differ, with this identity's value and then the other's; None if all agree."""
-        return _difference(asdict(self), asdict(other))
-
-
-def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str | None:
-    differing = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-    return ", ".join(f"{name} is {found.get(name)!r}, not {wanted.get(name)!r}" for name in differing[:3]) or None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Label:
-    """The latents that one problem's reasoning is taught to say.
-
-    Attributes:
-        ids, weights: ``[N, K]``, a distribution a latent, None for hidden-state labels.
-        vectors: ``[N, D]``, a hidden state a latent, None for superposition labels.
-    """
-
-    ids: Int[Tensor, "N K"] | None = None
-    weights: Float[Tensor, "N K"] | None = None
-    vectors: Float[Tensor, "N D"] | None = None
-
-
-# --- layout ----------------------------------------------------------------------------------------------------------
-
-
-def _share(rows: int, rank: int, world: int) -> range:
-    return range(rows * rank // world, rows * (rank + 1) // world)
-
-
-def _unfinished(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.unfinished")
-
-
-def _shard(folder: Path, rank: int) -> Path:
-    return folder / f"rank-{rank:05d}"
-
-
-def _arrays(identity: LabelIdentity, rows: int, slots: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-    """File name, type and shape of every array of a shard with so many rows and slots."""
-    number = np.dtype(identity.precision).newbyteorder("<")
-    per_slot = (slots, identity.width)
-    shared = {"offsets.bin": (np.dtype("<i8"), (rows + 1,)), "keys.bin": (np.dtype("<u8"), (rows, 2))}
-    if identity.latent == "hidden":
-        return {**shared, "vectors.bin": (number, per_slot)}
-    return {**shared, "ids.bin": (np.dtype("<i4"), per_slot), "weights.bin": (number, per_slot)}
-
-
-def _sizes(identity: LabelIdentity, rows: int, slots: int) -> dict[str, int]:
-    arrays = _arrays(identity, rows, slots)
-    return {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in arrays.items()}
 
 
 def _key_entry(key: str) -> tuple[int, int]:
     text = key.encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"), len(text)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True), len(text)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+def _opened(path: Path, remedy: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """A block, mapped into memory (only what is looked at is read), and the facts in its header."""
+    try:
+        with safe_open(path, framework="pt") as block:
+            facts = dict(json.loads(block.metadata()["labels"]))
+            names = ("vectors",) if facts["latent"] == "hidden" else ("ids", "weights")
+            return {name: block.get_tensor(name).numpy() for name in ("offsets", "keys", *names)}, facts
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is missing or damaged ({error}); {remedy}") from None
 
 
 class LabelWriter:
     """Writes one rank's share of the rows, in order, so that a kill at any instant loses at most one block.
 
-    The rows lie in a hidden folder beside ``folder`` until rank 0 publishes them. A new writer with the same arguments
-    continues after the last block on disk::
+    The blocks lie in a hidden folder beside ``folder`` until rank 0 publishes them. A new writer with the same
+    arguments continues after the last block on disk::
 
         writer = LabelWriter(folder, identity, rows=len(problems), rank=rank, world=world)
         for row in range(writer.next_row, writer.share.stop):
@@ -186,39 +98,31 @@ class LabelWriter:
             )
         if folder.exists():
             raise ValueError(f"{folder} exists already; open it, or remove it to write its labels again")
-        self.folder = folder
-        self.identity = identity
-        self.rank = rank
-        self.share = _share(rows, rank, world)
+        self.folder, self.identity, self.rank = folder, identity, rank
+        self._bounds = [rows * rank // world for rank in range(world + 1)]
+        self.share = range(*self._bounds[rank : rank + 2])
         self._facts = {**asdict(identity), "rows": rows, "ranks": world}
-        self._world = world
         self._rows_a_block = rows_a_block
-        self._unfinished = _unfinished(folder)
-        self._own = _shard(self._unfinished, rank)
-        self._waiting: list[dict[str, NDArray[Any]]] = []
+        self._unfinished = folder.with_name(_UNFINISHED.format(folder.name))
+        self._waiting: list[tuple[tuple[int, int], dict[str, Tensor]]] = []
         self._waiting_bytes = 0
-        # Another rank's shard tells as well as this one's that the folder was begun with something else.
-        for shard in sorted(self._unfinished.glob("rank-*")):
-            self._recorded(shard)
-        recorded = self._recorded(self._own)
-        if recorded is None:
-            self._begin()
-        else:
-            self._rows, self._slots = recorded
-            self._drop_torn_tail()
-        self._end = self._slots
+        # Another rank's blocks tell as well as this one's that the folder was begun with something else.
+        recorded = {path: self._recorded(path) for path in sorted(self._unfinished.glob("rank-*"))}
+        self._own = self._unfinished / _RANK.format(rank)
+        self._own.mkdir(parents=True, exist_ok=True)
+        sync(self._unfinished)
+        sync(self._unfinished.parent)
+        self._blocks, self._rows = recorded.get(self._own, (0, 0))
 
     @staticmethod
     def forget(folder: Path, *, unless: int) -> None:
         """Remove an unfinished store that another number of writers began, since they share the rows out otherwise."""
-        for path in _unfinished(folder).glob(f"rank-*/{_PROGRESS}"):
-            try:
-                ranks = json.loads(path.read_text())["labels"]["ranks"]
-            except (ValueError, KeyError, TypeError):
-                continue  # a new writer says what is wrong with it
-            if ranks != unless:
-                shutil.rmtree(_unfinished(folder))
-                return
+        unfinished = folder.with_name(_UNFINISHED.format(folder.name))
+        for path in unfinished.glob("rank-*/block-*"):
+            with suppress(ValueError, KeyError):  # a new writer says what is wrong with the block
+                if _opened(path, "")[1]["ranks"] != unless:
+                    shutil.rmtree(unfinished)
+                    return
 
     @property
     def next_row(self) -> int:
@@ -226,42 +130,17 @@ class LabelWriter:
         return self.share.start + self._rows + len(self._waiting)
 
     def append(self, key: str, ids: Tensor, weights: Tensor) -> None:
-        """Add the superposition label of row `next_row`.
-
-        Args:
-            key: the problem's row key.
-            ids: ``[N, K]``, token ids.
-            weights: ``[N, K]``, their probabilities.
+        """Add the label of row `next_row`, the problem with this key: token ids and probabilities, ``[N, K]`` each.
 
         Raises:
-            ValueError: the store holds hidden states, all rows are there, or the label is no distribution of width K.
+            ValueError: the store holds another kind of label, all rows are there, or this one is not as it should be.
             OSError: the disk refused a block. What was recorded before it stays good.
         """
-        self._admit(key, "superposition")
-        if ids.shape != weights.shape or ids.is_floating_point():
-            self._refuse(key, f"ids are {_describe(ids)} and weights {_describe(weights)}; give integers [N, K] twice")
-        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
-        if low < 0 or high >= 2**31:
-            self._refuse(key, f"ids reach from {low} to {high}; token ids are in [0, 2^31)")
-        numbers = self._numbers(key, "weights", weights)
-        sums_N = numbers.sum(axis=1, dtype=np.float64)
-        if (numbers < 0).any() or (abs(sums_N - 1) > _TOLERANCE).any():
-            self._refuse(key, "the weights of each latent must be probabilities: none negative, and 1 in sum")
-        self._add(key, {"ids.bin": ids.detach().cpu().numpy(), "weights.bin": numbers})
+        self._add(key, "superposition", ids, weights)
 
     def append_vectors(self, key: str, vectors: Tensor) -> None:
-        """Add the hidden-state label of row `next_row`.
-
-        Args:
-            key: the problem's row key.
-            vectors: ``[N, D]``.
-
-        Raises:
-            ValueError: the store holds superpositions, all rows are there, or the vectors are not finite and D wide.
-            OSError: the disk refused a block. What was recorded before it stays good.
-        """
-        self._admit(key, "hidden")
-        self._add(key, {"vectors.bin": self._numbers(key, "vectors", vectors)})
+        """As `append`, for hidden states ``[N, D]``."""
+        self._add(key, "hidden", vectors)
 
     def finish(self) -> None:
         """Force the last rows of this rank to disk.
@@ -270,10 +149,10 @@ class LabelWriter:
             ValueError: rows are missing; the message names the first.
             OSError: the disk refused the block. What was recorded before it stays good.
         """
-        if self.next_row != self.share.stop:
+        first, last = self.next_row, self.share.stop - 1
+        if first <= last:
             raise ValueError(
-                f"{self.folder}: rank {self.rank} cannot finish before rows {self.next_row} to {self.share.stop - 1} "
-                "are appended"
+                f"{self.folder}: rank {self.rank} cannot finish before rows {first} to {last} are appended"
             )
         self._flush()
 
@@ -285,116 +164,70 @@ class LabelWriter:
         """
         if self.rank != 0:
             raise ValueError(f"{self.folder}: rank {self.rank} cannot publish; leave it to rank 0")
-        slots = []
-        for rank in range(self._world):
-            wanted = len(_share(self._facts["rows"], rank, self._world))
-            rows, slots_of_rank = self._recorded(_shard(self._unfinished, rank)) or (-1, 0)
-            if rows != wanted:
+        rows, world = self._facts["rows"], self._facts["ranks"]
+        for rank in range(world):
+            begun, expected = self._unfinished / _RANK.format(rank), self._bounds[rank + 1] - self._bounds[rank]
+            _, recorded = self._recorded(begun)
+            if recorded != expected or not begun.is_dir():
                 raise ValueError(
-                    f"{self.folder}: rank {rank} has recorded {max(rows, 0)} of its {wanted} rows; "
+                    f"{self.folder}: rank {rank} has recorded {recorded} of its {expected} rows; "
                     "let every rank finish before publishing"
                 )
-            slots.append(slots_of_rank)
-        # What a kill left of an earlier manifest must not be listed in this one.
+        # What a kill left of a file must not be listed in the manifest.
         for stray in self._unfinished.rglob(".*.tmp"):
             stray.unlink()
-        content = {"identity": asdict(self.identity), "rows": self._facts["rows"], "ranks": self._world, "slots": slots}
-        write_manifest(self._unfinished, content)
+        write_manifest(self._unfinished, {"identity": asdict(self.identity), "rows": rows, "ranks": world})
         self._unfinished.rename(self.folder)
         sync(self.folder.parent)
 
-    def _admit(self, key: str, latent: LatentKind) -> None:
+    def _recorded(self, folder: Path) -> tuple[int, int]:
+        """Blocks and rows that a rank has on disk."""
+        remedy, rows = f"remove {self._unfinished} to start again", 0
+        if old := list(folder.glob("*.bin")):
+            raise ValueError(f"{old[0]} is a label file of an older version; {remedy}")
+        # A block gets its name when all of it is on disk, so one that is missing before the last was lost.
+        blocks = len(list(folder.glob("block-*")))
+        for index in range(blocks):
+            block, facts = _opened(folder / _BLOCK.format(index), remedy)
+            if difference := differing_facts(facts, self._facts):
+                raise ValueError(f"{folder.parent} was begun with other labels: {difference}; finish those or {remedy}")
+            rows += len(block["keys"])
+        return blocks, rows
+
+    def _add(self, key: str, latent: LatentKind, *label: Tensor) -> None:
         if self.identity.latent != latent:
             method = "append_vectors" if self.identity.latent == "hidden" else "append"
             raise ValueError(f"{self.folder} holds {self.identity.latent} labels; add them with {method}")
         if self.next_row >= self.share.stop:
             raise ValueError(
-                f"{self.folder}: there is no row left for {key!r}; rank {self.rank} of {self._world} "
+                f"{self.folder}: there is no row left for {key!r}; rank {self.rank} of {self._facts['ranks']} "
                 f"writes {len(self.share)} rows from row {self.share.start} on"
             )
+        try:
+            # Copies: the caller may fill the same tensors with the next row before the block is full.
+            stored = (self.identity.stored_vectors if latent == "hidden" else self.identity.stored_superposition)(
+                *label
+            )
+        except ValueError as error:
+            raise ValueError(f"{self.folder}: label of row {self.next_row} ({key!r}): {error}") from None
+        self._flush(least=self._rows_a_block)  # what the disk refused before, so that every block has the same rows
+        self._waiting.append((_key_entry(key), stored))
+        self._waiting_bytes += 24 + sum(values.nbytes for values in stored.values())  # 24 for its key and offset
+        self._flush(least=self._rows_a_block)
 
-    def _refuse(self, key: str, problem: str) -> NoReturn:
-        raise ValueError(f"{self.folder}: label of row {self.next_row} ({key!r}): {problem}")
-
-    def _numbers(self, key: str, name: str, values: Tensor) -> NDArray[Any]:
-        if values.dim() != 2 or values.shape[1] != self.identity.width or not values.is_floating_point():
-            self._refuse(key, f"{name} are {_describe(values)}; give floats [N, {self.identity.width}]")
-        # Looked at after the cast: float16 turns into infinity what is large.
-        stored = values.detach().to("cpu", getattr(torch, self.identity.precision))
-        if not stored.isfinite().all():
-            self._refuse(key, f"{name} are not all finite in {self.identity.precision}")
-        return stored.numpy()
-
-    def _add(self, key: str, per_slot: dict[str, NDArray[Any]]) -> None:
-        self._end += len(next(iter(per_slot.values())))
-        row = {"offsets.bin": [self._end], "keys.bin": [_key_entry(key)], **per_slot}
-        types = _arrays(self.identity, 0, 0)
-        # Copies: the caller may fill the same tensors with the next row before the block is full.
-        self._waiting.append({name: np.array(values, dtype=types[name][0]) for name, values in row.items()})
-        self._waiting_bytes += sum(values.nbytes for values in self._waiting[-1].values())
-        if len(self._waiting) >= self._rows_a_block or self._waiting_bytes >= _BLOCK_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Rows first, record second: what the record counts is on disk."""
-        if not self._waiting:
+    def _flush(self, least: int = 1) -> None:
+        """Write the rows that wait as a block, if they are so many or take much memory."""
+        if len(self._waiting) < least and self._waiting_bytes < _BLOCK_BYTES:
             return
-        for name, size in _sizes(self.identity, self._rows, self._slots).items():
-            with (self._own / name).open("r+b") as file:
-                # At the recorded size and not at the end, where a refused block may have left a piece.
-                file.seek(size)
-                for row in self._waiting:
-                    file.write(row[name].tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        self._record(self._rows + len(self._waiting), self._end)
+        keys, latents = zip(*self._waiting, strict=True)
+        tensors = {name: torch.cat([row[name] for row in latents]) for name in latents[0]}
+        ends = itertools.accumulate(len(next(iter(row.values()))) for row in latents)
+        tensors |= {"keys": torch.tensor(keys), "offsets": torch.tensor([0, *ends])}
+        content = save(tensors, metadata={"labels": json.dumps(self._facts)})
+        write_bytes(self._own / _BLOCK.format(self._blocks), content)
+        self._blocks, self._rows = self._blocks + 1, self._rows + len(keys)
         self._waiting.clear()
         self._waiting_bytes = 0
-
-    def _record(self, rows: int, slots: int) -> None:
-        write_json(self._own / _PROGRESS, {"labels": self._facts, "written_rows": rows, "written_slots": slots})
-        self._rows, self._slots = rows, slots
-
-    def _recorded(self, shard: Path) -> tuple[int, int] | None:
-        """Rows and slots of a shard that are safely on disk; None if it was not begun."""
-        path = shard / _PROGRESS
-        if not path.is_file():
-            return None
-        remedy = f"remove {self._unfinished} to start again"
-        try:
-            record = json.loads(path.read_text())
-            begun, rows, slots = record["labels"], record["written_rows"], record["written_slots"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error!r}); {remedy}") from None
-        difference = _difference(begun, self._facts)
-        if difference:
-            raise ValueError(f"{self._unfinished} was begun with other labels: {difference}; finish those or {remedy}")
-        return rows, slots
-
-    def _begin(self) -> None:
-        self._own.mkdir(parents=True, exist_ok=True)
-        for name, size in _sizes(self.identity, 0, 0).items():
-            (self._own / name).write_bytes(bytes(size))  # no rows: nothing but the zero that the first row starts at
-            sync(self._own / name)
-        self._record(0, 0)
-        sync(self._unfinished)
-        sync(self._unfinished.parent)
-
-    def _drop_torn_tail(self) -> None:
-        for name, size in _sizes(self.identity, self._rows, self._slots).items():
-            path = self._own / name
-            if not path.is_file() or path.stat().st_size < size:
-                raise ValueError(
-                    f"{path} has lost some of its {size} recorded bytes; remove {self._unfinished} to start again"
-                )
-            os.truncate(path, size)
-
-
-def _describe(values: Tensor) -> str:
-    return f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
 
 
 class LabelStore:
@@ -403,20 +236,10 @@ class LabelStore:
     ``store[i, key]`` is row i, provided that it was written for this key.
     """
 
-    def __init__(self, folder: Path, identity: LabelIdentity, rows: int, slots: tuple[int, ...]) -> None:
-        self.folder = folder
-        self.identity = identity
-        self._rows = rows
-        self._slots = slots
-        shares = [_share(rows, rank, len(slots)) for rank in range(len(slots))]
-        self._starts = [share.start for share in shares]
-        self._shards = [
-            {
-                name: _mapped(_shard(folder, rank) / name, dtype, shape)
-                for name, (dtype, shape) in _arrays(identity, len(share), slots[rank]).items()
-            }
-            for rank, share in enumerate(shares)
-        ]
+    def __init__(self, folder: Path, identity: LabelIdentity, blocks: tuple[str, ...]) -> None:
+        self.folder, self.identity, self._names = folder, identity, blocks
+        self._blocks = [_opened(folder / name, "restore it or write the labels again")[0] for name in blocks]
+        self._starts = [0, *itertools.accumulate(len(block["keys"]) for block in self._blocks)]
 
     @classmethod
     def open(cls, folder: Path, expected: LabelIdentity) -> LabelStore:
@@ -426,34 +249,22 @@ class LabelStore:
             ValueError: it is unfinished, holds other labels than expected, or a file is missing, truncated or changed.
         """
         manifest = read_manifest(folder)
-        identity: Any = manifest.get("identity")
-        rows: Any = manifest.get("rows")
-        slots: Any = manifest.get("slots")
-        whole = isinstance(identity, dict) and isinstance(slots, list) and manifest.get("ranks") == len(slots) > 0
-        if not whole or not all(isinstance(count, int) for count in (rows, *slots)):
-            raise ValueError(
-                f"{folder / MANIFEST} is damaged or no manifest of labels: see identity, rows, ranks, slots"
-            )
-        difference = _difference(identity, asdict(expected))
-        if difference:
+        if any(name.endswith(".bin") for name in manifest["files"]):
+            raise ValueError(f"{folder} holds labels of an older version (flat .bin files); write the labels again")
+        identity, rows = manifest.get("identity"), manifest.get("rows")
+        if not isinstance(identity, dict) or not isinstance(rows, int):
+            raise ValueError(f"{folder / MANIFEST} is damaged or no manifest of labels: see identity, rows")
+        if difference := differing_facts(identity, asdict(expected)):
             raise ValueError(f"{folder} holds other labels: {difference}; write the labels that this run needs")
-        # Sizes before hashes: a large store that was copied halfway is refused at once.
-        for rank, slots_of_rank in enumerate(slots):
-            rows_of_rank = len(_share(rows, rank, len(slots)))
-            for name, size in _sizes(expected, rows_of_rank, slots_of_rank).items():
-                path = _shard(folder, rank) / name
-                if str(path.relative_to(folder)) not in manifest["files"]:
-                    raise ValueError(f"{folder / MANIFEST} is damaged: it lists no hash of {path}")
-                found = path.stat().st_size if path.is_file() else 0
-                if found != size:
-                    raise ValueError(
-                        f"{path} has {found} bytes instead of {size}; restore it or write the labels again"
-                    )
+        # Mapped before they are hashed: a large store that was copied halfway is refused at once.
+        store = cls(folder, expected, tuple(sorted(name for name in manifest["files"] if "/block-" in name)))
+        if len(store) != rows:
+            raise ValueError(f"{folder / MANIFEST} is damaged: it lists blocks of {len(store)} rows instead of {rows}")
         verify(folder)
-        return cls(folder, expected, rows, tuple(slots))
+        return store
 
     def __len__(self) -> int:
-        return self._rows
+        return self._starts[-1]
 
     def __getitem__(self, place: tuple[int, str]) -> Label:
         """Ids as int64, weights and vectors as float32, whatever the precision on disk.
@@ -465,35 +276,24 @@ class LabelStore:
         row, key = place
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside {self.folder}, a store of {len(self)} rows")
-        rank = bisect.bisect_right(self._starts, row) - 1
-        shard, local = self._shards[rank], row - self._starts[rank]
-        if tuple(shard["keys.bin"][local].tolist()) != _key_entry(key):
+        at = bisect.bisect_right(self._starts, row) - 1
+        block, local = self._blocks[at], row - self._starts[at]
+        if tuple(block["keys"][local].tolist()) != _key_entry(key):
             raise ValueError(
                 f"{self.folder}: row {row} was not written for {key!r}; the problems were reordered or changed since, "
                 "so restore them or write the labels again"
             )
-        slots = slice(*shard["offsets.bin"][local : local + 2].tolist())
+        latents = slice(*block["offsets"][local : local + 2].tolist())
         if self.identity.latent == "hidden":
-            return Label(vectors=_copied(shard["vectors.bin"][slots], np.float32))
-        return Label(
-            ids=_copied(shard["ids.bin"][slots], np.int64), weights=_copied(shard["weights.bin"][slots], np.float32)
-        )
+            return Label(vectors=torch.tensor(block["vectors"][latents], dtype=torch.float32))
+        ids = torch.tensor(block["ids"][latents], dtype=torch.int64)
+        return Label(ids=ids, weights=torch.tensor(block["weights"][latents], dtype=torch.float32))
 
-    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path, LabelIdentity, int, tuple[int, ...]]]:
-        # A worker that is spawned, not forked, maps the files itself; a pickled memory map would carry their content.
-        return LabelStore, (self.folder, self.identity, self._rows, self._slots)
+    def __reduce__(self) -> tuple[type[LabelStore], tuple[Path, LabelIdentity, tuple[str, ...]]]:
+        # A worker that is spawned, not forked, maps the files itself; pickled arrays would carry their content.
+        return LabelStore, (self.folder, self.identity, self._names)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of latents N of every row ``[rows]``."""
-        return np.concatenate([np.diff(shard["offsets.bin"]) for shard in self._shards])
-
-
-def _mapped(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
-    if 0 in shape:  # an empty file cannot be mapped
-        return np.empty(shape, dtype)
-    return np.memmap(path, dtype=dtype, mode="r", shape=shape)
-
-
-def _copied(values: NDArray[Any], dtype: type[np.generic]) -> Tensor:
-    return torch.from_numpy(np.array(values, dtype=dtype))
+        return np.concatenate([np.empty(0, np.int64), *(np.diff(block["offsets"]) for block in self._blocks)])

@@ -17,14 +17,7 @@ from unspoken.methods.latent_sft.model import LatentSFTOutput
 from unspoken.methods.latent_sft.stages import Stage1, Stage2
 from unspoken.methods.rows import Kind, Rows
 from unspoken.places import at, places_of
-from unspoken.reasoning.superposition import Head, in_pieces, rows_at_once, scorer
-
-PIECE = 1024  # positions whose scores over the vocabulary exist at one time, or fewer
-
-
-def positions_at_once(vocabulary: int) -> int:
-    """Positions whose scores over a vocabulary exist at one time."""
-    return min(PIECE, rows_at_once(vocabulary))
+from unspoken.reasoning.superposition import Head, in_pieces, positions_at_once, scorer
 
 
 def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, " M"]) -> Float[Tensor, " M"]:

@@ -1,14 +1,36 @@
-"""Settings of Latent-SFT's stages, and what a latent is (arXiv 2510.15522)."""
+"""Latent-SFT's stages, and what a latent is (arXiv 2510.15522)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from unspoken.methods.method import (
+    Batch,
+    Context,
+    Indices,
+    Line,
+    Objective,
+    RunSettings,
+    StageSettings,
+    refuse_blocks,
+    refuse_talker,
+)
 from unspoken.reasoning.latents import Noise, Readout
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Sequence
+
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+    from unspoken.backbone.checks import Method as Property
+    from unspoken.chain import LatentChain
+    from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.tasks.spans import Spans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +68,7 @@ class LatentShape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage1:
+class Stage1(Objective):
     """Stage 1: make latents that the decoder can use (section 5).
 
     Attributes:
@@ -63,6 +85,8 @@ class Stage1:
     """
 
     kind: ClassVar[str] = "stage1"
+    starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "stage1")
+    chain_needed: ClassVar[bool] = True
     former_kind: ClassVar[str] = "compress"
 
     train: Literal["encoder", "decoder", "union"]
@@ -80,28 +104,115 @@ class Stage1:
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
-    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.stage1_places`."""
+    # --- checks ----------------------------------------------------------------------------------------------------
+
+    def check_line(self, line: Line, run: RunSettings) -> None:
+        """Encoder, then decoder, then both; noise needs superpositions of a few tokens."""
+        before = None if line.before is None else line.before.objective
+        trained = before.train if isinstance(before, Stage1) else None
+        expected = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
+        if trained not in expected[self.train]:
+            raise ValueError("stages of a line train encoder, then decoder, then union; set its start")
+        shape = shape_of(line)
+        if self.noise and (shape.top_k is None or shape.latent == "hidden"):
+            raise ValueError("noise needs superpositions of a few tokens; set top_k, or noise to null")
+
+    def measured(self, *, last: bool, has_chain: bool) -> bool:
+        """Its models cannot answer by themselves."""
+        return False
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    @property
+    def properties(self) -> Sequence[Property]:
+        """What the halves need, where the line starts."""
+        if self.shape is None:
+            return ()
+        return ("Latent-SFT", "hidden states" if self.shape.latent == "hidden" else "superpositions")
+
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
+        """Encoder and decoder, of which one or both learn."""
+        from unspoken.methods.latent_sft.building import halves_of
+
+        model: Any = start
+        if self.shape is not None:
+            base = context.base() if start is None else start
+            model = halves_of(base, self.shape, context, has_encoder=True)
+        model.train_only(encoder=self.train != "decoder", decoder=self.train != "encoder")
+        context.name_ends(model.decoder)
+        return model
+
+    def adapted(self, model: Any) -> list[nn.Module]:
+        """The halves that learn."""
+        return [
+            half
+            for half in (model.decoder.base_model, model.encoder)
+            if any(weight.requires_grad for weight in half.parameters())
+        ]
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
+        """Rows of encoder and decoder for the same problems."""
+        from unspoken.methods.latent_sft.teacher import stage_one_batch
+
+        shape = shape_of(context.line)
+
+        def make(indices: Indices) -> Batch:
+            spans = context.task.spans(context.sample(indices, split), context.prompt_format)
+            return {**stage_one_batch(spans, context.prompt_format, shape)}
+
+        return make
+
+    def row_length(self, spans: Spans, context: Context) -> int:
+        """Text, and a latent for each chunk."""
+        latents = -(-len(spans.chain) // shape_of(context.line).rate)
+        return len(spans.prompt) + len(spans.chain) + latents + len(spans.answer)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def with_places(self, batch: Batch) -> Batch:
+        """See `unspoken.methods.latent_sft.objective.stage1_places`."""
         from unspoken.methods.latent_sft.objective import stage1_places
 
         return stage1_places(self, batch)
 
-    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the model's forward takes out of a batch."""
-        return {"decoder": batch["decoder"], "encoder": batch["encoder"], "noise": self.noise}
-
-    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.stage1_loss`."""
+    def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `unspoken.methods.latent_sft.objective.stage1_loss`."""
         from unspoken.methods.latent_sft.objective import stage1_loss
 
+        outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
         return stage1_loss(self, outputs, batch)
+
+    # --- validation ------------------------------------------------------------------------------------------------
+
+    def answering(self, model: PreTrainedModel) -> PreTrainedModel:
+        """Both halves: the decoder answers from the encoder's chains."""
+        return model
+
+    def teacher_chain(self, model: Any, context: Context, problems: Any) -> LatentChain | None:
+        """The encoder's latents of the right chains: what is answered from them selects checkpoints alone."""
+        from unspoken.methods.latent_sft.teacher import gold_chain
+
+        return gold_chain(model, context.prompt_format, context.task.spans(problems, context.prompt_format))
+
+    # --- cost ------------------------------------------------------------------------------------------------------
+
+    def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
+        """Explicit chains to latents, and latents to the text of the chunks."""
+        from unspoken.methods.latent_sft.building import stage1_cost
+
+        return stage1_cost(model, lengths, shape_of(context.line), taught=self.train != "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class Labels(Objective):
     """Between the stages: write the label of every latent of the first ``rows`` training problems (section 6)."""
 
     kind: ClassVar[str] = "labels"
+    starts_from: ClassVar[tuple[str | None, ...]] = ("stage1",)
+    chain_needed: ClassVar[bool] = True
+    writes_data: ClassVar[bool] = True
 
     rows: int = 4096
 
@@ -109,9 +220,60 @@ class Labels:
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; it must be at least 1")
 
+    # --- checks ----------------------------------------------------------------------------------------------------
+
+    def check_stage(self, stage: StageSettings) -> None:
+        """It takes no steps."""
+        if stage.steps is not None or stage.steps_of:
+            raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
+        refuse_talker(self.kind, stage)
+        refuse_blocks(stage)
+
+    def measured(self, *, last: bool, has_chain: bool) -> bool:
+        """It trains nothing."""
+        return False
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
+        """The two models that make the labels, which learn nothing more."""
+        assert start is not None
+        return start.requires_grad_(False)
+
+    def exported(self, model: Any) -> PreTrainedModel:
+        """The plain decoder."""
+        decoder: PreTrainedModel = model.decoder
+        return decoder
+
+    def write(
+        self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
+    ) -> Path:
+        """See `unspoken.methods.latent_sft.labelling.write_labels`."""
+        from unspoken.methods.latent_sft.labelling import write_labels
+
+        return write_labels(start, context, folder, device=device, manifest=manifest)
+
+    def leftovers(self, folder: Path) -> list[Path]:
+        """The store that was copied into the published folder."""
+        from unspoken.methods.latent_sft.labelling import LABELS
+
+        return [folder / LABELS]
+
+    # --- cost ------------------------------------------------------------------------------------------------------
+
+    def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
+        """The encoder reads, and its outputs are read out."""
+        from unspoken.methods.latent_sft.building import labels_cost
+
+        return labels_cost(model, lengths, shape_of(context.line))
+
+    def training_rows(self, steps: int, batch_size: int, size: int | None) -> int:
+        """All training problems, where there are fewer than it asks for."""
+        return self.rows if size is None else min(self.rows, size)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2:
+class Stage2(Objective):
     """Stage 2: say the latents oneself, and know when to stop (section 7).
 
     Attributes:
@@ -120,24 +282,92 @@ class Stage2:
     """
 
     kind: ClassVar[str] = "stage2"
+    starts_from: ClassVar[tuple[str | None, ...]] = ("labels",)
+    chain_needed: ClassVar[bool] = True
+    first_rows: ClassVar[bool] = True
+    answers_from_latents: ClassVar[bool] = True
     former_kind: ClassVar[str] = "autonomy"
 
     ce_weight: float = 1.0
     kl_weight: float = 1.0
     noise: Noise | None = field(default_factory=Noise)
 
-    def with_places(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What a batch needs before it leaves the host, see `unspoken.methods.latent_sft.objective.stage2_places`."""
+    def measured(self, *, last: bool, has_chain: bool) -> bool:
+        """It reasons by itself."""
+        return True
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
+        """The decoder in training, whose folder will record how it reasons."""
+        from unspoken.methods.latent_sft.building import generation_of, halves_of
+
+        assert start is not None
+        shape = shape_of(context.line)
+        model = halves_of(start, shape, context, has_encoder=False)
+        generation_of(shape, context).attach(model.decoder)
+        model.train_only(encoder=False, decoder=True)
+        context.name_ends(model.decoder)
+        return model
+
+    def exported(self, model: Any) -> PreTrainedModel:
+        """The plain causal language model."""
+        decoder: PreTrainedModel = model.decoder
+        return decoder
+
+    def adapted(self, model: Any) -> list[nn.Module]:
+        """The blocks."""
+        return [model.decoder.base_model]
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
+        """Rows with their labels: every epoch in another order, and with other noise."""
+        from unspoken.methods.latent_sft.labelling import labelled_batches
+
+        return labelled_batches(self, context)
+
+    def row_length(self, spans: Spans, context: Context) -> int:
+        """Latents stand for the whole chain."""
+        return len(spans.prompt) - (-len(spans.chain) // shape_of(context.line).rate) + len(spans.answer)
+
+    def rows_of(self, indices: Indices, context: Context) -> Indices:
+        """The labelled problems, shuffled."""
+        from unspoken.methods.latent_sft.labelling import labelled_rows, shuffled
+
+        return shuffled(indices, labelled_rows(context), context.seed)[1]
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def with_places(self, batch: Batch) -> Batch:
+        """See `unspoken.methods.latent_sft.objective.stage2_places`."""
         from unspoken.methods.latent_sft.objective import stage2_places
 
         return stage2_places(batch)
 
-    def inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """What the model's forward takes out of a batch."""
-        return {"decoder": batch["decoder"], "weights": batch["weights"], "ids": batch["ids"]}
-
-    def __call__(self, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, see `unspoken.methods.latent_sft.objective.stage2_loss`."""
+    def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `unspoken.methods.latent_sft.objective.stage2_loss`."""
         from unspoken.methods.latent_sft.objective import stage2_loss
 
+        outputs = model(decoder=batch["decoder"], weights=batch["weights"], ids=batch["ids"])
         return stage2_loss(self, outputs, batch)
+
+    def teacher(self, line: Line) -> Line | None:
+        """The models that wrote the labels."""
+        return None if line.before is None else line.before.before
+
+    # --- cost ------------------------------------------------------------------------------------------------------
+
+    def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
+        """One pass over latents and answer."""
+        from unspoken.methods.latent_sft.building import stage2_cost
+
+        return stage2_cost(model, lengths, shape_of(context.line))
+
+
+def shape_of(line: Line) -> LatentShape:
+    """What a latent is in the line of stages that a stage belongs to."""
+    for one in line:
+        if isinstance(one.objective, Stage1) and one.objective.shape is not None:
+            return one.objective.shape
+    raise AssertionError("a line of Latent-SFT begins with a stage that has a shape")

@@ -1,0 +1,131 @@
+"""How numbers are written, the same on a terminal and on a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+MINUS = "−"
+NO_VALUE = "–"
+
+
+def percent(share: float, digits: int = 2) -> str:
+    """``0.9987`` as ``99.87 %``."""
+    return f"{bare_percent(share, digits)} %"
+
+
+def bare_percent(share: float, digits: int = 2) -> str:
+    """``0.9987`` as ``99.87``, for columns whose head says that they hold per cents."""
+    return signed_minus(f"{100 * share:.{digits}f}")
+
+
+def percent_range(low: float, high: float, digits: int = 2) -> str:
+    """An interval in per cent, without the sign: ``97.79 – 99.24``."""
+    return f"{bare_percent(low, digits)} – {bare_percent(high, digits)}"
+
+
+def points(difference: float, digits: int = 1) -> str:
+    """A difference of two shares in percentage points, with its sign unless it rounds to zero."""
+    text = f"{100 * difference:+.{digits}f}"
+    return text[1:] if float(text) == 0 else signed_minus(text)
+
+
+def p_value(p: float) -> str:
+    """``p = 0.03`` or ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def bare_p_value(p: float) -> str:
+    """``0.03`` or ``< 0.001``, for columns whose head is p."""
+    return p_value(p).removeprefix("p = ").removeprefix("p ")
+
+
+def quantity(number: float, digits: int = 3) -> str:
+    """A large number to three digits with k, M or G: ``298 k``, ``42.5 M``."""
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # Rounding must not print "1000 k" where "1.00 M" is meant.
+        if abs(number) >= factor * (1 - 0.5 * 10**-digits):
+            return f"{_significant(number / factor, digits)} {unit}"
+    return _significant(number, digits)
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds to three digits and no more than two decimals, without the unit."""
+    return _significant(1000 * seconds, 3)
+
+
+def megaflops(flops: float) -> str:
+    """Floating-point operations in millions, written as milliseconds are, without the unit."""
+    return _significant(flops / 1e6, 3)
+
+
+def duration(seconds: float) -> str:
+    """``54 s``, ``12 min`` or ``3.4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def coefficient(value: float, digits: int = 2) -> str:
+    """A plain number with a true minus sign and no negative zero."""
+    return signed_minus(f"{value:.{digits}f}")
+
+
+def count(number: int, singular: str, plural: str | None = None) -> str:
+    """``1 seed``, ``3 seeds``, ``1,000 problems``."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def steps(number: float) -> str:
+    """A mean number of steps: whole numbers without a fraction."""
+    return f"{number:.0f}" if abs(number - round(number)) < 0.005 else f"{number:.2f}"
+
+
+def joined(words: list[str]) -> str:
+    """``a, b and c``."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def signed_minus(text: str) -> str:
+    """Typographic minus; a zero that rounding left negative loses its sign."""
+    if text.startswith("-"):
+        return text[1:] if not text.strip("-0. ") else MINUS + text[1:]
+    return text
+
+
+def _significant(number: float, digits: int) -> str:
+    whole = len(f"{abs(number):.0f}") if abs(number) >= 1 else 1
+    return signed_minus(f"{number:,.{max(0, digits - whole)}f}")
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a number is written, alone and as an interval: ``98.00 %`` and ``97.79 – 99.24``."""
+
+    write: Callable[[float], str]
+    unit: str = ""
+    between: str = " – "
+
+    def __call__(self, value: float) -> str:
+        """The number with its unit."""
+        return self.write(value) + self.unit
+
+    def interval(self, low: float, high: float) -> str:
+        """Both ends without the unit."""
+        return f"{self.write(low)}{self.between}{self.write(high)}"
+
+
+PERCENT = Format(bare_percent, " %")
+PERCENT_1 = Format(partial(bare_percent, digits=1), " %")
+PERCENT_0 = Format(partial(bare_percent, digits=0), " %")
+BARE_PERCENT_1 = Format(partial(bare_percent, digits=1))
+POINTS = Format(points, between=" to ")
+TWO_DECIMALS = Format(coefficient)
+THREE_DECIMALS = Format(partial(coefficient, digits=3))
+ONE_DECIMAL = Format(partial(coefficient, digits=1))
+STEPS = Format(steps)
+MILLISECONDS = Format(milliseconds)
+MEGAFLOPS = Format(megaflops)
+QUANTITY = Format(quantity)
+P_VALUE = Format(bare_p_value)

@@ -1,0 +1,72 @@
+"""Sections as one HTML page that needs no network and no script."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from unspoken.draw.chains import visible
+from unspoken.draw.formats import coefficient
+from unspoken.draw.section import Block, Section
+
+_NO_BREAK = "\u00a0"
+_LOOSE = (" %", " points", "p = ", "p < ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a page has about one run.
+
+    Attributes:
+        prefix: of its anchors, which are its own on a page of several runs.
+        finding: what came out, in a sentence or two.
+        facts: how it was measured.
+        headline: the numbers at the top.
+    """
+
+    name: str
+    size: str
+    title: str
+    finding: str
+    facts: str
+    headline: Sequence[Block]
+    sections: Sequence[Section]
+    prefix: str = ""
+
+
+def _prose(text: str) -> str:
+    """The text with each number and its unit on one line."""
+    for loose in _LOOSE:
+        text = text.replace(loose, loose.replace(" ", _NO_BREAK))
+    return text
+
+
+@cache
+def _templates() -> Environment:
+    templates = Environment(
+        loader=PackageLoader("unspoken.draw"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"prose": _prose, "coefficient": coefficient, "visible": visible}
+    return templates
+
+
+def to_html(blocks: Sequence[Block]) -> Markup:
+    """Blocks as they stand on a page."""
+    return Markup(_templates().get_template("blocks.html.jinja").module.all(blocks))  # type: ignore[attr-defined]
+
+
+def to_page(title: str, runs: Sequence[Run], comparison: Section | None = None) -> str:
+    """The whole page.
+
+    Args:
+        comparison: what several runs say together.
+    """
+    return _templates().get_template("page.html.jinja").render(title=title, runs=runs, comparison=comparison)

@@ -1,0 +1,151 @@
+"""A section of a page: a title over paragraphs, tables and charts, which a terminal shows as far as it can."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+from markupsafe import Markup
+from rich.console import Console
+
+from unspoken.draw.table import Table, print_table, write_line
+
+_WIDTH = 96  # of sentences on a terminal
+
+
+@runtime_checkable
+class Block(Protocol):
+    """What a section is made of; ``template`` names the macro of ``blocks.html.jinja`` that writes it."""
+
+    template: ClassVar[str]
+
+
+class Key(NamedTuple):
+    """One mark of a legend: classes of the style sheet, its name, and the number by which a chart calls it."""
+
+    classes: str
+    name: str
+    number: str = ""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A paragraph; a terminal writes its label before it, and leaves it out if there is none."""
+
+    text: str
+    classes: str = ""
+    label: str = ""
+    template: ClassVar[str] = "paragraph"
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A heading inside a section, with a remark in lighter type."""
+
+    text: str
+    remark: str = ""
+    template: ClassVar[str] = "heading"
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the marks of several drawings mean."""
+
+    keys: Sequence[Key]
+    template: ClassVar[str] = "legend"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One drawing: a title with a remark in lighter type, a legend, and a line below, its number and a remark.
+
+    Attributes:
+        width: in pixels, where the line below must not widen the panel.
+        classes: of the style sheet; ``miss`` raises the remark below.
+    """
+
+    drawing: Markup
+    title: str = ""
+    remark: str = ""
+    legend: Sequence[Key] = ()
+    below: tuple[str, str] | None = None
+    width: float = 0.0
+    classes: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels side by side as far as they fit, and what to look for in them.
+
+    Attributes:
+        panels: several that belong together stand one below the other.
+        legend: of all panels.
+        strip: on a phone the panels stay side by side and are swiped through.
+        classes: of the style sheet: ``beside`` (the caption stands to the right), ``example``.
+    """
+
+    panels: Sequence[Panel | Sequence[Panel]]
+    caption: str = ""
+    classes: str = ""
+    title: str = ""
+    remark: str = ""
+    legend: Sequence[Key] = ()
+    strip: bool = False
+    template: ClassVar[str] = "figure"
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What follows from the numbers: names, each with sentences, of which a terminal shows the first."""
+
+    items: Sequence[tuple[str, Sequence[str]]]
+    template: ClassVar[str] = "verdicts"
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text of a fixed width; folded below a summary if there is one."""
+
+    text: str
+    summary: str = ""
+    template: ClassVar[str] = "code"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Blocks that open below a summary, with a remark in lighter type."""
+
+    summary: str
+    remark: str
+    blocks: Sequence[Block]
+    opened: bool
+    template: ClassVar[str] = "fold"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A headed part of a page; ``key`` is its anchor."""
+
+    key: str
+    title: str
+    blocks: Sequence[Block]
+
+
+def print_section(section: Section, console: Console) -> None:
+    """On a terminal: the tables of a section, then what follows from them, and labelled paragraphs."""
+
+    def write(label: str, text: str) -> None:
+        write_line(textwrap.fill(f"{label}: {text}", _WIDTH, subsequent_indent="  "), console)
+
+    for table in section.blocks:
+        if isinstance(table, Table):
+            print_table(table, console)
+    for block in section.blocks:
+        if isinstance(block, Verdicts):
+            for name, sentences in block.items:
+                write(name, sentences[0])
+        elif isinstance(block, Paragraph) and block.label:
+            write_line("", console)
+            write(block.label, block.text)

@@ -1,0 +1,1 @@
+"""Systems behind the interfaces of other libraries."""

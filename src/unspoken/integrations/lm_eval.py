@@ -1,0 +1,340 @@
+"""The lm-evaluation-harness runs finished folders: its model ``unspoken``, and task files of our own.
+
+The harness knows a model that nobody imported by no name, so either call it through this file, which makes every task
+available under its name, or name one of our task files, whose loading imports this file::
+
+    python -m unspoken.integrations.lm_eval --model unspoken --model_args pretrained=FOLDER \\
+        --tasks unspoken_gsm8k_0shot --metadata data_dir=DATA
+    lm_eval --model unspoken --model_args pretrained=FOLDER --tasks HERE/lm_eval_tasks/gsm8k_0shot.yaml \\
+        --metadata data_dir=DATA
+
+``data_dir`` is the folder of the files that a task's YAML names, and
+``--metadata '{"data_files": {"test": "mine.json"}}'`` names others. Nothing is read from the hub.
+
+Text becomes tokens as in training: without special tokens, and with ``--apply_chat_template`` as a user turn of the
+tokenizer's template, behind the instruction that word problems are trained with. Chains are not part of the answer's
+text; what they cost is in the results, under ``config``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch.nn.utils.rnn import pad_sequence
+
+try:
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import model_registry
+    from lm_eval.models.utils import Collator, normalize_gen_kwargs, postprocess_generated_text
+except ImportError:
+    raise ImportError("lm_eval is not installed; install the extra: pip install 'unspoken[harness]'") from None
+
+from unspoken.backbone.loading import load_tokenizer
+from unspoken.chain import StopReason
+from unspoken.machine import resolve_device
+from unspoken.methods import catalogue
+from unspoken.methods.loading import load_model
+from unspoken.reasoning.system import System
+from unspoken.tasks.files import read_rows, row_fields
+from unspoken.tasks.prompt_format import INSTRUCTION, unopened
+from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TASKS = Path(__file__).with_name("lm_eval_tasks")
+_log = logging.getLogger("lm_eval.unspoken")  # below the harness's own, so that it is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What one answer cost.
+
+    Attributes:
+        latents: silent steps; of an explicit chain, its tokens. A coupled model has none: its steps are its words.
+        tokens: words said, their end included.
+        cut: the chain met its cap.
+    """
+
+    latents: int
+    tokens: int
+    cut: bool
+
+
+class UnspokenLM(LM):
+    """A finished folder, seen by the harness. Generation is greedy.
+
+    Args:
+        pretrained: the folder of a Latent-SFT model, of an explicit chain of thought or of answers only, of a
+            JEPA-Reasoner with its Talker (or without: then the nearest table rows speak), or of any plain causal
+            language model.
+        batch_size: requests answered at once.
+        device: where the model goes, see `unspoken.machine.resolve_device`; the harness's own "cuda:0", which it gives
+            where nobody named a device, counts as "auto" on a machine without CUDA.
+        max_gen_toks: cap of an answer in tokens, where a task says nothing. A silent chain has the cap of its folder;
+            the chain of a JEPA-Reasoner or a coupled model is as long as its answer.
+        dtype: of the weights: "float32", or "bfloat16", with which prompts of a thousand tokens are read several times
+            as fast on a CPU.
+
+    Attributes:
+        spent: what each generated answer cost, in the order in which the harness asked.
+
+    Raises:
+        ValueError: there is no such folder or device, the folder is of a kind that cannot answer, ``batch_size`` is no
+            number, or ``dtype`` is unknown.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_gen_toks: int = 256,
+        dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        folder = Path(pretrained)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} is no model folder: it has no config.json; give the folder of a finished stage")
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; this model finds no size by itself, so give a number")
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
+        self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
+        # The harness's command line says "cuda:0" where nobody said anything.
+        unnamed = device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available())
+        place = resolve_device("auto" if unnamed or device is None else device)
+        # Prompts with worked examples are long; plain attention would copy every key at each step.
+        self.model = load_model(folder, device=place, dtype=DTYPES[dtype], attention="sdpa")
+        self._device = self.model.device
+        self.tokenizer: Any = load_tokenizer(folder)
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(f"{folder}: its tokenizer has no end-of-sequence token; restore tokenizer_config.json")
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.spent: list[Spent] = []
+
+    @cached_property
+    def system(self) -> System:
+        """The folder as it was trained to answer."""
+        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        systems = catalogue.systems(self.model, stage="unspoken", max_answer=self.max_gen_toks, end_id=end, pad_id=pad)
+        return systems[0]
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Answer prompts, in batches of similar length.
+
+        Args:
+            requests: each with ``args``: prompt, and generation settings. Known are ``until``, where the text is cut,
+                and ``max_gen_toks``.
+
+        Raises:
+            ValueError: a task asks for sampling, or an answer of its length leaves no room for the prompt.
+        """
+        asked = Collator(
+            [request.args for request in requests],
+            sort_fn=lambda args: (-len(args[0]), args[0]),
+            group_fn=lambda args: args[1],
+            group_by="gen_kwargs",
+        )
+        found: list[tuple[str, Spent]] = []
+        for batch in track(list(asked.get_batched(n=self.batch_size)), "answering", disable=disable_tqdm):
+            how = normalize_gen_kwargs(batch[0][1], self.max_gen_toks)
+            if how["do_sample"]:
+                raise ValueError("generation is greedy; leave do_sample and temperature out of the generation settings")
+            answers = self._answer([args[0] for args in batch], int(how["max_gen_toks"]))
+            for args, (text, spent) in zip(batch, answers, strict=True):
+                found.append((postprocess_generated_text(text, how["until"], None), spent))
+                self.cache_hook.add_partial("generate_until", args, found[-1][0])
+        ordered = asked.get_original(found)
+        self.spent += [spent for _, spent in ordered]
+        _log.info("size and cost so far: %s", self.get_model_info())
+        return [text for text, _ in ordered]
+
+    @torch.no_grad()
+    def _answer(self, prompts: list[str], cap: int) -> list[tuple[str, Spent]]:
+        rows = self._fitting(prompts, cap)
+        lengths = torch.tensor([len(row) for row in rows])
+        pad = self.tokenizer.pad_token_id
+        ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=pad, padding_side="left")
+        width = ids.shape[1]
+        mask = (torch.arange(width)[None] >= width - lengths[:, None]).long()
+        answer = self.system.respond(ids, mask, max_tokens=cap)
+        chain, tokens = answer.chain, answer.lengths
+        latents = chain.lengths if self.system.silent else torch.zeros_like(tokens)
+        facts = zip(tokens.tolist(), latents.tolist(), chain.stop.tolist(), strict=True)
+        return [
+            (
+                self.tokenizer.decode(row[:length].tolist(), skip_special_tokens=True),
+                Spent(latents=steps, tokens=length, cut=reason == StopReason.CAP),
+            )
+            for row, (length, steps, reason) in zip(answer.tokens, facts, strict=True)
+        ]
+
+    def _fitting(self, prompts: list[str], cap: int) -> list[list[int]]:
+        """Prompts as tokens; of those that are too long, the end."""
+        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        rows = [row or [self.tokenizer.eos_token_id] for row in rows]
+        positions = self.system.positions
+        if positions is None:
+            return rows
+        room = positions - self.system.steps_after_prompt(cap)
+        if room < 1:
+            raise ValueError(
+                f"an answer of {cap} tokens and its chain leave no room for a prompt in {positions} positions; "
+                "lower max_gen_toks, for instance --gen_kwargs max_gen_toks=32"
+            )
+        cut = sum(len(row) > room for row in rows)
+        if cut:
+            _log.warning("%d of %d prompts are longer than %d tokens; only their ends are read", cut, len(rows), room)
+        return [row[-room:] for row in rows]
+
+    # --- likelihood of text --------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of each continuation behind its context, in nats, and whether it is the greedy one.
+
+        Raises:
+            ValueError: the method gives text no likelihood, since it thinks in latents first.
+        """
+        found: list[tuple[float, bool]] = self._text_model.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text, in nats.
+
+        Raises:
+            ValueError: as `loglikelihood`.
+        """
+        found: list[float] = self._text_model.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    @cached_property
+    def _text_model(self) -> Any:
+        """The harness's own reading of a plain causal language model; no chain is thought."""
+        if self.system.chain_kind != "tokens":
+            raise ValueError(
+                "this model thinks in latents before it speaks, so text has no likelihood under it; "
+                "choose tasks of output_type generate_until"
+            )
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(
+            pretrained=self.model,
+            backend="causal",
+            tokenizer=self.tokenizer,
+            batch_size=self.batch_size,
+            add_bos_token=False,
+        )
+
+    # --- what else the harness asks for --------------------------------------------------------------------------
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Names the tokenizer in the harness's caches."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The tokenizer's template, which the harness records."""
+        template: str | None = self.tokenizer.chat_template
+        return template if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Turns as one text; user turns begin with the instruction if the folder was trained with it.
+
+        Raises:
+            ValueError: the tokenizer has no chat template.
+        """
+        if self.tokenizer.chat_template is None:
+            raise ValueError("the folder's tokenizer has no chat template; leave --apply_chat_template out")
+        spelled = bool(self.system.opening)  # only word problems have one
+        if spelled:
+            chat_history = [
+                {**turn, "content": f"{INSTRUCTION}\n{turn['content']}"} if turn["role"] == "user" else turn
+                for turn in chat_history
+            ]
+        text: str = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return unopened(text) if spelled else text
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results: size, and the mean cost of the answers so far."""
+        facts: dict[str, Any] = {"model_num_parameters": self.model.num_parameters(), "answers": len(self.spent)}
+        if self.spent:
+            facts["latents_per_answer"] = float(np.mean([one.latents for one in self.spent]))
+            facts["tokens_per_answer"] = float(np.mean([one.tokens for one in self.spent]))
+            facts["chains_cut"] = sum(one.cut for one in self.spent)
+        return facts
+
+
+# A name instead of the class: run as a script, this file exists twice.
+model_registry.register("unspoken", target="unspoken.integrations.lm_eval:UnspokenLM")
+
+
+# --- data of the task files: the harness passes --metadata and dataset_kwargs as keywords ---------------------------
+
+
+def local_files(
+    *, files: dict[str, str], data_files: dict[str, str] | None = None, data_dir: str = ".", **_: Any
+) -> dict[str, Any]:
+    """The splits of a task out of JSON files (a list, or one object a line).
+
+    Args:
+        files: split to file name, from the task's YAML.
+        data_files: replaces some of them.
+        data_dir: folder of relative names.
+
+    Raises:
+        ValueError: a file is missing or malformed.
+    """
+    import datasets
+
+    found = {}
+    for split, name in {**files, **(data_files or {})}.items():
+        path = Path(data_dir) / name
+        try:
+            rows, _digest = read_rows(str(path))
+        except FileNotFoundError:
+            raise ValueError(f"there is no file {path}; name its folder: --metadata data_dir=FOLDER") from None
+        found[split] = datasets.Dataset.from_list([row_fields(row) for _where, row in rows])
+    return found
+
+
+def tree_search(*, problems: int = 2000, depth: int = 4, shuffle_edges: bool = False, **_: Any) -> dict[str, Any]:
+    """Test problems of tree search as text: ``question`` up to the route marker, ``answer`` the route.
+
+    They are made, not read: the first of the stream that every run of this package is tested on.
+    """
+    import datasets
+
+    task = TreeSearchConfig(depth=depth, shuffle_edges=shuffle_edges).build()
+    texts = task.text(task.sample("test", np.arange(problems)))
+    parts = [text.partition(MARKERS[ROUTE]) for text in texts]
+    rows = [{"question": question + marker, "answer": route} for question, marker, route in parts]
+    return {"test": datasets.Dataset.from_list(rows)}
+
+
+def main() -> None:
+    """The harness's command line, with this model and our tasks within reach; an ``--include_path`` replaces ours."""
+    from lm_eval.__main__ import cli_evaluate
+
+    verb, *rest = sys.argv[1:] if sys.argv[1:2] and sys.argv[1] in ("run", "ls", "validate") else ("run", *sys.argv[1:])
+    sys.argv = ["lm_eval", verb, "--include_path", str(TASKS), *(rest or ["--help"])]
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

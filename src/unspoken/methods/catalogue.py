@@ -1,0 +1,146 @@
+"""The methods there are, and the one place that asks whose a model is. Importing it imports nothing heavy.
+
+A third-party package adds a method by an entry point that names an instance of `unspoken.methods.method.Method`::
+
+    [project.entry-points."unspoken.methods"]
+    my_method = "my_package.method:MY_METHOD"
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from unspoken.methods.coconut.method import CoconutMethod
+from unspoken.methods.coupled.method import CoupledMethod
+from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
+from unspoken.methods.latent_sft.method import LatentSFTMethod
+from unspoken.methods.method import Method, Objective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from unspoken.reasoning.system import System
+    from unspoken.reasoning.teacher import Teacher
+    from unspoken.tasks.prompt_format import PromptFormat
+
+GROUP = "unspoken.methods"
+# In the order in which they are asked whose a model is; what takes any language model comes last.
+METHODS: tuple[Method, ...] = (
+    JepaReasonerMethod(),
+    LatentSFTMethod(),
+    CoconutMethod(),
+    CoupledMethod(),
+)
+
+
+@cache
+def methods() -> tuple[Method, ...]:
+    """All methods, those of other packages first; these are imported at the first call.
+
+    Raises:
+        ValueError: another package's method cannot be imported, is no method, or has a kind of stage of another one.
+    """
+    others = []
+    kinds = {objective.kind for method in METHODS for objective in method.objectives}
+    for entry in entry_points(group=GROUP):
+        owner = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            method = entry.load()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"the method {entry.name!r} of {owner} cannot be imported ({reason}); repair or uninstall it"
+            ) from None
+        if not isinstance(method, Method):
+            raise ValueError(f"the method {entry.name!r} of {owner} is no unspoken.methods.method.Method; uninstall it")
+        for objective in method.objectives:
+            if objective.kind in kinds:
+                raise ValueError(
+                    f"the stage kind {objective.kind!r} of {owner} is also one of another method; uninstall {owner}"
+                )
+            kinds.add(objective.kind)
+        others.append(method)
+    return (*others, *METHODS)
+
+
+def objectives() -> tuple[type[Objective], ...]:
+    """What stages can learn, of all methods; raises as `methods`."""
+    return tuple(objective for method in methods() for objective in method.objectives)
+
+
+def register_models() -> None:
+    """Make the library know the kinds of models that methods have, so that their folders can be loaded."""
+    for method in methods():
+        method.register()
+
+
+def systems(
+    model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None = None, pad_id: int | None = None
+) -> list[System]:
+    """How a model can answer: first as it was trained, then in other ways that are compared with that.
+
+    Args:
+        model: of a finished folder, or in training.
+        stage: names the first system; the names of the others begin with it.
+        max_answer: cap of an answer where the folder records none.
+        end_id, pad_id: of a plain causal language model; those of its configuration by default.
+
+    Raises:
+        ValueError: no method knows the model, or a method would be wrong around it.
+    """
+    for method in methods():
+        known = method.systems(model, stage=stage, max_answer=max_answer, end_id=end_id, pad_id=pad_id)
+        if known:
+            return known
+    raise ValueError(
+        f"{stage}: no method can answer with a {type(model).__name__}; give a causal language model with a head"
+    )
+
+
+def load(folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel:
+    """The model of a finished folder, read as its method wants it.
+
+    Args:
+        config: of the folder; `config_of` reads it.
+        settings: as of `unspoken.backbone.loading.load_pretrained`.
+
+    Raises:
+        ValueError: as `load_pretrained`; the folder cannot answer, or its method is wrong around its backbone.
+    """
+    from unspoken.backbone.loading import load_pretrained
+
+    for method in methods():
+        model = method.load(folder, config, **settings)
+        if model is not None:
+            return model
+    return load_pretrained(folder, **settings)
+
+
+def config_of(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder of any method.
+
+    Raises:
+        ValueError: as `unspoken.backbone.loading.load_config`.
+    """
+    from unspoken.backbone.loading import load_config
+
+    register_models()
+    return load_config(folder)
+
+
+def teacher(folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
+    """What made the latents that a stage learned from, out of the folder of its model; None if it makes none.
+
+    Raises:
+        ValueError: as `unspoken.backbone.loading.load_pretrained`.
+    """
+    for method in methods():
+        found = method.teacher(folder, prompt_format, device=device)
+        if found is not None:
+            return found
+    return None

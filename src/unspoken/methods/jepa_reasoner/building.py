@@ -1,0 +1,170 @@
+"""Models of JEPA-Reasoner's stages, whatever the task and whoever trained the backbone; what is looked at meanwhile."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+
+from unspoken.backbone import UnspokenConfig
+from unspoken.backbone.checks import require
+from unspoken.backbone.depth import require_same_blocks
+from unspoken.chain import pack
+from unspoken.methods.cost import Lengths, RowCost, Scores, StackPass
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.objective import effective_rank, sst_inputs, stage_loss
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.talker import DualTalker
+from unspoken.methods.method import Batch, Context
+from unspoken.placement import CPU, moved
+
+if TYPE_CHECKING:
+    from unspoken.methods.jepa_reasoner.stages import SST
+
+
+def first_blocks(config: PreTrainedConfig, count: int | None, stage: str) -> PreTrainedConfig:
+    """The first N blocks of a stack (the paper's footnote on initialisation); all of them if ``count`` is None.
+
+    Raises:
+        ValueError: there are fewer blocks than the stage asks for.
+    """
+    cut = copy.deepcopy(config)
+    if count is None:
+        return cut
+    there = config.num_hidden_layers
+    if count > there:
+        raise ValueError(
+            f"stages ({stage}): blocks is {count}, but the backbone has {there}; give at most as many, or null"
+        )
+    for name, value in list(vars(cut).items()):
+        # Some families describe their blocks one by one, for instance which of them attend to a window.
+        if "layer" in name and isinstance(value, list) and len(value) == there:
+            setattr(cut, name, value[:count])
+    cut.num_hidden_layers = count
+    return cut
+
+
+def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context) -> JepaReasonerModel:
+    """The Reasoner of an SST stage with its starting weights.
+
+    It has the first blocks and the input table of a causal language model, whose head, tied or not, is left out.
+
+    Args:
+        start: the model that it continues from; None for the recipe's backbone.
+
+    Raises:
+        ValueError: as `first_blocks`, or JEPA-Reasoner would be wrong around the model.
+    """
+    if start is None and context.pretrained:
+        start = context.base()
+    blocks, stage = context.line.settings.blocks, context.line.name
+    inner = first_blocks(context.backbone_config() if start is None else start.base_model.config, blocks, stage)
+    as_before = False
+    if isinstance(inner, UnspokenConfig):
+        # The paper switches the L2 half of HybridNorm on when SST starts.
+        inner.l2_output, as_before = True, inner.unit_embeddings
+    end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
+    config = JepaReasonerConfig(
+        backbone_config=inner,
+        unit_tokens=as_before if objective.unit_tokens is None else objective.unit_tokens,
+        max_latents=context.whole_cap,
+        open_ids=list(context.opening),
+        eos_token_id=end,
+        # A chat prompt holds end tokens; where they also pad, a prompt without a mask must be taken as it is.
+        pad_token_id=None if pad == end else pad,
+    )
+    reasoner = JepaReasonerModel._from_config(config, attn_implementation=context.attention)
+    if start is not None:
+        kept = reasoner.backbone.state_dict().keys()
+        weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
+        reasoner.backbone.load_state_dict(weights, strict=True)
+        if blocks is not None:
+            require_same_blocks(start.base_model, reasoner.backbone)
+        require(reasoner.backbone, "JEPA-Reasoner")
+    reasoner.start_target()
+    return reasoner
+
+
+def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForCausalLM:
+    """The pair of a Talker's stage: the finished Reasoner, frozen, and a Talker with random weights."""
+    assert isinstance(start, JepaReasonerModel)
+    shape, before = context.talker, start.config
+    inherited: dict[str, Any] = {
+        name: getattr(before, name)
+        for name in ("backbone_config", "unit_tokens", "open_ids", "eos_token_id", "pad_token_id")
+    }
+    config = JepaReasonerConfig(
+        **inherited,
+        max_latents=context.whole_cap,
+        talker_config=context.talker_config(before.latent_dim),
+        talker_kind=shape.variant,
+        talker_encoder_layers=shape.encoder_layers or 1,
+    )
+    both = JepaReasonerForCausalLM._from_config(config, attn_implementation=context.attention)
+    both.reasoner.load_state_dict(start.state_dict(), strict=True)
+    both.freeze_reasoner()
+    context.name_ends(both)
+    return both
+
+
+class EMATarget(TrainerCallback):
+    """Moves the target table once after every optimiser step (paper_index, open point 10)."""
+
+    def __init__(self, momentum: float) -> None:
+        self.momentum = momentum
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Called by the Trainer."""
+        model.update_target(self.momentum)
+
+
+@torch.no_grad()
+def collapse_readings(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str, float]:
+    """What shows a collapse: the loss beside the best constant vector's, the table's rank, and latents at their row."""
+    batch = moved(batch, model.device)
+    # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
+    forward = partial(type(model).forward, model)
+    outputs = forward(**sst_inputs(objective, batch))
+    _, terms = stage_loss(objective, outputs, batch)
+    assert outputs.latents is not None
+    supervised = batch["answer_mask"][:, 1:]
+    nearest = model.nearest_row(outputs.latents[:, :-1][supervised])
+    hits = moved(nearest == batch["input_ids"][:, 1:][supervised], CPU)
+    return {
+        **{name: float(value) for name, value in terms.items()},
+        "nearest_row": float(hits.double().mean()),
+        "effective_rank": effective_rank(model.target_table),
+    }
+
+
+@torch.no_grad()
+def forced_latents(model: JepaReasonerModel, objective: SST, batch: Batch) -> Tensor:
+    """Teacher-forced latents ``[B, N, D]`` of the answer positions of rows with answers of one length."""
+    placed = moved(batch, model.device)
+    outputs = type(model).forward(model, **sst_inputs(objective, placed))
+    assert outputs.latents is not None
+    latents, _ = pack(outputs.latents[:, :-1], placed["answer_mask"][:, 1:])
+    return latents
+
+
+def talker_cost(model: Any, lengths: Lengths) -> RowCost:
+    """The frozen Reasoner reads, the Talker says what its latents stand for."""
+    answered, talker = lengths.chain + lengths.end + lengths.answer, model.talker
+    passes: tuple[StackPass, ...]
+    if isinstance(talker, DualTalker):
+        head = talker.decoder.get_input_embeddings().weight if talker.lm_head is None else talker.lm_head.weight
+        passes = (
+            StackPass(stack=talker.encoder, positions=answered, causal=False),
+            StackPass(stack=talker.decoder, positions=answered, across=answered),
+        )
+    else:
+        head = talker.lm_head.weight
+        passes = (StackPass(stack=talker.decoder, positions=answered, causal=talker.decoder.config.is_causal),)
+    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.whole, graded=False)
+    scores = Scores(head=head, made=answered, supervised=answered)
+    return RowCost(tokens=lengths.whole, passes=(reading, *passes), scores=(scores,))

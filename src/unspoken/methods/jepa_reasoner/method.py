@@ -1,0 +1,40 @@
+"""JEPA-Reasoner as a method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
+from unspoken.methods.method import Method, Objective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from unspoken.reasoning.system import System
+
+
+class JepaReasonerMethod(Method):
+    """See `unspoken.methods.jepa_reasoner`."""
+
+    name: ClassVar[str] = "jepa_reasoner"
+    objectives: ClassVar[tuple[type[Objective], ...]] = (SST, TalkerLoss)
+
+    def register(self) -> None:
+        """Reasoner and pair."""
+        import unspoken.methods.jepa_reasoner.pair  # noqa: F401
+
+    def systems(
+        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
+    ) -> list[System]:
+        """See `unspoken.methods.jepa_reasoner.systems.systems`."""
+        from unspoken.methods.jepa_reasoner.systems import systems
+
+        return systems(model, stage=stage)
+
+    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
+        """See `unspoken.methods.jepa_reasoner.systems.load`."""
+        from unspoken.methods.jepa_reasoner.systems import load
+
+        return load(folder, config, **settings)

@@ -1,0 +1,100 @@
+"""JEPA-Reasoner as it answers: a Talker says the finished chain, or the nearest rows of the table do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from unspoken.backbone.checks import require
+from unspoken.backbone.loading import load_pretrained
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
+from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
+from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.flops import attention_width, stack_flops
+from unspoken.reasoning.speakers import Separate
+from unspoken.reasoning.system import System
+
+
+def systems(model: PreTrainedModel, *, stage: str) -> list[System]:
+    """A Reasoner with its Talker, and without it; a Reasoner alone; nothing if the model is another method's.
+
+    Answers have the cap that the folder records for a chain, since each token has its latent.
+    """
+    if isinstance(model, JepaReasonerForCausalLM):
+        return [_pair(model, stage), _nearest_row(model.reasoner, f"{stage}, nearest row")]
+    if isinstance(model, JepaReasonerModel):
+        return [_nearest_row(model, stage)]
+    return []
+
+
+def _pair(model: JepaReasonerForCausalLM, name: str) -> System:
+    dual = model.config.talker_kind == "dual"
+    speaker = Separate(
+        say=lambda chain, sample: model.speak(chain, sample=sample),
+        end_ids=(model.config.end_id,),
+        samples=True,
+        reads_tokens=dual,
+        # An encoder and a decoder step for each token, or one pass.
+        chain_passes=lambda steps: 1 + round(steps) if dual else 1,
+        chain_flops=lambda latents: talker_flops(model.talker, latents),
+    )
+    return _system(model, model.reasoner, speaker, name)
+
+
+def _nearest_row(model: JepaReasonerModel, name: str) -> System:
+    speaker = Separate(say=lambda chain, _sample: model.read_out(chain), end_ids=(model.config.end_id,))
+    return _system(model, model, speaker, name)
+
+
+def _system(model: PreTrainedModel, reasoner: JepaReasonerModel, speaker: Separate, name: str) -> System:
+    cap = reasoner.config.max_latents
+    return System(
+        name=name,
+        model=model,
+        reasoner=reasoner,
+        speaker=speaker,
+        opening=tuple(reasoner.config.open_ids or ()),
+        stop=StopRule(max_latents=cap),
+        max_tokens=cap,
+        chain_kind="latent",
+        targets=reasoner,
+        table_size=reasoner.target_table.numel(),
+    )
+
+
+def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
+    """Floating-point operations of saying chains, a token a latent; a Dual-Talker's as with a cache.
+
+    Args:
+        latents: numbers of latents, one or ``[B]``.
+    """
+    config = talker.decoder.config
+    if isinstance(talker, MonoTalker):
+        head = latents * 2 * config.hidden_size * config.vocab_size
+        return stack_flops(talker.decoder, latents, causal=config.is_causal) + head
+    head = latents * 2 * config.hidden_size * talker.start_id  # the start token is never said
+    across = latents * latents * 4 * attention_width(config)
+    return stack_flops(talker.encoder, latents, causal=False) + stack_flops(talker.decoder, latents) + across + head
+
+
+def load(folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
+    """The model of one of this method's folders; None if the folder is another's.
+
+    Args:
+        config: of the folder.
+        settings: as of `unspoken.backbone.loading.load_pretrained`.
+
+    Raises:
+        ValueError: as `load_pretrained`, or JEPA-Reasoner is wrong around its backbone.
+    """
+    if not isinstance(config, JepaReasonerConfig):
+        return None
+    alone = config.talker_config is None
+    model: Any = load_pretrained(folder, AutoModel if alone else AutoModelForCausalLM, **settings)
+    require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
+    loaded: PreTrainedModel = model
+    return loaded

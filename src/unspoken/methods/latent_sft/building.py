@@ -1,0 +1,94 @@
+"""Models of Latent-SFT's stages, and what their rows take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from unspoken.methods.cost import Lengths, RowCost, Scores, StackPass
+from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.methods.latent_sft.stages import LatentShape
+from unspoken.methods.method import Context
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
+
+
+def generation_of(shape: LatentShape, context: Context) -> LatentGenerationConfig:
+    """How a model reasons in latents of a shape."""
+    return context.generation(top_k=shape.top_k, temperature=shape.temperature, feed=shape.latent)
+
+
+def halves_of(base: PreTrainedModel, shape: LatentShape, context: Context, *, has_encoder: bool) -> LatentSFTModel:
+    """Encoder and decoder, or the decoder alone, with the weights of a causal language model."""
+    config = LatentSFTConfig(
+        base_config=base.config,
+        shape=asdict(shape),
+        open_ids=list(context.markers.open),
+        end_ids=list(context.markers.end),
+        has_encoder=has_encoder,
+    )
+    model = LatentSFTModel._from_config(config, attn_implementation=context.attention)
+    model.start_from(base)
+    return model
+
+
+# --- cost ------------------------------------------------------------------------------------------------------------
+
+
+def stage1_cost(model: Any, lengths: Lengths, shape: LatentShape, *, taught: bool) -> RowCost:
+    """Of stage 1; ``taught`` if the encoder learns."""
+    latents, answered = _latents(lengths, shape), lengths.end + lengths.answer
+    encoder = lengths.prompt + lengths.chain + latents + lengths.end
+    after_first = max(0.0, lengths.chain - shape.rate)  # the first chunk is left out
+    decoder = lengths.prompt + latents + answered + after_first
+    head = model.decoder.get_output_embeddings().weight
+    return RowCost(
+        tokens=encoder + decoder,
+        passes=(
+            StackPass(stack=model.encoder, positions=encoder, graded=taught),
+            StackPass(stack=model.decoder.base_model, positions=decoder),
+        ),
+        scores=(
+            *_read_out(head, shape, latents, graded=taught),
+            Scores(head=head, supervised=answered + after_first, pieces=True),
+        ),
+    )
+
+
+def labels_cost(model: Any, lengths: Lengths, shape: LatentShape) -> RowCost:
+    """Of writing labels."""
+    latents = _latents(lengths, shape)
+    encoder = lengths.prompt + lengths.chain + latents + lengths.end
+    return RowCost(
+        tokens=encoder,
+        passes=(StackPass(stack=model.encoder, positions=encoder, graded=False),),
+        scores=_read_out(model.decoder.get_output_embeddings().weight, shape, latents, graded=False),
+    )
+
+
+def stage2_cost(model: Any, lengths: Lengths, shape: LatentShape) -> RowCost:
+    """Of stage 2."""
+    latents, answered = _latents(lengths, shape), lengths.end + lengths.answer
+    tokens = lengths.prompt + latents + answered
+    head = model.decoder.get_output_embeddings().weight
+    supervised = (answered,) if shape.latent == "hidden" else (answered, float(latents))
+    return RowCost(
+        tokens=tokens,
+        passes=(StackPass(stack=model.decoder.base_model, positions=tokens),),
+        scores=tuple(Scores(head=head, supervised=count, pieces=True) for count in supervised),
+    )
+
+
+def _latents(lengths: Lengths, shape: LatentShape) -> int:
+    return math.ceil(lengths.chain / shape.rate)
+
+
+def _read_out(head: Any, shape: LatentShape, latents: float, *, graded: bool) -> tuple[Scores, ...]:
+    """Superpositions: scores of every latent at once, or of the whole vocabulary a piece at a time, mixed too."""
+    if shape.latent == "hidden":
+        return ()
+    whole = shape.top_k is None
+    return (Scores(head=head, supervised=float(latents), graded=graded, products=1 + whole, pieces=whole),)

@@ -1,0 +1,124 @@
+"""Latent labels: what one is, and what labels were made of (Latent-SFT, arXiv 2510.15522).
+
+Axes: N latents of a problem, K entries of a label, D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from unspoken.reasoning.latents import Readout
+
+LatentKind = Literal["superposition", "hidden"]
+
+_TOLERANCE = 0.01  # of the sum of weights: what bfloat16, or float16 over a whole vocabulary, rounds away
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelIdentity:
+    """What a store of labels was made of. Labels of another identity are other labels, however alike.
+
+    Attributes:
+        data: fingerprint of the word problems.
+        split, seed: which of them, and the seed of whatever was drawn on the way.
+        tokenizer: hash of the tokenizer.
+        rate: chain tokens a latent stands for (the compression rate r).
+        latent: distributions over the vocabulary, or hidden states.
+        width: numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state.
+        top_k: entries kept of a superposition, None for the whole vocabulary.
+        temperature: of the softmax over the vocabulary.
+        readout: the table that made the logits, the language-model head or the input embeddings.
+        encoder, decoder: fingerprints of the models.
+        precision: of the stored weights or vectors.
+    """
+
+    data: str
+    split: str
+    seed: int
+    tokenizer: str
+    rate: int
+    latent: LatentKind = "superposition"
+    width: int
+    top_k: int | None
+    temperature: float = 1.0
+    readout: Readout = "head"
+    encoder: str
+    decoder: str
+    precision: Literal["float32", "float16"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.rate < 1 or self.width < 1:
+            raise ValueError(f"rate is {self.rate} and width {self.width}; both are at least 1")
+        if self.latent == "superposition" and self.top_k is not None and self.width > self.top_k:
+            raise ValueError(f"width is {self.width}, but top_k keeps {self.top_k} entries; make the width that number")
+
+    def difference(self, other: LabelIdentity) -> str | None:
+        """The first facts that differ, with this identity's value and then the other's; None if all agree."""
+        return differing_facts(asdict(self), asdict(other))
+
+    def stored_superposition(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """A superposition label as it is stored, copied to the CPU.
+
+        Args:
+            ids: ``[N, K]``, token ids.
+            weights: ``[N, K]``, their probabilities.
+
+        Raises:
+            ValueError: they are no distributions of width K over token ids.
+        """
+        if ids.shape != weights.shape or ids.is_floating_point():
+            raise ValueError(f"ids are {_form(ids)} and weights {_form(weights)}; give integers [N, K] twice")
+        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+        if low < 0 or high >= 2**31:
+            raise ValueError(f"ids reach from {low} to {high}; token ids are in [0, 2^31)")
+        stored = self._stored("weights", weights)
+        sums_N = stored.sum(dim=1, dtype=torch.float64)
+        if (stored < 0).any() or ((sums_N - 1).abs() > _TOLERANCE).any():
+            raise ValueError("the weights of each latent must be probabilities: none negative, and 1 in sum")
+        return {"ids": ids.detach().to("cpu", torch.int32, copy=True), "weights": stored}
+
+    def stored_vectors(self, vectors: Tensor) -> dict[str, Tensor]:
+        """A hidden-state label ``[N, D]`` as it is stored, copied to the CPU.
+
+        Raises:
+            ValueError: they are not finite, or not D wide.
+        """
+        return {"vectors": self._stored("vectors", vectors)}
+
+    def _stored(self, name: str, values: Tensor) -> Tensor:
+        if values.dim() != 2 or values.shape[1] != self.width or not values.is_floating_point():
+            raise ValueError(f"{name} are {_form(values)}; give floats [N, {self.width}]")
+        # Looked at after the cast: float16 turns into infinity what is large.
+        stored = values.detach().to("cpu", getattr(torch, self.precision), copy=True)
+        if not stored.isfinite().all():
+            raise ValueError(f"{name} are not all finite in {self.precision}")
+        return stored
+
+
+def _form(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
+
+
+def differing_facts(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+    """The first facts that differ, with the value found and then the expected one; None if all agree."""
+    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
+    return ", ".join(f"{name} is {found.get(name)!r}, not {expected.get(name)!r}" for name in differing[:3]) or None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """The latents that one problem's reasoning is taught to say.
+
+    Attributes:
+        ids, weights: ``[N, K]``, a distribution a latent, None for hidden-state labels.
+        vectors: ``[N, D]``, a hidden state a latent, None for superposition labels.
+    """
+
+    ids: Int[Tensor, "N K"] | None = None
+    weights: Float[Tensor, "N K"] | None = None
+    vectors: Float[Tensor, "N D"] | None = None

@@ -1,0 +1,50 @@
+"""Latent-SFT as a method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
+from unspoken.methods.method import Method, Objective
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from unspoken.reasoning.system import System
+    from unspoken.reasoning.teacher import Teacher
+    from unspoken.tasks.prompt_format import PromptFormat
+
+
+class LatentSFTMethod(Method):
+    """See `unspoken.methods.latent_sft`."""
+
+    name: ClassVar[str] = "latent_sft"
+    objectives: ClassVar[tuple[type[Objective], ...]] = (Stage1, Labels, Stage2)
+
+    def register(self) -> None:
+        """The pair of encoder and decoder."""
+        import unspoken.methods.latent_sft.model  # noqa: F401
+
+    def systems(
+        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
+    ) -> list[System]:
+        """See `unspoken.methods.latent_sft.systems.systems`."""
+        from unspoken.methods.latent_sft.systems import systems
+
+        return systems(model, stage=stage, max_answer=max_answer)
+
+    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
+        """Refuse a folder of stage 1, which cannot answer by itself."""
+        from unspoken.methods.latent_sft.systems import refuse
+
+        refuse(folder, config)
+        return None
+
+    def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
+        """The encoder of stage 1."""
+        from unspoken.methods.latent_sft.systems import teacher
+
+        return teacher(folder, prompt_format, device=device)

@@ -1,0 +1,484 @@
+"""What a method supplies to training: stages, each a frozen dataclass that is a recipe's ``objective``.
+
+A recipe is read without torch, so nothing heavy is imported here or in ``methods/NAME/stages.py``; models and losses
+are imported when a stage is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspoken.storage import MODEL
+from unspoken.tasks.spans import Markers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback
+
+    from unspoken.backbone import UnspokenConfig
+    from unspoken.backbone.checks import Method as Property
+    from unspoken.chain import LatentChain
+    from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.reasoning.causal_lm import LatentGenerationConfig
+    from unspoken.reasoning.system import System
+    from unspoken.reasoning.teacher import Teacher
+    from unspoken.tasks.prompt_format import PromptFormat
+    from unspoken.tasks.spans import Spans
+    from unspoken.tasks.task import Task, Traits
+
+Batch = dict[str, Any]
+Indices = NDArray[np.int64]
+
+
+@runtime_checkable
+class StageSettings(Protocol):
+    """What a recipe states of a stage beside its objective; see `unspoken.training.recipe.Stage`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def objective(self) -> Objective: ...  # noqa: D102
+    @property
+    def steps(self) -> int | None: ...  # noqa: D102
+    @property
+    def steps_of(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def stop_at(self) -> float | None: ...  # noqa: D102
+    @property
+    def batch_size(self) -> int: ...  # noqa: D102
+    @property
+    def lora(self) -> Any: ...  # noqa: D102
+    @property
+    def talker(self) -> Any: ...  # noqa: D102
+    @property
+    def blocks(self) -> int | None: ...  # noqa: D102
+
+
+@runtime_checkable
+class RunSettings(Protocol):
+    """What a stage may ask of the recipe that it stands in; see `unspoken.training.recipe.Recipe`."""
+
+    @property
+    def task(self) -> Any: ...  # noqa: D102
+    @property
+    def backbone(self) -> Any: ...  # noqa: D102
+    @property
+    def talker(self) -> Any: ...  # noqa: D102
+    @property
+    def attention(self) -> str: ...  # noqa: D102
+    @property
+    def activation_checkpointing(self) -> bool: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A stage and, one after another, the stages that it starts from.
+
+    Attributes:
+        settings: of the stage.
+        before: the line of the stage that it starts from; None if it starts from the backbone.
+    """
+
+    settings: StageSettings
+    before: Line | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self.settings.name
+
+    @property
+    def objective(self) -> Objective:
+        """What the stage trains."""
+        return self.settings.objective
+
+    @property
+    def kind_before(self) -> str | None:
+        """Kind of the stage that it starts from."""
+        return None if self.before is None else self.before.objective.kind
+
+    def __iter__(self) -> Iterator[Line]:
+        line: Line | None = self
+        while line is not None:
+            yield line
+            line = line.before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a stage is given to build its model, to make its batches and to be measured.
+
+    Attributes:
+        line: the stage with those before it.
+        traits: of what it learns.
+        make_task: builds that, which may read files.
+        prompt_format: how problems become tokens.
+        base: makes the causal language model of the recipe's backbone, in float32.
+        backbone_config: of that model, without its weights.
+        talker: shape of the Talker that the stage trains; None if it trains none.
+        talker_config: the latent width to the configuration of the Talker's blocks.
+        pretrained: the backbone has weights; otherwise it starts from random ones.
+        attention: of models that are built.
+        max_latents, max_answer, batch_size: caps of chain and answer, and problems answered at once.
+        seed: of the run.
+        folder: of the run's seed; None where nothing is read from it.
+    """
+
+    line: Line
+    traits: Traits
+    make_task: Callable[[], Task]
+    prompt_format: PromptFormat
+    base: Callable[[], PreTrainedModel]
+    backbone_config: Callable[[], PreTrainedConfig]
+    talker: Any
+    talker_config: Callable[[int], UnspokenConfig]
+    pretrained: bool
+    attention: Any
+    max_latents: int
+    max_answer: int
+    batch_size: int
+    seed: int = 0
+    folder: Path | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """What the stage learns."""
+        return self.make_task()
+
+    @property
+    def tokenizer(self) -> Any:
+        """The task's, or the pretrained backbone's."""
+        return self.prompt_format.tokenizer
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether text to learn from has an explicit chain between two markers, before its answer."""
+        return self.traits.has_chain
+
+    @cached_property
+    def markers(self) -> Markers:
+        """What stands around a chain."""
+        if self.traits.markers is not None:
+            return self.prompt_format.markers
+        end = (self.tokenizer.eos_token_id,)  # no text has it inside, so it needs no token of its own
+        return Markers(open=end, end=end)
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Tokens between a prompt and the first latent of a chain that stands for everything after the prompt."""
+        return self.markers.open if self.has_chain else ()
+
+    @property
+    def whole_cap(self) -> int:
+        """Cap of a chain that stands for everything after the prompt: explicit steps, end marker and answer."""
+        known = self.traits.chain_cap
+        if known is not None:
+            return known
+        return self.max_latents + (len(self.markers.end) + self.max_answer if self.has_chain else 0)
+
+    def generation(self, **changes: Any) -> LatentGenerationConfig:
+        """Settings of a causal language model that writes its chain between the markers."""
+        from unspoken.reasoning.causal_lm import LatentGenerationConfig
+
+        settings: dict[str, Any] = {"max_latents": self.max_latents, **changes}
+        return LatentGenerationConfig(open_ids=self.markers.open, end_ids=self.markers.end, **settings)
+
+    def name_ends(self, model: PreTrainedModel) -> None:
+        """Ends and padding of a model's answers are the tokenizer's."""
+        model.generation_config.eos_token_id = self.tokenizer.eos_token_id
+        model.generation_config.pad_token_id = self.tokenizer.pad_token_id
+
+    def sample(self, indices: Indices, split: str = "train") -> Any:
+        """Problems of the run's data; those that it is measured on are the same for every seed."""
+        return self.task.sample(split, indices, self.seed if split == "train" else 0)
+
+    def model_folder(self, line: Line) -> Path:
+        """The finished folder of a stage of this run."""
+        assert self.folder is not None
+        return self.folder / line.name / MODEL
+
+
+def refuse_talker(kind: str, stage: StageSettings) -> None:
+    """Refuse a Talker's shape where none is trained."""
+    if stage.talker is not None:
+        raise ValueError(f"talker is set, but a {kind} stage trains none")
+
+
+def refuse_blocks(stage: StageSettings) -> None:
+    """Refuse a number of blocks where all are kept."""
+    if stage.blocks is not None:
+        raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
+
+
+def check_steps(stage: StageSettings) -> None:
+    """A stage that trains has one number of steps."""
+    if (stage.steps is None) == (not stage.steps_of):
+        raise ValueError("give exactly one of steps and steps_of")
+
+
+class Objective:
+    """What one stage of a method learns. Its fields are the keys below ``objective`` in a recipe.
+
+    Attributes:
+        kind: names it in a recipe.
+        starts_from: kinds of the stages that it may start from; None is the backbone itself.
+        steps_needed: it learns from the steps of an explicit chain, which some tasks have not.
+        chain_needed: it learns from an explicit chain between markers.
+        first_rows: it reads the first training problems, whatever the stages before it have read.
+        properties: what a model must be so that the method is right around it, see `unspoken.backbone.checks`.
+        starts_solved: it may be best before its first step, since it goes on with what its start did already.
+        writes_data: it trains nothing; `write` makes its folder.
+        answers_from_latents: its finished model writes a chain of latents and answers from it.
+        recomputes: activation checkpointing may recompute its blocks.
+    """
+
+    kind: ClassVar[str]
+    starts_from: ClassVar[tuple[str | None, ...]]
+    steps_needed: ClassVar[bool] = False
+    chain_needed: ClassVar[bool] = False
+    first_rows: ClassVar[bool] = False
+    starts_solved: ClassVar[bool] = False
+    writes_data: ClassVar[bool] = False
+    answers_from_latents: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = True
+
+    # --- checks ----------------------------------------------------------------------------------------------------
+
+    def check_stage(self, stage: StageSettings) -> None:
+        """Refuse what the recipe states beside the objective.
+
+        Raises:
+            ValueError: a key that this objective has no use for, or one that it needs is missing.
+        """
+        refuse_talker(self.kind, stage)
+        refuse_blocks(stage)
+        check_steps(stage)
+
+    def check_line(self, line: Line, run: RunSettings) -> None:
+        """Refuse what does not go with the stages before it, with the task or with the recipe.
+
+        Raises:
+            ValueError: what does not go together, and what to change.
+        """
+
+    def measured(self, *, last: bool, has_chain: bool) -> bool:
+        """Whether its model is measured on test problems.
+
+        Args:
+            last: no other stage starts from it.
+            has_chain: the task has an explicit chain.
+        """
+        return last
+
+    def check_backbone(self, config: PreTrainedConfig, stage: StageSettings) -> None:
+        """Refuse the configuration of a pretrained backbone that the stage cannot start from.
+
+        Raises:
+            ValueError: see above.
+        """
+
+    # --- model -----------------------------------------------------------------------------------------------------
+
+    @property
+    def writes_tokens(self) -> bool:
+        """Its model reasons in an explicit chain, so other methods are compared with it."""
+        return False
+
+    @property
+    def properties(self) -> Sequence[Property]:
+        """Of the causal language model that the stage starts from."""
+        return ()
+
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
+        """The stage's model with its starting weights; also on the meta device.
+
+        Args:
+            start: the finished model of the stage that it starts from; None for the backbone.
+
+        Raises:
+            ValueError: the method would be wrong around the model.
+        """
+        raise NotImplementedError
+
+    def exported(self, model: PreTrainedModel) -> PreTrainedModel:
+        """What the stage's folder holds."""
+        return model
+
+    def adapted(self, model: PreTrainedModel) -> list[nn.Module]:
+        """Parts of a model whose linear layers get adapters."""
+        return [model]
+
+    def after_adapters(self, model: PreTrainedModel) -> None:
+        """Train in full what adapters must not replace."""
+
+    def after_sharding(self, model: PreTrainedModel) -> None:
+        """Share out over the ranks what FSDP2 leaves whole, see `unspoken.training.sharding`."""
+
+    # --- data ------------------------------------------------------------------------------------------------------
+
+    @property
+    def questions_a_row(self) -> int:
+        """Problems that a training row holds."""
+        return 1
+
+    def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
+        """Indices of samples to a batch."""
+        return lambda indices: context.task.rows(context.sample(indices, split), context.prompt_format)
+
+    def row_length(self, spans: Spans, context: Context) -> int:
+        """Tokens and latents of a problem as the stage reads it, but for what all rows have alike."""
+        return len(spans.prompt) + len(spans.chain) + len(spans.answer)
+
+    def rows_of(self, indices: Indices, context: Context) -> Indices:
+        """The training problems that are read at some positions of the stage."""
+        return indices
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def with_places(self, batch: Batch) -> Batch:
+        """A batch that is still on the host, with what its loss would have to look up on the device otherwise."""
+        return batch
+
+    def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a batch, and named terms of it; any number of passes.
+
+        Args:
+            model: the model, or what calls its forward.
+        """
+        raise NotImplementedError
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """What the Trainer calls while the stage trains."""
+        return []
+
+    def write(
+        self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
+    ) -> Path:
+        """Make the stage's folder without training; safe to kill.
+
+        Args:
+            start: the finished model of the stage that it starts from.
+            folder: of the stage.
+            manifest: what the published folder records.
+        """
+        raise NotImplementedError
+
+    def leftovers(self, folder: Path) -> list[Path]:
+        """What may lie in the stage's working folder after its last file was published."""
+        return []
+
+    def teacher(self, line: Line) -> Line | None:
+        """The stage whose model made what this one learned from."""
+        return None
+
+    # --- validation ------------------------------------------------------------------------------------------------
+
+    def answer_tokens(self, context: Context) -> int:
+        """Cap of an answer while the stage is validated."""
+        return context.max_answer
+
+    def teacher_chain(self, model: PreTrainedModel, context: Context, problems: Any) -> LatentChain | None:
+        """A chain that is given to a model that does not write its own yet."""
+        return None
+
+    def answering(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The model in training as it answers."""
+        return self.exported(model)
+
+    def readings(self, model: PreTrainedModel, context: Context, rows: Callable[[], Batch]) -> dict[str, float]:
+        """What else is looked at on validation problems.
+
+        Args:
+            rows: makes their rows of plain text.
+        """
+        return {}
+
+    def forced_latents(self, model: PreTrainedModel, batch: Batch) -> Tensor | None:
+        """Teacher-forced latents ``[B, N, D]`` of the answers of rows with answers of one length; None without any."""
+        return None
+
+    def warning(self, first: dict[str, float], now: dict[str, float]) -> str | None:
+        """What is wrong with a run, seen from its first and its latest reading."""
+        return None
+
+    # --- cost ------------------------------------------------------------------------------------------------------
+
+    def row_cost(self, model: PreTrainedModel, lengths: Lengths, context: Context) -> RowCost:
+        """What one training row takes."""
+        raise NotImplementedError
+
+    def mean_lengths(self, context: Context) -> Lengths:
+        """Mean lengths of the rows that the stage reads, measured on some problems where the task does not know them.
+
+        Raises:
+            ValueError, OSError: the data cannot be read.
+        """
+        from unspoken.methods.cost import Lengths, measured_lengths
+
+        known = context.traits.row_tokens
+        return measured_lengths(context) if known is None else Lengths(prompt=known[0], answer=known[1])
+
+    def training_rows(self, steps: int, batch_size: int, size: int | None) -> int:
+        """Rows that the stage reads.
+
+        Args:
+            size: of the training data; None if it never ends, or if that is not known.
+        """
+        return steps * batch_size
+
+
+class Method:
+    """A way of reasoning: what its stages learn, and how its finished models answer.
+
+    Rooms derive from it in ``methods/NAME/method.py``; a third-party package offers an instance by the entry-point
+    group ``unspoken.methods``. Whatever is heavy is imported when a function is called.
+
+    Attributes:
+        name: for messages.
+        objectives: what its stages can learn.
+    """
+
+    name: ClassVar[str]
+    objectives: ClassVar[tuple[type[Objective], ...]]
+
+    def register(self) -> None:
+        """Make the library know the kinds of models that the method has, so that their folders can be loaded."""
+
+    def systems(
+        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
+    ) -> list[System]:
+        """How a model can answer: first as it was trained; nothing if the model is another method's.
+
+        Args:
+            stage: names the first system; the names of the others begin with it.
+            max_answer: cap of an answer where the folder records none.
+            end_id, pad_id: of a plain causal language model; those of its configuration if None.
+
+        Raises:
+            ValueError: the method would be wrong around the model, or nothing could end an answer.
+        """
+        raise NotImplementedError
+
+    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
+        """The model of one of this method's folders that need more than `load_pretrained`; None for any other.
+
+        Raises:
+            ValueError: as `unspoken.backbone.loading.load_pretrained`; or the folder cannot answer.
+        """
+        return None
+
+    def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
+        """What made the latents that a stage learned from, out of the folder of its model; None if it makes none.
+
+        Raises:
+            ValueError: as `unspoken.backbone.loading.load_pretrained`.
+        """
+        return None

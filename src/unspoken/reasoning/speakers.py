@@ -1,0 +1,189 @@
+"""How an answer is made of a chain: by the stack that wrote it, or by something else once it is finished.
+
+Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, cast
+
+from jaxtyping import Int
+from torch import Tensor
+
+from unspoken.chain import LatentChain
+from unspoken.reasoning.engine import (
+    AnswerDecoding,
+    AnsweringReasoner,
+    Intervention,
+    Reasoner,
+    StopRule,
+    respond,
+    rollout,
+)
+from unspoken.reasoning.picking import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a speaker is asked for, on any device.
+
+    Attributes:
+        input_ids, attention_mask: prompts ``[B, T]``, padded on the left, with the tokens that open the chain.
+        stop: when the chain ends.
+        max_tokens: cap of the answer.
+        chain: answer from this chain instead of writing one.
+        forced: tokens that are appended by force before the answer.
+        sample: how the answer's tokens are chosen; None takes the most likely ones.
+        intervene: changes every latent step, see `unspoken.reasoning.engine`.
+    """
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Tensor | None
+    stop: StopRule
+    max_tokens: int
+    chain: LatentChain | None = None
+    forced: tuple[int, ...] = ()
+    sample: Sample | None = None
+    intervene: Intervention | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameStack:
+    """The stack that wrote the chain goes on in the same cache: it reads the end marker and then its own tokens.
+
+    Attributes:
+        marker: tokens that close the chain; they are appended by force.
+        end_ids: tokens that end an answer.
+        pad_id: fills answers after their end.
+    """
+
+    same_stack: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
+    reads_tokens: ClassVar[bool] = True
+    chain_tokens: ClassVar[bool] = False
+
+    marker: tuple[int, ...]
+    end_ids: tuple[int, ...]
+    pad_id: int
+
+    def decoding(self, max_tokens: int, forced: tuple[int, ...] = (), sample: Sample | None = None) -> AnswerDecoding:
+        """How the engine decodes an answer."""
+
+        def pick(rows: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
+            assert sample is not None
+            return sample(scores[:, None], rows, tokens.shape[1])[:, 0]
+
+        return AnswerDecoding(
+            marker=(*self.marker, *forced),
+            max_tokens=max_tokens,
+            end_ids=self.end_ids,
+            pad_id=self.pad_id,
+            pick=None if sample is None else pick,
+        )
+
+    def stop_rule(self, stop: StopRule, max_tokens: int) -> StopRule:
+        """When the chain ends: the cap of the answer does not matter to it."""
+        return stop
+
+    def respond(self, reasoner: Reasoner, request: Request) -> tuple[LatentChain, Int[Tensor, "B M"]]:
+        """The chain and the answer."""
+        given = request.chain
+        stop = request.stop if given is None else replace(request.stop, max_latents=0)
+        decoding = self.decoding(request.max_tokens, request.forced, request.sample)
+        chain, tokens = respond(
+            cast(AnsweringReasoner, reasoner),
+            request.input_ids,
+            request.attention_mask,
+            stop,
+            decoding,
+            given,
+            request.intervene,
+        )
+        return (chain if given is None else given), tokens
+
+    def passes(self, steps: float, tokens: float) -> float:
+        """Sequential forward passes of speaking, given latent steps and tokens of the answer."""
+        return len(self.marker) + tokens
+
+    def flops(self, latents: Tensor) -> Tensor | float:
+        """Floating-point operations ``[B]`` besides those of the stack that wrote the chain."""
+        return 0.0
+
+
+def _no_passes(_steps: float) -> float:
+    return 0
+
+
+def _no_flops(_latents: Tensor) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """A finished chain is said, one token a latent: by a Talker, by the nearest rows, or as the tokens it is made of.
+
+    Attributes:
+        say: a chain ``[B, N]`` and how tokens are chosen, to tokens ``[B, N]``; without ``samples`` the second is None.
+        end_ids: tokens that end an answer.
+        samples: it is a model of its own, whose tokens can be drawn or forced.
+        reads_tokens: what it says depends on what it has said so far.
+        chain_tokens: the chain is made of the answer's tokens: no step of it is silent.
+        chain_passes: sequential forward passes of speaking, given the latent steps.
+        chain_flops: floating-point operations ``[B]`` of speaking, given the latent steps ``[B]``.
+    """
+
+    same_stack: ClassVar[bool] = False
+    marker: ClassVar[tuple[int, ...]] = ()
+
+    say: Callable[[LatentChain, Sample | None], Int[Tensor, "B N"]]
+    end_ids: tuple[int, ...]
+    samples: bool = False
+    reads_tokens: bool = False
+    chain_tokens: bool = False
+    chain_passes: Callable[[float], float] = _no_passes
+    chain_flops: Callable[[Tensor], Tensor | float] = _no_flops
+
+    def stop_rule(self, stop: StopRule, max_tokens: int) -> StopRule:
+        """When the chain ends: it has a latent for every token of the answer."""
+        return replace(stop, max_latents=max_tokens)
+
+    def respond(self, reasoner: Reasoner, request: Request) -> tuple[LatentChain, Int[Tensor, "B N"]]:
+        """The chain and the answer.
+
+        Raises:
+            ValueError: tokens are forced before the answer, or are to be sampled where nothing can be chosen.
+        """
+        if request.forced:
+            raise ValueError("no tokens can be put before an answer that is read off a finished chain")
+        if request.sample is not None and not self.samples:
+            raise ValueError("this system reads its answer off its chain and samples none; leave sampling out")
+        chain = request.chain
+        if chain is None:
+            chain = rollout(reasoner, request.input_ids, request.attention_mask, request.stop, request.intervene)
+        return chain, self.say(chain, request.sample)
+
+    def passes(self, steps: float, tokens: float) -> float:
+        """Sequential forward passes of speaking, given latent steps and tokens of the answer."""
+        return self.chain_passes(steps)
+
+    def flops(self, latents: Tensor) -> Tensor | float:
+        """Floating-point operations ``[B]`` besides those of the stack that wrote the chain."""
+        return self.chain_flops(latents)
+
+
+Speaker = SameStack | Separate
+
+
+def ends_and_pad(config: Any) -> tuple[tuple[int, ...], int]:
+    """Tokens that end an answer, and the one that fills rows after it, of a generation config.
+
+    Raises:
+        ValueError: nothing is named that could end an answer.
+    """
+    ends = config.eos_token_id
+    if ends is None:
+        raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")
+    listed = tuple(ends) if isinstance(ends, list | tuple) else (int(ends),)
+    return listed, listed[0] if config.pad_token_id is None else int(config.pad_token_id)

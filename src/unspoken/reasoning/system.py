@@ -1,0 +1,274 @@
+"""A model as it answers: a way to write a chain, and a way to make an answer of it. Every method is used through this.
+
+Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, V vocabulary, D latent width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken.chain import LatentChain, StopReason
+from unspoken.reasoning.engine import Intervention, Reasoner, RowTargets, StopRule
+from unspoken.reasoning.flops import stack_flops
+from unspoken.reasoning.picking import FREE, ForcedTokens, Sample
+from unspoken.reasoning.speakers import Request, SameStack, Speaker
+
+# What a step of a chain is: the row of one token, a mixture of rows, an output of the stack as it is, or a vector that
+# is trained to be something else.
+ChainKind = Literal["tokens", "superposition", "hidden", "latent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A batch of answers.
+
+    Attributes:
+        chain: what was thought.
+        tokens: ``[B, M]``, what was said; anything may stand after a row's end.
+        lengths: ``[B]``, tokens of each answer, its end included.
+    """
+
+    chain: LatentChain
+    tokens: Int[Tensor, "B M"]
+    lengths: Int[Tensor, " B"]
+
+    def filled(self, fill: int, width: int | None = None) -> Int[Tensor, "B W"]:
+        """The tokens with one id after the end of every row.
+
+        Args:
+            fill: that id.
+            width: columns to come back with; those of ``tokens`` by default.
+        """
+        column = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        tokens = torch.where(column < self.lengths[:, None], self.tokens, fill)
+        more = 0 if width is None else width - tokens.shape[1]
+        return torch.nn.functional.pad(tokens, (0, more), value=fill)
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A model as it answers.
+
+    Attributes:
+        name: for tables and clients.
+        model: what is loaded; its parameters are counted.
+        reasoner: writes the chain.
+        speaker: makes the answer.
+        opening: tokens between a prompt and its first latent.
+        stop: when a chain ends, if a request says nothing else.
+        max_tokens: cap of an answer, if a request says nothing else.
+        chain_kind: what a step of the chain is.
+        parallel_chain: all steps of a chain are written in one pass.
+        unsaid: tokens at the start of a continuation that the latents stand for, one each, and that are not said.
+        targets: the rows that the latents point at, where they are trained to.
+        table_size: weights of the table that an output is scored against.
+        scorings: products with that table at each latent step; 2 where the whole vocabulary is mixed.
+    """
+
+    name: str
+    model: PreTrainedModel
+    reasoner: Reasoner
+    speaker: Speaker
+    opening: tuple[int, ...] = ()
+    stop: StopRule
+    max_tokens: int
+    chain_kind: ChainKind
+    parallel_chain: bool = False
+    unsaid: int = 0
+    targets: RowTargets | None = None
+    table_size: int
+    scorings: int = 1
+
+    # --- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def explicit(self) -> bool:
+        """Its chain is made of tokens: a chain of thought, said where others are silent."""
+        return self.chain_kind == "tokens" and self.stop.max_latents > 0
+
+    @property
+    def mixes_rows(self) -> bool:
+        """Its latents are rows of the input table with weights, which can be drawn and looked at; one row counts."""
+        return self.chain_kind in ("tokens", "superposition")
+
+    @property
+    def silent(self) -> bool:
+        """Its chain is not the answer itself."""
+        return not self.speaker.chain_tokens
+
+    @property
+    def has_talker(self) -> bool:
+        """A model of its own says the finished chain."""
+        return self.speaker.samples and not self.speaker.same_stack
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def markers(self) -> int:
+        """Tokens around the chain that are appended by force."""
+        return len(self.opening) + len(self.speaker.marker)
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens and latents that fit the stack; None if nothing limits them."""
+        limit: int | None = getattr(self.reasoner.stack.config, "max_position_embeddings", None)
+        return limit
+
+    def steps_after_prompt(self, max_tokens: int) -> int:
+        """The most positions that a chain and an answer of so many tokens take after the prompt."""
+        latents = self.speaker.stop_rule(self.stop, max_tokens).max_latents
+        return self.markers + latents + (max_tokens if self.speaker.same_stack else 0)
+
+    def of_length(self, tokens: int) -> System:
+        """The same system with answers of so many tokens; where each of them has a latent, chains have that length."""
+        if self.speaker.same_stack:
+            return replace(self, max_tokens=tokens)
+        return replace(self, max_tokens=tokens, stop=StopRule(max_latents=tokens, fixed=True))
+
+    # --- what it does --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def respond(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Tensor | None = None,
+        *,
+        max_tokens: int | None = None,
+        stop: StopRule | None = None,
+        chain: LatentChain | None = None,
+        forced: tuple[int, ...] = (),
+        sample: Sample | None = None,
+        intervene: Intervention | None = None,
+    ) -> Answer:
+        """Reason and answer.
+
+        Args:
+            input_ids, attention_mask: prompts without the opening, padded on the left, on any device, to which the
+                answer comes back.
+            max_tokens: cap of the answer. Where each token has a latent it is the cap of the chain too.
+            stop: when the chain ends; by default the system's own rule.
+            chain: answer from this chain instead of writing one; every causal control does.
+            forced: tokens that are appended by force before the answer; they do not come back.
+            sample: how the tokens of the answer are chosen; None takes the most likely ones.
+            intervene: changes every latent step on its way into chain and loop.
+
+        Raises:
+            ValueError: as `unspoken.reasoning.engine.respond`, or the speaker cannot do what is asked.
+        """
+        cap = self.max_tokens if max_tokens is None else max_tokens
+        ids, mask = opened(input_ids, attention_mask, self.opening)
+        request = Request(
+            input_ids=ids,
+            attention_mask=mask,
+            stop=self.speaker.stop_rule(self.stop, cap) if stop is None else stop,
+            max_tokens=cap,
+            chain=chain,
+            forced=forced,
+            sample=sample,
+            intervene=intervene,
+        )
+        return self._answer(*self.speaker.respond(self.reasoner, request))
+
+    @torch.no_grad()
+    def say(self, chain: LatentChain, sample: Sample | None = None) -> Answer:
+        """What a separate speaker makes of finished chains.
+
+        Raises:
+            ValueError: the stack that thinks also answers, so that it must read the prompts: use `respond`.
+        """
+        if isinstance(self.speaker, SameStack):
+            raise ValueError(f"{self.name} answers with the stack that thinks; give respond the prompts and the chain")
+        return self._answer(chain, self.speaker.say(chain, sample))
+
+    def _answer(self, thought: LatentChain, tokens: Int[Tensor, "B M"]) -> Answer:
+        ends = torch.tensor(self.speaker.end_ids, device=tokens.device)
+        before = (torch.isin(tokens, ends).cumsum(dim=1) == 0).sum(dim=1)
+        most = torch.full_like(before, tokens.shape[1]) if self.speaker.same_stack else thought.lengths
+        return Answer(chain=thought, tokens=tokens, lengths=torch.minimum(before + 1, most))
+
+    def forcing(self, tokens: Int[Tensor, "B W"]) -> dict[str, Any]:
+        """What `respond` is given so that the system says some tokens, whatever it would say itself.
+
+        Args:
+            tokens: `FREE` where it chooses. Of an explicit chain the first ``stop.max_latents`` columns are its steps,
+                and a forced step never ends it; other columns are the answer.
+        """
+        if not self.explicit:
+            return {"sample": ForcedTokens(tokens)}
+        if not self.speaker.same_stack:
+            return {"intervene": forced_steps(self.reasoner, tokens)}
+        steps = self.stop.max_latents
+        return {
+            "intervene": forced_steps(self.reasoner, tokens[:, :steps]),
+            "sample": ForcedTokens(tokens[:, steps:]),
+        }
+
+    # --- what it costs -------------------------------------------------------------------------------------------
+
+    def sequential_passes(self, steps: float, tokens: float) -> float:
+        """Forward passes that wait for one another, the prompt's included, given latent steps and tokens."""
+        chain = min(steps, 1) if self.parallel_chain else steps
+        return chain + self.speaker.passes(steps, tokens)
+
+    def flops(self, prompt: Int[Tensor, " *B"], answer: Answer) -> Float[Tensor, " B"]:
+        """Floating-point operations of answers, each as if it were given alone and with a cache.
+
+        Counted is what `unspoken.reasoning.flops` counts, and two for every weight of the table that outputs are scored
+        against, at each step that is scored. Not counted is what a batch adds: padding, and rows that run on until the
+        last one ends.
+
+        Args:
+            prompt: tokens that are read before the opening, ``[B]`` or the same for all.
+        """
+        latents = answer.chain.lengths
+        tokens = answer.lengths if self.speaker.same_stack else torch.zeros_like(latents)
+        # The end of a chain that is a marker is scored and not recorded.
+        ended = (answer.chain.stop == StopReason.END).long() if self.speaker.same_stack else 0
+        thought = latents + ended if self.scorings else torch.zeros_like(latents)
+        scored = (tokens + thought * self.scorings).double()
+        # The last token that is said is never read.
+        positions = (prompt + self.markers + latents + tokens - 1).double()
+        spoken = self.speaker.flops(latents.double())
+        total: Tensor = stack_flops(self.reasoner.stack, positions) + 2 * self.table_size * scored + spoken
+        return total
+
+
+def opened(
+    input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None, opening: tuple[int, ...]
+) -> tuple[Int[Tensor, "B any"], Tensor | None]:
+    """Prompts and their mask with the tokens that open a chain."""
+    tokens = torch.tensor(opening, dtype=input_ids.dtype, device=input_ids.device).expand(len(input_ids), -1)
+    mask = None if attention_mask is None else torch.cat([attention_mask, torch.ones_like(tokens)], dim=1)
+    return torch.cat([input_ids, tokens], dim=1), mask
+
+
+def forced_steps(reasoner: Reasoner, tokens: Int[Tensor, "B N"]) -> Intervention:
+    """Steps of an explicit chain that are some tokens, where one is given; such a step never ends the chain."""
+    tokens = tokens.to(reasoner.stack.device)
+
+    def intervene(latent_step: Any, step: int) -> Any:
+        if step >= tokens.shape[1]:
+            return latent_step
+        token, recorded = tokens[:, step], latent_step.recorded
+        given = token != FREE
+        row = reasoner.embed_prompt(token.clamp(min=0)[:, None])[:, 0]
+        latent = torch.where(given[:, None], row, latent_step.latent)
+        return replace(
+            latent_step,
+            latent=latent,
+            next_input=latent,
+            done=latent_step.done & ~given,
+            recorded=None if recorded is None else recorded | given,
+            support_ids=torch.where(given, token, latent_step.support_ids[:, 0])[:, None],
+        )
+
+    return intervene

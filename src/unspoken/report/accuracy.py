@@ -1,0 +1,145 @@
+"""The numbers at the top, whatever the task: how often each system is right, and what an answer costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from unspoken.draw.charts import interval_bar
+from unspoken.draw.formats import MEGAFLOPS, MILLISECONDS, P_VALUE, PERCENT_1, POINTS, QUANTITY, STEPS, count
+from unspoken.draw.section import Section
+from unspoken.draw.table import BLANK, Cell, Column, Table, drawing, estimate, number, reading, text
+from unspoken.evaluation.outcomes import COUPLED, PAIR
+from unspoken.report.findings import (
+    PAPER,
+    Results,
+    averaged,
+    baseline,
+    calibrations,
+    compares_to_paper,
+    difference,
+    differs,
+    each_seed,
+    is_ambiguous,
+    label,
+)
+
+NEAREST = ", nearest row"
+SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2", "coconut": "c4"}
+
+
+def rate_bar(rate: Mapping[str, Any], colour: str, *, bar: bool = True) -> Markup:
+    """A rate with its interval as a bar, or as a dot."""
+    return interval_bar(rate["mean"], rate["low"], rate["high"], colour, bar=bar)
+
+
+def accuracy_section(results: Results, about: str, *, colours: Mapping[str, str] = SYSTEM_COLOURS) -> Section:
+    """Exact match of every system, against the baseline and beside the paper's.
+
+    Args:
+        about: what is counted.
+    """
+    systems = results["systems"]
+    compared = any(difference(results, name) for name in systems)
+    columns = _columns(results, colours, compared=compared)
+    rows = [[column.read(name) for column in columns if column.read] for name in systems]
+    if compares_to_paper(results):
+        paper, ends = PAPER.exact_match, dict.fromkeys(("mean", "low", "high"), PAPER.exact_match)
+        size = "42 M parameters"
+        name = text("paper’s Reasoner and Talker", f"{size}, trees of four levels", short=f"the paper’s, {size}")
+        drawn = drawing(rate_bar(ends, "c0", bar=False))
+        rows.append([name, number(paper, note="no interval given"), drawn, *[BLANK] * (len(columns) - 3)])
+    title = f"{results['name']} {results['size']}: exact match on {count(results['problems'], 'test problem')}"
+    note = _note(results, about, compared=compared)
+    table = Table(title=title, columns=columns, rows=rows, note=note, classes="headline")
+    return Section("result", "", [table])
+
+
+def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) -> list[Column]:
+    rates = {name: entry["exact_match"] for name, entry in results["systems"].items()}
+    changes = {name: difference(results, name) for name in rates}
+    routes = {name: averaged(entry["valid_routes"]) for name, entry in calibrations(results).items()}
+
+    def faint(name: str) -> str:
+        change = changes[name]
+        return "" if change is not None and differs(change) else "muted"
+
+    def p(name: str) -> Cell:
+        change = changes[name]
+        return BLANK if change is None else number(change["p"], P_VALUE, classes=faint(name))
+
+    columns = [
+        Column("System", lambda name: text(label(results, name))),
+        Column("Exact match|95 % interval", lambda name: estimate(rates[name], classes="strong"), "mean|95 % interval"),
+        Column(
+            "|0 to 100 %",
+            lambda name: drawing(rate_bar(rates[name], colours.get(name, "c1"), bar=False)),
+            short="",
+            classes="wide graphic",
+        ),
+    ]
+    if len(results["seeds"]) > 1:
+        columns.append(Column("Each seed|%", lambda name: text(each_seed(rates[name]["seeds"])), classes="num wide"))
+    if compared:
+        against = label(results, baseline(results) or "")
+        columns += [
+            Column(
+                f"Against {against}|points",
+                lambda name: estimate(changes[name], POINTS, classes=faint(name)),
+                f"vs {against}",
+            ),
+            Column("p", p, classes="num wide"),
+        ]
+    if routes:
+        columns.append(Column("Real routes", lambda name: number(routes.get(name))))
+    return columns
+
+
+def _note(results: Results, about: str, *, compared: bool) -> str:
+    many = len(results["seeds"]) > 1
+    sentences = (
+        (about, True),
+        (
+            "The route is drawn from the odds, so no system can always be right; a real route is one that may be meant.",
+            is_ambiguous(results),
+        ),
+        ("Intervals widen where seeds disagree.", many),
+        ("One seed: intervals cover the choice of problems only.", not many),
+        ("The difference is paired, problem by problem; grey where the data cannot tell it from zero.", compared),
+    )
+    return " ".join(sentence for sentence, holds in sentences if holds)
+
+
+def cost_table(results: Results, *, chains: bool) -> Table | None:
+    """What an answer costs.
+
+    Args:
+        chains: with columns of latent and spoken steps, where no table of their own has them.
+    """
+    entries = [
+        (name, entry["cost"] | {"ended": entry["ended"]})
+        for name, entry in results["systems"].items()
+        if entry.get("cost")
+    ]
+    if not entries:
+        return None
+    columns = [
+        Column("System", lambda entry: text(label(results, entry[0]))),
+        reading("Latent steps", "latent_steps", STEPS, "steps"),
+        reading("Spoken tokens", "spoken_tokens", STEPS, "words"),
+        reading("Passes|in sequence", "sequential_passes", STEPS),
+        reading("MFLOPs", "flops", MEGAFLOPS, "MFLOP"),
+        reading("Time|ms, in a batch", "seconds_batched", MILLISECONDS, "ms batched"),
+        reading("Time|ms, alone", "seconds_alone", MILLISECONDS, "ms alone"),
+        reading("Parameters", "parameters", QUANTITY),
+        reading("Ended|by itself", "ended", PERCENT_1, ""),
+    ]
+    own = "; the coupled model’s latent steps are the tokens it reasons in" if chains else ""
+    note = (
+        f"Means a problem. Passes in sequence are forward passes that wait for one another{own}. "
+        "MFLOPs: millions of floating-point operations of matrix products. Times are of this machine, first seed."
+    )
+    columns = columns if chains else [columns[0], *columns[3:]]
+    return Table.of(entries, columns, title="cost of one answer", note=note)

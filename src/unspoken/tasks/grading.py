@@ -1,0 +1,207 @@
+"""Whether an answer is right: graders of texts, by name, and a user's own.
+
+Every grader reads what is inside the last complete box of a text; a text without a box is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import threading
+import unicodedata
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unspoken.tasks.problems import ReasoningProblem
+
+Grader: TypeAlias = Callable[[str, ReasoningProblem], bool]
+
+_TIME_LIMIT = 5  # seconds for one comparison: a model may well write 9^{9^9}
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d{1,3})?|\.\d+(?:e[-+]?\d{1,3})?"
+_NUMBER = re.compile(rf"([-+]?)({_DECIMAL})(?:/({_DECIMAL}))?%?", re.ASCII | re.IGNORECASE)
+_CURRENCY = re.compile(r"^([-+]?)[$€£]")
+_CHOICE = re.compile(r"[(\[]?([a-z]|\d{1,2})(?:[)\].:](?:\s.*)?)?", re.ASCII | re.DOTALL)
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def boxed(text: str) -> str | None:
+    """The text inside the last complete ``\\boxed{...}``, whose braces balance; None if there is none."""
+    for box in reversed(list(re.finditer(r"\\boxed\s*\{", text))):
+        depth = 1
+        for brace in re.compile(r"\\.|[{}]").finditer(text, box.end()):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)  # an escaped brace is not a brace
+            if depth == 0:
+                return text[box.end() : brace.start()]
+    return None
+
+
+# --- by name -----------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2**16)
+def _same_mathematics(given: str, answer: str) -> bool:
+    """Whether two texts are the same, or mean the same number or expression."""
+    given, answer = given.strip(), answer.strip()
+    if given == answer:
+        return True
+    # Words are compared as they are: read as a product of letters, a word would equal its anagrams.
+    if (given + answer).isalpha() and len(given) > 1 and len(answer) > 1:
+        return False
+    from math_verify import parse, verify
+
+    # The library's time limit is a signal, which Python delivers to the main thread only.
+    seconds = _TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
+    # Both are in a box: outside one the library would look for an answer among other words.
+    right, read = (parse(f"\\boxed{{{text}}}", parsing_timeout=seconds) for text in (answer, given))
+    return bool(verify(right, read, timeout_seconds=seconds))
+
+
+def number_of(text: str) -> Fraction | None:
+    """The number that a text is: ``-3``, ``1,234.50``, ``$18``, ``4/5``, ``2e3``, ``50%`` (which is 50); else None."""
+    bare = unicodedata.normalize("NFKC", text).replace("\N{MINUS SIGN}", "-").replace("\\", "").replace("{,}", ",")
+    match = _NUMBER.fullmatch(_CURRENCY.sub(r"\1", bare.strip()))
+    if match is None:
+        return None
+    sign, above, below = match.groups()
+    try:
+        value = Fraction(above.replace(",", "")) / Fraction((below or "1").replace(",", ""))
+    except (ValueError, ZeroDivisionError):  # thousands of digits, or nothing to divide by
+        return None
+    return -value if sign == "-" else value
+
+
+def _same_number(given: str, answer: str) -> bool:
+    value = number_of(given)
+    return value is not None and value == number_of(answer)
+
+
+def plain(text: str) -> str:
+    """A text without what two spellings of the same answer may differ in: case, spaces, the form of letters, an end."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split()).removesuffix(".").rstrip()
+
+
+def _same_string(given: str, answer: str) -> bool:
+    return plain(given) == plain(answer) != ""
+
+
+def choice_of(text: str) -> str | None:
+    """The label of a choice: ``B`` of "b", "(B)", "B." or "B) Paris"; None if there is none."""
+    match = _CHOICE.fullmatch(text.strip().lower())
+    return match[1].upper() if match else None
+
+
+def _same_choice(given: str, answer: str) -> bool:
+    label = choice_of(given)
+    return label is not None and label == choice_of(answer)
+
+
+_GRADERS: dict[str, Callable[[str, str], bool]] = {
+    "number": _same_number,
+    "math": _same_mathematics,
+    "string": _same_string,
+    "choice": _same_choice,
+}
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is no grader's; nothing is imported.
+
+    Raises:
+        ValueError: it is neither one of ours nor ``module:function``.
+    """
+    if name not in _GRADERS and not _FUNCTION.fullmatch(name):
+        raise ValueError(f"grader is {name!r}; known are {', '.join(_GRADERS)} and your own as module:function")
+
+
+def answer_fault(name: str, answer: str) -> str | None:
+    """Why a right answer could not be recognised by a grader of this name; None if it can."""
+    if boxed(f"\\boxed{{{answer}}}") != answer:
+        return f"the answer {answer!r} has braces that do not balance, so no box can hold it"
+    if name == "number" and number_of(answer) is None:
+        return f"the answer {answer!r} is not a number, which the grader 'number' needs"
+    if name == "choice" and choice_of(answer) is None:
+        return f"the answer {answer!r} is not a label such as B or (B), which the grader 'choice' needs"
+    if not plain(answer):
+        return f"the answer {answer!r} is blank"
+    return None
+
+
+# --- a user's own ------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=16)
+def grader_of(name: str) -> Grader:
+    """The grader of a name.
+
+    A name like ``module:function`` imports the module and so runs it: use only recipes that you trust.
+
+    Raises:
+        ValueError: there is no such grader, or it cannot be imported.
+    """
+    check_name(name)
+    if name in _GRADERS:
+        same = _GRADERS[name]
+        return lambda given, problem: same(given, problem.answer)
+    module, _, function = name.partition(":")
+    try:
+        found: Any = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"grader {name!r} cannot be imported ({reason}); put the folder of {module} on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise ValueError(f"grader {name!r} is {type(found).__name__}; it must be a function of (answer, problem)")
+
+    def own(given: str, problem: ReasoningProblem) -> bool:
+        try:
+            right = found(given, problem)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"grader {name!r} failed on problem {problem.key}: {reason}") from None
+        if not isinstance(right, bool | np.bool_):
+            raise ValueError(f"grader {name!r} gave {right!r} for problem {problem.key}; it must give True or False")
+        return bool(right)
+
+    return own
+
+
+def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArray[np.bool_]:
+    """Grade texts.
+
+    A text is right if what is inside its last box is the answer, as the grader that its problem names has it:
+
+    - "math": letter by letter, or in value as Math-Verify has it (so ``18.0``, ``\\frac{36}{2}`` and ``9*2`` all mean
+      18, and numbers agree up to the sixth decimal place). A comparison that takes longer than five seconds is wrong;
+      outside the main thread nothing limits it.
+    - "number": the same number, exactly; see `number_of`.
+    - "string": the same text, apart from case, spaces, the form of letters and a full stop at the end.
+    - "choice": the same label; see `choice_of`.
+    - ``module:function``: called with the inside of the box and the problem, it gives True.
+
+    A problem whose answer is not known has no right text.
+
+    Args:
+        texts: all that was written for each problem, ``[B]``.
+        problems: ``[B]``.
+
+    Returns:
+        ``[B]``, true where right.
+
+    Raises:
+        ValueError: there are not as many texts as problems, or the grader cannot be used.
+    """
+    if len(texts) != len(problems):
+        raise ValueError(f"{len(texts)} texts for {len(problems)} problems; every problem needs one text")
+    insides = [boxed(text) for text in texts]
+    right = [
+        inside is not None and bool(problem.answer) and grader_of(problem.grader)(inside.strip(), problem)
+        for inside, problem in zip(insides, problems, strict=True)
+    ]
+    return np.array(right, dtype=np.bool_)

@@ -1,0 +1,269 @@
+"""A user's own problems: questions with answers, and with chains of thought if there are any.
+
+A file has one problem a row (JSON lines, a JSON list, CSV or Parquet, or a data set on the Hugging Face hub)::
+
+    {"question": "Ann has 3 pears and finds 2. How many has she?", "steps": ["3+2=5"], "answer": "5"}
+
+==============  ======================================================================================================
+column          what it holds
+==============  ======================================================================================================
+``question``    text
+``steps``       the chain of thought as a list of steps, or as one text, which is cut after equations ``<<3+2=5>>``,
+                sentences and lines; ``cot`` is another name for it. In CSV a list is written as JSON. Test rows need
+                none, and training rows have all of them one, or none
+``answer``      text or a number; what a model is to write in its box
+==============  ======================================================================================================
+
+Where no test set is named, one is cut from the training rows and called "held_out". Training rows that ask a question
+of a test set are left out and counted in ``dropped``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from unspoken.tasks.files import FileTask, row_fields, set_name, text_of
+from unspoken.tasks.grading import answer_fault, check_name
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Traits
+from unspoken.tasks.tokenizing import EOS_TOKEN, PAD_TOKEN, byte_pairs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HELD_OUT = "held_out"
+
+_MARKERS = (PAD_TOKEN, EOS_TOKEN, OPEN, END)
+_SMALLEST = len(_MARKERS) + 256
+_MOST_HELD_OUT = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonlConfig:
+    """Which files, and how they are read.
+
+    Attributes:
+        train: a file, or ``owner/name[:config]`` on the hub, whose "train" split is read; null if nothing is trained.
+        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
+            suffix, or by the name on the hub without the owner. If there are none, one is cut from the training rows.
+        validation_rows: training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500.
+        test_rows: the same of the "held_out" test set, where tests names none.
+        question_column, answer_column: columns of question and answer.
+        chain_column: column of the chain; null reads "steps", or else "cot".
+        grader: how answers are compared: "math" (in value, as Math-Verify has it), "number", "string", "choice", or a
+            function of your own as "module:function", called with the answer and the problem. It is imported and run,
+            so use only recipes that you trust.
+        vocabulary: entries of a byte-pair tokenizer that is trained on the training rows, for a backbone that is
+            trained from random weights; null leaves the tokenizer to a pretrained backbone.
+        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
+    """
+
+    kind: ClassVar[str] = "jsonl"
+
+    train: str | None = None
+    tests: tuple[str, ...] = ()
+    validation_rows: int | None = None
+    test_rows: int | None = None
+    question_column: str = "question"
+    chain_column: str | None = None
+    answer_column: str = "answer"
+    grader: str = "math"
+    vocabulary: int | None = None
+    skip_malformed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train is None and not self.tests:
+            raise ValueError("neither train nor tests names a file; give at least one")
+        if self.train is None and self.vocabulary is not None:
+            raise ValueError("vocabulary is set, but train names no rows to learn it from; set it to null")
+        if self.test_rows is not None and self.tests:
+            raise ValueError("test_rows is set, but tests names test sets, so none is cut from train; leave it out")
+        for key, fewest in (("validation_rows", 0), ("test_rows", 1)):
+            count = getattr(self, key)
+            if count is not None and count < fewest:
+                raise ValueError(f"{key} is {count}; it must be at least {fewest}")
+        if self.vocabulary is not None and not _SMALLEST <= self.vocabulary <= 2**16:
+            raise ValueError(
+                f"vocabulary is {self.vocabulary}; {len(_MARKERS)} markers and 256 bytes are {_SMALLEST}, and most is "
+                f"{2**16}"
+            )
+        check_name(self.grader)
+        for name, count in Counter(["train", "validation", HELD_OUT, *map(set_name, self.tests)]).items():
+            if count > 1:
+                raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+
+    @property
+    def traits(self) -> Traits:
+        """Natural language out of files, unless a tokenizer is trained on them."""
+        return Traits(
+            own_vocabulary=self.vocabulary is not None,
+            natural_language=self.vocabulary is None,
+            from_files=True,
+            markers=(OPEN, END),
+            vocabulary_size=self.vocabulary,
+        )
+
+    def build(self) -> JsonlTask:
+        """The task of this configuration; reads all files. As long as they do not change, it is the same object.
+
+        Raises:
+            ValueError: a file is missing, a row is malformed, or too few training rows are left.
+        """
+        sources = (*(() if self.train is None else (self.train,)), *self.tests)
+        return _task(self, tuple(map(_state, sources)))
+
+
+def _state(source: str) -> tuple[str, int, int]:
+    """What changes when a file does; nothing of a data set on the hub."""
+    path = Path(source)
+    if not path.is_file():
+        return source, 0, 0
+    return str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size
+
+
+@lru_cache(maxsize=4)
+def _task(config: JsonlConfig, _states: tuple[tuple[str, int, int], ...]) -> JsonlTask:
+    """Files are read and a tokenizer is trained once, though training asks for the task again and again."""
+    return JsonlTask(config)
+
+
+class JsonlTask(FileTask):
+    """Reads and serves a user's own problems."""
+
+    nothing_typed = "the question is empty; type one"
+
+    def __init__(self, config: JsonlConfig) -> None:
+        self.config = config
+        self._chained: bool | None = None  # whether training rows have chains, as the first of them says
+        super().__init__(config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the data: what the files hold and how they are read, but not where they lie."""
+        config = self.config
+        columns = [config.question_column, config.chain_column, config.answer_column]
+        held_out = [config.validation_rows, config.test_rows]
+        how = [config.kind, self._digests, columns, held_out, config.grader, config.skip_malformed]
+        return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """Byte pairs learned from the training rows with digits single, or None where the backbone brings its own.
+
+        Raises:
+            ValueError: the rows have too few byte pairs.
+        """
+        if self.config.vocabulary is None:
+            return None
+        texts = (
+            text
+            for problem in self._rows("train")
+            for text in (problem.question, *problem.steps, f"\\boxed{{{problem.answer}}}")
+        )
+        return byte_pairs(texts, self.config.vocabulary, _MARKERS, what="training rows", single_digits=True)
+
+    def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
+        usual = max(1, min(rows // 10, _MOST_HELD_OUT))
+        sizes = {"validation": ("validation_rows", self.config.validation_rows)}
+        if not self.config.tests:
+            sizes[HELD_OUT] = ("test_rows", self.config.test_rows)
+        return {split: (key, usual if count is None else count) for split, (key, count) in sizes.items()}
+
+    def _hold_out(self, source: str) -> None:
+        tested = {problem.question for test in self.tests for problem in self._problems[test]}
+        rows = self._problems["train"]
+        kept = [problem for problem in rows if problem.question not in tested]
+        if len(kept) < len(rows):
+            self.dropped["train: question of a test set"] = len(rows) - len(kept)
+        if not kept:
+            raise ValueError(f"every question of {source} is one of a test set; give other rows to train or test on")
+        self._problems["train"] = kept
+        super()._hold_out(source)
+        if not self.config.tests:
+            self.tests = (HELD_OUT,)
+
+    def _problem(self, row: Any, split: str) -> ReasoningProblem:
+        config, fields = self.config, row_fields(row)
+        for key in ("question_column", "answer_column"):
+            name = getattr(config, key)
+            if name not in fields:
+                listed = ", ".join(map(repr, fields)) or "(none)"
+                raise ValueError(f"column {name!r} is missing; there are {listed}, and task.{key} names another")
+        question, answer = text_of(fields, config.question_column), _answer(fields, config.answer_column)
+        if (fault := answer_fault(config.grader, answer)) is not None:
+            raise ValueError(fault)
+        steps = self._steps(fields, split)
+        chain = "".join(steps)
+        content = hashlib.sha256(json.dumps([question, chain, answer]).encode()).hexdigest()[:16]
+        return ReasoningProblem(
+            question=question,
+            chains=(chain,) if chain else (),
+            answer=answer,
+            key=f"{split}:{content}",
+            given_steps=steps if len(steps) > 1 else (),
+            grader=config.grader,
+        )
+
+    def _steps(self, fields: dict[str, Any], split: str) -> tuple[str, ...]:
+        """The chain as given: several steps of a list, or one text; none where the row has no chain.
+
+        Raises:
+            ValueError: it is something else; or a training row has a chain and the first of them has none, or the
+                other way round.
+        """
+        name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
+        kept = _steps_of(fields.get(name), name)
+        if split == "train":
+            self._chained = bool(kept) if self._chained is None else self._chained
+            if self._chained != bool(kept):
+                there, others = ("no chain", "have one") if self._chained else ("a chain", "have none")
+                raise ValueError(f"it has {there} in column {name!r}, and the rows before it {others}")
+        # The line break belongs to the step after it, as in `ReasoningProblem.steps`.
+        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(kept))
+
+
+def _steps_of(value: Any, name: str) -> tuple[str, ...]:
+    """Steps of a cell without markers and spaces around them; none of an empty one.
+
+    Raises:
+        ValueError: it holds something else than text or a list of texts, or a list with a blank one.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = _listed(value)
+    steps = [value or ""] if value is None or isinstance(value, str) else value
+    if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
+        raise ValueError(f"column {name!r} is {value!r}; it must be text or a list of texts")
+    if isinstance(value, list) and any(not step.strip() for step in steps):
+        raise ValueError(f"column {name!r} has a blank step; leave it out")
+    bare = [step.strip().removeprefix(OPEN).removesuffix(END).strip() for step in steps]
+    return tuple(step for step in bare if step)
+
+
+def _listed(text: str) -> Any:
+    """A list of steps that is written as JSON, as in a cell of a table; the text itself if it is none."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return value if isinstance(value, list) and all(isinstance(step, str) for step in value) else text
+
+
+def _answer(fields: dict[str, Any], name: str) -> str:
+    """An answer as text: a number with nothing after its point is a whole one."""
+    value = fields[name]
+    unreal = isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value))
+    if unreal or not isinstance(value, str | int | float):
+        raise ValueError(f"column {name!r} is {value!r}; it must be text or a number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not str(value).strip():
+        raise ValueError(f"column {name!r} is blank; it must be text or a number")
+    return str(value).strip()

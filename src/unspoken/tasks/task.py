@@ -1,0 +1,281 @@
+"""What every task offers: problems, their tokens, and grades. Nothing outside a task's own file needs its class.
+
+Axes: B problems, N tokens of an answer, M symbols of a right answer, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerFast
+
+    from unspoken.tasks.prompt_format import PromptFormat
+    from unspoken.tasks.spans import Spans
+
+Array: TypeAlias = NDArray[np.int64]
+Indices: TypeAlias = Sequence[int] | Array
+Item = TypeVar("Item")
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """What the rest of the package must know about a task, before any problem is made or read.
+
+    Which stages can train a task follows from these: a method with an explicit chain needs ``has_chain``, one that
+    replaces steps by latents needs ``has_steps``.
+
+    Attributes:
+        own_vocabulary: the vocabulary is the task's alone, so a pretrained backbone cannot be used.
+        natural_language: problems need the tokenizer of a pretrained backbone.
+        has_chain: an explicit chain stands before the answer, which can be compressed or left out. Where it is false,
+            the answer itself is the chain.
+        has_lengths: rows differ in length, so batches of like length can be made.
+        answerable: a person can put a problem, which `Task.parse` reads.
+        continues: rows are running text without problem and answer: models are compared by how well they predict it.
+        from_files: training and test rows come from files, so their overlap must be looked for.
+        selected_by: what tells checkpoints apart: answers that are right ("exact_match"), symbols that are right
+            ("symbols"), or the loss, where the prompt does not determine the answer.
+        markers: texts around a chain; None where the answer itself is the chain, and a method that needs a marker uses
+            the end-of-sequence token.
+        fixed_steps: steps of every chain, each one token, where the task's measurements fix their number; a method that
+            replaces steps then replaces all of them.
+        chain_cap, answer_cap: the most steps of a chain and tokens of an answer; None leaves them to the recipe.
+        row_tokens: mean tokens of a training row before its answer and from there on; None where only made problems
+            tell.
+        talker_tokens: mean tokens of a row of `Task.talker_rows` that are read, and that are learned; None where those
+            are the chain and the answer of a plain row.
+        vocabulary_size: entries of the tokenizer, where it takes long to make.
+        questions: problems with the same beginning that one row can hold; more than 1 only of an `AsksSeveral`.
+    """
+
+    own_vocabulary: bool = False
+    natural_language: bool = False
+    has_chain: bool = True
+    has_lengths: bool = True
+    answerable: bool = True
+    continues: bool = False
+    from_files: bool = False
+    selected_by: Literal["exact_match", "symbols", "loss"] = "exact_match"
+    markers: tuple[str, str] | None = None
+    fixed_steps: int | None = None
+    chain_cap: int | None = None
+    answer_cap: int | None = None
+    row_tokens: tuple[float, float] | None = None
+    talker_tokens: tuple[float, float] | None = None
+    vocabulary_size: int | None = None
+    questions: int = 1
+
+    @property
+    def has_steps(self) -> bool:
+        """There are steps that latents can replace."""
+        return self.has_chain or self.fixed_steps is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grades:
+    """Which answers are right.
+
+    Attributes:
+        correct: ``[B]``, true where the whole answer is right.
+        per_symbol: ``[B, M]``, true where a symbol is; None where an answer is not compared symbol by symbol.
+    """
+
+    correct: Tensor
+    per_symbol: Tensor | None = None
+
+
+@runtime_checkable
+class Problems(Protocol):
+    """A batch of problems; what is inside is the task's own business."""
+
+    def __len__(self) -> int:
+        """Problems in the batch."""
+
+    def select(self, rows: Indices) -> Problems:
+        """Some of the problems, in the order of ``rows``."""
+
+
+class ProblemList(list[Item], Generic[Item]):
+    """A batch of problems that are objects of their own."""
+
+    def select(self, rows: Indices) -> ProblemList[Item]:
+        """Some of the problems, in the order of ``rows``."""
+        return ProblemList(self[int(row)] for row in rows)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Makes or reads problems, tokenises them, and grades answers.
+
+    ``problems`` are always a batch that the same task's `sample` or `parse` gave.
+    """
+
+    @property
+    def config(self) -> Any:
+        """The configuration that built this task, see `TaskConfig`."""
+
+    @property
+    def traits(self) -> Traits:
+        """The same as those of the configuration."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the data of this task: sixteen hexadecimal digits."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast | None:
+        """The tokenizer made for this task, or None where the backbone brings its own."""
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """Names of the test sets; the other splits are "train" and "validation"."""
+
+    def size(self, split: str) -> int | None:
+        """Problems in a split; None if it never ends.
+
+        Raises:
+            ValueError: there is no such split.
+        """
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> Problems:
+        """The problems with the given indices, a pure function of (configuration, seed, split, index).
+
+        Raises:
+            ValueError: there is no such split.
+            IndexError: an index lies outside a split that ends.
+        """
+
+    def questions(self, problems: Any) -> list[str]:
+        """What is asked, as text; where the task is answerable, `parse` reads it back."""
+
+    def spans(self, problems: Any, prompt_format: PromptFormat | None = None) -> list[Spans]:
+        """The tokens of each problem.
+
+        Args:
+            prompt_format: of the backbone's tokenizer; the task's own tokenizer is used without it.
+
+        Raises:
+            ValueError: there is neither.
+        """
+
+    def rows(
+        self, problems: Any, prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
+        """Problems with their answers as rows of plain text, for next-token reading.
+
+        Args:
+            chain: False leaves the explicit chain out, where there is one.
+
+        Returns:
+            ``input_ids``, ``attention_mask`` and ``answer_mask``, ``[B, T]`` each; the last is true on the tokens that
+            a model learns to give: chain, end marker and answer, without the chain the answer alone.
+        """
+
+    def talker_rows(
+        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
+    ) -> dict[str, Tensor]:
+        """Samples as rows that a Talker learns from: like `rows`, ``answer_mask`` being true on what it learns to give.
+
+        These are the chains and answers of `rows`, unless the task has better ones.
+        """
+
+    def grade(self, answers: Tensor | Sequence[str], problems: Any) -> Grades:
+        """Which answers are right; also the reward of reinforcement learning.
+
+        Args:
+            answers: tokens ``[B, N]`` of a task with a vocabulary of its own, otherwise a text each.
+
+        Raises:
+            ValueError: answers of the other kind, or not as many as problems.
+        """
+
+    def parse(self, text: str) -> Problems:
+        """A problem typed by a person, as a batch of one.
+
+        Raises:
+            ValueError: it cannot be read, or the task is not answerable.
+        """
+
+
+@runtime_checkable
+class AsksSeveral(Protocol):
+    """A task with several problems about the same thing, whose prompts begin alike."""
+
+    def question_rows(self, problems: Any, questions: int) -> dict[str, Tensor]:
+        """Rows of a shared beginning, each followed by the rest of so many problems: the given one, and others.
+
+        Args:
+            questions: at most ``traits.questions``.
+
+        Returns:
+            As `Task.rows`, of the longer rows; ``question`` ``[B, T]``, 0 on what is shared and r on the rest of the
+            r-th problem; and ``position_ids`` ``[B, T]``, the places of tokens in their own problems.
+        """
+
+
+@runtime_checkable
+class TaskConfig(Protocol):
+    """A frozen dataclass: what a recipe's ``task`` mapping may hold, named by its ``kind``."""
+
+    kind: ClassVar[str]
+
+    def __hash__(self) -> int:
+        """Equal settings are one task."""
+
+    @property
+    def traits(self) -> Traits:
+        """What is known before the task is built."""
+
+    def build(self) -> Task:
+        """The task of this configuration; reads files, if it has any.
+
+        Raises:
+            ValueError: the data cannot be read.
+        """
+
+
+def check_split(split: str, splits: Sequence[str] = SPLITS) -> None:
+    """Refuse a split that a task does not have.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if split not in splits:
+        raise ValueError(f"there is no split {split!r}; this task has {', '.join(splits)}")
+
+
+def require_as_many(answers: Sized, problems: Sized) -> None:
+    """Refuse answers that do not belong to the problems.
+
+    Raises:
+        ValueError: there are not as many of them.
+    """
+    if len(answers) != len(problems):
+        raise ValueError(f"{len(answers)} answers for {len(problems)} problems; every problem needs one answer")
+
+
+def exact_tokens(answers: Tensor | Sequence[str], right: Tensor, *, filler: int) -> Tensor:
+    """Which tokens of right answers ``[B, M]`` were given, ``[B, M]``; whatever follows them is ignored.
+
+    Args:
+        answers: ``[B, N]``; what is missing counts as ``filler``, which no right answer holds.
+
+    Raises:
+        ValueError: texts, or not as many answers as right ones.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    if not isinstance(answers, torch.Tensor):
+        raise ValueError("this task grades tokens [B, N], not texts; give the ids that the model wrote")
+    require_as_many(answers, right)
+    return pad(answers, (0, right.shape[1] - answers.shape[1]), value=filler) == right.to(answers.device)

@@ -1,0 +1,209 @@
+"""What is measured on validation problems while a stage trains; its ``score`` selects the checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unspoken import distributed
+from unspoken.analysis.mixture import Siblings, measure, siblings
+from unspoken.chain import LatentChain, StopReason
+from unspoken.evaluation.teacher_forcing import forced_chain, next_tokens, spoken
+from unspoken.methods.catalogue import systems
+from unspoken.methods.method import Batch, Context
+from unspoken.placement import CPU, moved
+from unspoken.reasoning.engine import RowTargets
+from unspoken.reasoning.system import System
+from unspoken.tasks import TreeSearchTask
+from unspoken.tasks.prompt_format import left_padded
+
+Validator = Callable[[PreTrainedModel], dict[str, float]]
+_WORST = 100.0  # a loss above it tells no models apart
+
+
+def validator_of(context: Context, count: int) -> Validator:
+    """Measures a model of a stage on the first ``count`` validation problems.
+
+    Where problems have answers the model gives them freely. ``score`` is then the rate of right answers, or of right
+    symbols, and where the task has no explicit chain the validation loss tells equals apart: it never counts as much as
+    one answer or symbol. Running text has no answers, so what counts is how well its tokens are known.
+    """
+    if context.traits.continues:
+        return _predictions(context, count)
+    task, objective = context.task, context.line.objective
+    problems = context.sample(np.arange(count), "validation")
+    own = problems.select(np.array(distributed.rank_slice(count)))
+
+    @torch.no_grad()
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        system = system_of(model, context)
+        with distributed.as_single_process():
+            given = _answers(system, model, context, own)
+        correct = distributed.gather_rows(given.correct).double()
+        reading = {"exact_match": float(correct.mean())}
+        size, right = count, reading["exact_match"]
+        if given.per_symbol is not None and context.traits.selected_by == "symbols":
+            per_symbol = distributed.gather_rows(given.per_symbol)
+            right = reading["symbols"] = float(per_symbol.double().mean())
+            size = per_symbol.numel()
+        if given.free and context.has_chain:
+            chain = given.chain
+            reading["ended"] = float(distributed.gather_rows(chain.stop == StopReason.END).double().mean())
+            reading["latents"] = float(distributed.gather_rows(chain.lengths).double().mean())
+        rows = partial(task.rows, problems, context.prompt_format)
+        with distributed.as_single_process():
+            reading |= objective.readings(model, context, rows)
+        if context.has_chain:
+            reading["score"] = right
+        else:
+            loss, terms = _loss(model, context, count)
+            reading |= terms
+            # With several possible targets no answer is right every time: the loss alone tells models apart.
+            certain = context.traits.selected_by != "loss"
+            reading["score"] = (right if certain else 0.0) - min(loss, _WORST) / (1000 * size)
+        if system.targets is not None and system.silent and isinstance(task, TreeSearchTask):
+            free = distributed.gather_rows(given.chain.latents)
+            if (forced := objective.forced_latents(model, rows())) is not None:
+                reading |= _mixtures(system.targets, siblings(task, problems), forced, free)
+        return reading
+
+    return validate
+
+
+def system_of(model: PreTrainedModel, context: Context) -> System:
+    """A stage's model as it answers the task's problems."""
+    objective, traits = context.line.objective, context.traits
+    end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
+    system = systems(
+        objective.answering(model),
+        stage=context.line.name,
+        max_answer=traits.answer_cap or objective.answer_tokens(context),
+        end_id=end,
+        pad_id=pad,
+    )[0]
+    if traits.fixed_steps is None:
+        return system
+    assert traits.answer_cap is not None
+    return system.of_length(traits.answer_cap - system.unsaid)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """Answers to some problems.
+
+    Attributes:
+        chain: of all of them.
+        grades: see `unspoken.tasks.task.Task.grade`.
+        free: the model wrote its chains itself.
+    """
+
+    chain: LatentChain
+    correct: Tensor
+    per_symbol: Tensor | None
+    free: bool
+
+
+def _answers(system: System, model: PreTrainedModel, context: Context, problems: Any) -> _Answers:
+    """Free answers, a batch at a time."""
+    objective, task, pad = context.line.objective, context.task, context.tokenizer.pad_token_id
+    chains, correct, symbols, free = [], [], [], True
+    for start in range(0, len(problems), context.batch_size):
+        some = problems.select(np.arange(start, min(start + context.batch_size, len(problems))))
+        given = objective.teacher_chain(model, context, some)
+        free = free and given is None
+        ids, mask = left_padded([row.prompt for row in task.spans(some, context.prompt_format)], pad)
+        answer = system.respond(ids, mask, chain=given)
+        tokens = answer.filled(pad)
+        if context.has_chain:
+            grades = task.grade(context.prompt_format.decode(tokens), some)
+        else:
+            # What the latents stand for is not said, and not graded.
+            grades = task.grade(torch.nn.functional.pad(tokens, (system.unsaid, 0), value=pad), some)
+        chains.append(answer.chain)
+        if grades.per_symbol is not None:
+            symbols.append(grades.per_symbol[:, system.unsaid :])
+        correct.append(symbols[-1].all(dim=1) if symbols and system.unsaid else grades.correct)
+    return _Answers(
+        chain=LatentChain.concatenate(chains),
+        correct=torch.cat(correct),
+        per_symbol=torch.cat(symbols) if symbols else None,
+        free=free,
+    )
+
+
+def _loss(model: PreTrainedModel, context: Context, count: int) -> tuple[float, dict[str, float]]:
+    """Mean loss over the validation problems, and its terms, in float32."""
+    make, objective = context.line.objective.collate(context, "validation"), context.line.objective
+    # The class's forward: the Trainer has wrapped the instance's in autocast.
+    forward = partial(type(model).forward, model)
+    losses, terms, sizes = [], [], []
+    for indices in np.split(np.arange(count), range(context.batch_size, count, context.batch_size)):
+        with distributed.as_single_process():
+            loss, named = objective.loss(forward, moved(make(indices), model.device))
+        losses.append(float(loss))
+        terms.append({name: float(value) for name, value in named.items()})
+        sizes.append(len(indices))
+    means = {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
+    return float(np.average(losses, weights=sizes)), means
+
+
+def _mixtures(targets: RowTargets, right: Siblings, forced: Tensor, free: Tensor) -> dict[str, float]:
+    """Whether latents are mixtures of the right row and its sibling, teacher-forced and in free rollout."""
+    steps = slice(1, right.right.shape[1] + 1)
+    reading: dict[str, float] = {}
+    for kind, latents in (("forced", forced), ("rollout", free)):
+        if latents.shape[1] >= steps.stop:
+            summary = measure(moved(latents, CPU)[:, steps], targets.target_table, right).summary()
+            reading |= {f"{kind}_{key}": value for key, value in summary.items() if isinstance(value, float)}
+    return reading
+
+
+def _predictions(context: Context, count: int) -> Validator:
+    """Of running text: how well its tokens are known, the tokens before them being right.
+
+    ``score`` is, of a language model, the negative loss; of a Reasoner the rate of latents whose nearest row is the
+    next token; of a Talker the rate of tokens that it says right with nothing but the latents to go by. The loss, never
+    more than a fraction of one row, tells equals apart.
+    """
+    objective, size = context.line.objective, context.task.size("validation")
+    batch: Batch = objective.collate(context, "validation")(np.arange(count if size is None else min(count, size)))
+    rows = len(batch["input_ids"])
+    part = distributed.rank_slice(rows)
+    own = {name: values[part.start : part.stop] for name, values in batch.items()}
+
+    @torch.no_grad()
+    def validate(model: PreTrainedModel) -> dict[str, float]:
+        system = system_of(model, context)
+        if system.targets is None:
+            means = {
+                name: float(distributed.gather_rows(torch.from_numpy(values)).mean())
+                for name, values in next_tokens(system, own, context.batch_size).items()
+            }
+            # A model that has diverged must not stop the page: nothing beyond e^20 is worth telling apart.
+            perplexity = math.exp(min(means["loss"], 20.0))
+            return {"token_accuracy": means["accuracy"], "perplexity": perplexity, "score": -means["loss"]}
+        if system.has_talker:
+            chain, tokens = forced_chain(system, own, context.batch_size)
+            given = spoken(system, own, chain, None, context.batch_size)
+            counted = distributed.gather_rows(chain.mask & (tokens != context.tokenizer.eos_token_id))
+            right = float(distributed.gather_rows(given == tokens)[counted].double().mean())
+            reading = {"token_accuracy": right}
+        else:
+            with distributed.as_single_process():
+                reading = objective.readings(model, context, lambda: batch)
+            right = reading["nearest_row"]
+        with distributed.as_single_process():
+            # The class's forward: the Trainer has wrapped the instance's in autocast.
+            loss, terms = objective.loss(partial(type(model).forward, model), moved(batch, model.device))
+        reading |= {name: float(value) for name, value in terms.items()}
+        return reading | {"score": right - min(float(loss), _WORST) / (1000 * rows)}
+
+    return validate

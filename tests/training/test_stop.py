@@ -1,0 +1,82 @@
+"""A stage ends where enough validation problems are right, and is the same stage if it was stopped on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from faults import StopAt
+from tiny_recipe import quiet_stage, quiet_train, weights
+
+from unspoken.backbone.folder import verify
+from unspoken.training.recipe import Recipe, parse
+
+MOST, EVERY, ENOUGH = 200, 20, 0.5
+TEXT = f"""
+name: early
+size: tiny
+precision: fp32
+attention: sdpa
+task: {{kind: tree_search, depth: 2}}
+backbone: {{hidden_size: 32, attention_size: 32, intermediate_size: 64, layers: 2, heads: 2}}
+stages:
+  - name: pretrain
+    objective: {{kind: next_token, questions: 2}}
+    steps: {MOST}
+    evaluate_every: {EVERY}
+    batch_size: 32
+    stop_at: {ENOUGH}
+    optimizer: {{schedule: constant, warmup_steps: 5}}
+evaluation: {{problems: 10, validation_problems: 50, batch_size: 50}}
+threads: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Recipe:
+    return parse(TEXT, "here")
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("early")
+    quiet_train(recipe, output)
+    return output
+
+
+def ended(output: Path) -> int:
+    """The step at which the stage ended."""
+    return int(verify(output / "seed-0" / "pretrain" / "model")["history"][-1]["step"])
+
+
+def test_it_ends_at_the_first_look_that_is_right_enough(finished: Path) -> None:
+    manifest = verify(finished / "seed-0" / "pretrain" / "model")
+    looks = {entry["step"]: entry["eval_exact_match"] for entry in manifest["history"] if "eval_exact_match" in entry}
+    last = max(looks)
+    assert 0 < last < MOST
+    assert last == ended(finished) == manifest["step"]
+    assert looks[last] >= ENOUGH
+    assert all(right < ENOUGH for step, right in looks.items() if step != last)
+
+
+@pytest.mark.parametrize("moment", ["evaluate", "save", "train_end"])
+def test_stopped_where_it_ends_it_is_the_same_stage(
+    moment: str, recipe: Recipe, finished: Path, tmp_path: Path
+) -> None:
+    last = ended(finished)
+    for step in (last - EVERY + 1, last):
+        with pytest.raises(KeyboardInterrupt):
+            quiet_stage(recipe, tmp_path, StopAt(moment if step == last else "step_end", step))
+    quiet_stage(recipe, tmp_path)
+    assert weights(tmp_path) == weights(finished)
+    assert ended(tmp_path) == last
+
+
+def test_without_it_all_steps_are_taken(recipe: Recipe, finished: Path, tmp_path: Path) -> None:
+    last = ended(finished)
+    quiet_train(
+        parse(TEXT, "here", ["stages.pretrain.stop_at=null", f"stages.pretrain.steps={last + EVERY}"]), tmp_path
+    )
+    assert ended(tmp_path) == last + EVERY
