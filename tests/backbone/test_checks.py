@@ -14,7 +14,7 @@ from tiny_models import tiny_language_model
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from unspoken.backbone import checks
-from unspoken.backbone.checks import NEEDS, missing, require
+from unspoken.backbone.checks import NEEDS, Needs, missing, require
 from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 
@@ -337,3 +337,26 @@ def test_nothing_is_asked_of_weights_that_are_not_there(asked: list[PreTrainedMo
         model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=WIDTH, num_hidden_layers=1))
     require(model, "Latent-SFT")
     assert not asked
+
+
+class Forgetful(LlamaForCausalLM):
+    """Its stack keeps the outputs of its blocks to itself."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        plain = self.model.forward
+
+        def forward(*inputs: Any, **how: Any) -> Any:
+            return plain(*inputs, **{**how, "output_hidden_states": False})
+
+        self.model.forward = forward
+
+
+def test_a_method_names_its_own_needs() -> None:
+    states = Needs(method="distillation", properties=("causal", "states"))
+    for kind in ("llama", "gpt2", "gemma2"):
+        require(tiny_hub_model(kind, **(GPT if kind == "gpt2" else {})), states)
+    model = llama_like(Forgetful)
+    require(model, "Coconut")
+    with pytest.raises(ValueError, match=r"^distillation cannot be used with Forgetful: .* \(0 instead of 3\); with"):
+        require(model, states)

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,20 @@ NEEDS: dict[Method, tuple[str, ...]] = {
     "JEPA-Reasoner": (*_LOOPED, "vectors", "width", "named", "rebuilt"),
 }
 
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a method needs of a model, stated where the method is.
+
+    Attributes:
+        method: as messages call it.
+        properties: keys of `_PROPERTIES`.
+    """
+
+    method: str
+    properties: tuple[str, ...]
+
+
 Wrong = dict[str, str]  # a property that is missing, and what is wrong
 _FLOAT32 = 2e-4  # two ways to sum the same numbers differ by this much at most, relative to the largest
 _REACH = 3  # positions that a layer with a limited reach keeps while it is asked
@@ -59,7 +74,7 @@ _NO_PART = (
 _known: dict[str, Wrong] = {}
 
 
-def require(model: PreTrainedModel, method: Method) -> None:
+def require(model: PreTrainedModel, method: Method | Needs) -> None:
     """Refuse a model around which a method would be wrong.
 
     The first time it takes about as long as twenty short passes, and the time to copy weights that are not in float32;
@@ -74,16 +89,20 @@ def require(model: PreTrainedModel, method: Method) -> None:
     """
     if right(model, method):
         return
-    wrong = missing(model)
-    first = next(wrong[name] for name in NEEDS[method] if name in wrong)
+    wrong, needs = missing(model), _needs(method)
+    first = next(wrong[name] for name in needs.properties if name in wrong)
     others = [other for other in NEEDS if right(model, other)]
     advice = f"with this model use {' or '.join(others)}, or take" if others else "take"
-    raise ValueError(f"{method} cannot be used with {type(model).__name__}: {first}; {advice} another model")
+    raise ValueError(f"{needs.method} cannot be used with {type(model).__name__}: {first}; {advice} another model")
 
 
-def right(model: PreTrainedModel, method: Method) -> bool:
+def right(model: PreTrainedModel, method: Method | Needs) -> bool:
     """Whether a method is right around a model, see `require`."""
-    return not missing(model).keys() & set(NEEDS[method])
+    return not missing(model).keys() & set(_needs(method).properties)
+
+
+def _needs(method: Method | Needs) -> Needs:
+    return method if isinstance(method, Needs) else Needs(method=method, properties=NEEDS[method])
 
 
 def missing(model: PreTrainedModel) -> Wrong:
@@ -438,6 +457,16 @@ def _trains_through_its_cache(probe: _Probe) -> None:
     _same(gradient(cached=True), gradient(cached=False), 20 * _FLOAT32)
 
 
+def _returns_states(probe: _Probe) -> None:
+    rows = probe.rows(probe.long)[None]
+    states = probe.stack(inputs_embeds=rows, use_cache=False, output_hidden_states=True).hidden_states
+    expected = probe.stack.config.get_text_config().num_hidden_layers + 1
+    if states is None or len(states) != expected:
+        raise _Lacking(f"{len(states or ())} instead of {expected}")
+    if len(shapes := {tuple(state.shape) for state in states}) > 1:
+        raise _Lacking(f"of different shapes, {' and '.join(map(str, sorted(shapes)))}")
+
+
 def _can_be_rebuilt(probe: _Probe) -> None:
     with torch.device("meta"):
         again = AutoModel.from_config(probe.stack.config)
@@ -463,4 +492,5 @@ _PROPERTIES: dict[str, tuple[str, Callable[[_Probe], None]]] = {
     "masked": ("a mask of our own is not obeyed by all layers", _obeys_masks),
     "positions": ("positions of our own are not obeyed", _obeys_positions),
     "gradient": ("the gradient through its cache is another than without", _trains_through_its_cache),
+    "states": ("it does not return the inputs of its first block and the outputs of all", _returns_states),
 }

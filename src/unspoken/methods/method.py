@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from unspoken.backbone import UnspokenConfig
     from unspoken.backbone.checks import Method as Property
+    from unspoken.backbone.checks import Needs
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.reasoning.causal_lm import LatentGenerationConfig
@@ -293,7 +294,7 @@ class Objective:
         return False
 
     @property
-    def properties(self) -> Sequence[Property]:
+    def properties(self) -> Sequence[Property | Needs]:
         """Of the causal language model that the stage starts from."""
         return ()
 

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
-from unspoken.backbone.checks import Method, require
+from unspoken.backbone.checks import Method, Needs, require
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.methods.catalogue import register_models
 from unspoken.methods.method import Context
@@ -77,7 +77,7 @@ def check_backbone(recipe: Recipe) -> None:
             stage.objective.check_backbone(config, stage)
 
 
-def base_model(recipe: Recipe, properties: Sequence[Method] = ()) -> PreTrainedModel:
+def base_model(recipe: Recipe, properties: Sequence[Method | Needs] = ()) -> PreTrainedModel:
     """The causal language model of the recipe's backbone, in float32: random weights, or pretrained ones.
 
     Args:
