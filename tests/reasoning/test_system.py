@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,13 @@ def test_operations_are_those_of_the_stack_the_table_and_the_talker(kind: str) -
         else:
             assert float(found[row]) == pytest.approx(expected)
     assert system.parameters == sum(weight.numel() for weight in model_of(kind).parameters())
+
+
+def test_what_else_a_latent_step_computes_is_counted_for_each_step() -> None:
+    system = system_of("coconut")
+    answer = system.respond(IDS, REAL)
+    more = replace(system, step_flops=1000).flops(REAL.sum(dim=1), answer) - system.flops(REAL.sum(dim=1), answer)
+    assert torch.equal(more, 1000 * answer.chain.lengths.double())
 
 
 # --- whose a model is ------------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ class System:
         targets: the rows that the latents point at, where they are trained to.
         table_size: weights of the table that an output is scored against.
         scorings: products with that table at each latent step; 2 where the whole vocabulary is mixed.
+        step_flops: floating-point operations of a latent step besides the stack's and the scores'.
     """
 
     name: str
@@ -84,6 +85,7 @@ class System:
     targets: RowTargets | None = None
     table_size: int
     scorings: int = 1
+    step_flops: int = 0
 
     # --- what it is ----------------------------------------------------------------------------------------------
 
@@ -237,7 +239,7 @@ class System:
         scored = (tokens + thought * self.scorings).double()
         # The last token that is said is never read.
         positions = (prompt + self.markers + latents + tokens - 1).double()
-        spoken = self.speaker.flops(latents.double())
+        spoken = self.speaker.flops(latents.double()) + self.step_flops * latents.double()
         total: Tensor = stack_flops(self.reasoner.stack, positions) + 2 * self.table_size * scored + spoken
         return total
 
