@@ -7,6 +7,7 @@ import string
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_hub import MINICPM_3, tiny_hub_model
 from tiny_recipe import built
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -14,9 +15,11 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 
 from unspoken.backbone.depth import require_same_blocks
 from unspoken.methods.coconut.model import CoconutModel
+from unspoken.methods.rows import explicit_rows
 from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import recipe as recipes
-from unspoken.training.backbones import fitting, require_rows
+from unspoken.training.backbones import _longest, fitting, require_rows
 from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import data_of
@@ -142,3 +145,12 @@ def test_first_blocks_that_depend_on_their_number_are_refused() -> None:
         ValueError, match="the first 1 blocks of MiniCPM3Model compute something else without those above"
     ):
         require_same_blocks(model.base_model, first_blocks_of(model, 1))
+
+
+@pytest.mark.parametrize(("chain", "latents", "longest"), [(1, 6, 12), (9, 2, 14), (2, 0, 7)])
+def test_of_two_sequences_for_the_same_problems_the_longer_one_counts(chain: int, latents: int, longest: int) -> None:
+    spans, markers = Spans(prompt=(3, 3), steps=((4,) * chain,), answer=(5,)), Markers(open=(1,), end=(2,))
+    explicit = explicit_rows([spans], markers, pad_id=0)
+    masks = {"attention_mask": 3, "latent_mask": latents, "text_mask": 3}
+    batch = {name: torch.ones(1, width, dtype=torch.long) for name, width in masks.items()}
+    assert _longest(batch | {"teacher": explicit}) == longest

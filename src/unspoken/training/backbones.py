@@ -58,13 +58,11 @@ def _positions_in_a_table(model: PreTrainedModel) -> int | None:
 
 def _longest(batch: Batch) -> int:
     """Positions of the longest row."""
-    rows = [value for value in batch.values() if isinstance(value, Rows)]
-    if rows:
-        return max(int(row.position.max()) + 1 for row in rows)
+    longest = [int(value.position.max()) + 1 for value in batch.values() if isinstance(value, Rows)]
     if "text_mask" in batch:
         masks = [batch[name].sum(dim=1) for name in ("attention_mask", "latent_mask", "text_mask")]
-        return int(torch.stack(masks).sum(dim=0).max())
-    return int(batch["input_ids"].shape[1])
+        longest.append(int(torch.stack(masks).sum(dim=0).max()))
+    return max(longest) if longest else int(batch["input_ids"].shape[1])
 
 
 def require_rows(model: PreTrainedModel, prompt_format: PromptFormat) -> None:

@@ -216,7 +216,7 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
             part.ids.numel() if isinstance(part, Rows) else part.numel()
             for name, part in inputs.items()
-            if name in ("input_ids", "text_ids", "encoder", "decoder")
+            if isinstance(part, Rows) or name in ("input_ids", "text_ids")
         )
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
