@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from unspoken.methods.coconut.method import CoconutMethod
+from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
@@ -34,6 +35,7 @@ METHODS: tuple[Method, ...] = (
     JepaReasonerMethod(),
     LatentSFTMethod(),
     CoconutMethod(),
+    CodiMethod(),
     CoupledMethod(),
 )
 

@@ -1,0 +1,32 @@
+"""CODI as a method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from unspoken.methods.codi.stages import Codi
+from unspoken.methods.method import Method, Objective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unspoken.reasoning.system import System
+
+
+class CodiMethod(Method):
+    """See `unspoken.methods.codi`."""
+
+    name: ClassVar[str] = "codi"
+    objectives: ClassVar[tuple[type[Objective], ...]] = (Codi,)
+
+    def register(self) -> None:
+        """The causal language model with its projection."""
+        import unspoken.methods.codi.model  # noqa: F401
+
+    def systems(
+        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
+    ) -> list[System]:
+        """See `unspoken.methods.codi.systems.systems`."""
+        from unspoken.methods.codi.systems import systems
+
+        return systems(model, stage=stage, max_answer=max_answer)

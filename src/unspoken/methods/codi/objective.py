@@ -1,0 +1,129 @@
+"""What CODI reads and minimises (Shen et al., arXiv 2502.21074; published code zhenyi4/codi at 4fd88d4).
+
+Axes: B batch, P prompt tokens, N latents, M tokens after the latents, L states of one position, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from unspoken import distributed
+from unspoken.methods.rows import explicit_rows
+from unspoken.places import at, places_of
+from unspoken.tasks.spans import Markers, Spans
+
+if TYPE_CHECKING:
+    from unspoken.methods.codi.model import CodiOutput
+    from unspoken.methods.codi.stages import Codi
+
+
+def before_value(answer: Sequence[int], box: Sequence[int]) -> int:
+    """Tokens of an answer before the first one that has a part of its value, sign included.
+
+    Args:
+        answer: token ids.
+        box: the ids of what stands before a value. A tokenizer may merge its end with the value, and an answer may not
+            begin with it at all: then its first token counts as part of the value.
+    """
+    same = [one == other for one, other in zip(answer, box, strict=False)]
+    return same.index(False) if False in same else len(same)
+
+
+def teacher_spans(spans: Spans, *, last_step: bool) -> Spans:
+    """What the teacher reads: without its last step, a chain does not spell the answer."""
+    return spans if last_step else replace(spans, steps=spans.steps[:-1], merged=None)
+
+
+def batch_of(
+    spans: Sequence[Spans], markers: Markers, box: Sequence[int], *, latents: int, last_step: bool, pad_id: int
+) -> dict[str, Any]:
+    """The sequences of student and teacher for the same problems.
+
+    The student reads ``prompt | open | latents | end | answer``, the teacher ``prompt | open | chain | end | answer``.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` ``[B, P]``, prompts padded on the left; ``latent_mask`` ``[B, N]``;
+        ``text_ids``, ``text_mask`` and ``target_mask`` ``[B, M]``, end marker and answer padded on the right, with the
+        answer alone as target; ``teacher``, rows; ``distilled_at`` and ``teacher_at`` ``[B]``, columns of the text and
+        of the teacher's rows at which the next token is the first of the value.
+
+    Raises:
+        ValueError: an empty batch.
+    """
+    teachers = [teacher_spans(row, last_step=last_step) for row in spans]
+    teacher = explicit_rows(teachers, markers, pad_id=pad_id)
+    prompts = [torch.tensor(row.prompt + markers.open) for row in spans]
+    texts = [torch.tensor(markers.end + row.answer) for row in spans]
+    targets = [torch.arange(len(text)) >= len(markers.end) for text in texts]
+    distilled_at = torch.tensor([len(markers.end) + before_value(row.answer, box) - 1 for row in spans])
+    read = [len(row.prompt) + len(markers.open) + len(row.chain) for row in teachers]
+    return {
+        "input_ids": pad_sequence(prompts, batch_first=True, padding_value=pad_id, padding_side="left"),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], True, padding_side="left"),
+        "latent_mask": torch.ones(len(spans), latents, dtype=torch.bool),
+        "text_ids": pad_sequence(texts, batch_first=True, padding_value=pad_id),
+        "text_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
+        "target_mask": pad_sequence(targets, batch_first=True),
+        "distilled_at": distilled_at,
+        "teacher": teacher,
+        "teacher_at": distilled_at + torch.tensor(read),
+    }
+
+
+def with_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its supervised outputs and their targets."""
+    chosen, teacher = batch["target_mask"][:, 1:], batch["teacher"]
+    return {
+        **batch,
+        "places": places_of(F.pad(chosen, (0, 1))),
+        "targets": batch["text_ids"][:, 1:][chosen],
+        "teacher_targets": at(teacher.ids, teacher.targets_at),
+    }
+
+
+def distances(
+    student_LBD: Float[Tensor, "L B D"], teacher_LBD: Float[Tensor, "L B D"], *, divide_by_std: bool
+) -> Float[Tensor, " L"]:
+    """Smooth L1 distance of the student's states from the teacher's, a layer each; no gradient reaches the teacher.
+
+    Args:
+        divide_by_std: by the standard deviation of the teacher's states of the layer, over batch and width together.
+    """
+    student_LBD, teacher_LBD = student_LBD.float(), teacher_LBD.detach().float()
+    distance_L = F.smooth_l1_loss(student_LBD, teacher_LBD, reduction="none").mean(dim=(1, 2))
+    return distance_L / _std(teacher_LBD) if divide_by_std else distance_L
+
+
+def _std(values_LBD: Float[Tensor, "L B D"]) -> Float[Tensor, " L"]:
+    """Unbiased, over the batches of all ranks."""
+    count = distributed.all_reduce_sum(torch.tensor(values_LBD[0].numel(), device=values_LBD.device))
+    mean_L = distributed.all_reduce_sum(values_LBD.sum(dim=(1, 2))) / count
+    squares_L = distributed.all_reduce_sum((values_LBD - mean_L[:, None, None]).square().sum(dim=(1, 2)))
+    return (squares_L / (count - 1)).sqrt()
+
+
+def codi_loss(objective: Codi, outputs: CodiOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy of the student's answer and of the teacher's text, in nats a token, and the distance of states."""
+    assert outputs.logits is not None and outputs.teacher_logits is not None
+    assert outputs.states is not None and outputs.teacher_states is not None
+    if "places" not in batch:
+        batch = with_places(batch)
+    mean = distributed.rank_weighted_mean
+    targets, teacher_targets = batch["targets"], batch["teacher_targets"]
+    student = mean(F.cross_entropy(at(outputs.logits, batch["places"]).float(), targets), len(targets))
+    teacher = mean(F.cross_entropy(outputs.teacher_logits.float(), teacher_targets), len(teacher_targets))
+    own_L = distances(outputs.states, outputs.teacher_states, divide_by_std=objective.divide_by_std)
+    layers_L = mean(own_L, len(batch["text_ids"]))
+    distance = layers_L.mean()
+    terms = {"student_loss": student, "teacher_loss": teacher, "distance": distance}
+    terms |= {f"distance_{layer}": value for layer, value in enumerate(layers_L)}
+    loss = student + objective.teacher_weight * teacher + objective.distance_weight * distance
+    return loss, {name: value.detach() for name, value in terms.items()}
