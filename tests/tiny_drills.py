@@ -92,11 +92,19 @@ stages:
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
   - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1}}}}
   - {{<<: *adapted, name: second, start: first, objective: {{kind: coconut, replaced: 2, rest: none}}}}
+  - <<: *stage
+    name: codi
+    start: cot
+    objective: {{kind: codi, latents: 2, distance_weight: 0.5, teacher_weight: 0.5, divide_by_std: false,
+      last_step: true, separate_teacher: true, projection: {{width: 8, dropout: 0.1}}}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}
 threads: 1
 """
 
-TEXTS = {"trees": TEXT, "strings": STRINGS, "prose": PROSE, "words": WORDS}
+# Rows of a tree that ask for two of its leaves.
+TREES = TEXT.replace("{kind: next_token}", "{kind: next_token, questions: 2}", 1)
+
+TEXTS = {"trees": TREES, "strings": STRINGS, "prose": PROSE, "words": WORDS}
 
 
 def drilled(name: str, folder: Path | None = None, *overrides: str) -> Recipe:
