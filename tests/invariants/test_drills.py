@@ -326,7 +326,7 @@ def test_measuring_that_runs_out_of_memory_says_which_size_to_lower(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text(TEXT)
+    (tmp_path / "recipe.yaml").write_text(TEXTS["trees"])
     shutil.copytree(finished("trees")[1], tmp_path / "run")
     monkeypatch.setattr(experiment, "evaluate", lambda *_, **__: torch.empty(2**50))
     what = ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]

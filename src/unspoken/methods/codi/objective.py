@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +16,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from unspoken import distributed
+from unspoken.methods.codi.model import CodiOutput
+from unspoken.methods.codi.stages import Codi
 from unspoken.methods.rows import explicit_rows
 from unspoken.places import at, places_of
 from unspoken.tasks.spans import Markers, Spans
-
-if TYPE_CHECKING:
-    from unspoken.methods.codi.model import CodiOutput
-    from unspoken.methods.codi.stages import Codi
 
 
 def before_value(answer: Sequence[int], box: Sequence[int]) -> int:
