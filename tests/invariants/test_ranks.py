@@ -128,8 +128,8 @@ def stopped_in_union(target):
     raise AssertionError("it was not stopped")
 
 
-def shard(model, shard=trainer.shard):
-    shard(model)
+def shard(model, objective, shard=trainer.shard):
+    shard(model, objective)
     held = [*model.parameters(), *[buffer for path, buffer in model.named_buffers() if path == "target_table"]]
     parts = [part.to_local().numel() for part in held]
     share = {"whole": sum(part.numel() for part in held), "own": sum(parts), "tables": len(held)}
