@@ -41,6 +41,7 @@ def validator_of(context: Context, count: int) -> Validator:
     task, objective = context.task, context.line.objective
     problems = context.sample(np.arange(count), "validation")
     own = problems.select(np.array(distributed.rank_slice(count)))
+    parts = [] if context.has_chain else _batches(context, count)
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:
@@ -64,7 +65,7 @@ def validator_of(context: Context, count: int) -> Validator:
         if context.has_chain:
             reading["score"] = right
         else:
-            loss, terms = _loss(model, context, count)
+            loss, terms = _loss(model, context, parts)
             reading |= terms
             # With several possible targets no answer is right every time: the loss alone tells models apart.
             certain = context.traits.selected_by != "loss"
@@ -101,7 +102,7 @@ class _Answers:
 
     Attributes:
         chain: of all of them.
-        grades: see `unspoken.tasks.task.Task.grade`.
+        correct, per_symbol: see `unspoken.tasks.task.Grades`.
         free: the model wrote its chains itself.
     """
 
@@ -139,18 +140,24 @@ def _answers(system: System, model: PreTrainedModel, context: Context, problems:
     )
 
 
-def _loss(model: PreTrainedModel, context: Context, count: int) -> tuple[float, dict[str, float]]:
+def _batches(context: Context, count: int) -> list[tuple[int, Batch]]:
+    """The validation problems as the stage's loss reads them, a batch at a time, with their number."""
+    make = context.line.objective.collate(context, "validation")
+    pieces = np.split(np.arange(count), range(context.batch_size, count, context.batch_size))
+    return [(len(indices), make(indices)) for indices in pieces]
+
+
+def _loss(model: PreTrainedModel, context: Context, parts: list[tuple[int, Batch]]) -> tuple[float, dict[str, float]]:
     """Mean loss over the validation problems, and its terms, in float32."""
-    make, objective = context.line.objective.collate(context, "validation"), context.line.objective
     # The class's forward: the Trainer has wrapped the instance's in autocast.
     forward = partial(type(model).forward, model)
-    losses, terms, sizes = [], [], []
-    for indices in np.split(np.arange(count), range(context.batch_size, count, context.batch_size)):
+    losses, terms = [], []
+    for _, batch in parts:
         with distributed.as_single_process():
-            loss, named = objective.loss(forward, moved(make(indices), model.device))
+            loss, named = context.line.objective.loss(forward, moved(batch, model.device))
         losses.append(float(loss))
         terms.append({name: float(value) for name, value in named.items()})
-        sizes.append(len(indices))
+    sizes = [size for size, _ in parts]
     means = {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
     return float(np.average(losses, weights=sizes)), means
 
