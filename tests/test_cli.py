@@ -62,7 +62,7 @@ def test_a_wrong_recipe_is_refused_without_importing_anything_heavy() -> None:
     *times, message = done.stderr.splitlines()
     assert (done.returncode, message) == (
         2,
-        "unspoken: tree-search (tiny): backbone: attention_size 128 is not a multiple of num_attention_heads 3; "
+        "unspoken: tree-search (tiny): backbone: attention_size 256 is not a multiple of num_attention_heads 3; "
         "the width of a head must be whole",
     )
     modules = {line.rpartition("|")[2].strip() for line in times}

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rich.console import Console
@@ -27,12 +27,11 @@ EXTRAS = {
     "serve": ("the server for OpenAI clients", ("fastapi", "uvicorn")),
 }
 
-# Share of the product rate that training reaches. Measured on one thread of an AMD EPYC whose products run at
-# 200 GFLOP/s in bfloat16 and 92 in float32: the demo's stages, 1.60e13 FLOPs by their plan, took 183 s in bfloat16,
-# looks at validation problems included; starting and measuring took 27 s more. The share in float32 follows from these
-# if all but the products takes as long there.
-_USE: dict[Precision, float] = {"bf16": 0.44, "fp32": 0.63}
-_REST = 27.0  # seconds
+# How long the demo takes: its FLOPs by the plan, which counts every step although a stage ends early, over the product
+# rate and a factor, and a rest that no product rate changes. Fitted to two measured runs on two cores of an AMD EPYC,
+# each the mean of three seeds, start and measuring included: 92 s at 289 GFLOP/s in bfloat16, 127 s at 153 in float32.
+_USE = 0.81
+_REST = 53.0  # seconds
 
 
 def diagnose(device_name: str = "auto") -> dict[str, Any]:
@@ -54,7 +53,7 @@ def diagnose(device_name: str = "auto") -> dict[str, Any]:
     torch.set_num_threads(threads)
     device = resolve_device(device_name)
     try:
-        rates = {name: product_rate(name, device) for name in _USE}
+        rates = {name: product_rate(name, device) for name in get_args(Precision)}
         precision = choose_precision(device)
     except RuntimeError as error:
         raise ValueError(
@@ -117,7 +116,7 @@ def _demo(precision: Precision, device: torch.device) -> dict[str, Any]:
     seconds = None
     if device.type == "cpu":
         torch.set_num_threads(recipe.threads or usable_threads())
-        seconds = _REST + flops / (_USE[precision] * product_rate.__wrapped__(precision, device))
+        seconds = _REST + flops / (_USE * product_rate.__wrapped__(precision, device))
     return {
         "command": "unspoken run tree-search --size tiny",
         "flops": flops,
