@@ -82,7 +82,7 @@ def against_others(rounds: int) -> tuple[dict[str, list[float]], int]:
 def problems(rows: int) -> dict[str, torch.Tensor]:
     """Tree-search problems as a batch."""
     task = TreeSearchConfig().build()
-    return task.encode(task.sample("train", np.arange(rows)))
+    return task.rows(task.sample("train", np.arange(rows)))
 
 
 def main(rounds: int) -> None:

@@ -21,7 +21,7 @@ from unspoken.reasoning.system import System
 from unspoken.tasks.context_free import EOS
 
 REAL = (torch.arange(6) >= torch.tensor([0, 3, 1, 0, 4, 2, 0, 1, 3])[:, None]).long()
-PROMPTS = {"input_ids": prompts(9, 6) * REAL, "attention_mask": REAL}
+PROMPTS = (prompts(9, 6) * REAL, REAL)
 KINDS = ("coupled", "coconut", "reasoner", "mono", "dual")
 
 
@@ -49,8 +49,8 @@ def test_a_padded_batch_says_what_single_prompts_say(kind: str) -> None:
     assert chain.mask.all()
     assert len(set(map(tuple, said.tolist()))) > 1
     for row in range(9):
-        real = PROMPTS["attention_mask"][row].bool()
-        alone = {name: values[row : row + 1, real] for name, values in PROMPTS.items()}
+        real = PROMPTS[1][row].bool()
+        alone = (PROMPTS[0][row : row + 1, real], PROMPTS[1][row : row + 1, real])
         single, words = continued(one, alone, steps, 4)
         torch.testing.assert_close(single.latents[0], chain.latents[row], atol=1e-4, rtol=1e-4)
         assert words.tolist() == said[row : row + 1].tolist()
@@ -63,7 +63,7 @@ def test_coconut_says_the_second_half_behind_its_own_states() -> None:
     model = one.model
     table = model.get_input_embeddings()
     for row in range(9):
-        prompt = PROMPTS["input_ids"][row][PROMPTS["attention_mask"][row].bool()]
+        prompt = PROMPTS[0][row][PROMPTS[1][row].bool()]
         vectors = table(torch.cat([prompt, torch.tensor([EOS])]))[None]
         for _ in range(2):
             vectors = torch.cat([vectors, model.base_model(inputs_embeds=vectors).last_hidden_state[:, -1:]], dim=1)

@@ -258,6 +258,18 @@ def test_steps_are_the_chain(case: Case) -> None:
             assert {len(step) for step in spans.steps} == {1}
 
 
+def test_prompts_are_those_of_the_spans_padded_on_the_left(case: Case) -> None:
+    problems = case.problems()
+    ids, mask = case.task.prompts(problems, case.prompt_format)
+    assert ids.dtype == mask.dtype == torch.long
+    assert ids.shape == mask.shape
+    prompts = [spans.prompt for spans in case.spans(problems)]
+    assert [tuple(row[real.bool()].tolist()) for row, real in zip(ids, mask, strict=True)] == prompts
+    assert mask.sum(dim=0).min() > 0  # no column is padding alone
+    assert (mask.diff(dim=1) >= 0).all()
+    assert (ids[mask == 0] == case.tokenizer.pad_token_id).all()
+
+
 def test_rows_hold_the_spans(case: Case) -> None:
     problems, (opened, end) = case.problems(), case.markers
     batch = case.task.rows(problems, case.prompt_format)
@@ -372,6 +384,7 @@ def test_a_problem_s_text_is_read_back(case: Case) -> None:
 def test_only_a_task_without_a_tokenizer_needs_a_prompt_format(case: Case) -> None:
     if case.prompt_format is None:
         assert case.task.spans(case.problems()) == case.spans(case.problems())
-    else:
+        return
+    for tokens in (case.task.spans, case.task.prompts):
         with pytest.raises(ValueError, match="brings no tokenizer; give the prompt_format of a pretrained backbone"):
-            case.task.spans(case.problems())
+            tokens(case.problems())

@@ -17,7 +17,7 @@ from unspoken.tasks.dataset import WINDOW, GeneratedDataset, by_length
 
 def window(first: int = 0, size: int = 40, split: str = "train", seed: int = 0) -> GeneratedDataset:
     task = TreeSearchConfig(depth=3, targets=2).build()
-    return GeneratedDataset(make=lambda indices: task.encode(task.sample(split, indices, seed)), first=first, size=size)
+    return GeneratedDataset(make=lambda indices: task.rows(task.sample(split, indices, seed)), first=first, size=size)
 
 
 def test_a_batch_is_its_samples() -> None:

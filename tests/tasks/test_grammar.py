@@ -246,7 +246,7 @@ def test_the_data_are_still_the_same() -> None:
 def test_an_empty_batch_is_empty() -> None:
     empty = TASK.sample("train", np.array([], dtype=np.int64))
     assert len(empty) == 0
-    assert TASK.encode(empty)["input_ids"].shape[0] == TASK.answers(empty).shape[0] == 0
+    assert TASK.rows(empty)["input_ids"].shape[0] == TASK.answers(empty).shape[0] == 0
 
 
 def test_seeds_splits_indices_and_grammars_give_different_strings() -> None:
@@ -276,7 +276,7 @@ def test_no_string_is_in_two_splits() -> None:
 def test_the_tokenizer_reads_the_text_as_the_task_encodes_it() -> None:
     problems = TASK.sample("train", np.arange(20))
     read = TASK.tokenizer([text + "[EOS]" for text in TASK.text(problems)], padding=True, return_tensors="pt")
-    batch = TASK.encode(problems)
+    batch = TASK.rows(problems)
     assert torch.equal(read["input_ids"], batch["input_ids"])
     assert torch.equal(read["attention_mask"], batch["attention_mask"])
     assert len(TASK.tokenizer) == 5
@@ -285,18 +285,18 @@ def test_the_tokenizer_reads_the_text_as_the_task_encodes_it() -> None:
 
 def test_prompt_and_answer_are_the_beginning_of_the_string() -> None:
     problems = TASK.sample("train", np.arange(300))
-    prompts, answers, batch = TASK.prompts(problems), TASK.answers(problems), TASK.encode(problems)
+    (prompt_ids, prompt_mask), answers, batch = TASK.prompts(problems), TASK.answers(problems), TASK.rows(problems)
     assert answers.shape == (300, 4)
     for row, text in enumerate(TASK.text(problems)):
-        prompt = prompts["input_ids"][row][prompts["attention_mask"][row].bool()]
+        prompt = prompt_ids[row][prompt_mask[row].bool()]
         letters = "".join("??abc"[token] for token in [*prompt.tolist(), *answers[row].tolist()])
         assert text.startswith(letters)
         assert len(text) // 2 <= len(prompt) <= len(text) - 4
         assert torch.equal(batch["input_ids"][row][batch["answer_mask"][row]], answers[row])
         before = batch["attention_mask"][row].bool() & (batch["answer_mask"][row].cumsum(0) == 0)
         assert torch.equal(batch["input_ids"][row][before], prompt)
-    assert prompts["attention_mask"][:, -1].all()
-    assert (prompts["input_ids"][prompts["attention_mask"] == 0] == PAD).all()
+    assert prompt_mask[:, -1].all()
+    assert (prompt_ids[prompt_mask == 0] == PAD).all()
     # Prompts end everywhere in their range: at its first place, its last, and half-way in the mean.
     least, most = problems.length_B // 2, problems.length_B - 4
     assert (problems.prompt_B == least).any()

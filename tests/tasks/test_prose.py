@@ -106,7 +106,7 @@ def test_sentences_stand_between_two_ends(file: Path) -> None:
 
 
 def test_a_batch_is_padded_on_the_left(file: Path) -> None:
-    batch = task(file).encode([np.array([1, 5, 6, 1]), np.array([1, 7, 1])])
+    batch = task(file).rows([np.array([1, 5, 6, 1]), np.array([1, 7, 1])])
     assert batch["input_ids"].tolist() == [[1, 5, 6, 1], [PAD, 1, 7, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 1, 1, 1]]
     assert batch["answer_mask"].tolist() == [[False, True, True, True], [False, False, True, True]]

@@ -119,7 +119,7 @@ def test_every_name_is_everywhere_equally_often() -> None:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_lengths_are_what_the_task_says(depth: int) -> None:
     task = task_of(depth=depth, targets=2)
-    batch = task.encode(task.sample("test", np.arange(3)))
+    batch = task.rows(task.sample("test", np.arange(3)))
     assert batch["input_ids"].shape == (3, task.prompt_length + task.answer_length)
     assert task.answer_length == depth + 1
     assert batch["attention_mask"].all()
@@ -136,7 +136,7 @@ def test_a_full_sample_has_the_paper_s_51_tokens_out_of_21() -> None:
 def test_the_answer_mask_covers_the_route_and_the_end() -> None:
     task = task_of(depth=3)
     problems = task.sample("train", np.arange(4))
-    batch = task.encode(problems)
+    batch = task.rows(problems)
     assert batch["answer_mask"].sum(dim=1).tolist() == [4] * 4
     assert (batch["input_ids"][batch["answer_mask"]].view(4, 4) == task.answers(problems)).all()
     tokens = task.tokenizer.convert_ids_to_tokens(batch["input_ids"][0].tolist())
@@ -147,7 +147,7 @@ def test_the_answer_mask_covers_the_route_and_the_end() -> None:
 def test_the_tokenizer_reads_the_text_as_the_task_encodes_it(targets: int) -> None:
     task = task_of(targets=targets)
     problems = task.sample("train", np.arange(20))
-    ids = task.encode(problems)["input_ids"][:, :-1]
+    ids = task.rows(problems)["input_ids"][:, :-1]
     assert task.tokenizer(task.text(problems))["input_ids"] == ids.tolist()
     assert task.tokenizer.padding_side == "left"
 

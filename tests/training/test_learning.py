@@ -91,7 +91,7 @@ def test_the_same_training_on_answers_of_other_problems_stays_blind(recipe: Reci
     objective = NextToken()
     losses = []
     for step in range(STEPS):
-        batch = task.encode(task.sample("train", np.arange(step * BATCH, (step + 1) * BATCH)))
+        batch = task.rows(task.sample("train", np.arange(step * BATCH, (step + 1) * BATCH)))
         others = {**batch, "input_ids": batch["input_ids"].roll(1, dims=0)}
         # The model reads one problem and is graded on another's answer.
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
@@ -119,7 +119,7 @@ def test_the_talker_says_the_chain_and_nothing_without_it(trained: Path, recipe:
     assert isinstance(model, JepaReasonerForCausalLM)
     task = recipe.task.build()
     problems = task.sample("test", np.arange(200))
-    prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
+    prompts = task.prompts(problems)[0]
     chain = model.reason(prompts, None, StopRule(max_latents=6))
 
     def accuracy(latents: torch.Tensor) -> float:

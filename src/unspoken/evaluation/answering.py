@@ -48,7 +48,7 @@ def answer_trees(system: System, task: TreeSearchTask, problems: TreeProblems, b
 
     The cap is twice the longest right answer, so that a chain that does not stop in time is seen.
     """
-    prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
+    prompts = task.prompts(problems)[0]
 
     def respond(rows: Tensor) -> Answer:
         return system.respond(rows, max_tokens=2 * task.answer_length)

@@ -40,14 +40,14 @@ from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 def forced_latents(system: System, task: TreeSearchTask, problems: TreeProblems) -> Tensor:
     """Teacher-forced latents ``[B, depth + 1, D]`` of the answer positions."""
     assert system.targets is not None
-    ids, device = task.encode(problems)["input_ids"], system.model.device
+    ids, device = task.rows(problems)["input_ids"], system.model.device
     parts = [system.targets.read(moved(part, device))[:, task.prompt_length - 1 : -1] for part in ids.split(500)]
     return moved(torch.cat(parts), CPU)
 
 
 def containment(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
     """Change every seed of the Talker: the answer may change, the chain must stay the same to the last bit."""
-    prompts = task.encode(problems)["input_ids"][:, : task.prompt_length]
+    prompts = task.prompts(problems)[0]
     samplers = [Sampler(20.0, torch.Generator().manual_seed(seed)) for seed in range(5)]
     answers = [system.respond(prompts, sample=sampler) for sampler in samplers]
     first, *others = answers
@@ -190,7 +190,7 @@ def _controls(
 ) -> dict[str, dict[str, Any]]:
     """Outcomes and accuracy on the names below the root for every causal control."""
     right, found = task.answers(test), {}
-    prompts = task.encode(test)["input_ids"][:, : task.prompt_length]
+    prompts = task.prompts(test)[0]
     for name, control in CONTROLS.items():
         tokens = system.respond(prompts, chain=control(chain, torch.Generator().manual_seed(seed))).tokens
         below = slice(1, min(tokens.shape[1], task.config.depth))
@@ -276,7 +276,7 @@ def evaluate(
         if COUPLED in stacked and name != COUPLED
     }
     # The tokens of prompt and right answer say all there is to know of a problem.
-    asked = fingerprint_of(row.tobytes() for row in task.encode(test)["input_ids"].numpy())
+    asked = fingerprint_of(row.tobytes() for row in task.rows(test)["input_ids"].numpy())
     spent_by = {name: compared(system["cost"]) for name, system in result["systems"].items()}
     result["outcomes"] = {"test": outcomes_of(asked, outcomes, spent_by)}
     result["controls"] = {

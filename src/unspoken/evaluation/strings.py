@@ -65,21 +65,21 @@ _FEW = 200  # problems for containment and cost
 
 @torch.no_grad()
 def continued(
-    system: System, prompts: Mapping[str, Tensor], steps: int, batch_size: int
+    system: System, prompts: tuple[Tensor, Tensor], steps: int, batch_size: int
 ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
     """The chains of some prompts and so many symbols said from them.
 
     Args:
-        prompts: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left.
+        prompts: token ids and mask ``[B, P]``, padded on the left.
         steps: symbols; where each of them has a latent, every chain has that length.
     """
-    one = system.of_length(steps)
+    one, (ids, mask) = system.of_length(steps), prompts
 
     def respond(rows: Tensor) -> tuple[LatentChain, Tensor]:
-        answer = one.respond(prompts["input_ids"][rows], prompts["attention_mask"][rows])
+        answer = one.respond(ids[rows], mask[rows])
         return answer.chain, F.pad(answer.tokens, (0, steps - answer.tokens.shape[1]), value=PAD)
 
-    rows = torch.arange(len(prompts["input_ids"]))
+    rows = torch.arange(len(ids))
     chains, said = zip(*distributed.map_over_ranks(rows.split(batch_size), respond), strict=True)
     return LatentChain.concatenate(list(chains)), torch.cat(said)
 
@@ -87,7 +87,7 @@ def continued(
 @torch.no_grad()
 def under_noise(
     system: System,
-    prompts: Mapping[str, Tensor],
+    prompts: tuple[Tensor, Tensor],
     right: Int[Tensor, "B M"],
     *,
     steps: int,
@@ -97,8 +97,7 @@ def under_noise(
     batch_size: int,
 ) -> tuple[Hits, dict[float, float]]:
     """Say the symbols ``right``, the last of ``steps``, from noisy chains; see `robustness.latent_noise`."""
-    one = system.of_length(steps)
-    ids, mask = prompts["input_ids"], prompts["attention_mask"]
+    one, (ids, mask) = system.of_length(steps), prompts
 
     def speak(chain: LatentChain) -> Tensor:
         said = []
@@ -166,16 +165,14 @@ def _prefixes(
 ) -> tuple[Hits, list[float]]:
     """The first half behind corrupted prompts (section 6.2), and how often it is valid behind the clean ones."""
     short = replace(task.config, steps=task.config.steps // 2).build()
-    prompts, valid = task.prompts(problems), []
+    (clean, mask), valid = task.prompts(problems), []
 
     def answer(ids: Tensor) -> Tensor:
-        _, said = continued(one, {**prompts, "input_ids": ids}, short.config.steps, batch_size)
+        _, said = continued(one, (ids, mask), short.config.steps, batch_size)
         valid.append(float(short.valid(said, problems).double().mean()))
         return said
 
-    found = token_noise(
-        answer, prompts["input_ids"], short.answers(problems), rates=TOKEN_RATES, alternatives=SYMBOLS, seed=seed
-    )
+    found = token_noise(answer, clean, short.answers(problems), rates=TOKEN_RATES, alternatives=SYMBOLS, seed=seed)
     return found, valid
 
 
@@ -209,7 +206,7 @@ def _read(
     if can_be_forced(one):
         few = _some(problems, slice(_FEW))
         asked, expected = task.prompts(few), task.answers(few)[:, one.unsaid :]
-        run = forced_run(one.of_length(steps), asked["input_ids"], asked["attention_mask"], fill=EOS)
+        run = forced_run(one.of_length(steps), *asked, fill=EOS)
         effect = containment(run, expected, alternatives=SYMBOLS, rate=_FORCED, seed=seed)
     complete: dict[str, Any] = {}
     if not one.unsaid:
@@ -246,23 +243,22 @@ def _cost(one: System, task: GrammarTask, problems: GrammarProblems, batch_size:
 
 
 def _controls(
-    one: System, prompts: Mapping[str, Tensor], chain: LatentChain, right: Tensor, seed: int
+    one: System, prompts: tuple[Tensor, Tensor], chain: LatentChain, right: Tensor, seed: int
 ) -> tuple[dict[str, Outcomes], dict[str, Outcomes]]:
     """Hits ``[B, M]`` of the second half: from every altered chain, and after right and wrong first halves.
 
     Only a Dual-Talker reads what it has said before; a Mono-Talker has no second result.
     """
     half = right.shape[1] // 2
-    asked = (prompts["input_ids"], prompts["attention_mask"])
     altered = {}
     for name, control in CONTROLS.items():
-        said = one.respond(*asked, chain=control(chain, torch.Generator().manual_seed(seed))).tokens
+        said = one.respond(*prompts, chain=control(chain, torch.Generator().manual_seed(seed))).tokens
         altered[name] = hits(said[:, half:], right[:, half:])
     if not one.speaker.reads_tokens:
         return altered, {}
     wrong = corrupted(first := right[:, :half], torch.ones_like(first, dtype=torch.bool), 1.0, SYMBOLS, seed)
     primed = {
-        name: hits(one.respond(*asked, chain=chain, sample=ForcedTokens(prime)).tokens[:, half:], right[:, half:])
+        name: hits(one.respond(*prompts, chain=chain, sample=ForcedTokens(prime)).tokens[:, half:], right[:, half:])
         for name, prime in (("right", first), ("wrong", wrong))
     }
     return altered, primed
@@ -380,7 +376,7 @@ def evaluate_strings(
                             kept.setdefault(control, []).append(outcome)
     exact = {name: [reading.exact for reading in found] for name, found in readings.items()}
     stacked = {name: np.stack(found) for name, found in exact.items()}
-    asked = fingerprint_of(row.tobytes() for row in torch.cat([prompts["input_ids"], right], dim=1).numpy())
+    asked = fingerprint_of(row.tobytes() for row in torch.cat([prompts[0], right], dim=1).numpy())
     strings = _gathered(readings, task, coconut) | {"prime": {name: _halves(found) for name, found in primed.items()}}
     return {
         "schema": 1,

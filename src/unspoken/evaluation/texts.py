@@ -89,9 +89,9 @@ def evaluate_texts(
     Returns:
         The content described at the top of this file, without recipe and command.
     """
-    texts = task.encode(task.first("test", problems))
+    texts = task.rows(task.first("test", problems))
     rows = sentence_pairs(task.first("test", problems, kind="sentences"))
-    sentences = task.encode(rows)
+    sentences = task.rows(rows)
     drawable = torch.arange(len(MARKERS), len(task.tokenizer))
     prime = task.config.prime
     language: dict[str, list[dict[str, Outcomes]]] = {}

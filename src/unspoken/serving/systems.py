@@ -106,7 +106,7 @@ def served_trees(system: System, task: TreeSearchTask) -> Served:
     """A system that searches trees."""
 
     def spell(text: str, _chat: bool) -> Sequence[int]:
-        ids: list[int] = task.encode(task.parse(text))["input_ids"][0, : task.prompt_length].tolist()
+        ids: list[int] = task.prompts(task.parse(text))[0][0].tolist()
         return ids
 
     return Served(

@@ -220,7 +220,9 @@ class GrammarTask:
 
     # --- printing ----------------------------------------------------------------------------------------------
 
-    def encode(self, problems: GrammarProblems) -> dict[str, Tensor]:
+    def rows(
+        self, problems: GrammarProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
         """Strings with all their symbols and their end: what a model trains on.
 
         Returns:
@@ -229,6 +231,7 @@ class GrammarTask:
         """
         import torch
 
+        assert chain, "the grammar has no chain to leave out"
         ids = np.pad(problems.ids_BT, ((0, 0), (0, 1)), constant_values=EOS)
         rest_B = problems.length_B + 1 - problems.prompt_B
         answer = last_places(ids.shape[1], rest_B) & ~last_places(ids.shape[1], rest_B - self.config.steps)
@@ -238,15 +241,13 @@ class GrammarTask:
             "answer_mask": torch.from_numpy(answer),
         }
 
-    def prompts(self, problems: GrammarProblems) -> dict[str, Tensor]:
-        """What is given: ``input_ids`` and ``attention_mask`` ``[B, P]``, padded on the left."""
+    def prompts(self, problems: GrammarProblems, prompt_format: PromptFormat | None = None) -> tuple[Tensor, Tensor]:
+        """The given beginnings: token ids ``[B, P]``, padded on the left, and their mask ``[B, P]``."""
         import torch
 
         width = int(problems.prompt_B.max(initial=0))
-        return {
-            "input_ids": torch.from_numpy(problems.window(width, 0)),
-            "attention_mask": torch.from_numpy(last_places(width, problems.prompt_B).astype(np.int64)),
-        }
+        mask = last_places(width, problems.prompt_B).astype(np.int64)
+        return torch.from_numpy(problems.window(width, 0)), torch.from_numpy(mask)
 
     def spans(self, problems: GrammarProblems, prompt_format: PromptFormat | None = None) -> list[Spans]:
         """The tokens of each problem: the first half of the symbols are steps, the others the answer, without an end.
@@ -261,13 +262,6 @@ class GrammarTask:
             made.append(Spans(prompt=string[:given], steps=steps, answer=symbols[half:]))
         return made
 
-    def rows(
-        self, problems: GrammarProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
-    ) -> dict[str, Tensor]:
-        """The same as `encode`."""
-        assert chain, "the grammar has no chain to leave out"
-        return self.encode(problems)
-
     def talker_rows(
         self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
     ) -> dict[str, Tensor]:
@@ -279,7 +273,7 @@ class GrammarTask:
         import torch
 
         problems = self.sample(split, indices, seed)
-        batch = self.encode(problems)
+        batch = self.rows(problems)
         width = batch["input_ids"].shape[1]
         mask = np.zeros((len(problems), width), dtype=np.bool_)
         for row, (index, length) in enumerate(zip(indices, problems.length_B.tolist(), strict=True)):
@@ -291,7 +285,7 @@ class GrammarTask:
 
     def questions(self, problems: GrammarProblems) -> list[str]:
         """The beginnings that are given."""
-        return self.tokenizer.batch_decode(self.prompts(problems)["input_ids"], skip_special_tokens=True)
+        return self.tokenizer.batch_decode(self.prompts(problems)[0], skip_special_tokens=True)
 
     def parse(self, text: str) -> GrammarProblems:
         """Nobody asks anything here.

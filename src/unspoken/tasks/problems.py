@@ -135,6 +135,12 @@ class ReasoningTask(ABC):
         """
         return self._format(prompt_format).spans_of(problems)
 
+    def prompts(
+        self, problems: Sequence[ReasoningProblem], prompt_format: PromptFormat | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Questions as token ids ``[B, T]``, padded on the left, and their mask; see `PromptFormat.prompts`."""
+        return self._format(prompt_format).prompts(problems)
+
     def rows(
         self, problems: Sequence[ReasoningProblem], prompt_format: PromptFormat | None = None, *, chain: bool = True
     ) -> dict[str, Tensor]:

@@ -222,7 +222,9 @@ class ProseTask:
         size = self.size(split, kind)
         return self.sample(split, range(most if size is None else max(1, min(most, size))), kind=kind)
 
-    def encode(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def rows(
+        self, problems: Sequence[Row], prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
         """Rows of either kind as a batch.
 
         Returns:
@@ -231,15 +233,17 @@ class ProseTask:
         """
         import torch
 
-        width = max(map(len, rows))
-        ids, place = np.full((len(rows), width), PAD, dtype=np.int64), np.zeros((len(rows), width), dtype=np.int64)
-        for number, row in enumerate(rows):
+        assert chain, "prose has no chain to leave out"
+        width = max(map(len, problems))
+        ids = np.full((len(problems), width), PAD, dtype=np.int64)
+        for number, row in enumerate(problems):
             ids[number, width - len(row) :] = row
-            place[number, width - len(row) :] = np.arange(1, len(row) + 1)
+        # 1 at the first token of each row, 0 and less on what pads it.
+        position = np.arange(1, width + 1) - width + np.array([len(row) for row in problems])[:, None]
         return {
             "input_ids": torch.from_numpy(ids),
-            "attention_mask": torch.from_numpy((place > 0).astype(np.int64)),
-            "answer_mask": torch.from_numpy(place > 1),
+            "attention_mask": torch.from_numpy((position > 0).astype(np.int64)),
+            "answer_mask": torch.from_numpy(position > 1),
         }
 
     def spans(self, problems: Sequence[Row], prompt_format: PromptFormat | None = None) -> list[Spans]:
@@ -247,18 +251,18 @@ class ProseTask:
         rows = [tuple(row.tolist()) for row in problems]
         return [Spans(prompt=row[:1], steps=(), answer=row[1:]) for row in rows]
 
-    def rows(
-        self, problems: Sequence[Row], prompt_format: PromptFormat | None = None, *, chain: bool = True
-    ) -> dict[str, Tensor]:
-        """The same as `encode`."""
-        assert chain, "prose has no chain to leave out"
-        return self.encode(problems)
+    def prompts(self, problems: Sequence[Row], prompt_format: PromptFormat | None = None) -> tuple[Tensor, Tensor]:
+        """The first token of each row ``[B, 1]``, and a mask of ones."""
+        import torch
+
+        ids = torch.tensor([[int(row[0])] for row in problems])
+        return ids, torch.ones_like(ids)
 
     def talker_rows(
         self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
     ) -> dict[str, Tensor]:
         """Single sentences between two ends: what a Talker learns."""
-        return self.encode(self.sample(split, indices, seed, kind="sentences"))
+        return self.rows(self.sample(split, indices, seed, kind="sentences"))
 
     def questions(self, problems: Sequence[Row]) -> list[str]:
         """The texts."""

@@ -167,6 +167,12 @@ class Task(Protocol):
             ValueError: there is neither.
         """
 
+    def prompts(self, problems: Any, prompt_format: PromptFormat | None = None) -> tuple[Tensor, Tensor]:
+        """What a model is given to answer: token ids ``[B, T]``, padded on the left, and their mask ``[B, T]``.
+
+        Row by row the prompts of `spans`, without the cost of tokenising chains and answers.
+        """
+
     def rows(
         self, problems: Any, prompt_format: PromptFormat | None = None, *, chain: bool = True
     ) -> dict[str, Tensor]:

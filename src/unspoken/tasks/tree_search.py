@@ -257,8 +257,10 @@ class TreeSearchTask:
             up.append((up[-1] - 1) // 2)
         return np.stack(up[::-1], axis=1)
 
-    def encode(self, problems: TreeProblems) -> dict[str, Tensor]:
-        """Token ids with named spans.
+    def rows(
+        self, problems: TreeProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
+    ) -> dict[str, Tensor]:
+        """Problems with their routes.
 
         Returns:
             ``input_ids`` ``[B, T]``, ``attention_mask`` ``[B, T]`` (all ones: rows have one length) and
@@ -266,6 +268,7 @@ class TreeSearchTask:
         """
         import torch
 
+        assert chain, "tree search has no chain to leave out"
         names = problems.names_BM
         rows = len(problems)
         pairs = np.full((rows, problems.edges_BE.shape[1], 3), COMMA, dtype=np.int64)
@@ -298,15 +301,13 @@ class TreeSearchTask:
 
     def spans(self, problems: TreeProblems, prompt_format: PromptFormat | None = None) -> list[Spans]:
         """The tokens of each problem: no steps, since the route is the answer."""
-        rows, prompt = self.encode(problems)["input_ids"].tolist(), self.prompt_length
+        rows, prompt = self.rows(problems)["input_ids"].tolist(), self.prompt_length
         return [Spans(prompt=tuple(row[:prompt]), steps=(), answer=tuple(row[prompt:])) for row in rows]
 
-    def rows(
-        self, problems: TreeProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
-    ) -> dict[str, Tensor]:
-        """The same as `encode`."""
-        assert chain, "tree search has no chain to leave out"
-        return self.encode(problems)
+    def prompts(self, problems: TreeProblems, prompt_format: PromptFormat | None = None) -> tuple[Tensor, Tensor]:
+        """Token ids ``[B, prompt_length]`` up to the route marker, and a mask of ones."""
+        rows = self.rows(problems)
+        return rows["input_ids"][:, : self.prompt_length], rows["attention_mask"][:, : self.prompt_length]
 
     def question_rows(self, problems: TreeProblems, questions: int) -> dict[str, Tensor]:
         """Rows of one tree and several routes: to the problem's own leaf and to those that follow it in the tree.
@@ -320,7 +321,7 @@ class TreeSearchTask:
         encoded = []
         for shift in range(questions):
             leaf_B = self.first_leaf + (problems.leaf_B - self.first_leaf + shift) % leaves
-            encoded.append(self.encode(replace(problems, targets_BA=leaf_B[:, None], leaf_B=leaf_B)))
+            encoded.append(self.rows(replace(problems, targets_BA=leaf_B[:, None], leaf_B=leaf_B)))
 
         def joined(parts: list[Tensor]) -> Tensor:
             return torch.cat([parts[0][:, :shared], *(part[:, shared:] for part in parts)], dim=1)
@@ -334,7 +335,7 @@ class TreeSearchTask:
         self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
     ) -> dict[str, Tensor]:
         """Plain rows: a Talker learns the routes."""
-        return self.encode(self.sample(split, indices, seed))
+        return self.rows(self.sample(split, indices, seed))
 
     def questions(self, problems: TreeProblems) -> list[str]:
         """The problems as printed, up to the route marker."""
@@ -343,7 +344,7 @@ class TreeSearchTask:
 
     def text(self, problems: TreeProblems) -> list[str]:
         """The problems as printed, answers included and end-of-sequence left out."""
-        ids = self.encode(problems)["input_ids"][:, :-1]
+        ids = self.rows(problems)["input_ids"][:, :-1]
         return ["".join(self.tokenizer.convert_ids_to_tokens(row.tolist())) for row in ids]
 
     def words(self, answer_N: Tensor) -> list[str]:
@@ -426,7 +427,7 @@ class TreeSearchTask:
 
     def answers(self, problems: TreeProblems) -> Tensor:
         """Right answers ``[B, depth + 1]``: the route and end-of-sequence."""
-        return self.encode(problems)["input_ids"][:, self.prompt_length :]
+        return self.rows(problems)["input_ids"][:, self.prompt_length :]
 
     def grade(self, answers: Tensor | Sequence[str], problems: TreeProblems) -> Grades:
         """Exact match of the route and its end; whatever follows the first end-of-sequence is ignored.

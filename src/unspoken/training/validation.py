@@ -23,7 +23,6 @@ from unspoken.placement import CPU, moved
 from unspoken.reasoning.engine import RowTargets
 from unspoken.reasoning.system import System
 from unspoken.tasks import TreeSearchTask
-from unspoken.tasks.prompt_format import left_padded
 
 Validator = Callable[[PreTrainedModel], dict[str, float]]
 _WORST = 100.0  # a loss above it tells no models apart
@@ -41,13 +40,14 @@ def validator_of(context: Context, count: int) -> Validator:
     task, objective = context.task, context.line.objective
     problems = context.sample(np.arange(count), "validation")
     own = problems.select(np.array(distributed.rank_slice(count)))
+    asked = _prompted(context, own)
     parts = [] if context.has_chain else _batches(context, count)
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:
         system = system_of(model, context)
         with distributed.as_single_process():
-            given = _answers(system, model, context, own)
+            given = _answers(system, model, context, asked)
         correct = distributed.gather_rows(given.correct).double()
         reading = {"exact_match": float(correct.mean())}
         size, right = count, reading["exact_match"]
@@ -112,16 +112,23 @@ class _Answers:
     free: bool
 
 
-def _answers(system: System, model: PreTrainedModel, context: Context, problems: Any) -> _Answers:
+def _prompted(context: Context, problems: Any) -> list[tuple[Any, tuple[Tensor, Tensor]]]:
+    """Problems a batch at a time, each batch with its prompts ``[B, T]`` and their mask."""
+    starts = range(0, len(problems), context.batch_size)
+    batches = [problems.select(np.arange(len(problems))[start : start + context.batch_size]) for start in starts]
+    return [(some, context.task.prompts(some, context.prompt_format)) for some in batches]
+
+
+def _answers(
+    system: System, model: PreTrainedModel, context: Context, asked: list[tuple[Any, tuple[Tensor, Tensor]]]
+) -> _Answers:
     """Free answers, a batch at a time."""
     objective, task, pad = context.line.objective, context.task, context.tokenizer.pad_token_id
     chains, correct, symbols, free = [], [], [], True
-    for start in range(0, len(problems), context.batch_size):
-        some = problems.select(np.arange(start, min(start + context.batch_size, len(problems))))
+    for some, prompts in asked:
         given = objective.teacher_chain(model, context, some)
         free = free and given is None
-        ids, mask = left_padded([row.prompt for row in task.spans(some, context.prompt_format)], pad)
-        answer = system.respond(ids, mask, chain=given)
+        answer = system.respond(*prompts, chain=given)
         tokens = answer.filled(pad)
         if context.has_chain:
             grades = task.grade(context.prompt_format.decode(tokens), some)

@@ -43,7 +43,7 @@ def problems(count: int = 5) -> TreeProblems:
 def separate(trees: TreeProblems, questions: int) -> list[dict[str, Tensor]]:
     """The same problems in rows of one question, each from its own leaf on."""
     leaves = [TASK.first_leaf + (trees.leaf_B - TASK.first_leaf + shift) % 4 for shift in range(questions)]
-    return [TASK.encode(replace(trees, targets_BA=leaf[:, None], leaf_B=leaf)) for leaf in leaves]
+    return [TASK.rows(replace(trees, targets_BA=leaf[:, None], leaf_B=leaf)) for leaf in leaves]
 
 
 def losses(model: UnspokenForCausalLM, row: dict[str, Tensor]) -> Tensor:
@@ -118,7 +118,7 @@ def test_a_row_asks_for_its_own_leaf_and_those_after_it(questions: int) -> None:
         assert torch.equal(row["answer_mask"][chosen], one["answer_mask"].flatten())
         assert torch.equal(row["position_ids"][chosen], torch.arange(one["input_ids"].shape[1]).repeat(len(trees)))
     if questions == 1:
-        assert all(torch.equal(row[name], part) for name, part in TASK.encode(trees).items())
+        assert all(torch.equal(row[name], part) for name, part in TASK.rows(trees).items())
 
 
 def test_all_leaves_of_a_tree_are_asked_for_once() -> None:
