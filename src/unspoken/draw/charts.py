@@ -6,7 +6,7 @@ A colour is a class (``c1`` to ``c6``, ``c0`` for grey), never a value: the styl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -369,6 +369,11 @@ def interval_bar(
         marks.append(element("svg", diamond, x=f"{100 * tick:.2f}%", y=10, overflow="visible"))
     label = f"{coefficient(100 * mean)} %, interval {coefficient(100 * low)} to {coefficient(100 * high)} %"
     return _cell_drawing(marks, label)
+
+
+def rate_bar(rate: Mapping[str, Any], classes: str, *, bar: bool = True) -> Markup:
+    """A rate with ``mean``, ``low`` and ``high`` as a bar, or as a dot, see `interval_bar`."""
+    return interval_bar(rate["mean"], rate["low"], rate["high"], classes, bar=bar)
 
 
 def stacked_bar(lengths: Sequence[tuple[float, str]], longest: float) -> Markup:

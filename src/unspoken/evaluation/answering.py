@@ -1,11 +1,10 @@
 """Problems answered by a system, in batches that ranks share, and graded.
 
-Axes: B problems, M tokens of an answer.
+Axes: B problems, M tokens of an answer, W symbols of a right answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +16,8 @@ from torch import Tensor
 from unspoken import distributed
 from unspoken.chain import LatentChain
 from unspoken.reasoning.system import Answer, System
-from unspoken.tasks import TreeProblems, TreeSearchTask
-from unspoken.tasks.grading import graded
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.task import Indices, Problems, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,67 +25,71 @@ class Graded(Answer):
     """Answers, and whether they are right.
 
     Attributes:
-        correct: ``[B]``.
+        correct: ``[B]``. Where a method may leave the fixed steps of a chain out (`Traits.fixed_steps`), only what
+            comes after them counts, of every system.
+        per_symbol: ``[B, W]``, of every symbol; those that a chain stands for are not right. None where answers are
+            not compared symbol by symbol.
     """
 
     correct: Bool[Tensor, " B"]
+    per_symbol: Bool[Tensor, "B W"] | None = None
+
+    def select(self, rows: Indices) -> Graded:
+        """Some of the answers."""
+        chosen = torch.as_tensor(np.asarray(rows))
+        return Graded(
+            chain=self.chain.select(chosen),
+            tokens=self.tokens[chosen],
+            lengths=self.lengths[chosen],
+            correct=self.correct[chosen],
+            per_symbol=None if self.per_symbol is None else self.per_symbol[chosen],
+        )
 
 
-def joined(answers: Sequence[Answer], fill: int, width: int) -> Answer:
-    """The rows of several batches as one, with one id after the end of every batch."""
-    return Answer(
-        chain=LatentChain.concatenate([answer.chain for answer in answers]),
-        tokens=torch.cat([F.pad(one.tokens, (0, width - one.tokens.shape[1]), value=fill) for one in answers]),
-        lengths=torch.cat([answer.lengths for answer in answers]),
-    )
-
-
-def answer_trees(system: System, task: TreeSearchTask, problems: TreeProblems, batch_size: int) -> Graded:
-    """Let a system answer tree-search problems and grade it.
-
-    The cap is twice the longest right answer, so that a chain that does not stop in time is seen.
-    """
-    prompts = task.prompts(problems)[0]
-
-    def respond(rows: Tensor) -> Answer:
-        return system.respond(rows, max_tokens=2 * task.answer_length)
-
-    batches = distributed.map_over_ranks(prompts.split(batch_size), respond)
-    answer = joined(batches, fill=0, width=max(one.tokens.shape[1] for one in batches))
-    correct = task.grade(answer.tokens, problems).correct
-    return Graded(chain=answer.chain, tokens=answer.tokens, lengths=answer.lengths, correct=correct)
-
-
-def answer_questions(
+def answer(
     system: System,
+    task: Task,
+    problems: Problems,
     prompt_format: PromptFormat,
-    problems: Sequence[ReasoningProblem],
-    batch_size: int,
     *,
+    batch_size: int,
     chain: LatentChain | None = None,
     boxed: bool = False,
 ) -> Graded:
-    """Let a system answer word problems and grade it.
+    """Let a system answer problems and grade it.
 
     Args:
+        system: with the task's caps, see `unspoken.evaluation.seeds.capped`.
+        batch_size: problems answered at once.
         chain: answer from these chains, a row a problem, instead of the system's own.
-        boxed: append the start of the answer by force.
+        boxed: append the start of the answer by force; only of a task whose answers are texts.
     """
-    start = "\\boxed{" if boxed else ""
+    start, pad = "\\boxed{" if boxed else "", int(prompt_format.tokenizer.pad_token_id)
 
     def respond(rows: Tensor) -> tuple[Answer, list[str]]:
-        ids, mask = prompt_format.prompts([problems[row] for row in rows.tolist()])
+        ids, mask = task.prompts(problems.select(rows.numpy()), prompt_format)
         given = None if chain is None else chain.select(rows)
-        answer = system.respond(ids, mask, chain=given, forced=prompt_format.box if boxed else ())
-        return answer, [start + text for text in prompt_format.decode(answer.tokens)]
+        response = system.respond(ids, mask, chain=given, forced=prompt_format.box if boxed else ())
+        return response, [start + text for text in prompt_format.decode(response.tokens)] if task.traits.has_chain else []
 
     batches = torch.arange(len(problems)).split(batch_size)
-    answers, texts = zip(*distributed.map_over_ranks(batches, respond), strict=True)
-    answer = joined(answers, fill=int(prompt_format.tokenizer.eos_token_id), width=system.max_tokens)
-    correct = torch.from_numpy(graded([text for some in texts for text in some], problems))
-    return Graded(chain=answer.chain, tokens=answer.tokens, lengths=answer.lengths, correct=correct)
+    responses, texts = zip(*distributed.map_over_ranks(batches, respond), strict=True)
+    width = max(response.tokens.shape[1] for response in responses)
+    tokens = torch.cat([F.pad(one.tokens, (0, width - one.tokens.shape[1]), value=pad) for one in responses])
+    if task.traits.has_chain:
+        grades = task.grade([text for batch in texts for text in batch], problems)
+    else:
+        grades = task.grade(F.pad(tokens, (system.unsaid, 0), value=pad), problems)
+    symbols, after = grades.per_symbol, task.traits.fixed_steps
+    return Graded(
+        chain=LatentChain.concatenate([response.chain for response in responses]),
+        tokens=tokens,
+        lengths=torch.cat([response.lengths for response in responses]),
+        correct=grades.correct if after is None or symbols is None else symbols[:, after:].all(dim=1),
+        per_symbol=symbols,
+    )
 
 
-def first_problems(task: ReasoningTask, test: str, most: int) -> list[ReasoningProblem]:
+def first_problems(task: Task, test: str, most: int) -> Problems:
     """The first problems of a test set; a smaller set is used in full."""
     return task.sample(test, np.arange(min(most, task.size(test) or most)))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
 
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.methods import catalogue
 from unspoken.methods.loading import load_model
 from unspoken.placement import CPU
 from unspoken.reasoning.system import System
+from unspoken.tasks.task import Traits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,33 +21,43 @@ class SeedModels:
     """The trained folders of one seed.
 
     Attributes:
-        final: the stages that are measured, by name.
+        measured: the stages that are measured, by name.
         stages: every stage's folder, by name, for its curve.
         teachers: for a stage that learned from labels, the folder of the model that made them.
         device: where they are measured.
     """
 
     seed: int
-    final: dict[str, Path]
+    measured: dict[str, Path]
     stages: dict[str, Path]
     teachers: dict[str, Path] = field(default_factory=dict)
     device: torch.device = CPU
 
 
-def each_system(seeds: Sequence[SeedModels], max_answer: int) -> Iterator[tuple[SeedModels, System]]:
-    """Every system of every final stage, seed by seed; one model is in memory at a time.
+def capped(system: System, traits: Traits) -> System:
+    """The system with the caps of a task; where the task fixes the length of its answers, they have that length."""
+    if traits.fixed_steps is None or traits.answer_cap is None:
+        return system
+    return system.of_length(traits.answer_cap - system.unsaid)
+
+
+def systems_of(entry: SeedModels, traits: Traits, max_answer: int) -> Iterator[tuple[str, list[System]]]:
+    """Each measured stage with the systems that it makes; one model is in memory at a time.
+
+    The first system is the stage as it was trained. It has the name of its stage. Where the answer itself is the
+    chain, a Reasoner with its Talker is named by the method, and a second Talker by its stage too; that Reasoner's
+    nearest rows were read already.
 
     Args:
-        max_answer: cap of an answer.
+        max_answer: cap of an answer, where the task has none of its own.
     """
-    for entry in seeds:
-        for stage, folder in entry.final.items():
-            model = load_model(folder, device=entry.device)
-            for system in catalogue.systems(model, stage=stage, max_answer=max_answer):
-                yield entry, system
-
-
-def named_systems(model: PreTrainedModel, stage: str, max_answer: int) -> list[System]:
-    """The systems of a stage of tree search or the grammar; one with a Talker is named by its method, not its stage."""
-    systems = catalogue.systems(model, stage=stage, max_answer=max_answer)
-    return catalogue.systems(model, stage=PAIR, max_answer=max_answer) if systems[0].has_talker else systems
+    named_by_method = False
+    for stage, folder in entry.measured.items():
+        model, cap = load_model(folder, device=entry.device), traits.answer_cap or max_answer
+        systems = catalogue.systems(model, stage=stage, max_answer=cap)
+        if systems[0].has_talker and not (traits.has_chain or traits.continues):
+            systems = catalogue.systems(model, stage=PAIR, max_answer=cap)
+            if named_by_method:
+                systems = [replace(systems[0], name=f"{PAIR}, {stage}")]
+            named_by_method = True
+        yield stage, [capped(system, traits) for system in systems]

@@ -207,7 +207,9 @@ class TreeSearchTask:
             targets_BA = (noise[:, :listed] % np.uint64(leaves)).astype(np.int64)
         else:
             targets_BA = np.argsort(noise[:, :leaves], axis=1)[:, :listed].astype(np.int64)
-        certain_B = noise[:, leaves + 1] / 2.0**64 < self.config.certain
+        # Problems that are certain are there to learn from; the test asks for none.
+        certain = 0.0 if split == "test" else self.config.certain
+        certain_B = noise[:, leaves + 1] / 2.0**64 < certain
         targets_BA[certain_B] = targets_BA[certain_B, :1]
         chosen_B = (noise[:, leaves] % np.uint64(listed)).astype(np.int64)
         leaf_B = self.first_leaf + np.take_along_axis(targets_BA, chosen_B[:, None], axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""Forced wrong words: the table that strings and word problems have in common."""
+"""Forced wrong tokens: the table that symbols of strings and answers in words have in common."""
 
 from __future__ import annotations
 

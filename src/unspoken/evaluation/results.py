@@ -1,0 +1,162 @@
+"""What a run measured, as one mapping of plain values, and the facts that sentences about it are made of.
+
+The layout is described in `unspoken.probes.evaluate`. Results of schema 1, which older versions wrote, are read too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from unspoken.evaluation.outcomes import COUPLED, PAIR
+
+RESULTS, SCHEMA = "results.json", 2
+Results = Mapping[str, Any]
+# Names of stages and keys that older results have.
+_KINDS = {"compress": "stage1", "autonomy": "stage2"}
+_KEYS = {"own_latents": "rollout_latents", "own_passes": "rollout_passes"}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Results of a run folder or of a results file.
+
+    Raises:
+        ValueError: there are none, or they were written by a later version.
+    """
+    file = path / RESULTS if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
+    try:
+        results: dict[str, Any] = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if results.get("schema", 1) > SCHEMA:
+        raise ValueError(f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken")
+    for stage in results.get("recipe", {}).get("stages", []):
+        objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
+        stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
+    return upgraded(results)
+
+
+# --- older results -----------------------------------------------------------------------------------------------
+
+
+def upgraded(results: dict[str, Any]) -> dict[str, Any]:
+    """Results of any schema in the layout of this one."""
+    if results.get("schema") == SCHEMA:
+        return results
+    problems, systems = results.get("words") or {}, results.get("systems") or {}
+    baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
+    copied = ("name", "size", "command", "recipe", "seeds", "problems", "differences", "outcomes", "training", "overlap")
+    tests = problems.get("tests") or {
+        "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
+    }
+    return {
+        **{key: results[key] for key in copied if key in results},
+        "schema": SCHEMA,
+        "baseline": baseline,
+        "systems": {name: _system(name, entry, problems, baseline) for name, entry in systems.items()},
+        "tests": tests,
+        "probes": {key: summary for key, summary in _probes(results).items() if summary},
+    }
+
+
+def _system(name: str, entry: dict[str, Any], problems: Results, baseline: str | None) -> dict[str, Any]:
+    steps = problems.get("steps", {}).get(name)
+    cost = entry.get("cost")
+    if steps is not None and cost is not None:  # counted over all problems; the other numbers are those of a few
+        cost = cost | {
+            "latent_steps": steps["latents"],
+            "markers": steps["marker"],
+            "spoken_tokens": steps["answer"],
+            "sequential_passes": steps["total"],
+        }
+    explicit = name == baseline or name in problems.get("explicit", ())
+    chained = steps is None or steps["latents"] > 0
+    chain = None if not chained else "tokens" if explicit else "latent"
+    return {"exact_match": entry["exact_match"], "ended": entry.get("ended"), "cost": cost, "chain": chain}
+
+
+def _probes(results: Results) -> dict[str, Any]:
+    """What schema 1 kept by the kind of task, by the probe that measures it now."""
+    problems, strings, texts = (results.get(key) or {} for key in ("words", "strings", "texts"))
+    inside = results.get("inside") or {}
+    altered = {PAIR: results["controls"]} if results.get("controls") else {}
+    return {
+        "controls": problems.get("controls") or altered,
+        "forced_tokens": problems.get("containment"),
+        "superposition": problems.get("superposition"),
+        "chains": problems.get("strips"),
+        "geometry": problems.get("geometry"),
+        "pass_at_k": problems.get("samples"),
+        "symbols": {key: strings[key] for key in ("symbols", "half", "steps", "valid") if key in strings},
+        "token_noise": strings.get("token_noise") and {"half": strings["half"], **strings["token_noise"]},
+        "latent_noise": strings.get("latent_noise")
+        and {"half": strings["half"], "against": strings["coconut"], **strings["latent_noise"]},
+        "forced_symbols": strings.get("containment")
+        and {"half": strings["half"], "systems": strings["containment"], "prime": strings.get("prime")},
+        "steps": {name: entry["steps"] for name, entry in inside.items()},
+        "mixture": inside
+        and {
+            "reference": results.get("reference"),
+            "systems": {name: entry["mixture"] for name, entry in inside.items()},
+            "plane": results.get("pca"),
+        },
+        "calibration": {name: entry["calibration"] for name, entry in inside.items() if "calibration" in entry},
+        "trees": results.get("examples"),
+        "resampled_answers": results.get("containment"),
+        "next_token": texts.get("language") and {key: texts[key] for key in ("rows", "tokens")} | {"systems": texts["language"]},
+        "corruption": texts.get("corruption")
+        and {key: texts[key] for key in ("sentences", "prime", "samples")} | {"systems": texts["corruption"]},
+    }
+
+
+# --- facts -------------------------------------------------------------------------------------------------------
+
+
+def summary_of(results: Results, probe: str) -> Any:
+    """What a probe summarised; empty where it was not measured."""
+    return results["probes"].get(probe) or {}
+
+
+def title(results: Results) -> str:
+    """Name and size of the run."""
+    return f"{results.get('name', 'run')}, {results.get('size', '')}".rstrip(", ")
+
+
+def label(system: str) -> str:
+    """A system or a stage as it is written."""
+    return system.replace("_", " ")
+
+
+def explicit(results: Results, system: str) -> bool:
+    """Whether the chain of a system is made of tokens."""
+    return bool(results["systems"][system].get("chain") == "tokens")
+
+
+def reasoners(results: Results) -> list[str]:
+    """Systems that reason in latents; the steps of an explicit chain are tokens."""
+    return [name for name, entry in results["systems"].items() if entry.get("chain") not in (None, "tokens")]
+
+
+def difference(results: Results, system: str) -> Mapping[str, Any] | None:
+    """The paired test of a system against the baseline, if there is one."""
+    entry: Mapping[str, Any] | None = results.get("differences", {}).get(f"{system} - {results['baseline']}")
+    return entry
+
+
+def differs(entry: Mapping[str, Any]) -> bool:
+    """Whether a paired difference is one: its interval leaves out zero and its p-value is below 0.05."""
+    return bool(entry["p"] < 0.05 and (entry["low"] > 0 or entry["high"] < 0))
+
+
+def averaged(entry: Any) -> Any:
+    """The mean over seeds of an entry that keeps the seeds' own values beside it."""
+    return entry["mean"] if isinstance(entry, Mapping) and "mean" in entry else entry
+
+
+def step_names(depth: int) -> list[str]:
+    """What each step of a route must name: ``root, level 2, ..., leaf``."""
+    return ["root", *(f"level {level}" for level in range(2, depth)), "leaf"]

@@ -1,0 +1,79 @@
+"""The probes there are, in the order of their sections on a page.
+
+A third-party package adds a probe by an entry point that names an instance of `unspoken.probes.probe.Probe`::
+
+    [project.entry-points."unspoken.probes"]
+    my_probe = "my_package.probe:MY_PROBE"
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from unspoken.probes.calibration import CalibrationProbe
+from unspoken.probes.chains import ChainsProbe
+from unspoken.probes.claims import ClaimsProbe
+from unspoken.probes.controls import ControlsProbe
+from unspoken.probes.corruption import CorruptionProbe
+from unspoken.probes.forced_symbols import ForcedSymbolsProbe
+from unspoken.probes.forced_tokens import ForcedTokensProbe
+from unspoken.probes.geometry import GeometryProbe
+from unspoken.probes.latent_noise import LatentNoiseProbe
+from unspoken.probes.mixture import MixtureProbe
+from unspoken.probes.next_token import NextTokenProbe
+from unspoken.probes.pass_at_k import PassAtKProbe
+from unspoken.probes.probe import Probe
+from unspoken.probes.resampled_answers import ResampledAnswersProbe
+from unspoken.probes.steps import StepsProbe
+from unspoken.probes.superposition import SuperpositionProbe
+from unspoken.probes.symbols import SymbolsProbe
+from unspoken.probes.token_noise import TokenNoiseProbe
+from unspoken.probes.trees import TreesProbe
+
+GROUP = "unspoken.probes"
+PROBES: tuple[Probe, ...] = (
+    ClaimsProbe(),
+    SymbolsProbe(),
+    TokenNoiseProbe(),
+    LatentNoiseProbe(),
+    ForcedSymbolsProbe(),
+    StepsProbe(),
+    ControlsProbe(),
+    ResampledAnswersProbe(),
+    MixtureProbe(),
+    TreesProbe(),
+    CalibrationProbe(),
+    PassAtKProbe(),
+    ForcedTokensProbe(),
+    ChainsProbe(),
+    SuperpositionProbe(),
+    GeometryProbe(),
+    CorruptionProbe(),
+    NextTokenProbe(),
+)
+
+
+@cache
+def probes() -> tuple[Probe, ...]:
+    """All probes, those of other packages last; these are imported at the first call.
+
+    Raises:
+        ValueError: another package's probe cannot be imported, is no probe, or has the key of another one.
+    """
+    every = list(PROBES)
+    for entry in entry_points(group=GROUP):
+        owner = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            probe = entry.load()
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(
+                f"the probe {entry.name!r} of {owner} cannot be imported ({reason}); repair or uninstall it"
+            ) from None
+        if not isinstance(probe, Probe):
+            raise ValueError(f"the probe {entry.name!r} of {owner} is no unspoken.probes.probe.Probe; uninstall it")
+        if probe.key in {other.key for other in every}:
+            raise ValueError(f"the probe {probe.key!r} of {owner} has the key of another one; uninstall {owner}")
+        every.append(probe)
+    return tuple(every)

@@ -1,0 +1,235 @@
+"""Measures finished seeds: every system answers every test set once, and every probe looks at it.
+
+Results (``schema`` 2) hold ``seeds``; ``problems``, of the first test set; ``baseline``, the system that others are
+compared with; ``systems`` (name -> ``exact_match`` with interval; ``ended``, the rate of chains that ended by
+themselves; ``cost``, a mean problem's; ``chain``, what a step is, None without one; ``silent``, whether the chain is
+something else than the answer); ``tests`` (test set -> system -> ``exact_match``); ``differences``, paired tests against
+the baseline; ``outcomes`` (`unspoken.evaluation.outcomes`); ``probes`` (key -> what the probe of that key summarises);
+``training``, a curve for each stage of each seed.
+
+Axes: B problems.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from unspoken.chain import StopReason
+from unspoken.evaluation.answering import Graded, answer, first_problems
+from unspoken.evaluation.cost import counted, seconds
+from unspoken.evaluation.curves import curve, has_curve
+from unspoken.evaluation.outcomes import compared, fingerprint, outcomes_of
+from unspoken.evaluation.results import SCHEMA
+from unspoken.evaluation.seeds import SeedModels, systems_of
+from unspoken.evaluation.significance import Outcomes, paired_difference, rate
+from unspoken.evaluation.teacher_forcing import read_back, sentence_pairs
+from unspoken.methods import catalogue
+from unspoken.probes.probe import Probe, View
+from unspoken.reasoning.system import System
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.task import Problems, Task
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """How systems are asked, the same for all.
+
+    Attributes:
+        task: whose test sets are answered.
+        prompt_format: how its problems become tokens.
+        problems: of each test set; smaller sets are used in full.
+        batch_size: problems answered at once.
+        max_answer: cap of an answer, where the task has none of its own.
+        baseline: the stage that others are compared with.
+    """
+
+    task: Task
+    prompt_format: PromptFormat
+    problems: int
+    batch_size: int
+    max_answer: int
+    baseline: str | None = None
+
+    def tests(self) -> dict[str, TestSet]:
+        """The test sets by name; of running text, its sentences."""
+        if self.task.traits.continues:
+            return {"test": TestSet(sentence_pairs(self.task, self.problems))}
+        return {test: TestSet(first_problems(self.task, test, self.problems)) for test in self.task.tests}
+
+    def answer(self, system: System, problems: Problems, batch_size: int) -> Graded | None:
+        """The answers of a system; None of one that only reads."""
+        if self.task.traits.continues:
+            return read_back(system, self.task, problems, batch_size) if system.has_talker else None
+        return answer(system, self.task, problems, self.prompt_format, batch_size=batch_size)
+
+
+@dataclass
+class TestSet:
+    """A test set and what every system did with it, by system.
+
+    Attributes:
+        right: outcomes ``[B]`` of each seed.
+        ended: of each seed the rate of chains that ended by themselves; nothing where their length is fixed.
+        spent: of each seed what its answers cost.
+        seconds: of the first seed.
+    """
+
+    problems: Problems
+    right: dict[str, list[Outcomes]] = field(default_factory=lambda: defaultdict(list))
+    ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    spent: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def answer(self, system: System, asked: Asked, *, timed: bool, alone: bool) -> Graded | None:
+        """Let a system of one seed answer all problems, and keep what it did.
+
+        Args:
+            timed: also take the time of a few problems in a batch.
+            alone: and of a few one by one.
+        """
+        answers = asked.answer(system, self.problems, asked.batch_size)
+        if answers is None:
+            return None
+        self.right[system.name].append(answers.correct.numpy().astype(np.float64))
+        stop = answers.chain.stop
+        if not bool((stop == StopReason.FIXED).all()):
+            self.ended[system.name].append(float((stop == StopReason.END).double().mean()))
+        if not asked.task.traits.continues:  # to read sentences and say them again is no answer that has a cost
+            lengths = asked.task.prompts(self.problems, asked.prompt_format)[1].sum(dim=1)
+            self.spent[system.name].append(counted(system, lengths, answers))
+            if timed:
+                respond = partial(asked.answer, system)
+                self.seconds[system.name] = seconds(respond, self.problems, asked.batch_size, alone=alone)
+        return answers
+
+    def cost(self, name: str) -> dict[str, float] | None:
+        """Means over seeds, with the times of the first one; None where nothing has a cost."""
+        if name not in self.spent:
+            return None
+        means = {key: float(np.mean([one[key] for one in self.spent[name]])) for key in self.spent[name][0]}
+        return means | self.seconds[name]
+
+    def rates(self) -> dict[str, dict[str, Any]]:
+        """Exact match of every system."""
+        return {name: {"exact_match": asdict(rate(np.stack(seeds)))} for name, seeds in self.right.items()}
+
+    def outcomes(self, task: Task) -> dict[str, Any]:
+        """What other runs are compared with, see `unspoken.evaluation.outcomes`."""
+        costs = {name: compared(cost) for name in self.right if (cost := self.cost(name)) is not None}
+        return outcomes_of(fingerprint(task, self.problems), self.right, costs)
+
+
+def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe], *, say: Say) -> dict[str, Any]:
+    """Measure every measured stage of every seed on the test problems, once.
+
+    Args:
+        seeds: finished folders.
+        probes: what else is asked, each of the systems that it applies to.
+        say: is given what is being done, a line at a time.
+
+    Returns:
+        The content described at the top of this file, without recipe and command.
+    """
+    tests = asked.tests()
+    first = next(iter(tests.values()))
+    readings: dict[str, dict[str, list[Any]]] = {probe.key: defaultdict(list) for probe in probes}
+    facts: dict[str, dict[str, Any]] = {}
+    for view in _views(seeds, tests, asked, say):
+        system = view.system
+        facts[system.name] = _facts(view)
+        for probe in probes:
+            if probe.applies(system, asked.task):
+                say(f"seed {view.seed}  {system.name}: {probe.key.replace('_', ' ')}")
+                reading = probe.measure(view)
+                if reading is not None:
+                    readings[probe.key][system.name].append(reading)
+    baseline = asked.baseline if asked.baseline in first.right else None
+    summaries = {
+        probe.key: probe.summarise(readings[probe.key], baseline=baseline) for probe in probes if readings[probe.key]
+    }
+    rates = first.rates()
+    return {
+        "schema": SCHEMA,
+        "seeds": [entry.seed for entry in seeds],
+        "problems": len(first.problems),
+        "baseline": baseline,
+        "systems": {
+            name: {
+                **rates[name],
+                "ended": float(np.mean(first.ended[name])) if name in first.ended else None,
+                "cost": _with_parameters(first.cost(name), facts[name].pop("parameters")),
+                **facts[name],
+            }
+            for name in rates
+        },
+        "tests": {test: test_set.rates() for test, test_set in tests.items()},
+        "differences": _differences(first.right, baseline),
+        "outcomes": {test: test_set.outcomes(asked.task) for test, test_set in tests.items()},
+        "probes": {key: summary for key, summary in summaries.items() if summary is not None},
+        "training": [
+            {"seed": entry.seed, "stages": {name: curve(at) for name, at in entry.stages.items() if has_curve(at)}}
+            for entry in seeds
+        ],
+    }
+
+
+def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Asked, say: Say) -> Iterator[View]:
+    """Every system of every seed, after it has answered all test sets."""
+    first = next(iter(tests.values()))
+    for entry in seeds:
+        for stage, systems in systems_of(entry, asked.task.traits, asked.max_answer):
+            teacher = None
+            if stage in entry.teachers:
+                teacher = catalogue.teacher(entry.teachers[stage], asked.prompt_format, device=entry.device)
+            for system in systems:
+                answers = None
+                for test, test_set in tests.items():
+                    say(f"seed {entry.seed}  {system.name}: {len(test_set.problems)} problems of {test}")
+                    given = test_set.answer(system, asked, timed=entry is seeds[0], alone=test_set is first)
+                    answers = given if test_set is first else answers
+                yield View(
+                    system=system,
+                    task=asked.task,
+                    problems=first.problems,
+                    answers=answers,
+                    prompt_format=asked.prompt_format,
+                    batch_size=asked.batch_size,
+                    seed=entry.seed,
+                    first_seed=entry is seeds[0],
+                    as_trained=system is systems[0],
+                    teacher=teacher,
+                )
+
+
+def _facts(view: View) -> dict[str, Any]:
+    """What a system is: sentences about it are made of these."""
+    system = view.system
+    return {
+        "chain": system.chain_kind if view.has_chain else None,
+        "silent": system.silent,
+        "parameters": system.parameters,
+    }
+
+
+def _with_parameters(cost: dict[str, float] | None, parameters: int) -> dict[str, float] | None:
+    return None if cost is None else cost | {"parameters": parameters}
+
+
+def _differences(right: Mapping[str, Sequence[Outcomes]], baseline: str | None) -> dict[str, Any]:
+    """Paired tests of every system against the baseline."""
+    if baseline is None:
+        return {}
+    against = np.stack(right[baseline])
+    return {
+        f"{name} - {baseline}": asdict(paired_difference(np.stack(seeds), against))
+        for name, seeds in right.items()
+        if name != baseline
+    }
