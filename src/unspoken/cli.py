@@ -140,19 +140,19 @@ def train(
 @app.command()
 def eval(
     folder: RunFolder,
-    analysis: Annotated[
+    probe: Annotated[
         list[str] | None,
-        typer.Option(help="geometry: hidden states of the chains beside embeddings. Word problems only; repeatable."),
+        typer.Option(help="Also measure an optional probe: geometry (hidden states beside embeddings). Repeatable."),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k. Word problems only.")
-    ] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k.")] = 0,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json."""
     from unspoken.experiment import measure_run, open_run
+    from unspoken.probes.catalogue import optional_probe
+    from unspoken.probes.pass_at_k import PassAtKProbe
 
     console = _console(quiet=quiet)
     recipe, runs = open_run(folder, device)
@@ -161,8 +161,7 @@ def eval(
         runs,
         command=_command(),
         say=lambda text: console.print(text, style="dim"),
-        analyses=analysis or (),
-        samples=samples,
+        optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
     )
     if _leads():
         _print_results(results, as_json=as_json)

@@ -11,34 +11,32 @@ from rich.console import Console
 
 from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
-from unspoken.evaluation.geometry import evaluate_geometry
-from unspoken.evaluation.measure import evaluate
-from unspoken.evaluation.sampling import evaluate_samples
+from unspoken.evaluation.results import RESULTS
 from unspoken.evaluation.seeds import SeedModels
-from unspoken.evaluation.strings import evaluate_strings
-from unspoken.evaluation.texts import evaluate_texts
-from unspoken.evaluation.words import evaluate_words
-from unspoken.report.page import write_page
-from unspoken.report.results import PAGE, RESULTS
+from unspoken.probes.catalogue import default_probes
+from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.probe import Probe
+from unspoken.report.page import PAGE, write_page
 from unspoken.storage import write_json
-from unspoken.tasks import GrammarTask, ProseTask, TreeSearchTask
-from unspoken.tasks.problems import ReasoningTask
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.lock import run_lock
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import SeedRun
 
-ANALYSES = ("geometry",)
 
+def measured_stages(recipe: Recipe) -> list[str]:
+    """The stages that a recipe is about: those that no other stage starts from, and what else their objective adds.
 
-def final_stages(recipe: Recipe) -> list[str]:
-    """The stages that a recipe is about: those that no other stage starts from, and what else their objective adds."""
-    starts, has_chain = {stage.start for stage in recipe.stages}, recipe.task.traits.has_chain
+    Of running text every stage is, since each can be asked for the next token.
+    """
+    starts, traits = {stage.start for stage in recipe.stages}, recipe.task.traits
     return [
         stage.name
         for stage in recipe.stages
-        if stage.objective.measured(last=stage.name not in starts, has_chain=has_chain)
+        if traits.continues
+        or stage.objective.measured(last=stage.name not in starts, has_chain=traits.has_chain)
     ]
 
 
@@ -53,11 +51,11 @@ def models_of(run: SeedRun) -> SeedModels:
             raise ValueError(f"{run.folder}: stage {stage.name!r} is not finished; run the recipe again to continue it")
     return SeedModels(
         seed=run.seed,
-        final={name: run.model_folder(name) for name in final_stages(run.recipe)},
+        measured={name: run.model_folder(name) for name in measured_stages(run.recipe)},
         stages={stage.name: run.model_folder(stage.name) for stage in run.recipe.stages},
         teachers={
             name: run.model_folder(teacher.name)
-            for name in final_stages(run.recipe)
+            for name in measured_stages(run.recipe)
             if (teacher := run.recipe.stage(name).objective.teacher(run.recipe.line(run.recipe.stage(name))))
             is not None
         },
@@ -89,75 +87,51 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
 
 
 def measure_run(
-    recipe: Recipe,
-    runs: list[SeedRun],
-    *,
-    command: str,
-    say: Callable[[str], None],
-    analyses: Sequence[str] = (),
-    samples: int = 0,
+    recipe: Recipe, runs: list[SeedRun], *, command: str, say: Callable[[str], None], optional: Sequence[Probe] = ()
 ) -> dict[str, Any]:
     """Evaluate finished seeds and write ``results.json`` beside them.
 
-    Of several ranks, each answers a share of the batches and has all results; rank 0 takes times and writes.
+    Of several ranks, each answers a part of the batches and has all results; rank 0 takes times and writes.
 
     Args:
-        analyses: what else is measured on word problems, out of `ANALYSES`.
-        samples: noisy chains for each word problem, for pass@k; 0 draws none.
+        optional: probes that are measured beside those that always are.
 
     Raises:
-        ValueError: there is no such analysis, the task is not one of word problems, or the folder is in use by another
-            run, or there is too little memory.
+        ValueError: an optional probe has nothing to measure in this run, the folder is in use by another run, or there
+            is too little memory.
     """
-    for name in analyses:
-        if name not in ANALYSES:
-            raise ValueError(f"there is no analysis {name!r}; choose from {', '.join(ANALYSES)}")
-    if (analyses or samples) and not recipe.task.traits.has_chain:
-        about = recipe.task.kind.replace("_", " ")
-        raise ValueError(
-            f"--analysis and --samples are for word problems, and this run is about {about}; leave them out"
-        )
     distributed.init_distributed()
-    folder = runs[0].folder.parent
+    folder, task = runs[0].folder.parent, recipe.task.build()
+    asked = Asked(
+        task=task,
+        prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
+        problems=recipe.evaluation.problems,
+        batch_size=recipe.evaluation.batch_size,
+        max_answer=recipe.evaluation.max_answer,
+        baseline=_baseline(recipe),
+    )
+    models = [models_of(run) for run in runs]
     with run_lock(folder), memory_to_measure(recipe):
-        measured = _measured(recipe, runs, say=say, analyses=analyses, samples=samples)
+        measured = evaluate(models, asked, [*default_probes(), *optional], say=say)
+        for probe in optional:
+            if probe.key not in measured["probes"]:
+                raise ValueError(f"the probe {probe.key!r} has nothing to measure in {recipe.name}; leave it out")
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
-        results = facts | measured
+        overlap = read_manifest(models[0].stages[recipe.stages[0].name]).get("overlap")
+        results = facts | measured | ({} if overlap is None else {"overlap": overlap})
         distributed.run_on_main(lambda: write_json(folder / RESULTS, results))
     return results
 
 
-def _measured(
-    recipe: Recipe, runs: list[SeedRun], *, say: Callable[[str], None], analyses: Sequence[str], samples: int
-) -> dict[str, Any]:
-    task, settings, models = recipe.task.build(), recipe.evaluation, [models_of(run) for run in runs]
-    if isinstance(task, TreeSearchTask):
-        results = evaluate(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
-    elif isinstance(task, GrammarTask):
-        results = evaluate_strings(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
-    elif isinstance(task, ProseTask):
-        results = evaluate_texts(task, models, problems=settings.problems, batch_size=settings.batch_size, say=say)
-    else:
-        assert isinstance(task, ReasoningTask)
-        measured = [recipe.stage(name) for name in final_stages(recipe)]
-        explicit = [stage for stage in measured if stage.objective.writes_tokens]
-        # Where one of them was given as many further steps as the methods that it is compared with, it is that one.
-        explicit.sort(key=lambda stage: not (stage.start and stage.steps_of))
-        how: dict[str, Any] = {
-            "problems": settings.problems,
-            "batch_size": settings.batch_size,
-            "max_answer": settings.max_answer,
-            "say": say,
-        }
-        tokenizer = recipe.tokenizer()
-        results = evaluate_words(task, tokenizer, models, baseline=explicit[0].name if explicit else None, **how)
-        if "geometry" in analyses:
-            results["words"]["geometry"] = evaluate_geometry(task, tokenizer, models, **how)
-        if samples:
-            results["words"]["samples"] = evaluate_samples(task, tokenizer, models, draws=samples, **how)
-        if (seen := read_manifest(models[0].stages[recipe.stages[0].name]).get("overlap")) is not None:
-            results["overlap"] = seen
-    return results
+def _baseline(recipe: Recipe) -> str | None:
+    """The measured stage whose chain is made of tokens, which the others are compared with.
+
+    Of several it is the one that was given as many further steps as the methods that it is compared with.
+    """
+    measured = [recipe.stage(name) for name in measured_stages(recipe)]
+    explicit = [stage for stage in measured if stage.objective.writes_tokens and not recipe.task.traits.continues]
+    explicit.sort(key=lambda stage: not (stage.start and stage.steps_of))
+    return explicit[0].name if explicit else None
 
 
 def run_experiment(

@@ -70,7 +70,9 @@ def answer(
         ids, mask = task.prompts(problems.select(rows.numpy()), prompt_format)
         given = None if chain is None else chain.select(rows)
         response = system.respond(ids, mask, chain=given, forced=prompt_format.box if boxed else ())
-        return response, [start + text for text in prompt_format.decode(response.tokens)] if task.traits.has_chain else []
+        return response, [
+            start + text for text in prompt_format.decode(response.tokens)
+        ] if task.traits.has_chain else []
 
     batches = torch.arange(len(problems)).split(batch_size)
     responses, texts = zip(*distributed.map_over_ranks(batches, respond), strict=True)

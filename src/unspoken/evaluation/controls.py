@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unspoken.chain import LatentChain
+from unspoken.placement import CPU, moved
+from unspoken.reasoning.superposition import embedding_table, mix
+from unspoken.reasoning.system import System
 
 Control = Callable[[LatentChain, torch.Generator], LatentChain]
 
@@ -77,3 +80,35 @@ CONTROLS: dict[str, Control] = {
     "truncate": truncate,
     "no chain": absent,
 }
+
+
+def _removed(chain: LatentChain) -> LatentChain:
+    """Nothing between the markers."""
+    return chain.with_latents(torch.zeros_like(chain.latents), torch.zeros_like(chain.mask))
+
+
+def _random_mixtures(chain: LatentChain, generator: torch.Generator, table: Tensor) -> LatentChain:
+    """The same weights on random tokens: vectors of the same kind and number, without their content."""
+    assert chain.support_ids is not None and chain.support_weights is not None
+    ids = torch.randint(len(table), chain.support_ids.shape, generator=generator)
+    return chain.with_latents(mix(chain.support_weights, ids, table) * chain.mask[..., None])
+
+
+def altered_chains(system: System, chain: LatentChain, seed: int) -> dict[str, LatentChain]:
+    """A system's chains, altered in every way that makes sense for it.
+
+    Where the stack that reasons also answers, "no chain" is no latent at all; a Talker must have one, and gets a single
+    zero vector. Latents that are mixtures of rows are replaced by other mixtures, others by noise.
+    """
+
+    def generator() -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    mixed = system.mixes_rows and chain.support_ids is not None
+    names = [name for name in CONTROLS if not (name == "noise" and mixed)]
+    altered = {name: CONTROLS[name](chain, generator()) for name in names}
+    if system.speaker.same_stack:
+        altered["no chain"] = _removed(chain)
+    if mixed:
+        altered["random mixtures"] = _random_mixtures(chain, generator(), moved(embedding_table(system.model), CPU))
+    return altered

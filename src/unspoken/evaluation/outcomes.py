@@ -8,12 +8,14 @@ Results have ``outcomes``: by test set ``problems`` (how many), ``fingerprint`` 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unspoken.evaluation.significance import Outcomes
+from unspoken.tasks.task import Problems, Task
 
 # What the two systems of tree search and the grammar are called in results.
 PAIR, COUPLED = "jepa-reasoner", "coupled"
@@ -46,6 +48,14 @@ def fingerprint_of(problems: Iterable[bytes]) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprint(task: Task, problems: Problems) -> str:
+    """Names the problems of a task by what is asked and what is right."""
+    if task.traits.has_chain:
+        texts = ([problem.question, problem.answer] for problem in problems)  # type: ignore[attr-defined]
+        return fingerprint_of(json.dumps(text).encode() for text in texts)
+    return fingerprint_of(row.tobytes() for row in task.rows(problems)["input_ids"].numpy())
+
+
 def outcomes_of(
     fingerprint: str, right: Mapping[str, Sequence[Outcomes]], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
@@ -65,6 +75,6 @@ def outcomes_of(
 
 
 def compared(spent: Mapping[str, float]) -> dict[str, float]:
-    """The entry of one system in ``cost``, out of the fields of an `unspoken.evaluation.cost.Cost`."""
+    """The entry of one system in ``cost``, out of what `unspoken.evaluation.cost` counts and times."""
     given = {**spent, "seconds": spent["seconds_batched"]}
     return {name: given[name] for name in COSTS}

@@ -1,7 +1,7 @@
-"""Several noisy chains a problem, and pass@k: how often one of k leads to the right answer (Latent-SFT, section 9).
+"""Several noisy chains a problem (Latent-SFT, section 9).
 
 Every draw has Gumbel noise of its own. An explicit chain is sampled from the model at temperature 1, token by token; a
-superposition gets the noise on its weights that stage 2 trains with. Answers are spoken greedily, so draws differ by
+superposition gets the noise on its weights that stage 2 trains with. Answers are decoded greedily, so draws differ by
 their chains alone.
 
 Axes: B batch, D width, P problems.
@@ -10,10 +10,7 @@ Axes: B batch, D width, P problems.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,15 +19,13 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unspoken.evaluation.answering import answer_questions, first_problems
-from unspoken.evaluation.seeds import SeedModels, each_system
-from unspoken.evaluation.significance import rate
+from unspoken.evaluation.answering import answer
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import LatentStep
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning.system import System
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.task import Problems, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,33 +74,13 @@ class NoisyReasoner(CausalLMReasoner):
         return torch.cat(noisy).to(weights.device, non_blocking=True)
 
 
-def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
-    """Chance that k of a problem's draws hold a right one: unbiased for k new draws (Chen et al., 2021, equation 1).
-
-    Args:
-        right: ``[P]``, how many draws of each problem are right.
-        draws: how many there are of each problem.
-
-    Returns:
-        ``[P]``.
-
-    Raises:
-        ValueError: k is not from 1 to ``draws``, or a count is not from 0 to ``draws``.
-    """
-    if not 1 <= k <= draws:
-        raise ValueError(f"pass@{k} out of {draws} draws is not defined; k goes from 1 to {draws}")
-    if right.size and not (right.min() >= 0 and right.max() <= draws):
-        raise ValueError(f"counts of right draws go from {right.min()} to {right.max()}; they must be 0 to {draws}")
-    none_right = [math.comb(draws - count, k) / math.comb(draws, k) for count in range(draws + 1)]
-    return 1 - np.array(none_right)[right]
-
-
 def draw(
     system: System,
+    task: Task,
+    problems: Problems,
     prompt_format: PromptFormat,
-    problems: Sequence[ReasoningProblem],
-    batch_size: int,
     *,
+    batch_size: int,
     draws: int,
     seed: int,
 ) -> NDArray[np.bool_]:
@@ -115,21 +90,18 @@ def draw(
 
     Returns:
         ``[P, draws]``, true where right.
-
-    Raises:
-        ValueError: the system feeds no weights back that noise could be put on.
     """
     clean = system.reasoner
-    if not isinstance(clean, CausalLMReasoner):
-        raise ValueError(f"{system.name} does not draw its chains; only what it says can be sampled")
-    asked = [(problem, number) for problem in problems for number in range(draws)]
+    assert isinstance(clean, CausalLMReasoner)
+    rows = [(row, number) for row in range(len(problems)) for number in range(draws)]
+    keys = [problem.key for problem in problems]  # type: ignore[attr-defined]
     correct = []
-    for start in range(0, len(asked), batch_size):
-        some = asked[start : start + batch_size]
-        sources = tuple(_generator(f"{seed}:{problem.key}:{number}") for problem, number in some)
+    for start in range(0, len(rows), batch_size):
+        some = rows[start : start + batch_size]
+        sources = tuple(_generator(f"{seed}:{keys[row]}:{number}") for row, number in some)
         noisy = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
-        one = replace(system, reasoner=noisy)
-        answers = answer_questions(one, prompt_format, [problem for problem, _ in some], len(some))
+        asked = problems.select([row for row, _ in some])
+        answers = answer(replace(system, reasoner=noisy), task, asked, prompt_format, batch_size=len(some))
         correct.append(answers.correct.numpy())
     return np.concatenate(correct).reshape(len(problems), draws)
 
@@ -137,50 +109,3 @@ def draw(
 def _generator(key: str) -> torch.Generator:
     digest = hashlib.sha256(key.encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
-def evaluate_samples(
-    task: ReasoningTask,
-    tokenizer: Any,
-    seeds: list[SeedModels],
-    *,
-    draws: int,
-    problems: int,
-    batch_size: int,
-    max_answer: int,
-    say: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Measure pass@k for k in 1, 2, 4, ... up to ``draws``, and for ``draws`` itself.
-
-    Args:
-        tokenizer: of the recipe.
-        draws: chains for each problem.
-        problems: of the first test set, as in `evaluate_words`, whose exact match is that of the clean chain.
-
-    Returns:
-        ``draws``, and ``systems``: by name and k the `Rate` over seeds and problems. Its interval is that of outcomes
-        which are right or wrong, so it is too wide rather than too narrow for k below ``draws``. Systems without a
-        chain, or with hidden states in it, are left out.
-
-    Raises:
-        ValueError: ``draws`` is below 1.
-    """
-    if draws < 1:
-        raise ValueError(f"{draws} chains a problem cannot be drawn; ask for at least 1")
-    asked = first_problems(task, task.tests[0], problems)
-    counts: dict[str, list[NDArray[np.int64]]] = {}
-    prompt_format = PromptFormat(tokenizer=tokenizer)
-    for entry, system in each_system(seeds, max_answer):
-        if not system.mixes_rows or not system.stop.max_latents:
-            continue
-        say(f"seed {entry.seed}  {system.name}: {draws} noisy chains for each of {len(asked)} problems")
-        correct = draw(system, prompt_format, asked, batch_size, draws=draws, seed=entry.seed)
-        counts.setdefault(system.name, []).append(correct.sum(axis=1))
-    every = sorted({draws, *(2**power for power in range(draws.bit_length()))})
-    return {
-        "draws": draws,
-        "systems": {
-            name: {str(k): asdict(rate(np.stack([pass_at(k, right, draws) for right in found]))) for k in every}
-            for name, found in counts.items()
-        },
-    }

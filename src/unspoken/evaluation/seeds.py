@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.methods import catalogue
@@ -41,23 +42,30 @@ def capped(system: System, traits: Traits) -> System:
     return system.of_length(traits.answer_cap - system.unsaid)
 
 
-def systems_of(entry: SeedModels, traits: Traits, max_answer: int) -> Iterator[tuple[str, list[System]]]:
-    """Each measured stage with the systems that it makes; one model is in memory at a time.
+def stage_systems(model: PreTrainedModel, stage: str, traits: Traits, max_answer: int) -> list[System]:
+    """The systems of a stage with the caps of a task; the first is the stage as it was trained.
 
-    The first system is the stage as it was trained. It has the name of its stage. Where the answer itself is the
-    chain, a Reasoner with its Talker is named by the method, and a second Talker by its stage too; that Reasoner's
-    nearest rows were read already.
+    It has the name of its stage. Where the answer itself is the chain, a Reasoner with its Talker is named by the method.
 
     Args:
         max_answer: cap of an answer, where the task has none of its own.
     """
-    named_by_method = False
+    cap = traits.answer_cap or max_answer
+    systems = catalogue.systems(model, stage=stage, max_answer=cap)
+    if systems[0].has_talker and not (traits.has_chain or traits.continues):
+        systems = catalogue.systems(model, stage=PAIR, max_answer=cap)
+    return [capped(system, traits) for system in systems]
+
+
+def measured_systems(entry: SeedModels, traits: Traits, max_answer: int) -> Iterator[tuple[str, list[System]]]:
+    """Each measured stage with its systems; one model is in memory at a time.
+
+    Of two Talkers of one Reasoner the second is named by its stage too, and the nearest rows are not read again.
+    """
+    names: set[str] = set()
     for stage, folder in entry.measured.items():
-        model, cap = load_model(folder, device=entry.device), traits.answer_cap or max_answer
-        systems = catalogue.systems(model, stage=stage, max_answer=cap)
-        if systems[0].has_talker and not (traits.has_chain or traits.continues):
-            systems = catalogue.systems(model, stage=PAIR, max_answer=cap)
-            if named_by_method:
-                systems = [replace(systems[0], name=f"{PAIR}, {stage}")]
-            named_by_method = True
-        yield stage, [capped(system, traits) for system in systems]
+        systems = stage_systems(load_model(folder, device=entry.device), stage, traits, max_answer)
+        if systems[0].name in names:
+            systems = [replace(systems[0], name=f"{systems[0].name}, {stage}")]
+        names.add(systems[0].name)
+        yield stage, systems

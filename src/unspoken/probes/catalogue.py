@@ -77,3 +77,20 @@ def probes() -> tuple[Probe, ...]:
             raise ValueError(f"the probe {probe.key!r} of {owner} has the key of another one; uninstall {owner}")
         every.append(probe)
     return tuple(every)
+
+
+def default_probes() -> list[Probe]:
+    """Those that are measured without being asked for."""
+    return [probe for probe in probes() if not probe.optional]
+
+
+def optional_probe(key: str) -> Probe:
+    """The probe of a key that is measured only where it is asked for.
+
+    Raises:
+        ValueError: there is none.
+    """
+    every = {probe.key: probe for probe in probes() if probe.optional}
+    if key not in every:
+        raise ValueError(f"there is no optional probe {key!r}; choose from {', '.join(every)}")
+    return every[key]

@@ -26,7 +26,7 @@ from unspoken.evaluation.cost import counted, seconds
 from unspoken.evaluation.curves import curve, has_curve
 from unspoken.evaluation.outcomes import compared, fingerprint, outcomes_of
 from unspoken.evaluation.results import SCHEMA
-from unspoken.evaluation.seeds import SeedModels, systems_of
+from unspoken.evaluation.seeds import SeedModels, measured_systems
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.teacher_forcing import read_back, sentence_pairs
 from unspoken.methods import catalogue
@@ -185,7 +185,7 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
     """Every system of every seed, after it has answered all test sets."""
     first = next(iter(tests.values()))
     for entry in seeds:
-        for stage, systems in systems_of(entry, asked.task.traits, asked.max_answer):
+        for stage, systems in measured_systems(entry, asked.task.traits, asked.max_answer):
             teacher = None
             if stage in entry.teachers:
                 teacher = catalogue.teacher(entry.teachers[stage], asked.prompt_format, device=entry.device)

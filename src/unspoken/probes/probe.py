@@ -1,6 +1,7 @@
 """What a probe is: one question about a system's chains or answers on a task, measured, summed up over seeds and drawn.
 
-Axes: B problems.
+Pages are made without torch, so nothing heavy is imported here or at the top of a probe's file: `Probe.measure` imports
+what it computes with.
 """
 
 from __future__ import annotations
@@ -8,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from unspoken.chain import LatentChain
-from unspoken.draw.section import Section
-from unspoken.evaluation.answering import Graded, answer
-from unspoken.evaluation.results import Results
-from unspoken.reasoning.system import System
-from unspoken.reasoning.teacher import Teacher
-from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.tasks.task import Problems, Task
+if TYPE_CHECKING:
+    from unspoken.chain import LatentChain
+    from unspoken.draw.section import Section
+    from unspoken.evaluation.answering import Graded
+    from unspoken.evaluation.results import Results
+    from unspoken.reasoning.system import System
+    from unspoken.reasoning.teacher import Teacher
+    from unspoken.tasks.prompt_format import PromptFormat
+    from unspoken.tasks.task import Problems, Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class View:
 
     def answer(self, *, chain: LatentChain | None = None, boxed: bool = False) -> Graded:
         """The problems answered anew, see `unspoken.evaluation.answering.answer`."""
+        from unspoken.evaluation.answering import answer
+
         return answer(
             self.system,
             self.task,

@@ -217,9 +217,13 @@ class System:
     # --- what it costs -------------------------------------------------------------------------------------------
 
     def sequential_passes(self, steps: float, tokens: float) -> float:
-        """Forward passes that wait for one another, the prompt's included, given latent steps and tokens."""
+        """Forward passes that wait for one another, the prompt's included, given latent steps and tokens.
+
+        The opening of a chain counts as in an explicit chain, where the model writes it itself.
+        """
         chain = min(steps, 1) if self.parallel_chain else steps
-        return chain + self.speaker.passes(steps, tokens)
+        opening = len(self.opening) if self.speaker.same_stack else 0
+        return opening + chain + self.speaker.passes(steps, tokens)
 
     def flops(self, prompt: Int[Tensor, " *B"], answer: Answer) -> Float[Tensor, " B"]:
         """Floating-point operations of answers, each as if it were given alone and with a cache.

@@ -14,16 +14,16 @@ from unspoken.analysis.mixture import all_coefficients
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.chain import StopReason
 from unspoken.draw.formats import coefficient, count
-from unspoken.evaluation.answering import Graded, answer_questions, answer_trees
-from unspoken.evaluation.seeds import named_systems
+from unspoken.evaluation.answering import Graded, answer
+from unspoken.evaluation.seeds import stage_systems
 from unspoken.machine import resolve_device
-from unspoken.methods.catalogue import systems
 from unspoken.methods.loading import load_model
 from unspoken.reasoning.system import System
 from unspoken.tasks import TreeProblems, TreeSearchTask
 from unspoken.tasks.grading import boxed
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.task import ProblemList
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.settings import read
@@ -71,9 +71,7 @@ def answerable(recipe: Recipe) -> TreeSearchTask | ReasoningTask:
 def open_system(recipe: Recipe, folder: Path, task: TreeSearchTask | ReasoningTask, device: torch.device) -> System:
     """A finished model as it was trained to answer problems of its task."""
     model, stage = load_model(folder, device=device), folder.parent.name
-    if isinstance(task, TreeSearchTask):
-        return named_systems(model, stage, 2 * task.answer_length)[0]
-    return systems(model, stage=stage, max_answer=recipe.evaluation.max_answer)[0]
+    return stage_systems(model, stage, task.traits, recipe.evaluation.max_answer)[0]
 
 
 def answer_problems(
@@ -107,11 +105,11 @@ def answer_problems(
     asked = [task.parse(text) if text is not None else task.sample(test, np.arange(1)) for text in texts]
     system, prompt_format = open_system(recipe, folder, task, place), PromptFormat(tokenizer=recipe.tokenizer())
     for questions in asked:
-        yield _answer_question(system, prompt_format, questions[0])
+        yield _answer_question(system, task, questions, prompt_format)
 
 
 def _answer_tree(system: System, task: TreeSearchTask, problems: TreeProblems) -> dict[str, Any]:
-    given = answer_trees(system, task, problems, 1)
+    given = answer(system, task, problems, PromptFormat(tokenizer=task.tokenizer), batch_size=1)
     tokens = task.words(given.tokens[0])
     printed = task.text(problems)[0]
     result: dict[str, Any] = {
@@ -128,8 +126,10 @@ def _answer_tree(system: System, task: TreeSearchTask, problems: TreeProblems) -
     return result
 
 
-def _answer_question(system: System, prompt_format: PromptFormat, problem: ReasoningProblem) -> dict[str, Any]:
-    given = answer_questions(system, prompt_format, [problem], 1)
+def _answer_question(
+    system: System, task: ReasoningTask, problems: ProblemList[ReasoningProblem], prompt_format: PromptFormat
+) -> dict[str, Any]:
+    given, problem = answer(system, task, problems, prompt_format, batch_size=1), problems[0]
     text = prompt_format.decode(given.tokens)[0]
     in_box = boxed(text)
     result: dict[str, Any] = {

@@ -1,19 +1,29 @@
-"""Section of the page about how much a latent holds: covered tokens, entropy, parallel chains (Latent-SFT)."""
+"""How much a latent holds: covered tokens, entropy, parallel chains (Latent-SFT, section 10 of its specification)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from unspoken.draw.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, logarithmic, nice_ticks
 from unspoken.draw.formats import PERCENT_1, STEPS, THREE_DECIMALS, TWO_DECIMALS, coefficient
 from unspoken.draw.section import Block, Figure, Heading, Key, Panel, Paragraph, Section
 from unspoken.draw.table import Cell, Column, Table, number, reading, text
-from unspoken.report.figures import system_colours
-from unspoken.report.findings import Results, label, measured
+from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.probes.colours import system_colours
+from unspoken.probes.probe import Probe, View
 
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
+
+_PROBLEMS = 200  # whose chains are taken apart
+_ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
+_PARALLELISM = ("chains", "n_eff", "n_naive", "ratio", "n_eff_v1", "top2", "top2_v1")
 _LEAST = 0.1  # the entropy line ends where fewer chains than this share still run
 _WIDTH = 430  # pixels of a chart of all systems
 _SHOWN = 120  # points of one system's picture
@@ -29,21 +39,106 @@ _TOGETHER = (
 )
 
 
-def superposition_section(results: Results) -> Section | None:
-    """Effective compression, entropy along the chain, and effective parallelism, with their controls."""
-    entries = measured(results, "words").get("superposition", {})
-    if not entries:
+class SuperpositionProbe(Probe):
+    """Effective compression, entropy and parallel chains of latents that are mixtures of rows."""
+
+    key = "superposition"
+
+    def applies(self, system: System, task: Task) -> bool:
+        """Where latents have a distribution over the vocabulary, and problems an explicit chain to compare with."""
+        return system.mixes_rows and task.traits.has_chain
+
+    def measure(self, view: View) -> dict[str, Any] | None:
+        """None where no problem with an explicit chain was answered from a latent."""
+        import torch
+
+        from unspoken.analysis.superposition import average_by_step, ecr, entropy, exit_rate
+        from unspoken.evaluation.distributions import distributions
+
+        lengths = view.graded.chain.lengths
+        rows = [row for row, problem in enumerate(view.problems) if problem.chains and lengths[row]][:_PROBLEMS]
+        if not rows:
+            return None
+        problems, chain = view.problems.select(rows), view.graded.chain.select(torch.tensor(rows))
+        full = distributions(view.system, view.task, problems, view.prompt_format, chain, view.batch_size)
+        explicit = [list(spans.chain) for spans in view.task.spans(problems, view.prompt_format)]
+        rates = ecr(full, explicit, [k for k in _ECR if k <= full[0].shape[-1]])
+        mean, count = average_by_step([entropy(steps) for steps in full])
+        return {
+            "ecr": {str(k): float(values.mean()) for k, values in rates.items()},
+            "ecr_left_out": min(len(view.problems), _PROBLEMS) - len(rows),
+            "entropy": {"mean": mean.tolist(), "count": count.tolist()},
+            "top1": float(torch.cat([steps.max(dim=-1).values for steps in full]).mean()),
+            "exit_rate": exit_rate(view.graded.chain.stop),
+            "parallelism": _parallel_chains(view, problems, full, chain.latents),
+        }
+
+    def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
+        """By system the numbers averaged over seeds; lists by step and by question are the first seed's."""
+        return {name: _summary(seeds) for name, seeds in readings.items()}
+
+    def section(self, results: Results) -> Section | None:
+        """Effective compression, entropy along the chain, and effective parallelism, with their controls."""
+        entries = summary_of(results, self.key)
+        if not entries:
+            return None
+        caption = (
+            "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
+            "chain that says the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
+            "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
+            "that the model gives; a line ends where fewer than a tenth of the chains still run."
+        )
+        curves = Figure([_ecr_panel(results, entries), _entropy_panel(results, entries)], caption)
+        blocks: list[Block] = [curves, _numbers(results, entries), *_parallelism(results, entries)]
+        blocks.append(Paragraph(_RECONSTRUCTED, "caption"))
+        return Section(self.key, "How much does a latent hold?", blocks)
+
+
+def _parallel_chains(view: View, problems: Any, full: Sequence[Any], latents: Any) -> dict[str, Any] | None:
+    """Parallelism of the questions that have several chains, measured against the latents that stand for each."""
+    from unspoken.analysis.superposition import distinct, global_parallelism
+
+    if view.teacher is None:
         return None
-    caption = (
-        "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
-        "chain that says the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
-        "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
-        "that the model gives; a line ends where fewer than a tenth of the chains still run."
-    )
-    curves = Figure([_ecr_panel(results, entries), _entropy_panel(results, entries)], caption)
-    blocks: list[Block] = [curves, _numbers(results, entries), *_parallelism(results, entries)]
-    blocks.append(Paragraph(_RECONSTRUCTED, "caption"))
-    return Section("superposition", "How much does a latent hold?", blocks)
+    readings = []
+    for row, (problem, steps) in enumerate(zip(problems, full, strict=True)):
+        chains = distinct(problem.chains)
+        if len(chains) < 2:
+            continue
+        spans = view.task.spans([replace(problem, chains=(chain,)) for chain in chains], view.prompt_format)
+        gold = view.teacher.chain(spans)
+        references = [gold.latents[index, : int(gold.lengths[index])] for index in range(len(spans))]
+        tokens = [list(one.chain) for one in spans]
+        readings.append(global_parallelism(steps, latents[row, : len(steps)], tokens, references, seed=view.seed))
+    if not readings:
+        return None
+    return {
+        "questions": len(readings),
+        **{name: float(np.mean([getattr(reading, name) for reading in readings])) for name in _PARALLELISM},
+        "points": [round(reading.n_eff, 4) for reading in readings],
+    }
+
+
+def _summary(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def mean(*path: str) -> float:
+        values = []
+        for seed in seeds:
+            value: Any = seed
+            for key in path:
+                value = value[key]
+            values.append(value)
+        return float(np.mean(values))
+
+    first = seeds[0]
+    several = first["parallelism"]
+    if several is not None:
+        several = several | {name: mean("parallelism", name) for name in several if name != "points"}
+    return {
+        **first,
+        **{name: mean(name) for name in ("top1", "exit_rate", "ecr_left_out")},
+        "ecr": {k: mean("ecr", k) for k in first["ecr"]},
+        "parallelism": several,
+    }
 
 
 # --- covered tokens and entropy ----------------------------------------------------------------------------------
@@ -56,15 +151,14 @@ def _rates(entry: Mapping[str, Any]) -> list[tuple[int, float]]:
 
 def _legend(results: Results, names: Sequence[str]) -> tuple[Key, ...]:
     colours = system_colours(results)
-    return tuple(Key(f"{colours[name]} plain", label(results, name)) for name in names)
+    return tuple(Key(f"{colours[name]} plain", label(name)) for name in names)
 
 
 def _ecr_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
     rates = {name: _rates(entry) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
-        Line(points=values, classes=colours[name], marker="dot", hint=label(results, name))
-        for name, values in rates.items()
+        Line(points=values, classes=colours[name], marker="dot", hint=label(name)) for name, values in rates.items()
     ]
     x = replace(logarithmic(most for values in rates.values() for most, _ in values), title="K")
     y = linear([0.0, 1.0, *(value for values in rates.values() for _, value in values)])
@@ -83,7 +177,7 @@ def _entropy_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
     shown = {name: _along(entry["entropy"]) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
-        Line(points=values, classes=colours[name], marker="dot" if len(values) < 20 else "", hint=label(results, name))
+        Line(points=values, classes=colours[name], marker="dot" if len(values) < 20 else "", hint=label(name))
         for name, values in shown.items()
     ]
     last = max(len(values) for values in shown.values())
@@ -120,7 +214,7 @@ def _numbers(results: Results, entries: Mapping[str, Any]) -> Table:
         return number(total / sum(counts), TWO_DECIMALS)
 
     rates, average = "ECR at K", "A latent, on average"
-    columns = [Column("System", lambda entry: text(label(results, entry[0])))]
+    columns = [Column("System", lambda entry: text(label(entry[0])))]
     columns += [
         Column(str(most), partial(rate, most=most), f"ECR@{most}" if most in shown else "", rates) for most in every
     ]
@@ -146,7 +240,7 @@ def _parallelism(results: Results, entries: Mapping[str, Any]) -> list[Block]:
         return []
 
     columns = [
-        Column("System", lambda entry: text(label(results, entry[0]))),
+        Column("System", lambda entry: text(label(entry[0]))),
         reading("Questions|with several chains", "questions", STEPS, ""),
         reading("M|chains", "chains", TWO_DECIMALS, "M"),
         reading("N_eff", "n_eff", TWO_DECIMALS, "N_eff", classes="strong"),
