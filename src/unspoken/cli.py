@@ -88,7 +88,7 @@ def run(
         print(json.dumps(facts)) if as_json else print_plan(facts, Console())
         return
     from unspoken.experiment import run_experiment
-    from unspoken.report.results import PAGE
+    from unspoken.report.page import PAGE
 
     results = run_experiment(
         chosen,
@@ -219,7 +219,8 @@ def report(
 ) -> None:
     """Write the page of a run from its results."""
     from unspoken.report.page import write_page
-    from unspoken.report.results import PAGE, read_results
+    from unspoken.evaluation.results import read_results
+    from unspoken.report.page import PAGE
 
     target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
     write_page([read_results(path) for path in runs], target)

@@ -5,43 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
-from unspoken.draw.charts import interval_bar
+from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import MEGAFLOPS, MILLISECONDS, P_VALUE, PERCENT_1, POINTS, QUANTITY, STEPS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, drawing, estimate, number, reading, text
-from unspoken.evaluation.outcomes import COUPLED, PAIR
-from unspoken.report.findings import (
-    PAPER,
+from unspoken.evaluation.results import (
     Results,
     averaged,
-    baseline,
-    calibrations,
-    compares_to_paper,
     difference,
     differs,
-    each_seed,
     is_ambiguous,
     label,
+    summary_of,
 )
-
-NEAREST = ", nearest row"
-SYSTEM_COLOURS = {PAIR: "c1", f"{PAIR}{NEAREST}": "c3", COUPLED: "c2", "coconut": "c4"}
-
-
-def rate_bar(rate: Mapping[str, Any], colour: str, *, bar: bool = True) -> Markup:
-    """A rate with its interval as a bar, or as a dot."""
-    return interval_bar(rate["mean"], rate["low"], rate["high"], colour, bar=bar)
+from unspoken.probes.colours import system_colours
+from unspoken.probes.paper import PAPER, compares_to_paper
+from unspoken.report.findings import each_seed
 
 
-def accuracy_section(results: Results, about: str, *, colours: Mapping[str, str] = SYSTEM_COLOURS) -> Section:
-    """Exact match of every system, against the baseline and beside the paper's.
-
-    Args:
-        about: what is counted.
-    """
-    systems = results["systems"]
+def accuracy_section(results: Results) -> Section:
+    """Exact match of every system on the first test set, against the baseline and beside the paper's."""
+    systems, colours = results["systems"], system_colours(results)
     compared = any(difference(results, name) for name in systems)
     columns = _columns(results, colours, compared=compared)
     rows = [[column.read(name) for column in columns if column.read] for name in systems]
@@ -52,7 +36,7 @@ def accuracy_section(results: Results, about: str, *, colours: Mapping[str, str]
         drawn = drawing(rate_bar(ends, "c0", bar=False))
         rows.append([name, number(paper, note="no interval given"), drawn, *[BLANK] * (len(columns) - 3)])
     title = f"{results['name']} {results['size']}: exact match on {count(results['problems'], 'test problem')}"
-    note = _note(results, about, compared=compared)
+    note = _note(results, compared=compared)
     table = Table(title=title, columns=columns, rows=rows, note=note, classes="headline")
     return Section("result", "", [table])
 
@@ -60,7 +44,7 @@ def accuracy_section(results: Results, about: str, *, colours: Mapping[str, str]
 def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) -> list[Column]:
     rates = {name: entry["exact_match"] for name, entry in results["systems"].items()}
     changes = {name: difference(results, name) for name in rates}
-    routes = {name: averaged(entry["valid_routes"]) for name, entry in calibrations(results).items()}
+    routes = {name: averaged(entry["valid_routes"]) for name, entry in summary_of(results, "calibration").items()}
 
     def faint(name: str) -> str:
         change = changes[name]
@@ -71,7 +55,7 @@ def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) ->
         return BLANK if change is None else number(change["p"], P_VALUE, classes=faint(name))
 
     columns = [
-        Column("System", lambda name: text(label(results, name))),
+        Column("System", lambda name: text(label(name))),
         Column("Exact match|95 % interval", lambda name: estimate(rates[name], classes="strong"), "mean|95 % interval"),
         Column(
             "|0 to 100 %",
@@ -83,7 +67,7 @@ def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) ->
     if len(results["seeds"]) > 1:
         columns.append(Column("Each seed|%", lambda name: text(each_seed(rates[name]["seeds"])), classes="num wide"))
     if compared:
-        against = label(results, baseline(results) or "")
+        against = label(results["baseline"] or "")
         columns += [
             Column(
                 f"Against {against}|points",
@@ -97,10 +81,18 @@ def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) ->
     return columns
 
 
-def _note(results: Results, about: str, *, compared: bool) -> str:
+def _note(results: Results, *, compared: bool) -> str:
     many = len(results["seeds"]) > 1
+    tests, symbols = list(results["tests"]), summary_of(results, "symbols")
+    of = f" of {tests[0]}" if len(tests) > 1 else ""
+    right = "whose answer is right"
+    if symbols:
+        right = f"of which symbols {symbols['half'] + 1} to {symbols['symbols']} after the prompt, which every system gives, are all right"
     sentences = (
-        (about, True),
+        (
+            f"Share of {count(results['problems'], 'test problem')}{of} {right}; every system gets the same problems.",
+            True,
+        ),
         (
             "The route is drawn from the odds, so no system can always be right; a real route is one that may be meant.",
             is_ambiguous(results),
@@ -112,23 +104,31 @@ def _note(results: Results, about: str, *, compared: bool) -> str:
     return " ".join(sentence for sentence, holds in sentences if holds)
 
 
-def cost_table(results: Results, *, chains: bool) -> Table | None:
-    """What an answer costs.
+# --- cost --------------------------------------------------------------------------------------------------------
 
-    Args:
-        chains: with columns of latent and spoken steps, where no table of their own has them.
-    """
-    entries = [
-        (name, entry["cost"] | {"ended": entry["ended"]})
+
+def _costs(results: Results) -> dict[str, dict[str, Any]]:
+    return {
+        name: entry["cost"] | {"ended": entry["ended"]}
         for name, entry in results["systems"].items()
         if entry.get("cost")
-    ]
-    if not entries:
+    }
+
+
+def cost_section(results: Results) -> Section | None:
+    """What an answer costs: its steps one after another, passes, operations and seconds."""
+    costs = _costs(results)
+    if not costs:
         return None
+    return Section("cost", "What an answer costs", [_cost_table(costs)])
+
+
+def _cost_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = [
-        Column("System", lambda entry: text(label(results, entry[0]))),
+        Column("System", lambda entry: text(label(entry[0]))),
         reading("Latent steps", "latent_steps", STEPS, "steps"),
-        reading("Spoken tokens", "spoken_tokens", STEPS, "words"),
+        reading("Markers", "markers", STEPS, ""),
+        reading("Answer tokens", "spoken_tokens", STEPS, "tokens"),
         reading("Passes|in sequence", "sequential_passes", STEPS),
         reading("MFLOPs", "flops", MEGAFLOPS, "MFLOP"),
         reading("Time|ms, in a batch", "seconds_batched", MILLISECONDS, "ms batched"),
@@ -136,10 +136,9 @@ def cost_table(results: Results, *, chains: bool) -> Table | None:
         reading("Parameters", "parameters", QUANTITY),
         reading("Ended|by itself", "ended", PERCENT_1, ""),
     ]
-    own = "; the coupled model’s latent steps are the tokens it reasons in" if chains else ""
     note = (
-        f"Means a problem. Passes in sequence are forward passes that wait for one another{own}. "
-        "MFLOPs: millions of floating-point operations of matrix products. Times are of this machine, first seed."
+        "Means a problem. Latent steps of an explicit chain are the tokens that it reasons in. Passes in sequence are forward "
+        "passes that wait for one another, markers around a chain included. MFLOPs: millions of floating-point operations of "
+        "matrix products. Times are of this machine, first seed."
     )
-    columns = columns if chains else [columns[0], *columns[3:]]
-    return Table.of(entries, columns, title="cost of one answer", note=note)
+    return Table.of(costs.items(), columns, title="cost of one answer", note=note)

@@ -30,9 +30,9 @@ from unspoken.draw.formats import (
 from unspoken.draw.section import Block, Figure, Heading, Key, Legend, Panel, Paragraph, Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, estimate, number, text
 from unspoken.evaluation.outcomes import compared, unpacked
+from unspoken.evaluation.results import Results, differs, explicit, label
 from unspoken.evaluation.significance import Difference, Outcomes, paired_difference
-from unspoken.report.figures import SERIES, system_colours
-from unspoken.report.findings import Results, baseline, differs, label, measured
+from unspoken.probes.colours import SERIES, system_colours
 
 # Key of a cost, its short name, the title of its axis, and what makes a readable number of it.
 COSTS = (
@@ -95,35 +95,24 @@ class ProblemSet:
 # --- what is compared --------------------------------------------------------------------------------------------
 
 
-def _explicit(results: Results) -> set[str]:
-    """Systems that say a chain of thought in tokens."""
-    stages = results.get("recipe", {}).get("stages", ())
-    explicit = {
-        str(stage["name"])
-        for stage in stages
-        if stage.get("objective", {}).get("kind") == "next_token" and stage["objective"].get("chain") != "none"
-    }
-    return (explicit | {baseline(results) or ""}) & set(results["systems"])
-
-
 def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) -> Iterator[ProblemSet]:
     """The test sets of one run; of results without outcomes the first alone, whose cost is known."""
-    tests, task = measured(results, "words").get("tests", {}), results.get("recipe", {}).get("task")
+    tests, task = results["tests"], results.get("recipe", {}).get("task")
     kept: Mapping[str, Any] = results.get("outcomes") or {next(iter(tests), "test"): {}}
     for test, outcomes in kept.items():
         problems = outcomes.get("problems", results["problems"])
         rates = tests.get(test) or results["systems"]
         costs = outcomes.get("cost")
         if costs is None:
-            costs = {name: compared(entry["cost"]) for name, entry in results["systems"].items() if "cost" in entry}
+            costs = {name: compared(entry["cost"]) for name, entry in results["systems"].items() if entry.get("cost")}
         kind = str((task or {}).get("kind", "")).replace("_", " ")
         about = ", ".join(part for part in (kind, "" if test == "test" else test) if part)
         entries = tuple(
             Entry(
                 run=run,
-                system=label(results, name),
+                system=label(name),
                 colour=colours[name],
-                explicit=name in _explicit(results),
+                explicit=explicit(results, name),
                 rate=rates[name]["exact_match"],
                 cost=costs.get(name, {}),
                 right={
@@ -290,9 +279,9 @@ _CAPTION = (
 
 
 def cost_blocks(results: Results) -> list[Block]:
-    """The picture of one run on word problems: its systems on the first test set; empty where there are not two."""
+    """The picture of one run: its systems on the first test set; empty where there are not three."""
     entries = [entry for entry in problem_sets([results])[0].entries if entry.cost]
-    if not measured(results, "words") or len(entries) < 2:
+    if len(entries) < 3:
         return []
     numbers = range(1, len(entries) + 1)
     keys = [

@@ -6,15 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from unspoken.draw.page import Run, to_page
+from unspoken.evaluation.results import Results, title
 from unspoken.report.compare import comparison, cost_blocks
-from unspoken.report.findings import Results, finding, sample, title
-from unspoken.report.sections import headline, sections
+from unspoken.report.findings import finding, sample
+from unspoken.report.sections import made_sections, measured_sections
 from unspoken.storage import write_text
+
+PAGE = "report.html"
 
 
 def _run(results: Results, prefix: str = "") -> Run:
     summary = results.get("recipe", {}).get("summary", "")
-    blocks = headline(results).blocks
+    headline, *sections = measured_sections(results)
+    blocks = headline.blocks
     return Run(
         name=str(results.get("name", "run")),
         size=str(results.get("size", "")),
@@ -23,7 +27,7 @@ def _run(results: Results, prefix: str = "") -> Run:
         facts=f"{sample(results)} · {summary}" if summary else sample(results),
         # On a page of several runs, their costs are in one picture.
         headline=blocks if prefix else [*blocks, *cost_blocks(results)],
-        sections=sections(results),
+        sections=[*sections, *made_sections(results)],
         prefix=prefix,
     )
 
@@ -40,7 +44,7 @@ def write_page(results_list: Sequence[Results], target: Path) -> None:
     """Write one self-contained page about some runs.
 
     Args:
-        results_list: contents of results files (`unspoken.evaluation.measure`), at least one.
+        results_list: contents of results files (`unspoken.evaluation.results.read_results`), at least one.
         target: where to; replaced in one move, so a reader sees the old page or the new one.
 
     Raises:

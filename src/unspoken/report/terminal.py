@@ -11,8 +11,9 @@ from rich.table import Table
 from unspoken.draw.formats import duration
 from unspoken.draw.section import print_section
 from unspoken.draw.table import aligned, write_line
-from unspoken.report.findings import Results, training_time
-from unspoken.report.sections import TERMINAL, headline, sections
+from unspoken.evaluation.results import Results
+from unspoken.report.findings import training_time
+from unspoken.report.sections import measured_sections
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -22,7 +23,7 @@ def print_results(results: Results, console: Console) -> None:
         results: content of a results file.
         console: a terminal gets tables, anything else plain aligned text.
     """
-    for section in (headline(results), *sections(results, TERMINAL)):
+    for section in measured_sections(results):
         print_section(section, console)
     seconds = training_time(results)
     if seconds is not None:
