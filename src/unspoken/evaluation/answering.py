@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unspoken import distributed
@@ -53,6 +53,7 @@ def answer(
     prompt_format: PromptFormat,
     *,
     batch_size: int,
+    prompts: tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]] | None = None,
     chain: LatentChain | None = None,
     boxed: bool = False,
 ) -> Graded:
@@ -61,13 +62,17 @@ def answer(
     Args:
         system: with the task's caps, see `unspoken.evaluation.seeds.capped`.
         batch_size: problems answered at once.
+        prompts: other tokens, and their mask, that are read instead of the problems' own.
         chain: answer from these chains, a row a problem, instead of the system's own.
         boxed: append the start of the answer by force; only of a task whose answers are texts.
     """
     start, pad = "\\boxed{" if boxed else "", int(prompt_format.tokenizer.pad_token_id)
 
     def respond(rows: Tensor) -> tuple[Answer, list[str]]:
-        ids, mask = task.prompts(problems.select(rows.numpy()), prompt_format)
+        if prompts is None:
+            ids, mask = task.prompts(problems.select(rows.numpy()), prompt_format)
+        else:
+            ids, mask = (values[rows] for values in prompts)
         given = None if chain is None else chain.select(rows)
         response = system.respond(ids, mask, chain=given, forced=prompt_format.box if boxed else ())
         return response, [

@@ -6,7 +6,8 @@ Axes: S seeds, P problems, K quantities measured on the same problems.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,29 @@ def interval(mean: float, drawn: Outcomes) -> Interval:
     """
     low, high = np.quantile(drawn, [0.025, 0.975])
     return Interval(mean=mean, low=float(low), high=float(high))
+
+
+def ratio(
+    numerator: float, denominator: float, drawn_numerators: Outcomes, drawn_denominators: Outcomes
+) -> dict[str, float] | None:
+    """A ratio of two means with its interval, None where the denominator is zero; draws in which it is are left out."""
+    if denominator == 0:
+        return None
+    some = drawn_denominators > 0
+    return asdict(interval(float(numerator / denominator), drawn_numerators[some] / drawn_denominators[some]))
+
+
+def ratios_of_counts(
+    counts: Outcomes, names: Sequence[str], *, draws: int = 2000, seed: int = 0
+) -> Callable[[str, str], dict[str, float] | None]:
+    """Ratios of counts ``[S, P, K]``, summed over seeds and problems, by the K names of numerator and denominator."""
+    means, drawn = counts.mean(axis=(0, 1)), bootstrap_means(counts, draws=draws, seed=seed)
+
+    def of(numerator: str, denominator: str) -> dict[str, float] | None:
+        first, second = names.index(numerator), names.index(denominator)
+        return ratio(means[first], means[second], drawn[:, first], drawn[:, second])
+
+    return of
 
 
 @dataclass(frozen=True, kw_only=True)

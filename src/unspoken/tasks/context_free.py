@@ -27,6 +27,7 @@ PAD, EOS = range(2)
 MARKERS = ("[PAD]", "[EOS]")
 TERMINALS = "abc"
 FIRST_TERMINAL = len(MARKERS)
+SYMBOLS = range(FIRST_TERMINAL, FIRST_TERMINAL + len(TERMINALS))  # ids of the terminals
 
 _SYMBOLS = (2, 2, 3, 6)  # on levels 1 to 4 of the paper's grammar; a smaller one keeps those next to the terminals
 _MEAN_LENGTH = (600.0, 700.0)  # at five levels
@@ -208,8 +209,7 @@ class Grammar:
 
     def _chart(self, tokens_PB: Array) -> list[_Spans]:
         """Spans of every symbol. The root's stay empty: nobody asks where it stands but at the start."""
-        kinds = range(FIRST_TERMINAL, FIRST_TERMINAL + len(TERMINALS))
-        leaves = [_Spans(1, np.packbits(tokens_PB == kind, axis=1)[None]) for kind in kinds]
+        leaves = [_Spans(1, np.packbits(tokens_PB == symbol, axis=1)[None]) for symbol in SYMBOLS]
         none = leaves[0].bits[:0]
         chart = [_Spans(1, none)] * len(self.rules) + leaves
         for symbol in reversed(range(1, len(self.rules))):

@@ -323,17 +323,16 @@ class GrammarTask:
         """Whether prompt and completion begin *some* string of the language, ``[B]``.
 
         A string may go on in several ways, so an answer that does not match can still be valid. One that ends early,
-        with end-of-sequence, is valid if the string is complete there.
+        with end-of-sequence, is valid if the string is complete there. Fewer symbols are judged as they are.
         """
         import torch
-        from torch.nn.functional import pad
 
         prompt_BP = problems.window(int(problems.prompt_B.max(initial=0)), 0)
-        symbols_BN = pad(answers_BN, (0, self.config.steps - answers_BN.shape[1]), value=PAD).cpu().numpy()
+        symbols_BN = answers_BN[:, : self.config.steps].cpu().numpy()
         strings = np.concatenate([prompt_BP, symbols_BN], axis=1)
         valid_B = self.grammar.accepts_prefix(strings)
         ended = symbols_BN == EOS
-        for step in range(self.config.steps):
+        for step in range(symbols_BN.shape[1]):
             rows = ended[:, step] & ~ended[:, :step].any(axis=1)
             valid_B[rows] = self.grammar.accepts(strings[rows, : prompt_BP.shape[1] + step])
         return torch.from_numpy(valid_B)

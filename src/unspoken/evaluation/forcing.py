@@ -1,0 +1,93 @@
+"""Wrong tokens: in a prompt, or forced on a system while it answers (JEPA-Reasoner, sections 6.2 and 6.6).
+
+Axes: B problems, T tokens of a prompt, M tokens of an answer, K tokens that may replace each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from unspoken.chain import LatentChain
+from unspoken.reasoning.system import System
+
+# Runs a system once, with these tokens ``[B, M]`` forced (`FREE` where it chooses; None: everywhere), and returns its
+# chain and its tokens.
+Run = Callable[[Tensor | None], tuple[LatentChain, Tensor]]
+
+
+def corrupted(
+    ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], rate: float, alternatives: Int[Tensor, " K"], seed: int
+) -> Int[Tensor, "B T"]:
+    """Replace some of the masked tokens of every row by wrong ones (paper_index, open point 24).
+
+    Exactly ``rate * n`` of a row's n masked tokens, rounded, become another of the alternatives, each as likely. With
+    the same seed, what is wrong at a low rate is wrong in the same way at a higher one.
+
+    Raises:
+        ValueError: a rate outside 0..1, or fewer than two alternatives.
+    """
+    others = torch.unique(alternatives)
+    if not 0 <= rate <= 1 or len(others) < 2:
+        raise ValueError(
+            f"cannot corrupt at rate {rate} with {len(others)} different alternatives; the rate is between 0 and 1, "
+            "and there must be at least 2 tokens to choose from"
+        )
+    order, choice = (torch.from_numpy(np.random.default_rng([seed, stream]).random(ids.shape)) for stream in range(2))
+    rank = order.to(ids.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
+    count = (rate * mask.sum(dim=1).double() + 0.5).floor()
+    return torch.where(mask & (rank < count[:, None]), another(ids, others, choice.to(ids.device)), ids)
+
+
+def another(ids: Int[Tensor, "B T"], others: Int[Tensor, " K"], choice: Float[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """For every token one of ``others`` (sorted, each once) that it is not itself; ``choice`` is uniform in [0, 1)."""
+    # A token that is itself an alternative is left out of its own draw: the alternatives after it move up by one.
+    known = torch.isin(ids, others)
+    drawn = (choice * (len(others) - known.long())).long()
+    drawn += (known & (drawn >= torch.searchsorted(others, ids.contiguous()))).long()
+    return others[drawn]
+
+
+def can_be_forced(system: System) -> bool:
+    """Whether some token of an answer is the system's own choice; nearest rows are read off."""
+    return system.explicit or system.speaker.samples
+
+
+def forced_run(
+    system: System, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, *, fill: int
+) -> Run:
+    """Runs of a system in which some of its tokens are forced, and it goes on from them.
+
+    Where an explicit chain is closed before the answer, its steps come first, in as many columns as it may have. A
+    chain whose tokens are the answer is reached by every forced token; others cannot be.
+
+    Args:
+        fill: stands after the end of a row.
+    """
+
+    def run(tokens: Tensor | None) -> tuple[LatentChain, Tensor]:
+        answer = system.respond(input_ids, attention_mask, **({} if tokens is None else system.forcing(tokens)))
+        chain, given = answer.chain, answer.filled(fill)
+        if not system.explicit or not system.speaker.same_stack:
+            return chain, given
+        assert chain.support_ids is not None
+        steps = torch.where(chain.mask, chain.support_ids[:, :, 0], fill)
+        return chain, torch.cat([F.pad(steps, (0, system.stop.max_latents - steps.shape[1]), value=fill), given], dim=1)
+
+    return run
+
+
+def latent_change(chain: LatentChain, again: LatentChain) -> tuple[bool, float]:
+    """Whether two runs have the same latents to the last bit, and the largest absolute change of an entry.
+
+    A step that only one of both runs has is compared with zeros.
+    """
+    both = LatentChain.concatenate([chain, again]).latents
+    change = (both[: len(chain)] - both[len(chain) :]).abs()
+    identical = torch.equal(chain.mask, again.mask) and torch.equal(chain.latents, again.latents)
+    return identical, float(change.max()) if change.numel() else 0.0

@@ -1,0 +1,100 @@
+"""The JEPA-Reasoner paper's claims about noise (section 6), each with the verdict of this run's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from unspoken.draw.formats import p_value, percent, points
+from unspoken.draw.section import Section, Verdicts
+from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.results import Results, differs, label, summary_of
+from unspoken.probes import token_noise
+from unspoken.probes.probe import Probe
+from unspoken.reasoning.system import System
+from unspoken.tasks.context_free import SYMBOLS
+from unspoken.tasks.task import Task
+
+
+class ClaimsProbe(Probe):
+    """Do the paper's claims hold? It measures nothing: verdicts follow from what other probes measured."""
+
+    key = "claims"
+
+    def applies(self, system: System, task: Task) -> bool:
+        """Of nothing."""
+        return False
+
+    def section(self, results: Results) -> Section | None:
+        """The verdicts."""
+        verdicts = [(claim, [verdict]) for claim, verdict in claims(results)]
+        return Section(self.key, "The paper’s claims", [Verdicts(verdicts)]) if verdicts else None
+
+
+def claims(results: Results) -> list[tuple[str, str]]:
+    """The paper's claims about noise, each with what this run shows of it.
+
+    The tests are single ones: of twenty, one may seem to hold by chance.
+    """
+    verdicts = [*_token_claims(results), *_latent_claims(results)]
+    effect = summary_of(results, "forced_symbols").get("systems", {}).get(PAIR)
+    if effect is not None:
+        kept = "holds: not one bit of any latent changed" if effect["latents_identical"] else "DOES NOT HOLD"
+        verdicts.append(("wrong symbols never reach the chain", kept))
+    return [(claim, verdict) for claim, verdict in verdicts if verdict]
+
+
+def _token_claims(results: Results) -> Iterator[tuple[str, str]]:
+    """What follows from wrong tokens in the prompt."""
+    tests, against = summary_of(results, "token_noise").get("comparison", {}), f" - {results['baseline']}"
+    test = tests.get(PAIR + against)
+    if test is not None:
+        worst = test["levels"][-1]
+        noise = f"{percent(worst['level'], 0)} of the prompt wrong"
+        steps = range(1, len(worst["symbol"]))
+        verdict = "; ".join(_step_verdict(results, worst["symbol"][step], step, "relative") for step in steps)
+        yield f"{noise}: loses a smaller fraction than the coupled model", verdict
+        verdict = "; ".join(_step_verdict(results, worst["symbol"][step], step, "absolute") for step in steps[1:])
+        yield f"{noise}: more symbols right than the coupled model", verdict
+    for name, each in tests.items():
+        if name.startswith(PAIR):
+            yield f"{label(name.removesuffix(against))}: nowhere worse than the coupled model", _nowhere_worse(each)
+
+
+def _latent_claims(results: Results) -> Iterator[tuple[str, str]]:
+    """What follows from noise on latents."""
+    summary = summary_of(results, "latent_noise")
+    test = summary and summary["renormalised"]["comparison"].get(f"{PAIR} - {summary['against']}")
+    for level in (test["levels"][0], test["levels"][-1]) if test else ():
+        noise = f"noise of {percent(level['level'], 0)} on latents" if level["level"] else "no noise"
+        yield f"{noise}: more exact matches than Coconut", _verdict(level["exact"][-1]["absolute"])
+
+
+def _verdict(entry: Mapping[str, float] | None) -> str:
+    """Whether a difference that should be positive is."""
+    if entry is None:
+        return "not measured"
+    answer = "cannot be told" if not differs(entry) else "holds" if entry["mean"] > 0 else "does not hold"
+    low, high = points(entry["low"]), points(entry["high"])
+    return f"{answer} ({points(entry['mean'])} points, {low} to {high}, {p_value(entry['p'])})"
+
+
+def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: token_noise.Kind) -> str:
+    """What a test of noise shows of one generation step; nothing where a system knows nothing to lose."""
+    for name, _ in token_noise.compared(results):
+        clean = token_noise.accuracy(results, name, "absolute", 0, step)
+        if clean is not None and clean["low"] <= 1 / len(SYMBOLS):
+            return f"step {step + 1} cannot be told: without noise {label(name)} is at chance"
+    return f"step {step + 1} {_verdict(test[kind])}"
+
+
+def _nowhere_worse(test: Mapping[str, Any]) -> str:
+    """Whether right symbols are at least as frequent at every step and level of noise; ours, the paper's pair is not."""
+    cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
+    above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
+    answer = "does not hold" if below else "holds" if above == len(cells) else "cannot be told everywhere"
+    lowest, highest = min(cell["mean"] for cell in cells), max(cell["mean"] for cell in cells)
+    return (
+        f"{answer} (of {len(cells)} steps and levels it is above in {above}, below in {below}; "
+        f"{points(lowest)} to {points(highest)} points)"
+    )

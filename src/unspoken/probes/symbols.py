@@ -1,0 +1,105 @@
+"""How strings go on without any disturbance: accuracy of each symbol, and of continuations as such.
+
+The summary holds ``symbols`` (of an answer), ``half`` (those that latents may stand for), ``steps`` (system -> accuracy
+of each symbol, None where a latent stands for it) and ``valid`` (system -> rate of whole continuations that begin some
+string of the grammar).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from torch import Tensor
+
+from unspoken.draw.formats import BARE_PERCENT_1, PERCENT_1
+from unspoken.draw.section import Section
+from unspoken.draw.table import Cell, Column, Table, number, text
+from unspoken.evaluation.degradation import hits_of
+from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.significance import Outcomes, rate
+from unspoken.probes.probe import Probe, View
+from unspoken.reasoning.system import System
+from unspoken.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The symbols of one model.
+
+    Attributes:
+        hits: ``[B, W]``, which are right.
+        unsaid: symbols that a latent stands for; they come first.
+        half: of all symbols.
+        valid: ``[B]``; None where some symbols are not given.
+    """
+
+    hits: Outcomes
+    unsaid: int
+    half: int
+    valid: Outcomes | None
+
+
+def valid_continuations(view: View, tokens: Int[Tensor, "B M"]) -> Outcomes:
+    """Whether prompts and tokens begin some string of the grammar, ``[B]``."""
+    grammar: Any = view.task  # the only task that fixes the length of its answers
+    valid: Outcomes = grammar.valid(tokens, view.problems).numpy().astype(np.float64)
+    return valid
+
+
+class SymbolsProbe(Probe):
+    """Which symbols are right, and which continuations are possible?"""
+
+    key = "symbols"
+
+    def applies(self, system: System, task: Task) -> bool:
+        """Of systems that continue strings."""
+        return task.traits.fixed_steps is not None
+
+    def measure(self, view: View) -> Reading:
+        """The symbols of the system's own answers."""
+        half, unsaid = view.task.traits.fixed_steps, view.system.unsaid
+        assert half is not None
+        valid = None if unsaid else valid_continuations(view, view.graded.tokens)
+        return Reading(hits=hits_of(view.graded), unsaid=unsaid, half=half, valid=valid)
+
+    def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
+        """See the top of this file."""
+        first = next(iter(readings.values()))[0]
+        steps, valid = {}, {}
+        for name, seeds in readings.items():
+            unsaid = seeds[0].unsaid
+            means = np.mean([reading.hits[:, unsaid:].mean(axis=0) for reading in seeds], axis=0)
+            steps[name] = [None] * unsaid + means.tolist()
+            outcomes = [reading.valid for reading in seeds if reading.valid is not None]
+            if outcomes:
+                valid[name] = asdict(rate(np.stack(outcomes)))
+        return {"symbols": first.hits.shape[1], "half": first.half, "steps": steps, "valid": valid}
+
+    def section(self, results: Results) -> Section | None:
+        """A row a system."""
+        summary = summary_of(results, self.key)
+        if not summary:
+            return None
+
+        def symbol(name: str, step: int) -> Cell:
+            return number(summary["steps"][name][step], BARE_PERCENT_1)
+
+        def valid(name: str) -> Cell:
+            return number((summary["valid"].get(name) or {}).get("mean"), PERCENT_1)
+
+        columns = [Column("System", lambda name: text(label(name)))]
+        columns += [Column(str(step + 1), partial(symbol, step=step)) for step in range(summary["symbols"])]
+        columns.append(Column("Valid|as a whole", valid))
+        note = (
+            "Symbols that are the string’s own, in per cent, step by step without any noise. A string can go on in "
+            "several ways, so no system can be right every time; a valid continuation is one that begins some string of "
+            "the grammar. Coconut’s latents stand for symbols that it does not give."
+        )
+        title = "right symbols in per cent, and continuations that begin some string of the grammar"
+        table = Table.of(summary["steps"], columns, title=title, note=note)
+        return Section(self.key, "Continuations without noise", [table])
