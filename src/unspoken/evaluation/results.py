@@ -33,7 +33,9 @@ def read_results(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     if results.get("schema", 1) > SCHEMA:
-        raise ValueError(f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken")
+        raise ValueError(
+            f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
+        )
     for stage in results.get("recipe", {}).get("stages", []):
         objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
         stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
@@ -49,7 +51,18 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         return results
     problems, systems = results.get("words") or {}, results.get("systems") or {}
     baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
-    copied = ("name", "size", "command", "recipe", "seeds", "problems", "differences", "outcomes", "training", "overlap")
+    copied = (
+        "name",
+        "size",
+        "command",
+        "recipe",
+        "seeds",
+        "problems",
+        "differences",
+        "outcomes",
+        "training",
+        "overlap",
+    )
     tests = problems.get("tests") or {
         "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
     }
@@ -102,12 +115,12 @@ def _probes(results: Results) -> dict[str, Any]:
         and {
             "reference": results.get("reference"),
             "systems": {name: entry["mixture"] for name, entry in inside.items()},
-            "plane": results.get("pca"),
         },
         "calibration": {name: entry["calibration"] for name, entry in inside.items() if "calibration" in entry},
-        "trees": results.get("examples"),
-        "resampled_answers": results.get("containment"),
-        "next_token": texts.get("language") and {key: texts[key] for key in ("rows", "tokens")} | {"systems": texts["language"]},
+        "trees": results.get("examples") and {"examples": results["examples"], "plane": results["pca"]},
+        "resampled_answers": results.get("containment") and {PAIR: results["containment"]},
+        "next_token": texts.get("language")
+        and {key: texts[key] for key in ("rows", "tokens")} | {"systems": texts["language"]},
         "corruption": texts.get("corruption")
         and {key: texts[key] for key in ("sentences", "prime", "samples")} | {"systems": texts["corruption"]},
     }
@@ -155,6 +168,17 @@ def differs(entry: Mapping[str, Any]) -> bool:
 def averaged(entry: Any) -> Any:
     """The mean over seeds of an entry that keeps the seeds' own values beside it."""
     return entry["mean"] if isinstance(entry, Mapping) and "mean" in entry else entry
+
+
+def is_ambiguous(results: Results) -> bool:
+    """Whether the prompt leaves open where a route leads."""
+    return bool(results.get("recipe", {}).get("task", {}).get("targets", 1) != 1)
+
+
+def stage_curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """The curve of a stage in each seed that trained it, with the seed."""
+    every = results.get("training") or ()
+    return [(entry["seed"], entry["stages"][stage]) for entry in every if stage in entry["stages"]]
 
 
 def step_names(depth: int) -> list[str]:

@@ -16,6 +16,7 @@ from unspoken.chain import LatentChain
 from unspoken.draw.section import Section
 from unspoken.evaluation.answering import Graded, answer
 from unspoken.evaluation.results import Results
+from unspoken.evaluation.teacher_forcing import forced_chain
 from unspoken.reasoning.system import System
 from unspoken.reasoning.teacher import Teacher
 from unspoken.tasks.prompt_format import PromptFormat
@@ -60,6 +61,11 @@ class View:
     def has_chain(self) -> bool:
         """At least one problem was answered from a chain that is not empty."""
         return self.answers is not None and bool(self.answers.chain.lengths.any())
+
+    @cached_property
+    def forced(self) -> LatentChain:
+        """Teacher-forced latents of the right answers, of systems whose latents point at rows of a table."""
+        return forced_chain(self.system, self.task.rows(self.problems, self.prompt_format), self.batch_size)
 
     def first(self, most: int) -> View:
         """The same view of the first problems alone."""

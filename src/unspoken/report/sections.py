@@ -8,86 +8,18 @@ from typing import Any
 import yaml
 
 from unspoken.draw.charts import interval_bar
-from unspoken.draw.formats import PERCENT_1, QUANTITY, duration, percent, quantity
-from unspoken.draw.section import Block, Code, Figure, Paragraph, Section
-from unspoken.draw.table import Cell, Column, Table, drawing, estimate, number, text
+from unspoken.draw.formats import PERCENT_1, duration
+from unspoken.draw.section import Block, Code, Figure, Section
+from unspoken.draw.table import Cell, Column, Table, drawing, estimate, text
 from unspoken.evaluation.outcomes import PAIR
-from unspoken.report import figures, grammar, language_modeling, reasoning_problems, tree_search
-from unspoken.report.accuracy import NEAREST, cost_table
+from unspoken.report import figures, grammar, reasoning_problems
+from unspoken.report.accuracy import cost_table
 from unspoken.report.findings import (
     CONTROL_MEANING,
-    PAPER,
     Results,
-    averaged,
-    compares_to_paper,
-    containment,
-    inside,
     wording,
 )
 from unspoken.report.superposition import superposition_section
-
-
-def paper_section(results: Results) -> Section | None:
-    """The paper's measures beside ours, a column a Reasoner."""
-    measured = inside(results)
-    if not compares_to_paper(results) or not measured:
-        return None
-    # A Reasoner with a Talker is measured inside under the name of its read-out without one.
-    readout = {name.removesuffix(NEAREST): name for name in measured}
-    systems = {name: results["systems"][name] for name in readout if name in results["systems"]}
-    forced = {
-        name: {key: averaged(value) for key, value in measured[readout[name]]["mixture"]["forced"].items()}
-        for name in systems
-    }
-
-    def both(key: str) -> list[Cell]:
-        inner = {name: percent(values[f"{key}_inner"]) for name, values in forced.items()}
-        return [number(forced[name][key], note=f"inner nodes {inner[name]}") for name in systems]
-
-    sizes = [results["systems"][readout[name]]["cost"]["parameters"] for name in systems]
-    depth = results["recipe"]["task"].get("depth")
-    rows = [
-        [text("Exact match"), number(PAPER.exact_match), *(number(e["exact_match"]["mean"]) for e in systems.values())],
-        [
-            text("Right child has the larger coefficient", "teacher-forced, all nodes below the root"),
-            number(PAPER.major),
-            *both("major"),
-        ],
-        [
-            text("Rank of the sibling plane", "among the planes of all pairs of names, nearest first"),
-            number(PAPER.rank),
-            *both("rank"),
-        ],
-        [text("Levels of the tree"), text("4"), *(Cell(None if depth is None else str(depth)) for _ in systems)],
-        [
-            text("Parameters of the Reasoner"),
-            text(quantity(PAPER.parameters, 2)),
-            *(number(size, QUANTITY) for size in sizes),
-        ],
-    ]
-    note = "Paper: JEPA-Reasoner, arXiv 2512.19171, version 3, section 5.1, one model. "
-    if "reference" in results:
-        note += (
-            f"A rank near {percent(results['reference']['true_mixture'])} means a mixture of the two siblings, one near "
-            f"{percent(results['reference']['no_sibling'])} a plain name: a model that is certain has no reason to mix."
-        )
-    classes = "narrow" if len(systems) < 3 else ""
-    table = Table(columns=[*map(Column, ("Measure", "Paper", *systems))], rows=rows, note=note, classes=classes)
-    return Section("paper", "Beside the paper", [table])
-
-
-def steps_section(results: Results) -> Section | None:
-    """Accuracy a step."""
-    panels = figures.step_panels(results)
-    if not panels:
-        return None
-    caption = (
-        "Nearest name of every latent, Talker left out. Look for a gap between the two: under teacher forcing each step reads "
-        "the true names before it, in rollout it reads the model’s own latents, which training never showed it. The vertical "
-        "axis may not start at zero."
-    )
-    return Section("steps", "Accuracy by step", [Figure(panels, caption)])
-
 
 # --- does it matter ----------------------------------------------------------------------------------------------
 
@@ -124,20 +56,6 @@ def controls_section(results: Results) -> Section | None:
     title = "the same Talker on an altered chain"
     table = Table.of(entries, columns, title=title, note=note)
     return Section("controls", "Does the chain do anything?", [table])
-
-
-def containment_section(results: Results) -> Section | None:
-    """The measured statement about error containment."""
-    statement = containment(results)
-    if statement is None:
-        return None
-    classes = "statement" if results["containment"]["latents_identical"] else "statement alarm"
-    more = (
-        "Containment holds by construction: no spoken token ever enters the Reasoner. It bounds what a wrong word can do, not "
-        "what a wrong latent can do."
-    )
-    blocks = [Paragraph(statement, classes, label="containment"), Paragraph(more, "caption")]
-    return Section("containment", "Does speech reach the chain?", blocks)
 
 
 # --- how it was made ---------------------------------------------------------------------------------------------
@@ -207,24 +125,15 @@ Make = Callable[[Results], Section | None]
 
 # The numbers at the top are the first of these that a run has.
 HEADLINES: tuple[Make, ...] = (
-    language_modeling.headline,
     reasoning_problems.headline,
     grammar.headline,
-    tree_search.headline,
 )
 SECTIONS: tuple[Make, ...] = (
-    paper_section,
     grammar.claims_section,
     grammar.token_noise_section,
     grammar.latent_noise_section,
     grammar.forced_section,
-    steps_section,
     controls_section,
-    containment_section,
-    tree_search.mixture_section,
-    tree_search.pca_section,
-    tree_search.examples_section,
-    tree_search.calibration_section,
     reasoning_problems.tests_section,
     reasoning_problems.samples_section,
     reasoning_problems.controls_section,
@@ -232,8 +141,6 @@ SECTIONS: tuple[Make, ...] = (
     reasoning_problems.chains_section,
     superposition_section,
     reasoning_problems.geometry_section,
-    language_modeling.sentences_section,
-    language_modeling.next_token_section,
     training_section,
     cost_section,
     recipe_section,
@@ -242,7 +149,6 @@ SECTIONS: tuple[Make, ...] = (
 TERMINAL: tuple[Make, ...] = (
     reasoning_problems.tests_section,
     cost_section,
-    language_modeling.next_token_section,
     reasoning_problems.controls_section,
     superposition_section,
     reasoning_problems.samples_section,
@@ -253,9 +159,6 @@ TERMINAL: tuple[Make, ...] = (
     grammar.forced_section,
     grammar.claims_section,
     controls_section,
-    tree_search.mixture_section,
-    tree_search.calibration_section,
-    containment_section,
 )
 
 
