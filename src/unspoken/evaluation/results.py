@@ -33,9 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     if results.get("schema", 1) > SCHEMA:
-        raise ValueError(
-            f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
-        )
+        raise ValueError(f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken")
     for stage in results.get("recipe", {}).get("stages", []):
         objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
         stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
@@ -51,18 +49,7 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         return results
     problems, systems = results.get("words") or {}, results.get("systems") or {}
     baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
-    copied = (
-        "name",
-        "size",
-        "command",
-        "recipe",
-        "seeds",
-        "problems",
-        "differences",
-        "outcomes",
-        "training",
-        "overlap",
-    )
+    copied = ("name", "size", "command", "recipe", "seeds", "problems", "differences", "outcomes", "training", "overlap")
     tests = problems.get("tests") or {
         "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
     }
