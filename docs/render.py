@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from unspoken.report.grammar import claims as claims_of
 
 from unspoken.draw.formats import p_value
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.significance import paired_difference
 from unspoken.report.compare import comparisons, problem_sets, reference
-from unspoken.report.grammar import claims as claims_of
 from unspoken.report.terminal import print_results
 
 ROOT = Path(__file__).resolve().parent.parent

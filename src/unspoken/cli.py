@@ -218,9 +218,8 @@ def report(
     output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the page of a run from its results."""
-    from unspoken.report.page import write_page
     from unspoken.evaluation.results import read_results
-    from unspoken.report.page import PAGE
+    from unspoken.report.page import PAGE, write_page
 
     target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
     write_page([read_results(path) for path in runs], target)

@@ -35,8 +35,7 @@ def measured_stages(recipe: Recipe) -> list[str]:
     return [
         stage.name
         for stage in recipe.stages
-        if traits.continues
-        or stage.objective.measured(last=stage.name not in starts, has_chain=traits.has_chain)
+        if traits.continues or stage.objective.measured(last=stage.name not in starts, has_chain=traits.has_chain)
     ]
 
 

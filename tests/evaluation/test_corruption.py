@@ -11,11 +11,11 @@ import torch
 from tiny_models import END, PAD, VOCABULARY, tiny_language_model, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import PreTrainedModel
+from unspoken.evaluation.corruption import CONDITIONS, Ablation, ablate, ablation_summary
+from unspoken.evaluation.texts import sentence_pairs
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.corruption import CONDITIONS, Ablation, ablate, ablation_summary
 from unspoken.evaluation.teacher_forcing import forced_chain, next_tokens
-from unspoken.evaluation.texts import sentence_pairs
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.reasoning.picking import Sample, Sampler

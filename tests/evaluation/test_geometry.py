@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_words import PROMPT_FORMAT, TASK, saved, table_rows, tiny_word_system
+from unspoken.evaluation.geometry import evaluate_geometry
 
 from unspoken.evaluation.answering import answer_questions
-from unspoken.evaluation.geometry import evaluate_geometry
 from unspoken.evaluation.seeds import SeedModels
 
 PROBLEMS = TASK.sample("test", range(6))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_recipe import quiet_train, tiny_recipe
+from unspoken.evaluation.measure import _inspect
 
 from unspoken.backbone.folder import read_manifest, write_manifest
 from unspoken.evaluation.answering import answer_trees
 from unspoken.evaluation.curves import curve as curve_of
-from unspoken.evaluation.measure import _inspect
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.loading import load_model

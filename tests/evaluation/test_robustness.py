@@ -15,8 +15,6 @@ from conformance import CLOSE, assert_row_is, assert_same_chain, naive_chain
 from tiny_models import PAD, prompts, tiny_language_model, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from unspoken.chain import LatentChain
 from unspoken.evaluation.robustness import (
     Effect,
     LatentNoise,
@@ -32,6 +30,8 @@ from unspoken.evaluation.robustness import (
     summary,
     token_noise,
 )
+
+from unspoken.chain import LatentChain
 from unspoken.methods import catalogue
 from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system

@@ -11,9 +11,9 @@ import torch
 from tiny_models import prompts, tiny_language_model, tiny_pair
 from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
+from unspoken.evaluation.strings import TOKEN_RATES, continued, under_noise
 
 from unspoken.evaluation.outcomes import unpacked
-from unspoken.evaluation.strings import TOKEN_RATES, continued, under_noise
 from unspoken.experiment import final_stages, measure_run, open_run
 from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig

@@ -13,10 +13,6 @@ import torch
 from tiny_models import enliven, tiny_config
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch import Tensor
-
-from unspoken.chain import LatentChain
-from unspoken.evaluation import word_containment as measured
-from unspoken.evaluation.answering import answer_questions
 from unspoken.evaluation.word_containment import (
     ForcedDecoding,
     WordEffect,
@@ -25,6 +21,10 @@ from unspoken.evaluation.word_containment import (
     forced_decoding,
     word_containment,
 )
+
+from unspoken.chain import LatentChain
+from unspoken.evaluation import word_containment as measured
+from unspoken.evaluation.answering import answer_questions
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM

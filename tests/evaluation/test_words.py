@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from unspoken.evaluation.words import before_latents, distributions
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.answering import answer_questions
-from unspoken.evaluation.words import before_latents, distributions
 
 LENGTHS = (0, 0, 6, 2, 4, 1, 5)
 PROBLEMS = TASK.sample("test", range(len(LENGTHS)))

@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 from tag_balance import unbalanced
 from tiny_recipe import TEXT, quiet_train
+from unspoken.report.results import read_results
 
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.experiment import measure_run, open_run
 from unspoken.report.answers import answer_problems, print_answer
 from unspoken.report.page import write_page
 from unspoken.report.plan import print_plan
-from unspoken.report.results import read_results
 from unspoken.report.terminal import print_recipes, print_results
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load, parse, shipped

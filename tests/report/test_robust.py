@@ -6,11 +6,11 @@ import re
 from typing import Any
 
 from tag_balance import unbalanced
+from unspoken.report.forced import effect_table, latents_cell, rate_of
+from unspoken.report.reasoning_problems import forced_section
 
 from unspoken.draw.page import to_html
 from unspoken.draw.table import Table, grids, text
-from unspoken.report.forced import effect_table, latents_cell, rate_of
-from unspoken.report.reasoning_problems import forced_section
 
 Results = dict[str, Any]
 SOME = {"mean": 0.1234, "low": 0.1, "high": 0.2}

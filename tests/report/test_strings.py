@@ -11,9 +11,9 @@ from rich.console import Console
 from tag_balance import unbalanced
 from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
+from unspoken.report.grammar import claims, noise_curves
 
 from unspoken.experiment import measure_run, open_run
-from unspoken.report.grammar import claims, noise_curves
 from unspoken.report.page import render
 from unspoken.report.terminal import print_results
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny_recipe import collated, quiet_train
 from transformers import PreTrainedModel
+from unspoken.evaluation.word_containment import containment_summary, word_containment
 
 from unspoken.evaluation.answering import answer_questions, first_problems
-from unspoken.evaluation.word_containment import containment_summary, word_containment
 from unspoken.experiment import final_stages
 from unspoken.methods import catalogue
 from unspoken.methods.coconut.stages import Coconut

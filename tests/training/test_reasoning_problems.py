@@ -15,18 +15,18 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from tiny_recipe import built, collated, quiet_stage, quiet_train, tiny_recipe
 from transformers import AutoModelForCausalLM, TrainerCallback
+from unspoken.evaluation.words import evaluate_words
+from unspoken.report.results import read_results
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.seeds import SeedModels
-from unspoken.evaluation.words import evaluate_words
 from unspoken.experiment import final_stages, measure_run, models_of, open_run
 from unspoken.methods.coupled import stages as coupled
 from unspoken.methods.coupled.systems import SOFT_THINKING
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
-from unspoken.report.results import read_results
 from unspoken.training import recipe as recipes
 from unspoken.training.adapters import add_adapters, merged
 from unspoken.training.context import context_of

@@ -43,7 +43,7 @@ class Mixture:
     """Measures of every latent below the root.
 
     Attributes:
-        rank: place of the sibling plane among all planes, 1 for the nearest; equal distances share their mean place.
+        rank: of the sibling plane among all planes, 1 for the nearest; equal distances have their mean rank.
         right, other: coefficients of the projection on the sibling plane.
         planes: number of planes.
     """
@@ -56,13 +56,13 @@ class Mixture:
     def summary(self) -> dict[str, object]:
         """Means for tables: over all nodes, over inner nodes alone (the leaf is named in the prompt), and a step."""
         major = (self.right > self.other).double()
-        share = self.rank.double() / self.planes
+        rank = self.rank.double() / self.planes
         steps = self.rank.shape[1]
         inner = slice(0, max(steps - 1, 1))
         return {
-            "rank": float(share.mean()),
-            "rank_inner": float(share[:, inner].mean()),
-            "rank_steps": share.mean(dim=0).tolist(),
+            "rank": float(rank.mean()),
+            "rank_inner": float(rank[:, inner].mean()),
+            "rank_steps": rank.mean(dim=0).tolist(),
             "major": float(major.mean()),
             "major_inner": float(major[:, inner].mean()),
             "major_steps": major.mean(dim=0).tolist(),
@@ -99,7 +99,7 @@ def plane_coefficients(
     return (along_first - cosine * along_second) / determinant, (along_second - cosine * along_first) / determinant
 
 
-def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted: Siblings) -> Mixture:
+def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], expected: Siblings) -> Mixture:
     """Rank of the sibling plane and the two coefficients, for latents of the steps below the root.
 
     Measured where the latents are, wherever the table is.
@@ -111,14 +111,14 @@ def measure(latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], wanted
     first, second = along[..., left], along[..., right]
     # Squared length of the projection: the larger it is, the nearer is the plane to a unit vector.
     energy = (first**2 + second**2 - 2 * cosine * first * second) / (1 - cosine**2).clamp(min=1e-9)
-    low, high = torch.minimum(wanted.right, wanted.other), torch.maximum(wanted.right, wanted.other)
+    low, high = torch.minimum(expected.right, expected.other), torch.maximum(expected.right, expected.other)
     position = torch.zeros(len(rows), len(rows), dtype=torch.long, device=rows.device)
     position[left, right] = torch.arange(len(left), device=rows.device)
     own = energy.gather(-1, position[low, high][..., None])
     tolerance = 1e-6
     nearer = (energy > own + tolerance).sum(dim=-1)
     equal = ((energy - own).abs() <= tolerance).sum(dim=-1)
-    coefficients = plane_coefficients(latents.float(), rows[wanted.right], rows[wanted.other])
+    coefficients = plane_coefficients(latents.float(), rows[expected.right], rows[expected.other])
     return Mixture(rank=nearer + (equal + 1) / 2, right=coefficients[0], other=coefficients[1], planes=len(left))
 
 
@@ -132,6 +132,6 @@ def all_coefficients(latents: Float[Tensor, "*N D"], table: Float[Tensor, "V D"]
 
 
 def reference_levels(names: int) -> dict[str, float]:
-    """Rank as a share of all planes for a pure latent and for a mixture of the siblings alone."""
+    """Rank as a fraction of all planes for a pure latent and for a mixture of the siblings alone."""
     planes = names * (names - 1) / 2
     return {"no_sibling": names / 2 / planes, "true_mixture": 1 / planes}

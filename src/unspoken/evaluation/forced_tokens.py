@@ -34,8 +34,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.robustness import Run, another, forced_run, latent_change, shares
-from unspoken.evaluation.significance import Outcomes
+from unspoken.evaluation.forcing import Run, another, forced_run, latent_change
+from unspoken.evaluation.significance import Outcomes, ratios_of_counts
 from unspoken.reasoning.picking import FREE
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
@@ -71,7 +71,7 @@ class Effect:
         counts: ``[B, 6]``, a row a problem: tokens that could be forced and tokens that were; later tokens (after the
             first forced one, not forced themselves, signs included) and those that changed; 1 where the answer counts,
             and where that was lost.
-        latents_identical, largest_latent_change: as in `robustness.Effect`.
+        latents_identical, largest_latent_change: as in `unspoken.probes.forced_symbols.Effect`.
     """
 
     counts: Outcomes
@@ -108,7 +108,7 @@ def forced_decoding(
     )
 
 
-def answer_tokens(task: Task, problems: Problems, prompt_format: PromptFormat) -> Int[Tensor, " K"]:
+def answer_tokens(problems: Problems, prompt_format: PromptFormat) -> Int[Tensor, " K"]:
     """Tokens of letters or digits that occur in the boxes of right answers."""
     tokenizer, box = prompt_format.tokenizer, set(prompt_format.encode("\\boxed{}"))
     answers = [f"\\boxed{{{problem.answer}}}" for problem in problems]  # type: ignore[attr-defined]
@@ -176,7 +176,7 @@ def _box_from(row: list[int], tokenizer: Any) -> int:
 def summary(seeds: Sequence[Effect]) -> dict[str, Any]:
     """The effects on the models of several seeds at one rate; see `ForcedTokensProbe.summarise`."""
     counts = np.stack([effect.counts for effect in seeds])
-    ratio = shares(counts, _COUNTS, draws=2000, seed=0)
+    ratio = ratios_of_counts(counts, _COUNTS)
     return {
         "forced": ratio("forced", "words"),
         "later_changed": ratio("changed", "later"),

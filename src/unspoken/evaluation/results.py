@@ -96,7 +96,7 @@ def _probes(results: Results) -> dict[str, Any]:
     """What schema 1 kept by the kind of task, by the probe that measures it now."""
     problems, strings, texts = (results.get(key) or {} for key in ("words", "strings", "texts"))
     inside = results.get("inside") or {}
-    altered = {PAIR: results["controls"]} if results.get("controls") else {}
+    altered = {PAIR: _with_differences(results)} if results.get("controls") else {}
     return {
         "controls": problems.get("controls") or altered,
         "forced_tokens": problems.get("containment"),
@@ -115,15 +115,31 @@ def _probes(results: Results) -> dict[str, Any]:
         and {
             "reference": results.get("reference"),
             "systems": {name: entry["mixture"] for name, entry in inside.items()},
-            "plane": results.get("pca"),
         },
         "calibration": {name: entry["calibration"] for name, entry in inside.items() if "calibration" in entry},
-        "trees": results.get("examples"),
-        "resampled_answers": results.get("containment"),
+        "trees": results.get("examples") and {"examples": results["examples"], "plane": results["pca"]},
+        "resampled_answers": results.get("containment") and {PAIR: results["containment"]},
         "next_token": texts.get("language")
         and {key: texts[key] for key in ("rows", "tokens")} | {"systems": texts["language"]},
         "corruption": texts.get("corruption")
         and {key: texts[key] for key in ("sentences", "prime", "samples")} | {"systems": texts["corruption"]},
+    }
+
+
+def _with_differences(results: Results) -> dict[str, Any]:
+    """Controls that were kept without a paired test: differences of rates, within the extremes of their intervals."""
+    own = results["systems"][PAIR]["exact_match"]
+    return {
+        name: entry
+        | {
+            "difference": {
+                "mean": entry["exact_match"]["mean"] - own["mean"],
+                "low": entry["exact_match"]["low"] - own["high"],
+                "high": entry["exact_match"]["high"] - own["low"],
+                "p": None,
+            }
+        }
+        for name, entry in results["controls"].items()
     }
 
 
@@ -162,13 +178,24 @@ def difference(results: Results, system: str) -> Mapping[str, Any] | None:
 
 
 def differs(entry: Mapping[str, Any]) -> bool:
-    """Whether a paired difference is one: its interval leaves out zero and its p-value is below 0.05."""
-    return bool(entry["p"] < 0.05 and (entry["low"] > 0 or entry["high"] < 0))
+    """Whether a paired difference is one: its interval leaves out zero and its p-value, if known, is below 0.05."""
+    return bool((entry["p"] is None or entry["p"] < 0.05) and (entry["low"] > 0 or entry["high"] < 0))
 
 
 def averaged(entry: Any) -> Any:
     """The mean over seeds of an entry that keeps the seeds' own values beside it."""
     return entry["mean"] if isinstance(entry, Mapping) and "mean" in entry else entry
+
+
+def is_ambiguous(results: Results) -> bool:
+    """Whether the prompt leaves open where a route leads."""
+    return bool(results.get("recipe", {}).get("task", {}).get("targets", 1) != 1)
+
+
+def stage_curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:
+    """The curve of a stage in each seed that trained it, with the seed."""
+    every = results.get("training") or ()
+    return [(entry["seed"], entry["stages"][stage]) for entry in every if stage in entry["stages"]]
 
 
 def step_names(depth: int) -> list[str]:

@@ -6,8 +6,9 @@ Axes: S seeds, P problems, K quantities measured on the same problems.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +59,17 @@ def rate(outcomes: Outcomes) -> Rate:
         seeds=[float(value) for value in per_seed],
         problems=problems,
     )
+
+
+def seed_means(readings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The ``mean`` over seeds of every number and list of numbers, with the ``seeds``' own values beside it."""
+    return {
+        key: {
+            "mean": np.mean([reading[key] for reading in readings], axis=0).tolist(),
+            "seeds": [reading[key] for reading in readings],
+        }
+        for key in readings[0]
+    }
 
 
 def bootstrap_means(values: Outcomes, *, draws: int, seed: int = 0) -> Outcomes:

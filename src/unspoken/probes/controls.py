@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unspoken.draw.charts import rate_bar
-from unspoken.draw.formats import BARE_PERCENT_1, POINTS, bare_percent, count, joined, points
+from unspoken.draw.formats import BARE_PERCENT_1, POINTS, bare_percent, count, joined, percent, points
 from unspoken.draw.section import Section, Verdicts
 from unspoken.draw.table import UNKNOWN, Cell, Column, Table, estimate, text
 from unspoken.evaluation.results import Results, differs, label, summary_of
@@ -175,9 +175,12 @@ def _control(entry: Mapping[str, Any] | None) -> Cell:
         return UNKNOWN
     exact, change = entry["exact_match"], entry["difference"]
     sure, more = differs(change), points(change["mean"])
+    note = f"{more} ({POINTS.interval(change['low'], change['high'])})"
+    if "symbol_accuracy" in entry:
+        note += f", {percent(entry['symbol_accuracy'], 1)} of the symbols right"
     return Cell(
         exact["mean"],
-        note=f"{more} ({POINTS.interval(change['low'], change['high'])})",
+        note=note,
         short=more if sure else f"({more})",
         classes="" if sure else "muted",
         drawing=rate_bar(exact, "c0"),

@@ -48,7 +48,7 @@ class ForcedTokensProbe(Probe):
         from unspoken.evaluation.forced_tokens import answer_tokens, effects_of, forced_decoding
 
         some = view.first(_PROBLEMS)
-        others = answer_tokens(some.task, some.problems, some.prompt_format)
+        others = answer_tokens(some.problems, some.prompt_format)
         if len(others) < 2:
             return None
         decoding = forced_decoding(some.system, some.task, some.problems, some.prompt_format, some.batch_size)

@@ -63,6 +63,13 @@ class View:
         """At least one problem was answered from a chain that is not empty."""
         return self.answers is not None and bool(self.answers.chain.lengths.any())
 
+    @cached_property
+    def forced(self) -> LatentChain:
+        """Teacher-forced latents of the right answers, of systems whose latents point at rows of a table."""
+        from unspoken.evaluation.teacher_forcing import forced_chain
+
+        return forced_chain(self.system, self.task.rows(self.problems, self.prompt_format), self.batch_size)
+
     def first(self, most: int) -> View:
         """The same view of the first problems alone."""
         if len(self.problems) <= most:

@@ -89,7 +89,7 @@ class SuperpositionProbe(Probe):
             "that the model gives; a line ends where fewer than a tenth of the chains still run."
         )
         curves = Figure([_ecr_panel(results, entries), _entropy_panel(results, entries)], caption)
-        blocks: list[Block] = [curves, _numbers(results, entries), *_parallelism(results, entries)]
+        blocks: list[Block] = [curves, _numbers(entries), *_parallelism(results, entries)]
         blocks.append(Paragraph(_RECONSTRUCTED, "caption"))
         return Section(self.key, "How much does a latent hold?", blocks)
 
@@ -199,7 +199,7 @@ def _along(entropy: Mapping[str, Any]) -> list[tuple[int, float]]:
     ]
 
 
-def _numbers(results: Results, entries: Mapping[str, Any]) -> Table:
+def _numbers(entries: Mapping[str, Any]) -> Table:
     every = sorted({most for entry in entries.values() for most, _ in _rates(entry)})
     shown = (min(every, key=lambda most: abs(most - 50)), every[-1])  # the paper's smallest, and the largest
 

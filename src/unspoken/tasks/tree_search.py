@@ -22,7 +22,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -456,3 +456,8 @@ class TreeSearchTask:
         for node in range(self.first_leaf - 1, -1, -1):
             mass[:, node] = mass[:, 2 * node + 1] + mass[:, 2 * node + 2]
         return mass
+
+
+def searches_trees(task: object) -> TypeGuard[TreeSearchTask]:
+    """Whether a task is this one: what is known of its latents is measured on no other."""
+    return isinstance(task, TreeSearchTask)

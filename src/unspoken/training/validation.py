@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from unspoken import distributed
 from unspoken.analysis.mixture import Siblings, measure, siblings
 from unspoken.chain import LatentChain, StopReason
-from unspoken.evaluation.teacher_forcing import forced_chain, next_tokens, spoken
+from unspoken.evaluation.teacher_forcing import answer_tokens, decoded, forced_chain, next_tokens
 from unspoken.methods.catalogue import systems
 from unspoken.methods.method import Batch, Context
 from unspoken.placement import CPU, moved
@@ -205,8 +205,8 @@ def _predictions(context: Context, count: int) -> Validator:
             perplexity = math.exp(min(means["loss"], 20.0))
             return {"token_accuracy": means["accuracy"], "perplexity": perplexity, "score": -means["loss"]}
         if system.has_talker:
-            chain, tokens = forced_chain(system, own, context.batch_size)
-            given = spoken(system, own, chain, None, context.batch_size)
+            chain, tokens = forced_chain(system, own, context.batch_size), answer_tokens(own)
+            given = decoded(system, own, chain, None, context.batch_size).tokens
             counted = distributed.gather_rows(chain.mask & (tokens != context.tokenizer.eos_token_id))
             right = float(distributed.gather_rows(given == tokens)[counted].double().mean())
             reading = {"token_accuracy": right}

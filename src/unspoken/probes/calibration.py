@@ -1,0 +1,240 @@
+"""Do mixture coefficients match odds that are known?
+
+In the ambiguous form of tree search the posterior over the next node is known exactly. The optimum of the SST loss is
+the posterior mean on the sphere, so a latent's coefficients over the name rows should be proportional to the
+probabilities of the names.
+
+Two readings. Teacher-forced: the input has committed to a node, and the truth is the probability of each of its two
+children. Rollout: the input holds the model's own mixtures, nothing has committed, and the truth (if the mixture is
+carried along) is the marginal probability of every node of the level.
+
+Axes: B problems, S steps below the root, D latent width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from unspoken.analysis.mixture import all_coefficients, measure, siblings
+from unspoken.draw.charts import Axis, Frame, circle, element, line_chart, span
+from unspoken.draw.formats import PERCENT_1, TWO_DECIMALS, Format, bare_percent, percent
+from unspoken.draw.section import Block, Figure, Key, Panel, Section
+from unspoken.draw.table import Cell, Column, Table, number, text
+from unspoken.evaluation.results import Results, averaged, step_names, summary_of
+from unspoken.evaluation.significance import seed_means
+from unspoken.probes.probe import Probe, View
+from unspoken.probes.tree_latents import reasons_in_trees, tree_latents
+from unspoken.reasoning.system import System
+from unspoken.tasks import TreeProblems, TreeSearchTask
+from unspoken.tasks.task import Task
+
+_NEVER_ZERO = 1e-9
+
+
+class CalibrationProbe(Probe):
+    """Coefficients beside the odds, teacher-forced and in rollout."""
+
+    key: ClassVar[str] = "calibration"
+
+    def applies(self, system: System, task: Task) -> bool:
+        """Tree search that leaves the target open, Talker left out."""
+        return reasons_in_trees(system, task) and task.config.targets != 1
+
+    def measure(self, view: View) -> dict[str, Any]:
+        """See `forced_calibration`, `rollout_calibration` and `valid_routes`."""
+        latents = tree_latents(view)
+        task, problems, below = latents.task, latents.problems, slice(1, latents.task.config.depth)
+        table = latents.targets.target_table
+        return {
+            "forced": forced_calibration(latents.forced[:, below], table, task, problems),
+            "rollout": rollout_calibration(latents.rollout[:, below], table, task, problems),
+            "valid_routes": float(valid_routes(view.graded.tokens, task, problems).double().mean()),
+        }
+
+    def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
+        """Means over seeds, by system."""
+        return {name: _over_seeds(seeds) for name, seeds in readings.items()}
+
+    def section(self, results: Results) -> Section | None:
+        """A chart and a table a system."""
+        summary = summary_of(results, self.key)
+        if not summary:
+            return None
+        blocks: list[Block] = []
+        for name, entry in summary.items():
+            error, uniform = (bare_percent(averaged(entry["forced"][key]), 1) for key in ("error", "uniform_error"))
+            caption = (
+                "The prompt names several leaves, or none, so the odds of each child are known. Teacher-forced "
+                "latents, fraction of a child within its sibling pair. Points on the diagonal carry the odds; points "
+                f"on the horizontal middle carry none. Mean error {error} points; one half everywhere: {uniform} "
+                "points."
+            )
+            title = (
+                f"{name}: coefficients against known odds, off by {error} points teacher-forced (one half: {uniform})"
+            )
+            blocks.append(Figure([_panel(entry["points"], name if len(summary) > 1 else "")], caption, "beside"))
+            blocks.append(_rollout_table(entry["rollout"], title))
+        return Section(self.key, "Do coefficients match known odds?", blocks)
+
+
+# --- measuring ---------------------------------------------------------------------------------------------------
+
+
+def forced_calibration(
+    latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], task: TreeSearchTask, problems: TreeProblems
+) -> dict[str, Any]:
+    """Fraction of the right child within its sibling pair against its true conditional probability.
+
+    Returns:
+        Mean absolute error a step and over all (and that of one half everywhere), and the mean reading for every
+        distinct true value (the points of the figure).
+    """
+    nodes = task.route_nodes(problems.leaf_B)
+    on_route = np.take_along_axis(task.marginals(problems), nodes, axis=1)
+    truth = on_route[:, 1:] / on_route[:, :-1]
+    mixture = measure(latents, table, siblings(task, problems))
+    right, other = mixture.right.clamp(min=0).double(), mixture.other.clamp(min=0).double()
+    fraction = (right / (right + other).clamp(min=_NEVER_ZERO)).numpy()
+    # The right child is the one that was drawn, which happens in proportion to its odds; the other child is the same
+    # latent seen from the other side, so both are counted with their own truth.
+    both_truth, both_fraction = np.concatenate([truth, 1 - truth]), np.concatenate([fraction, 1 - fraction])
+    points = []
+    for value in np.unique(both_truth.round(4)):
+        readings = both_fraction[np.isclose(both_truth, value, atol=1e-3)]
+        points.append(
+            {
+                "truth": float(value),
+                "mean": float(readings.mean()),
+                "low": float(np.quantile(readings, 0.1)),
+                "high": float(np.quantile(readings, 0.9)),
+                "count": len(readings),
+            }
+        )
+    error = np.abs(fraction - truth)
+    return {
+        "error": float(error.mean()),
+        "error_steps": error.mean(axis=0).tolist(),
+        "uniform_error": float(np.abs(0.5 - truth).mean()),
+        "points": points,
+    }
+
+
+def rollout_calibration(
+    latents: Float[Tensor, "B S D"], table: Float[Tensor, "V D"], task: TreeSearchTask, problems: TreeProblems
+) -> dict[str, Any]:
+    """What becomes of the mixture when nothing commits.
+
+    Returns:
+        For each step: total-variation distance between the latent's fractions over the level and the true marginals
+        (and the same for equal fractions), entropy of both in nats, the largest fraction, and how much of the
+        coefficients lies on names outside the level.
+    """
+    marginals = task.marginals(problems)
+    coefficients = all_coefficients(latents, table).clamp(min=0).double().numpy()
+    steps = []
+    for step in range(latents.shape[1]):
+        level = np.arange(2 ** (step + 1) - 1, 2 ** (step + 2) - 1)
+        inside = np.take_along_axis(coefficients[:, step], problems.names_BM[:, level], axis=1)
+        fractions = inside / np.clip(inside.sum(axis=1, keepdims=True), _NEVER_ZERO, None)
+        truth, total = marginals[:, level], coefficients[:, step].sum(axis=1)
+        readings = {
+            "distance": 0.5 * np.abs(fractions - truth).sum(axis=1),
+            "uniform_distance": 0.5 * np.abs(1 / len(level) - truth).sum(axis=1),
+            "entropy": _entropy(fractions),
+            "true_entropy": _entropy(truth),
+            "largest": fractions.max(axis=1),
+            "true_largest": truth.max(axis=1),
+            "outside": 1 - inside.sum(axis=1) / np.clip(total, _NEVER_ZERO, None),
+        }
+        steps.append({key: float(values.mean()) for key, values in readings.items()})
+    return {key: [step[key] for step in steps] for key in steps[0]}
+
+
+def _entropy(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
+    entropy: NDArray[np.float64] = -(fractions * np.log(np.clip(fractions, 1e-12, 1.0))).sum(axis=-1)
+    return entropy
+
+
+def valid_routes(tokens: Int[Tensor, "B M"], task: TreeSearchTask, problems: TreeProblems) -> Bool[Tensor, " B"]:
+    """Answers that are a real route from the root to a leaf that can be meant."""
+    depth = task.config.depth
+    valid = np.zeros(len(problems), dtype=bool)
+    if tokens.shape[1] < depth:
+        return torch.from_numpy(valid)
+    answers, marginals = tokens[:, :depth].numpy(), task.marginals(problems)
+    for leaf in range(task.first_leaf, task.nodes):
+        route = np.take_along_axis(problems.names_BM, task.route_nodes(np.full(len(problems), leaf)), axis=1)
+        valid |= (route == answers).all(axis=1) & (marginals[:, leaf] > 0)
+    return torch.from_numpy(valid)
+
+
+def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean over seeds; the points of the figure belong to the same true values in every seed."""
+    errors = ("error", "error_steps", "uniform_error")
+    points = [seed["forced"]["points"] for seed in seeds]
+    return {
+        "forced": seed_means([{key: seed["forced"][key] for key in errors} for seed in seeds]),
+        "rollout": seed_means([seed["rollout"] for seed in seeds]),
+        **seed_means([{"valid_routes": seed["valid_routes"]} for seed in seeds]),
+        "points": [
+            {key: float(np.mean([point[key] for point in same])) for key in same[0]}
+            for same in zip(*points, strict=True)
+        ],
+    }
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------
+
+
+def _panel(points: Sequence[Mapping[str, float]], title: str) -> Panel:
+    """Fraction of a child in the mixture against its true probability, with the 10 to 90 % range of readings."""
+    ticks = tuple((value, f"{100 * value:g} %") for value in (0, 0.25, 0.5, 0.75, 1))
+    x = Axis(low=-0.04, high=1.04, ticks=ticks, title="True probability of the child")
+    y = Axis(low=-0.04, high=1.04, ticks=ticks)
+    frame = Frame(x=x, y=y, width=380, height=340, left=48, top=14, bottom=38)
+    (x1, y1), (x2, y2) = frame.at(0, 0), frame.at(1, 1)
+    most = max(point["count"] for point in points)
+    marks = [element("line", class_="level", x1=x1, y1=y1, x2=x2, y2=y2)]
+    for point in points:
+        low, middle, high = (frame.at(point["truth"], point[key]) for key in ("low", "mean", "high"))
+        hint = f"true {percent(point['truth'], 1)}: mean {percent(point['mean'], 1)} of {point['count']:,.0f} readings"
+        dot = circle(middle, "dot c1", 3 + 4 * math.sqrt(point["count"] / most))
+        marks.append(element("g", element("title", hint), span(low, high, "c1"), dot))
+    legend = (Key("c1 dotted", "mean fraction in the mixture; bar: 10 to 90 %"), Key("level", "calibrated"))
+    drawing = line_chart(frame, [], label="Fraction in the mixture against true probability", extra=marks)
+    return Panel(title=title, legend=legend, drawing=drawing)
+
+
+def _rollout_table(entry: Mapping[str, Any], title: str) -> Table:
+    rollout = {key: averaged(value) for key, value in entry.items()}
+
+    def read(step: int, key: str, write: Format, classes: str = "") -> Cell:
+        return number(rollout[key][step], write, classes=classes)
+
+    names = step_names(len(rollout["distance"]) + 1)[1:]
+    columns = [Column("Rollout", lambda step: text(names[step]))]
+    for group, write, key, reference, head, short in (
+        ("Distance from the odds", PERCENT_1, "distance", "uniform_distance", "even odds", "of uniform"),
+        ("Entropy, nats", TWO_DECIMALS, "entropy", "true_entropy", "true", "true"),
+        ("Largest fraction", PERCENT_1, "largest", "true_largest", "true", "true"),
+    ):
+        beside = partial(read, key=reference, write=write, classes="muted")
+        columns.append(Column("latent", partial(read, key=key, write=write), key, group))
+        columns.append(Column(head, beside, short, group))
+    outside = partial(read, key="outside", write=PERCENT_1)
+    columns.append(Column("latent", outside, "outside level", "Outside the level"))
+    note = (
+        "In rollout nothing commits to a node, so a latent should carry the odds of the whole level. Compare each "
+        "number with the grey one beside it: entropy below the true one means that the chain made up its mind without "
+        "a reason, much outside the level means that it lost the tree. Distance is total variation."
+    )
+    return Table.of(range(len(names)), columns, title=title, note=note)
