@@ -89,7 +89,7 @@ def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: to
 
 
 def _nowhere_worse(test: Mapping[str, Any]) -> str:
-    """Whether right symbols are at least as frequent at every step and level of noise; ours, the paper's pair is not."""
+    """Whether right symbols are at least as frequent at every step and level; ours, the paper's pair is not."""
     cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
     above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
     answer = "does not hold" if below else "holds" if above == len(cells) else "cannot be told everywhere"

@@ -1,7 +1,8 @@
 """Forced wrong symbols: what they do to later symbols and to latents (JEPA-Reasoner, section 6.6).
 
 The summary holds ``half`` (the symbols that a primed Talker is given), ``systems`` (system -> `effect_summary`) and
-``prime`` (a Dual-Talker's second half after ``right`` and ``wrong`` first halves: ``exact_match``, ``symbol_accuracy``).
+``prime`` (``exact_match`` and ``symbol_accuracy`` of a Dual-Talker's second half after a ``right`` and a ``wrong``
+first one).
 
 Axes: B problems, M symbols.
 """
@@ -119,18 +120,18 @@ class ForcedSymbolsProbe(Probe):
         if not summary:
             return None
         note = (
-            "Some of the symbols that a system gives are replaced by wrong ones while it answers. Later symbols are those "
-            "after the first wrong one. Coconut has finished its chain when it answers, so its latents stay as they are "
-            "too; the coupled model reasons in its symbols, so every wrong symbol is a wrong step. Below each rate, its "
-            "95 % interval."
+            "Some of the symbols that a system gives are replaced by wrong ones while it answers. Later symbols are "
+            "those after the first wrong one. Coconut has finished its chain when it answers, so its latents stay as "
+            "they are too; the coupled model reasons in its symbols, so every wrong symbol is a wrong step. Below each "
+            "rate, its 95 % interval."
         )
         systems = [(text(label(name)), [effect]) for name, effect in summary["systems"].items()]
         blocks: list[Block] = [effect_table(systems, _EFFECTS, [("", "")], title="forced wrong symbols", note=note)]
         if primed := summary["prime"]:
             own, wrong = (percent(primed[name]["symbol_accuracy"], 1) for name in ("right", "wrong"))
             sentence = (
-                f"The Dual-Talker, given the first {summary['half']} symbols, gets {own} of the others right; given wrong "
-                f"ones, {wrong}. Its latents are the same both times."
+                f"The Dual-Talker, given the first {summary['half']} symbols, gets {own} of the others right; given "
+                f"wrong ones, {wrong}. Its latents are the same both times."
             )
             blocks.append(Paragraph(sentence))
         return Section("forced", "Forced wrong symbols", blocks)

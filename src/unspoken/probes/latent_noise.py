@@ -110,10 +110,11 @@ class LatentNoiseProbe(Probe):
             values = [number(printed.get(level), BARE_PERCENT_1, classes="muted") for level in levels]
             rows.append([text(f"the paper’s {name}", classes="muted"), *values, *(BLANK for _ in levels[1:])])
         note = (
-            f"Exact match of the last {half} of {2 * half} symbols, in per cent, with its 95 % interval. Every latent gets "
-            "Gaussian noise whose sigma is a fraction of its own largest entry, before it is fed back and answered from; "
-            "below, the norm of that noise over the norm of the latent, which differs between methods at the same "
-            "fraction. Renormalised: the noisy latent is given its old norm. The paper does not state which it did."
+            f"Exact match of the last {half} of {2 * half} symbols, in per cent, with its 95 % interval. Every latent "
+            "gets Gaussian noise whose sigma is a fraction of its own largest entry, before it is fed back and read by "
+            "the Talker; below, the norm of that noise over the norm of the latent, which differs between methods at "
+            "the same fraction. Renormalised: the noisy latent is given its old norm. The paper does not state "
+            "which of the two it measured."
         )
         heads = [percent(level, 0) for level in levels]
         columns = [Column("System"), *(Column(head, group="Renormalised") for head in heads)]

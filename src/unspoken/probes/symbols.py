@@ -97,8 +97,8 @@ class SymbolsProbe(Probe):
         columns.append(Column("Valid|as a whole", valid))
         note = (
             "Symbols that are the string’s own, in per cent, step by step without any noise. A string can go on in "
-            "several ways, so no system can be right every time; a valid continuation is one that begins some string of "
-            "the grammar. Coconut’s latents stand for symbols that it does not give."
+            "several ways, so no system can be right every time; a valid continuation is one that begins some string "
+            "of the grammar. Coconut’s latents stand for symbols that it does not give."
         )
         title = "right symbols in per cent, and continuations that begin some string of the grammar"
         table = Table.of(summary["steps"], columns, title=title, note=note)

@@ -106,9 +106,9 @@ class TokenNoiseProbe(Probe):
         if not levels(results):
             return None
         caption = (
-            "Some symbols of the prompt are replaced by others, the same for every system, and each system continues it. "
-            "Bars: 95 % intervals over seeds and strings. The vertical axis may not start at zero. Look for two things: "
-            "which line is higher (above), and which falls more slowly (below); they need not be the same."
+            "Some symbols of the prompt are replaced by others, the same for every system, and each system continues "
+            "it. Bars: 95 % intervals over seeds and strings. The vertical axis may not start at zero. Look for two "
+            "things: which line is higher (above), and which falls more slowly (below); they need not be the same."
         )
         curves = Figure(noise_curves(results), caption, legend=_LEGEND, strip=True)
         tables = [_table(results, kind) for kind in _KINDS]

@@ -1,0 +1,69 @@
+"""Curves and tests of accuracy under a disturbance, of hits that are known."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unspoken.evaluation.degradation import comparison, summary
+
+CLEAN = np.array([[[1.0, 1], [1, 0]], [[1, 1], [0, 1]]])  # two seeds, two problems, two steps
+NOISY = np.array([[[1.0, 0], [0, 0]], [[1, 1], [0, 0]]])
+
+
+def by_seed(**levels: np.ndarray[Any, Any]) -> list[dict[float, np.ndarray[Any, Any]]]:
+    return [{int(name[1:]) / 100: values[seed] for name, values in levels.items()} for seed in range(2)]
+
+
+def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
+    found = summary(by_seed(_30=NOISY, _0=CLEAN), draws=100)
+    assert (found["seeds"], found["problems"]) == (2, 2)
+    clean, noisy = found["levels"]
+    assert (clean["level"], noisy["level"]) == (0.0, 0.3)
+    assert [entry["mean"] for entry in clean["symbol"]] == [0.75, 0.75]
+    assert [entry["mean"] for entry in clean["exact"]] == [0.75, 0.5]
+    assert [entry["mean"] for entry in noisy["symbol"]] == [0.5, 0.25]
+    assert [entry["mean"] for entry in noisy["exact"]] == [0.5, 0.25]
+    assert clean["symbol"][0]["seeds"] == [1.0, 0.5]
+    assert noisy["exact"][1]["seeds"] == [0.0, 0.5]
+    relative = [entry["relative"]["mean"] for entry in (*noisy["symbol"], *noisy["exact"])]
+    assert relative == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 2])
+    assert clean["exact"][1]["relative"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_relative_accuracy_is_paired_with_the_clean_run() -> None:
+    some = (np.random.default_rng(0).random((2, 50, 1)) < 0.5).astype(float)
+    entry = summary(by_seed(_0=some, _10=some), draws=100)["levels"][1]["symbol"][0]
+    assert entry["high"] - entry["low"] > 0.1
+    assert entry["relative"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert summary(by_seed(_0=0 * some, _10=some), draws=20)["levels"][1]["symbol"][0]["relative"] is None
+
+
+def test_a_system_may_be_worse_and_yet_degrade_less() -> None:
+    generator = np.random.default_rng(1)
+    draw = generator.random((2, 2000, 1))
+    better = by_seed(_0=(draw < 0.9).astype(float), _30=(draw < 0.6).astype(float))
+    worse = by_seed(_0=(draw < 0.5).astype(float), _30=(draw < 0.45).astype(float))
+    found = comparison(better, worse, draws=300)["levels"][1]["exact"][0]
+    assert found["absolute"]["mean"] == pytest.approx(0.15, abs=0.03)
+    assert found["absolute"]["low"] > 0
+    assert found["relative"]["mean"] == pytest.approx(0.6 / 0.9 - 0.45 / 0.5, abs=0.03)
+    assert found["relative"]["high"] < 0
+    assert max(found["absolute"]["p"], found["relative"]["p"]) < 0.01
+    same = comparison(better, better, draws=50)["levels"][1]["symbol"][0]
+    assert same["absolute"] == same["relative"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    nothing = comparison(better, by_seed(_0=0 * draw, _30=0 * draw), draws=20)["levels"][1]["symbol"][0]
+    assert nothing["relative"] is None
+    json.dumps(comparison(better, worse, draws=20), allow_nan=False)
+
+
+def test_runs_that_do_not_belong_together_are_refused() -> None:
+    for wrong in (by_seed(_10=NOISY), [{0.0: CLEAN[0]}, {0.0: CLEAN[1], 0.3: NOISY[1]}], []):
+        with pytest.raises(ValueError, match="clean level 0"):
+            summary(wrong)
+    with pytest.raises(ValueError, match="cannot be paired"):
+        comparison(by_seed(_0=CLEAN), by_seed(_0=CLEAN[:, :1]))
