@@ -110,7 +110,7 @@ def _chain(results: Results, entry: Mapping[str, Any], most: float) -> chains.Ch
     return chains.Chain(
         title=f"{entry['kind'][:1].upper()}{entry['kind'][1:]}",
         remark=remark,
-        label=f"{label(results, entry['system'])}, {entry['kind']}: {remark}",
+        label=f"{label(entry['system'])}, {entry['kind']}: {remark}",
         question=entry["question"],
         spoken=entry["said"],
         answer=entry["answer"],

@@ -2,8 +2,8 @@
 
 Results (``schema`` 2) hold ``seeds``; ``problems``, of the first test set; ``baseline``, the system that others are
 compared with; ``systems`` (name -> ``exact_match`` with interval; ``ended``, the rate of chains that ended by
-themselves; ``cost``, a mean problem's; ``chain``, what a step is, None without one; ``silent``, whether the chain is
-something else than the answer); ``tests`` (test set -> system -> ``exact_match``); ``differences``, paired tests against
+themselves; ``cost``, a mean problem's; ``chain``, what a step is, None without one); ``tests``
+(test set -> system -> ``exact_match``); ``differences``, paired tests against
 the baseline; ``outcomes`` (`unspoken.evaluation.outcomes`); ``probes`` (key -> what the probe of that key summarises);
 ``training``, a curve for each stage of each seed.
 
@@ -214,7 +214,6 @@ def _facts(view: View) -> dict[str, Any]:
     system = view.system
     return {
         "chain": system.chain_kind if view.has_chain else None,
-        "silent": system.silent,
         "parameters": system.parameters,
     }
 

@@ -273,6 +273,6 @@ def _points_panel(results: Results, system: str, entry: Mapping[str, Any]) -> Pa
     )
     points = [(index / last, ordered[index]) for index in drawn]
     line = Line(points=points, classes=system_colours(results)[system], marker="dot" if len(points) < 40 else "")
-    name = label(results, system)
+    name = label(system)
     drawing = line_chart(Frame(x=x, y=y, levels=levels), [line], label=f"N_eff of every question, {name}")
     return Panel(title=name, remark=f"N_eff {coefficient(entry['n_eff'])}", drawing=drawing)
