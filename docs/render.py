@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from unspoken.report.grammar import claims as claims_of
 
 from unspoken.draw.formats import p_value
-from unspoken.evaluation.outcomes import unpacked
+from unspoken.evaluation.outcomes import PAIR, unpacked
+from unspoken.evaluation.results import upgraded
 from unspoken.evaluation.significance import paired_difference
+from unspoken.probes.claims import claims as claims_of
 from unspoken.report.compare import comparisons, problem_sets, reference
 from unspoken.report.terminal import print_results
 
@@ -47,9 +48,9 @@ FORMATS: dict[str, Callable[[Any], str]] = {
 
 
 def results(name: str) -> dict[str, Any]:
-    """One committed results file."""
+    """One committed results file; of a run in the layout of today, whatever it was written in."""
     content: dict[str, Any] = json.loads((ROOT / "results" / f"{name}.json").read_text())
-    return content
+    return upgraded(content) if "systems" in content else content
 
 
 def look_up(content: Any, path: str) -> Any:
@@ -99,7 +100,7 @@ def controls(content: dict[str, Any]) -> str:
     }
     rows = [
         [names.get(name, name), _interval(entry["exact_match"]), f"{100 * entry['symbol_accuracy']:.1f} %"]
-        for name, entry in content["controls"].items()
+        for name, entry in content["probes"]["controls"][PAIR].items()
     ]
     return _markdown(["chain replaced by", "exact match (95 %)", "right names below the root"], rows)
 
@@ -107,9 +108,9 @@ def controls(content: dict[str, Any]) -> str:
 def mixture(content: dict[str, Any]) -> str:
     """Sibling plane and coefficients of every Reasoner, teacher-forced and in rollout."""
     rows = []
-    for name, entry in content["inside"].items():
+    for name, entry in content["probes"]["mixture"]["systems"].items():
         for kind in ("forced", "rollout"):
-            values = {key: item["mean"] for key, item in entry["mixture"][kind].items()}
+            values = {key: item["mean"] for key, item in entry[kind].items()}
             rows.append(
                 [
                     name.removesuffix(", nearest row"),
@@ -127,7 +128,7 @@ def mixture(content: dict[str, Any]) -> str:
 
 def calibration(content: dict[str, Any]) -> str:
     """What the mixture becomes, a step of rollout at a time."""
-    entry = next(iter(content["inside"].values()))["calibration"]["rollout"]
+    entry = next(iter(content["probes"]["calibration"].values()))["rollout"]
     keys = ("distance", "uniform_distance", "entropy", "true_entropy", "largest", "true_largest", "outside")
     steps = len(entry["distance"]["mean"])
     rows = [[str(step + 1), *(f"{entry[key]['mean'][step]:.3f}" for key in keys)] for step in range(steps)]
@@ -171,8 +172,8 @@ def along(content: dict[str, Any], stage: str = "sst") -> str:
 def variants(content: dict[str, Any]) -> str:
     """One row for each Reasoner: accuracy and what is left of the sibling, teacher-forced."""
     rows = []
-    for name, entry in content["inside"].items():
-        values = {key: item["mean"] for key, item in entry["mixture"]["forced"].items()}
+    for name, entry in content["probes"]["mixture"]["systems"].items():
+        values = {key: item["mean"] for key, item in entry["forced"].items()}
         rate = content["systems"][name]["exact_match"]
         rows.append(
             [
@@ -274,7 +275,7 @@ def shots(content: dict[str, Any]) -> str:
 
 def corruption(content: dict[str, Any]) -> str:
     """What each Talker says of corrupted latents or behind a corrupted prime."""
-    found = content["texts"]["corruption"]
+    found = content["probes"]["corruption"]["systems"]
     header = ["corruption", *(f"{stage}: {kind}" for stage in found for kind in ("its own tokens", "the other's"))]
     rows = [
         [
@@ -292,7 +293,7 @@ def corruption(content: dict[str, Any]) -> str:
 
 def claims(content: dict[str, Any]) -> str:
     """What a run on strings says of the paper's claims, as its page does."""
-    return _markdown(["claim", "here"], [[name, told] for name, told in claims_of(content)])
+    return _markdown(["claim", "here"], [list(claim) for claim in claims_of(content)])
 
 
 def terminal(content: dict[str, Any]) -> str:

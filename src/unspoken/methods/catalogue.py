@@ -9,7 +9,6 @@ A third-party package adds a method by an entry point that names an instance of 
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from unspoken.methods.coconut.method import CoconutMethod
@@ -18,6 +17,7 @@ from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.plugins import offered
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,22 +49,12 @@ def methods() -> tuple[Method, ...]:
     """
     others = []
     kinds = {objective.kind for method in METHODS for objective in method.objectives}
-    for entry in entry_points(group=GROUP):
-        owner = entry.dist.name if entry.dist is not None else entry.value
-        try:
-            method = entry.load()
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(
-                f"the method {entry.name!r} of {owner} cannot be imported ({reason}); repair or uninstall it"
-            ) from None
+    for name, method in offered(GROUP):
         if not isinstance(method, Method):
-            raise ValueError(f"the method {entry.name!r} of {owner} is no unspoken.methods.method.Method; uninstall it")
+            raise ValueError(f"{name} is no unspoken.methods.method.Method; uninstall it")
         for objective in method.objectives:
             if objective.kind in kinds:
-                raise ValueError(
-                    f"the stage kind {objective.kind!r} of {owner} is also one of another method; uninstall {owner}"
-                )
+                raise ValueError(f"{name} has the stage kind {objective.kind!r} of another method; uninstall it")
             kinds.add(objective.kind)
         others.append(method)
     return (*others, *METHODS)

@@ -9,8 +9,8 @@ A third-party package adds a probe by an entry point that names an instance of `
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import entry_points
 
+from unspoken.plugins import offered
 from unspoken.probes.calibration import CalibrationProbe
 from unspoken.probes.chains import ChainsProbe
 from unspoken.probes.claims import ClaimsProbe
@@ -62,19 +62,11 @@ def probes() -> tuple[Probe, ...]:
         ValueError: another package's probe cannot be imported, is no probe, or has the key of another one.
     """
     every = list(PROBES)
-    for entry in entry_points(group=GROUP):
-        owner = entry.dist.name if entry.dist is not None else entry.value
-        try:
-            probe = entry.load()
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(
-                f"the probe {entry.name!r} of {owner} cannot be imported ({reason}); repair or uninstall it"
-            ) from None
+    for name, probe in offered(GROUP):
         if not isinstance(probe, Probe):
-            raise ValueError(f"the probe {entry.name!r} of {owner} is no unspoken.probes.probe.Probe; uninstall it")
+            raise ValueError(f"{name} is no unspoken.probes.probe.Probe; uninstall it")
         if probe.key in {other.key for other in every}:
-            raise ValueError(f"the probe {probe.key!r} of {owner} has the key of another one; uninstall {owner}")
+            raise ValueError(f"{name} has the key {probe.key!r} of another one; uninstall it")
         every.append(probe)
     return tuple(every)
 
