@@ -23,7 +23,7 @@ from unspoken.tasks.task import Problems
 TIMED = 128  # problems that are answered against the clock in a batch
 _ALONE = 20  # of them one by one, at most
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
-Respond = Callable[[Problems, int], Answer]  # answers problems, at most so many at once
+Respond = Callable[[Problems, int], object]  # answers problems, at most so many at once
 
 
 def counted(system: System, prompt_lengths: Int[Tensor, " *B"], answer: Answer) -> dict[str, float]:

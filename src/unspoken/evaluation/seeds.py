@@ -45,7 +45,8 @@ def capped(system: System, traits: Traits) -> System:
 def stage_systems(model: PreTrainedModel, stage: str, traits: Traits, max_answer: int) -> list[System]:
     """The systems of a stage with the caps of a task; the first is the stage as it was trained.
 
-    It has the name of its stage. Where the answer itself is the chain, a Reasoner with its Talker has its method's name.
+    Its name is that of the stage. Where the answer itself is the chain, a Reasoner with its Talker is named by the
+    method.
 
     Args:
         max_answer: cap of an answer, where the task has none of its own.

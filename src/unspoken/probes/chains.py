@@ -72,7 +72,7 @@ def _written_out(view: View, row: int) -> dict[str, Any]:
     from unspoken.analysis.superposition import entropy
 
     answers, tokenizer = view.graded, view.prompt_format.tokenizer
-    problem: Any = next(iter(view.problems.select([row])))
+    problem = view.questions[row]
     chain = answers.chain
     assert chain.support_ids is not None and chain.support_weights is not None
     explicit_chain = view.task.spans(view.problems.select([row]), view.prompt_format)[0].chain

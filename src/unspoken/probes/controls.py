@@ -111,7 +111,7 @@ class ControlsProbe(Probe):
 
 def _summary(seeds: Sequence[Reading]) -> dict[str, Any]:
     own = np.stack([seed.own for seed in seeds])
-    summary = {}
+    summary: dict[str, dict[str, Any]] = {}
     for name in seeds[0].altered:
         outcomes = np.stack([seed.altered[name] for seed in seeds])
         summary[name] = {

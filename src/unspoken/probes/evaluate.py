@@ -106,8 +106,8 @@ class TestSet:
             lengths = asked.task.prompts(self.problems, asked.prompt_format)[1].sum(dim=1)
             self.spent[system.name].append(counted(system, lengths, answers))
             if timed:
-                respond = partial(asked.answer, system)
-                self.seconds[system.name] = seconds(respond, self.problems, asked.batch_size, alone=alone)
+                timed_answer = partial(asked.answer, system)
+                self.seconds[system.name] = seconds(timed_answer, self.problems, asked.batch_size, alone=alone)
         return answers
 
     def cost(self, name: str) -> dict[str, float] | None:

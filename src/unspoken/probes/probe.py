@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unspoken.evaluation.results import Results
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
+    from unspoken.tasks.problems import ReasoningProblem
     from unspoken.tasks.prompt_format import PromptFormat
     from unspoken.tasks.task import Problems, Task
 
@@ -57,6 +58,13 @@ class View:
         """The answers, where a probe asks for systems that have some."""
         assert self.answers is not None
         return self.answers
+
+    @property
+    def questions(self) -> Sequence[ReasoningProblem]:
+        """The problems, of a task that asks in words."""
+        problems: Any = self.problems
+        asked: Sequence[ReasoningProblem] = problems
+        return asked
 
     @property
     def has_chain(self) -> bool:

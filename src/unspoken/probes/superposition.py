@@ -56,7 +56,7 @@ class SuperpositionProbe(Probe):
         from unspoken.evaluation.distributions import distributions
 
         lengths = view.graded.chain.lengths
-        rows = [row for row, problem in enumerate(view.problems) if problem.chains and lengths[row]][:_PROBLEMS]
+        rows = [row for row, problem in enumerate(view.questions) if problem.chains and lengths[row]][:_PROBLEMS]
         if not rows:
             return None
         problems, chain = view.problems.select(rows), view.graded.chain.select(torch.tensor(rows))

@@ -43,11 +43,12 @@ def task_configs() -> tuple[type[Any], ...]:
         ValueError: another package's task cannot be imported, is no task, or has the kind of another one.
     """
     known = {config.kind: config for config in TASKS}
-    for name, config in offered(GROUP):
-        missing = [attribute for attribute in ("kind", "traits", "build") if not hasattr(config, attribute)]
-        if not isinstance(config, type) or not is_dataclass(config) or missing:
+    for name, offer in offered(GROUP):
+        missing = [attribute for attribute in ("kind", "traits", "build") if not hasattr(offer, attribute)]
+        if not isinstance(offer, type) or not is_dataclass(offer) or missing:
             lacks = f", and it has no {', '.join(missing)}" if missing else ""
             raise ValueError(f"{name} must be a frozen dataclass of settings{lacks}")
+        config: type[Any] = offer
         if config.kind in known:
             raise ValueError(f"{name} has the kind {config.kind!r} of another task; uninstall it")
         known[config.kind] = config
