@@ -5,6 +5,7 @@ Axes: B problems, M tokens of an answer, W symbols of a right answer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,7 +67,7 @@ def answer(
         chain: answer from these chains, a row a problem, instead of the system's own.
         boxed: append the start of the answer by force; only of a task whose answers are texts.
     """
-    start, pad = "\\boxed{" if boxed else "", int(prompt_format.tokenizer.pad_token_id)
+    start = "\\boxed{" if boxed else ""
 
     def respond(rows: Tensor) -> tuple[Answer, list[str]]:
         if prompts is None:
@@ -75,18 +76,15 @@ def answer(
             ids, mask = (values[rows] for values in prompts)
         given = None if chain is None else chain.select(rows)
         response = system.respond(ids, mask, chain=given, forced=prompt_format.box if boxed else ())
-        return response, [
-            start + text for text in prompt_format.decode(response.tokens)
-        ] if task.traits.has_chain else []
+        decoded = prompt_format.decode(response.tokens) if task.traits.has_chain else []
+        return response, [start + text for text in decoded]
 
     batches = torch.arange(len(problems)).split(batch_size)
-    responses, texts = zip(*distributed.map_over_ranks(batches, respond), strict=True)
-    width = max(response.tokens.shape[1] for response in responses)
-    tokens = torch.cat([F.pad(one.tokens, (0, width - one.tokens.shape[1]), value=pad) for one in responses])
-    if task.traits.has_chain:
-        grades = task.grade([text for batch in texts for text in batch], problems)
-    else:
-        grades = task.grade(F.pad(tokens, (system.unsaid, 0), value=pad), problems)
+    responses, decoded = zip(*distributed.map_over_ranks(batches, respond), strict=True)
+    pad = int(prompt_format.tokenizer.pad_token_id)
+    tokens = padded([response.tokens for response in responses], pad)
+    texts = [text for batch in decoded for text in batch]
+    grades = task.grade(texts if task.traits.has_chain else F.pad(tokens, (system.unsaid, 0), value=pad), problems)
     symbols, after = grades.per_symbol, task.traits.fixed_steps
     return Graded(
         chain=LatentChain.concatenate([response.chain for response in responses]),
@@ -95,6 +93,12 @@ def answer(
         correct=grades.correct if after is None or symbols is None else symbols[:, after:].all(dim=1),
         per_symbol=symbols,
     )
+
+
+def padded(batches: Sequence[Tensor], fill: int) -> Tensor:
+    """The rows of several batches ``[b, m]`` as one, filled up on the right to the longest."""
+    width = max(batch.shape[1] for batch in batches)
+    return torch.cat([F.pad(batch, (0, width - batch.shape[1]), value=fill) for batch in batches])
 
 
 def first_problems(task: Task, test: str, most: int) -> Problems:

@@ -95,7 +95,6 @@ def _system(name: str, entry: dict[str, Any], problems: Results, baseline: str |
 def _probes(results: Results) -> dict[str, Any]:
     """What schema 1 kept by the kind of task, by the probe that measures it now."""
     problems, strings, texts = (results.get(key) or {} for key in ("words", "strings", "texts"))
-    inside = results.get("inside") or {}
     altered = {PAIR: _with_differences(results)} if results.get("controls") else {}
     return {
         "controls": problems.get("controls") or altered,
@@ -104,25 +103,41 @@ def _probes(results: Results) -> dict[str, Any]:
         "chains": problems.get("strips"),
         "geometry": problems.get("geometry"),
         "pass_at_k": problems.get("samples"),
-        "symbols": {key: strings[key] for key in ("symbols", "half", "steps", "valid") if key in strings},
-        "token_noise": strings.get("token_noise") and {"half": strings["half"], **strings["token_noise"]},
-        "latent_noise": strings.get("latent_noise")
-        and {"half": strings["half"], "against": strings["coconut"], **strings["latent_noise"]},
-        "forced_symbols": strings.get("containment")
-        and {"half": strings["half"], "systems": strings["containment"], "prime": strings.get("prime")},
+        **(_of_strings(strings) if strings else {}),
+        **_of_trees(results),
+        **(_of_texts(texts) if texts else {}),
+    }
+
+
+def _of_strings(strings: Results) -> dict[str, Any]:
+    half = strings["half"]
+    return {
+        "symbols": {key: strings[key] for key in ("symbols", "half", "steps", "valid")},
+        "token_noise": {"half": half, **strings["token_noise"]},
+        "latent_noise": {"half": half, "against": strings["coconut"], **strings["latent_noise"]},
+        "forced_symbols": {"half": half, "systems": strings["containment"], "prime": strings.get("prime")},
+    }
+
+
+def _of_trees(results: Results) -> dict[str, Any]:
+    inside, examples = results.get("inside") or {}, results.get("examples")
+    resampled = results.get("containment")
+    systems = {name: entry["mixture"] for name, entry in inside.items()}
+    return {
         "steps": {name: entry["steps"] for name, entry in inside.items()},
-        "mixture": inside
-        and {
-            "reference": results.get("reference"),
-            "systems": {name: entry["mixture"] for name, entry in inside.items()},
-        },
+        "mixture": inside and {"reference": results.get("reference"), "systems": systems},
         "calibration": {name: entry["calibration"] for name, entry in inside.items() if "calibration" in entry},
-        "trees": results.get("examples") and {"examples": results["examples"], "plane": results["pca"]},
-        "resampled_answers": results.get("containment") and {PAIR: results["containment"]},
-        "next_token": texts.get("language")
-        and {key: texts[key] for key in ("rows", "tokens")} | {"systems": texts["language"]},
-        "corruption": texts.get("corruption")
-        and {key: texts[key] for key in ("sentences", "prime", "samples")} | {"systems": texts["corruption"]},
+        "trees": examples and {"examples": examples, "plane": results["pca"]},
+        "resampled_answers": resampled and {PAIR: resampled},
+    }
+
+
+def _of_texts(texts: Results) -> dict[str, Any]:
+    corruption = {key: texts[key] for key in ("sentences", "prime", "samples")}
+    return {
+        "next_token": texts["language"]
+        and {"rows": texts["rows"], "tokens": texts["tokens"], "systems": texts["language"]},
+        "corruption": texts["corruption"] and corruption | {"systems": texts["corruption"]},
     }
 
 
