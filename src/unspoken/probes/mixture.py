@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
-from unspoken.analysis.mixture import measure, reference_levels, siblings
 from unspoken.draw.formats import PERCENT, THREE_DECIMALS, percent
 from unspoken.draw.section import Block, Heading, Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, number, text
@@ -17,9 +14,11 @@ from unspoken.probes.mixing_curves import mixing_blocks
 from unspoken.probes.paper import PAPER, compares_to_paper, paper_table
 from unspoken.probes.probe import Probe, View
 from unspoken.probes.tree_latents import KINDS, reasons_in_trees, tree_latents
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
 from unspoken.tasks.tree_search import LETTERS
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 Readings = Mapping[str, Mapping[str, Any]]  # means over seeds by reading, teacher-forced and in rollout
 
@@ -35,11 +34,13 @@ class MixtureProbe(Probe):
 
     def measure(self, view: View) -> dict[str, dict[str, Any]]:
         """The means of each kind of latents."""
+        from unspoken.analysis.mixture import measure, siblings
+
         latents = tree_latents(view)
         # A chain that stopped early has no latent to take apart: it counts as wrong, not as unmixed.
         rows = latents.complete
         if not rows.any():  # there must be something to average: the missing latents are zeros, which mix nothing
-            rows = torch.ones_like(rows)
+            rows = ~rows
         below, expected = slice(1, latents.task.config.depth), siblings(latents.task, latents.problems).select(rows)
         return {
             kind: measure(values[rows, below], latents.targets.target_table, expected).summary()
@@ -50,6 +51,8 @@ class MixtureProbe(Probe):
         self, readings: Mapping[str, Sequence[dict[str, dict[str, Any]]]], *, baseline: str | None
     ) -> dict[str, Any]:
         """Means over seeds of each of the ``systems``, and the ``reference`` levels of the rank."""
+        from unspoken.analysis.mixture import reference_levels
+
         systems = {
             name: {kind: seed_means([seed[kind] for seed in seeds]) for kind in seeds[0]}
             for name, seeds in readings.items()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import PERCENT_1, TWO_DECIMALS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import Column, Table, drawing, estimate, text
-from unspoken.evaluation.answering import first_problems
 from unspoken.evaluation.results import Results, label, summary_of
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
-from unspoken.evaluation.teacher_forcing import next_tokens
 from unspoken.probes.probe import Probe, View
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 _DRAWS = 2000
 
@@ -36,6 +36,9 @@ class NextTokenProbe(Probe):
         """What `next_tokens` reads, with ``tokens``, how many; a Reasoner that has a Talker is a stage of its own."""
         if not view.as_trained:
             return None
+        from unspoken.evaluation.answering import first_problems
+        from unspoken.evaluation.teacher_forcing import next_tokens
+
         batch = view.task.rows(first_problems(view.task, "test", len(view.problems)))
         return {"tokens": batch["input_ids"].numel(), **next_tokens(view.system, batch, view.batch_size)}
 

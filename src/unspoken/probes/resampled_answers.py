@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.draw.formats import count, percent, steps
 from unspoken.draw.section import Paragraph, Section
 from unspoken.evaluation.results import Results, label, summary_of
 from unspoken.probes.probe import Probe, View
-from unspoken.reasoning.picking import Sampler
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
 from unspoken.tasks.tree_search import searches_trees
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 _PROBLEMS, _DRAWS, _TEMPERATURE = 200, 5, 20.0
 
@@ -32,6 +31,10 @@ class ResampledAnswersProbe(Probe):
         """How many answers changed, and whether no chain did."""
         if not view.first_seed:
             return None
+        import torch
+
+        from unspoken.reasoning.picking import Sampler
+
         problems = view.first(_PROBLEMS).problems
         prompts = view.task.prompts(problems, view.prompt_format)
         samplers = [Sampler(_TEMPERATURE, torch.Generator().manual_seed(seed)) for seed in range(_DRAWS)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.draw.charts import Axis, Frame, Line, line_chart, rates
 from unspoken.draw.section import Figure, Key, Panel, Section
@@ -13,8 +11,12 @@ from unspoken.evaluation.results import Results, averaged, step_names, summary_o
 from unspoken.evaluation.significance import seed_means
 from unspoken.probes.probe import Probe, View
 from unspoken.probes.tree_latents import reasons_in_trees, tree_latents
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 Accuracy = dict[str, list[float]]
 

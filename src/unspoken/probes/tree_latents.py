@@ -6,18 +6,18 @@ Axes: B problems, N latents of an answer, D latent width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
-
-from unspoken.probes.probe import View
-from unspoken.reasoning.engine import RowTargets
-from unspoken.reasoning.system import System
 from unspoken.tasks import TreeProblems, TreeSearchTask
-from unspoken.tasks.task import Task
 from unspoken.tasks.tree_search import searches_trees
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unspoken.probes.probe import View
+    from unspoken.reasoning.engine import RowTargets
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 KINDS = {"forced": "teacher-forced", "rollout": "rollout"}
 
@@ -34,17 +34,17 @@ class TreeLatents:
     Attributes:
         task, problems: what they answer.
         targets: the rows that they point at.
-        rollout: of the system's own chains; zeros after a chain's end.
-        forced: of the right answers.
-        complete: chains with a latent for every name.
+        rollout: of the system's own chains ``[B, N, D]``; zeros after a chain's end.
+        forced: of the right answers ``[B, N, D]``.
+        complete: chains with a latent for every name ``[B]``.
     """
 
     task: TreeSearchTask
     problems: TreeProblems
     targets: RowTargets
-    rollout: Float[Tensor, "B N D"]
-    forced: Float[Tensor, "B N D"]
-    complete: Bool[Tensor, " B"]
+    rollout: Tensor
+    forced: Tensor
+    complete: Tensor
 
     @property
     def kinds(self) -> dict[str, Tensor]:
@@ -54,18 +54,16 @@ class TreeLatents:
 
 def tree_latents(view: View) -> TreeLatents:
     """The latents that a view has of tree search."""
+    from torch.nn.functional import pad
+
     task, targets, chain = view.task, view.system.targets, view.graded.chain
     assert searches_trees(task) and targets is not None
+    missing = max(0, task.answer_length - chain.latents.shape[1])
     return TreeLatents(
         task=task,
         problems=cast(TreeProblems, view.problems),
         targets=targets,
-        rollout=padded(chain.latents, task.answer_length),
+        rollout=pad(chain.latents, (0, 0, 0, missing)),
         forced=view.forced.latents,
         complete=chain.lengths >= task.config.depth,
     )
-
-
-def padded(latents: Float[Tensor, "B N D"], steps: int) -> Float[Tensor, "B M D"]:
-    """At least so many latents, zeros after a chain's end."""
-    return torch.nn.functional.pad(latents, (0, 0, 0, max(0, steps - latents.shape[1])))

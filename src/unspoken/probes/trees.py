@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch import Tensor
-
-from unspoken.analysis.mixture import all_coefficients, measure, name_rows, siblings
 from unspoken.draw import clouds, trees
 from unspoken.draw.formats import coefficient, count, joined, percent
 from unspoken.draw.section import Block, Figure, Heading, Key, Legend, Panel, Paragraph, Section
 from unspoken.evaluation.results import Results, summary_of
-from unspoken.placement import moved
 from unspoken.probes.probe import Probe, View
 from unspoken.probes.tree_latents import TreeLatents, tree_latents
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS, searches_trees
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 _DOTS_OF = 150  # problems whose latents are in the cloud
 
@@ -68,12 +67,14 @@ class TreesProbe(Probe):
 
 def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
     """The first problem that is right, the right one whose mixture is closest, and two that are wrong."""
+    from unspoken.analysis.mixture import measure, siblings
+
     correct, below = view.graded.correct, slice(1, latents.task.config.depth)
     expected = siblings(latents.task, latents.problems)
     mixture = measure(latents.rollout[:, below], latents.targets.target_table, expected)
     gap = (mixture.right - mixture.other).min(dim=1).values
     picks: list[tuple[str, int]] = []
-    right, wrong = torch.where(correct)[0], torch.where(~correct)[0]
+    right, wrong = correct.nonzero()[:, 0], (~correct).nonzero()[:, 0]
     if len(right):
         picks.append(("right", int(right[0])))
         picks.append(("most uncertain", int(right[gap[right].argmin()])))
@@ -83,6 +84,8 @@ def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
 
 def _example(view: View, latents: TreeLatents, row: int, kind: str) -> dict[str, Any]:
     """One problem with the coefficients of each latent over all names."""
+    from unspoken.analysis.mixture import all_coefficients
+
     task, problems = latents.task, latents.problems
     coefficients = all_coefficients(latents.rollout[row, : task.config.depth], latents.targets.target_table)
     names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
@@ -101,6 +104,11 @@ def _example(view: View, latents: TreeLatents, row: int, kind: str) -> dict[str,
 
 def _plane(latents: TreeLatents) -> dict[str, Any]:
     """First two principal components of the name rows and of the latents of inner nodes, in rollout."""
+    import torch
+
+    from unspoken.analysis.mixture import name_rows
+    from unspoken.placement import moved
+
     inner = slice(1, latents.task.config.depth - 1)
     points = latents.rollout[:_DOTS_OF, inner].reshape(-1, latents.rollout.shape[-1])
     answers = latents.task.answers(latents.problems)[:_DOTS_OF, inner].reshape(-1)
