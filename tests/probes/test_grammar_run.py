@@ -93,9 +93,10 @@ def test_costs_count_what_waits_for_what(results: dict[str, Any]) -> None:
     assert passes["coupled"] == passes[f"{PAIR}, nearest row"] == 4
     assert passes[f"{PAIR}, talker_mono"] == 5
     assert passes[PAIR] == 9
-    # Opening, two latents, marker and two symbols.
-    assert passes["coconut"] == 6
-    assert results["systems"]["coconut"]["cost"]["latent_steps"] == 2
+    # Opening, two latents, marker and at most two symbols.
+    coconut = results["systems"]["coconut"]["cost"]
+    assert coconut["latent_steps"] == 2
+    assert passes["coconut"] == 4 + coconut["spoken_tokens"] <= 6
     kept = results["outcomes"]["test"]
     assert {name: spent["sequential_passes"] for name, spent in kept["cost"].items()} == passes
     for name, system in results["systems"].items():
