@@ -24,8 +24,8 @@ class ChainsProbe(Probe):
     key = "chains"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Where latents are tokens with weights, and problems have an explicit chain."""
-        return system.mixes_rows and task.traits.has_chain
+        """Where problems have an explicit chain."""
+        return task.traits.has_chain
 
     def measure(self, view: View) -> list[dict[str, Any]] | None:
         """None of later seeds, and where chains have no tokens."""

@@ -69,8 +69,8 @@ class ControlsProbe(Probe):
     key = "controls"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of every system whose chain is not itself the answer."""
-        return system.silent and (system.speaker.same_stack or system.speaker.samples)
+        """Of every system that answers problems, and whose chain is not itself the answer."""
+        return not task.traits.continues and system.silent and (system.speaker.same_stack or system.speaker.samples)
 
     def measure(self, view: View) -> Reading | None:
         """None of a variant, or where every chain is empty."""
