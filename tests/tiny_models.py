@@ -87,13 +87,18 @@ def tiny_reasoner(family: str = "unspoken", attention: str = "eager", *, unit_to
 
 
 def tiny_pair(
-    variant: str = "mono", family: str = "unspoken", attention: str = "eager", **talker: Any
+    variant: str = "mono",
+    family: str = "unspoken",
+    attention: str = "eager",
+    *,
+    vocabulary: int = VOCABULARY,
+    **talker: Any,
 ) -> JepaReasonerForCausalLM:
     """A Reasoner with its Talker."""
     settings = {"l2_output": True} if family == "unspoken" else {}
     config = JepaReasonerConfig(
-        backbone_config=tiny_config(family, **settings),
-        talker_config=tiny_config("unspoken", **talker),
+        backbone_config=tiny_config(family, vocab_size=vocabulary, **settings),
+        talker_config=tiny_config("unspoken", vocab_size=vocabulary, **talker),
         talker_kind=variant,
         talker_encoder_layers=2,
         pad_token_id=PAD,

@@ -14,6 +14,7 @@ from tag_balance import unbalanced
 
 from unspoken.analysis.calibration import valid_routes
 from unspoken.draw.page import to_html
+from unspoken.draw.section import Figure
 from unspoken.probes.calibration import CalibrationProbe
 from unspoken.probes.probe import View
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
@@ -180,7 +181,8 @@ def test_means_over_seeds_and_their_section() -> None:
     assert readings[0.667] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-4)
     section = PROBE.section({"probes": {"calibration": summary}})
     assert section is not None
-    body = to_html(section.blocks)
-    assert unbalanced(body) == []
-    assert "Mean error 16.7 points; one half everywhere: 33.3 points" in body
+    assert unbalanced(to_html(section.blocks)) == []
+    figure = section.blocks[0]
+    assert isinstance(figure, Figure)
+    assert "Mean error 16.7 points; one half everywhere: 33.3 points" in figure.caption.replace("\xa0", " ")
     assert PROBE.section({"probes": {}}) is None

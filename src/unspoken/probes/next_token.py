@@ -13,7 +13,7 @@ from unspoken.draw.formats import PERCENT_1, TWO_DECIMALS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import Column, Table, drawing, estimate, text
 from unspoken.evaluation.results import Results, label, summary_of
-from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval
+from unspoken.evaluation.significance import bootstrap_means, interval
 from unspoken.probes.probe import Probe, View
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class NextTokenProbe(Probe):
         return Section(self.key, "What is known of the next token", [_table(summary)])
 
 
-def _with_intervals(seeds: Sequence[Mapping[str, Outcomes]]) -> dict[str, Any]:
+def _with_intervals(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     keys = [key for key in ("accuracy", "loss") if key in seeds[0]]
     values = np.stack([np.stack([entry[key] for key in keys], axis=1) for entry in seeds])
     drawn, means = bootstrap_means(values, draws=_DRAWS), values.mean(axis=(0, 1))

@@ -1,0 +1,125 @@
+"""Chains whose latents are known mixtures, drawn and laid on a plane."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from planted_trees import chain_of, printed, right_rows, slanted_table, some, view_of
+from tag_balance import unbalanced
+
+from unspoken.draw.page import to_html
+from unspoken.draw.section import Figure, Heading
+from unspoken.evaluation.results import read_results
+from unspoken.probes.probe import View
+from unspoken.probes.trees import TreesProbe
+from unspoken.tasks.tree_search import LETTERS
+
+PROBE = TreesProbe()
+COMMITTED = Path(__file__).parents[2] / "results"
+
+
+def view() -> View:
+    """Five problems: the second answer is wrong at the leaf, and the fourth chain mixes most."""
+    task, problems = some(count=5)
+    table = slanted_table()
+    right = right_rows(task, problems, table)
+    names = [[LETTERS[token - 6] for token in row] for row in problems.names_BM]
+    nodes = task.route_nodes(problems.leaf_B)
+    rollout = right.clone()
+    rollout[1, 2] = right[1, 0]
+    child = int(nodes[3, 1])
+    pair = {names[3][child]: 0.6, names[3][3 - child]: 0.5}
+    rollout[3] = chain_of(table, ({names[3][0]: 1.0}, pair, {names[3][int(nodes[3, 2])]: 1.0}))[0]
+    return view_of(task, problems, table, rollout=rollout, forced=right, talker=True)
+
+
+def test_examples_are_the_first_right_the_least_sure_and_the_wrong_ones() -> None:
+    reading = PROBE.measure(view())
+    assert reading is not None
+    json.dumps(reading, allow_nan=False)
+    examples = reading["examples"]
+    assert [entry["kind"] for entry in examples] == ["right", "most uncertain", "wrong"]
+    assert [entry["correct"] for entry in examples] == [True, True, False]
+    first, unsure, wrong = examples
+    assert first["spoken"] == first["route"]
+    assert wrong["spoken"] == [*wrong["route"][:2], wrong["route"][0]]
+    second = unsure["coefficients"][1]
+    (right, other) = sorted(second, key=lambda name: -second[name])[:2]
+    assert right == unsure["route"][1]
+    assert second[other] / second[right] == pytest.approx(5 / 6, abs=0.01)
+    assert sum(abs(value) for name, value in second.items() if name not in (right, other)) < 0.01
+    for step, name in zip(first["coefficients"], first["route"], strict=True):
+        assert step[name] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_latent_that_is_a_row_lies_on_its_square() -> None:
+    task, problems = printed("B")
+    table = slanted_table()
+    right = right_rows(task, problems, table)
+    reading = PROBE.measure(view_of(task, problems, table, rollout=right, forced=right, talker=True))
+    assert reading is not None
+    plane = reading["plane"]
+    (dot,) = plane["predictions"]
+    assert dot["name"] == "K"
+    assert dot["at"] == pytest.approx(plane["names"]["K"], abs=1e-3)
+    assert set(plane["names"]) == set(LETTERS)
+    assert 0 < plane["explained"][1] <= plane["explained"][0] < 1
+
+
+def test_a_tree_without_inner_nodes_has_squares_alone() -> None:
+    task, problems = some(depth=2)
+    table = slanted_table()
+    right = right_rows(task, problems, table)
+    reading = PROBE.measure(view_of(task, problems, table, rollout=right, forced=right, talker=True))
+    assert reading is not None
+    assert reading["plane"]["predictions"] == []
+
+
+def test_pictures_are_those_of_the_first_seed_of_a_pair() -> None:
+    planted = view()
+    assert PROBE.applies(planted.system, planted.task)
+    task, problems = some()
+    table = slanted_table()
+    right = right_rows(task, problems, table)
+    later = view_of(task, problems, table, rollout=right, forced=right, talker=True, first_seed=False)
+    assert PROBE.measure(later) is None
+    assert not PROBE.applies(view_of(task, problems, table, rollout=right, forced=right).system, task)
+    first, second = PROBE.measure(planted), {"examples": [], "plane": {}}
+    assert PROBE.summarise({"jepa-reasoner": [first], "jepa-reasoner, mono": [second]}, baseline=None) == first
+
+
+def test_the_section_draws_a_tree_a_latent_and_the_cloud() -> None:
+    reading = PROBE.measure(view())
+    section = PROBE.section({"probes": {"trees": reading}})
+    assert section is not None
+    body = to_html(section.blocks)
+    assert unbalanced(body) == []
+    figures = [block for block in section.blocks if isinstance(block, Figure)]
+    assert [len(figure.panels) for figure in figures] == [3, 3, 3, 1]
+    assert figures[2].title == "Wrong"
+    assert "spoken" in figures[2].remark
+    assert "Where latents lie" in [block.text for block in section.blocks if isinstance(block, Heading)]
+    assert PROBE.section({"probes": {}}) is None
+
+
+def test_a_committed_run_has_its_pictures() -> None:
+    section = PROBE.section(read_results(COMMITTED / "tree-search-tiny.json"))
+    assert section is not None
+    assert unbalanced(to_html(section.blocks)) == []
+
+
+def test_a_short_chain_is_drawn_as_zeros() -> None:
+    task, problems = printed("B")
+    table = slanted_table()
+    right = right_rows(task, problems, table)
+    planted = view_of(
+        task, problems, table, rollout=right[:, :1], forced=right, tokens=torch.tensor([[1]]), talker=True
+    )
+    reading = PROBE.measure(planted)
+    assert reading is not None
+    (entry,) = reading["examples"]
+    assert (entry["kind"], entry["spoken"]) == ("wrong", [])
+    assert set(entry["coefficients"][2].values()) == {0.0}
