@@ -19,9 +19,9 @@ def by_seed(**levels: np.ndarray[Any, Any]) -> list[dict[float, np.ndarray[Any, 
 
 
 def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
-    found = summary(by_seed(_30=NOISY, _0=CLEAN), draws=100)
-    assert (found["seeds"], found["problems"]) == (2, 2)
-    clean, noisy = found["levels"]
+    curves = summary(by_seed(_30=NOISY, _0=CLEAN), draws=100)
+    assert (curves["seeds"], curves["problems"]) == (2, 2)
+    clean, noisy = curves["levels"]
     assert (clean["level"], noisy["level"]) == (0.0, 0.3)
     assert [entry["mean"] for entry in clean["symbol"]] == [0.75, 0.75]
     assert [entry["mean"] for entry in clean["exact"]] == [0.75, 0.5]
@@ -32,7 +32,7 @@ def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
     relative = [entry["relative"]["mean"] for entry in (*noisy["symbol"], *noisy["exact"])]
     assert relative == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 2])
     assert clean["exact"][1]["relative"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert json.loads(json.dumps(curves, allow_nan=False)) == curves
 
 
 def test_relative_accuracy_is_paired_with_the_clean_run() -> None:
@@ -48,12 +48,12 @@ def test_a_system_may_be_worse_and_yet_degrade_less() -> None:
     draw = generator.random((2, 2000, 1))
     better = by_seed(_0=(draw < 0.9).astype(float), _30=(draw < 0.6).astype(float))
     worse = by_seed(_0=(draw < 0.5).astype(float), _30=(draw < 0.45).astype(float))
-    found = comparison(better, worse, draws=300)["levels"][1]["exact"][0]
-    assert found["absolute"]["mean"] == pytest.approx(0.15, abs=0.03)
-    assert found["absolute"]["low"] > 0
-    assert found["relative"]["mean"] == pytest.approx(0.6 / 0.9 - 0.45 / 0.5, abs=0.03)
-    assert found["relative"]["high"] < 0
-    assert max(found["absolute"]["p"], found["relative"]["p"]) < 0.01
+    curves = comparison(better, worse, draws=300)["levels"][1]["exact"][0]
+    assert curves["absolute"]["mean"] == pytest.approx(0.15, abs=0.03)
+    assert curves["absolute"]["low"] > 0
+    assert curves["relative"]["mean"] == pytest.approx(0.6 / 0.9 - 0.45 / 0.5, abs=0.03)
+    assert curves["relative"]["high"] < 0
+    assert max(curves["absolute"]["p"], curves["relative"]["p"]) < 0.01
     same = comparison(better, better, draws=50)["levels"][1]["symbol"][0]
     assert same["absolute"] == same["relative"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
     nothing = comparison(better, by_seed(_0=0 * draw, _30=0 * draw), draws=20)["levels"][1]["symbol"][0]

@@ -48,16 +48,16 @@ RUNS = ["mono", "dual", "coupled", "superposition"]
 def test_forced_tokens_are_given_and_free_ones_are_the_system_s_own(kind: str) -> None:
     run = run_of(kind)
     chain, clean = run(None)
-    again, said = run(torch.full_like(clean, FREE))
-    assert torch.equal(said, clean)
+    again, tokens = run(torch.full_like(clean, FREE))
+    assert torch.equal(tokens, clean)
     assert_same_chain(again, chain)
     words = torch.full_like(clean, FREE)
     words[:, 1] = torch.where(clean[:, 1] == 5, 6, 5)
-    spoken = torch.isin(clean[:, :2], WORDS).all(dim=1)
-    assert spoken.any()
-    said = run(words)[1]
-    assert torch.equal(said[spoken, 1], words[spoken, 1])
-    assert torch.equal(said[:, 0], clean[:, 0])
+    chosen = torch.isin(clean[:, :2], WORDS).all(dim=1)
+    assert chosen.any()
+    tokens = run(words)[1]
+    assert torch.equal(tokens[chosen, 1], words[chosen, 1])
+    assert torch.equal(tokens[:, 0], clean[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -93,27 +93,27 @@ def test_effects_are_counted_after_the_first_forced_token() -> None:
     def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
         mask = torch.ones(3, 2, dtype=torch.bool)
         latents = torch.zeros(3, 2, 4)
-        said = clean.clone()
+        tokens = clean.clone()
         if words is not None:
             given.append(words)
             latents[1, 1, 2] = -0.25
             for row in range(3):  # a free token after a forced one becomes a nine
-                for place in range(5):
-                    if words[row, place] != FREE:
-                        said[row, place] = words[row, place]
-                    elif (words[row, :place] != FREE).any():
-                        said[row, place] = 9
-        return LatentChain(latents=latents, mask=mask, stop=torch.zeros(3, dtype=torch.long)), said
+                for position in range(5):
+                    if words[row, position] != FREE:
+                        tokens[row, position] = words[row, position]
+                    elif (words[row, :position] != FREE).any():
+                        tokens[row, position] = 9
+        return LatentChain(latents=latents, mask=mask, stop=torch.zeros(3, dtype=torch.long)), tokens
 
     effect = containment(run, right, alternatives=torch.tensor([5, 6, 7, 8]), rate=0.4, seed=2)
     assert effect.largest_latent_change == 0.25
     assert not effect.latents_identical
     expected = []
     for row, can in enumerate(([0, 1, 2], [0, 1, 2, 3, 4], [])):
-        forced = [place for place in range(5) if given[0][row, place] != FREE]
-        later = [place for place in can if forced and place > forced[0] and place not in forced]
-        right_clean = sum(bool(clean[row, place] == right[row, place]) for place in later)
-        right_forced = sum(bool(right[row, place] == 9) for place in later)
+        forced = [position for position in range(5) if given[0][row, position] != FREE]
+        later = [position for position in can if forced and position > forced[0] and position not in forced]
+        right_clean = sum(bool(clean[row, position] == right[row, position]) for position in later)
+        right_forced = sum(bool(right[row, position] == 9) for position in later)
         expected.append([len(can), len(forced), len(later), len(later), right_clean, right_forced])
     assert effect.counts.tolist() == expected
     assert [row[1] for row in expected] == [1, 2, 0]
@@ -131,14 +131,14 @@ def test_the_summary_of_effects_weighs_every_symbol_alike() -> None:
         latents_identical=False,
         largest_latent_change=0.5,
     )
-    found = effect_summary([first, second], draws=200)
-    assert found["forced"]["mean"] == 6 / 16
-    assert found["later_changed"]["mean"] == 3 / 6
-    assert found["later_accuracy"]["clean"]["mean"] == 5 / 6
-    assert found["later_accuracy"]["forced"]["mean"] == 3 / 6
-    assert found["later_changed"]["low"] < 0.5 < found["later_changed"]["high"]
-    assert (found["latents_identical"], found["largest_latent_change"]) == (False, 0.5)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    effect = effect_summary([first, second], draws=200)
+    assert effect["forced"]["mean"] == 6 / 16
+    assert effect["later_changed"]["mean"] == 3 / 6
+    assert effect["later_accuracy"]["clean"]["mean"] == 5 / 6
+    assert effect["later_accuracy"]["forced"]["mean"] == 3 / 6
+    assert effect["later_changed"]["low"] < 0.5 < effect["later_changed"]["high"]
+    assert (effect["latents_identical"], effect["largest_latent_change"]) == (False, 0.5)
+    assert json.loads(json.dumps(effect, allow_nan=False)) == effect
     nothing = Effect(counts=np.zeros((3, 6)), latents_identical=True, largest_latent_change=0.0)
     assert effect_summary([nothing], draws=20)["later_changed"] is None
 

@@ -214,13 +214,13 @@ def test_no_noise_changes_no_bit(kind: str, renormalise: bool) -> None:
 def test_a_noisy_row_is_the_same_in_every_batch(kind: str) -> None:
     noise = LatentNoise(fraction=0.15, seed=3)
     method = method_of(kind)
-    whole, ratio = noisy_chain(method, prompts(), None, STOP, noise, batch_size=6)
+    together, ratio = noisy_chain(method, prompts(), None, STOP, noise, batch_size=6)
     clean = rollout(method, prompts(), None, STOP)
-    assert ((whole.latents[:, 0] - clean.latents[:, 0]).abs().amax(dim=-1)[clean.mask[:, 0]] > 1e-3).all()
+    assert ((together.latents[:, 0] - clean.latents[:, 0]).abs().amax(dim=-1)[clean.mask[:, 0]] > 1e-3).all()
     for size in (1, 4):
-        parts, again = noisy_chain(method, prompts(), None, STOP, noise, batch_size=size)
-        assert torch.equal(parts.mask, whole.mask)
-        torch.testing.assert_close(parts.latents, whole.latents, **CLOSE)
+        batched, again = noisy_chain(method, prompts(), None, STOP, noise, batch_size=size)
+        assert torch.equal(batched.mask, together.mask)
+        torch.testing.assert_close(batched.latents, together.latents, **CLOSE)
         assert again == pytest.approx(ratio, rel=1e-4)
 
 

@@ -34,8 +34,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.forcing import Run, another, forced_run, latent_change
-from unspoken.evaluation.significance import Outcomes, ratios_of_counts
+from unspoken.evaluation.forcing import Effect, Run, another, effect_of, forced_run, summed
 from unspoken.reasoning.picking import FREE
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
@@ -43,6 +42,8 @@ from unspoken.tasks.task import Problems, Task
 
 RATES = (0.1, 0.3)  # of the tokens are forced
 # Columns of the counts of an effect.
+# Tokens that could be forced and that were; later tokens (after the first forced one, not forced themselves, signs
+# included) and those that changed; 1 where the answer counts, and where that was lost.
 _COUNTS = ("words", "forced", "later", "changed", "judged", "lost")
 
 
@@ -61,22 +62,6 @@ class ForcedDecoding:
     run: Run
     answer_from: int
     chain_isolated: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """What wrong tokens did to one model at one rate.
-
-    Attributes:
-        counts: ``[B, 6]``, a row a problem: tokens that could be forced and tokens that were; later tokens (after the
-            first forced one, not forced themselves, signs included) and those that changed; 1 where the answer counts,
-            and where that was lost.
-        latents_identical, largest_latent_change: as in `unspoken.probes.forced_symbols.Effect`.
-    """
-
-    counts: Outcomes
-    latents_identical: bool
-    largest_latent_change: float
 
 
 # --- forcing tokens ----------------------------------------------------------------------------------------------
@@ -152,15 +137,13 @@ def effects_of(
         forced = can & (draw < rate)
         again, tokens = decoding.run(torch.where(forced, wrong, FREE))
         still_right, in_new_answer = graded(tokens)
-        identical, largest = latent_change(chain, again)
-        assert identical or not decoding.chain_isolated, "a forced token reached a chain that was finished before it"
         later = is_text & ~forced & (forced.cumsum(dim=1) > 0)
         counted = right & forced.any(dim=1) & ~(forced & (in_answer | in_new_answer)).any(dim=1)
         sums = [group.sum(dim=1) for group in (can, forced, later, later & (tokens != clean))]
-        counts = torch.stack([*sums, counted.long(), (counted & ~still_right).long()], dim=1)
-        effects.append(
-            Effect(counts=counts.numpy().astype(np.float64), latents_identical=identical, largest_latent_change=largest)
-        )
+        effect = effect_of([*sums, counted.long(), (counted & ~still_right).long()], chain, again)
+        isolated = effect.latents_identical or not decoding.chain_isolated
+        assert isolated, "a forced token reached a chain that was finished before it"
+        effects.append(effect)
     return effects
 
 
@@ -175,13 +158,11 @@ def _box_from(row: list[int], tokenizer: Any) -> int:
 
 def summary(seeds: Sequence[Effect]) -> dict[str, Any]:
     """The effects on the models of several seeds at one rate; see `ForcedTokensProbe.summarise`."""
-    counts = np.stack([effect.counts for effect in seeds])
-    ratio = ratios_of_counts(counts, _COUNTS)
+    ratio, latents = summed(seeds, _COUNTS)
     return {
         "forced": ratio("forced", "words"),
         "later_changed": ratio("changed", "later"),
         "answers_lost": ratio("lost", "judged"),
-        "judged": int(counts[:, :, _COUNTS.index("judged")].sum()),
-        "latents_identical": all(effect.latents_identical for effect in seeds),
-        "largest_latent_change": max(effect.largest_latent_change for effect in seeds),
+        "judged": int(sum(effect.counts[:, _COUNTS.index("judged")].sum() for effect in seeds)),
+        **latents,
     }

@@ -5,7 +5,9 @@ Axes: B problems, T tokens of a prompt, M tokens of an answer, K tokens that may
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain
+from unspoken.evaluation.significance import Outcomes, ratios_of_counts
 from unspoken.reasoning.system import System
 
 # Runs a system once, with these tokens ``[B, M]`` forced (`FREE` where it chooses; None: everywhere), and returns its
@@ -82,12 +85,43 @@ def forced_run(
     return run
 
 
-def latent_change(chain: LatentChain, again: LatentChain) -> tuple[bool, float]:
-    """Whether two runs have the same latents to the last bit, and the largest absolute change of an entry.
+@dataclass(frozen=True, kw_only=True)
+class Effect:
+    """What wrong tokens did to one model.
 
-    A step that only one of both runs has is compared with zeros.
+    Attributes:
+        counts: ``[B, K]``, a row a problem.
+        latents_identical: every latent of every chain kept its bits.
+        largest_latent_change: largest absolute change of an entry of a latent. A step that only one of both runs has
+            is compared with zeros.
     """
+
+    counts: Outcomes
+    latents_identical: bool
+    largest_latent_change: float
+
+
+def effect_of(counts: Sequence[Int[Tensor, " B"]], chain: LatentChain, again: LatentChain) -> Effect:
+    """K counts, and what became of the chain in a run with forced tokens."""
     both = LatentChain.concatenate([chain, again]).latents
     change = (both[: len(chain)] - both[len(chain) :]).abs()
-    identical = torch.equal(chain.mask, again.mask) and torch.equal(chain.latents, again.latents)
-    return identical, float(change.max()) if change.numel() else 0.0
+    return Effect(
+        counts=torch.stack(list(counts), dim=1).cpu().numpy().astype(np.float64),
+        latents_identical=torch.equal(chain.mask, again.mask) and torch.equal(chain.latents, again.latents),
+        largest_latent_change=float(change.max()) if change.numel() else 0.0,
+    )
+
+
+def summed(
+    seeds: Sequence[Effect], names: Sequence[str], *, draws: int = 2000
+) -> tuple[Callable[[str, str], dict[str, float] | None], dict[str, Any]]:
+    """Of the effects on the models of several seeds, ratios of counts, see `ratios_of_counts`, and facts of latents.
+
+    Args:
+        names: of the K counts.
+    """
+    latents = {
+        "latents_identical": all(effect.latents_identical for effect in seeds),
+        "largest_latent_change": max(effect.largest_latent_change for effect in seeds),
+    }
+    return ratios_of_counts(np.stack([effect.counts for effect in seeds]), names, draws=draws), latents

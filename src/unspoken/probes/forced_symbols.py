@@ -22,10 +22,10 @@ from torch import Tensor
 from unspoken.draw.formats import percent
 from unspoken.draw.section import Block, Paragraph, Section
 from unspoken.draw.table import text
-from unspoken.evaluation.forcing import Run, can_be_forced, corrupted, forced_run, latent_change
+from unspoken.evaluation.forcing import Effect, Run, can_be_forced, corrupted, effect_of, forced_run, summed
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import Results, label, summary_of
-from unspoken.evaluation.significance import Outcomes, rate, ratios_of_counts
+from unspoken.evaluation.significance import Outcomes, rate
 from unspoken.probes.effects import Kinds, effect_table, latents_cell, rate_of
 from unspoken.probes.probe import Probe, View
 from unspoken.reasoning.picking import FREE, ForcedTokens
@@ -35,6 +35,8 @@ from unspoken.tasks.task import Task
 
 RATE = 0.25  # of the symbols of an answer that are forced to be wrong
 PROBLEMS = 200  # on which they are
+# Symbols that could be forced, that were, later symbols, and of these those that changed, that were right without force,
+# and with it. Later symbols are free ones after the first forced one of their row, of those that could be forced.
 _COUNTS = ("forceable", "forced", "later", "changed", "right_clean", "right_forced")
 _EFFECTS: Kinds = {
     ("Symbols forced", "forced"): rate_of("forced"),
@@ -43,23 +45,6 @@ _EFFECTS: Kinds = {
     ("Later right|forced", "right, forced"): rate_of("later_accuracy", "forced"),
     ("Latents|largest change", "change of latents"): latents_cell,
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effect:
-    """What wrong symbols did to one model.
-
-    Attributes:
-        counts: ``[B, 6]``, a row a problem: symbols that could be forced, that were, later symbols, and of these those
-            that changed, that were right without force, and with it. Later symbols are free ones after the first forced
-            one of their row, of those that could be forced.
-        latents_identical: every latent of every chain kept its bits.
-        largest_latent_change: see `latent_change`.
-    """
-
-    counts: Outcomes
-    latents_identical: bool
-    largest_latent_change: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +149,7 @@ def containment(
     given, right = (F.pad(one, (0, max(0, width - one.shape[1])), value=FREE)[:, :width] for one in (given, right))
     later = can & ~forced & (forced.cumsum(dim=1) > 0)
     groups = (can, forced, later, later & (given != clean), later & (clean == right), later & (given == right))
-    identical, largest = latent_change(chain, again)
-    counts = torch.stack([group.sum(dim=1) for group in groups], dim=1).cpu().numpy().astype(np.float64)
-    return Effect(counts=counts, latents_identical=identical, largest_latent_change=largest)
+    return effect_of([group.sum(dim=1) for group in groups], chain, again)
 
 
 def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000) -> dict[str, Any]:
@@ -177,16 +160,14 @@ def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000) -> dict[str, A
         ``later_accuracy`` (``clean``, ``forced``), each ``mean``, ``low``, ``high`` or None where there was no later
         symbol; ``latents_identical`` and ``largest_latent_change`` over all seeds.
     """
-    counts = np.stack([effect.counts for effect in seeds])
-    ratio = ratios_of_counts(counts, _COUNTS, draws=draws)
+    ratio, latents = summed(seeds, _COUNTS, draws=draws)
     return {
-        "seeds": counts.shape[0],
-        "problems": counts.shape[1],
+        "seeds": len(seeds),
+        "problems": len(seeds[0].counts),
         "forced": ratio("forced", "forceable"),
         "later_changed": ratio("changed", "later"),
         "later_accuracy": {"clean": ratio("right_clean", "later"), "forced": ratio("right_forced", "later")},
-        "latents_identical": all(effect.latents_identical for effect in seeds),
-        "largest_latent_change": max(effect.largest_latent_change for effect in seeds),
+        **latents,
     }
 
 

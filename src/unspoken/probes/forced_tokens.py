@@ -14,7 +14,7 @@ from unspoken.probes.effects import Kinds, effect_table, latents_cell, rate_of
 from unspoken.probes.probe import Probe, View
 
 if TYPE_CHECKING:
-    from unspoken.evaluation.forced_tokens import Effect
+    from unspoken.evaluation.forcing import Effect
     from unspoken.reasoning.system import System
     from unspoken.tasks.task import Task
 
