@@ -17,10 +17,11 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.draw.page import to_html
 from unspoken.draw.section import Section
-from unspoken.evaluation.forcing import Run, forced_run
+from unspoken.evaluation.forced_symbols import containment, effect_summary
+from unspoken.evaluation.forcing import Effect, Run, forced_run
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.methods import catalogue
-from unspoken.probes.forced_symbols import Effect, ForcedSymbolsProbe, containment, effect_summary
+from unspoken.probes.forced_symbols import ForcedSymbolsProbe
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.picking import FREE, ForcedTokens
 from unspoken.reasoning.speakers import Separate

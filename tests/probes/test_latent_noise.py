@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from unspoken.chain import LatentChain
 from unspoken.draw.section import Section
 from unspoken.draw.table import Table, grids
-from unspoken.evaluation.degradation import hits_of
+from unspoken.evaluation.latent_noise import LatentNoise, noisy_chain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
-from unspoken.probes.latent_noise import FRACTIONS, LatentNoise, LatentNoiseProbe, noisy_chain
+from unspoken.probes.latent_noise import FRACTIONS, LatentNoiseProbe
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, rollout
 from unspoken.reasoning.system import System
@@ -154,7 +154,7 @@ def test_without_noise_answers_from_a_noisy_chain_are_the_system_s_own(kind: str
         assert bool(ratio > 1) is not same
     reading = PROBE.measure(view)
     for hits in reading.hits.values():
-        assert hits[0.0].tolist() == hits_of(view.graded)[:, 2:].tolist()
+        assert hits[0.0].tolist() == view.graded.hits[:, 2:].tolist()
 
 
 # --- noise -------------------------------------------------------------------------------------------------------

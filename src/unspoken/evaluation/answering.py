@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unspoken import distributed
 from unspoken.chain import LatentChain
+from unspoken.evaluation.significance import Outcomes
 from unspoken.reasoning.system import Answer, System
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.task import Indices, Problems, Task
@@ -34,6 +35,13 @@ class Graded(Answer):
 
     correct: Bool[Tensor, " B"]
     per_symbol: Bool[Tensor, "B W"] | None = None
+
+    @property
+    def hits(self) -> Outcomes:
+        """Which symbols ``[B, W]`` are right (0 or 1)."""
+        assert self.per_symbol is not None
+        hits: Outcomes = self.per_symbol.cpu().numpy().astype(np.float64)
+        return hits
 
     def select(self, rows: Indices) -> Graded:
         """Some of the answers."""

@@ -11,18 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from unspoken.evaluation.answering import Graded
 from unspoken.evaluation.significance import Outcomes, bootstrap_means, interval, ratio, tested
 
 # Level of a disturbance -> which symbols ``[B, M]`` were right (0 or 1). Level 0 is the clean run.
 Hits = Mapping[float, Outcomes]
-
-
-def hits_of(answers: Graded) -> Outcomes:
-    """Which symbols ``[B, M]`` of answers are right."""
-    assert answers.per_symbol is not None
-    hits: Outcomes = answers.per_symbol.cpu().numpy().astype(np.float64)
-    return hits
 
 
 def degradation(systems: Mapping[str, Sequence[Hits]], against: str | None) -> dict[str, Any]:

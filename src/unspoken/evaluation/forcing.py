@@ -56,11 +56,6 @@ def another(ids: Int[Tensor, "B T"], others: Int[Tensor, " K"], choice: Float[Te
     return others[drawn]
 
 
-def can_be_forced(system: System) -> bool:
-    """Whether some token of an answer is the system's own choice; nearest rows are read off."""
-    return system.explicit or system.speaker.samples
-
-
 def forced_run(
     system: System, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None, *, fill: int
 ) -> Run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unspoken.draw.formats import p_value, percent, points
 from unspoken.draw.section import Section, Verdicts
@@ -11,9 +11,11 @@ from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import Results, differs, label, summary_of
 from unspoken.probes import token_noise
 from unspoken.probes.probe import Probe
-from unspoken.reasoning.system import System
 from unspoken.tasks.context_free import SYMBOLS
-from unspoken.tasks.task import Task
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 
 class ClaimsProbe(Probe):

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
-from torch import Tensor
 
 from unspoken.draw.formats import BARE_PERCENT_1, PERCENT_1
 from unspoken.draw.section import Section
 from unspoken.draw.table import Cell, Column, Table, number, text
-from unspoken.evaluation.degradation import hits_of
 from unspoken.evaluation.results import Results, label, summary_of
 from unspoken.evaluation.significance import Outcomes, rate
 from unspoken.probes.probe import Probe, View
-from unspoken.reasoning.system import System
-from unspoken.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +45,8 @@ class Reading:
     valid: Outcomes | None
 
 
-def valid_continuations(view: View, tokens: Int[Tensor, "B M"]) -> Outcomes:
-    """Whether prompts and tokens begin some string of the grammar, ``[B]``."""
+def valid_continuations(view: View, tokens: Tensor) -> Outcomes:
+    """Whether prompts and tokens ``[B, M]`` begin some string of the grammar, ``[B]``."""
     grammar: Any = view.task  # the only task that fixes the length of its answers
     valid: Outcomes = grammar.valid(tokens, view.problems).numpy().astype(np.float64)
     return valid
@@ -65,7 +66,7 @@ class SymbolsProbe(Probe):
         half, unsaid = view.task.traits.fixed_steps, view.system.unsaid
         assert half is not None
         valid = None if unsaid else valid_continuations(view, view.graded.tokens)
-        return Reading(hits=hits_of(view.graded), unsaid=unsaid, half=half, valid=valid)
+        return Reading(hits=view.graded.hits, unsaid=unsaid, half=half, valid=valid)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
         """See the top of this file."""

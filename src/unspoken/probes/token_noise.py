@@ -11,26 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 
 from unspoken.draw.charts import Axis, Frame, Line, line_chart, rates, span
 from unspoken.draw.formats import BARE_PERCENT_1, percent
 from unspoken.draw.section import Figure, Key, Panel, Section
 from unspoken.draw.table import Cell, Column, Table, estimate, number, text
-from unspoken.evaluation.answering import answer
-from unspoken.evaluation.degradation import Hits, degradation, hits_of
-from unspoken.evaluation.forcing import corrupted
+from unspoken.evaluation.degradation import Hits, degradation
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import Results, differs, summary_of
 from unspoken.probes.colours import BASELINE_COLOUR
 from unspoken.probes.probe import Probe, View
 from unspoken.probes.symbols import valid_continuations
-from unspoken.reasoning.system import System
 from unspoken.tasks.context_free import SYMBOLS
-from unspoken.tasks.task import Task
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Task
 
 Kind = Literal["absolute", "relative"]
 
@@ -73,6 +72,11 @@ class TokenNoiseProbe(Probe):
 
     def measure(self, view: View) -> Reading:
         """Answers of half the length to prompts in which some symbols are wrong."""
+        import torch
+
+        from unspoken.evaluation.answering import answer
+        from unspoken.evaluation.forcing import corrupted
+
         half = view.task.traits.fixed_steps
         assert half is not None
         short, symbols = view.system.of_length(half), torch.tensor(SYMBOLS)
@@ -88,7 +92,7 @@ class TokenNoiseProbe(Probe):
                 # Markers and padding stay as they are.
                 prompts=(corrupted(ids, torch.isin(ids, symbols), rate, symbols, view.seed), mask),
             )
-            hits[rate] = hits_of(answers)[:, :half]
+            hits[rate] = answers.hits[:, :half]
             valid.append(float(valid_continuations(view, answers.tokens).mean()))
         return Reading(hits=hits, valid=valid)
 
