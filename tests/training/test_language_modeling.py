@@ -19,6 +19,7 @@ from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import measure_run, open_run
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.loading import load_model
+from unspoken.probes.geometry import GeometryProbe
 from unspoken.report.page import write_page
 from unspoken.report.plan import print_plan
 from unspoken.report.terminal import print_results
@@ -172,7 +173,7 @@ def test_an_impossible_recipe_is_one_clear_line(override: str, message: str, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_analyses_of_word_problems_are_refused(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_a_probe_of_other_tasks_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
     recipe, runs = open_run(trained[0] / "run")
-    with pytest.raises(ValueError, match="for word problems, and this run is about prose"):
-        measure_run(recipe, runs, command="", say=lambda _: None, samples=2)
+    with pytest.raises(ValueError, match="'geometry' has nothing to measure in prose; leave it out"):
+        measure_run(recipe, runs, command="", say=lambda _: None, optional=[GeometryProbe()])
