@@ -17,10 +17,9 @@ calculation that is tested was ever trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations, islice
 from random import Random
@@ -30,7 +29,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
+from unspoken.tasks.task import Indices, ProblemList, Traits, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -185,16 +184,8 @@ def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iter
 class ArithmeticTask(ReasoningTask):
     """Makes and reads made-up word problems."""
 
-    tests = ("test",)
-
     def __init__(self, config: ArithmeticConfig) -> None:
         self.config = config
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the data that this task makes."""
-        text = json.dumps({"kind": self.config.kind, **asdict(self.config)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -212,20 +203,8 @@ class ArithmeticTask(ReasoningTask):
         )
         return padded_left(tokenizer)
 
-    def size(self, split: str) -> None:
-        """Every split is endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        check_split(split)
-
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """Make the problems with the given indices.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Make the problems with the given indices."""
         self.size(split)
         return ProblemList(self._make(split, int(index), seed) for index in indices)
 
@@ -235,17 +214,15 @@ class ArithmeticTask(ReasoningTask):
         Raises:
             ValueError: the question is empty or holds a word that this task does not know.
         """
-        question = text.strip()
+        problems = super().parse(text)
         known = {*_words(), *map(str, range(self.config.largest + 1))}
-        if not question:
-            raise ValueError("the question is empty; type a word problem")
-        for word in re.findall(_TOKEN, question):
+        for word in re.findall(_TOKEN, problems[0].question):
             if word not in known:
                 raise ValueError(
                     f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
                     f"sentences like {self.sample('train', [0])[0].question!r}"
                 )
-        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
+        return problems
 
     # --- making ------------------------------------------------------------------------------------------------
 
@@ -350,8 +327,7 @@ def _split_of(quantities: Sequence[_Quantity]) -> str:
         if quantity.operation in ("add", "multiply"):
             terms.sort()
         expressions.append(f"({SYMBOLS[quantity.operation].join(terms)})")
-    share = hashlib.blake2b(expressions[-1].encode(), digest_size=8).digest()[0] % _SPLIT_CLASSES
-    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+    return split_of(hashlib.blake2b(expressions[-1].encode(), digest_size=8).digest()[0], _SPLIT_CLASSES)
 
 
 def _chains(quantities: Sequence[_Quantity]) -> tuple[str, ...]:

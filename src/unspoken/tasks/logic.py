@@ -26,9 +26,8 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -41,10 +40,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.arithmetic import NAMES
-from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.files import check_split_names, read_rows, row_fields, text_of, texts_of
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
+from unspoken.tasks.task import Indices, ProblemList, Traits, digest, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -119,10 +118,7 @@ class LogicConfig:
             raise ValueError(f"spelled is {self.spelled}; it must be a share from 0 to 1")
         if self.renamed and not self.tests:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
-        names = Counter(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
-        for name, count in names.items():
-            if count > 1:
-                raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+        check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
 
     @property
     def traits(self) -> Traits:
@@ -179,9 +175,7 @@ class LogicTask(ReasoningTask):
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the data: the settings and what the files hold, but not where they lie."""
-        settings = {**asdict(self.config), "tests": self._digests}
-        text = json.dumps({"kind": self.config.kind, **settings}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest({"kind": self.config.kind, **asdict(self.config), "tests": self._digests})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -212,23 +206,11 @@ class LogicTask(ReasoningTask):
         return padded_left(tokenizer)
 
     def size(self, split: str) -> int | None:
-        """Problems in a published test set; the other splits are endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split in self._published:
-            return len(self._published[split])
-        check_split(split, ("train", "validation", *self.tests))
-        return None
+        """Problems in a published test set; the other splits are endless."""
+        return len(self._published[split]) if split in self._published else super().size(split)
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """The problems with the given indices; a published test set has the order of its file.
-
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index is outside a published test set.
-        """
+        """The problems with the given indices; a published test set has the order of its file."""
         size = self.size(split)
         if size is None:
             return ProblemList(self._make(split, int(index), seed) for index in indices)
@@ -243,11 +225,9 @@ class LogicTask(ReasoningTask):
         Raises:
             ValueError: the question is empty, or a sentence cannot be read.
         """
-        question = " ".join(text.split())
-        if not question:
-            raise ValueError("the question is empty; type sentences and a question about them")
-        _read(question)
-        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
+        problems = super().parse(" ".join(text.split()))
+        _read(problems[0].question)
+        return problems
 
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
@@ -329,8 +309,7 @@ def _split_of(graph: _Graph) -> str:
     for node in (0, 1, *inner, *graph.options):  # each after its parents
         kind = "person" if node < 2 else "option" if node in graph.options else "concept"
         marks[node] = _digest(kind, *sorted(marks[parent] for parent in parents.get(node, ())))
-    share = int(_digest(*sorted(marks.values())), 16) % _SPLIT_CLASSES
-    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+    return split_of(int(_digest(*sorted(marks.values())), 16), _SPLIT_CLASSES)
 
 
 def _digest(*texts: str) -> str:
