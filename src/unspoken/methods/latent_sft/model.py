@@ -19,9 +19,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.utils.generic import ModelOutput
 
 from unspoken.backbone.around import Around
+from unspoken.backbone.attention import attention_mask
 from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
-from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
+from unspoken.methods.latent_sft.masks import causal, induction, supervision
 from unspoken.methods.rows import Rows
 from unspoken.places import at
 from unspoken.reasoning.latents import Noise
@@ -111,7 +112,7 @@ class LatentSFTModel(Around, StrictLoading):
         inputs = self.encoder.get_input_embeddings()(rows.ids)
         inputs = torch.where(rows.slots[..., None], self.compress.to(inputs.dtype), inputs)
         mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
-        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows, self.encoder), rows.position)
+        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows.position, self.encoder), rows.position)
         return at(hidden_BTD, rows.slots_at)
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
@@ -160,14 +161,13 @@ class LatentSFTModel(Around, StrictLoading):
         """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
 
         Args:
-            decoder: of `rows.decoder_rows` in stage 1, of `layout.compact_rows` in stage 2.
+            decoder: of `rows.decoder_rows` in stage 1, of `rows.compact_rows` in stage 2.
             encoder: of `rows.encoder_rows`; stage 1 makes the latents here.
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
-
             noise: on the latents of stage 1, in training mode alone.
 
         Raises:
-            ValueError: the two layouts do not hold the same number of slots in every row, or there are not as many
+            ValueError: encoder and decoder rows do not hold the same number of slots, or there are not as many
                 given latents as slots.
         """
         summaries = None
@@ -178,14 +178,14 @@ class LatentSFTModel(Around, StrictLoading):
             latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
-            mask: Any = attention_mask(mod, decoder, stack)
+            mask: Any = attention_mask(mod, decoder.position, stack)
             position: Tensor | None = decoder.position
         else:
             assert weights is not None
             if len(weights) != (slots := sum(decoder.latents)):
                 raise ValueError(f"{len(weights)} latents for {slots} slots; take the labels of the same problems")
             latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
-            mask, position = decoder.padding_mask, None if decoder.side == "right" else decoder.position
+            mask, position = None, None  # rows are padded on the right, which no earlier token sees
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
         flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
         hidden_BTD = _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
