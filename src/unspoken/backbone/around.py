@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from unspoken.backbone.folder import StrictLoading
 
 
 class Around(PreTrainedModel):
@@ -48,3 +51,23 @@ class Around(PreTrainedModel):
         if not self._inner._can_set_experts_implementation():
             raise ValueError(f"{self._inner.__name__} has no experts to choose an implementation of")
         return True
+
+
+class AroundDecoder(Around, StrictLoading):
+    """A model around a causal language model, its ``decoder``, whose configuration is ``config.base_config``."""
+
+    # Not "decoder": its weights are renamed as its family's are, and once is enough.
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    decoder: PreTrainedModel
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        base: PreTrainedConfig = self.config.base_config
+        assert isinstance(base, PreTrainedConfig)  # the library fills in a missing one
+        return base
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of the decoder."""
+        table: nn.Module = self.decoder.get_input_embeddings()
+        return table

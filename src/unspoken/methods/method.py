@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,49 +34,11 @@ if TYPE_CHECKING:
     from unspoken.tasks.prompt_format import PromptFormat
     from unspoken.tasks.spans import Spans
     from unspoken.tasks.task import Task, Traits
+    from unspoken.training.parts import TalkerShape
+    from unspoken.training.recipe import Recipe, Stage
 
 Batch = dict[str, Any]
 Indices = NDArray[np.int64]
-
-
-@runtime_checkable
-class StageSettings(Protocol):
-    """What a recipe states of a stage beside its objective; see `unspoken.training.recipe.Stage`."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def objective(self) -> Objective: ...  # noqa: D102
-    @property
-    def steps(self) -> int | None: ...  # noqa: D102
-    @property
-    def steps_of(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def stop_at(self) -> float | None: ...  # noqa: D102
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def lora(self) -> Any: ...  # noqa: D102
-    @property
-    def talker(self) -> Any: ...  # noqa: D102
-    @property
-    def blocks(self) -> int | None: ...  # noqa: D102
-
-
-@runtime_checkable
-class RunSettings(Protocol):
-    """What a stage may ask of the recipe that it stands in; see `unspoken.training.recipe.Recipe`."""
-
-    @property
-    def task(self) -> Any: ...  # noqa: D102
-    @property
-    def backbone(self) -> Any: ...  # noqa: D102
-    @property
-    def talker(self) -> Any: ...  # noqa: D102
-    @property
-    def attention(self) -> str: ...  # noqa: D102
-    @property
-    def activation_checkpointing(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +50,7 @@ class Line:
         before: the line of the stage that it starts from; None if it starts from the backbone.
     """
 
-    settings: StageSettings
+    settings: Stage
     before: Line | None = None
 
     @property
@@ -139,7 +101,7 @@ class Context:
     prompt_format: PromptFormat
     base: Callable[[], PreTrainedModel]
     backbone_config: Callable[[], PreTrainedConfig]
-    talker: Any
+    talker: TalkerShape | None
     talker_config: Callable[[int], UnspokenConfig]
     pretrained: bool
     attention: Any
@@ -207,19 +169,19 @@ class Context:
         return self.folder / line.name / MODEL
 
 
-def refuse_talker(kind: str, stage: StageSettings) -> None:
+def refuse_talker(kind: str, stage: Stage) -> None:
     """Refuse a Talker's shape where none is trained."""
     if stage.talker is not None:
         raise ValueError(f"talker is set, but a {kind} stage trains none")
 
 
-def refuse_blocks(stage: StageSettings) -> None:
+def refuse_blocks(stage: Stage) -> None:
     """Refuse a number of blocks where all are kept."""
     if stage.blocks is not None:
         raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
 
 
-def check_steps(stage: StageSettings) -> None:
+def check_steps(stage: Stage) -> None:
     """A stage that trains has one number of steps."""
     if (stage.steps is None) == (not stage.steps_of):
         raise ValueError("give exactly one of steps and steps_of")
@@ -253,7 +215,7 @@ class Objective:
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """Refuse what the recipe states beside the objective.
 
         Raises:
@@ -263,7 +225,7 @@ class Objective:
         refuse_blocks(stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Refuse what does not go with the stages before it, with the task or with the recipe.
 
         Raises:
@@ -279,7 +241,7 @@ class Objective:
         """
         return last
 
-    def check_backbone(self, config: PreTrainedConfig, stage: StageSettings) -> None:
+    def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
         """Refuse the configuration of a pretrained backbone that the stage cannot start from.
 
         Raises:
@@ -434,6 +396,34 @@ class Objective:
             size: of the training data; None if it never ends, or if that is not known.
         """
         return steps * batch_size
+
+
+class DecoderObjective(Objective):
+    """What is learned in a model around a causal language model, its ``decoder``, which alone is published."""
+
+    def exported(self, model: Any) -> PreTrainedModel:
+        """The plain causal language model."""
+        decoder: PreTrainedModel = model.decoder
+        return decoder
+
+    def adapted(self, model: Any) -> list[nn.Module]:
+        """The blocks."""
+        return [model.decoder.base_model]
+
+
+def refuse_cacheless(method: str, run: Recipe) -> None:
+    """Refuse what a method cannot have whose latents are written one after another into a growing cache.
+
+    Raises:
+        ValueError: an attention that would be compiled anew for each length, or checkpointing, which drops the cache.
+    """
+    if run.attention == "flex_attention":
+        raise ValueError(
+            f"flex_attention would compile a kernel for every length of {method}'s growing cache; set attention to "
+            "'sdpa'"
+        )
+    if run.activation_checkpointing:
+        raise ValueError(f"activation_checkpointing drops the cache that {method} keeps its latents in; set it false")
 
 
 class Method:

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
 from unspoken.tasks.spans import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coconut(Objective):
+class Coconut(DecoderObjective):
     """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
@@ -95,7 +96,7 @@ class Coconut(Objective):
             open_ids, end_ids: markers around the latents; the open one may be empty.
 
         Raises:
-            ValueError: the end marker, the whole prompt or the whole text is empty.
+            ValueError: the end marker, the prompt or the text is empty.
         """
         left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
         text = (*(token for step in left for token in step), *spans.answer)
@@ -103,7 +104,7 @@ class Coconut(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
         fixed = run.task.traits.fixed_steps
         if fixed is not None and self != Coconut(replaced=fixed, latents_per_step=1):
@@ -118,13 +119,7 @@ class Coconut(Objective):
                 f"it has {self.latents} latents and {line.before.name!r} before it {before.latents}; later stages of a "
                 "curriculum replace more steps"
             )
-        if run.attention == "flex_attention":
-            raise ValueError(
-                "flex_attention would compile a kernel for every length of Coconut's growing cache; set attention to "
-                "'sdpa'"
-            )
-        if run.activation_checkpointing:
-            raise ValueError("activation_checkpointing drops the cache that Coconut keeps its latents in; set it false")
+        refuse_cacheless("Coconut", run)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -143,15 +138,6 @@ class Coconut(Objective):
         context.generation(feed="hidden", max_latents=self.latents, fixed=True).attach(model.decoder)
         context.name_ends(model.decoder)
         return model
-
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain causal language model."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -176,17 +162,17 @@ class Coconut(Objective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.coconut.objective.with_places`."""
-        from unspoken.methods.coconut.objective import with_places
+        """See `unspoken.methods.latent_pass.with_text_places`."""
+        from unspoken.methods.latent_pass import with_text_places
 
-        return with_places(batch)
+        return with_text_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.coconut.objective.text_loss`."""
-        from unspoken.methods.coconut.objective import text_loss
+        """See `unspoken.methods.coconut.objective.coconut_loss`."""
+        from unspoken.methods.coconut.objective import coconut_loss
 
         names = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")
-        return text_loss(model(**{name: batch[name] for name in names}), batch)
+        return coconut_loss(model(**{name: batch[name] for name in names}), batch)
 
     # --- validation ------------------------------------------------------------------------------------------------
 

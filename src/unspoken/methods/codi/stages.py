@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from unspoken.backbone.checks import Needs
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe
 
 # Properties of the causal language model, see `unspoken.backbone.checks`.
 ANSWERING = ("stack", "rows", "causal", "cached", "batched", "padded", "scores", "vectors", "width")
@@ -46,7 +47,7 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codi(Objective):
+class Codi(DecoderObjective):
     """One model is teacher and student: what it knows after an explicit chain it learns to know after latents.
 
     The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, thinks
@@ -92,15 +93,9 @@ class Codi(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Kernels and checkpointing must go with a growing cache."""
-        if run.attention == "flex_attention":
-            raise ValueError(
-                "flex_attention would compile a kernel for every length of CODI's growing cache; set attention to "
-                "'sdpa'"
-            )
-        if run.activation_checkpointing:
-            raise ValueError("activation_checkpointing drops the cache that CODI keeps its latents in; set it false")
+        refuse_cacheless("CODI", run)
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -139,12 +134,7 @@ class Codi(Objective):
 
     def exported(self, model: Any) -> PreTrainedModel:
         """The model with its projection; the plain causal language model where there is none."""
-        plain: PreTrainedModel = model.decoder if model.projection is None else model
-        return plain
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks; the projection is trained in full."""
-        return [model.decoder.base_model]
+        return super().exported(model) if model.projection is None else model
 
     # --- data ------------------------------------------------------------------------------------------------------
 

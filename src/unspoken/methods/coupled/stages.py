@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, Indices, Line, Objective
 from unspoken.tasks.task import AsksSeveral
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe
 
 # Entries of a vocabulary from which on scores that no loss reads are left out; below, that saves little.
 LARGE_VOCABULARY = 8192
@@ -50,7 +51,7 @@ class NextToken(Objective):
         if self.questions < 1:
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Only what has an explicit chain can be learned without it, and a task knows how much it can ask."""
         traits, name = run.task.traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:

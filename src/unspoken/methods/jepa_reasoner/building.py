@@ -92,7 +92,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
 
 def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForCausalLM:
     """The pair of a Talker's stage: the finished Reasoner, frozen, and a Talker with random weights."""
-    assert isinstance(start, JepaReasonerModel)
+    assert isinstance(start, JepaReasonerModel) and context.talker is not None
     shape, before = context.talker, start.config
     inherited: dict[str, Any] = {
         name: getattr(before, name)

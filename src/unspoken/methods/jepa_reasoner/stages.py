@@ -12,8 +12,6 @@ from unspoken.methods.method import (
     Indices,
     Line,
     Objective,
-    RunSettings,
-    StageSettings,
     check_steps,
     refuse_blocks,
     refuse_talker,
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.training.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +68,20 @@ class SST(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It may keep the first blocks of the backbone alone."""
         if stage.blocks is not None and stage.blocks < 1:
             raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
         refuse_talker(self.kind, stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """The backbone has as many blocks as are kept of it."""
         blocks, layers = line.settings.blocks, getattr(run.backbone, "layers", None)
         if blocks is not None and layers is not None and blocks > layers:
             raise ValueError(f"blocks is {blocks}, but the backbone has {layers} layers")
 
-    def check_backbone(self, config: PreTrainedConfig, stage: StageSettings) -> None:
+    def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
         """It has as many blocks as are kept of it."""
         from unspoken.methods.jepa_reasoner.building import first_blocks
 
@@ -184,14 +183,14 @@ class TalkerLoss(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It may have a shape of its own."""
         if stage.lora is not None:
             raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
         refuse_blocks(stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """There is a shape."""
         if (run.talker or line.settings.talker) is None:
             raise ValueError("trains a Talker, but neither it nor the recipe has a 'talker' shape")

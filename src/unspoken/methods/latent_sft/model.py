@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import Around
+from unspoken.backbone.around import AroundDecoder
 from unspoken.backbone.attention import attention_mask
-from unspoken.backbone.folder import StrictLoading
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.masks import causal, induction, supervision
 from unspoken.methods.rows import Rows
@@ -54,7 +53,7 @@ class LatentSFTOutput(ModelOutput):
     head: Head | None = None
 
 
-class LatentSFTModel(Around, StrictLoading):
+class LatentSFTModel(AroundDecoder):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
@@ -63,14 +62,6 @@ class LatentSFTModel(Around, StrictLoading):
 
     config_class = LatentSFTConfig
     config: LatentSFTConfig
-    # Not "decoder": the library would rename weights of the encoder as the decoder's are renamed, a second time.
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-
-    @property
-    def _inner_config(self) -> PreTrainedConfig:
-        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
-        return self.config.base_config
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
@@ -80,11 +71,6 @@ class LatentSFTModel(Around, StrictLoading):
             self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
             self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of the decoder."""
-        table: nn.Module = self.decoder.get_input_embeddings()
-        return table
 
     @torch.no_grad()
     def start_from(self, base: PreTrainedModel) -> None:

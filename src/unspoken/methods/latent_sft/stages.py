@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unspoken.methods.method import (
     Batch,
     Context,
+    DecoderObjective,
     Indices,
     Line,
     Objective,
-    RunSettings,
-    StageSettings,
     refuse_blocks,
     refuse_talker,
 )
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Stage1(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Encoder, then decoder, then both; noise needs superpositions of a few tokens."""
         before = None if line.before is None else line.before.objective
         trained = before.train if isinstance(before, Stage1) else None
@@ -206,7 +206,7 @@ class Stage1(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels(Objective):
+class Labels(DecoderObjective):
     """Between the stages: write the label of every latent of the first ``rows`` training problems (section 6)."""
 
     kind: ClassVar[str] = "labels"
@@ -222,7 +222,7 @@ class Labels(Objective):
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It takes no steps."""
         if stage.steps is not None or stage.steps_of:
             raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
@@ -239,11 +239,6 @@ class Labels(Objective):
         """The two models that make the labels, which learn nothing more."""
         assert start is not None
         return start.requires_grad_(False)
-
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain decoder."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
 
     def write(
         self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
@@ -273,7 +268,7 @@ class Labels(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2(Objective):
+class Stage2(DecoderObjective):
     """Stage 2: say the latents oneself, and know when to stop (section 7).
 
     Attributes:
@@ -309,15 +304,6 @@ class Stage2(Objective):
         model.train_only(encoder=False, decoder=True)
         context.name_ends(model.decoder)
         return model
-
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain causal language model."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
 
     # --- data ------------------------------------------------------------------------------------------------------
 
