@@ -128,12 +128,12 @@ def gather_rows(own: Tensor) -> Tensor:
     """The rows ``[B, ...]`` of every rank in order; a shorter second axis is filled up with zeros on the right."""
     if world_size() == 1:
         return own
-    parts: list[Tensor] = [own] * world_size()
-    dist.all_gather_object(parts, own.cpu())
+    rows_by_rank: list[Tensor] = [own] * world_size()
+    dist.all_gather_object(rows_by_rank, own.cpu())
     if own.dim() > 1:
-        longest = max(part.shape[1] for part in parts)
-        parts = [F.pad(part, (0, 0) * (own.dim() - 2) + (0, longest - part.shape[1])) for part in parts]
-    return torch.cat(parts).to(own.device)
+        longest = max(rows.shape[1] for rows in rows_by_rank)
+        rows_by_rank = [F.pad(rows, (0, 0) * (own.dim() - 2) + (0, longest - rows.shape[1])) for rows in rows_by_rank]
+    return torch.cat(rows_by_rank).to(own.device)
 
 
 def map_over_ranks(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
@@ -143,9 +143,9 @@ def map_over_ranks(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
     """
     if world_size() == 1:
         return [work(batch) for batch in batches]
-    parts: list[list[R]] = [[]] * world_size()
-    dist.all_gather_object(parts, [work(batch) for batch in batches[rank() :: world_size()]])
-    return [parts[at % world_size()][at // world_size()] for at in range(len(batches))]
+    results_by_rank: list[list[R]] = [[]] * world_size()
+    dist.all_gather_object(results_by_rank, [work(batch) for batch in batches[rank() :: world_size()]])
+    return [results_by_rank[index % world_size()][index // world_size()] for index in range(len(batches))]
 
 
 def draw_rank_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
@@ -189,10 +189,10 @@ def run_on_main(act: Callable[[], T]) -> T:
         except (ValueError, OSError) as error:
             outcome = [error]
     dist.broadcast_object_list(outcome)
-    (found,) = outcome
-    if isinstance(found, ValueError | OSError):
-        raise found
-    return found  # type: ignore[return-value]
+    (result,) = outcome
+    if isinstance(result, ValueError | OSError):
+        raise result
+    return result  # type: ignore[return-value]
 
 
 def barrier() -> None:

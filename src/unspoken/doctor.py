@@ -103,8 +103,8 @@ def _processor() -> str:
 
 def _gpus() -> list[str]:
     """Name and memory of every GPU that torch can use."""
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus]
 
 
 def _demo(precision: Precision, device: torch.device) -> dict[str, Any]:

@@ -24,16 +24,16 @@ def moved(value: T, device: torch.device) -> T:
         value: a tensor, or a dataclass, dict, list or tuple of such, however deep.
         device: where the tensors go. A tensor that is there already is not copied.
     """
-    found: Any = value
+    result: Any = value
     if isinstance(value, torch.Tensor):
-        found = value.to(device)
+        result = value.to(device)
     elif is_dataclass(value) and not isinstance(value, type):
-        found = replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
+        result = replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
     elif isinstance(value, dict):
-        found = {name: moved(part, device) for name, part in value.items()}
+        result = {name: moved(element, device) for name, element in value.items()}
     elif isinstance(value, list | tuple):
-        found = type(value)(moved(part, device) for part in value)
-    return found
+        result = type(value)(moved(element, device) for element in value)
+    return result
 
 
 def synchronize() -> None:

@@ -23,8 +23,8 @@ class Around(PreTrainedModel):
 
     @property
     def _inner(self) -> Any:
-        found = AutoModel._model_mapping[type(self._inner_config)]
-        return found[0] if isinstance(found, tuple) else found
+        classes = AutoModel._model_mapping[type(self._inner_config)]
+        return classes[0] if isinstance(classes, tuple) else classes
 
     @property
     def _supports_sdpa(self) -> bool:

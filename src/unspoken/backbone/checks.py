@@ -111,11 +111,11 @@ def missing(model: PreTrainedModel) -> Wrong:
         return {}
     key = _key(model)
     if key not in _known:
-        kept = _read(key)
-        if kept is None:
-            kept = _ask(model)
-            _write(key, kept)
-        _known[key] = kept
+        answers = _read(key)
+        if answers is None:
+            answers = _ask(model)
+            _write(key, answers)
+        _known[key] = answers
     return _known[key]
 
 
@@ -147,10 +147,10 @@ def _folder() -> Path:
 
 def _read(key: str) -> Wrong | None:
     try:
-        found = json.loads((_folder() / f"{key}.json").read_text())
+        content = json.loads((_folder() / f"{key}.json").read_text())
     except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home
         return None
-    return found if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()) else None
+    return content if isinstance(content, dict) and all(isinstance(text, str) for text in content.values()) else None
 
 
 def _write(key: str, wrong: Wrong) -> None:
@@ -181,12 +181,12 @@ def _ask(model: PreTrainedModel) -> Wrong:
     with _short(subject.config), _uncompiled(subject), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
-        found = {name: _answer(name, first) for name in _PROPERTIES}
+        first_answers = {name: _answer(name, first) for name in _PROPERTIES}
         # Where two experts are equally good for a token, rounding chooses: nothing is missing on one row alone.
-        again = {name: _answer(name, second) for name, text in found.items() if text is not None}
+        second_answers = {name: _answer(name, second) for name, text in first_answers.items() if text is not None}
     for module, training in modes.items():
         module.training = training
-    return {name: text for name, text in again.items() if text is not None}
+    return {name: text for name, text in second_answers.items() if text is not None}
 
 
 def _answer(name: str, probe: _Probe) -> str | None:
@@ -214,9 +214,9 @@ def _short(config: PreTrainedConfig) -> Iterator[None]:
     """Shorten what layers keep of a row, so that a few tokens show how they do it."""
     config = config.get_text_config()
     places = getattr(config, "max_position_embeddings", None) or float("inf")
-    found = {name: getattr(config, name, None) for name in _REACHES}
+    reaches = {name: getattr(config, name, None) for name in _REACHES}
     # A reach beyond the last position is none.
-    before = {name: value for name, value in found.items() if isinstance(value, int) and _REACH < value < places}
+    before = {name: value for name, value in reaches.items() if isinstance(value, int) and _REACH < value < places}
     for name in before:
         setattr(config, name, _REACH)
     try:
@@ -413,9 +413,9 @@ def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
     first, row = 3, torch.cat([probe.rows(probe.long), probe.latents_2LD[1]])
     last = first + len(hidden_TD)
     inputs = torch.cat([row[:first], hidden_TD, row[first:]])
-    place = torch.arange(len(inputs), device=inputs.device)
-    aside = (place >= first) & (place < last)
-    positions = torch.where(place < last, place, place - len(hidden_TD))
+    position = torch.arange(len(inputs), device=inputs.device)
+    aside = (position >= first) & (position < last)
+    positions = torch.where(position < last, position, position - len(hidden_TD))
     mask = attention_mask(
         lambda _b, _h, q, kv: (kv <= q) & (~aside[kv] | (aside[q] & aside[kv])), positions[None], probe.stack
     )
@@ -447,12 +447,12 @@ def _trains_through_its_cache(probe: _Probe) -> None:
             past = read.shape[1] - new.shape[1]
             how: dict[str, Any] = {"inputs_embeds": read * 1, "use_cache": False}
             if cached:
-                place = torch.arange(past, read.shape[1], device=new.device)[None]
-                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": place}
+                position = torch.arange(past, read.shape[1], device=new.device)[None]
+                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": position}
             hidden = probe.stack(**how).last_hidden_state[:, -1:]
             read, new = torch.cat([read, hidden], dim=1), hidden
-        (found,) = torch.autograd.grad((hidden * weights).sum(), prompt)
-        return found
+        (prompt_gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)
+        return prompt_gradient
 
     _same(gradient(cached=True), gradient(cached=False), 20 * _FLOAT32)
 

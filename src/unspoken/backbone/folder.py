@@ -45,8 +45,8 @@ def file_hash(path: Path) -> str:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _known_hash(path: Path) -> str:
@@ -54,12 +54,12 @@ def _known_hash(path: Path) -> str:
     before, begun = _state(path), time.time_ns()
     if before in _hashes:
         return _hashes[before]
-    found = file_hash(path)
+    digest = file_hash(path)
     # A file system's clock has steps: a change just after another may leave the same times, so a young file is read
     # again.
     if _state(path) == before and begun - max(before[3:]) > 2e9:
-        _hashes[before] = found
-    return found
+        _hashes[before] = digest
+    return digest
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -70,8 +70,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     for path in files:
         sync(path)
     hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
-    kept = {name: value for name, value in content.items() if name not in _UNDIGESTED}
-    write_json(folder / MANIFEST, {**kept, "files": hashes, "digest": _digest(kept)})
+    digested = {name: value for name, value in content.items() if name not in _UNDIGESTED}
+    write_json(folder / MANIFEST, {**digested, "files": hashes, "digest": _digest(digested)})
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -96,8 +96,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise FolderError(f"{path} is damaged: it lists no files")
     # Older folders have no digest.
-    kept = {name: value for name, value in manifest.items() if name not in _UNDIGESTED}
-    if "digest" in manifest and manifest["digest"] != _digest(kept):
+    digested = {name: value for name, value in manifest.items() if name not in _UNDIGESTED}
+    if "digest" in manifest and manifest["digest"] != _digest(digested):
         raise FolderError(f"{path} was changed after it was written (its digest differs); restore it or train again")
     return manifest
 
@@ -172,8 +172,8 @@ def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
 def _described(key: Any) -> str:
     if isinstance(key, str):
         return key
-    name, found, wanted = key
-    return f"{name} ({list(found)} in the weights, {list(wanted)} by config.json)"
+    name, stored, configured = key
+    return f"{name} ({list(stored)} in the weights, {list(configured)} by config.json)"
 
 
 class StrictLoading(PreTrainedModel):
@@ -202,8 +202,8 @@ class StrictLoading(PreTrainedModel):
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
     """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
-    found = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
-    return sorted(found, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
+    folders = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
+    return sorted(folders, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
 
 
 def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:

@@ -163,10 +163,10 @@ def _folder(source: str | Path) -> Path:
     if known is not None and (known / CONFIG_NAME).is_file():
         return known
     with _one_line(source, None, "give a folder, or a model's name while the hub can be reached"):
-        found = cached_file(source, CONFIG_NAME)
-    if found is None:
+        config = cached_file(source, CONFIG_NAME)
+    if config is None:
         raise FolderError(f"{source} has no {CONFIG_NAME} on the hub; choose a model of transformers")
-    _snapshots[source] = Path(found).parent
+    _snapshots[source] = Path(config).parent
     return _snapshots[source]
 
 
@@ -185,29 +185,29 @@ def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path
     for shard in sorted(folder.glob("shard-*-model-*.safetensors")):
         raise FolderError(f"{shard} is of a distributed checkpoint, which is not read; save the model in one piece")
     chosen = getattr(config, "transformers_weights", None)
-    found = []
+    files = []
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if chosen is None else (str(chosen),):
         with _one_line(source, folder, _RESTORE):
             path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_pinned(source, folder))
-        found += [] if path is None else [Path(path)]
-        if found and not local:
+        files += [] if path is None else [Path(path)]
+        if files and not local:
             break
-    if not found and local and not list(folder.glob("*.bin")):
+    if not files and local and not list(folder.glob("*.bin")):
         raise FolderError(f"{folder / SAFE_WEIGHTS_NAME} is missing; {_RESTORE}")
-    if not found or not found[0].name.endswith(_SAFE):
+    if not files or not files[0].name.endswith(_SAFE):
         raise FolderError(
             f"{source} has no {SAFE_WEIGHTS_NAME}; a pickle (pytorch_model.bin) is never read, since it can run code: "
             "convert one that you trust, AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False)"
             ".save_pretrained(NEW)"
         )
-    if len(found) > 1:
+    if len(files) > 1:
         raise FolderError(
-            f"{folder} holds both {found[0].name} and {found[1].name}; remove the one that is not the model's"
+            f"{folder} holds both {files[0].name} and {files[1].name}; remove the one that is not the model's"
         )
-    for file in _shards(found[0]) if local else ():
+    for file in _shards(files[0]) if local else ():
         if not file.is_file():
-            raise FolderError(f"{file} is missing, but {found[0]} lists it; {_RESTORE}")
-    return found[0]
+            raise FolderError(f"{file} is missing, but {files[0]} lists it; {_RESTORE}")
+    return files[0]
 
 
 def _shards(weights: Path) -> list[Path]:
@@ -225,10 +225,10 @@ def _shards(weights: Path) -> list[Path]:
 
 def _refuse_adapters(source: str | Path, folder: Path) -> None:
     with _one_line(source, folder, _RESTORE):
-        found = find_adapter_config_file(str(source), **_pinned(source, folder))
-    if found is not None:
+        adapter = find_adapter_config_file(str(source), **_pinned(source, folder))
+    if adapter is not None:
         raise FolderError(
-            f"{found} makes {source} an adapter, which is not read; merge it into its model and save that "
+            f"{adapter} makes {source} an adapter, which is not read; merge it into its model and save that "
             "(merge_and_unload and save_pretrained of peft)"
         )
 
@@ -256,9 +256,9 @@ def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                wanted = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
+                weight = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
                 dtype = opened.get_slice(name).get_dtype()
-                if wanted is not None and wanted.is_floating_point() and not dtype.startswith(("F", "BF")):
+                if weight is not None and weight.is_floating_point() and not dtype.startswith(("F", "BF")):
                     raise FolderError(
                         f"{file} holds {name} as {dtype}, where numbers with a fraction belong; restore it"
                     )

@@ -121,9 +121,9 @@ class _Given(nn.Module):
         self.__dict__["stack"] = stack  # not a part of this module
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.__dict__["stack"], name)
+        attribute = getattr(self.__dict__["stack"], name)
         # Some heads stand on a part of the stack.
-        return _Given(found) if isinstance(found, PreTrainedModel) else found
+        return _Given(attribute) if isinstance(attribute, PreTrainedModel) else attribute
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
         return _Output(last_hidden_state=inputs_embeds)

@@ -84,10 +84,10 @@ class StackPass:
         """
         twice = self.graded and again
         weights = 0
-        for part in self.stack.modules():
-            if isinstance(part, nn.Linear | Conv1D):
-                times = 1 + twice + (self.graded + part.weight.requires_grad if self.graded else 0)
-                weights += times * part.weight.numel()
+        for module in self.stack.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                times = 1 + twice + (self.graded + module.weight.requires_grad if self.graded else 0)
+                weights += times * module.weight.numel()
         seen = ((self.positions + 1) / 2 if self.causal else self.positions) + self.across
         channels = 4 * attention_width(self.stack.config) * seen
         return self.positions * (2 * weights + (3 + twice if self.graded else 1) * channels)

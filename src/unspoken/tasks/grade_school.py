@@ -104,9 +104,9 @@ class GradeSchoolTask(FileTask):
 def _steps(row: dict[str, Any], kind: Chains) -> str:
     """The chain of a GSM8k-Aug row."""
     steps = texts_of(row, "steps")
-    found = "equations" if all(_ANNOTATION.fullmatch(step) for step in steps) else "prose"
-    if steps and found != kind:
-        raise ValueError(f"the steps are {found}, but chains is {kind!r}")
+    form = "equations" if all(_ANNOTATION.fullmatch(step) for step in steps) else "prose"
+    if steps and form != kind:
+        raise ValueError(f"the steps are {form}, but chains is {kind!r}")
     return " ".join(steps)
 
 

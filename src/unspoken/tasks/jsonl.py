@@ -161,12 +161,12 @@ class JsonlTask(FileTask):
     def _hold_out(self, source: str) -> None:
         tested = {problem.question for test in self.tests for problem in self._problems[test]}
         rows = self._problems["train"]
-        kept = [problem for problem in rows if problem.question not in tested]
-        if len(kept) < len(rows):
-            self.dropped["train: question of a test set"] = len(rows) - len(kept)
-        if not kept:
+        untested = [problem for problem in rows if problem.question not in tested]
+        if len(untested) < len(rows):
+            self.dropped["train: question of a test set"] = len(rows) - len(untested)
+        if not untested:
             raise ValueError(f"every question of {source} is one of a test set; give other rows to train or test on")
-        self._problems["train"] = kept
+        self._problems["train"] = untested
         super()._hold_out(source)
         if not self.config.tests:
             self.tests = (HELD_OUT,)
@@ -200,14 +200,14 @@ class JsonlTask(FileTask):
                 other way round.
         """
         name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
-        kept = _steps_of(fields.get(name), name)
+        steps = _steps_of(fields.get(name), name)
         if split == "train":
-            self._chained = bool(kept) if self._chained is None else self._chained
-            if self._chained != bool(kept):
+            self._chained = bool(steps) if self._chained is None else self._chained
+            if self._chained != bool(steps):
                 there, others = ("no chain", "have one") if self._chained else ("a chain", "have none")
                 raise ValueError(f"it has {there} in column {name!r}, and the rows before it {others}")
         # The line break belongs to the step after it, as in `ReasoningProblem.steps`.
-        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(kept))
+        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(steps))
 
 
 def _steps_of(value: Any, name: str) -> tuple[str, ...]:

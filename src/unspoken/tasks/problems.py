@@ -122,14 +122,14 @@ class ReasoningTask(BaseTask):
             ids.append(torch.tensor(head + tail))
             given.append(len(head))
             lengths.append(len(head + tail))
-        place = torch.arange(max(lengths))[None]
-        attended = place < torch.tensor(lengths)[:, None]
+        column = torch.arange(max(lengths))[None]
+        attended = column < torch.tensor(lengths)[:, None]
         return {
             "input_ids": torch.nn.utils.rnn.pad_sequence(
                 ids, batch_first=True, padding_value=layout.tokenizer.pad_token_id
             ),
             "attention_mask": attended.long(),
-            "answer_mask": attended & (place >= torch.tensor(given)[:, None]),
+            "answer_mask": attended & (column >= torch.tensor(given)[:, None]),
         }
 
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[ReasoningProblem]) -> Grades:

@@ -302,7 +302,7 @@ class ProseTask(BaseTask):
         else:
             known = self._known(kind, split)
             order = epoch_order(seed, epoch, len(known)).tolist() if split == "train" else range(len(known))
-            encoded = (known[place] for place in order)
+            encoded = (known[index] for index in order)
         return encoded if kind == "sentences" else self._packed(encoded)
 
     def _known(self, kind: Kind, split: str) -> list[Row]:
@@ -317,7 +317,7 @@ class ProseTask(BaseTask):
         tokenizer.encode_special_tokens = True  # what looks like a marker in a text is text
         least, most = self.config.sentence_tokens
         complete = kind == "texts"
-        pieces = documents if complete else (part for text in documents for part in _SENTENCE_END.split(text))
+        pieces = documents if complete else (sentence for text in documents for sentence in _SENTENCE_END.split(text))
         while some := list(islice(pieces, 64)):
             for piece in tokenizer.encode_batch(some, add_special_tokens=False):
                 if complete:
@@ -339,11 +339,11 @@ class ProseTask(BaseTask):
     def _documents(self, split: str, seed: int, epoch: int) -> Iterator[str]:
         """The documents of a split, those of several sources in turn until each has ended, on one line each."""
         order = [seed, epoch] if split == "train" else None
-        parts = [
+        streams = [
             _stream(source, order) if text is None else iter(_BLANK_LINES.split(text))
             for source, text in zip(self.config.sources, self._texts, strict=True)
         ]
-        for together in zip_longest(*parts):
+        for together in zip_longest(*streams):
             for document in together:
                 plain = " ".join((document or "").split())
                 if plain and split_of(hashlib.sha256(plain.encode()).digest()[0], _SPLIT_CLASSES) == split:

@@ -297,13 +297,13 @@ class TreeSearchTask(BaseTask):
             leaf_B = self.first_leaf + (problems.leaf_B - self.first_leaf + shift) % leaves
             encoded.append(self.rows(replace(problems, targets_BA=leaf_B[:, None], leaf_B=leaf_B)))
 
-        def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat([parts[0][:, :shared], *(part[:, shared:] for part in parts)], dim=1)
+        def joined(rows: list[Tensor]) -> Tensor:
+            return torch.cat([rows[0][:, :shared], *(other[:, shared:] for other in rows)], dim=1)
 
         rows = {name: joined([one[name] for one in encoded]) for name in encoded[0]}
-        places = torch.arange(encoded[0]["input_ids"].shape[1]).expand(encoded[0]["input_ids"].shape)
-        numbers = [torch.where(places < shared, 0, number) for number in range(1, questions + 1)]
-        return {**rows, "question": joined(numbers), "position_ids": joined([places] * questions)}
+        positions = torch.arange(encoded[0]["input_ids"].shape[1]).expand(encoded[0]["input_ids"].shape)
+        numbers = [torch.where(positions < shared, 0, number) for number in range(1, questions + 1)]
+        return {**rows, "question": joined(numbers), "position_ids": joined([positions] * questions)}
 
     def questions(self, problems: TreeProblems) -> list[str]:
         """The problems as printed, up to the route marker."""

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 # How the allocators of CPU, CUDA and others put it.
-_SAID = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
+_MESSAGES = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
 
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an error says that there was not enough memory."""
-    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    by_message = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MESSAGES)
+    return by_message or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 @contextmanager

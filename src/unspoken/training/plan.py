@@ -104,7 +104,7 @@ def _training_size(recipe: Recipe, context: Context) -> int | None:
 
 def _whole_at_once(model: nn.Module) -> tuple[int, int]:
     """Weights, and trained ones, that every rank holds whole while it computes: outside of blocks, and one block."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
+    blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
     inside = {id(weight) for block in blocks for weight in block.parameters()}
     outside = [weight for weight in model.parameters() if id(weight) not in inside]
     largest = max(([*block.parameters()] for block in blocks), key=_count, default=[])
@@ -148,12 +148,12 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
         if batch % ranks and not objective.writes_data:
             return None
         rows_here = batch if objective.writes_data else batch // ranks
-        parts = {name: FULL * number / ranks for name, number in sharded.items()} | {
+        bytes_of = {name: FULL * number / ranks for name, number in sharded.items()} | {
             "gathered": gathered,
             "activations": rows_here * sum(one.kept(width, **kernel) for one in row.passes),
             "scores": sum(one.kept(rows_here, width) for one in row.scores),
         }
-        return {name: number / 1e9 for name, number in {**parts, "total": sum(parts.values())}.items()}
+        return {name: number / 1e9 for name, number in {**bytes_of, "total": sum(bytes_of.values())}.items()}
 
     by_ranks = {str(ranks): memory(ranks) for ranks in RANKS}
     return {
@@ -165,8 +165,8 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
         "tokens": round(rows * row.tokens),
         "flops": flops,
         "hours": {
-            ranks: None if parts is None else flops / (int(ranks) * PEAK_FLOPS * USE) / 3600
-            for ranks, parts in by_ranks.items()
+            ranks: None if needed is None else flops / (int(ranks) * PEAK_FLOPS * USE) / 3600
+            for ranks, needed in by_ranks.items()
         },
         "memory_gb": by_ranks,
     }
@@ -225,7 +225,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             notes.append(
                 f"a batch of {' or '.join(map(str, uneven))} rows does not divide over {ranks} GPUs: set batch_size"
             )
-    kept = "with" if recipe.activation_checkpointing else "without"
+    checkpointing = "with" if recipe.activation_checkpointing else "without"
     compute = "bfloat16" if recipe.precision == "bf16" else "float32"
     return {
         "name": recipe.name,
@@ -237,7 +237,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "notes": [
             f"hours: {100 * USE:.0f} % of {PEAK_FLOPS / 1e12:.0f} TFLOP/s (dense bfloat16 peak) a GPU; no measuring",
             "GB under FSDP2: weights, gradients and optimiser state are float32 and shared out; whole (tables and the "
-            f"largest block, in {compute}) and active (activations {kept} checkpointing, scores) are not",
+            f"largest block, in {compute}) and active (activations {checkpointing} checkpointing, scores) are not",
             *notes,
             *about,
         ],

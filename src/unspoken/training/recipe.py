@@ -244,14 +244,14 @@ class Recipe:
 
         assert isinstance(self.backbone, str)
         try:
-            found = load_tokenizer(self.backbone, padding_side="left")
+            tokenizer = load_tokenizer(self.backbone, padding_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if found.eos_token_id is None:
+        if tokenizer.eos_token_id is None:
             raise ValueError(f"backbone {self.backbone!r}: its tokenizer has no end-of-sequence token; set eos_token")
-        if found.pad_token_id is None:
-            found.pad_token = found.eos_token
-        return found
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
 
     def stage(self, name: str) -> Stage:
         """A stage by name.
@@ -288,9 +288,9 @@ class Recipe:
 
     def talker_of(self, stage: Stage) -> TalkerShape:
         """Shape of the Talker that a stage trains."""
-        found = stage.talker or self.talker
-        assert found is not None
-        return found
+        shape = stage.talker or self.talker
+        assert shape is not None
+        return shape
 
     def talker_config(self, talker: TalkerShape, *, hidden_size: int, vocab_size: int | None = None) -> UnspokenConfig:
         """The Talker's blocks.
@@ -309,14 +309,14 @@ class Recipe:
 
 def shipped() -> list[tuple[str, str, str]]:
     """Name, size and summary of every recipe in the package."""
-    found = []
+    recipes = []
     for folder in sorted(resources.files("unspoken.recipes").iterdir(), key=lambda entry: entry.name):
         if folder.is_dir() and not folder.name.startswith("_"):
             for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
                     content = yaml.safe_load(file.read_text())
-                    found.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
-    return found
+                    recipes.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
+    return recipes
 
 
 def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -378,13 +378,13 @@ def _apply(values: Any, override: str) -> None:
         raise SettingsError(f"override {override!r}: the value is not YAML") from None
     *parents, last = key.split(".")
     here = values
-    for part in parents:
+    for name in parents:
         if isinstance(here, list):
-            here = _element(here, part, key)
+            here = _element(here, name, key)
         elif isinstance(here, dict):
-            here = here.setdefault(part, {})
+            here = here.setdefault(name, {})
         else:
-            raise SettingsError(f"override {key}: {part!r} is below a single value")
+            raise SettingsError(f"override {key}: {name!r} is below a single value")
     if isinstance(here, list):
         here[here.index(_element(here, last, key))] = value
     elif isinstance(here, dict):
@@ -393,13 +393,13 @@ def _apply(values: Any, override: str) -> None:
         raise SettingsError(f"override {key}: {last!r} is below a single value")
 
 
-def _element(entries: list[Any], part: str, key: str) -> Any:
+def _element(entries: list[Any], name: str, key: str) -> Any:
     names = [str(entry.get("name")) if isinstance(entry, Mapping) else str(entry) for entry in entries]
-    if part in names:
-        return entries[names.index(part)]
-    if part.isdigit() and int(part) < len(entries):
-        return entries[int(part)]
-    raise SettingsError(f"override {key}: there is no entry {part!r}; {nearest(part, names)}")
+    if name in names:
+        return entries[names.index(name)]
+    if name.isdigit() and int(name) < len(entries):
+        return entries[int(name)]
+    raise SettingsError(f"override {key}: there is no entry {name!r}; {nearest(name, names)}")
 
 
 def dump(recipe: Recipe) -> str:

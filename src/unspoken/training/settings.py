@@ -28,7 +28,7 @@ def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
     if typing.get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in typing.get_args(kind))
+        return " or ".join(_describe(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return f"a list of {_describe(typing.get_args(kind)[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -61,16 +61,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 def _convert_union(kind: Any, value: Any, where: str) -> Any:
     """The first of several types that takes the value; of several dataclasses the one of its kind."""
-    parts = typing.get_args(kind)
-    if value is None and type(None) in parts:
+    options = typing.get_args(kind)
+    if value is None and type(None) in options:
         return None
-    classes = [part for part in parts if dataclasses.is_dataclass(part)]
-    others = [part for part in parts if part not in classes]
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    others = [option for option in options if option not in classes]
     if classes and (isinstance(value, Mapping) or others in ([], [type(None)])):
         return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
-    for part in others:
+    for option in others:
         try:
-            return _convert(part, value, where)
+            return _convert(option, value, where)
         except SettingsError:
             continue
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")

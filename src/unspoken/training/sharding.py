@@ -32,8 +32,8 @@ def blank_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def shard(model: PreTrainedModel, objective: Objective) -> None:
     """Share the weights out over the ranks, in place: a group for each block, and one for the rest."""
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    names = {name for part in parts for name in part._no_split_modules or ()}
+    modules = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for module in modules for name in module._no_split_modules or ()}
     for block in model.modules():
         if type(block).__name__ in names:
             fully_shard(block)
@@ -45,10 +45,10 @@ def shard(model: PreTrainedModel, objective: Objective) -> None:
 def assembled(model: PreTrainedModel, blank: PreTrainedModel) -> PreTrainedModel:
     """A whole copy of a sharded model, on every rank; all of them must ask for it."""
     memo: dict[int, Any] = {}
-    for weight, place in zip(model.parameters(), blank.parameters(), strict=True):
-        memo[id(place)] = nn.Parameter(distributed.full_tensor(weight).clone(), weight.requires_grad)
-    for buffer, place in zip(model.buffers(), blank.buffers(), strict=True):
-        memo[id(place)] = distributed.full_tensor(buffer).clone()
+    for weight, empty in zip(model.parameters(), blank.parameters(), strict=True):
+        memo[id(empty)] = nn.Parameter(distributed.full_tensor(weight).clone(), weight.requires_grad)
+    for buffer, empty in zip(model.buffers(), blank.buffers(), strict=True):
+        memo[id(empty)] = distributed.full_tensor(buffer).clone()
     return copy.deepcopy(blank, memo)
 
 
@@ -64,8 +64,8 @@ def gathered_state(state: Any) -> Any:
 def scattered_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The reverse of `gathered_state`: what belongs to a weight is shared out as the weight is."""
     if isinstance(optimizer, MuonWithAdamW):
-        parts = zip(state["parts"], optimizer.parts, strict=True)
-        return {"parts": [scattered_state(part_state, part) for part_state, part in parts]}
+        pairs = zip(state["parts"], optimizer.parts, strict=True)
+        return {"parts": [scattered_state(inner_state, inner) for inner_state, inner in pairs]}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     scattered = {
         number: {

@@ -190,7 +190,7 @@ class StageTrainer(Trainer):
         """A finished batch with what its loss must look up: found here, on the host, where nothing waits for it."""
         # A few architectures make all scores or none; the objective then takes the supervised ones.
         if "supervised" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            batch = {name: part for name, part in batch.items() if name != "supervised"}
+            batch = {name: value for name, value in batch.items() if name != "supervised"}
         return self.objective.with_places(batch)
 
     # --- loss ----------------------------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ class StageTrainer(Trainer):
             loss, terms = self.objective.loss(model, inputs)
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
-            part.ids.numel() if isinstance(part, Rows) else part.numel()
-            for name, part in inputs.items()
-            if isinstance(part, Rows) or name in ("input_ids", "text_ids")
+            value.ids.numel() if isinstance(value, Rows) else value.numel()
+            for name, value in inputs.items()
+            if isinstance(value, Rows) or name in ("input_ids", "text_ids")
         )
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
@@ -298,11 +298,11 @@ class StageTrainer(Trainer):
             self.model = shared
 
     def _keep(self, reading: dict[str, float]) -> None:
-        kept = numbered(self.folder, "best")
+        best = numbered(self.folder, "best")
         # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
-        if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:
+        if not best or reading["score"] >= read_manifest(best[-1])["validation"]["score"]:
             self._export(self.folder / f"best-{self.state.global_step}", reading)
-            for old in kept:
+            for old in best:
                 if old.name != f"best-{self.state.global_step}":
                     remove(old)
 
@@ -393,8 +393,8 @@ class StageTrainer(Trainer):
         torch.set_rng_state(states["cpu"])
         # A checkpoint that was written on another device has no state for this one.
         if self.args.device.type == "cuda" and "cuda" in states:
-            kept = states["cuda"]
-            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, self.args.device)
+            cuda = states["cuda"]
+            torch.cuda.set_rng_state(cuda[0] if isinstance(cuda, list) else cuda, self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 

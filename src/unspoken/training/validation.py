@@ -41,7 +41,7 @@ def validator_of(context: Context, count: int) -> Validator:
     problems = context.sample(np.arange(count), "validation")
     own = problems.select(np.array(distributed.rank_slice(count)))
     asked = _prompted(context, own)
-    parts = [] if context.has_chain else _batches(context, count)
+    batches = [] if context.has_chain else _batches(context, count)
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:
@@ -65,7 +65,7 @@ def validator_of(context: Context, count: int) -> Validator:
         if context.has_chain:
             reading["score"] = right
         else:
-            loss, terms = _loss(model, context, parts)
+            loss, terms = _loss(model, context, batches)
             reading |= terms
             # With several possible targets no answer is right every time: the loss alone tells models apart.
             certain = context.traits.selected_by != "loss"
@@ -154,17 +154,17 @@ def _batches(context: Context, count: int) -> list[tuple[int, Batch]]:
     return [(len(indices), make(indices)) for indices in pieces]
 
 
-def _loss(model: PreTrainedModel, context: Context, parts: list[tuple[int, Batch]]) -> tuple[float, dict[str, float]]:
+def _loss(model: PreTrainedModel, context: Context, batches: list[tuple[int, Batch]]) -> tuple[float, dict[str, float]]:
     """Mean loss over the validation problems, and its terms, in float32."""
     # The class's forward: the Trainer has wrapped the instance's in autocast.
     forward = partial(type(model).forward, model)
     losses, terms = [], []
-    for _, batch in parts:
+    for _, batch in batches:
         with distributed.as_single_process():
             loss, named = context.line.objective.loss(forward, moved(batch, model.device))
         losses.append(float(loss))
         terms.append({name: float(value) for name, value in named.items()})
-    sizes = [size for size, _ in parts]
+    sizes = [size for size, _ in batches]
     means = {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
     return float(np.average(losses, weights=sizes)), means
 
@@ -190,8 +190,8 @@ def _predictions(context: Context, count: int) -> Validator:
     objective, size = context.line.objective, context.task.size("validation")
     batch: Batch = objective.collate(context, "validation")(np.arange(count if size is None else min(count, size)))
     rows = len(batch["input_ids"])
-    part = distributed.rank_slice(rows)
-    own = {name: values[part.start : part.stop] for name, values in batch.items()}
+    rank_rows = distributed.rank_slice(rows)
+    own = {name: values[rank_rows.start : rank_rows.stop] for name, values in batch.items()}
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:

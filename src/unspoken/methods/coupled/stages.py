@@ -127,11 +127,11 @@ class NextToken(Objective):
         from unspoken.methods.coupled.objective import next_token_loss, own_question
 
         # The library's own argument: whatever a model does to its scores, it does to these.
-        kept = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
+        scored = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
         seen: dict[str, Any] = {"attention_mask": batch["attention_mask"]}
         if "question" in batch:
             seen = {"attention_mask": own_question(batch["question"]), "position_ids": batch["position_ids"]}
-        outputs = model(input_ids=batch["input_ids"], use_cache=False, **seen, **kept)
+        outputs = model(input_ids=batch["input_ids"], use_cache=False, **seen, **scored)
         return next_token_loss(outputs, batch, self.positions)
 
     # --- cost ------------------------------------------------------------------------------------------------------

@@ -35,10 +35,10 @@ def systems(
         return [_coupled(model, stage, max_answer, end_id, pad_id)] if _has_head(model) else []
     if settings.feed != "superposition" or settings.top_k != 1:
         return []
-    found = {stage: settings}
+    settings_by_name = {stage: settings}
     if settings.max_latents and right(model, "superpositions"):
-        found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
-    return [causal_lm_system(model, how, name=name, max_tokens=max_answer) for name, how in found.items()]
+        settings_by_name[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
+    return [causal_lm_system(model, one, name=name, max_tokens=max_answer) for name, one in settings_by_name.items()]
 
 
 def _has_head(model: PreTrainedModel) -> bool:

@@ -80,8 +80,8 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     )
     reasoner = JepaReasonerModel._from_config(config, attn_implementation=context.attention)
     if start is not None:
-        kept = reasoner.backbone.state_dict().keys()
-        weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
+        names = reasoner.backbone.state_dict().keys()
+        weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in names}
         reasoner.backbone.load_state_dict(weights, strict=True)
         if blocks is not None:
             require_same_blocks(start.base_model, reasoner.backbone)

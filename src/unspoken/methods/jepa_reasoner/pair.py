@@ -100,8 +100,8 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         logits_BNV = self.talker(latents_BND, mask_BN, tokens_BN)
         loss = None
         if labels is not None:
-            wanted, _ = pack(labels[:, 1:], chosen, length)
-            loss = F.cross_entropy(logits_BNV[mask_BN].float(), wanted[mask_BN])
+            targets_BN, _ = pack(labels[:, 1:], chosen, length)
+            loss = F.cross_entropy(logits_BNV[mask_BN].float(), targets_BN[mask_BN])
         return JepaCausalOutput(loss=loss, logits=logits_BNV, latents=latents_BND, tokens=tokens_BN, mask=mask_BN)
 
     def reason(
@@ -130,9 +130,9 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         chain, prime = moved((chain, prime), self.device)
         tokens_BN = self.talker.speak(chain, prime, sample or Sampler())
         ended = (tokens_BN == self.config.end_id).long()
-        behind = (ended.cumsum(dim=1) - ended) > 0
+        after_end = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id
-        return torch.where(behind | ~chain.mask, pad, tokens_BN).to(home)
+        return torch.where(after_end | ~chain.mask, pad, tokens_BN).to(home)
 
     @torch.no_grad()
     def generate(

@@ -77,9 +77,9 @@ class DualTalker(nn.Module):
         ).last_hidden_state
         return encoded
 
-    def _decode(self, said: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+    def _decode(self, tokens: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         hidden = self.decoder(
-            input_ids=said,
+            input_ids=tokens,
             encoder_hidden_states=encoded,
             encoder_attention_mask=mask.long(),
             use_cache=False,
@@ -103,14 +103,14 @@ class DualTalker(nn.Module):
         Sentences are as short as their chain, so each step runs the decoder anew instead of carrying two caches.
         """
         encoded, rows = self._encode(chain.latents, chain.mask), _every_row(chain)
-        said = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
+        tokens = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
         for step in range(chain.mask.shape[1]):
             if prime is not None and step < prime.shape[1]:
                 token = prime[:, step : step + 1]
             else:
-                token = sample(self._decode(said, encoded, chain.mask)[:, -1:], rows, step)
-            said = torch.cat([said, token], dim=1)
-        return said[:, 1:]
+                token = sample(self._decode(tokens, encoded, chain.mask)[:, -1:], rows, step)
+            tokens = torch.cat([tokens, token], dim=1)
+        return tokens[:, 1:]
 
 
 def _every_row(chain: LatentChain) -> Int[Tensor, " B"]:

@@ -266,14 +266,14 @@ class LabelStore:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, place: tuple[int, str]) -> Label:
+    def __getitem__(self, row_and_key: tuple[int, str]) -> Label:
         """Ids as int64, weights and vectors as float32, whatever the precision on disk.
 
         Raises:
             IndexError: there is no such row.
             ValueError: the row was written for another key.
         """
-        row, key = place
+        row, key = row_and_key
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside {self.folder}, a store of {len(self)} rows")
         at = bisect.bisect_right(self._starts, row) - 1

@@ -50,9 +50,9 @@ def labelled_rows(context: Context) -> int:
 
 def shuffled(indices: Indices, rows: int, seed: int) -> tuple[Indices, Indices]:
     """Epoch of each index, and which of so many rows it is there."""
-    epochs, places = np.divmod(indices, rows)
-    pairs = zip(epochs.tolist(), places, strict=True)
-    return epochs, np.array([_permutation(rows, seed, epoch)[place] for epoch, place in pairs])
+    epochs, positions = np.divmod(indices, rows)
+    pairs = zip(epochs.tolist(), positions, strict=True)
+    return epochs, np.array([_permutation(rows, seed, epoch)[position] for epoch, position in pairs])
 
 
 @lru_cache(maxsize=2)

@@ -132,8 +132,8 @@ class LatentSFTModel(AroundDecoder):
         # Full labels over a large vocabulary are too large to exist for all rows at once: weights, ids and scores.
         fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(readout))
         for group in [lengths] if fits else [[length] for length in lengths]:
-            part, summaries = summaries[: sum(group)], summaries[sum(group) :]
-            weights, ids = distribution(part, readout, shape.top_k, shape.temperature)
+            group_summaries, summaries = summaries[: sum(group)], summaries[sum(group) :]
+            weights, ids = distribution(group_summaries, readout, shape.top_k, shape.temperature)
             yield from zip(weights.split(group), ids.split(group), strict=True)
 
     def forward(
