@@ -1,7 +1,7 @@
 """What a method supplies to training: stages, each a frozen dataclass that is a recipe's ``objective``.
 
-A recipe is read without torch, so nothing heavy is imported here or in ``methods/NAME/stages.py``; models and losses
-are imported when a stage is built.
+A recipe is read without torch, so this module and ``methods/NAME/stages.py`` import it, models and losses only inside
+of functions.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Context:
 
     Attributes:
         line: the stage with those before it.
-        traits: of what it learns.
-        make_task: builds that, which may read files.
+        traits: of the task.
+        make_task: builds the task, which may read files.
         prompt_format: how problems become tokens.
         base: makes the causal language model of the recipe's backbone, in float32.
         backbone_config: of that model, without its weights.
@@ -140,7 +140,7 @@ class Context:
         return self.markers.open if self.has_chain else ()
 
     @property
-    def whole_cap(self) -> int:
+    def full_cap(self) -> int:
         """Cap of a chain that stands for everything after the prompt: explicit steps, end marker and answer."""
         known = self.traits.chain_cap
         if known is not None:
@@ -155,7 +155,7 @@ class Context:
         return LatentGenerationConfig(open_ids=self.markers.open, end_ids=self.markers.end, **settings)
 
     def name_ends(self, model: PreTrainedModel) -> None:
-        """Ends and padding of a model's answers are the tokenizer's."""
+        """Record the tokenizer's end and padding tokens in a model's generation settings."""
         model.generation_config.eos_token_id = self.tokenizer.eos_token_id
         model.generation_config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -193,11 +193,12 @@ class Objective:
     Attributes:
         kind: names it in a recipe.
         starts_from: kinds of the stages that it may start from; None is the backbone itself.
-        steps_needed: it learns from the steps of an explicit chain, which some tasks have not.
+        steps_needed: it learns from the steps of an explicit chain, which some tasks do not have.
         chain_needed: it learns from an explicit chain between markers.
         first_rows: it reads the first training problems, whatever the stages before it have read.
-        properties: what a model must be so that the method is right around it, see `unspoken.backbone.checks`.
-        starts_solved: it may be best before its first step, since it goes on with what its start did already.
+        properties: what a model must have so that the method computes the right thing with it, see
+            `unspoken.backbone.checks`.
+        starts_solved: its start does the same task, so the checkpoint before its first step may be selected too.
         writes_data: it trains nothing; `write` makes its folder.
         answers_from_latents: its finished model writes a chain of latents and answers from it.
         recomputes: activation checkpointing may recompute its blocks.
@@ -283,7 +284,7 @@ class Objective:
         """Train in full what adapters must not replace."""
 
     def after_sharding(self, model: PreTrainedModel) -> None:
-        """Share out over the ranks what FSDP2 leaves whole, see `unspoken.training.sharding`."""
+        """Shard over the ranks what FSDP2 does not, see `unspoken.training.sharding`."""
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -297,7 +298,7 @@ class Objective:
         return lambda indices: context.task.rows(context.sample(indices, split), context.prompt_format)
 
     def row_length(self, spans: Spans, context: Context) -> int:
-        """Tokens and latents of a problem as the stage reads it, but for what all rows have alike."""
+        """Tokens and latents of a problem's row, without those that all rows have."""
         return len(spans.prompt) + len(spans.chain) + len(spans.answer)
 
     def rows_of(self, indices: Indices, context: Context) -> Indices:
@@ -307,7 +308,7 @@ class Objective:
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """A batch that is still on the host, with what its loss would have to look up on the device otherwise."""
+        """A batch that is still on the host, with indices that its loss would otherwise look up on the device."""
         return batch
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -357,7 +358,7 @@ class Objective:
         return self.exported(model)
 
     def readings(self, model: PreTrainedModel, context: Context, rows: Callable[[], Batch]) -> dict[str, float]:
-        """What else is looked at on validation problems.
+        """Further measurements on validation problems.
 
         Args:
             rows: makes their rows of plain text.
@@ -369,7 +370,7 @@ class Objective:
         return None
 
     def warning(self, first: dict[str, float], now: dict[str, float]) -> str | None:
-        """What is wrong with a run, seen from its first and its latest reading."""
+        """What is wrong with a run, from its first and its latest reading; None if nothing is."""
         return None
 
     # --- cost ------------------------------------------------------------------------------------------------------
@@ -429,8 +430,8 @@ def refuse_cacheless(method: str, run: Recipe) -> None:
 class Method:
     """A way of reasoning: what its stages learn, and how its finished models answer.
 
-    Rooms derive from it in ``methods/NAME/method.py``; a third-party package offers an instance by the entry-point
-    group ``unspoken.methods``. Whatever is heavy is imported when a function is called.
+    Each is a subclass in ``methods/NAME/method.py``; a third-party package offers an instance by the entry-point group
+    ``unspoken.methods``. Torch and models are imported when a function is called.
 
     Attributes:
         name: for messages.

@@ -150,8 +150,8 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
         rows_here = batch if objective.writes_data else batch // ranks
         bytes_of = {name: FULL * number / ranks for name, number in sharded.items()} | {
             "gathered": gathered,
-            "activations": rows_here * sum(one.kept(width, **kernel) for one in row.passes),
-            "scores": sum(one.kept(rows_here, width) for one in row.scores),
+            "activations": rows_here * sum(one.saved_bytes(width, **kernel) for one in row.passes),
+            "scores": sum(one.saved_bytes(rows_here, width) for one in row.scores),
         }
         return {name: number / 1e9 for name, number in {**bytes_of, "total": sum(bytes_of.values())}.items()}
 

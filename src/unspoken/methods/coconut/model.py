@@ -31,7 +31,7 @@ class CoconutOutput(ModelOutput):
 
 
 class CoconutModel(Around):
-    """A causal language model that learns to think in its own hidden states.
+    """A causal language model that learns to reason in its own hidden states.
 
     It adds no weight: ``decoder`` is what a finished stage publishes.
 
@@ -62,7 +62,7 @@ class CoconutModel(Around):
         """Write the latents, then read the text, see `unspoken.methods.latent_pass.latent_pass`.
 
         Args:
-            input_ids, attention_mask: prompts, padded on the left so that all rows think at the same time.
+            input_ids, attention_mask: prompts, padded on the left so that all rows write latents at the same time.
             latent_mask: true where a row has a latent, from the left.
             text_ids, text_mask: what follows the latents, padded on the right.
         """

@@ -27,11 +27,11 @@ class Row:
     Attributes:
         prompt: everything before the first latent, the open marker included.
         latents: how many stand there.
-        end: the marker behind them. It is given and never predicted, since the number of latents is fixed.
+        end: the marker after them. It is given and never predicted, since the number of latents is fixed.
         text: what is predicted: the explicit steps that are left, and the answer.
 
     Raises:
-        ValueError: an empty part, or fewer than 0 latents.
+        ValueError: prompt, end or text is empty, or there are fewer than 0 latents.
     """
 
     prompt: tuple[int, ...]
@@ -52,8 +52,8 @@ class Coconut(DecoderObjective):
     """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
-    "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, for
-    at inference nobody knows how many steps a problem has.
+    "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, since
+    the number of steps is unknown at inference.
 
     "k latents, then k tokens" (the baseline of JEPA-Reasoner's grammar task) is a problem whose steps are the k tokens
     that are left out, with ``replaced=k, latents_per_step=1``.
@@ -61,7 +61,7 @@ class Coconut(DecoderObjective):
     Attributes:
         replaced: steps replaced by latents (the paper's k).
         latents_per_step: latents for each of them (the paper's c).
-        rest: "none" leaves out the steps behind the replaced ones: the last stage.
+        rest: "none" leaves out the steps after the replaced ones, as in the last stage.
 
     Raises:
         ValueError: ``replaced`` below 0, or ``latents_per_step`` below 1.
@@ -162,13 +162,11 @@ class Coconut(DecoderObjective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.latent_pass.with_text_places`."""
         from unspoken.methods.latent_pass import with_text_places
 
         return with_text_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.coconut.objective.coconut_loss`."""
         from unspoken.methods.coconut.objective import coconut_loss
 
         names = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")

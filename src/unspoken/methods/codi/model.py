@@ -47,7 +47,7 @@ class CodiOutput(ModelOutput):
 
 @dataclass
 class CodiGenerateOutput(ModelOutput):
-    """``sequences`` ``[B, P + M]``, prompt, markers and answer, and the chain that was there before the answer."""
+    """``sequences`` ``[B, P + M]`` (prompt, markers and answer) and the chain that the answer was made from."""
 
     sequences: Tensor | None = None
     chain: LatentChain | None = None
@@ -61,7 +61,7 @@ def projection_of(shape: Projection, width: int) -> nn.Sequential:
 
 
 class CodiForCausalLM(AroundDecoder, GenerationMixin):
-    """A causal language model that thinks a fixed number of projected hidden states before it answers."""
+    """A causal language model that writes a fixed number of projected hidden states before it answers."""
 
     config_class = CodiConfig
     config: CodiConfig
@@ -103,7 +103,7 @@ class CodiForCausalLM(AroundDecoder, GenerationMixin):
         """The student writes its latents and reads its answer; the teacher reads chain and answer.
 
         Args:
-            input_ids, attention_mask: prompts, padded on the left so that all rows think at the same time.
+            input_ids, attention_mask: prompts, padded on the left so that all rows write latents at the same time.
             latent_mask: true everywhere; its width is the number of latents.
             text_ids, text_mask: end marker and answer, padded on the right.
             distilled_at: column of the text whose hidden states are compared.
@@ -138,7 +138,7 @@ class CodiForCausalLM(AroundDecoder, GenerationMixin):
         max_new_tokens: int = 16,
         return_chain: bool = False,
     ) -> Tensor | CodiGenerateOutput:
-        """Think silently, then write the most likely answer.
+        """Write the latents, then the most likely answer.
 
         Args:
             input_ids, attention_mask: prompts without the open marker, padded on the left.

@@ -24,19 +24,19 @@ from unspoken.tasks.spans import Markers, Spans
 
 
 def before_value(answer: Sequence[int], box: Sequence[int]) -> int:
-    """Tokens of an answer before the first one that has a part of its value, sign included.
+    """Number of tokens of an answer before its value, sign included.
 
     Args:
         answer: token ids.
-        box: the ids of what stands before a value. A tokenizer may merge its end with the value, and an answer may not
-            begin with it at all: then its first token counts as part of the value.
+        box: ids of the text before a value. Where a tokenizer merges the end of that text with the value, the merged
+            token belongs to the value; so does the first token of an answer that does not begin with the text.
     """
     same = [one == other for one, other in zip(answer, box, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def teacher_spans(spans: Spans, *, last_step: bool) -> Spans:
-    """What the teacher reads: without its last step, a chain does not spell the answer."""
+    """What the teacher reads; the last step of a chain contains the answer and is left out by default."""
     return spans if last_step else replace(spans, steps=spans.steps[:-1], merged=None)
 
 

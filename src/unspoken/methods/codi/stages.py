@@ -48,18 +48,18 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class Codi(DecoderObjective):
-    """One model is teacher and student: what it knows after an explicit chain it learns to know after latents.
+    """One model is teacher and student: the student's state after latents learns from the state after explicit text.
 
-    The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, thinks
-    a fixed number of latents and learns the answer. Where the next token is the first of the answer's value, the
-    student's hidden states of all layers are drawn to the teacher's, which get no gradient from that.
+    The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, writes
+    a fixed number of latents and learns the answer. Where the next token is the first of the answer's value, a distance
+    draws the student's hidden states of all layers to the teacher's, which get no gradient from it.
 
     Attributes:
         latents: in every chain; 0 answers at once.
         distance_weight: of the distance of hidden states; the published code has 1 for GPT-2 and 20 for Llama.
         teacher_weight: of the teacher's cross-entropy.
         divide_by_std: the distance of a layer is divided by the standard deviation of the teacher's states there.
-        last_step: the teacher's chain has its last step too, which spells the answer.
+        last_step: the teacher's chain keeps its last step, which contains the answer.
         projection: of hidden states that are fed back; null feeds them back as they are, and the finished folder is
             then a plain language model's.
         separate_teacher: the states that the student is drawn to come from a pass of their own, as in the published
@@ -158,13 +158,11 @@ class Codi(DecoderObjective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.codi.objective.with_places`."""
         from unspoken.methods.codi.objective import with_places
 
         return with_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.codi.objective.codi_loss`."""
         from unspoken.methods.codi.objective import codi_loss
 
         student = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask", "distilled_at")
@@ -174,7 +172,6 @@ class Codi(DecoderObjective):
     # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """See `unspoken.methods.codi.cost.row_cost`."""
         from unspoken.methods.codi.cost import row_cost
 
         return row_cost(self, model, lengths)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unspoken.tasks.spans import Spans
     from unspoken.training.recipe import Recipe
 
-# Entries of a vocabulary from which on scores that no loss reads are left out; below, that saves little.
+# In a vocabulary of this size or more, positions without a target are not scored; in a smaller one it saves little.
 LARGE_VOCABULARY = 8192
 
 
@@ -34,9 +34,9 @@ class NextToken(Objective):
         positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone; of a reasoning problem,
             on chain and answer).
         chain: ``"none"`` leaves the explicit chain of a reasoning problem out: the answer-only baseline.
-        questions: problems about the same thing that a training row asks, such as leaves of one tree with their routes.
-            Each sees the shared beginning of their prompts and itself alone, so a row trains what so many rows of one
-            problem would, and reads the beginning once.
+        questions: problems with the same beginning that one training row asks, such as several leaves of one tree. Each
+            sees the shared beginning and itself alone, so a row trains what as many rows would, and reads the beginning
+            once.
     """
 
     kind: ClassVar[str] = "next_token"
@@ -52,7 +52,7 @@ class NextToken(Objective):
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
 
     def check_line(self, line: Line, run: Recipe) -> None:
-        """Only what has an explicit chain can be learned without it, and a task knows how much it can ask."""
+        """A chain to leave out must exist, and a task limits the questions of a row."""
         traits, name = run.task.traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:
             raise ValueError(f"chain is 'none', but {name} has no chain to leave out")
@@ -117,13 +117,11 @@ class NextToken(Objective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.coupled.objective.with_places`."""
         from unspoken.methods.coupled.objective import with_places
 
         return with_places(batch, self.positions)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.coupled.objective.next_token_loss`."""
         from unspoken.methods.coupled.objective import next_token_loss, own_question
 
         # The library's own argument: whatever a model does to its scores, it does to these.
@@ -141,7 +139,7 @@ class NextToken(Objective):
         from unspoken.methods.cost import RowCost, Scores, StackPass
 
         explicit = self.chain == "explicit"
-        tokens = lengths.whole - (0 if explicit else lengths.chain)
+        tokens = lengths.total - (0 if explicit else lengths.chain)
         answered = lengths.answer + (lengths.chain + lengths.end if explicit else 0)
         head: Any = model.get_output_embeddings()
         if self.questions > 1:

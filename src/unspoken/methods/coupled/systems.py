@@ -19,16 +19,17 @@ SOFT_THINKING = "soft thinking"
 def systems(
     model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None = None, pad_id: int | None = None
 ) -> list[System]:
-    """What such a model can do; nothing if it is another.
+    """Systems of a plain language model; none for the model of another method.
 
-    A folder that records how it thinks was taught explicit chains with markers around them, or answers alone; where
-    superpositions are right it also thinks softly. Any other language model says its chain as its answer.
+    A folder that records how it reasons was trained on explicit chains between markers, or on answers alone; where
+    superpositions are right around the model it also gives Soft Thinking. Any other language model writes its chain as
+    its answer.
 
     Args:
         end_id, pad_id: of a language model that records nothing; those of its configuration by default.
 
     Raises:
-        ValueError: nothing is named that could end an answer, or explicit chains would be wrong around the model.
+        ValueError: no token is named that ends an answer, or explicit chains would be wrong around the model.
     """
     settings = LatentGenerationConfig.recorded(model)
     if settings is None:

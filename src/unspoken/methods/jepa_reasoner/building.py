@@ -1,4 +1,4 @@
-"""Models of JEPA-Reasoner's stages, whatever the task and whoever trained the backbone; what is looked at meanwhile."""
+"""Models of JEPA-Reasoner's stages for any task and backbone, and what is measured while they train."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     config = JepaReasonerConfig(
         backbone_config=inner,
         unit_tokens=as_before if objective.unit_tokens is None else objective.unit_tokens,
-        max_latents=context.whole_cap,
+        max_latents=context.full_cap,
         open_ids=list(context.opening),
         eos_token_id=end,
         # A chat prompt holds end tokens; where they also pad, a prompt without a mask must be taken as it is.
@@ -100,7 +100,7 @@ def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForC
     }
     config = JepaReasonerConfig(
         **inherited,
-        max_latents=context.whole_cap,
+        max_latents=context.full_cap,
         talker_config=context.talker_config(before.latent_dim),
         talker_kind=shape.variant,
         talker_encoder_layers=shape.encoder_layers or 1,
@@ -125,7 +125,7 @@ class EMATarget(TrainerCallback):
 
 @torch.no_grad()
 def collapse_readings(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str, float]:
-    """What shows a collapse: the loss beside the best constant vector's, the table's rank, and latents at their row."""
+    """Signs of collapse: the loss, that of the best constant vector, the table's rank, and latents at their row."""
     batch = moved(batch, model.device)
     # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
     forward = partial(type(model).forward, model)
@@ -153,7 +153,7 @@ def forced_latents(model: JepaReasonerModel, objective: SST, batch: Batch) -> Te
 
 
 def talker_cost(model: Any, lengths: Lengths) -> RowCost:
-    """The frozen Reasoner reads, the Talker says what its latents stand for."""
+    """Of a Talker's stage: a pass of the frozen Reasoner, and the Talker's own."""
     answered, talker = lengths.chain + lengths.end + lengths.answer, model.talker
     passes: tuple[StackPass, ...]
     if isinstance(talker, DualTalker):
@@ -165,6 +165,6 @@ def talker_cost(model: Any, lengths: Lengths) -> RowCost:
     else:
         head = talker.lm_head.weight
         passes = (StackPass(stack=talker.decoder, positions=answered, causal=talker.decoder.config.is_causal),)
-    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.whole, graded=False)
+    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.total, graded=False)
     scores = Scores(head=head, made=answered, supervised=answered)
-    return RowCost(tokens=lengths.whole, passes=(reading, *passes), scores=(scores,))
+    return RowCost(tokens=lengths.total, passes=(reading, *passes), scores=(scores,))

@@ -31,7 +31,7 @@ class JepaCausalOutput(ModelOutput):
         loss: mean cross-entropy, if labels were given.
         logits: ``[B, N, V]``.
         latents: ``[B, N, D]``, what the Talker was given.
-        tokens, mask: ``[B, N]``, what it should say.
+        tokens, mask: ``[B, N]``, the tokens it should write.
     """
 
     loss: Tensor | None = None
@@ -43,7 +43,7 @@ class JepaCausalOutput(ModelOutput):
 
 @dataclass
 class JepaGenerateOutput(ModelOutput):
-    """``sequences`` ``[B, T + N]`` (prompt and answer) and the chain that was there before the first word."""
+    """``sequences`` ``[B, T + N]`` (prompt and answer) and the chain that the answer was decoded from."""
 
     sequences: Tensor | None = None
     chain: LatentChain | None = None
@@ -118,11 +118,10 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         prime: Tensor | None = None,
         sample: Sample | None = None,
     ) -> Tensor:
-        """Say a finished chain: ``[B, N]`` tokens, padded behind the first end-of-sequence.
+        """Decode a finished chain: ``[B, N]`` tokens, padded after the first end-of-sequence.
 
         Args:
-            chain: any chain of this model's width; the causal controls pass altered ones. It may be on any device, to
-                which the tokens come back.
+            chain: any chain of this model's width, on any device; the tokens are returned on the same device.
             prime: ``[B, P]`` tokens to start with (Dual-Talker only).
             sample: how the tokens are chosen; None takes the most likely ones.
         """
@@ -148,7 +147,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         generator: torch.Generator | None = None,
         return_chain: bool = False,
     ) -> Tensor | JepaGenerateOutput:
-        """Reason silently, then speak.
+        """Write the chain of latents, then decode it.
 
         Args:
             inputs, input_ids: ``[B, T]`` prompts, padded on the left.

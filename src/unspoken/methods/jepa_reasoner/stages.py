@@ -33,14 +33,13 @@ class SST(Objective):
     """Self-supervised training of the Reasoner towards an EMA copy of its own table.
 
     Attributes:
-        k: weight of the loss. Invisible to Adam but for clipping and epsilon.
+        k: weight of the loss. Adam cancels it, but for clipping and epsilon.
         momentum: of the target table, applied once after every optimiser step.
         positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
-        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
-            as in the training before, so rows of a pretrained model enter as they are.
-        rollout_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each
-            time, is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads
-            tokens.
+        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null keeps what
+            the start does, so rows of a pretrained model enter as they are.
+        rollout_latents: ours, not the paper's: in every row a random stretch of 1 to this many positions is read as the
+            model's own latents, as in a rollout, with the same targets; 0 reads tokens alone.
         rollout_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
     """
 
@@ -95,7 +94,6 @@ class SST(Objective):
         return ("JEPA-Reasoner",)
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
-        """See `unspoken.methods.jepa_reasoner.building.reasoner_of`."""
         from unspoken.methods.jepa_reasoner.building import reasoner_of
 
         return reasoner_of(self, start, context)
@@ -121,13 +119,11 @@ class SST(Objective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.jepa_reasoner.objective.sst_places`."""
         from unspoken.methods.jepa_reasoner.objective import sst_places
 
         return sst_places(self, batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.jepa_reasoner.objective.sst_inputs` and `stage_loss`."""
         from unspoken.methods.jepa_reasoner.objective import sst_inputs, stage_loss
 
         return stage_loss(self, model(**sst_inputs(self, batch)), batch)
@@ -170,7 +166,7 @@ class SST(Objective):
         """One pass through the blocks."""
         from unspoken.methods.cost import RowCost, StackPass
 
-        return RowCost(tokens=lengths.whole, passes=(StackPass(stack=model.backbone, positions=lengths.whole),))
+        return RowCost(tokens=lengths.total, passes=(StackPass(stack=model.backbone, positions=lengths.total),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +194,6 @@ class TalkerLoss(Objective):
     # --- model -----------------------------------------------------------------------------------------------------
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
-        """See `unspoken.methods.jepa_reasoner.building.pair_of`."""
         from unspoken.methods.jepa_reasoner.building import pair_of
 
         return pair_of(start, context)
@@ -206,7 +201,7 @@ class TalkerLoss(Objective):
     # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """What the Talker will be asked to say: answers, stretches of strings, sentences."""
+        """What the Talker will have to write: answers, stretches of strings, sentences."""
         return lambda indices: context.task.talker_rows(
             indices, context.seed if split == "train" else 0, split, context.prompt_format
         )
@@ -214,13 +209,11 @@ class TalkerLoss(Objective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.jepa_reasoner.objective.talker_places`."""
         from unspoken.methods.jepa_reasoner.objective import talker_places
 
         return talker_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.jepa_reasoner.objective.talker_loss`."""
         from unspoken.methods.jepa_reasoner.objective import talker_loss
 
         given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
@@ -229,14 +222,13 @@ class TalkerLoss(Objective):
     # --- cost ------------------------------------------------------------------------------------------------------
 
     def mean_lengths(self, context: Context) -> Lengths:
-        """Of what the Talker is asked to say."""
+        """Of the Talker's rows."""
         from unspoken.methods.cost import Lengths
 
         known = context.traits.talker_tokens
         return super().mean_lengths(context) if known is None else Lengths(prompt=known[0] - known[1], answer=known[1])
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """See `unspoken.methods.jepa_reasoner.building.talker_cost`."""
         from unspoken.methods.jepa_reasoner.building import talker_cost
 
         return talker_cost(model, lengths)

@@ -38,7 +38,7 @@ from unspoken.reasoning.superposition import (
 
 @dataclass
 class LatentSFTOutput(ModelOutput):
-    """Outputs of the decoder where they are judged; the loss makes scores of them, a piece at a time.
+    """Outputs of the decoder at supervised positions; the loss turns them into scores, a piece at a time.
 
     Attributes:
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
@@ -102,7 +102,7 @@ class LatentSFTModel(AroundDecoder):
         return at(hidden_BTD, rows.slots_at)
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
-        """What the decoder is given at every slot."""
+        """The decoder's input at every slot."""
         return self._latents_of(self.summaries(rows), noise)
 
     def _latents_of(self, summaries: Float[Tensor, "N D"], noise: Noise | None) -> Float[Tensor, "N D"]:
@@ -119,7 +119,7 @@ class LatentSFTModel(AroundDecoder):
         )
 
     def labels(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What stage 2 learns to say, row by row.
+        """The labels of stage 2, row by row.
 
         Yields:
             Weights and ids ``[N, K]`` of a row, or ``[N, D]`` and None without a vocabulary step.

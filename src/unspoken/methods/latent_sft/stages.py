@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """What a latent is, and how it is taught. Fixed when a line of stages starts, and the same in all of them.
+    """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one.
 
     Attributes:
         rate: tokens of the explicit chain that one latent stands for (r).
@@ -73,15 +73,14 @@ class Stage1(Objective):
 
     Attributes:
         train: which half learns.
-        shape: what a latent is; given where a line of stages starts, inherited behind it.
+        shape: what a latent is; given where a line of stages starts, inherited by the later ones.
         mean: over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then
             over the chunks of a row, then over rows (the paper's formula); see open point 4.
-        noise: on the latents while they are learned, as stage 2 puts it on their labels. Ours, off by default: a
-            channel with noise makes the encoder choose superpositions that are far from each other, which stage 2 can
-            tell apart.
-        hint: weight of a second term: cross-entropy of what each latent must predict under its own superposition over
-            the whole vocabulary. Ours, off by default: a pretrained model's head says something like it at once; from
-            random weights it gives the encoder a code to start from.
+        noise: on the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy
+            channel the encoder learns superpositions that are far from each other, which stage 2 can distinguish.
+        hint: weight of a second loss: the cross-entropy of the tokens that a latent must predict under its own
+            superposition over the whole vocabulary. Ours, off by default: it helps an encoder that starts from random
+            weights; the head of a pretrained model gives similar superpositions from the start.
     """
 
     kind: ClassVar[str] = "stage1"
@@ -172,13 +171,11 @@ class Stage1(Objective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.latent_sft.objective.stage1_places`."""
         from unspoken.methods.latent_sft.objective import stage1_places
 
         return stage1_places(self, batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.latent_sft.objective.stage1_loss`."""
         from unspoken.methods.latent_sft.objective import stage1_loss
 
         outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
@@ -191,7 +188,7 @@ class Stage1(Objective):
         return model
 
     def teacher_chain(self, model: Any, context: Context, problems: Any) -> LatentChain | None:
-        """The encoder's latents of the right chains: what is answered from them selects checkpoints alone."""
+        """The encoder's latents of the right chains; answers from them serve to select checkpoints alone."""
         from unspoken.methods.latent_sft.teacher import gold_chain
 
         return gold_chain(model, context.prompt_format, context.task.spans(problems, context.prompt_format))
@@ -225,7 +222,7 @@ class Labels(DecoderObjective):
     def check_stage(self, stage: Stage) -> None:
         """It takes no steps."""
         if stage.steps is not None or stage.steps_of:
-            raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
+            raise ValueError("a labels stage takes no steps; set objective.rows to the number of problems to label")
         refuse_talker(self.kind, stage)
         refuse_blocks(stage)
 
@@ -243,7 +240,6 @@ class Labels(DecoderObjective):
     def write(
         self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
     ) -> Path:
-        """See `unspoken.methods.latent_sft.labelling.write_labels`."""
         from unspoken.methods.latent_sft.labelling import write_labels
 
         return write_labels(start, context, folder, device=device, manifest=manifest)
@@ -269,7 +265,7 @@ class Labels(DecoderObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2(DecoderObjective):
-    """Stage 2: say the latents oneself, and know when to stop (section 7).
+    """Stage 2: the decoder writes the latents itself and learns when to stop (section 7).
 
     Attributes:
         ce_weight, kl_weight: of the two losses.
@@ -326,13 +322,11 @@ class Stage2(DecoderObjective):
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.latent_sft.objective.stage2_places`."""
         from unspoken.methods.latent_sft.objective import stage2_places
 
         return stage2_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.latent_sft.objective.stage2_loss`."""
         from unspoken.methods.latent_sft.objective import stage2_loss
 
         outputs = model(decoder=batch["decoder"], weights=batch["weights"], ids=batch["ids"])
