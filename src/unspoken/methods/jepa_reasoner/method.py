@@ -28,11 +28,13 @@ class JepaReasonerMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
+        """See `unspoken.methods.jepa_reasoner.systems.systems`."""
         from unspoken.methods.jepa_reasoner.systems import systems
 
         return systems(model, stage=stage)
 
     def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
+        """See `unspoken.methods.jepa_reasoner.systems.load`."""
         from unspoken.methods.jepa_reasoner.systems import load
 
         return load(folder, config, **settings)
