@@ -1,8 +1,8 @@
-"""Where tensors are: the one place that moves them.
+"""Moving tensors between devices: the one place that does it.
 
-A model stays where it was loaded. Data are made on the CPU, are moved to the model where its stack is about to read
-them, and what comes of them is moved back to where the data were. So records (chains, answers, readings) are on the
-CPU, and code that makes or measures them names no device.
+A model stays on the device on which it was loaded. Data are made on the CPU and moved to the model just before its
+stack reads them; results are moved back to the device of the data. So chains, answers and readings are on the CPU, and
+code that makes or measures them names no device.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ def moved(value: T, device: torch.device) -> T:
 
 
 def synchronize() -> None:
-    """Wait until the accelerator, if there is one, has done what was asked of it: before a clock is read."""
+    """Wait for the accelerator, if there is one, before a clock is read."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

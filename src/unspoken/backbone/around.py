@@ -1,4 +1,4 @@
-"""Models around another one of any family: the library may do with them what it may do with that one."""
+"""Models that wrap a model of any family, and support what that family supports in transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Around(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Never: of custom code the library leaves buffers that are not saved as they come out of the allocator."""
+        """Never: the library leaves unsaved buffers of custom code uninitialised."""
         return False
 
     def _grouped_mm_can_dispatch(self) -> bool:

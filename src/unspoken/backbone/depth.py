@@ -11,7 +11,7 @@ from unspoken.backbone.modeling import UnspokenModel
 
 @torch.no_grad()
 def require_same_blocks(full: PreTrainedModel, cut: PreTrainedModel) -> None:
-    """Refuse first blocks that compute something else than they did in the model that they were cut out of.
+    """Refuse first blocks that compute something else than in the model that they were cut out of.
 
     Raises:
         ValueError: a block depends on how many there are, or the blocks are not found.
@@ -31,7 +31,7 @@ def require_same_blocks(full: PreTrainedModel, cut: PreTrainedModel) -> None:
 
 
 def _after_block(model: PreTrainedModel, count: int, inputs: Tensor) -> Tensor:
-    """What the block of that number, counted from 1, makes of some inputs."""
+    """Outputs of a block, counted from 1, for some inputs."""
     size = model.config.num_hidden_layers
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == size]
     if not lists:

@@ -1,4 +1,4 @@
-"""LoRA on the parts of a model that a stage trains, and the plain model that it becomes."""
+"""LoRA on the stacks that a stage trains, and the plain model after merging."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unspoken.training.parts import LoRA
 
 
 def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -> None:
-    """Put adapters on the linear layers of every part that a stage adapts, in place; weights below them are frozen.
+    """Put adapters on the linear layers of every stack that a stage adapts, in place; weights below them are frozen.
 
     Raises:
         ValueError: adapters would not reach every expert, or would be merged into a shared weight more than once.

@@ -17,7 +17,7 @@ from unspoken.tasks.prompt_format import PromptFormat
 
 
 def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
-    """The same data, of which a row that is longer than the model's table of positions is refused by name."""
+    """The same data; a row that is longer than the model's table of positions raises a ValueError."""
     limit = _positions_in_a_table(model)
     if limit is None:
         return data
@@ -39,7 +39,7 @@ def _positions_in_a_table(model: PreTrainedModel) -> int | None:
     for stack in model.modules():
         inner = (module for module in stack.modules() if module is not stack)
         if isinstance(stack, UnspokenModel):
-            continue  # rotary; the one of a Talker has no table of tokens to ask for
+            continue  # rotary
         if not isinstance(stack, PreTrainedModel) or any(isinstance(module, PreTrainedModel) for module in inner):
             continue
         limit = getattr(stack.config, "max_position_embeddings", None)

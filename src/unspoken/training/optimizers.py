@@ -15,10 +15,10 @@ from unspoken.training.parts import Optimizer
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with its Newton-Schulz iteration in a type of choice, on whole matrices where FSDP shards them.
+    """torch's Muon with a choice of type for its Newton-Schulz iteration, on full matrices where FSDP shards them.
 
-    torch iterates in bfloat16 whatever it is given. A processor that emulates bfloat16 takes a hundred times as long
-    for that, and its rounding makes two processes drift apart from one.
+    torch always iterates in bfloat16. A processor that emulates bfloat16 takes a hundred times as long for it, and its
+    rounding makes two processes differ from one.
 
     Args:
         matrices: weights ``[A, B]``.
@@ -80,7 +80,7 @@ def _placed_as(weight: Tensor, update: Tensor) -> Tensor:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon on the matrices of the blocks and AdamW on the rest, behind one interface.
+    """Muon on the matrices of the blocks and AdamW on the rest, as one optimiser.
 
     The parameter groups are shared with the inner optimisers, so that a learning-rate schedule reaches both.
 

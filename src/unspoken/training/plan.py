@@ -1,4 +1,4 @@
-"""What a recipe will cost, found out on the meta device: nothing is allocated and nothing is trained."""
+"""What a recipe will cost, computed on the meta device: nothing is allocated and nothing is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USE = 0.4  # share of the peak that training reaches
 _LABELLED = 64  # problems of a labels stage at a time
 
 
-# --- what is not at hand -----------------------------------------------------------------------------------------
+# --- what cannot be loaded -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class _Tokens:
         return self.size
 
     def __call__(self, _text: str, **_: Any) -> dict[str, list[int]]:
-        """One token for every text: markers must have one, and what it is does not matter to a plan."""
+        """One token for every text: markers must have one, and a plan does not depend on its id."""
         return {"input_ids": [self.eos_token_id]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sketch(Recipe):
-    """A recipe whose tokenizer is out of reach, or takes long to make."""
+    """A recipe whose tokenizer cannot be loaded, or takes long to train."""
 
     vocabulary: int
 
@@ -60,7 +60,7 @@ def _sketch(recipe: Recipe, vocabulary: int) -> Recipe:
 
 
 def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
-    """The recipe as it can be planned here, the configuration of its backbone, and what has to be said about it."""
+    """The recipe as it can be planned here, the configuration of its backbone, and notes for the user."""
     if (vocabulary := recipe.task.traits.vocabulary_size) is not None:
         recipe = _sketch(recipe, vocabulary)
     if not isinstance(recipe.backbone, str):
@@ -78,14 +78,14 @@ def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
 
 
 def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
-    """Mean lengths of the rows that a stage reads, and where they are from if they were not measured here."""
+    """Mean lengths of the rows that a stage reads, and their source if they were not measured here."""
     source = getattr(recipe.task, "train", None)
     known = measured_lengths(source if isinstance(source, str) else None)
     try:
         if isinstance(recipe, _Sketch) and recipe.task.traits.vocabulary_size is None:
             raise ValueError(
-                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} nobody knows how long problems are; "
-                "make it reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
+                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} lengths of problems are unknown; make it "
+                "reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
             )
         return context.line.objective.mean_lengths(context), None
     except (ValueError, OSError):
@@ -95,7 +95,7 @@ def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
 
 
 def _training_size(recipe: Recipe, context: Context) -> int | None:
-    """Training problems; None where the data is out of reach, or not asked for."""
+    """Number of training problems; None where the data cannot be loaded or need not be."""
     return None if isinstance(recipe, _Sketch) else context.task.size("train")
 
 
@@ -103,7 +103,7 @@ def _training_size(recipe: Recipe, context: Context) -> int | None:
 
 
 def _whole_at_once(model: nn.Module) -> tuple[int, int]:
-    """Weights, and trained ones, that every rank holds whole while it computes: outside of blocks, and one block."""
+    """Numbers of weights, and of trained ones, that every rank gathers: those outside of blocks, and one block."""
     blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
     inside = {id(weight) for block in blocks for weight in block.parameters()}
     outside = [weight for weight in model.parameters() if id(weight) not in inside]
@@ -117,7 +117,7 @@ def _count(weights: Sequence[torch.Tensor]) -> int:
 
 
 def _sharded(stage: Stage, model: PreTrainedModel) -> dict[str, int]:
-    """Numbers that ranks share out between them: weights, gradients, and one or two of the optimiser for each."""
+    """Numbers that are sharded over ranks: weights, gradients, and one or two of the optimiser's for each."""
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     learned = _count([weight for _, weight in trained])
     # Muon keeps one number a weight, AdamW two.

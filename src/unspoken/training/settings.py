@@ -1,4 +1,4 @@
-"""Strict reading of nested settings: a mapping becomes frozen dataclasses, or one clear line says why not."""
+"""Strict reading of nested settings: a mapping becomes frozen dataclasses, or an error of one line."""
 
 from __future__ import annotations
 
@@ -103,9 +103,9 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     """Build a frozen dataclass out of a mapping.
 
     Args:
-        cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed. Names that a key or
-            kind had before are its ``former_keys`` and ``former_kind``. A field whose metadata have ``choices``
-            takes one of the classes that this function returns.
+        cls: the dataclass, of which nested dataclasses, tuples, unions with a ``kind`` and literals are read too.
+            ``former_keys`` and ``former_kind`` are older names of its keys and kind. A field with ``choices`` in its
+            metadata takes one of the classes that this function returns.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 

@@ -102,8 +102,6 @@ class Coconut(DecoderObjective):
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_line(self, line: Line, run: Recipe) -> None:
         """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
         fixed = run.task.traits.fixed_steps
@@ -121,8 +119,6 @@ class Coconut(DecoderObjective):
             )
         refuse_cacheless("Coconut", run)
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     @property
     def properties(self) -> Sequence[Property]:
         """What hidden states that are fed back need."""
@@ -138,8 +134,6 @@ class Coconut(DecoderObjective):
         context.generation(feed="hidden", max_latents=self.latents, fixed=True).attach(model.decoder)
         context.name_ends(model.decoder)
         return model
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows in which latents stand in for the first steps."""
@@ -159,8 +153,6 @@ class Coconut(DecoderObjective):
         left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
         return len(spans.prompt) + sum(map(len, left)) + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.latent_pass import with_text_places
 
@@ -172,13 +164,9 @@ class Coconut(DecoderObjective):
         names = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")
         return coconut_loss(model(**{name: batch[name] for name in names}), batch)
 
-    # --- validation ------------------------------------------------------------------------------------------------
-
     def answer_tokens(self, context: Context) -> int:
         """Steps that are left come before the answer."""
         return context.max_answer + context.max_latents
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def mean_lengths(self, context: Context) -> Lengths:
         """Where the number of steps is fixed: a marker on either side, and as many symbols again."""

@@ -91,13 +91,9 @@ class Codi(DecoderObjective):
                 f"{self.teacher_weight}; none of them can be below 0"
             )
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_line(self, line: Line, run: Recipe) -> None:
         """Kernels and checkpointing must go with a growing cache."""
         refuse_cacheless("CODI", run)
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def properties(self) -> Sequence[Needs]:
@@ -136,8 +132,6 @@ class Codi(DecoderObjective):
         """The model with its projection; the plain causal language model where there is none."""
         return super().exported(model) if model.projection is None else model
 
-    # --- data ------------------------------------------------------------------------------------------------------
-
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows of student and teacher for the same problems."""
         from unspoken.methods.codi.objective import batch_of
@@ -155,8 +149,6 @@ class Codi(DecoderObjective):
         chain = spans.steps if self.last_step else spans.steps[:-1]
         return 2 * (len(spans.prompt) + len(spans.answer)) + sum(map(len, chain))
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.codi.objective import with_places
 
@@ -168,8 +160,6 @@ class Codi(DecoderObjective):
         student = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask", "distilled_at")
         given = {name: batch[name] for name in (*student, "teacher", "teacher_at")}
         return codi_loss(self, model(**given, separate_teacher=self.separate_teacher), batch)
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         from unspoken.methods.codi.cost import row_cost

@@ -66,8 +66,6 @@ class NextToken(Objective):
         """An explicit chain of thought is both a start and a baseline."""
         return last or (has_chain and self.positions == "answer")
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     @property
     def writes_tokens(self) -> bool:
         """Unless the chain is left out."""
@@ -87,8 +85,6 @@ class NextToken(Objective):
             context.generation(top_k=1, **how).attach(model)
         context.name_ends(model)
         return model
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     @property
     def questions_a_row(self) -> int:
@@ -114,8 +110,6 @@ class NextToken(Objective):
         """The chain counts unless it is left out."""
         return len(spans.prompt) + (len(spans.chain) if self.chain == "explicit" else 0) + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.coupled.objective import with_places
 
@@ -131,8 +125,6 @@ class NextToken(Objective):
             seen = {"attention_mask": own_question(batch["question"]), "position_ids": batch["position_ids"]}
         outputs = model(input_ids=batch["input_ids"], use_cache=False, **seen, **scored)
         return next_token_loss(outputs, batch, self.positions)
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: PreTrainedModel, lengths: Lengths, context: Context) -> RowCost:
         """One pass; of a large vocabulary only the supervised places are scored."""

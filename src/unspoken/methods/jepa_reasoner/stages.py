@@ -65,8 +65,6 @@ class SST(Objective):
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_stage(self, stage: Stage) -> None:
         """It may keep the first blocks of the backbone alone."""
         if stage.blocks is not None and stage.blocks < 1:
@@ -85,8 +83,6 @@ class SST(Objective):
         from unspoken.methods.jepa_reasoner.building import first_blocks
 
         first_blocks(config, stage.blocks, stage.name)
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def properties(self) -> Sequence[Property]:
@@ -116,8 +112,6 @@ class SST(Objective):
         online: Any = model.backbone.get_input_embeddings().weight
         model.target_table = distribute_tensor(model.target_table, online.device_mesh, online.placements)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.jepa_reasoner.objective import sst_places
 
@@ -133,8 +127,6 @@ class SST(Objective):
         from unspoken.methods.jepa_reasoner.building import EMATarget
 
         return [EMATarget(self.momentum)]
-
-    # --- validation ------------------------------------------------------------------------------------------------
 
     def readings(self, model: Any, context: Context, rows: Callable[[], Batch]) -> dict[str, float]:
         """What shows a collapse, see `unspoken.methods.jepa_reasoner.building.collapse_readings`."""
@@ -160,8 +152,6 @@ class SST(Objective):
             "latents find their row. Raise objective.momentum or lower the learning rate"
         )
 
-    # --- cost ------------------------------------------------------------------------------------------------------
-
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """One pass through the blocks."""
         from unspoken.methods.cost import RowCost, StackPass
@@ -177,8 +167,6 @@ class TalkerLoss(Objective):
     starts_from: ClassVar[tuple[str | None, ...]] = ("sst",)
     answers_from_latents: ClassVar[bool] = True
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_stage(self, stage: Stage) -> None:
         """It may have a shape of its own."""
         if stage.lora is not None:
@@ -191,22 +179,16 @@ class TalkerLoss(Objective):
         if (run.talker or line.settings.talker) is None:
             raise ValueError("trains a Talker, but neither it nor the recipe has a 'talker' shape")
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         from unspoken.methods.jepa_reasoner.building import pair_of
 
         return pair_of(start, context)
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """What the Talker will have to write: answers, stretches of strings, sentences."""
         return lambda indices: context.task.talker_rows(
             indices, context.seed if split == "train" else 0, split, context.prompt_format
         )
-
-    # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.jepa_reasoner.objective import talker_places
@@ -218,8 +200,6 @@ class TalkerLoss(Objective):
 
         given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
         return talker_loss(model(**given, length=batch.get("length")), batch)
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def mean_lengths(self, context: Context) -> Lengths:
         """Of the Talker's rows."""

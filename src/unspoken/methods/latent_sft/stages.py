@@ -103,8 +103,6 @@ class Stage1(Objective):
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_line(self, line: Line, run: Recipe) -> None:
         """Encoder, then decoder, then both; noise needs superpositions of a few tokens."""
         before = None if line.before is None else line.before.objective
@@ -119,8 +117,6 @@ class Stage1(Objective):
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """Its models cannot answer by themselves."""
         return False
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def properties(self) -> Sequence[Property]:
@@ -149,8 +145,6 @@ class Stage1(Objective):
             if any(weight.requires_grad for weight in half.parameters())
         ]
 
-    # --- data ------------------------------------------------------------------------------------------------------
-
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows of encoder and decoder for the same problems."""
         from unspoken.methods.latent_sft.teacher import stage_one_batch
@@ -168,8 +162,6 @@ class Stage1(Objective):
         latents = -(-len(spans.chain) // shape_of(context.line).rate)
         return len(spans.prompt) + len(spans.chain) + latents + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.latent_sft.objective import stage1_places
 
@@ -181,8 +173,6 @@ class Stage1(Objective):
         outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
         return stage1_loss(self, outputs, batch)
 
-    # --- validation ------------------------------------------------------------------------------------------------
-
     def answering(self, model: PreTrainedModel) -> PreTrainedModel:
         """Both halves: the decoder answers from the encoder's chains."""
         return model
@@ -192,8 +182,6 @@ class Stage1(Objective):
         from unspoken.methods.latent_sft.teacher import gold_chain
 
         return gold_chain(model, context.prompt_format, context.task.spans(problems, context.prompt_format))
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """Explicit chains to latents, and latents to the text of the chunks."""
@@ -217,8 +205,6 @@ class Labels(DecoderObjective):
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; it must be at least 1")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
     def check_stage(self, stage: Stage) -> None:
         """It takes no steps."""
         if stage.steps is not None or stage.steps_of:
@@ -229,8 +215,6 @@ class Labels(DecoderObjective):
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """It trains nothing."""
         return False
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The two models that make the labels, which learn nothing more."""
@@ -249,8 +233,6 @@ class Labels(DecoderObjective):
         from unspoken.methods.latent_sft.labelling import LABELS
 
         return [folder / LABELS]
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """The encoder reads, and its outputs are read out."""
@@ -287,8 +269,6 @@ class Stage2(DecoderObjective):
         """It reasons by itself."""
         return True
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The decoder in training, whose folder will record how it reasons."""
         from unspoken.methods.latent_sft.building import generation_of, halves_of
@@ -300,8 +280,6 @@ class Stage2(DecoderObjective):
         model.train_only(encoder=False, decoder=True)
         context.name_ends(model.decoder)
         return model
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows with their labels: every epoch in another order, and with other noise."""
@@ -319,8 +297,6 @@ class Stage2(DecoderObjective):
 
         return shuffled(indices, labelled_rows(context), context.seed)[1]
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
         from unspoken.methods.latent_sft.objective import stage2_places
 
@@ -335,8 +311,6 @@ class Stage2(DecoderObjective):
     def teacher(self, line: Line) -> Line | None:
         """The models that wrote the labels."""
         return None if line.before is None else line.before.before
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """One pass over latents and answer."""
