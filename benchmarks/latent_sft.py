@@ -24,9 +24,10 @@ from timing import interleaved, ratio, rounded
 from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
+from unspoken.backbone.attention import dense
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
-from unspoken.methods.latent_sft.masks import dense, supervision
+from unspoken.methods.latent_sft.masks import supervision
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Stage2
 from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, explicit_rows
@@ -71,10 +72,9 @@ def dense_on_host(rows: Rows) -> torch.Tensor:
     batch, length = rows.ids.shape
     mask = torch.zeros(batch, 1, length, length, dtype=torch.bool)
     for row in range(batch):
-        start, count = int(rows.start[row]), int(rows.length[row])
         kinds, chunks = rows.kind[row].tolist(), rows.chunk[row].tolist()
-        for query in range(start, start + count):
-            for key in range(start, query + 1):
+        for query in range(int(rows.length[row])):
+            for key in range(query + 1):
                 if kinds[query] == Kind.TEXT:
                     own = chunks[key] == chunks[query] and kinds[key] in (Kind.LATENT, Kind.TEXT)
                     mask[row, 0, query, key] = own
@@ -160,8 +160,10 @@ def masking(rounds: int) -> dict[str, list[float]]:
     """Seconds of the supervision mask of eight problems, made on the device and filled on the host."""
     prompt_format, _, spans, _ = setting()
     few = decoder_rows(spans[:8], prompt_format.markers, rate=2, pad_id=prompt_format.tokenizer.pad_token_id)
-    assert torch.equal(dense(supervision(few), few) & few.real[:, None, :, None], dense_on_host(few))
-    return interleaved({"device": lambda: dense(supervision(few), few), "host": lambda: dense_on_host(few)}, rounds)
+    assert torch.equal(dense(supervision(few), few.position) & few.real[:, None, :, None], dense_on_host(few))
+    return interleaved(
+        {"device": lambda: dense(supervision(few), few.position), "host": lambda: dense_on_host(few)}, rounds
+    )
 
 
 def main(rounds: int) -> None:

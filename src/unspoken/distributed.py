@@ -26,13 +26,13 @@ _sharded = False
 
 
 def init_distributed() -> None:
-    """Meet the other ranks of this job, if the launcher's environment says that there are any.
+    """Connect to the other ranks of this job, if the launcher's environment names any.
 
     Raises:
-        ValueError: `accelerate launch` asks for a kind of sharding that there is none of here.
+        ValueError: `accelerate launch` asks for a kind of sharding that is not supported.
     """
     global _sharded  # noqa: PLW0603
-    # Taken over from accelerate, which would shard in a way that our models cannot do with (see training/sharding.py).
+    # Accelerate must not see the request: its sharding does not work with our models (see training/sharding.py).
     if os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true":
         version, offload = os.environ.get("FSDP_VERSION", "1"), os.environ.get("FSDP_OFFLOAD_PARAMS", "false")
         if version != "2" or offload.lower() == "true":
@@ -57,7 +57,7 @@ def rank() -> int:
 
 
 def sharded() -> bool:
-    """Whether the ranks share the weights out (FSDP2); otherwise each has all of them (DDP)."""
+    """Whether the weights are sharded over the ranks (FSDP2); otherwise each rank has all of them (DDP)."""
     return _sharded and world_size() > 1
 
 
@@ -68,7 +68,7 @@ def is_main_process() -> bool:
 
 @contextmanager
 def as_single_process() -> Iterator[None]:
-    """Inside, this process counts as the only one: for what a rank does whole, whatever the others do."""
+    """Inside, this process counts as the only one: for work that a rank does alone."""
     global _alone  # noqa: PLW0603
     before, _alone = _alone, True
     try:
@@ -114,7 +114,7 @@ def all_reduce_mean(mean: Tensor, count: int | Tensor) -> Tensor:
 
 
 def rank_slice(rows: int) -> range:
-    """This rank's contiguous part of some rows.
+    """This rank's contiguous range of some rows.
 
     Raises:
         ValueError: there are fewer rows than ranks.
@@ -128,24 +128,24 @@ def gather_rows(own: Tensor) -> Tensor:
     """The rows ``[B, ...]`` of every rank in order; a shorter second axis is filled up with zeros on the right."""
     if world_size() == 1:
         return own
-    parts: list[Tensor] = [own] * world_size()
-    dist.all_gather_object(parts, own.cpu())
+    rows_by_rank: list[Tensor] = [own] * world_size()
+    dist.all_gather_object(rows_by_rank, own.cpu())
     if own.dim() > 1:
-        longest = max(part.shape[1] for part in parts)
-        parts = [F.pad(part, (0, 0) * (own.dim() - 2) + (0, longest - part.shape[1])) for part in parts]
-    return torch.cat(parts).to(own.device)
+        longest = max(rows.shape[1] for rows in rows_by_rank)
+        rows_by_rank = [F.pad(rows, (0, 0) * (own.dim() - 2) + (0, longest - rows.shape[1])) for rows in rows_by_rank]
+    return torch.cat(rows_by_rank).to(own.device)
 
 
 def map_over_ranks(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
-    """What ``work`` makes of each batch, in order, on every rank; a rank does every ``world()``-th of them.
+    """What ``work`` makes of each batch, in order, on every rank; a rank does every ``world_size()``-th of them.
 
-    A batch is done whole by one rank, as one process would do it, so no bit of the outcome depends on the ranks.
+    One rank does a batch as one process would, so the outcome does not depend on the number of ranks, to the bit.
     """
     if world_size() == 1:
         return [work(batch) for batch in batches]
-    parts: list[list[R]] = [[]] * world_size()
-    dist.all_gather_object(parts, [work(batch) for batch in batches[rank() :: world_size()]])
-    return [parts[at % world_size()][at // world_size()] for at in range(len(batches))]
+    results_by_rank: list[list[R]] = [[]] * world_size()
+    dist.all_gather_object(results_by_rank, [work(batch) for batch in batches[rank() :: world_size()]])
+    return [results_by_rank[index % world_size()][index // world_size()] for index in range(len(batches))]
 
 
 def draw_rank_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
@@ -166,7 +166,7 @@ def draw_rank_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
 
 
 def full_tensor(table: Tensor) -> Tensor:
-    """A tensor of which every rank may hold a part, in full."""
+    """A tensor in full, of which every rank may hold a shard."""
     return table.full_tensor() if isinstance(table, DTensor) else table
 
 
@@ -174,7 +174,7 @@ def full_tensor(table: Tensor) -> Tensor:
 
 
 def run_on_main(act: Callable[[], T]) -> T:
-    """Do something on rank 0 alone; every rank returns what it returned, or raises what it raised.
+    """Call a function on rank 0 alone; every rank returns its result, or raises its error.
 
     Raises:
         ValueError, OSError: as on rank 0.
@@ -189,20 +189,20 @@ def run_on_main(act: Callable[[], T]) -> T:
         except (ValueError, OSError) as error:
             outcome = [error]
     dist.broadcast_object_list(outcome)
-    (found,) = outcome
-    if isinstance(found, ValueError | OSError):
-        raise found
-    return found  # type: ignore[return-value]
+    (result,) = outcome
+    if isinstance(result, ValueError | OSError):
+        raise result
+    return result  # type: ignore[return-value]
 
 
 def barrier() -> None:
-    """Go on when every rank is here."""
+    """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()
 
 
 def claims_error_output() -> bool:
-    """Whether it is this rank that says what went wrong: the first one that asks."""
+    """Whether this rank prints the error of the job: true for the first rank that asks."""
     if not dist.is_initialized():
         return os.environ.get("RANK", "0") == "0"
     try:

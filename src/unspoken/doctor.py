@@ -1,4 +1,4 @@
-"""What there is on a machine: versions, devices and their measured speed, what is chosen by that, what can be added."""
+"""A report on this machine: versions, devices and their measured speed, the settings chosen by that, missing extras."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _REST = 53.0  # seconds
 
 
 def diagnose(device_name: str = "auto") -> dict[str, Any]:
-    """Look at the machine and measure it, which takes some seconds.
+    """Inspect the machine and measure it, which takes some seconds.
 
     Args:
         device_name: what would compute, see `unspoken.machine.resolve_device`.
@@ -103,8 +103,8 @@ def _processor() -> str:
 
 def _gpus() -> list[str]:
     """Name and memory of every GPU that torch can use."""
-    found = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in found]
+    gpus = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in gpus]
 
 
 def _demo(precision: Precision, device: torch.device) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _demo(precision: Precision, device: torch.device) -> dict[str, Any]:
 
 
 def print_diagnosis(facts: dict[str, Any], console: Console) -> None:
-    """A few short lists: what is here, how fast it is, what is chosen, what can be added."""
+    """Print the facts of `diagnose` as a few short lists."""
     versions = {name: number or "not installed" for name, number in facts["versions"].items()}
     title = f"unspoken {versions.pop('unspoken')}"
     _list(title, list(versions.items()), console)

@@ -1,4 +1,4 @@
-"""What this machine is good at, measured: the device, the number type, the attention kernel and the threads to use."""
+"""Device, precision, attention kernel and threads for this machine, chosen by measurement."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where tensors are: the one place that moves them.
+"""Moving tensors between devices: the one place that does it.
 
-A model stays where it was loaded. Data are made on the CPU, are moved to the model where its stack is about to read
-them, and what comes of them is moved back to where the data were. So records (chains, answers, readings) are on the
-CPU, and code that makes or measures them names no device.
+A model stays on the device on which it was loaded. Data are made on the CPU and moved to the model just before its
+stack reads them; results are moved back to the device of the data. So chains, answers and readings are on the CPU, and
+code that makes or measures them names no device.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def moved(value: T, device: torch.device) -> T:
         value: a tensor, or a dataclass, dict, list or tuple of such, however deep.
         device: where the tensors go. A tensor that is there already is not copied.
     """
-    found: Any = value
+    result: Any = value
     if isinstance(value, torch.Tensor):
-        found = value.to(device)
+        result = value.to(device)
     elif is_dataclass(value) and not isinstance(value, type):
-        found = replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
+        result = replace(value, **{field.name: moved(getattr(value, field.name), device) for field in fields(value)})
     elif isinstance(value, dict):
-        found = {name: moved(part, device) for name, part in value.items()}
+        result = {name: moved(element, device) for name, element in value.items()}
     elif isinstance(value, list | tuple):
-        found = type(value)(moved(part, device) for part in value)
-    return found
+        result = type(value)(moved(element, device) for element in value)
+    return result
 
 
 def synchronize() -> None:
-    """Wait until the accelerator, if there is one, has done what was asked of it: before a clock is read."""
+    """Wait for the accelerator, if there is one, before a clock is read."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -27,7 +27,7 @@ COMPRESSED: dict[str, Callable[..., Rows]] = {
     "decoder": decoder_rows,
     "compact": compact_rows,
 }
-LAYOUTS = [*COMPRESSED, "explicit", "answer only"]
+LAYOUTS = [*COMPRESSED, "explicit"]
 
 tokens = st.integers(0, 40)  # padding, end-of-sequence and marker ids included
 Texts = list[tuple[list[int], list[int], list[int]]]  # prompt, chain and answer of each problem
@@ -44,10 +44,10 @@ def problems(texts: Texts) -> list[Spans]:
     return [Spans(prompt=tuple(prompt), steps=(tuple(chain),), answer=tuple(answer)) for prompt, chain, answer in texts]
 
 
-def lay_out(layout: str, batch: list[Spans], markers: Markers = ONE, *, rate: int = 2, **how: Any) -> Rows:
+def lay_out(layout: str, batch: list[Spans], markers: Markers = ONE, *, rate: int = 2) -> Rows:
     if layout in COMPRESSED:
-        return COMPRESSED[layout](batch, markers, rate=rate, pad_id=PAD, **how)
-    return explicit_rows(batch, markers, pad_id=PAD, chain=layout == "explicit", **how)
+        return COMPRESSED[layout](batch, markers, rate=rate, pad_id=PAD)
+    return explicit_rows(batch, markers, pad_id=PAD)
 
 
 def named(rows: Rows, markers: Markers = ONE) -> str:
@@ -73,9 +73,8 @@ def supervised(rows: Rows, markers: Markers = ONE) -> str:
 
 def alone(rows: Rows, row: int) -> dict[str, list[int]]:
     """The real part of one row, field by field."""
-    real = slice(int(rows.start[row]), int(rows.start[row] + rows.length[row]))
     vectors = ("ids", "kind", "chunk", "position", "target")
-    return {name: getattr(rows, name)[row, real].tolist() for name in vectors}
+    return {name: getattr(rows, name)[row, : int(rows.length[row])].tolist() for name in vectors}
 
 
 # --- the example -----------------------------------------------------------------------------------------------------
@@ -88,12 +87,6 @@ def test_the_encoder_reads_each_chunk_and_then_its_slot() -> None:
     assert rows.chunk.tolist() == [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 0]]
     assert rows.position.tolist() == [list(range(12))]
     assert not rows.target.any()
-
-
-def test_slots_of_the_encoder_may_share_the_position_of_the_last_token_of_their_chunk() -> None:
-    rows = encoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD, shared_positions=True)
-    assert rows.position.tolist() == [[0, 1, 2, 3, 4, 4, 5, 6, 6, 7, 7, 8]]
-    assert rows.kind.tolist() == [[P, P, P, T, T, L, T, T, L, T, L, F]]
 
 
 def test_the_decoder_writes_each_chunk_after_the_latent_before_it() -> None:
@@ -171,50 +164,33 @@ def test_explicit_text() -> None:
     assert supervised(rows) == "B->c1 c1->c2 c2->c3 c3->c4 c4->c5 c5->E E->a1 a1->a2"
 
 
-def test_answer_only_is_not_taught_to_stop_reasoning() -> None:
-    rows = explicit_rows([EXAMPLE], THREE, pad_id=PAD, chain=False)
-    assert rows.ids.tolist() == [[11, 12, 5, 3, 6, 7, 3, 6, 31, 1]]
-    assert rows.position.tolist() == [list(range(10))]
-    assert supervised(rows, THREE) == "E3->a1 a1->a2"
-
-
 def test_explicit_text_of_an_empty_chain() -> None:
     rows = explicit_rows([Spans(prompt=(11,), steps=(), answer=(1,))], ONE, pad_id=PAD)
     assert supervised(rows) == "B->E E->a2"
 
 
-def test_a_short_row_is_padded_on_the_side_that_was_asked_for() -> None:
+def test_a_short_row_is_padded_on_the_right() -> None:
     short = Spans(prompt=(12,), steps=((21,),), answer=(1,))
     right = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=9)
     assert right.ids[1].tolist() == [12, 3, 9, 4, 1] + [9] * 7
     assert right.kind[1].tolist() == [P, P, L] + [F] * 9
     assert right.position[1].tolist() == [0, 1, 2, 3, 4] + [0] * 7
     assert right.real[1].tolist() == [True] * 5 + [False] * 7
-    assert (right.start.tolist(), right.length.tolist()) == ([0, 0], [12, 5])
-    left = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=9, side="left")
-    assert left.ids[1].tolist() == [9] * 7 + [12, 3, 9, 4, 1]
-    assert left.position[1].tolist() == [0] * 7 + [0, 1, 2, 3, 4]
-    assert left.real[1].tolist() == [False] * 7 + [True] * 5
-    assert (left.start.tolist(), left.length.tolist()) == ([0, 7], [12, 5])
+    assert right.length.tolist() == [12, 5]
 
 
 # --- any problem -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("side", ["left", "right"])
 @given(texts=batches, rate=st.integers(1, 4), markers=st.sampled_from([ONE, THREE]))
 @settings(max_examples=25, deadline=None)
-def test_padding_moves_rows_and_changes_nothing_in_them(
-    layout: str, side: str, texts: Texts, rate: int, markers: Markers
-) -> None:
+def test_padding_changes_nothing_in_rows(layout: str, texts: Texts, rate: int, markers: Markers) -> None:
     batch = problems(texts)
-    together = lay_out(layout, batch, markers, rate=rate, side=side)
-    ends = (together.start + together.length).tolist()
+    together = lay_out(layout, batch, markers, rate=rate)
     for row, problem in enumerate(batch):
         single = lay_out(layout, [problem], markers, rate=rate)
         assert alone(together, row) == alone(single, 0)
-        assert ends[row] == together.ids.shape[1] if side == "left" else together.start[row] == 0
     assert (together.ids[~together.real] == PAD).all()
     assert not together.target[~together.real].any()
 
@@ -259,7 +235,7 @@ def test_ids_of_markers_and_padding_within_a_text_change_nothing(layout: str) ->
     usual = Spans(prompt=(11, 12, 13, 14), steps=((21, 22, 23, 24, 25),), answer=(31, 32, 1))
     nasty = Spans(prompt=(3, 4, PAD, 7), steps=((4, PAD, 3, 7, 5),), answer=(3, PAD, 4))
     expected, found = (lay_out(layout, [spans]) for spans in (usual, nasty))
-    for name in ("kind", "chunk", "position", "start", "length", "target"):
+    for name in ("kind", "chunk", "position", "length", "target"):
         assert torch.equal(getattr(expected, name), getattr(found, name))
     assert found.ids[0, :4].tolist() == [3, 4, PAD, 7]
 
@@ -269,16 +245,13 @@ def test_number_of_latents(length: int, rate: int, latents: int) -> None:
     assert latents_of(length, rate) == latents
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("build", [encoder_rows, decoder_rows, compact_rows])
-def test_places_and_counts_are_those_of_the_masks(build: Any, side: Any) -> None:
-    rows = build([EXAMPLE, Spans(prompt=(12,), steps=((19,),), answer=(1,))], ONE, rate=2, pad_id=PAD, side=side)
+def test_places_and_counts_are_those_of_the_masks(build: Any) -> None:
+    rows = build([EXAMPLE, Spans(prompt=(12,), steps=((19,),), answer=(1,))], ONE, rate=2, pad_id=PAD)
     flat = torch.arange(rows.ids.numel()).view_as(rows.ids)
     assert torch.equal(rows.slots_at, flat[rows.slots])
     assert torch.equal(rows.targets_at, flat[rows.target])
     assert rows.latents == tuple(rows.slots.sum(dim=1).tolist())
-    expected = None if side == "right" else rows.real.long()
-    assert (rows.padding_mask is None) if expected is None else torch.equal(rows.padding_mask, expected)
     # Each has an output before it in its own row.
     assert (torch.cat([rows.slots_at, rows.targets_at]) % rows.ids.shape[1] > 0).all()
 

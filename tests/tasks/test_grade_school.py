@@ -342,10 +342,10 @@ def test_it_is_a_word_task(hundred: str) -> None:
 
 
 def test_names_of_splits_are_clear(tmp_path: Path, hundred: str) -> None:
-    with pytest.raises(ValueError, match="2 test sets are named 'gsm'"):
+    with pytest.raises(ValueError, match="2 splits are named 'gsm'"):
         GradeSchoolConfig(train=hundred, tests=("a/gsm.json", "b/gsm.jsonl"))
     for name in ("train", "validation"):
-        with pytest.raises(ValueError, match=f"a test set is named '{name}'"):
+        with pytest.raises(ValueError, match=f"2 splits are named '{name}'"):
             GradeSchoolConfig(train=hundred, tests=(f"{name}.jsonl",))
     made = task(hundred)
     for ask in (made.size, lambda split: made.sample(split, [0])):
@@ -366,7 +366,8 @@ def test_a_typed_question_is_a_problem_without_chain(hundred: str) -> None:
 def test_a_name_that_is_no_file_is_read_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(name: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, Any]]:
+        assert not streaming
         asked.append((name, config, split))
         return [augmented(1), augmented(2)] if split == "train" else [WANTED]
 
@@ -379,7 +380,7 @@ def test_a_name_that_is_no_file_is_read_from_the_hub(monkeypatch: pytest.MonkeyP
 
 
 def test_a_name_unknown_to_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load_dataset(name: str, config: str | None, split: str) -> list[dict[str, Any]]:
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, Any]]:
         raise FileNotFoundError(f"{name} does not exist,\nor is gated")
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))

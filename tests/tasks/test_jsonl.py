@@ -194,7 +194,7 @@ def test_training_rows_that_ask_a_test_question_are_left_out_and_counted(tmp_pat
         ({"train": "a.csv", "tests": ("held_out.csv",)}, "2 splits are named 'held_out'"),
         ({"train": "a.csv", "tests": ("b.csv",), "test_rows": 5}, "test_rows is set, but tests names test sets"),
         ({"train": "a.csv", "test_rows": 0}, "test_rows is 0; it must be at least 1"),
-        ({"train": "a.csv", "validation_rows": -1}, "validation_rows is -1; it must be at least 0"),
+        ({"train": "a.csv", "validation_rows": -1}, "validation_rows is -1; it cannot be negative"),
         ({"train": "a.csv", "vocabulary": 100}, "vocabulary is 100; 4 markers and 256 bytes are 260"),
         ({"tests": ("a.csv",), "vocabulary": 300}, "train names no rows to learn it from"),
         ({"train": "a.csv", "grader": "maths"}, "grader is 'maths'; known are"),

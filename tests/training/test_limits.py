@@ -67,5 +67,5 @@ def test_a_full_disk_is_the_same_line_whoever_writes(
     said = str(error.value)
     assert said.startswith(f"{tmp_path} could not be written (")
     assert reason in said
-    assert "make room there, or give access, and run the same command again" in said
+    assert "free space there, or give access, and run the same command again" in said
     assert "\n" not in said

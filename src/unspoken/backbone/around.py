@@ -1,10 +1,13 @@
-"""Models around another one of any family: the library may do with them what it may do with that one."""
+"""Models that wrap a model of any family, and support what that family supports in transformers."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from unspoken.backbone.folder import StrictLoading
 
 
 class Around(PreTrainedModel):
@@ -20,8 +23,8 @@ class Around(PreTrainedModel):
 
     @property
     def _inner(self) -> Any:
-        found = AutoModel._model_mapping[type(self._inner_config)]
-        return found[0] if isinstance(found, tuple) else found
+        classes = AutoModel._model_mapping[type(self._inner_config)]
+        return classes[0] if isinstance(classes, tuple) else classes
 
     @property
     def _supports_sdpa(self) -> bool:
@@ -41,10 +44,30 @@ class Around(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Never: of custom code the library leaves buffers that are not saved as they come out of the allocator."""
+        """Never: the library leaves unsaved buffers of custom code uninitialised."""
         return False
 
     def _grouped_mm_can_dispatch(self) -> bool:
         if not self._inner._can_set_experts_implementation():
             raise ValueError(f"{self._inner.__name__} has no experts to choose an implementation of")
         return True
+
+
+class AroundDecoder(Around, StrictLoading):
+    """A model around a causal language model, its ``decoder``, whose configuration is ``config.base_config``."""
+
+    # Not "decoder": its weights are renamed as its family's are, and once is enough.
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    decoder: PreTrainedModel
+
+    @property
+    def _inner_config(self) -> PreTrainedConfig:
+        base: PreTrainedConfig = self.config.base_config
+        assert isinstance(base, PreTrainedConfig)  # the library fills in a missing one
+        return base
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table of the decoder."""
+        table: nn.Module = self.decoder.get_input_embeddings()
+        return table

@@ -1,7 +1,7 @@
-"""Masks of our own for any transformers model, with what its layers keep of a row taken into account.
+"""Masks of our own for any transformers model, with the sliding windows of its layers.
 
-The library passes a mask of four axes on to every layer as it is, so a layer with a sliding window would look at
-everything. Here each kind of layer gets a mask of its own.
+The library passes a mask of four axes unchanged to every layer, so a layer with a sliding window would see the full
+row. Here each kind of layer gets a mask of its own.
 
 Axes: B batch, T tokens.
 """
@@ -34,8 +34,8 @@ def attention_mask(mod: MaskMod, positions: Int[Tensor, "B T"], model: PreTraine
 
     Args:
         mod: who may see whom.
-        positions: of every token, on the device of the model. A sliding window counts in these, so tokens that share
-            a position take up one place of it.
+        positions: of every token, on the device of the model. A sliding window is counted in positions, so tokens that
+            share one count once.
         model: any transformers model.
 
     Returns:

@@ -1,8 +1,8 @@
-"""What a model must be so that a method around it is right, found out by running it on a few tokens.
+"""Properties that a model must have so that a method computes the right thing with it, tested on a few tokens.
 
-Nothing here knows a family by name. Each property is a function that asks the model itself, in the way in which the
-methods use it; a method needs some of them, and is refused in one line where one is missing. What was found is kept on
-disk, by everything that it depends on.
+No family is known by name. Each property is a function that runs the model as the methods do. A method states the
+properties that it needs and is refused in one line where one is missing. Results are cached on disk, under a hash of
+all that they depend on.
 
 Axes: B batch, T tokens, D width, V vocabulary.
 """
@@ -62,11 +62,11 @@ class Needs:
     properties: tuple[str, ...]
 
 
-Wrong = dict[str, str]  # a property that is missing, and what is wrong
+Wrong = dict[str, str]  # names of missing properties to what is wrong
 _FLOAT32 = 2e-4  # two ways to sum the same numbers differ by this much at most, relative to the largest
-_REACH = 3  # positions that a layer with a limited reach keeps while it is asked
-_REACHES = ("sliding_window", "attention_chunk_size", "index_topk")  # what configs call it
-# Of a config, what names the model or its tokens, and what changes while it is trained and saved.
+_REACH = 3  # positions that a layer with a limited reach sees during the tests
+_REACHES = ("sliding_window", "attention_chunk_size", "index_topk")  # names of that limit in configs
+# Keys of a config that name the model or its tokens, or change while it is trained and saved.
 _NO_PART = (
     *("_name_or_path", "architectures", "dtype", "transformers_version", "use_cache"),
     *("pad_token_id", "bos_token_id", "eos_token_id"),
@@ -77,12 +77,12 @@ _known: dict[str, Wrong] = {}
 def require(model: PreTrainedModel, method: Method | Needs) -> None:
     """Refuse a model around which a method would be wrong.
 
-    The first time it takes about as long as twenty short passes, and the time to copy weights that are not in float32;
-    afterwards nothing. Our own decoder is known to be right.
+    The first call takes about as long as twenty short passes, and a copy of weights that are not in float32; later ones
+    take no time. Our own decoder is known to be right.
 
     Args:
         model: a causal language model; its stack alone for a JEPA-Reasoner.
-        method: what is to be put around it.
+        method: that will use it.
 
     Raises:
         ValueError: a property is missing; names it, the model and the methods that do not need it.
@@ -106,24 +106,24 @@ def _needs(method: Method | Needs) -> Needs:
 
 
 def missing(model: PreTrainedModel) -> Wrong:
-    """The properties that a model has not, each with a sentence that names it."""
+    """The properties that a model does not have, each with a sentence that names it."""
     if isinstance(model, UnspokenForCausalLM | UnspokenModel) or model.device.type == "meta":
         return {}
     key = _key(model)
     if key not in _known:
-        kept = _read(key)
-        if kept is None:
-            kept = _ask(model)
-            _write(key, kept)
-        _known[key] = kept
+        answers = _read(key)
+        if answers is None:
+            answers = _ask(model)
+            _write(key, answers)
+        _known[key] = answers
     return _known[key]
 
 
-# --- what was found before ---------------------------------------------------------------------------------------
+# --- cached results ---------------------------------------------------------------------------------------
 
 
 def _key(model: PreTrainedModel) -> str:
-    """Everything that the properties depend on; weights have no part in them."""
+    """A hash of all that the properties depend on; weights are not among it."""
     config = {name: value for name, value in model.config.to_dict().items() if name not in _NO_PART}
     facts = {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
@@ -147,14 +147,14 @@ def _folder() -> Path:
 
 def _read(key: str) -> Wrong | None:
     try:
-        found = json.loads((_folder() / f"{key}.json").read_text())
+        content = json.loads((_folder() / f"{key}.json").read_text())
     except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home
         return None
-    return found if isinstance(found, dict) and all(isinstance(text, str) for text in found.values()) else None
+    return content if isinstance(content, dict) and all(isinstance(text, str) for text in content.values()) else None
 
 
 def _write(key: str, wrong: Wrong) -> None:
-    """Keep what was found, where that is possible."""
+    """Cache a result if the folder can be written."""
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,7 +166,7 @@ def _write(key: str, wrong: Wrong) -> None:
         return
 
 
-# --- asking ------------------------------------------------------------------------------------------------------
+# --- running the tests ------------------------------------------------------------------------------------------------------
 
 
 class _Lacking(Exception):
@@ -174,19 +174,19 @@ class _Lacking(Exception):
 
 
 def _ask(model: PreTrainedModel) -> Wrong:
-    """Run every question. The model, the random numbers and the warnings of the caller are left as they are."""
+    """Test every property. The model, the random state and the warning filters of the caller stay as they are."""
     modes = {module: module.training for module in model.modules()}
     subject = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
     devices = [model.device] if model.device.type == "cuda" else []
     with _short(subject.config), _uncompiled(subject), torch.random.fork_rng(devices), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         first, second = (_Probe(subject.eval(), seed=seed) for seed in (0, 1))
-        found = {name: _answer(name, first) for name in _PROPERTIES}
-        # Where two experts are equally good for a token, rounding chooses: nothing is missing on one row alone.
-        again = {name: _answer(name, second) for name, text in found.items() if text is not None}
+        first_answers = {name: _answer(name, first) for name in _PROPERTIES}
+        # Where two experts tie for a token, rounding chooses between them, so a property must fail on two rows.
+        second_answers = {name: _answer(name, second) for name, text in first_answers.items() if text is not None}
     for module, training in modes.items():
         module.training = training
-    return {name: text for name, text in again.items() if text is not None}
+    return {name: text for name, text in second_answers.items() if text is not None}
 
 
 def _answer(name: str, probe: _Probe) -> str | None:
@@ -211,12 +211,12 @@ def _first(error: Exception) -> str:
 
 @contextmanager
 def _short(config: PreTrainedConfig) -> Iterator[None]:
-    """Shorten what layers keep of a row, so that a few tokens show how they do it."""
+    """Shorten the reach of layers, so that a few tokens exceed it."""
     config = config.get_text_config()
     places = getattr(config, "max_position_embeddings", None) or float("inf")
-    found = {name: getattr(config, name, None) for name in _REACHES}
+    reaches = {name: getattr(config, name, None) for name in _REACHES}
     # A reach beyond the last position is none.
-    before = {name: value for name, value in found.items() if isinstance(value, int) and _REACH < value < places}
+    before = {name: value for name, value in reaches.items() if isinstance(value, int) and _REACH < value < places}
     for name in before:
         setattr(config, name, _REACH)
     try:
@@ -228,10 +228,7 @@ def _short(config: PreTrainedConfig) -> Iterator[None]:
 
 @contextmanager
 def _uncompiled(model: PreTrainedModel) -> Iterator[None]:
-    """Plain attention in the place of FlexAttention, which would compile a kernel for every length.
-
-    Both are given the same masks.
-    """
+    """Plain attention, with the same masks, instead of FlexAttention, which would compile a kernel for every length."""
     before = model.config._attn_implementation
     if before != "flex_attention":
         yield
@@ -258,7 +255,7 @@ def _same(given: Tensor, expected: Tensor, limit: float = _FLOAT32) -> None:
 class _Probe:
     """A model, and a few rows for it.
 
-    Two prompts of 4 and 6 tokens, each followed by 3 latents. What several questions look at is computed once.
+    Two prompts of 4 and 6 tokens, each followed by 3 latents. Outputs that several tests need are computed once.
     """
 
     def __init__(self, model: PreTrainedModel, *, seed: int) -> None:
@@ -279,7 +276,7 @@ class _Probe:
 
     @cached_property
     def refusal(self) -> str | None:
-        """What the model makes of vectors that are no rows of its table."""
+        """The error of the model for vectors that are not rows of its table; None if it takes them."""
         try:
             self.run(self.mixed[0])
         except Exception as error:
@@ -314,7 +311,7 @@ class _Probe:
 
     @cached_property
     def masked(self) -> tuple[Tensor, Tensor]:
-        """Outputs for the long row when three more tokens stand in it that it may not see: these, and then others."""
+        """Outputs for the long row with three hidden tokens in it, and again with three others."""
         one, two = (_masked(self, hidden_TD) for hidden_TD in self.latents_2LD)
         return one, two
 
@@ -409,13 +406,13 @@ def _scores(probe: _Probe) -> None:
 
 
 def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
-    """Outputs for the long row with three more tokens in its middle, which nothing but they themselves may see."""
+    """Outputs for the long row with three more tokens in its middle, which only they themselves may see."""
     first, row = 3, torch.cat([probe.rows(probe.long), probe.latents_2LD[1]])
     last = first + len(hidden_TD)
     inputs = torch.cat([row[:first], hidden_TD, row[first:]])
-    place = torch.arange(len(inputs), device=inputs.device)
-    aside = (place >= first) & (place < last)
-    positions = torch.where(place < last, place, place - len(hidden_TD))
+    position = torch.arange(len(inputs), device=inputs.device)
+    aside = (position >= first) & (position < last)
+    positions = torch.where(position < last, position, position - len(hidden_TD))
     mask = attention_mask(
         lambda _b, _h, q, kv: (kv <= q) & (~aside[kv] | (aside[q] & aside[kv])), positions[None], probe.stack
     )
@@ -423,7 +420,7 @@ def _masked(probe: _Probe, hidden_TD: Tensor) -> Float[Tensor, "T D"]:
 
 
 def _obeys_masks(probe: _Probe) -> None:
-    # What is not seen has no effect at all, but that experts sum in another order.
+    # Hidden tokens have no effect, except that experts sum in another order.
     _same(*probe.masked, _FLOAT32 / 10)
 
 
@@ -447,12 +444,12 @@ def _trains_through_its_cache(probe: _Probe) -> None:
             past = read.shape[1] - new.shape[1]
             how: dict[str, Any] = {"inputs_embeds": read * 1, "use_cache": False}
             if cached:
-                place = torch.arange(past, read.shape[1], device=new.device)[None]
-                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": place}
+                position = torch.arange(past, read.shape[1], device=new.device)[None]
+                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": position}
             hidden = probe.stack(**how).last_hidden_state[:, -1:]
             read, new = torch.cat([read, hidden], dim=1), hidden
-        (found,) = torch.autograd.grad((hidden * weights).sum(), prompt)
-        return found
+        (prompt_gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)
+        return prompt_gradient
 
     _same(gradient(cached=True), gradient(cached=False), 20 * _FLOAT32)
 

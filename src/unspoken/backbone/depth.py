@@ -10,8 +10,8 @@ from unspoken.backbone.modeling import UnspokenModel
 
 
 @torch.no_grad()
-def require_same_blocks(whole: PreTrainedModel, cut: PreTrainedModel) -> None:
-    """Refuse first blocks that compute something else than they did in the model that they were cut out of.
+def require_same_blocks(full: PreTrainedModel, cut: PreTrainedModel) -> None:
+    """Refuse first blocks that compute something else than in the model that they were cut out of.
 
     Raises:
         ValueError: a block depends on how many there are, or the blocks are not found.
@@ -19,29 +19,29 @@ def require_same_blocks(whole: PreTrainedModel, cut: PreTrainedModel) -> None:
     if isinstance(cut, UnspokenModel) or cut.device.type == "meta":
         return
     count = getattr(cut.config, "num_hidden_layers", None)
-    if count is None or count == whole.config.num_hidden_layers:
+    if count is None or count == full.config.num_hidden_layers:
         return
     inputs = cut.get_input_embeddings()(torch.arange(3, 9)[None])
-    there, here = (_after_block(model, count, inputs.clone()) for model in (whole, cut))
+    there, here = (_after_block(model, count, inputs.clone()) for model in (full, cut))
     if not torch.allclose(there, here, rtol=1e-3, atol=1e-3 * float(there.abs().max())):
         raise ValueError(
-            f"the first {count} blocks of {type(whole).__name__} compute something else without those above them; "
+            f"the first {count} blocks of {type(full).__name__} compute something else without those above them; "
             "set blocks to null, or take another model"
         )
 
 
 def _after_block(model: PreTrainedModel, count: int, inputs: Tensor) -> Tensor:
-    """What the block of that number, counted from 1, makes of some inputs."""
+    """Outputs of a block, counted from 1, for some inputs."""
     size = model.config.num_hidden_layers
-    lists = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == size]
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == size]
     if not lists:
         raise ValueError(
             f"the blocks of {type(model).__name__} are not found, so they cannot be counted; set blocks to null"
         )
-    found: list[Tensor] = []
+    captured: list[Tensor] = []
 
     def keep(_block: nn.Module, _inputs: object, outputs: Tensor | tuple[Tensor, ...]) -> None:
-        found.append(outputs if isinstance(outputs, Tensor) else outputs[0])
+        captured.append(outputs if isinstance(outputs, Tensor) else outputs[0])
 
     training = model.training
     hook = lists[0][count - 1].register_forward_hook(keep)
@@ -50,4 +50,4 @@ def _after_block(model: PreTrainedModel, count: int, inputs: Tensor) -> Tensor:
     finally:
         hook.remove()
         model.train(training)
-    return found[0]
+    return captured[0]

@@ -1,7 +1,7 @@
-"""What a published folder promises: every weight is there, none is foreign, and no file was changed.
+"""Published folders: all weights are there, no others, and no file was changed.
 
 ``run.json`` is written last, after the files it lists are on disk, so a folder without it is not finished. It holds a
-hash of each file, and a digest of what else it records.
+hash of each file and a digest of its other entries.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from unspoken.storage import sync, write_json
 
 MANIFEST = "run.json"
 
-# What transformers would read beside, or in place of, the files that a manifest lists.
+# Files that transformers would read besides, or instead of, those that a manifest lists.
 _DECIDES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"),
     *("adapter_*", "*.py", "*.so", "*config*.json", "*.index.json", "*.jinja", "chat_template*"),
     *("*token*.json", "vocab*", "merges*", "*.model", "*.tiktoken", "tekken.json"),
 )
-# Of a manifest, what its digest leaves out: the hashes, each of which is checked by itself, and the digest.
+# Keys of a manifest that its digest leaves out: the hashes, which are checked one by one, and the digest itself.
 _UNDIGESTED = ("files", "digest")
 # Hashes by device, inode, size and the times of the last changes.
 _hashes: dict[tuple[int, ...], str] = {}
@@ -45,8 +45,8 @@ def file_hash(path: Path) -> str:
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _known_hash(path: Path) -> str:
@@ -54,24 +54,24 @@ def _known_hash(path: Path) -> str:
     before, begun = _state(path), time.time_ns()
     if before in _hashes:
         return _hashes[before]
-    found = file_hash(path)
+    digest = file_hash(path)
     # A file system's clock has steps: a change just after another may leave the same times, so a young file is read
     # again.
     if _state(path) == before and begun - max(before[3:]) > 2e9:
-        _hashes[before] = found
-    return found
+        _hashes[before] = digest
+    return digest
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Sync every file of the folder, then write the manifest with their hashes, itself atomically."""
-    # What a kill or a full disk left of an earlier one must not be listed.
+    # An unfinished manifest that a kill or a full disk left must not be listed.
     (folder / f".{MANIFEST}.tmp").unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     for path in files:
         sync(path)
     hashes = {str(path.relative_to(folder)): file_hash(path) for path in files}
-    kept = {name: value for name, value in content.items() if name not in _UNDIGESTED}
-    write_json(folder / MANIFEST, {**kept, "files": hashes, "digest": _digest(kept)})
+    digested = {name: value for name, value in content.items() if name not in _UNDIGESTED}
+    write_json(folder / MANIFEST, {**digested, "files": hashes, "digest": _digest(digested)})
 
 
 def _digest(content: Mapping[str, Any]) -> str:
@@ -96,14 +96,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise FolderError(f"{path} is damaged: it lists no files")
     # Older folders have no digest.
-    kept = {name: value for name, value in manifest.items() if name not in _UNDIGESTED}
-    if "digest" in manifest and manifest["digest"] != _digest(kept):
+    digested = {name: value for name, value in manifest.items() if name not in _UNDIGESTED}
+    if "digest" in manifest and manifest["digest"] != _digest(digested):
         raise FolderError(f"{path} was changed after it was written (its digest differs); restore it or train again")
     return manifest
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder; what a kill leaves of it no longer says that it is finished."""
+    """Remove a folder, its manifest first, so that a kill leaves no folder that looks finished."""
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
 
@@ -139,7 +139,7 @@ def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
 
 
 def _unlisted(folder: Path, listed: Mapping[str, str]) -> Iterator[Path]:
-    """What transformers would read and is not listed; of folders in the folder, it looks into these two."""
+    """Unlisted files that transformers would read, in the folder and in two of its sub-folders."""
     for path in sorted(
         (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("custom_generate/*"))
     ):
@@ -153,8 +153,8 @@ def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
 
     Args:
         source: folder or name on the hub, for the message.
-        info: what ``from_pretrained`` returns for ``output_loading_info``, where what the library itself lets a model
-            leave out (tied weights, ``_keys_to_ignore_on_load_missing``) is left out.
+        info: of ``from_pretrained`` with ``output_loading_info``; it does not list weights that the library allows to
+            be missing (tied weights, ``_keys_to_ignore_on_load_missing``).
 
     Raises:
         ValueError: a weight is missing, unexpected or wrongly shaped; the message names the first few.
@@ -172,8 +172,8 @@ def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
 def _described(key: Any) -> str:
     if isinstance(key, str):
         return key
-    name, found, wanted = key
-    return f"{name} ({list(found)} in the weights, {list(wanted)} by config.json)"
+    name, stored, configured = key
+    return f"{name} ({list(stored)} in the weights, {list(configured)} by config.json)"
 
 
 class StrictLoading(PreTrainedModel):
@@ -197,13 +197,13 @@ class StrictLoading(PreTrainedModel):
         return (model, info) if wants_info else model  # type: ignore[return-value]
 
 
-# --- folders that appear whole --------------------------------------------------------------------------------------
+# --- atomic folders --------------------------------------------------------------------------------------
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
     """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
-    found = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
-    return sorted(found, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
+    folders = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
+    return sorted(folders, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
 
 
 def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
@@ -216,7 +216,7 @@ def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a stage needs only while it runs."""
+    """Remove files that a stage needs only while it runs."""
     for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
         if leftover.is_dir():
             remove(leftover)

@@ -1,10 +1,9 @@
-"""How every model, configuration and tokenizer is read, out of a folder or off the hub: strictly, or not at all.
+"""Strict loading of every model, configuration and tokenizer, from a folder or the hub.
 
-transformers warns of weights that are missing, reads what else lies in a folder (adapters, pickles), offers to run
-Python code out of it, and meets a damaged file with whatever its parsers raise. Here all of that is a `FolderError` of
-one line. A folder with a manifest is compared with it first. Of a folder without one, what cannot be seen is a change
-that leaves a possible model: other numbers in the weights, another base of the positions, the tokenizer of another
-model (see docs/footguns.md).
+transformers only warns of missing weights, reads adapters and pickles in a folder, offers to run Python code from it,
+and raises various errors for damaged files. Here each of these is a `FolderError` of one line. A folder with a manifest
+is compared with it first. In a folder without one, a change that leaves a valid model goes unnoticed: other numbers in
+the weights, another base of the positions, the tokenizer of another model (see docs/footguns.md).
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from transformers.utils import (
 from unspoken.backbone.folder import MANIFEST, FolderError, check_keys, verify
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# Of names on the hub, the folders in its cache.
+# Names on the hub to folders in its cache.
 _snapshots: dict[str, Path] = {}
 _SAFE = (".safetensors", ".safetensors.index.json")
 _RESTORE = "restore it, or remove and download it again"
@@ -95,7 +94,7 @@ def load_tokenizer(source: str | Path, **settings: Any) -> PreTrainedTokenizerBa
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             source, trust_remote_code=False, **_pinned(source, folder), **settings
         )
-        tokenizer("1 + 1 \N{SNOWMAN}")  # one that does not fit its vocabulary fails at what is not in it
+        tokenizer("1 + 1 \N{SNOWMAN}")  # fails where tokenizer and vocabulary do not belong together
     return tokenizer
 
 
@@ -108,8 +107,8 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
         settings: passed on: ``dtype``, ``attn_implementation``, ``device_map`` and so on.
 
     Raises:
-        ValueError: as `load_config`; or a file differs from the manifest, is damaged or is one too many; a weight is
-            missing, unexpected, wrongly shaped or not finite; there are no safetensors; or it is an adapter alone.
+        ValueError: as `load_config`; or a file differs from the manifest, is damaged or not listed; a weight is missing,
+            unexpected, wrongly shaped or not finite; there are no safetensors; or the folder holds an adapter alone.
     """
     config, folder = load_config(source), _folder(source)
     if os.path.lexists(folder / MANIFEST):
@@ -131,7 +130,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
             **settings,
         )
     check_keys(source, info)
-    # Where it cannot be read, the library makes another up in silence.
+    # The library silently replaces a file that it cannot read.
     if os.path.lexists(folder / GENERATION_CONFIG_NAME):
         _json(folder / GENERATION_CONFIG_NAME)
     if not getattr(model, "is_quantized", False):
@@ -141,11 +140,11 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
     return model
 
 
-# --- where things are ------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------
 
 
 def _folder(source: str | Path) -> Path:
-    """The folder itself, compared with its manifest but for the weights; or that of the hub's cache, once it is there.
+    """The folder, its files but for the weights compared with the manifest; of a name on the hub, that of the cache.
 
     Raises:
         ValueError: there is nothing of that name, or a file differs from the manifest.
@@ -163,20 +162,20 @@ def _folder(source: str | Path) -> Path:
     if known is not None and (known / CONFIG_NAME).is_file():
         return known
     with _one_line(source, None, "give a folder, or a model's name while the hub can be reached"):
-        found = cached_file(source, CONFIG_NAME)
-    if found is None:
+        config = cached_file(source, CONFIG_NAME)
+    if config is None:
         raise FolderError(f"{source} has no {CONFIG_NAME} on the hub; choose a model of transformers")
-    _snapshots[source] = Path(found).parent
+    _snapshots[source] = Path(config).parent
     return _snapshots[source]
 
 
 def _pinned(source: str | Path, folder: Path) -> dict[str, Any]:
-    """Of a name on the hub, the commit in the cache, so that all files are of one and the hub is asked less often."""
+    """The cached commit of a name on the hub, so that all files are of one commit and fewer requests are sent."""
     return {} if Path(source).is_dir() else {"revision": folder.name}
 
 
 def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path:
-    """The file of the weights, or the index of several; off the hub it is downloaded here.
+    """The file of the weights, or the index of several; from the hub it is downloaded here.
 
     Raises:
         ValueError: there is none, or more than one.
@@ -185,29 +184,29 @@ def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path
     for shard in sorted(folder.glob("shard-*-model-*.safetensors")):
         raise FolderError(f"{shard} is of a distributed checkpoint, which is not read; save the model in one piece")
     chosen = getattr(config, "transformers_weights", None)
-    found = []
+    files = []
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if chosen is None else (str(chosen),):
         with _one_line(source, folder, _RESTORE):
             path = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_pinned(source, folder))
-        found += [] if path is None else [Path(path)]
-        if found and not local:
+        files += [] if path is None else [Path(path)]
+        if files and not local:
             break
-    if not found and local and not list(folder.glob("*.bin")):
+    if not files and local and not list(folder.glob("*.bin")):
         raise FolderError(f"{folder / SAFE_WEIGHTS_NAME} is missing; {_RESTORE}")
-    if not found or not found[0].name.endswith(_SAFE):
+    if not files or not files[0].name.endswith(_SAFE):
         raise FolderError(
             f"{source} has no {SAFE_WEIGHTS_NAME}; a pickle (pytorch_model.bin) is never read, since it can run code: "
             "convert one that you trust, AutoModelForCausalLM.from_pretrained(OLD, use_safetensors=False)"
             ".save_pretrained(NEW)"
         )
-    if len(found) > 1:
+    if len(files) > 1:
         raise FolderError(
-            f"{folder} holds both {found[0].name} and {found[1].name}; remove the one that is not the model's"
+            f"{folder} holds both {files[0].name} and {files[1].name}; remove the one that is not the model's"
         )
-    for file in _shards(found[0]) if local else ():
+    for file in _shards(files[0]) if local else ():
         if not file.is_file():
-            raise FolderError(f"{file} is missing, but {found[0]} lists it; {_RESTORE}")
-    return found[0]
+            raise FolderError(f"{file} is missing, but {files[0]} lists it; {_RESTORE}")
+    return files[0]
 
 
 def _shards(weights: Path) -> list[Path]:
@@ -220,21 +219,21 @@ def _shards(weights: Path) -> list[Path]:
     return [weights.parent / name for name in sorted(set(map(str, places.values())))]
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------
 
 
 def _refuse_adapters(source: str | Path, folder: Path) -> None:
     with _one_line(source, folder, _RESTORE):
-        found = find_adapter_config_file(str(source), **_pinned(source, folder))
-    if found is not None:
+        adapter = find_adapter_config_file(str(source), **_pinned(source, folder))
+    if adapter is not None:
         raise FolderError(
-            f"{found} makes {source} an adapter, which is not read; merge it into its model and save that "
+            f"{adapter} makes {source} an adapter, which is not read; merge it into its model and save that "
             "(merge_and_unload and save_pretrained of peft)"
         )
 
 
 def _refuse_giants(files: list[Path], auto: Any, config: PreTrainedConfig) -> None:
-    """The library makes room for every weight before it compares shapes: a digit too many ends in no memory."""
+    """The library allocates every weight before it compares shapes: with a digit too many, memory runs out."""
     if not all(file.is_file() for file in files):
         return  # not yet downloaded
     held = 0
@@ -256,9 +255,9 @@ def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
     for file in files:
         with safe_open(file, framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                wanted = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
+                weight = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
                 dtype = opened.get_slice(name).get_dtype()
-                if wanted is not None and wanted.is_floating_point() and not dtype.startswith(("F", "BF")):
+                if weight is not None and weight.is_floating_point() and not dtype.startswith(("F", "BF")):
                     raise FolderError(
                         f"{file} holds {name} as {dtype}, where numbers with a fraction belong; restore it"
                     )
@@ -266,7 +265,7 @@ def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
 
 def _refuse_infinite(source: str | Path, model: PreTrainedModel) -> None:
     for name, weight in model.state_dict().items():
-        # Only a finite sum has finite parts, and it takes one pass. Types of one byte are those of quantised models.
+        # A finite sum proves finite values in one pass. Types of one byte belong to quantised models.
         if not weight.is_floating_point() or weight.element_size() == 1 or weight.is_meta:
             continue
         if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
@@ -290,7 +289,7 @@ def _downloads(settings: Any, *, chooses: bool = False) -> Iterator[str]:
 
 @contextmanager
 def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[None]:
-    """Name the file that is to blame for whatever the library raises, which may be of any type."""
+    """Turn an error of the library, of any type, into one that names the damaged file."""
     try:
         yield
     except (FolderError, torch.OutOfMemoryError):
@@ -307,7 +306,7 @@ def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[
 
 @contextmanager
 def _no_table() -> Iterator[None]:
-    """Without the table of wrong weights that the library logs: `check_keys` puts it into one line."""
+    """Suppress the table of wrong weights that the library logs; `check_keys` names them in one line."""
     log = logging.getLogger("transformers.modeling_utils")
 
     def other(record: logging.LogRecord) -> bool:

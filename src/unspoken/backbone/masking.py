@@ -1,4 +1,4 @@
-"""Attention masks that are made without a look at what is in the batch."""
+"""Attention masks that are made without reading the values of a batch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _KINDS = {"sdpa": masking_utils.sdpa_mask, "eager": masking_utils.eager_mask}
 
 @contextmanager
 def masks_unread() -> Iterator[None]:
-    """Inside, models read nothing out of masks, positions or tokens: each time makes the host wait for the device.
+    """Inside, the host reads no values of masks, positions or tokens, since each reading waits for the device.
 
-    The library reads a padding mask to leave out one of all ones, positions to find out whether a row holds several
-    sequences, and tokens to warn of padding without a mask. Rows of ours hold one sequence, and they are given no mask
-    only where none is needed, see `unspoken.places.padding_mask`.
+    The library reads a padding mask to drop one of all ones, positions to detect rows of several sequences, and tokens
+    to warn of padding without a mask. Our rows hold one sequence, and have no mask only where none is needed, see
+    `unspoken.places.padding_mask`.
     """
     with ExitStack() as stack:
         stack.enter_context(_replaced(masking_utils, "find_packed_sequence_indices", lambda _: None))

@@ -348,9 +348,9 @@ class UnspokenForCausalLM(UnspokenPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         h_BTD = outputs.last_hidden_state
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
-        if not isinstance(kept, int):
-            h_BTD = h_BTD[:, kept]
+        columns = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else logits_to_keep
+        if not isinstance(columns, int):
+            h_BTD = h_BTD[:, columns]
         logits_BTV = self.lm_head(h_BTD)
         loss = None
         if labels is not None:

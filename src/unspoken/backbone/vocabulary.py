@@ -1,4 +1,4 @@
-"""Both ends of a causal language model: what a token is at the first block, and what turns an output into scores.
+"""Both ends of a causal language model: the input table, and the head that turns an output into scores.
 
 Axes: N slots, D width, V vocabulary.
 """
@@ -24,7 +24,7 @@ _is_matrix: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class AskedHead:
-    """The head of a model that does more than one product, with all that it does: biases, caps, scales, layers."""
+    """The head of a model that is more than one matrix: with biases, caps, scales or layers, all of them applied."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -35,7 +35,7 @@ class AskedHead:
 
     def __call__(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """The scores that the model makes of outputs of its stack."""
-        # A second model of the same modules, since others may be running the first one.
+        # A second model of the same modules, since another thread may be running the first one.
         alone = copy.copy(self.model)
         alone._modules = {**self.model._modules, self.model.base_model_prefix: _Given(self.model.base_model)}
         # The class's forward: a trainer may have wrapped the instance's.
@@ -94,7 +94,7 @@ def _has_matrix_alone(model: PreTrainedModel) -> bool:
         return False
     with torch.autocast(head.weight.device.type, enabled=False):
         hidden = torch.linspace(-1, 1, head.in_features, dtype=head.weight.dtype, device=head.weight.device)[None]
-        # A cap shows on scores that are large, and a constant on no output at all.
+        # Large scores reveal a cap, and an output of zeros a constant.
         hidden = hidden * (1000 / F.linear(hidden, head.weight).abs().max().clamp(min=1e-6))
         expected = F.linear(hidden, head.weight)
         asked = AskedHead(model)
@@ -104,7 +104,7 @@ def _has_matrix_alone(model: PreTrainedModel) -> bool:
 
 @dataclass
 class _Output(ModelOutput):
-    """Outputs of a stack of which nothing but the last layer's is known."""
+    """Outputs of a stack: the last layer's, and None for every other."""
 
     last_hidden_state: Tensor | None = None
 
@@ -114,16 +114,16 @@ class _Output(ModelOutput):
 
 
 class _Given(nn.Module):
-    """Stands where the stack of a causal language model stands, and returns its inputs as outputs."""
+    """Replaces the stack of a causal language model and returns its inputs as outputs."""
 
     def __init__(self, stack: nn.Module) -> None:
         super().__init__()
         self.__dict__["stack"] = stack  # not a part of this module
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.__dict__["stack"], name)
+        attribute = getattr(self.__dict__["stack"], name)
         # Some heads stand on a part of the stack.
-        return _Given(found) if isinstance(found, PreTrainedModel) else found
+        return _Given(attribute) if isinstance(attribute, PreTrainedModel) else attribute
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
         return _Output(last_hidden_state=inputs_embeds)

@@ -1,1 +1,1 @@
-"""One room per method. A room imports the hall below it (backbone, reasoning, tasks, chain), never another room."""
+"""One package a method. None imports another one; what several share lies beside them in this folder."""

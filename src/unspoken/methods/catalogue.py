@@ -132,7 +132,7 @@ def teacher(folder: Path, prompt_format: PromptFormat, *, device: torch.device) 
         ValueError: as `unspoken.backbone.loading.load_pretrained`.
     """
     for method in methods():
-        found = method.teacher(folder, prompt_format, device=device)
-        if found is not None:
-            return found
+        result = method.teacher(folder, prompt_format, device=device)
+        if result is not None:
+            return result
     return None

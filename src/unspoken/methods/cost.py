@@ -24,7 +24,7 @@ class Lengths:
     """Mean numbers of tokens of a problem.
 
     Attributes:
-        prompt: with the open marker behind it.
+        prompt: with the open marker.
         chain: of the explicit chain.
         end: of the marker that ends it.
         answer: with its end-of-sequence token.
@@ -38,8 +38,8 @@ class Lengths:
     steps: float = 1.0
 
     @property
-    def whole(self) -> float:
-        """Tokens of the row that an explicit model reads."""
+    def total(self) -> float:
+        """Tokens of a row with all of them."""
         return self.prompt + self.chain + self.end + self.answer
 
 
@@ -84,16 +84,16 @@ class StackPass:
         """
         twice = self.graded and again
         weights = 0
-        for part in self.stack.modules():
-            if isinstance(part, nn.Linear | Conv1D):
-                times = 1 + twice + (self.graded + part.weight.requires_grad if self.graded else 0)
-                weights += times * part.weight.numel()
+        for module in self.stack.modules():
+            if isinstance(module, nn.Linear | Conv1D):
+                times = 1 + twice + (self.graded + module.weight.requires_grad if self.graded else 0)
+                weights += times * module.weight.numel()
         seen = ((self.positions + 1) / 2 if self.causal else self.positions) + self.across
         channels = 4 * attention_width(self.stack.config) * seen
         return self.positions * (2 * weights + (3 + twice if self.graded else 1) * channels)
 
-    def kept(self, width: int, *, eager: bool, checkpointing: bool) -> float:
-        """Bytes a row that are kept for the backward pass, about.
+    def saved_bytes(self, width: int, *, eager: bool, checkpointing: bool) -> float:
+        """Bytes a row that are kept for the backward pass, approximately.
 
         A block keeps the residual stream in float32 before its two norms and, in ``width`` bytes, what goes into its
         matrices: normed inputs, queries and keys before and after the rotation, values, what attention returns, and the
@@ -125,7 +125,7 @@ class Scores:
     Attributes:
         head: what scores them.
         made: positions whose scores the model returns; 0 where the loss makes its own.
-        supervised: positions whose scores are looked at.
+        supervised: positions whose scores have a target.
         graded: gradients flow through.
         products: with a matrix as large as the head, a position.
         pieces: made a piece at a time, and again in the backward pass.
@@ -144,7 +144,7 @@ class Scores:
         times = 1 + again + (1 + self.head.requires_grad if self.graded else 0)
         return 2 * self.head.numel() * self.products * max(self.made, self.supervised) * times
 
-    def kept(self, rows: float, width: int) -> float:
+    def saved_bytes(self, rows: float, width: int) -> float:
         """Bytes of ``rows`` rows: scores, the supervised ones once more in float32, and their logarithms."""
         at_once = (
             min(rows * self.supervised, positions_at_once(len(self.head))) if self.pieces else rows * self.supervised

@@ -1,7 +1,7 @@
 """What a method supplies to training: stages, each a frozen dataclass that is a recipe's ``objective``.
 
-A recipe is read without torch, so nothing heavy is imported here or in ``methods/NAME/stages.py``; models and losses
-are imported when a stage is built.
+A recipe is read without torch, so this module and ``methods/NAME/stages.py`` import it, models and losses only inside
+of functions.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,49 +34,11 @@ if TYPE_CHECKING:
     from unspoken.tasks.prompt_format import PromptFormat
     from unspoken.tasks.spans import Spans
     from unspoken.tasks.task import Task, Traits
+    from unspoken.training.parts import TalkerShape
+    from unspoken.training.recipe import Recipe, Stage
 
 Batch = dict[str, Any]
 Indices = NDArray[np.int64]
-
-
-@runtime_checkable
-class StageSettings(Protocol):
-    """What a recipe states of a stage beside its objective; see `unspoken.training.recipe.Stage`."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def objective(self) -> Objective: ...  # noqa: D102
-    @property
-    def steps(self) -> int | None: ...  # noqa: D102
-    @property
-    def steps_of(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def stop_at(self) -> float | None: ...  # noqa: D102
-    @property
-    def batch_size(self) -> int: ...  # noqa: D102
-    @property
-    def lora(self) -> Any: ...  # noqa: D102
-    @property
-    def talker(self) -> Any: ...  # noqa: D102
-    @property
-    def blocks(self) -> int | None: ...  # noqa: D102
-
-
-@runtime_checkable
-class RunSettings(Protocol):
-    """What a stage may ask of the recipe that it stands in; see `unspoken.training.recipe.Recipe`."""
-
-    @property
-    def task(self) -> Any: ...  # noqa: D102
-    @property
-    def backbone(self) -> Any: ...  # noqa: D102
-    @property
-    def talker(self) -> Any: ...  # noqa: D102
-    @property
-    def attention(self) -> str: ...  # noqa: D102
-    @property
-    def activation_checkpointing(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +50,7 @@ class Line:
         before: the line of the stage that it starts from; None if it starts from the backbone.
     """
 
-    settings: StageSettings
+    settings: Stage
     before: Line | None = None
 
     @property
@@ -119,8 +81,8 @@ class Context:
 
     Attributes:
         line: the stage with those before it.
-        traits: of what it learns.
-        make_task: builds that, which may read files.
+        traits: of the task.
+        make_task: builds the task, which may read files.
         prompt_format: how problems become tokens.
         base: makes the causal language model of the recipe's backbone, in float32.
         backbone_config: of that model, without its weights.
@@ -139,7 +101,7 @@ class Context:
     prompt_format: PromptFormat
     base: Callable[[], PreTrainedModel]
     backbone_config: Callable[[], PreTrainedConfig]
-    talker: Any
+    talker: TalkerShape | None
     talker_config: Callable[[int], UnspokenConfig]
     pretrained: bool
     attention: Any
@@ -178,7 +140,7 @@ class Context:
         return self.markers.open if self.has_chain else ()
 
     @property
-    def whole_cap(self) -> int:
+    def full_cap(self) -> int:
         """Cap of a chain that stands for everything after the prompt: explicit steps, end marker and answer."""
         known = self.traits.chain_cap
         if known is not None:
@@ -193,7 +155,7 @@ class Context:
         return LatentGenerationConfig(open_ids=self.markers.open, end_ids=self.markers.end, **settings)
 
     def name_ends(self, model: PreTrainedModel) -> None:
-        """Ends and padding of a model's answers are the tokenizer's."""
+        """Record the tokenizer's end and padding tokens in a model's generation settings."""
         model.generation_config.eos_token_id = self.tokenizer.eos_token_id
         model.generation_config.pad_token_id = self.tokenizer.pad_token_id
 
@@ -207,19 +169,19 @@ class Context:
         return self.folder / line.name / MODEL
 
 
-def refuse_talker(kind: str, stage: StageSettings) -> None:
+def refuse_talker(kind: str, stage: Stage) -> None:
     """Refuse a Talker's shape where none is trained."""
     if stage.talker is not None:
         raise ValueError(f"talker is set, but a {kind} stage trains none")
 
 
-def refuse_blocks(stage: StageSettings) -> None:
+def refuse_blocks(stage: Stage) -> None:
     """Refuse a number of blocks where all are kept."""
     if stage.blocks is not None:
         raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
 
 
-def check_steps(stage: StageSettings) -> None:
+def check_steps(stage: Stage) -> None:
     """A stage that trains has one number of steps."""
     if (stage.steps is None) == (not stage.steps_of):
         raise ValueError("give exactly one of steps and steps_of")
@@ -231,11 +193,12 @@ class Objective:
     Attributes:
         kind: names it in a recipe.
         starts_from: kinds of the stages that it may start from; None is the backbone itself.
-        steps_needed: it learns from the steps of an explicit chain, which some tasks have not.
+        steps_needed: it learns from the steps of an explicit chain, which some tasks do not have.
         chain_needed: it learns from an explicit chain between markers.
         first_rows: it reads the first training problems, whatever the stages before it have read.
-        properties: what a model must be so that the method is right around it, see `unspoken.backbone.checks`.
-        starts_solved: it may be best before its first step, since it goes on with what its start did already.
+        properties: what a model must have so that the method computes the right thing with it, see
+            `unspoken.backbone.checks`.
+        starts_solved: its start does the same task, so the checkpoint before its first step may be selected too.
         writes_data: it trains nothing; `write` makes its folder.
         answers_from_latents: its finished model writes a chain of latents and answers from it.
         recomputes: activation checkpointing may recompute its blocks.
@@ -253,7 +216,7 @@ class Objective:
 
     # --- checks ----------------------------------------------------------------------------------------------------
 
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """Refuse what the recipe states beside the objective.
 
         Raises:
@@ -263,7 +226,7 @@ class Objective:
         refuse_blocks(stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Refuse what does not go with the stages before it, with the task or with the recipe.
 
         Raises:
@@ -279,7 +242,7 @@ class Objective:
         """
         return last
 
-    def check_backbone(self, config: PreTrainedConfig, stage: StageSettings) -> None:
+    def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
         """Refuse the configuration of a pretrained backbone that the stage cannot start from.
 
         Raises:
@@ -321,7 +284,7 @@ class Objective:
         """Train in full what adapters must not replace."""
 
     def after_sharding(self, model: PreTrainedModel) -> None:
-        """Share out over the ranks what FSDP2 leaves whole, see `unspoken.training.sharding`."""
+        """Shard over the ranks what FSDP2 does not, see `unspoken.training.sharding`."""
 
     # --- data ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +298,7 @@ class Objective:
         return lambda indices: context.task.rows(context.sample(indices, split), context.prompt_format)
 
     def row_length(self, spans: Spans, context: Context) -> int:
-        """Tokens and latents of a problem as the stage reads it, but for what all rows have alike."""
+        """Tokens and latents of a problem's row, without those that all rows have."""
         return len(spans.prompt) + len(spans.chain) + len(spans.answer)
 
     def rows_of(self, indices: Indices, context: Context) -> Indices:
@@ -345,7 +308,7 @@ class Objective:
     # --- training --------------------------------------------------------------------------------------------------
 
     def with_places(self, batch: Batch) -> Batch:
-        """A batch that is still on the host, with what its loss would have to look up on the device otherwise."""
+        """A batch that is still on the host, with indices that its loss would otherwise look up on the device."""
         return batch
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -395,7 +358,7 @@ class Objective:
         return self.exported(model)
 
     def readings(self, model: PreTrainedModel, context: Context, rows: Callable[[], Batch]) -> dict[str, float]:
-        """What else is looked at on validation problems.
+        """Further measurements on validation problems.
 
         Args:
             rows: makes their rows of plain text.
@@ -407,7 +370,7 @@ class Objective:
         return None
 
     def warning(self, first: dict[str, float], now: dict[str, float]) -> str | None:
-        """What is wrong with a run, seen from its first and its latest reading."""
+        """What is wrong with a run, from its first and its latest reading; None if nothing is."""
         return None
 
     # --- cost ------------------------------------------------------------------------------------------------------
@@ -436,11 +399,39 @@ class Objective:
         return steps * batch_size
 
 
+class DecoderObjective(Objective):
+    """What is learned in a model around a causal language model, its ``decoder``, which alone is published."""
+
+    def exported(self, model: Any) -> PreTrainedModel:
+        """The plain causal language model."""
+        decoder: PreTrainedModel = model.decoder
+        return decoder
+
+    def adapted(self, model: Any) -> list[nn.Module]:
+        """The blocks."""
+        return [model.decoder.base_model]
+
+
+def refuse_cacheless(method: str, run: Recipe) -> None:
+    """Refuse what a method cannot have whose latents are written one after another into a growing cache.
+
+    Raises:
+        ValueError: an attention that would be compiled anew for each length, or checkpointing, which drops the cache.
+    """
+    if run.attention == "flex_attention":
+        raise ValueError(
+            f"flex_attention would compile a kernel for every length of {method}'s growing cache; set attention to "
+            "'sdpa'"
+        )
+    if run.activation_checkpointing:
+        raise ValueError(f"activation_checkpointing drops the cache that {method} keeps its latents in; set it false")
+
+
 class Method:
     """A way of reasoning: what its stages learn, and how its finished models answer.
 
-    Rooms derive from it in ``methods/NAME/method.py``; a third-party package offers an instance by the entry-point
-    group ``unspoken.methods``. Whatever is heavy is imported when a function is called.
+    Each is a subclass in ``methods/NAME/method.py``; a third-party package offers an instance by the entry-point group
+    ``unspoken.methods``. Torch and models are imported when a function is called.
 
     Attributes:
         name: for messages.

@@ -2,7 +2,9 @@
 
 A chain of thought is cut into chunks ``S_1 .. S_N`` of r tokens (r is the compression rate, the last chunk may be
 shorter), and each chunk has a slot for one latent ``Z_i``. Spans come from whoever tokenised the problem and are never
-searched for, so marker ids may occur anywhere in a text.
+searched for, so marker ids may occur anywhere in a text. Every function below takes the problems, the ids around the
+chain, ``rate`` (tokens a chunk) and the id that stands at padding and at slots; an empty batch or a rate below 1 is a
+ValueError.
 
 Source: Latent-SFT (arXiv 2510.15522), latent token induction and supervision; the positions are those of its second
 version.
@@ -25,8 +27,6 @@ from torch import Tensor
 from unspoken.places import places_of
 from unspoken.tasks.spans import Markers, Spans
 
-Side = Literal["left", "right"]
-
 
 class Kind(IntEnum):
     """What a token is."""
@@ -39,7 +39,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A batch of sequences, padded on one side.
+    """A batch of sequences, padded on the right.
 
     Attributes:
         ids: ``[B, T]``, the padding id at padding and at latent slots.
@@ -47,52 +47,44 @@ class Rows:
         chunk: ``[B, T]``, the number i, from 1, of a latent ``Z_i``, of the latent that chunk text follows (decoder)
             or of the chunk that the text belongs to (encoder); 0 everywhere else.
         position: ``[B, T]`` position ids, 0 at padding.
-        start, length: ``[B]``; the real tokens are ``start <= t < start + length``.
+        length: ``[B]``, real tokens of each row.
         target: ``[B, T]``, true where token t is predicted by the output at t - 1 and supervised.
         slots_at: ``[N]``, places of the latents, row by row, from left to right.
         targets_at: ``[M]``, places of the targets, in the same order.
         latents: number of latents of every row.
-        side: where padding goes.
     """
 
     ids: Int[Tensor, "B T"]
     kind: Int[Tensor, "B T"]
     chunk: Int[Tensor, "B T"]
     position: Int[Tensor, "B T"]
-    start: Int[Tensor, " B"]
     length: Int[Tensor, " B"]
     target: Bool[Tensor, "B T"]
     slots_at: Int[Tensor, " N"]
     targets_at: Int[Tensor, " M"]
     latents: tuple[int, ...]
-    side: Side
 
     @property
     def real(self) -> Bool[Tensor, "B T"]:
         """True at tokens that are not padding."""
-        return _between(self.start, self.length, self.ids.shape[1])
+        return torch.arange(self.ids.shape[1], device=self.length.device) < self.length[:, None]
 
     @property
     def slots(self) -> Bool[Tensor, "B T"]:
         """True at latents."""
         return self.kind == Kind.LATENT
 
-    @property
-    def padding_mask(self) -> Int[Tensor, "B T"] | None:
-        """The mask that a causal model needs of rows without a mask of their own; None for padding on the right."""
-        return None if self.side == "right" else self.real.long()
-
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Rows:
         """The same rows on a device; ``non_blocking`` copies pinned ones without waiting for it."""
-        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Rows:
         """The same rows in memory that the device can read by itself; the loader asks for it."""
-        return self._each(lambda part: part.pin_memory())
+        return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Rows:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        tensors: dict[str, Any] = {name: move(part) for name, part in parts.items() if isinstance(part, Tensor)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors: dict[str, Any] = {name: move(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(self, **tensors)
 
 
@@ -107,30 +99,13 @@ def latents_of(chain_length: int, rate: int) -> int:
     return -(-chain_length // rate)
 
 
-def encoder_rows(
-    spans: Sequence[Spans],
-    markers: Markers,
-    *,
-    rate: int,
-    pad_id: int,
-    side: Side = "right",
-    shared_positions: bool = False,
-) -> Rows:
+def encoder_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id: int) -> Rows:
     """Input of the latent token encoder: ``prompt | open | S_1 L_1 S_2 L_2 .. S_N L_N | end``, without targets.
 
-    Args:
-        spans: the problems.
-        markers: ids around the chain.
-        rate: tokens a chunk.
-        pad_id: id at padding and at slots.
-        side: where padding goes.
-        shared_positions: a slot has the position of the last token of its chunk instead of one of its own.
-
     Raises:
-        ValueError: an empty batch, an empty chain, a rate below 1.
+        ValueError: an empty chain.
     """
     rows = []
-    place = 0 if shared_positions else 1
     for row, latents in _with_latents(spans, rate):
         head = row.prompt + markers.open
         ids, runs, position = [*head], [_Run(len(head), Kind.PROMPT, 0)], len(head)
@@ -138,11 +113,11 @@ def encoder_rows(
             text = row.chain[(number - 1) * rate : number * rate]
             ids += [*text, pad_id]
             runs.append(_Run(len(text), Kind.TEXT, position, number))
-            position += len(text) + place
-            runs.append(_Run(1, Kind.LATENT, position - 1, number))
+            runs.append(_Run(1, Kind.LATENT, position + len(text), number))
+            position += len(text) + 1
         runs.append(_Run(len(markers.end), Kind.FINAL, position))
         rows.append(([*ids, *markers.end], runs))
-    return _batch(rows, pad_id, side)
+    return _batch(rows, pad_id)
 
 
 def decoder_rows(
@@ -151,7 +126,6 @@ def decoder_rows(
     *,
     rate: int,
     pad_id: int,
-    side: Side = "right",
     positions: Literal["two_track", "plain"] = "two_track",
 ) -> Rows:
     """Input of the decoder in stage 1: ``prompt | open | Z_1 S_2 Z_2 .. S_N Z_N | end | answer``.
@@ -160,16 +134,11 @@ def decoder_rows(
     marker and the answer: ``Z_i`` predicts the first token of ``S_{i+1}``, and ``Z_N`` that of the end marker.
 
     Args:
-        spans: the problems.
-        markers: ids around the chain.
-        rate: tokens a chunk.
-        pad_id: id at padding and at slots.
-        side: where padding goes.
         positions: "two_track" counts latents, end and answer as `compact_rows` does, as if no chunk text stood between
             them, and chunk text on from its latent; "plain" counts every token.
 
     Raises:
-        ValueError: an empty batch, an empty chain, a rate below 1.
+        ValueError: an empty chain.
     """
     rows = []
     for row, latents in _with_latents(spans, rate):
@@ -183,23 +152,13 @@ def decoder_rows(
             position += 1 if positions == "two_track" else 1 + len(text)
         runs.append(_Run(len(tail), Kind.FINAL, position, target=True))
         rows.append(([*ids, *tail], runs))
-    return _batch(rows, pad_id, side)
+    return _batch(rows, pad_id)
 
 
-def compact_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id: int, side: Side = "right") -> Rows:
+def compact_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id: int) -> Rows:
     """Input of stage 2 and of inference: ``prompt | open | Z_1 .. Z_N | end | answer``.
 
     Targets are the end marker and the answer. An empty chain has no latents.
-
-    Args:
-        spans: the problems.
-        markers: ids around the chain.
-        rate: tokens a chunk.
-        pad_id: id at padding and at slots.
-        side: where padding goes.
-
-    Raises:
-        ValueError: an empty batch, a rate below 1.
     """
     rows = []
     for row, latents in _with_latents(spans, rate, needs_chain=False):
@@ -208,38 +167,21 @@ def compact_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id:
         runs += [_Run(1, Kind.LATENT, len(head) + before, before + 1) for before in range(latents)]
         runs.append(_Run(len(tail), Kind.FINAL, len(head) + latents, target=True))
         rows.append(([*head, *[pad_id] * latents, *tail], runs))
-    return _batch(rows, pad_id, side)
+    return _batch(rows, pad_id)
 
 
-def explicit_rows(
-    spans: Sequence[Spans], markers: Markers, *, pad_id: int, side: Side = "right", chain: bool = True
-) -> Rows:
-    """Ordinary text, for the explicit baseline: ``prompt | open | chain | end | answer``.
-
-    Targets are the chain, the end marker and the answer.
-
-    Args:
-        spans: the problems.
-        markers: ids around the chain.
-        pad_id: id at padding.
-        side: where padding goes.
-        chain: False leaves the chain out (answer only); the end marker then stands there from the start, untaught.
-
-    Raises:
-        ValueError: an empty batch.
-    """
+def explicit_rows(spans: Sequence[Spans], markers: Markers, *, pad_id: int) -> Rows:
+    """Ordinary text: ``prompt | open | chain | end | answer``. Targets are the chain, the end marker and the answer."""
     rows = []
     for row in spans:
-        head, text = row.prompt + markers.open, row.chain if chain else ()
-        position = len(head) + len(text)
+        head, tail = row.prompt + markers.open, markers.end + row.answer
         runs = [
             _Run(len(head), Kind.PROMPT, 0),
-            _Run(len(text), Kind.TEXT, len(head), target=True),
-            _Run(len(markers.end), Kind.FINAL, position, target=chain),
-            _Run(len(row.answer), Kind.FINAL, position + len(markers.end), target=True),
+            _Run(len(row.chain), Kind.TEXT, len(head), target=True),
+            _Run(len(tail), Kind.FINAL, len(head) + len(row.chain), target=True),
         ]
-        rows.append(([*head, *text, *markers.end, *row.answer], runs))
-    return _batch(rows, pad_id, side)
+        rows.append(([*head, *row.chain, *tail], runs))
+    return _batch(rows, pad_id)
 
 
 class _Run(NamedTuple):
@@ -263,25 +205,17 @@ def _with_latents(spans: Sequence[Spans], rate: int, *, needs_chain: bool = True
         yield row, latents_of(len(row.chain), rate)
 
 
-def _between(start_B: Tensor, length_B: Tensor, width: int) -> Tensor:
-    """True ``[B, T]`` where ``start <= t < start + length``."""
-    place_T = torch.arange(width, device=start_B.device)
-    return (place_T >= start_B[:, None]) & (place_T < (start_B + length_B)[:, None])
-
-
 def _integers(numbers: Iterable[int]) -> Tensor:
     """Numbers as a tensor, much faster than ``torch.tensor`` reads a nested list."""
     return torch.from_numpy(np.fromiter(numbers, dtype=np.int64))
 
 
-def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int, side: Side) -> Rows:
+def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int) -> Rows:
     """Pad rows, given as token ids and as the runs that these make up, to the longest."""
     if not rows:
         raise ValueError("the batch is empty; give at least one problem")
     length = torch.tensor([len(ids) for ids, _ in rows])
-    width = int(length.max())
-    start = width - length if side == "left" else torch.zeros_like(length)
-    real = _between(start, length, width)
+    real = torch.arange(int(length.max())) < length[:, None]
     # All rows in one line, without padding: "real" takes and gives places in this order.
     ids = _integers(token for row, _ in rows for token in row)
     runs = _integers(number for _, row in rows for run in row for number in run).view(-1, len(_Run._fields))
@@ -300,11 +234,9 @@ def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int, side: Side
         kind=kind_BT,
         chunk=spread(chunk, 0),
         position=spread(position + within, 0),
-        start=start,
         length=length,
         target=target_BT,
         slots_at=places_of(kind_BT == Kind.LATENT),
         targets_at=places_of(target_BT),
         latents=tuple((kind_BT == Kind.LATENT).sum(dim=1).tolist()),
-        side=side,
     )

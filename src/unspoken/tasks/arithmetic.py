@@ -17,10 +17,9 @@ calculation that is tested was ever trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import combinations, islice
 from random import Random
@@ -30,7 +29,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
+from unspoken.tasks.task import Indices, ProblemList, Traits, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ class _Quantity(NamedTuple):
 
     value: int
     operation: Operation | None = None
-    parts: tuple[int, ...] = ()  # the quantities it is made of, by their place in the problem
+    sources: tuple[int, ...] = ()  # the quantities it is made of, by their index in the problem
     number: int | None = None  # the number in the sentence, if it is made of one quantity
 
 
@@ -167,7 +166,7 @@ def _choices(count: int, unused: frozenset[int], left: int) -> tuple[tuple[tuple
     quantities down by one, and the answer alone may be left over.
     """
     ways = [
-        tuple(parts for parts in combinations(range(count), size) if len(unused.difference(parts)) <= left)
+        tuple(sources for sources in combinations(range(count), size) if len(unused.difference(sources)) <= left)
         for size in (1, 2)
     ]
     return tuple(way for way in ways if way)
@@ -185,16 +184,8 @@ def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iter
 class ArithmeticTask(ReasoningTask):
     """Makes and reads made-up word problems."""
 
-    tests = ("test",)
-
     def __init__(self, config: ArithmeticConfig) -> None:
         self.config = config
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the data that this task makes."""
-        text = json.dumps({"kind": self.config.kind, **asdict(self.config)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -212,20 +203,8 @@ class ArithmeticTask(ReasoningTask):
         )
         return padded_left(tokenizer)
 
-    def size(self, split: str) -> None:
-        """Every split is endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        check_split(split)
-
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """Make the problems with the given indices.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Make the problems with the given indices."""
         self.size(split)
         return ProblemList(self._make(split, int(index), seed) for index in indices)
 
@@ -235,17 +214,15 @@ class ArithmeticTask(ReasoningTask):
         Raises:
             ValueError: the question is empty or holds a word that this task does not know.
         """
-        question = text.strip()
+        problems = super().parse(text)
         known = {*_words(), *map(str, range(self.config.largest + 1))}
-        if not question:
-            raise ValueError("the question is empty; type a word problem")
-        for word in re.findall(_TOKEN, question):
+        for word in re.findall(_TOKEN, problems[0].question):
             if word not in known:
                 raise ValueError(
                     f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
                     f"sentences like {self.sample('train', [0])[0].question!r}"
                 )
-        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
+        return problems
 
     # --- making ------------------------------------------------------------------------------------------------
 
@@ -276,27 +253,27 @@ class ArithmeticTask(ReasoningTask):
         for left in reversed(range(steps)):
             choices = _choices(len(quantities), unused, left)
             for _ in range(_TRIES):
-                parts = random.choice(random.choice(choices))
-                made = self._one_step(random, quantities, parts)
+                sources = random.choice(random.choice(choices))
+                made = self._one_step(random, quantities, sources)
                 # A number that stands in the text already could be guessed.
                 if made and made.value <= self.config.largest and made.value not in seen and made.value != made.number:
                     break
             else:
                 return None
             seen |= {made.value} if made.number is None else {made.value, made.number}
-            unused = unused.difference(parts) | {len(quantities)}
+            unused = unused.difference(sources) | {len(quantities)}
             quantities.append(made)
         return quantities
 
-    def _one_step(self, random: Random, quantities: list[_Quantity], parts: tuple[int, ...]) -> _Quantity | None:
+    def _one_step(self, random: Random, quantities: list[_Quantity], sources: tuple[int, ...]) -> _Quantity | None:
         """A step from one quantity by a number, or from two quantities; None if no number fits."""
-        values = [quantities[part].value for part in parts]
-        if len(parts) == 2:
+        values = [quantities[source].value for source in sources]
+        if len(sources) == 2:
             operation = random.choice([joining for joining in _FROM_TWO if joining in self.config.operations])
             if operation == "add":
                 swapped = random.random() < 0.5
-                return _Quantity(sum(values), operation, parts[::-1] if swapped else parts)
-            return _Quantity(abs(values[0] - values[1]), operation, parts if values[0] > values[1] else parts[::-1])
+                return _Quantity(sum(values), operation, sources[::-1] if swapped else sources)
+            return _Quantity(abs(values[0] - values[1]), operation, sources if values[0] > values[1] else sources[::-1])
         value, operation = values[0], random.choice(self.config.operations)
         # Numbers start at two, so that every thing is in the plural.
         if operation == "add":
@@ -316,7 +293,7 @@ class ArithmeticTask(ReasoningTask):
             "multiply": value * number,
             "divide": value // number,
         }
-        return _Quantity(results[operation], operation, parts, number)
+        return _Quantity(results[operation], operation, sources, number)
 
 
 def _has_idle(quantities: Sequence[_Quantity]) -> bool:
@@ -325,15 +302,15 @@ def _has_idle(quantities: Sequence[_Quantity]) -> bool:
     That is a derivative of the answer that is zero; they are summed up from the answer backwards.
     """
     slopes = [0.0] * (len(quantities) - 1) + [1.0]
-    for place in reversed(range(len(quantities))):
-        quantity, slope = quantities[place], slopes[place]
+    for index in reversed(range(len(quantities))):
+        quantity, slope = quantities[index], slopes[index]
         if abs(slope) < 1e-9:
             return True
         factors = [1.0, -1.0 if quantity.operation == "subtract" else 1.0]
         if quantity.number is not None:
             factors = [{"multiply": quantity.number, "divide": 1 / quantity.number}.get(quantity.operation or "", 1.0)]
-        for part, factor in zip(quantity.parts, factors, strict=False):
-            slopes[part] += slope * factor
+        for source, factor in zip(quantity.sources, factors, strict=False):
+            slopes[source] += slope * factor
     return False
 
 
@@ -344,14 +321,13 @@ def _split_of(quantities: Sequence[_Quantity]) -> str:
         if quantity.operation is None:
             expressions.append(str(quantity.value))
             continue
-        terms = [expressions[part] for part in quantity.parts]
+        terms = [expressions[source] for source in quantity.sources]
         if quantity.number is not None:
             terms.append(str(quantity.number))
         if quantity.operation in ("add", "multiply"):
             terms.sort()
         expressions.append(f"({SYMBOLS[quantity.operation].join(terms)})")
-    share = hashlib.blake2b(expressions[-1].encode(), digest_size=8).digest()[0] % _SPLIT_CLASSES
-    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+    return split_of(hashlib.blake2b(expressions[-1].encode(), digest_size=8).digest()[0], _SPLIT_CLASSES)
 
 
 def _chains(quantities: Sequence[_Quantity]) -> tuple[str, ...]:
@@ -359,11 +335,13 @@ def _chains(quantities: Sequence[_Quantity]) -> tuple[str, ...]:
     given = sum(quantity.operation is None for quantity in quantities)
     equations = []
     for quantity in quantities[given:]:
-        terms = [quantities[part].value for part in quantity.parts]
+        terms = [quantities[source].value for source in quantity.sources]
         terms += [] if quantity.number is None else [quantity.number]
         assert quantity.operation is not None
         equations.append(f"<<{terms[0]}{SYMBOLS[quantity.operation]}{terms[1]}={quantity.value}>>")
-    needs = [frozenset(part - given for part in quantity.parts if part >= given) for quantity in quantities[given:]]
+    needs = [
+        frozenset(source - given for source in quantity.sources if source >= given) for quantity in quantities[given:]
+    ]
     return tuple(" ".join(equations[step] for step in order) for order in islice(_orders(needs), _CHAINS))
 
 
@@ -373,16 +351,16 @@ def _tell(random: Random, quantities: Sequence[_Quantity]) -> str:
     things = random.choice(THINGS)
     sentences = []
     last = len(quantities) - 1
-    for place, (new, quantity) in enumerate(zip(people, quantities, strict=True)):
+    for index, (new, quantity) in enumerate(zip(people, quantities, strict=True)):
         if quantity.operation is None:
             texts: tuple[str, ...] = _GIVEN
-        elif len(quantity.parts) == 1:
+        elif len(quantity.sources) == 1:
             texts = _FROM_ONE[quantity.operation]
         else:
-            texts = (_ASK_TWO if place == last else _FROM_TWO)[quantity.operation]
-        known = dict(zip(("old", "other"), (people[part] for part in quantity.parts), strict=False))
+            texts = (_ASK_TWO if index == last else _FROM_TWO)[quantity.operation]
+        known = dict(zip(("old", "other"), (people[source] for source in quantity.sources), strict=False))
         number = quantity.value if quantity.operation is None else quantity.number
         sentences.append(random.choice(texts).format(new=new, number=number, things=things, **known))
-    if len(quantities[last].parts) == 1:
+    if len(quantities[last].sources) == 1:
         sentences.append(random.choice(_ASK_ONE).format(old=people[last], things=things))
     return " ".join(sentences)

@@ -88,9 +88,9 @@ class Grammar:
         ids = len(self.rules) + len(TERMINALS)
         height = [0] * ids
         for symbol in reversed(range(len(self.rules))):
-            parts = [part for rule in self.rules[symbol] for part in rule]
-            below = {height[part] for part in parts if symbol < part < ids}
-            if len(below) != 1 or not all(self.rules[symbol]) or not all(symbol < part < ids for part in parts):
+            children = [child for rule in self.rules[symbol] for child in rule]
+            below = {height[child] for child in children if symbol < child < ids}
+            if len(below) != 1 or not all(self.rules[symbol]) or not all(symbol < child < ids for child in children):
                 raise ValueError(
                     f"the rules of symbol {symbol} are {self.rules[symbol]}; "
                     f"they must be made of symbols {symbol + 1} to {ids - 1} that are all on one level"
@@ -112,15 +112,15 @@ class Grammar:
         while True:
             made: list[tuple[tuple[int, ...], ...]] = []
             for size, below in pairwise(sizes):
-                parts = range(len(made) + size, len(made) + size + below)
+                symbols = range(len(made) + size, len(made) + size + below)
                 rows: list[tuple[int, ...]] = []
                 while len(rows) < size * rules:
-                    row = tuple(random.choices(parts, k=random.choice((3, 4))))
+                    row = tuple(random.choices(symbols, k=random.choice((3, 4))))
                     if row not in rows:
                         rows.append(row)
                 made += [tuple(rows[first : first + rules]) for first in range(0, len(rows), rules)]
             grammar = cls(rules=tuple(made))
-            used = {part for choices in made for rule in choices for part in rule}
+            used = {symbol for choices in made for rule in choices for symbol in rule}
             if least <= grammar.mean_length <= most and len(used) == sum(sizes) - 1:
                 return grammar
 
@@ -128,7 +128,7 @@ class Grammar:
         """Of each symbol, a number that adds up over the nodes below it, chosen among its rules."""
         sums = [0.0] * len(self.rules) + [leaf] * len(TERMINALS)
         for symbol in reversed(range(len(self.rules))):
-            sums[symbol] = choose([inner + sum(sums[part] for part in rule) for rule in self.rules[symbol]])
+            sums[symbol] = choose([inner + sum(sums[child] for child in rule) for rule in self.rules[symbol]])
         return sums
 
     @cached_property
@@ -217,7 +217,7 @@ class Grammar:
             bits = np.zeros((longest - shortest + 1, *none.shape[1:]), dtype=np.uint8)
             for rule in self.rules[symbol]:
                 # From the right: the loop is over lengths of the first, which are then the fewest.
-                spans = (chart[part] for part in reversed(rule))
+                spans = (chart[child] for child in reversed(rule))
                 row = reduce(lambda after, span: _join(span, after), spans)
                 bits[row.shortest - shortest :][: len(row.bits)] |= row.bits
             chart[symbol] = _Spans(shortest, bits)
@@ -227,7 +227,7 @@ class Grammar:
         """Positions from which the root derives all that follows."""
         starts_at_PC = np.zeros_like(end_PC)
         for rule in self.rules[0]:
-            starts_at_PC |= reduce(lambda goal_PC, part: _before(chart[part], goal_PC), reversed(rule), end_PC)
+            starts_at_PC |= reduce(lambda goal_PC, child: _before(chart[child], goal_PC), reversed(rule), end_PC)
         return starts_at_PC
 
     def _begun(self, chart: list[_Spans], end_PC: Bits) -> Bits:
@@ -237,8 +237,8 @@ class Grammar:
         for symbol in reversed(range(len(self.rules))):
             for rule in self.rules[symbol]:
                 goal_PC = np.zeros_like(end_PC)
-                for part in reversed(rule):
-                    goal_PC = begun[part] | _before(chart[part], goal_PC)
+                for child in reversed(rule):
+                    goal_PC = begun[child] | _before(chart[child], goal_PC)
                 begun[symbol] = begun[symbol] | goal_PC
         return begun[0]
 

@@ -44,11 +44,11 @@ def by_length(
 
     @lru_cache(maxsize=2)
     def window(number: int) -> NDArray[np.int64]:
-        places = np.arange(number * span, min((number + 1) * span, size))
-        batches = places[np.argsort(lengths(places), kind="stable")].reshape(-1, batch_size)
+        positions = np.arange(number * span, min((number + 1) * span, size))
+        batches = positions[np.argsort(lengths(positions), kind="stable")].reshape(-1, batch_size)
         return np.random.default_rng([seed, number]).permutation(batches).ravel()
 
-    return lambda places: np.array([window(place // span)[place % span] for place in places.tolist()], dtype=np.int64)
+    return lambda positions: np.array([window(at // span)[at % span] for at in positions.tolist()], dtype=np.int64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,5 +76,5 @@ class GeneratedDataset(Dataset[Batch]):
         """A whole batch at once: the loader's fast path. It needs no collation."""
         if any(not 0 <= index < self.size for index in indices):
             raise IndexError(f"index {indices} is outside a data set of {self.size} samples")
-        places = np.asarray(indices, dtype=np.int64)
-        return self.make((places if self.order is None else self.order(places)) + self.first)
+        positions = np.asarray(indices, dtype=np.int64)
+        return self.make((positions if self.order is None else self.order(positions)) + self.first)

@@ -9,26 +9,25 @@ import json
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
-from unspoken.tasks.task import Indices, ProblemList
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Indices, ProblemList, Traits
 
 # Each row with its place in words, and a hash of all of them.
 Source: TypeAlias = tuple[Iterator[tuple[str, Any]], str]
 
+_MOST_HELD_OUT = 500
 _SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
 
 
 @lru_cache(maxsize=8)
@@ -43,7 +42,7 @@ def set_name(source: str) -> str:
 
 
 def _is_file(source: str) -> bool:
-    return Path(source).suffix in _SUFFIXES or Path(source).is_file() or not _HUB_NAME.fullmatch(source)
+    return Path(source).suffix in _SUFFIXES or Path(source).is_file() or not HUB_NAME.fullmatch(source)
 
 
 def read_source(source: str, split: str) -> Source:
@@ -61,24 +60,34 @@ def read_source(source: str, split: str) -> Source:
         raise ValueError(f"there is no file {source}; give a JSON file, or owner/name[:config] on the hub") from None
 
 
-def _read_hub(source: str, split: str) -> Source:
-    """The rows of one split of a data set on the hub."""
+def hub_rows(source: str, split: str, *, streaming: bool = False) -> Any:
+    """The rows of one split of a data set on the hub.
+
+    Args:
+        source: ``owner/name[:config]``.
+        streaming: rows arrive as they are read, and nothing is stored.
+
+    Raises:
+        ValueError: the hub cannot be read, or it has no such data.
+    """
     try:
         import datasets
     except ImportError:
         raise ValueError(
             f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
         ) from None
-
-    name = _HUB_NAME.fullmatch(source)
-    assert name is not None
+    name, _, config = source.partition(":")
     try:
-        rows = [dict(row) for row in datasets.load_dataset(name["name"], name["config"], split=split)]
+        return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no file {source}, and the hub gave no {split!r} split under that name "
-            f"({' '.join(str(error).split())}); give a JSON file, or owner/name[:config] on the hub"
+            f"({' '.join(str(error).split())}); give a file, or owner/name[:config] on the hub"
         ) from None
+
+
+def _read_hub(source: str, split: str) -> Source:
+    rows = [dict(row) for row in hub_rows(source, split)]
     digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
     return ((f"{source}, {split} row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
@@ -216,21 +225,52 @@ def texts_of(row: dict[str, Any], name: str) -> list[str]:
     return [text.strip() for text in value]
 
 
-@runtime_checkable
-class FileConfig(Protocol):
-    """What every task that reads files is configured by; see `GradeSchoolConfig`."""
+def check_split_names(names: Iterable[str]) -> None:
+    """Refuse two splits of one name.
+
+    Raises:
+        ValueError: names the first such pair.
+    """
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileConfig:
+    """Which files are read.
+
+    Attributes:
+        train: a file (JSON lines, a JSON list, CSV or Parquet), or ``owner/name[:config]`` on the Hugging Face hub,
+            whose "train" split is read; null if nothing is trained.
+        validation_rows: training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500.
+            A question that occurs several times is held out with all its rows, so there may be a few more.
+        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
+            suffix, or by the name on the hub without the owner.
+        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
+    """
+
+    train: str | None = None
+    validation_rows: int | None = None
+    tests: tuple[str, ...] = ()
+    skip_malformed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.train is None and not self.tests:
+            raise ValueError("neither train nor tests names a file; give at least one")
+        if self.validation_rows is not None and self.validation_rows < 0:
+            raise ValueError(f"validation_rows is {self.validation_rows}; it cannot be negative")
+        check_split_names(["train", "validation", *map(set_name, self.tests)])
 
     @property
-    def train(self) -> str | None:
-        """A file, or a name on the hub."""
+    def traits(self) -> Traits:
+        """Natural language out of files."""
+        return Traits(natural_language=True, from_files=True, markers=(OPEN, END))
 
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """The same, of the test sets."""
 
-    @property
-    def skip_malformed(self) -> bool:
-        """Leave out what cannot be read."""
+def tenth_of(rows: int) -> int:
+    """Training rows that are held out where a recipe gives no number."""
+    return max(1, min(rows // 10, _MOST_HELD_OUT))
 
 
 class FileTask(ReasoningTask):
@@ -240,9 +280,8 @@ class FileTask(ReasoningTask):
         dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
     """
 
-    nothing_typed: ClassVar[str]
-
     def __init__(self, config: FileConfig) -> None:
+        self.config = config
         self.tests = tuple(set_name(source) for source in config.tests)
         dropped: Counter[str] = Counter()
         self._digests: dict[str, str] = {}
@@ -276,11 +315,6 @@ class FileTask(ReasoningTask):
         if config.train is not None:
             self._hold_out(config.train)
 
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerFast | None:
-        """None: the backbone brings its own."""
-        return None
-
     @abstractmethod
     def _problem(self, row: Any, split: str) -> ReasoningProblem:
         """One row as a problem; the name of the split is the first part of its key.
@@ -299,7 +333,8 @@ class FileTask(ReasoningTask):
 
     def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
         """Splits that are cut from so many training rows: the key that sets the size of each, and its size."""
-        return {"validation": ("validation_rows", self.config.validation_rows)}
+        count = self.config.validation_rows
+        return {"validation": ("validation_rows", tenth_of(rows) if count is None else count)}
 
     def _hold_out(self, source: str) -> None:
         """Move the questions with the smallest hashes to other splits, whatever their place in the file.
@@ -321,11 +356,7 @@ class FileTask(ReasoningTask):
         self._problems["train"] = rows
 
     def size(self, split: str) -> int:
-        """Problems in a split; training goes on after them with the next epoch.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Problems in a split; training goes on after them with the next epoch."""
         return len(self._rows(split))
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
@@ -333,10 +364,6 @@ class FileTask(ReasoningTask):
 
         Training index i is row i mod n of epoch i div n, and every epoch has an order of its own, drawn with the seed.
         The other splits have the order of their file.
-
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index is negative, or outside a split that is not "train".
         """
         rows = self._rows(split)
         count = len(rows)
@@ -348,16 +375,6 @@ class FileTask(ReasoningTask):
                 rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices
             )
         return ProblemList(rows[int(index)] for index in indices)
-
-    def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A problem typed by a person.
-
-        Raises:
-            ValueError: it is empty.
-        """
-        if not text.strip():
-            raise ValueError(self.nothing_typed)
-        return ProblemList([ReasoningProblem(question=text.strip(), chains=(), answer="", key="typed")])
 
     def _rows(self, split: str) -> list[ReasoningProblem]:
         if split not in self._problems:

@@ -16,19 +16,15 @@ fields                                          source
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import FileTask, field_of, row_fields, set_name, text_of, texts_of
+from unspoken.tasks.files import FileConfig, FileTask, field_of, row_fields, text_of, texts_of
 from unspoken.tasks.problems import ReasoningProblem
-from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Traits
+from unspoken.tasks.task import digest
 
 Chains = Literal["equations", "prose"]
 
@@ -38,41 +34,18 @@ _PROSE_NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradeSchoolConfig:
-    """Which files, and what is read out of them.
+class GradeSchoolConfig(FileConfig):
+    """Which files, see `FileConfig`, and what is read out of them.
 
     Attributes:
-        train: a file (a JSON list, or one JSON object a line), or ``owner/name[:config]`` on the Hugging Face hub,
-            whose "train" split is read.
-        validation_rows: training rows held out, chosen by a hash of the question. A question that occurs several
-            times goes as a whole, so there may be a few more.
-        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
-            suffix, or by the name on the hub without the owner.
         chains: "equations" like ``<<5+3=8>> <<8*2=16>>``, or GSM8K's "prose" without them. GSM8k-Aug has equations.
-        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
     """
 
     kind: ClassVar[str] = "grade_school"
 
     train: str
     validation_rows: int = 500
-    tests: tuple[str, ...] = ()
     chains: Chains = "equations"
-    skip_malformed: bool = False
-
-    def __post_init__(self) -> None:
-        if self.validation_rows < 0:
-            raise ValueError(f"validation_rows is {self.validation_rows}; it cannot be negative")
-        names = Counter(set_name(source) for source in self.tests)
-        for name, count in names.items():
-            if count > 1 or name in ("train", "validation"):
-                reason = f"{count} test sets are named {name!r}" if count > 1 else f"a test set is named {name!r}"
-                raise ValueError(f"{reason}; rename the file, since a test set is named after its file")
-
-    @property
-    def traits(self) -> Traits:
-        """Natural language out of files."""
-        return Traits(natural_language=True, from_files=True, markers=(OPEN, END))
 
     def build(self) -> GradeSchoolTask:
         """The task of this configuration; reads all files.
@@ -86,14 +59,34 @@ class GradeSchoolConfig:
 class GradeSchoolTask(FileTask):
     """Reads and serves grade-school problems; a training row is left out if its chain does not end in its answer."""
 
-    nothing_typed = "the question is empty; type a word problem"
-
-    def __init__(self, config: GradeSchoolConfig) -> None:
-        self.config = config
-        super().__init__(config)
+    config: GradeSchoolConfig
 
     def _problem(self, row: Any, split: str) -> ReasoningProblem:
-        return _problem(row, self.config.chains, split)
+        fields, chain = row_fields(row), ""
+        if "steps" in fields:
+            question, answer = text_of(fields, "question"), _number(field_of(fields, "answer"), "answer")
+            chain = _steps(fields, self.config.chains)
+        elif "Body" in fields:
+            question = f"{text_of(fields, 'Body')} {text_of(fields, 'Question')}"
+            answer = _number(field_of(fields, "Answer"), "Answer")
+        elif "input" in fields:
+            question, answer = text_of(fields, "input"), _number(field_of(fields, "target"), "target")
+        elif "question" in fields:
+            question = text_of(fields, "question")
+            solution, mark, number = text_of(fields, "answer").rpartition("####")
+            if not mark:
+                raise ValueError("the answer has no '#### number' at its end, and there are no steps")
+            answer = _number(number, "answer")
+            equations = " ".join(_ANNOTATION.findall(solution))
+            chain = equations if self.config.chains == "equations" else _ANNOTATION.sub("", solution).strip()
+        else:
+            raise ValueError(
+                f"unknown fields {', '.join(map(repr, fields)) or '(none)'}; known are question, steps, answer "
+                "(GSM8k-Aug), question, answer (GSM8K), input, target (GSM-Hard, MultiArith) and Body, Question, "
+                "Answer (SVAMP)"
+            )
+        key = f"{split}:{digest([question, chain, answer])}"
+        return ReasoningProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=key)
 
     def _fault(self, problem: ReasoningProblem) -> str | None:
         return _chain_fault(problem, self.config.chains)
@@ -101,68 +94,19 @@ class GradeSchoolTask(FileTask):
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the data: what the files hold and how they are read, but not where they lie."""
-        text = json.dumps(
-            {
-                "kind": self.config.kind,
-                "files": self._digests,
-                "validation_rows": self.config.validation_rows,
-                "chains": self.config.chains,
-                "skip_malformed": self.config.skip_malformed,
-            },
-            sort_keys=True,
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        read = {name: getattr(self.config, name) for name in ("kind", "validation_rows", "chains", "skip_malformed")}
+        return digest({**read, "files": self._digests})
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
-def _problem(row: Any, kind: Chains, source: str) -> ReasoningProblem:
-    """One row as a problem.
-
-    Args:
-        row: an object, or the line of text that should hold one.
-        kind: which chains are wanted.
-        source: first part of the key.
-
-    Raises:
-        ValueError: the row cannot be read; the message says why, but not where.
-    """
-    row = row_fields(row)
-    chain = ""
-    if "steps" in row:
-        question, answer = text_of(row, "question"), _number(field_of(row, "answer"), "answer")
-        chain = _steps(row, kind)
-    elif "Body" in row:
-        question = f"{text_of(row, 'Body')} {text_of(row, 'Question')}"
-        answer = _number(field_of(row, "Answer"), "Answer")
-    elif "input" in row:
-        question, answer = text_of(row, "input"), _number(field_of(row, "target"), "target")
-    elif "question" in row:
-        question = text_of(row, "question")
-        told, mark, number = text_of(row, "answer").rpartition("####")
-        if not mark:
-            raise ValueError("the answer has no '#### number' at its end, and there are no steps")
-        answer = _number(number, "answer")
-        equations = " ".join(_ANNOTATION.findall(told))
-        chain = equations if kind == "equations" else _ANNOTATION.sub("", told).strip()
-    else:
-        raise ValueError(
-            f"unknown fields {', '.join(map(repr, row)) or '(none)'}; known are question, steps, answer (GSM8k-Aug), "
-            "question, answer (GSM8K), input, target (GSM-Hard, MultiArith) and Body, Question, Answer (SVAMP)"
-        )
-    content = hashlib.sha256(json.dumps([question, chain, answer]).encode()).hexdigest()[:16]
-    return ReasoningProblem(
-        question=question, chains=(chain,) if chain else (), answer=answer, key=f"{source}:{content}"
-    )
-
-
 def _steps(row: dict[str, Any], kind: Chains) -> str:
     """The chain of a GSM8k-Aug row."""
     steps = texts_of(row, "steps")
-    found = "equations" if all(_ANNOTATION.fullmatch(step) for step in steps) else "prose"
-    if steps and found != kind:
-        raise ValueError(f"the steps are {found}, but chains is {kind!r}")
+    form = "equations" if all(_ANNOTATION.fullmatch(step) for step in steps) else "prose"
+    if steps and form != kind:
+        raise ValueError(f"the steps are {form}, but chains is {kind!r}")
     return " ".join(steps)
 
 

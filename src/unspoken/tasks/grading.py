@@ -150,18 +150,18 @@ def grader_of(name: str) -> Grader:
         return lambda given, problem: same(given, problem.answer)
     module, _, function = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module), function)
+        imported: Any = getattr(importlib.import_module(module), function)
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"grader {name!r} cannot be imported ({reason}); put the folder of {module} on PYTHONPATH"
         ) from None
-    if not callable(found):
-        raise ValueError(f"grader {name!r} is {type(found).__name__}; it must be a function of (answer, problem)")
+    if not callable(imported):
+        raise ValueError(f"grader {name!r} is {type(imported).__name__}; it must be a function of (answer, problem)")
 
     def own(given: str, problem: ReasoningProblem) -> bool:
         try:
-            right = found(given, problem)
+            right = imported(given, problem)
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise ValueError(f"grader {name!r} failed on problem {problem.key}: {reason}") from None

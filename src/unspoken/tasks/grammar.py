@@ -15,7 +15,6 @@ Axes: B strings, T tokens, P prompt tokens, N symbols of a completion.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -34,7 +33,7 @@ from unspoken.tasks.context_free import (
     last_places,
 )
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import Array, Grades, Indices, Traits, check_split, exact_tokens
+from unspoken.tasks.task import Array, BaseTask, Grades, Indices, Traits, check_split, digest, exact_tokens, split_of
 from unspoken.tasks.tokenizing import by_character
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
 
     from unspoken.tasks.prompt_format import PromptFormat
 
-_SPLIT_CLASSES = {"train": range(14), "validation": range(14, 15), "test": range(15, 16)}
+_SPLIT_CLASSES = 16  # fourteen for training, one for validation, one for test
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,27 +134,17 @@ class GrammarProblems:
         return np.where(inside, np.take_along_axis(self.ids_BT, np.where(inside, columns, 0), axis=1), PAD)
 
 
-class GrammarTask:
+class GrammarTask(BaseTask):
     """Makes, prints and grades grammar problems."""
-
-    tests = ("test",)
 
     def __init__(self, config: GrammarConfig) -> None:
         self.config = config
         self.grammar = Grammar.draw(levels=config.levels, rules=config.rules, seed=config.grammar_seed)
 
     @property
-    def traits(self) -> Traits:
-        """What the rest of the package must know."""
-        return self.config.traits
-
-    @property
     def fingerprint(self) -> str:
-        """Identifies the data that this task makes, by the rules themselves and not by their seed alone."""
-        text = json.dumps(
-            {"kind": self.config.kind, **asdict(self.config), "grammar": self.grammar.rules}, sort_keys=True
-        )
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        """A hash of the settings and of the rules themselves, since a seed alone does not name them."""
+        return digest({"kind": self.config.kind, **asdict(self.config), "grammar": self.grammar.rules})
 
     @property
     def answer_length(self) -> int:
@@ -174,21 +163,10 @@ class GrammarTask:
 
     # --- making ------------------------------------------------------------------------------------------------
 
-    def size(self, split: str) -> None:
-        """Every split is endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        check_split(split)
-
     def sample(self, split: str, indices: Indices, seed: int = 0) -> GrammarProblems:
         """Make the problems with the given indices.
 
         The prompt ends anywhere between the middle of the string and the last place that leaves a whole answer.
-
-        Raises:
-            ValueError: there is no such split.
         """
         check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
@@ -201,7 +179,7 @@ class GrammarTask:
             noise = self._noise(split, indices[pending], seed, attempt)
             ids, lengths = self.grammar.derive(noise[:, 1:])
             for row, string, length, cut in zip(pending, ids, lengths, noise[:, 0], strict=True):
-                if _class_of(string[-length:]) in _SPLIT_CLASSES[split]:
+                if split_of(_hash(string[-length:]), _SPLIT_CLASSES) == split:
                     strings[row], length_B[row], cut_B[row] = string[-length:], length, cut
             pending, attempt = [row for row in pending if not length_B[row]], attempt + 1
         ids_BT = np.full((len(indices), length_B.max(initial=0)), PAD, dtype=np.int64)
@@ -287,14 +265,6 @@ class GrammarTask:
         """The beginnings that are given."""
         return self.tokenizer.batch_decode(self.prompts(problems)[0], skip_special_tokens=True)
 
-    def parse(self, text: str) -> GrammarProblems:
-        """Nobody asks anything here.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("grammar problems are beginnings of strings, and none can be typed; take one from a split")
-
     def text(self, problems: GrammarProblems) -> list[str]:
         """The strings with all their symbols."""
         return self.tokenizer.batch_decode(problems.ids_BT.tolist(), skip_special_tokens=True)
@@ -338,6 +308,6 @@ class GrammarTask:
         return torch.from_numpy(valid_B)
 
 
-def _class_of(string: Array) -> int:
-    """The sixteenth of all strings that a string belongs to."""
-    return hashlib.sha256(string.astype(np.uint8).tobytes()).digest()[0] % 16
+def _hash(string: Array) -> int:
+    """A byte."""
+    return hashlib.sha256(string.astype(np.uint8).tobytes()).digest()[0]

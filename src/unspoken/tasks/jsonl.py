@@ -20,20 +20,18 @@ of a test set are left out and counted in ``dropped``.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.tasks.files import FileTask, row_fields, set_name, text_of
+from unspoken.tasks.files import FileConfig, FileTask, check_split_names, row_fields, set_name, tenth_of, text_of
 from unspoken.tasks.grading import answer_fault, check_name
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Traits
+from unspoken.tasks.task import Traits, digest
 from unspoken.tasks.tokenizing import EOS_TOKEN, PAD_TOKEN, byte_pairs
 
 if TYPE_CHECKING:
@@ -43,19 +41,14 @@ HELD_OUT = "held_out"
 
 _MARKERS = (PAD_TOKEN, EOS_TOKEN, OPEN, END)
 _SMALLEST = len(_MARKERS) + 256
-_MOST_HELD_OUT = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonlConfig:
-    """Which files, and how they are read.
+class JsonlConfig(FileConfig):
+    """How the files of `FileConfig` are read.
 
     Attributes:
-        train: a file, or ``owner/name[:config]`` on the hub, whose "train" split is read; null if nothing is trained.
-        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
-            suffix, or by the name on the hub without the owner. If there are none, one is cut from the training rows.
-        validation_rows: training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500.
-        test_rows: the same of the "held_out" test set, where tests names none.
+        test_rows: as validation_rows, of the "held_out" test set that is cut where tests names none.
         question_column, answer_column: columns of question and answer.
         chain_column: column of the chain; null reads "steps", or else "cot".
         grader: how answers are compared: "math" (in value, as Math-Verify has it), "number", "string", "choice", or a
@@ -63,42 +56,32 @@ class JsonlConfig:
             so use only recipes that you trust.
         vocabulary: entries of a byte-pair tokenizer that is trained on the training rows, for a backbone that is
             trained from random weights; null leaves the tokenizer to a pretrained backbone.
-        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
     """
 
     kind: ClassVar[str] = "jsonl"
 
-    train: str | None = None
-    tests: tuple[str, ...] = ()
-    validation_rows: int | None = None
     test_rows: int | None = None
     question_column: str = "question"
     chain_column: str | None = None
     answer_column: str = "answer"
     grader: str = "math"
     vocabulary: int | None = None
-    skip_malformed: bool = False
 
     def __post_init__(self) -> None:
-        if self.train is None and not self.tests:
-            raise ValueError("neither train nor tests names a file; give at least one")
+        super().__post_init__()
         if self.train is None and self.vocabulary is not None:
             raise ValueError("vocabulary is set, but train names no rows to learn it from; set it to null")
         if self.test_rows is not None and self.tests:
             raise ValueError("test_rows is set, but tests names test sets, so none is cut from train; leave it out")
-        for key, fewest in (("validation_rows", 0), ("test_rows", 1)):
-            count = getattr(self, key)
-            if count is not None and count < fewest:
-                raise ValueError(f"{key} is {count}; it must be at least {fewest}")
+        if self.test_rows is not None and self.test_rows < 1:
+            raise ValueError(f"test_rows is {self.test_rows}; it must be at least 1")
         if self.vocabulary is not None and not _SMALLEST <= self.vocabulary <= 2**16:
             raise ValueError(
                 f"vocabulary is {self.vocabulary}; {len(_MARKERS)} markers and 256 bytes are {_SMALLEST}, and most is "
                 f"{2**16}"
             )
         check_name(self.grader)
-        for name, count in Counter(["train", "validation", HELD_OUT, *map(set_name, self.tests)]).items():
-            if count > 1:
-                raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+        check_split_names([HELD_OUT, *map(set_name, self.tests)])
 
     @property
     def traits(self) -> Traits:
@@ -138,10 +121,9 @@ def _task(config: JsonlConfig, _states: tuple[tuple[str, int, int], ...]) -> Jso
 class JsonlTask(FileTask):
     """Reads and serves a user's own problems."""
 
-    nothing_typed = "the question is empty; type one"
+    config: JsonlConfig
 
     def __init__(self, config: JsonlConfig) -> None:
-        self.config = config
         self._chained: bool | None = None  # whether training rows have chains, as the first of them says
         super().__init__(config)
 
@@ -151,8 +133,7 @@ class JsonlTask(FileTask):
         config = self.config
         columns = [config.question_column, config.chain_column, config.answer_column]
         held_out = [config.validation_rows, config.test_rows]
-        how = [config.kind, self._digests, columns, held_out, config.grader, config.skip_malformed]
-        return hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+        return digest([config.kind, self._digests, columns, held_out, config.grader, config.skip_malformed])
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
@@ -171,21 +152,21 @@ class JsonlTask(FileTask):
         return byte_pairs(texts, self.config.vocabulary, _MARKERS, what="training rows", single_digits=True)
 
     def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
-        usual = max(1, min(rows // 10, _MOST_HELD_OUT))
-        sizes = {"validation": ("validation_rows", self.config.validation_rows)}
+        sizes = super()._held_out(rows)
         if not self.config.tests:
-            sizes[HELD_OUT] = ("test_rows", self.config.test_rows)
-        return {split: (key, usual if count is None else count) for split, (key, count) in sizes.items()}
+            count = self.config.test_rows
+            sizes[HELD_OUT] = ("test_rows", tenth_of(rows) if count is None else count)
+        return sizes
 
     def _hold_out(self, source: str) -> None:
         tested = {problem.question for test in self.tests for problem in self._problems[test]}
         rows = self._problems["train"]
-        kept = [problem for problem in rows if problem.question not in tested]
-        if len(kept) < len(rows):
-            self.dropped["train: question of a test set"] = len(rows) - len(kept)
-        if not kept:
+        untested = [problem for problem in rows if problem.question not in tested]
+        if len(untested) < len(rows):
+            self.dropped["train: question of a test set"] = len(rows) - len(untested)
+        if not untested:
             raise ValueError(f"every question of {source} is one of a test set; give other rows to train or test on")
-        self._problems["train"] = kept
+        self._problems["train"] = untested
         super()._hold_out(source)
         if not self.config.tests:
             self.tests = (HELD_OUT,)
@@ -202,12 +183,11 @@ class JsonlTask(FileTask):
             raise ValueError(fault)
         steps = self._steps(fields, split)
         chain = "".join(steps)
-        content = hashlib.sha256(json.dumps([question, chain, answer]).encode()).hexdigest()[:16]
         return ReasoningProblem(
             question=question,
             chains=(chain,) if chain else (),
             answer=answer,
-            key=f"{split}:{content}",
+            key=f"{split}:{digest([question, chain, answer])}",
             given_steps=steps if len(steps) > 1 else (),
             grader=config.grader,
         )
@@ -220,14 +200,14 @@ class JsonlTask(FileTask):
                 other way round.
         """
         name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
-        kept = _steps_of(fields.get(name), name)
+        steps = _steps_of(fields.get(name), name)
         if split == "train":
-            self._chained = bool(kept) if self._chained is None else self._chained
-            if self._chained != bool(kept):
+            self._chained = bool(steps) if self._chained is None else self._chained
+            if self._chained != bool(steps):
                 there, others = ("no chain", "have one") if self._chained else ("a chain", "have none")
                 raise ValueError(f"it has {there} in column {name!r}, and the rows before it {others}")
         # The line break belongs to the step after it, as in `ReasoningProblem.steps`.
-        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(kept))
+        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(steps))
 
 
 def _steps_of(value: Any, name: str) -> tuple[str, ...]:

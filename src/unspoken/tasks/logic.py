@@ -26,9 +26,8 @@ trained on.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -41,10 +40,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.arithmetic import NAMES
-from unspoken.tasks.files import read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.files import check_split_names, read_rows, row_fields, text_of, texts_of
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, check_split
+from unspoken.tasks.task import Indices, ProblemList, Traits, digest, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -119,10 +118,7 @@ class LogicConfig:
             raise ValueError(f"spelled is {self.spelled}; it must be a share from 0 to 1")
         if self.renamed and not self.tests:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
-        names = Counter(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
-        for name, count in names.items():
-            if count > 1:
-                raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
+        check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
 
     @property
     def traits(self) -> Traits:
@@ -145,7 +141,7 @@ class _Graph(NamedTuple):
     options: tuple[int, int]  # what person 0 is, and what person 1 is
 
 
-class _Told(NamedTuple):
+class _Asked(NamedTuple):
     """A question as it is read."""
 
     pairs: list[tuple[str, str]]  # in the order of telling
@@ -179,9 +175,7 @@ class LogicTask(ReasoningTask):
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the data: the settings and what the files hold, but not where they lie."""
-        settings = {**asdict(self.config), "tests": self._digests}
-        text = json.dumps({"kind": self.config.kind, **settings}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest({"kind": self.config.kind, **asdict(self.config), "tests": self._digests})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -212,23 +206,11 @@ class LogicTask(ReasoningTask):
         return padded_left(tokenizer)
 
     def size(self, split: str) -> int | None:
-        """Problems in a published test set; the other splits are endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        if split in self._published:
-            return len(self._published[split])
-        check_split(split, ("train", "validation", *self.tests))
-        return None
+        """Problems in a published test set; the other splits are endless."""
+        return len(self._published[split]) if split in self._published else super().size(split)
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """The problems with the given indices; a published test set has the order of its file.
-
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index is outside a published test set.
-        """
+        """The problems with the given indices; a published test set has the order of its file."""
         size = self.size(split)
         if size is None:
             return ProblemList(self._make(split, int(index), seed) for index in indices)
@@ -243,11 +225,9 @@ class LogicTask(ReasoningTask):
         Raises:
             ValueError: the question is empty, or a sentence cannot be read.
         """
-        question = " ".join(text.split())
-        if not question:
-            raise ValueError("the question is empty; type sentences and a question about them")
-        _read(question)
-        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
+        problems = super().parse(" ".join(text.split()))
+        _read(problems[0].question)
+        return problems
 
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
@@ -259,15 +239,15 @@ class LogicTask(ReasoningTask):
         if random.random() < self.config.spelled:
             first, second, *others = _coin(random, len(names))
             names = [first.capitalize(), second.capitalize(), *others]
-        told = [(names[old], names[new]) for old, new in graph.pairs]
-        random.shuffle(told)
-        asked = random.randrange(2)
-        person, answer = names[asked], names[graph.options[asked]]
+        pairs = [(names[old], names[new]) for old, new in graph.pairs]
+        random.shuffle(pairs)
+        person_number = random.randrange(2)
+        person, answer = names[person_number], names[graph.options[person_number]]
         options = [names[option] for option in graph.options]
         random.shuffle(options)
         return ReasoningProblem(
-            question=_question(_Told(told, person, (options[0], options[1]))),
-            chains=tuple(_chain(path) for path in islice(_shortest(told, person, answer), _CHAINS)),
+            question=_question(_Asked(pairs, person, (options[0], options[1]))),
+            chains=tuple(_chain(path) for path in islice(_shortest(pairs, person, answer), _CHAINS)),
             answer=answer,
             key=f"{split}:{seed}:{index}",
         )
@@ -300,22 +280,22 @@ def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
 
     inner = [node for node in range(len(level)) if node not in ends]
     made = set(pairs)
-    rooms = [
+    option_parents = [
         [(old, end) for old in inner if reach[old] == reach[end] and level[old] >= hops - 1 and (old, end) not in made]
         for end in ends
     ]
     left = config.edges - len(pairs)
-    more = random.randint(0, min(_MORE_PARENTS, left // 2, *map(len, rooms)))  # the same for both options
-    for room in rooms:
-        pairs += random.sample(room, more)
-    room = [
+    more = random.randint(0, min(_MORE_PARENTS, left // 2, *map(len, option_parents)))  # the same for both options
+    for joints in option_parents:
+        pairs += random.sample(joints, more)
+    joints = [
         (old, new)
         for new in inner[2:]
         for old in inner
         if old < new and level[new] <= level[old] + 1 and reach[old] | reach[new] == reach[new]
         if (old, new) not in made
     ]
-    pairs += random.sample(room, min(len(room), left - 2 * more))
+    pairs += random.sample(joints, min(len(joints), left - 2 * more))
     return _Graph(pairs, (ends[0], ends[1]))
 
 
@@ -329,8 +309,7 @@ def _split_of(graph: _Graph) -> str:
     for node in (0, 1, *inner, *graph.options):  # each after its parents
         kind = "person" if node < 2 else "option" if node in graph.options else "concept"
         marks[node] = _digest(kind, *sorted(marks[parent] for parent in parents.get(node, ())))
-    share = int(_digest(*sorted(marks.values())), 16) % _SPLIT_CLASSES
-    return {_SPLIT_CLASSES - 2: "validation", _SPLIT_CLASSES - 1: "test"}.get(share, "train")
+    return split_of(int(_digest(*sorted(marks.values())), 16), _SPLIT_CLASSES)
 
 
 def _digest(*texts: str) -> str:
@@ -339,11 +318,11 @@ def _digest(*texts: str) -> str:
 
 def _coin(random: Random, count: int) -> list[str]:
     """Different names of six letters, no two of the same letters."""
-    found: dict[str, str] = {}
-    while len(found) < count:
+    names: dict[str, str] = {}
+    while len(names) < count:
         name = "".join(random.choice(letters) for letters in ("bcdfghjklmnprstvwyz", "aeiou", "lmnprst") * 2)
-        found.setdefault("".join(sorted(name)), name)
-    return list(found.values())
+        names.setdefault("".join(sorted(name)), name)
+    return list(names.values())
 
 
 # --- telling and reading ---------------------------------------------------------------------------------------
@@ -354,19 +333,19 @@ def _sentence(pair: tuple[str, str]) -> str:
     return f"{old} is a {new}." if old[0].isupper() else f"Every {old} is a {new}."
 
 
-def _question(told: _Told) -> str:
-    return " ".join([*map(_sentence, told.pairs), f"Is {told.person} a {told.options[0]} or {told.options[1]}?"])
+def _question(asked: _Asked) -> str:
+    return " ".join([*map(_sentence, asked.pairs), f"Is {asked.person} a {asked.options[0]} or {asked.options[1]}?"])
 
 
 def _chain(path: Sequence[str]) -> str:
     return " ".join(map(_sentence, pairwise(path)))
 
 
-def _shortest(told: Sequence[tuple[str, str]], start: str, goal: str) -> Iterator[tuple[str, ...]]:
+def _shortest(pairs: Sequence[tuple[str, str]], start: str, goal: str) -> Iterator[tuple[str, ...]]:
     """All shortest ways, those first that take the sentences told first; none if there is no way."""
     after: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, and each once
     before: dict[str, list[str]] = defaultdict(list)
-    for old, new in told:
+    for old, new in pairs:
         after[old][new] = None
         before[new].append(old)
     away = {goal: 0}
@@ -391,13 +370,13 @@ def _shortest(told: Sequence[tuple[str, str]], start: str, goal: str) -> Iterato
 
 
 def _fact(sentence: str) -> tuple[str, str]:
-    found = _FACT.fullmatch(sentence)
-    if found is None:
+    match = _FACT.fullmatch(sentence)
+    if match is None:
         raise ValueError(f"cannot read {sentence!r}; write 'Ann is a dax.' or 'Every dax is a wug.'")
-    return found[1] or found[2], found[3]
+    return match[1] or match[2], match[3]
 
 
-def _read(question: str) -> _Told:
+def _read(question: str) -> _Asked:
     """A question with single spaces.
 
     Raises:
@@ -408,23 +387,23 @@ def _read(question: str) -> _Told:
     asked = _ASKED.fullmatch(last)
     if asked is None:
         raise ValueError(f"cannot read {last!r} at the end; ask 'Is Ann a wug or klib?'")
-    return _Told(pairs, asked[1], (asked[2], asked[3]))
+    return _Asked(pairs, asked[1], (asked[2], asked[3]))
 
 
-def _own_names(told: _Told, key: str) -> dict[str, str]:
+def _own_names(question: _Asked, key: str) -> dict[str, str]:
     """A name of this task for every name of a question, drawn from the key.
 
     Raises:
         ValueError: it has more people or concepts than this task.
     """
-    random, found = Random(key), dict[str, str]()
-    every = sorted({told.person, *told.options, *(name for pair in told.pairs for name in pair)})
+    random, own_name_of = Random(key), dict[str, str]()
+    every = sorted({question.person, *question.options, *(name for pair in question.pairs for name in pair)})
     for kind, own in (("people", NAMES), ("concepts", CONCEPTS)):
         names = [name for name in every if name[0].isupper() == (kind == "people")]
         if len(names) > len(own):
             raise ValueError(f"it has {len(names)} {kind}, and there are only {len(own)} names to give them")
-        found |= zip(names, random.sample(own, len(names)), strict=True)
-    return found
+        own_name_of |= zip(names, random.sample(own, len(names)), strict=True)
+    return own_name_of
 
 
 def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
@@ -440,23 +419,23 @@ def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
     """
     fields = row_fields(row)
     question = " ".join(text_of(fields, "question").split())
-    told = _read(question)
+    read = _read(question)
     person, answer = _fact(text_of(fields, "answer"))
-    if person != told.person or answer not in told.options:
+    if person != read.person or answer not in read.options:
         raise ValueError(f"the answer {fields['answer']!r} is none of the two that are asked about")
-    wrong = told.options[1 - told.options.index(answer)]
-    shortest = list(islice(_shortest(told.pairs, person, answer), _CHAINS))
-    if not shortest or any(_shortest(told.pairs, person, wrong)):
+    wrong = read.options[1 - read.options.index(answer)]
+    shortest = list(islice(_shortest(read.pairs, person, answer), _CHAINS))
+    if not shortest or any(_shortest(read.pairs, person, wrong)):
         raise ValueError(f"the sentences must make {person} a {answer}, and not a {wrong}")
     steps = [_fact(step) for step in texts_of(fields, "steps")]
     way = (person, *(new for _, new in steps))
-    if way[-1] != answer or list(pairwise(way)) != steps or not set(steps) <= set(told.pairs):
+    if way[-1] != answer or list(pairwise(way)) != steps or not set(steps) <= set(read.pairs):
         raise ValueError(f"the steps do not lead from {person} to {answer} by sentences of the question")
     content, ways = hashlib.sha256(question.encode()).hexdigest()[:16], [way, *shortest]
     if renamed:
-        own = _own_names(told, content)
-        pairs = [(own[old], own[new]) for old, new in told.pairs]
-        question = _question(_Told(pairs, own[person], (own[told.options[0]], own[told.options[1]])))
+        own = _own_names(read, content)
+        pairs = [(own[old], own[new]) for old, new in read.pairs]
+        question = _question(_Asked(pairs, own[person], (own[read.options[0]], own[read.options[1]])))
         ways, answer = [tuple(own[name] for name in names) for names in ways], own[answer]
     chains = dict.fromkeys(map(_chain, ways))
     return ReasoningProblem(question=question, chains=tuple(chains)[:_CHAINS], answer=answer, key=f"{source}:{content}")

@@ -46,10 +46,10 @@ def overlap(
     asked: dict[str, list[ReasoningProblem]] = {name: list(problems) for name, problems in tests.items()}
     owners: dict[_Gram, set[tuple[str, int]]] = defaultdict(set)
     for name, problems in asked.items():
-        for place, problem in enumerate(problems):
-            said = _words(problem.question)
-            for gram in _grams(said, min(words, len(said))):
-                owners[gram].add((name, place))
+        for index, problem in enumerate(problems):
+            tokens = _words(problem.question)
+            for gram in _grams(tokens, min(words, len(tokens))):
+                owners[gram].add((name, index))
     sizes = {len(gram) for gram in owners}
     rows: dict[str, dict[str, None]] = {name: {} for name in asked}  # keys in the order of training
     seen: dict[str, set[int]] = {name: set() for name in asked}
@@ -57,19 +57,19 @@ def overlap(
     for row in train:
         count += 1
         for text in (row.question, *row.chains, row.solution):
-            said = _words(text)
+            tokens = _words(text)
             for size in sizes:
-                for gram in _grams(said, size):
-                    for name, place in owners.get(gram, ()):
+                for gram in _grams(tokens, size):
+                    for name, index in owners.get(gram, ()):
                         rows[name][row.key] = None
-                        seen[name].add(place)
+                        seen[name].add(index)
     return {
         "words": words,
         "rows": count,
         "tests": {
             name: {
                 "problems": len(problems),
-                "problem_keys": [problems[place].key for place in sorted(seen[name])],
+                "problem_keys": [problems[index].key for index in sorted(seen[name])],
                 "row_keys": list(rows[name]),
             }
             for name, problems in asked.items()
@@ -80,16 +80,16 @@ def overlap(
 def seen_in_training(task: ReasoningTask) -> dict[str, Any] | None:
     """`overlap` of a task's own training rows with each of its test sets; None where either is endless or missing."""
     sizes = {split: task.size(split) for split in ("train", *task.tests)}
-    found = {split: task.sample(split, range(size)) for split, size in sizes.items() if size is not None}
-    train = found.pop("train", None)
-    return None if train is None or not found else overlap(train, found)
+    problems = {split: task.sample(split, range(size)) for split, size in sizes.items() if size is not None}
+    train = problems.pop("train", None)
+    return None if train is None or not problems else overlap(train, problems)
 
 
 def _words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
-def _grams(said: list[str], size: int) -> Iterator[_Gram]:
+def _grams(words: list[str], size: int) -> Iterator[_Gram]:
     """Runs of ``size`` words; none of an empty text."""
     if size:
-        yield from (tuple(said[start : start + size]) for start in range(len(said) - size + 1))
+        yield from (tuple(words[start : start + size]) for start in range(len(words) - size + 1))

@@ -6,13 +6,13 @@ A model reads a question, reasons over an explicit or a latent chain, and writes
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from unspoken.tasks.task import Grades, Indices, ProblemList, Traits
+from unspoken.tasks.task import BaseTask, Grades, Indices, ProblemList
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,56 +58,24 @@ class ReasoningProblem:
         return tuple(_STEP_END.split(self.chains[0])) if self.chains else ()
 
 
-class ReasoningTask(ABC):
-    """A task whose problems are asked in words. Splits are "train", "validation" and the names of the test sets.
-
-    Attributes:
-        config: the configuration that built this task.
-        tests: names of the test sets.
-    """
-
-    config: Any
-    tests: tuple[str, ...]
+class ReasoningTask(BaseTask):
+    """A task whose problems are asked in words."""
 
     @property
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """Identifies the data of this task: sixteen hexadecimal digits."""
-
-    @property
-    @abstractmethod
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
-        """The tokenizer made for this task, or None where the backbone brings its own."""
-
-    @abstractmethod
-    def size(self, split: str) -> int | None:
-        """Problems in a split; None if it never ends.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """None: the backbone brings its own."""
+        return None
 
     @abstractmethod
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """The problems with the given indices, a pure function of (configuration, seed, split, index).
+        """The problems with the given indices, see `Task.sample`."""
 
-        Raises:
-            ValueError: there is no such split.
-            IndexError: an index lies outside a split that ends.
-        """
-
-    @abstractmethod
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A question typed by a person, as a batch of one problem without chain and answer.
-
-        Raises:
-            ValueError: the question is empty or cannot be read.
-        """
-
-    @property
-    def traits(self) -> Traits:
-        """What the rest of the package must know."""
-        return self.config.traits
+        """A question typed by a person, as a batch of one problem without chain and answer."""
+        question = text.strip()
+        if not question:
+            raise ValueError("the question is empty; type one")
+        return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
 
     def questions(self, problems: Sequence[ReasoningProblem]) -> list[str]:
         """What is asked."""
@@ -128,11 +96,7 @@ class ReasoningTask(ABC):
         return chosen
 
     def spans(self, problems: Sequence[ReasoningProblem], prompt_format: PromptFormat | None = None) -> list[Spans]:
-        """The tokens of each problem, see `PromptFormat.spans`.
-
-        Raises:
-            ValueError: no prompt format is given, and the task has no tokenizer.
-        """
+        """The tokens of each problem, see `PromptFormat.spans`."""
         return self._format(prompt_format).spans_of(problems)
 
     def prompts(
@@ -158,21 +122,15 @@ class ReasoningTask(ABC):
             ids.append(torch.tensor(head + tail))
             given.append(len(head))
             lengths.append(len(head + tail))
-        place = torch.arange(max(lengths))[None]
-        attended = place < torch.tensor(lengths)[:, None]
+        column = torch.arange(max(lengths))[None]
+        attended = column < torch.tensor(lengths)[:, None]
         return {
             "input_ids": torch.nn.utils.rnn.pad_sequence(
                 ids, batch_first=True, padding_value=layout.tokenizer.pad_token_id
             ),
             "attention_mask": attended.long(),
-            "answer_mask": attended & (place >= torch.tensor(given)[:, None]),
+            "answer_mask": attended & (column >= torch.tensor(given)[:, None]),
         }
-
-    def talker_rows(
-        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
-    ) -> dict[str, Tensor]:
-        """Plain rows: a Talker learns chain, end marker and answer."""
-        return self.rows(self.sample(split, indices, seed), prompt_format)
 
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[ReasoningProblem]) -> Grades:
         """Which texts hold the right answer in their last box.

@@ -85,8 +85,8 @@ class PromptFormat:
         if self.tokenizer.chat_template is not None:
             return ()
         bare, framed = self.markers.open, tuple(self.tokenizer(OPEN)["input_ids"])
-        places = [place for place in range(len(framed)) if framed[place : place + len(bare)] == bare]
-        return framed[: places[0]] if places else ()
+        starts = [start for start in range(len(framed)) if framed[start : start + len(bare)] == bare]
+        return framed[: starts[0]] if starts else ()
 
     def _chat(self, question: str) -> str:
         """The question as a user turn, in the words of the chat template."""
@@ -123,15 +123,15 @@ class PromptFormat:
 
     def spans_of(self, problems: Sequence[ReasoningProblem]) -> list[Spans]:
         """`spans` of many problems, tokenised in one call."""
-        steps = [problem.steps for problem in problems]
+        all_steps = [problem.steps for problem in problems]
         texts: list[str] = []
-        for problem, parts in zip(problems, steps, strict=True):
+        for problem, steps in zip(problems, all_steps, strict=True):
             answer = problem.solution or f"\\boxed{{{problem.answer}}}"
-            texts += [self._prompt_text(problem.question), answer, "".join(parts), *(parts if len(parts) > 1 else ())]
+            texts += [self._prompt_text(problem.question), answer, "".join(steps), *(steps if len(steps) > 1 else ())]
         rows, made = iter(self.encode_all(texts)), []
-        for parts in steps:
+        for steps in all_steps:
             prompt, answer_ids, chain = next(rows), next(rows), next(rows)
-            each = tuple(next(rows) for _ in parts) if len(parts) > 1 else (chain,) * len(parts)
+            each = tuple(next(rows) for _ in steps) if len(steps) > 1 else (chain,) * len(steps)
             same = tuple(token for step in each for token in step) == chain
             made.append(
                 Spans(

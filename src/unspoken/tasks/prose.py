@@ -11,7 +11,6 @@ are streamed, never stored, and read forwards.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,9 +22,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from unspoken.tasks.files import epoch_order
+from unspoken.tasks.files import HUB_NAME, epoch_order, hub_rows
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import Grades, Indices, ProblemList, Traits, check_split, exact_tokens
+from unspoken.tasks.task import (
+    BaseTask,
+    Grades,
+    Indices,
+    ProblemList,
+    Traits,
+    check_split,
+    digest,
+    exact_tokens,
+    split_of,
+)
 from unspoken.tasks.tokenizing import EOS_TOKEN, PAD_TOKEN, byte_pairs
 
 if TYPE_CHECKING:
@@ -41,8 +50,7 @@ PAD, EOS = range(2)
 MARKERS = (PAD_TOKEN, EOS_TOKEN)
 PYTHON_HELP = "python-help"
 
-_SPLIT_CLASSES = {"train": range(14), "validation": range(14, 15), "test": range(15, 16)}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
+_SPLIT_CLASSES = 16  # fourteen for training, one for validation, one for test
 _BLANK_LINES = re.compile(r"\n\s*\n")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[\"'(]*[A-Z])")
 _TOKENIZER_DOCUMENTS = 10_000  # enough for merges that are all frequent
@@ -128,25 +136,18 @@ def _task(config: ProseConfig, texts: tuple[str | None, ...]) -> ProseTask:
     return ProseTask(config, texts)
 
 
-class ProseTask:
+class ProseTask(BaseTask):
     """Makes texts and sentences.
 
     Args:
         texts: what each source holds, or None for a stream.
     """
 
-    tests = ("test",)
-
     def __init__(self, config: ProseConfig, texts: tuple[str | None, ...]) -> None:
         self.config = config
         self._texts = texts
         self._streams: dict[tuple[Kind, str, int], _Stream] = {}
         self._encoded_once: dict[tuple[Kind, str], list[Row]] = {}
-
-    @property
-    def traits(self) -> Traits:
-        """What the rest of the package must know."""
-        return self.config.traits
 
     @property
     def streamed(self) -> bool:
@@ -158,9 +159,7 @@ class ProseTask:
         """Identifies the data that this task makes: by content where there are files, by name where there are none."""
         digests = [None if text is None else hashlib.sha256(text.encode()).hexdigest() for text in self._texts]
         names = [source for source, text in zip(self.config.sources, self._texts, strict=True) if text is None]
-        settings = {**asdict(self.config), "train": names, "digests": digests}
-        text = json.dumps({"kind": self.config.kind, **settings}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return digest({"kind": self.config.kind, **asdict(self.config), "train": names, "digests": digests})
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -268,14 +267,6 @@ class ProseTask:
         """The texts."""
         return [self.text(row) for row in problems]
 
-    def parse(self, text: str) -> ProblemList[Row]:
-        """Nobody asks anything here.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError("prose is text to go on with, and no problem can be typed; take a row from a split")
-
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[Row]) -> Grades:
         """Which tokens after the first are those of the text; what follows a row's end is ignored.
 
@@ -311,7 +302,7 @@ class ProseTask:
         else:
             known = self._known(kind, split)
             order = epoch_order(seed, epoch, len(known)).tolist() if split == "train" else range(len(known))
-            encoded = (known[place] for place in order)
+            encoded = (known[index] for index in order)
         return encoded if kind == "sentences" else self._packed(encoded)
 
     def _known(self, kind: Kind, split: str) -> list[Row]:
@@ -326,7 +317,7 @@ class ProseTask:
         tokenizer.encode_special_tokens = True  # what looks like a marker in a text is text
         least, most = self.config.sentence_tokens
         complete = kind == "texts"
-        pieces = documents if complete else (part for text in documents for part in _SENTENCE_END.split(text))
+        pieces = documents if complete else (sentence for text in documents for sentence in _SENTENCE_END.split(text))
         while some := list(islice(pieces, 64)):
             for piece in tokenizer.encode_batch(some, add_special_tokens=False):
                 if complete:
@@ -348,14 +339,14 @@ class ProseTask:
     def _documents(self, split: str, seed: int, epoch: int) -> Iterator[str]:
         """The documents of a split, those of several sources in turn until each has ended, on one line each."""
         order = [seed, epoch] if split == "train" else None
-        parts = [
+        streams = [
             _stream(source, order) if text is None else iter(_BLANK_LINES.split(text))
             for source, text in zip(self.config.sources, self._texts, strict=True)
         ]
-        for together in zip_longest(*parts):
+        for together in zip_longest(*streams):
             for document in together:
                 plain = " ".join((document or "").split())
-                if plain and hashlib.sha256(plain.encode()).digest()[0] % 16 in _SPLIT_CLASSES[split]:
+                if plain and split_of(hashlib.sha256(plain.encode()).digest()[0], _SPLIT_CLASSES) == split:
                     yield plain
 
 
@@ -405,7 +396,7 @@ def _read(source: str) -> str | None:
             return Path(source).read_text("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"cannot read {source}: {error}; it must be text in UTF-8") from None
-    if Path(source).suffix == ".txt" or not _HUB_NAME.fullmatch(source):
+    if Path(source).suffix == ".txt" or not HUB_NAME.fullmatch(source):
         raise ValueError(
             f"there is no file {source}; give a text file by task.train, {PYTHON_HELP!r}, or owner/name[:config] on "
             "the hub"
@@ -415,20 +406,7 @@ def _read(source: str) -> str | None:
 
 def _stream(source: str, order: list[int] | None) -> Iterator[str]:
     """The texts of a data set on the hub, as they come or shuffled as far as a buffer allows."""
-    try:
-        import datasets
-    except ImportError:
-        raise ValueError(
-            f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
-        ) from None
-    name, _, configuration = source.partition(":")
-    try:
-        rows = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"there is no file {source}, and the hub gave no texts under that name ({' '.join(str(error).split())}); "
-            "give a text file, or owner/name[:config] on the hub"
-        ) from None
+    rows = hub_rows(source, "train", streaming=True)
     if order is not None:
         drawn = np.random.SeedSequence(order).generate_state(1)
         rows = rows.shuffle(seed=int(drawn[0]), buffer_size=_SHUFFLED_TOGETHER)

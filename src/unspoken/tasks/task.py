@@ -5,8 +5,10 @@ Axes: B problems, N tokens of an answer, M symbols of a right answer, T tokens o
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
@@ -116,12 +118,16 @@ class ProblemList(list[Item], Generic[Item]):
 class Task(Protocol):
     """Makes or reads problems, tokenises them, and grades answers.
 
-    ``problems`` are always a batch that the same task's `sample` or `parse` gave.
+    ``problems`` are always a batch that the same task's `sample` or `parse` gave. The splits are "train", "validation"
+    and the names of the test sets.
+
+    Attributes:
+        config: the configuration that built this task, see `TaskConfig`.
+        tests: names of the test sets.
     """
 
-    @property
-    def config(self) -> Any:
-        """The configuration that built this task, see `TaskConfig`."""
+    config: Any
+    tests: tuple[str, ...]
 
     @property
     def traits(self) -> Traits:
@@ -134,10 +140,6 @@ class Task(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
         """The tokenizer made for this task, or None where the backbone brings its own."""
-
-    @property
-    def tests(self) -> tuple[str, ...]:
-        """Names of the test sets; the other splits are "train" and "validation"."""
 
     def size(self, split: str) -> int | None:
         """Problems in a split; None if it never ends.
@@ -212,6 +214,38 @@ class Task(Protocol):
         """
 
 
+class BaseTask(Task):
+    """What most tasks have in common: endless splits, data named by the settings, and no typed problems."""
+
+    tests: tuple[str, ...] = ("test",)
+
+    @property
+    def traits(self) -> Traits:
+        """Those of the configuration."""
+        traits: Traits = self.config.traits
+        return traits
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the settings."""
+        return digest({"kind": self.config.kind, **asdict(self.config)})
+
+    def size(self, split: str) -> int | None:
+        """None: the splits are endless."""
+        check_split(split, ("train", "validation", *self.tests))
+        return None
+
+    def talker_rows(
+        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
+    ) -> dict[str, Tensor]:
+        """Plain rows."""
+        return self.rows(self.sample(split, indices, seed), prompt_format)
+
+    def parse(self, text: str) -> Problems:
+        """Raises ValueError: this task is not answerable."""
+        raise ValueError(f"no problem of {self.config.kind} can be typed; take one from a split")
+
+
 @runtime_checkable
 class AsksSeveral(Protocol):
     """A task with several problems about the same thing, whose prompts begin alike."""
@@ -247,6 +281,16 @@ class TaskConfig(Protocol):
         Raises:
             ValueError: the data cannot be read.
         """
+
+
+def digest(content: Any) -> str:
+    """A hash of what JSON can hold: sixteen hexadecimal digits."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def split_of(number: int, classes: int) -> str:
+    """The split of a problem by a hash of it: of so many equal classes the last is test, the one before validation."""
+    return {classes - 2: "validation", classes - 1: "test"}.get(number % classes, "train")
 
 
 def check_split(split: str, splits: Sequence[str] = SPLITS) -> None:

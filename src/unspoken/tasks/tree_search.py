@@ -17,10 +17,9 @@ Axes: B problems, M nodes in heap order (children of m are 2m+1 and 2m+2), E edg
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, TypeGuard
 
@@ -28,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import Array, Grades, Indices, Traits, check_split, exact_tokens
+from unspoken.tasks.task import Array, BaseTask, Grades, Indices, Traits, check_split, exact_tokens
 from unspoken.tasks.tokenizing import by_character
 
 if TYPE_CHECKING:
@@ -135,26 +134,13 @@ class TreeProblems:
         )
 
 
-class TreeSearchTask:
+class TreeSearchTask(BaseTask):
     """Makes, prints, draws and grades tree-search problems."""
-
-    tests = ("test",)
 
     def __init__(self, config: TreeSearchConfig) -> None:
         self.config = config
         self.nodes = 2**config.depth - 1
         self.first_leaf = 2 ** (config.depth - 1) - 1
-
-    @property
-    def traits(self) -> Traits:
-        """What the rest of the package must know."""
-        return self.config.traits
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the data that this task makes."""
-        text = json.dumps({"kind": self.config.kind, **asdict(self.config)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
     def answer_length(self) -> int:
@@ -173,20 +159,8 @@ class TreeSearchTask:
 
     # --- making ------------------------------------------------------------------------------------------------
 
-    def size(self, split: str) -> None:
-        """Every split is endless.
-
-        Raises:
-            ValueError: there is no such split.
-        """
-        check_split(split)
-
     def sample(self, split: str, indices: Indices, seed: int = 0) -> TreeProblems:
-        """Make the problems with the given indices.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """Make the problems with the given indices."""
         check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
         names_BM = np.empty((len(indices), self.nodes), dtype=np.int64)
@@ -245,10 +219,10 @@ class TreeSearchTask:
             return _mix(edges.sum(axis=1, dtype=np.uint64))
 
     def _splits_of(self, names_BM: Array, split: str) -> NDArray[np.bool_]:
-        share = (self.tree_hash(names_BM) % np.uint64(_SPLIT_CLASSES)).astype(np.int64)
+        class_B = (self.tree_hash(names_BM) % np.uint64(_SPLIT_CLASSES)).astype(np.int64)
         if split == "train":
-            return share < _SPLIT_CLASSES - 2
-        return share == _SPLIT_CLASSES - (2 if split == "validation" else 1)
+            return class_B < _SPLIT_CLASSES - 2
+        return class_B == _SPLIT_CLASSES - (2 if split == "validation" else 1)
 
     # --- printing ----------------------------------------------------------------------------------------------
 
@@ -325,19 +299,13 @@ class TreeSearchTask:
             leaf_B = self.first_leaf + (problems.leaf_B - self.first_leaf + shift) % leaves
             encoded.append(self.rows(replace(problems, targets_BA=leaf_B[:, None], leaf_B=leaf_B)))
 
-        def joined(parts: list[Tensor]) -> Tensor:
-            return torch.cat([parts[0][:, :shared], *(part[:, shared:] for part in parts)], dim=1)
+        def joined(rows: list[Tensor]) -> Tensor:
+            return torch.cat([rows[0][:, :shared], *(other[:, shared:] for other in rows)], dim=1)
 
         rows = {name: joined([one[name] for one in encoded]) for name in encoded[0]}
-        places = torch.arange(encoded[0]["input_ids"].shape[1]).expand(encoded[0]["input_ids"].shape)
-        numbers = [torch.where(places < shared, 0, number) for number in range(1, questions + 1)]
-        return {**rows, "question": joined(numbers), "position_ids": joined([places] * questions)}
-
-    def talker_rows(
-        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
-    ) -> dict[str, Tensor]:
-        """Plain rows: a Talker learns the routes."""
-        return self.rows(self.sample(split, indices, seed))
+        positions = torch.arange(encoded[0]["input_ids"].shape[1]).expand(encoded[0]["input_ids"].shape)
+        numbers = [torch.where(positions < shared, 0, number) for number in range(1, questions + 1)]
+        return {**rows, "question": joined(numbers), "position_ids": joined([positions] * questions)}
 
     def questions(self, problems: TreeProblems) -> list[str]:
         """The problems as printed, up to the route marker."""

@@ -1,4 +1,4 @@
-"""LoRA on the parts of a model that a stage trains, and the plain model that it becomes."""
+"""LoRA on the stacks that a stage trains, and the plain model after merging."""
 
 from __future__ import annotations
 
@@ -16,45 +16,45 @@ from unspoken.training.parts import LoRA
 
 
 def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -> None:
-    """Put adapters on the linear layers of every part that a stage adapts, in place; weights below them are frozen.
+    """Put adapters on the linear layers of every stack that a stage adapts, in place; weights below them are frozen.
 
     Raises:
         ValueError: adapters would not reach every expert, or would be merged into a shared weight more than once.
     """
-    parts: list[Any] = objective.adapted(model)
-    for part in parts:
+    stacks: list[Any] = objective.adapted(model)
+    for stack in stacks:
         layers = [
             name
-            for name, module in part.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not part.get_output_embeddings()
+            for name, module in stack.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and module is not stack.get_output_embeddings()
         ]
-        _require_reach(part, layers)
+        _require_reach(stack, layers)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=2 * settings.rank,
             lora_dropout=settings.dropout,
             target_modules=layers,
             # The GPT-2 family keeps its matrices the other way round.
-            fan_in_fan_out=any(isinstance(module, Conv1D) for module in part.modules()),
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in stack.modules()),
         )
-        for parameter in part.parameters():
+        for parameter in stack.parameters():
             parameter.requires_grad_(False)
-        inject_adapter_in_model(config, part)
+        inject_adapter_in_model(config, stack)
     objective.after_adapters(model)
 
 
-def _require_reach(part: PreTrainedModel, layers: list[str]) -> None:
+def _require_reach(stack: PreTrainedModel, layers: list[str]) -> None:
     """Refuse adapters that would leave experts as they are, or change a weight twice.
 
     Raises:
         ValueError: see above.
     """
-    name = type(part).__name__
-    if len({id(part.get_submodule(layer).weight) for layer in layers}) < len(layers):
+    name = type(stack).__name__
+    if len({id(stack.get_submodule(layer).weight) for layer in layers}) < len(layers):
         raise ValueError(
             f"lora: blocks of {name} share weights, into which each block's adapters would be merged; set lora to null"
         )
-    for module in part.modules():
+    for module in stack.modules():
         for weight in module.parameters(recurse=False):
             # Kernels of convolutions have as many axes; a vector for each place of a window has one of length 1.
             if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd):
@@ -68,10 +68,10 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     """A model with its adapters merged into the weights; the model in training is left as it is."""
     if not any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         return model
-    whole = copy.deepcopy(model)
-    for name, module in list(whole.named_modules()):
+    plain = copy.deepcopy(model)
+    for name, module in list(plain.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
             parent, _, attribute = name.rpartition(".")
-            setattr(whole.get_submodule(parent), attribute, module.get_base_layer())
-    return whole
+            setattr(plain.get_submodule(parent), attribute, module.get_base_layer())
+    return plain

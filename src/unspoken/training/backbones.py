@@ -17,7 +17,7 @@ from unspoken.tasks.prompt_format import PromptFormat
 
 
 def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
-    """The same data, of which a row that is longer than the model's table of positions is refused by name."""
+    """The same data; a row that is longer than the model's table of positions raises a ValueError."""
     limit = _positions_in_a_table(model)
     if limit is None:
         return data
@@ -37,13 +37,13 @@ def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
 def _positions_in_a_table(model: PreTrainedModel) -> int | None:
     """Positions of a model that looks each of them up; None if it computes them."""
     for stack in model.modules():
-        inner = (part for part in stack.modules() if part is not stack)
+        inner = (module for module in stack.modules() if module is not stack)
         if isinstance(stack, UnspokenModel):
-            continue  # rotary; the one of a Talker has no table of tokens to ask for
-        if not isinstance(stack, PreTrainedModel) or any(isinstance(part, PreTrainedModel) for part in inner):
+            continue  # rotary
+        if not isinstance(stack, PreTrainedModel) or any(isinstance(module, PreTrainedModel) for module in inner):
             continue
         limit = getattr(stack.config, "max_position_embeddings", None)
-        tables = [part.weight for part in stack.modules() if isinstance(part, nn.Embedding)]
+        tables = [module.weight for module in stack.modules() if isinstance(module, nn.Embedding)]
         try:
             own = stack.get_input_embeddings()
         except NotImplementedError:

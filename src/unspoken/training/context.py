@@ -1,4 +1,4 @@
-"""What a recipe gives to its stages."""
+"""The context that a recipe gives to its stages, and models to start from."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that is too small, in one line: what there was not enough of, where, and what to do about it."""
+"""Errors of one line where memory or disk is too small: what was too small, where, and what to change."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-# How the allocators of CPU, CUDA and others put it.
-_SAID = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
+# Parts of the messages of the allocators of CPU, CUDA and others.
+_MESSAGES = ("allocate memory", "not enough memory", "out of memory", "alloc_failed")
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that there was not enough memory."""
-    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    """Whether an error means that there was not enough memory."""
+    by_message = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _MESSAGES)
+    return by_message or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
 
     Args:
         folder: what is written.
-        others: what the libraries that write there raise where Python raises an OSError.
+        others: further exceptions that the libraries raise for a failed write.
 
     Raises:
         OSError: the folder could not be written.
@@ -54,6 +54,6 @@ def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
     except refusals as error:
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise OSError(
-            f"{folder} could not be written ({reason}); make room there, or give access, and run the same command "
+            f"{folder} could not be written ({reason}); free space there, or give access, and run the same command "
             "again. What was finished before is unharmed"
         ) from error

@@ -18,7 +18,7 @@ _TIMEOUT = 0.2  # seconds; a single try can fail while the run before removes it
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Hold a run folder; within one process as often as it likes, and of several ranks rank 0 holds it for all.
+    """Hold a run folder. One process may hold it several times; of several ranks, rank 0 holds it for all.
 
     The operating system drops the lock with the process, however that ends.
 

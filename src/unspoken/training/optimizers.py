@@ -15,10 +15,10 @@ from unspoken.training.parts import Optimizer
 
 
 class Muon(torch.optim.Muon):
-    """torch's Muon with its Newton-Schulz iteration in a type of choice, on whole matrices where FSDP shards them.
+    """torch's Muon with a choice of type for its Newton-Schulz iteration, on full matrices where FSDP shards them.
 
-    torch iterates in bfloat16 whatever it is given. A processor that emulates bfloat16 takes a hundred times as long
-    for that, and its rounding makes two processes drift apart from one.
+    torch always iterates in bfloat16. A processor that emulates bfloat16 takes a hundred times as long for it, and its
+    rounding makes two processes differ from one.
 
     Args:
         matrices: weights ``[A, B]``.
@@ -80,7 +80,7 @@ def _placed_as(weight: Tensor, update: Tensor) -> Tensor:
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Muon on the matrices of the blocks and AdamW on the rest, behind one interface.
+    """Muon on the matrices of the blocks and AdamW on the rest, as one optimiser.
 
     The parameter groups are shared with the inner optimisers, so that a learning-rate schedule reaches both.
 
@@ -105,23 +105,23 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        self.param_groups = [group for part in self.parts for group in part.param_groups]
+        self.param_groups = [group for optimizer in self.parts for group in optimizer.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step of each."""
         assert closure is None
-        for part in self.parts:
-            part.step()
+        for optimizer in self.parts:
+            optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """The states of both, in order."""
-        return {"parts": [part.state_dict() for part in self.parts]}
+        return {"parts": [optimizer.state_dict() for optimizer in self.parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The reverse of `state_dict`."""
-        for part, state in zip(self.parts, state_dict["parts"], strict=True):
-            part.load_state_dict(state)
+        for optimizer, state in zip(self.parts, state_dict["parts"], strict=True):
+            optimizer.load_state_dict(state)
         self._share_groups()
 
 

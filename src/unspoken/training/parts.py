@@ -129,7 +129,7 @@ class Optimizer:
         if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
             raise ValueError("learning rates must be positive")
         if self.name == "adamw" and self.lr > 0.01:
-            raise ValueError(f"lr is {self.lr}, a rate for Muon; AdamW wants about 0.001 or less: set lr and lr_rest")
+            raise ValueError(f"lr is {self.lr}, a rate for Muon; AdamW needs about 0.001 or less: set lr and lr_rest")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas is {list(self.betas)}; it must be two numbers in [0, 1)")
         if self.weight_decay < 0 or self.warmup_steps < 0 or self.clip <= 0:

@@ -1,4 +1,4 @@
-"""What a recipe will cost, found out on the meta device: nothing is allocated and nothing is trained."""
+"""What a recipe will cost, computed on the meta device: nothing is allocated and nothing is trained."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ USE = 0.4  # share of the peak that training reaches
 _LABELLED = 64  # problems of a labels stage at a time
 
 
-# --- what is not at hand -----------------------------------------------------------------------------------------
+# --- what cannot be loaded -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class _Tokens:
         return self.size
 
     def __call__(self, _text: str, **_: Any) -> dict[str, list[int]]:
-        """One token for every text: markers must have one, and what it is does not matter to a plan."""
+        """One token for every text: markers must have one, and a plan does not depend on its id."""
         return {"input_ids": [self.eos_token_id]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sketch(Recipe):
-    """A recipe whose tokenizer is out of reach, or takes long to make."""
+    """A recipe whose tokenizer cannot be loaded, or takes long to train."""
 
     vocabulary: int
 
@@ -60,7 +60,7 @@ def _sketch(recipe: Recipe, vocabulary: int) -> Recipe:
 
 
 def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
-    """The recipe as it can be planned here, the configuration of its backbone, and what has to be said about it."""
+    """The recipe as it can be planned here, the configuration of its backbone, and notes for the user."""
     if (vocabulary := recipe.task.traits.vocabulary_size) is not None:
         recipe = _sketch(recipe, vocabulary)
     if not isinstance(recipe.backbone, str):
@@ -78,14 +78,14 @@ def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
 
 
 def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
-    """Mean lengths of the rows that a stage reads, and where they are from if they were not measured here."""
+    """Mean lengths of the rows that a stage reads, and their source if they were not measured here."""
     source = getattr(recipe.task, "train", None)
     known = measured_lengths(source if isinstance(source, str) else None)
     try:
         if isinstance(recipe, _Sketch) and recipe.task.traits.vocabulary_size is None:
             raise ValueError(
-                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} nobody knows how long problems are; "
-                "make it reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
+                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} lengths of problems are unknown; make it "
+                "reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
             )
         return context.line.objective.mean_lengths(context), None
     except (ValueError, OSError):
@@ -95,7 +95,7 @@ def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
 
 
 def _training_size(recipe: Recipe, context: Context) -> int | None:
-    """Training problems; None where the data is out of reach, or not asked for."""
+    """Number of training problems; None where the data cannot be loaded or need not be."""
     return None if isinstance(recipe, _Sketch) else context.task.size("train")
 
 
@@ -103,8 +103,8 @@ def _training_size(recipe: Recipe, context: Context) -> int | None:
 
 
 def _whole_at_once(model: nn.Module) -> tuple[int, int]:
-    """Weights, and trained ones, that every rank holds whole while it computes: outside of blocks, and one block."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
+    """Numbers of weights, and of trained ones, that every rank gathers: those outside of blocks, and one block."""
+    blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
     inside = {id(weight) for block in blocks for weight in block.parameters()}
     outside = [weight for weight in model.parameters() if id(weight) not in inside]
     largest = max(([*block.parameters()] for block in blocks), key=_count, default=[])
@@ -117,7 +117,7 @@ def _count(weights: Sequence[torch.Tensor]) -> int:
 
 
 def _sharded(stage: Stage, model: PreTrainedModel) -> dict[str, int]:
-    """Numbers that ranks share out between them: weights, gradients, and one or two of the optimiser for each."""
+    """Numbers that are sharded over ranks: weights, gradients, and one or two of the optimiser's for each."""
     trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     learned = _count([weight for _, weight in trained])
     # Muon keeps one number a weight, AdamW two.
@@ -148,12 +148,12 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
         if batch % ranks and not objective.writes_data:
             return None
         rows_here = batch if objective.writes_data else batch // ranks
-        parts = {name: FULL * number / ranks for name, number in sharded.items()} | {
+        bytes_of = {name: FULL * number / ranks for name, number in sharded.items()} | {
             "gathered": gathered,
-            "activations": rows_here * sum(one.kept(width, **kernel) for one in row.passes),
-            "scores": sum(one.kept(rows_here, width) for one in row.scores),
+            "activations": rows_here * sum(one.saved_bytes(width, **kernel) for one in row.passes),
+            "scores": sum(one.saved_bytes(rows_here, width) for one in row.scores),
         }
-        return {name: number / 1e9 for name, number in {**parts, "total": sum(parts.values())}.items()}
+        return {name: number / 1e9 for name, number in {**bytes_of, "total": sum(bytes_of.values())}.items()}
 
     by_ranks = {str(ranks): memory(ranks) for ranks in RANKS}
     return {
@@ -165,8 +165,8 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
         "tokens": round(rows * row.tokens),
         "flops": flops,
         "hours": {
-            ranks: None if parts is None else flops / (int(ranks) * PEAK_FLOPS * USE) / 3600
-            for ranks, parts in by_ranks.items()
+            ranks: None if needed is None else flops / (int(ranks) * PEAK_FLOPS * USE) / 3600
+            for ranks, needed in by_ranks.items()
         },
         "memory_gb": by_ranks,
     }
@@ -225,7 +225,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
             notes.append(
                 f"a batch of {' or '.join(map(str, uneven))} rows does not divide over {ranks} GPUs: set batch_size"
             )
-    kept = "with" if recipe.activation_checkpointing else "without"
+    checkpointing = "with" if recipe.activation_checkpointing else "without"
     compute = "bfloat16" if recipe.precision == "bf16" else "float32"
     return {
         "name": recipe.name,
@@ -237,7 +237,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "notes": [
             f"hours: {100 * USE:.0f} % of {PEAK_FLOPS / 1e12:.0f} TFLOP/s (dense bfloat16 peak) a GPU; no measuring",
             "GB under FSDP2: weights, gradients and optimiser state are float32 and shared out; whole (tables and the "
-            f"largest block, in {compute}) and active (activations {kept} checkpointing, scores) are not",
+            f"largest block, in {compute}) and active (activations {checkpointing} checkpointing, scores) are not",
             *notes,
             *about,
         ],

@@ -58,9 +58,9 @@ class StageProgress(TrainerCallback):
     def _status(self, state: Any) -> str:
         elapsed = time.monotonic() - self.began
         speed = (state.num_input_tokens_seen - self.tokens_before) / elapsed if elapsed > 0 else 0.0
-        parts = [
+        facts = [
             "" if self.loss is None else f"loss {self.loss:.4f}",
             "" if self.exact is None else f"exact match {self.exact:.1%}",
             f"{speed / 1000:.1f}k tokens/s",
         ]
-        return "  ".join(filter(None, parts))
+        return "  ".join(filter(None, facts))

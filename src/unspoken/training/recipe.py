@@ -1,4 +1,4 @@
-"""What a recipe says: task, shapes, stages, evaluation. Read from YAML, checked before anything is built."""
+"""A recipe: task, shapes, stages, evaluation. It is read from YAML and checked before anything is built."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ class Stage:
         name: of the folder, and what later stages refer to.
         start: the stage whose best checkpoint this one continues from; null starts from random weights.
         objective: what it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
-        steps: optimiser steps, or null if ``steps_of`` says them; ``labels`` has none.
-        steps_of: as many steps as these stages together: how a baseline is given equal training.
+        steps: optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none.
+        steps_of: as many steps as these stages together, so that a baseline gets equal training.
         stop_at: exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
         batch_size: sequences a step.
         optimizer: see `Optimizer`.
         lora: adapters instead of full training; null trains all weights.
         talker: shape of this stage's Talker; the recipe's if null.
-        blocks: the Reasoner of an ``sst`` stage keeps the first so many of the backbone's; all if null.
-        evaluate_every: steps between two looks at the validation problems; checkpoints are written then too.
+        blocks: how many of the backbone's blocks the Reasoner of an ``sst`` stage keeps, from the first; all if null.
+        evaluate_every: steps between two validations; a checkpoint is written at each.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Evaluation:
 
     Attributes:
         problems: test problems, the same for every seed and method.
-        validation_problems: looked at during training, and what checkpoints are selected on.
+        validation_problems: problems that checkpoints are selected on during training.
         batch_size: problems answered at once.
         max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens.
     """
@@ -169,7 +169,7 @@ class Recipe:
                     raise ValueError(f"{where}: {error}") from None
 
     def _check_task(self) -> None:
-        """What the task has or lacks, against the recipe's own keys."""
+        """Refuse keys of the recipe that do not fit the task's traits."""
         traits, name = self.task.traits, self.task.kind.replace("_", " ")
         if isinstance(self.backbone, str) and traits.own_vocabulary:
             raise ValueError(f"backbone: {name} has a vocabulary of its own; give a shape, not a pretrained model")
@@ -179,7 +179,7 @@ class Recipe:
             raise ValueError(f"group_by_length is true, but {name} offers no lengths to sort samples by; leave it out")
 
     def _check_references(self, stage: Stage, later: list[str], earlier: list[str], where: str) -> None:
-        """Stages that a stage names."""
+        """Refuse names of stages that do not exist or are not earlier."""
         for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
             if name in later:
                 raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
@@ -189,7 +189,7 @@ class Recipe:
             self._check_equal_training(stage, self.stage(name), where)
 
     def _check_equal_training(self, stage: Stage, other: Stage, where: str) -> None:
-        """Steps of another stage stand for equally much training."""
+        """Refuse ``steps_of`` where equal steps would not be equal training."""
         if stage.batch_size != other.batch_size:
             raise ValueError(
                 f"{where}: batch_size is {stage.batch_size}, but {other.name!r} has {other.batch_size}; "
@@ -202,12 +202,12 @@ class Recipe:
             )
         if other.stop_at is not None:
             raise ValueError(
-                f"{where}: steps_of names {other.name!r}, whose stop_at may end it early, after nobody knows how many "
-                "steps; leave stop_at out there"
+                f"{where}: steps_of names {other.name!r}, whose stop_at may end it after an unknown number of steps; "
+                "leave stop_at out there"
             )
 
     def _check_line(self, line: Line, where: str) -> None:
-        """Whether the task can be learned so, and from this start."""
+        """Refuse a stage that cannot learn the task, or not from its start."""
         objective, known = line.objective, learnable(self.task)
         if objective.kind not in known:
             raise ValueError(
@@ -244,14 +244,14 @@ class Recipe:
 
         assert isinstance(self.backbone, str)
         try:
-            found = load_tokenizer(self.backbone, padding_side="left")
+            tokenizer = load_tokenizer(self.backbone, padding_side="left")
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if found.eos_token_id is None:
+        if tokenizer.eos_token_id is None:
             raise ValueError(f"backbone {self.backbone!r}: its tokenizer has no end-of-sequence token; set eos_token")
-        if found.pad_token_id is None:
-            found.pad_token = found.eos_token
-        return found
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
 
     def stage(self, name: str) -> Stage:
         """A stage by name.
@@ -269,7 +269,7 @@ class Recipe:
         return stage.steps if stage.steps is not None else sum(self.steps(self.stage(name)) for name in stage.steps_of)
 
     def samples_before(self, stage: Stage) -> int:
-        """Training samples that the stage's ancestors have used up: it starts behind them."""
+        """Training samples that the stage's ancestors have read; the stage starts after them."""
         if stage.start is None:
             return 0
         parent = self.stage(stage.start)
@@ -288,9 +288,9 @@ class Recipe:
 
     def talker_of(self, stage: Stage) -> TalkerShape:
         """Shape of the Talker that a stage trains."""
-        found = stage.talker or self.talker
-        assert found is not None
-        return found
+        shape = stage.talker or self.talker
+        assert shape is not None
+        return shape
 
     def talker_config(self, talker: TalkerShape, *, hidden_size: int, vocab_size: int | None = None) -> UnspokenConfig:
         """The Talker's blocks.
@@ -309,14 +309,14 @@ class Recipe:
 
 def shipped() -> list[tuple[str, str, str]]:
     """Name, size and summary of every recipe in the package."""
-    found = []
+    recipes = []
     for folder in sorted(resources.files("unspoken.recipes").iterdir(), key=lambda entry: entry.name):
         if folder.is_dir() and not folder.name.startswith("_"):
             for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
                     content = yaml.safe_load(file.read_text())
-                    found.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
-    return found
+                    recipes.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
+    return recipes
 
 
 def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -378,13 +378,13 @@ def _apply(values: Any, override: str) -> None:
         raise SettingsError(f"override {override!r}: the value is not YAML") from None
     *parents, last = key.split(".")
     here = values
-    for part in parents:
+    for name in parents:
         if isinstance(here, list):
-            here = _element(here, part, key)
+            here = _element(here, name, key)
         elif isinstance(here, dict):
-            here = here.setdefault(part, {})
+            here = here.setdefault(name, {})
         else:
-            raise SettingsError(f"override {key}: {part!r} is below a single value")
+            raise SettingsError(f"override {key}: {name!r} is below a single value")
     if isinstance(here, list):
         here[here.index(_element(here, last, key))] = value
     elif isinstance(here, dict):
@@ -393,13 +393,13 @@ def _apply(values: Any, override: str) -> None:
         raise SettingsError(f"override {key}: {last!r} is below a single value")
 
 
-def _element(entries: list[Any], part: str, key: str) -> Any:
+def _element(entries: list[Any], name: str, key: str) -> Any:
     names = [str(entry.get("name")) if isinstance(entry, Mapping) else str(entry) for entry in entries]
-    if part in names:
-        return entries[names.index(part)]
-    if part.isdigit() and int(part) < len(entries):
-        return entries[int(part)]
-    raise SettingsError(f"override {key}: there is no entry {part!r}; {nearest(part, names)}")
+    if name in names:
+        return entries[names.index(name)]
+    if name.isdigit() and int(name) < len(entries):
+        return entries[int(name)]
+    raise SettingsError(f"override {key}: there is no entry {name!r}; {nearest(name, names)}")
 
 
 def dump(recipe: Recipe) -> str:

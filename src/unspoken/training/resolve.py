@@ -28,7 +28,7 @@ def resolve(
     Args:
         folder: of the run. A run that began elsewhere keeps its precision and attention here.
         device: that trains.
-        row_length: tokens of a typical training row; asked for only if the choice depends on it.
+        row_length: gives the tokens of a typical training row; called only if the choice depends on it.
 
     Returns:
         The recipe without ``auto``, and the reason for each key that was ``auto``.

@@ -21,7 +21,7 @@ from unspoken.training.stages import SeedRun, claim, settled, train_stage
 
 
 def seed_runs(recipe: Recipe, output: Path, seeds: int, device: torch.device = CPU) -> list[SeedRun]:
-    """Where seeds 0 to ``seeds - 1`` live, and where they are computed."""
+    """Folders and device of seeds 0 to ``seeds - 1``."""
     return [SeedRun(recipe=recipe, folder=output / f"seed-{seed}", seed=seed, device=device) for seed in range(seeds)]
 
 

@@ -1,4 +1,4 @@
-"""Strict reading of nested settings: a mapping becomes frozen dataclasses, or one clear line says why not."""
+"""Strict reading of nested settings: a mapping becomes frozen dataclasses, or an error of one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(value) for value in typing.get_args(kind))
     if typing.get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_describe(part) for part in typing.get_args(kind))
+        return " or ".join(_describe(option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return f"a list of {_describe(typing.get_args(kind)[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -61,16 +61,16 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
 
 def _convert_union(kind: Any, value: Any, where: str) -> Any:
     """The first of several types that takes the value; of several dataclasses the one of its kind."""
-    parts = typing.get_args(kind)
-    if value is None and type(None) in parts:
+    options = typing.get_args(kind)
+    if value is None and type(None) in options:
         return None
-    classes = [part for part in parts if dataclasses.is_dataclass(part)]
-    others = [part for part in parts if part not in classes]
+    classes = [option for option in options if dataclasses.is_dataclass(option)]
+    others = [option for option in options if option not in classes]
     if classes and (isinstance(value, Mapping) or others in ([], [type(None)])):
         return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
-    for part in others:
+    for option in others:
         try:
-            return _convert(part, value, where)
+            return _convert(option, value, where)
         except SettingsError:
             continue
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
@@ -103,9 +103,9 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     """Build a frozen dataclass out of a mapping.
 
     Args:
-        cls: the dataclass; nested ones, tuples, unions with a ``kind`` and literals are followed. Names that a key or
-            kind had before are its ``former_keys`` and ``former_kind``. A field whose metadata have ``choices``
-            takes one of the classes that this function returns.
+        cls: the dataclass, of which nested dataclasses, tuples, unions with a ``kind`` and literals are read too.
+            ``former_keys`` and ``former_kind`` are older names of its keys and kind. A field with ``choices`` in its
+            metadata takes one of the classes that this function returns.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 

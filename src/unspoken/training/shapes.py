@@ -1,4 +1,4 @@
-"""Facts that a plan needs of models and data which it may not be able to reach: published shapes, measured lengths."""
+"""Published shapes of models and measured lengths of data, for plans of recipes whose files cannot be loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from unspoken.methods.cost import Lengths
 
-# As their publishers' config.json has them; what does not change a count is left out.
+# From their publishers' config.json; keys that change no count are left out.
 _SHAPES: dict[str, dict[str, Any]] = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": {
         "model_type": "llama",

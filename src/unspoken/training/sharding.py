@@ -1,8 +1,8 @@
-"""FSDP2: every rank keeps a part of the weights, of their gradients, of the optimiser's state and of the target table.
+"""FSDP2: every rank keeps a shard of the weights, gradients, optimiser state and target table.
 
-Accelerate's own wrapping gives the embedding table a group of its own, which is gathered when that module is called;
-our models also read the table itself. Here everything outside the blocks is the root's group, there during the whole
-pass, and what is written to disk is whole, so that any number of ranks can read it.
+Accelerate's own wrapping gathers the embedding table only while that module is called, but our models also read the
+table directly. Here everything outside the blocks is one group, gathered during the whole pass. What is written to disk
+is not sharded, so any number of ranks can read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from unspoken.training.optimizers import MuonWithAdamW
 
 
 def blank_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The model without its weights, from which `assembled` makes a whole one again."""
+    """The model without its weights, from which `assembled` makes a full one."""
     memo: dict[int, Any] = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
         for weight in model.parameters()
@@ -31,9 +31,9 @@ def blank_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def shard(model: PreTrainedModel, objective: Objective) -> None:
-    """Share the weights out over the ranks, in place: a group for each block, and one for the rest."""
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    names = {name for part in parts for name in part._no_split_modules or ()}
+    """Shard the weights over the ranks, in place: a group for each block, and one for the rest."""
+    modules = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    names = {name for module in modules for name in module._no_split_modules or ()}
     for block in model.modules():
         if type(block).__name__ in names:
             fully_shard(block)
@@ -43,17 +43,17 @@ def shard(model: PreTrainedModel, objective: Objective) -> None:
 
 @torch.no_grad()
 def assembled(model: PreTrainedModel, blank: PreTrainedModel) -> PreTrainedModel:
-    """A whole copy of a sharded model, on every rank; all of them must ask for it."""
+    """A full copy of a sharded model, on every rank; all ranks must call this."""
     memo: dict[int, Any] = {}
-    for weight, place in zip(model.parameters(), blank.parameters(), strict=True):
-        memo[id(place)] = nn.Parameter(distributed.full_tensor(weight).clone(), weight.requires_grad)
-    for buffer, place in zip(model.buffers(), blank.buffers(), strict=True):
-        memo[id(place)] = distributed.full_tensor(buffer).clone()
+    for weight, empty in zip(model.parameters(), blank.parameters(), strict=True):
+        memo[id(empty)] = nn.Parameter(distributed.full_tensor(weight).clone(), weight.requires_grad)
+    for buffer, empty in zip(model.buffers(), blank.buffers(), strict=True):
+        memo[id(empty)] = distributed.full_tensor(buffer).clone()
     return copy.deepcopy(blank, memo)
 
 
 def gathered_state(state: Any) -> Any:
-    """An optimiser's state, nested containers of tensors, with every tensor whole and on the CPU."""
+    """An optimiser's state, nested containers of tensors, with every tensor in full and on the CPU."""
     if isinstance(state, dict):
         return {key: gathered_state(value) for key, value in state.items()}
     if isinstance(state, list):
@@ -62,10 +62,10 @@ def gathered_state(state: Any) -> Any:
 
 
 def scattered_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The reverse of `gathered_state`: what belongs to a weight is shared out as the weight is."""
+    """The reverse of `gathered_state`: tensors that belong to a weight are sharded as the weight is."""
     if isinstance(optimizer, MuonWithAdamW):
-        parts = zip(state["parts"], optimizer.parts, strict=True)
-        return {"parts": [scattered_state(part_state, part) for part_state, part in parts]}
+        pairs = zip(state["parts"], optimizer.parts, strict=True)
+        return {"parts": [scattered_state(inner_state, inner) for inner_state, inner in pairs]}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     scattered = {
         number: {

@@ -68,22 +68,22 @@ class SeedRun:
 
 @lru_cache(maxsize=4)
 def _overlap(config: TaskConfig, data: str) -> dict[str, Any] | None:  # noqa: ARG001
-    """Found once for all stages of a run; ``data`` is the fingerprint, since files change under the same name."""
+    """Computed once for all stages of a run; ``data`` is the fingerprint, since a file's content may change."""
     task: Any = config.build()
     return seen_in_training(task)
 
 
 def _machine(run: SeedRun) -> dict[str, Any]:
-    """Facts of what trained a stage."""
+    """The machine that trained a stage."""
     facts = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
     gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
     return {**facts, "device": run.device.type, **gpu, "reasons": run.reasons}
 
 
 def fingerprint(run: SeedRun) -> dict[str, Any]:
-    """What every published folder records about where it came from.
+    """What every published folder records about its origin.
 
-    ``overlap`` says which test problems stand in the training rows, for tasks that read both from files.
+    ``overlap`` names the test problems that are among the training rows, for tasks that read both from files.
     """
     recipe, task, data = run.recipe, run.recipe.task, run.recipe.task.build().fingerprint
     return {
@@ -97,7 +97,7 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
 
 
 def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
-    """What a stage reads: the samples after those of the stages before it, or the first ones if it asks for those."""
+    """A stage's samples: those after the samples of the stages before it, or the first ones if it needs them."""
     stage, objective = context.line.settings, context.line.objective
     first = 0 if objective.first_rows else recipe.samples_before(recipe.stage(stage.name))
     size, order = recipe.steps(recipe.stage(stage.name)) * stage.batch_size, None
@@ -112,7 +112,7 @@ def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
 def row_lengths(context: Context) -> Callable[[Indices], Indices]:
     """Indices of training samples to their lengths as a stage reads them, in tokens.
 
-    What every row of a stage has alike, such as markers and the frame of a chat, is not counted.
+    Tokens that all rows of a stage have, such as markers and those of a chat template, are not counted.
     """
     objective = context.line.objective
 
@@ -197,7 +197,7 @@ def _already(run: SeedRun, stage: Stage) -> bool:
     if not run.finished(stage):
         return False
     verify(run.model_folder(stage.name))
-    # A kill just after publishing leaves checkpoints behind, or the labels that were copied.
+    # After a kill just after publishing, checkpoints or copied labels are still there.
     clear(run.stage_folder(stage))
     for leftover in stage.objective.leftovers(run.stage_folder(stage)):
         if leftover.is_dir():
@@ -206,7 +206,7 @@ def _already(run: SeedRun, stage: Stage) -> bool:
 
 
 def _trains(content: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that decides the weights; checkpoints are selected on validation problems, not on test."""
+    """The keys of a recipe that decide the weights, among them the validation problems that select checkpoints."""
     evaluation = {"validation_problems": content["evaluation"]["validation_problems"]}
     return {**content, "evaluation": evaluation, "summary": ""}
 

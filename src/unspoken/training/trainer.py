@@ -83,7 +83,7 @@ def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
 def _arguments(
     recipe: Recipe, stage: Stage, *, folder: Path, seed: int, device: torch.device, report_to: list[str]
 ) -> TrainingArguments:
-    """What the library's Trainer is told of a stage."""
+    """Arguments of the library's Trainer for a stage."""
     steps = recipe.steps(stage)
     every = min(stage.evaluate_every, steps)
     schedule = stage.optimizer.schedule
@@ -187,10 +187,10 @@ class StageTrainer(Trainer):
     # --- data ----------------------------------------------------------------------------------------------------
 
     def _collate(self, batch: Batch) -> Batch:
-        """A finished batch with what its loss must look up: found here, on the host, where nothing waits for it."""
-        # A few architectures make all scores or none; the objective then takes the supervised ones.
+        """A finished batch with the indices that its loss needs, computed on the host while the device is busy."""
+        # A few architectures cannot score some positions alone; the objective then selects among all scores.
         if "supervised" in batch and "logits_to_keep" not in inspect.signature(self.model.forward).parameters:
-            batch = {name: part for name, part in batch.items() if name != "supervised"}
+            batch = {name: value for name, value in batch.items() if name != "supervised"}
         return self.objective.with_places(batch)
 
     # --- loss ----------------------------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ class StageTrainer(Trainer):
             loss, terms = self.objective.loss(model, inputs)
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
-            part.ids.numel() if isinstance(part, Rows) else part.numel()
-            for name, part in inputs.items()
-            if isinstance(part, Rows) or name in ("input_ids", "text_ids")
+            value.ids.numel() if isinstance(value, Rows) else value.numel()
+            for name, value in inputs.items()
+            if isinstance(value, Rows) or name in ("input_ids", "text_ids")
         )
         for name, value in terms.items():
             self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
@@ -237,7 +237,7 @@ class StageTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise self._diverged(f"the loss is {logs['loss']}")
         if "train_runtime" in logs:
-            # The library's is by the wall clock, which somebody may set while a stage trains.
+            # The library's own number is wall-clock time, which changes if the clock is set.
             logs = {name: value for name, value in logs.items() if not name.endswith("_per_second")}
             logs["train_runtime"] = time.monotonic() - self._began
         super().log(logs, start_time)
@@ -254,7 +254,7 @@ class StageTrainer(Trainer):
         """Measure the model on the validation problems, and keep it if no earlier one was better."""
         sizes = self.recipe.evaluation
         with self._in_one_piece():
-            # The step behind the last loss may have spoiled them, and what is kept now is gone on from.
+            # The last step may have made weights infinite, and training continues from what is saved here.
             if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
                 raise self._diverged("weights are not finite")
             self.model.eval()
@@ -272,8 +272,8 @@ class StageTrainer(Trainer):
             metrics = {f"eval_{name}": value for name, value in reading.items()}
             self.log(dict(metrics))
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            # Where a stage starts is a candidate only where it goes on with what its start did already. What the others
-            # do by luck before their first step, or still do as their start did, is not what they are compared for.
+            # The checkpoint before the first step is a candidate only where the start does the same task: otherwise its
+            # score is luck, or the start's and not the stage's.
             if self.state.global_step > 0 or self.objective.starts_solved:
                 distributed.run_on_main(lambda: self._keep(reading))
             if self.state.global_step > 0 and self._enough(reading.get("exact_match", 0.0)):
@@ -281,7 +281,7 @@ class StageTrainer(Trainer):
         return metrics
 
     def _enough(self, exact_match: float) -> bool:
-        """Whether a stage ends that is as right as this on the validation problems."""
+        """Whether this exact match on the validation problems ends the stage."""
         return self.stage.stop_at is not None and exact_match >= self.stage.stop_at
 
     @contextmanager
@@ -298,11 +298,11 @@ class StageTrainer(Trainer):
             self.model = shared
 
     def _keep(self, reading: dict[str, float]) -> None:
-        kept = numbered(self.folder, "best")
+        best = numbered(self.folder, "best")
         # A later checkpoint wins a tie: it has seen more data at a lower learning rate.
-        if not kept or reading["score"] >= read_manifest(kept[-1])["validation"]["score"]:
+        if not best or reading["score"] >= read_manifest(best[-1])["validation"]["score"]:
             self._export(self.folder / f"best-{self.state.global_step}", reading)
-            for old in kept:
+            for old in best:
                 if old.name != f"best-{self.state.global_step}":
                     remove(old)
 
@@ -335,7 +335,7 @@ class StageTrainer(Trainer):
         staging = self.folder / ".checkpoint"
         distributed.run_on_main(lambda: shutil.rmtree(staging, ignore_errors=True))
         self._output_override = staging
-        # What torch.save makes of a full disk; where ranks gather weights first, also what a lost rank leaves behind.
+        # torch.save raises RuntimeError for a full disk. Where ranks gather weights, a lost rank raises it too.
         others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
         try:
             with explain_io_error(self.folder / f"checkpoint-{self.state.global_step}", *others):
@@ -383,7 +383,7 @@ class StageTrainer(Trainer):
             super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The library's looks for one file a rank, and finds none where another number of ranks goes on."""
+        """The library's version looks for one file a rank, which is missing where the number of ranks changed."""
         assert checkpoint is not None
         (file,) = Path(checkpoint).glob("rng_state*.pth")
         with safe_globals():
@@ -393,8 +393,8 @@ class StageTrainer(Trainer):
         torch.set_rng_state(states["cpu"])
         # A checkpoint that was written on another device has no state for this one.
         if self.args.device.type == "cuda" and "cuda" in states:
-            kept = states["cuda"]
-            torch.cuda.set_rng_state(kept[0] if isinstance(kept, list) else kept, self.args.device)
+            cuda = states["cuda"]
+            torch.cuda.set_rng_state(cuda[0] if isinstance(cuda, list) else cuda, self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 
@@ -411,7 +411,7 @@ class StageTrainer(Trainer):
             self.args.eval_on_start = False
             before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
             if any(self._enough(entry.get("eval_exact_match", 0.0)) for entry in before.log_history if entry["step"]):
-                self.state = before  # it had ended, and was interrupted before it was published
+                self.state = before  # the stage had ended and was killed before it was published
                 return distributed.run_on_main(self._finish)
         self.train(resume_from_checkpoint=newest)
         return distributed.run_on_main(self._finish)

@@ -1,4 +1,4 @@
-"""What is measured on validation problems while a stage trains; its ``score`` selects the checkpoint."""
+"""Measurements on validation problems while a stage trains; their ``score`` selects the checkpoint."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from unspoken.reasoning.system import System
 from unspoken.tasks import TreeSearchTask
 
 Validator = Callable[[PreTrainedModel], dict[str, float]]
-_WORST = 100.0  # a loss above it tells no models apart
+_WORST = 100.0  # larger losses count as this one
 
 
 def validator_of(context: Context, count: int) -> Validator:
     """Measures a model of a stage on the first ``count`` validation problems.
 
-    Where problems have answers the model gives them freely. ``score`` is then the rate of right answers, or of right
-    symbols, and where the task has no explicit chain the validation loss tells equals apart: it never counts as much as
-    one answer or symbol. Running text has no answers, so what counts is how well its tokens are known.
+    Where problems have answers, the model answers them freely. ``score`` is then the rate of right answers or symbols;
+    where the task has no explicit chain, the validation loss breaks ties, with less weight than one answer or symbol.
+    Running text has no answers; its ``score`` measures the prediction of tokens, see `_predictions`.
     """
     if context.traits.continues:
         return _predictions(context, count)
@@ -41,7 +41,7 @@ def validator_of(context: Context, count: int) -> Validator:
     problems = context.sample(np.arange(count), "validation")
     own = problems.select(np.array(distributed.rank_slice(count)))
     asked = _prompted(context, own)
-    parts = [] if context.has_chain else _batches(context, count)
+    batches = [] if context.has_chain else _batches(context, count)
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:
@@ -65,9 +65,9 @@ def validator_of(context: Context, count: int) -> Validator:
         if context.has_chain:
             reading["score"] = right
         else:
-            loss, terms = _loss(model, context, parts)
+            loss, terms = _loss(model, context, batches)
             reading |= terms
-            # With several possible targets no answer is right every time: the loss alone tells models apart.
+            # With several possible targets no answer is right every time, so the loss alone ranks models.
             certain = context.traits.selected_by != "loss"
             reading["score"] = (right if certain else 0.0) - min(loss, _WORST) / (1000 * size)
         if system.targets is not None and system.silent and isinstance(task, TreeSearchTask):
@@ -133,7 +133,7 @@ def _answers(
         if context.has_chain:
             grades = task.grade(context.prompt_format.decode(tokens), some)
         else:
-            # What the latents stand for is not said, and not graded.
+            # The symbols that the latents stand for are not written, and not graded.
             grades = task.grade(torch.nn.functional.pad(tokens, (system.unsaid, 0), value=pad), some)
         chains.append(answer.chain)
         if grades.per_symbol is not None:
@@ -154,17 +154,17 @@ def _batches(context: Context, count: int) -> list[tuple[int, Batch]]:
     return [(len(indices), make(indices)) for indices in pieces]
 
 
-def _loss(model: PreTrainedModel, context: Context, parts: list[tuple[int, Batch]]) -> tuple[float, dict[str, float]]:
+def _loss(model: PreTrainedModel, context: Context, batches: list[tuple[int, Batch]]) -> tuple[float, dict[str, float]]:
     """Mean loss over the validation problems, and its terms, in float32."""
     # The class's forward: the Trainer has wrapped the instance's in autocast.
     forward = partial(type(model).forward, model)
     losses, terms = [], []
-    for _, batch in parts:
+    for _, batch in batches:
         with distributed.as_single_process():
             loss, named = context.line.objective.loss(forward, moved(batch, model.device))
         losses.append(float(loss))
         terms.append({name: float(value) for name, value in named.items()})
-    sizes = [size for size, _ in parts]
+    sizes = [size for size, _ in batches]
     means = {name: float(np.average([term[name] for term in terms], weights=sizes)) for name in terms[0]}
     return float(np.average(losses, weights=sizes)), means
 
@@ -181,17 +181,17 @@ def _mixtures(targets: RowTargets, right: Siblings, forced: Tensor, free: Tensor
 
 
 def _predictions(context: Context, count: int) -> Validator:
-    """Of running text: how well its tokens are known, the tokens before them being right.
+    """Of running text: prediction of each token from the right tokens before it.
 
-    ``score`` is, of a language model, the negative loss; of a Reasoner the rate of latents whose nearest row is the
-    next token; of a Talker the rate of tokens that it says right with nothing but the latents to go by. The loss, never
-    more than a fraction of one row, tells equals apart.
+    ``score`` is the negative loss of a language model; of a Reasoner, the rate of latents whose nearest row is the next
+    token; of a Talker, the rate of tokens that it decodes right from the latents alone. The loss breaks ties, with less
+    weight than one row.
     """
     objective, size = context.line.objective, context.task.size("validation")
     batch: Batch = objective.collate(context, "validation")(np.arange(count if size is None else min(count, size)))
     rows = len(batch["input_ids"])
-    part = distributed.rank_slice(rows)
-    own = {name: values[part.start : part.stop] for name, values in batch.items()}
+    rank_rows = distributed.rank_slice(rows)
+    own = {name: values[rank_rows.start : rank_rows.stop] for name, values in batch.items()}
 
     @torch.no_grad()
     def validate(model: PreTrainedModel) -> dict[str, float]:
@@ -201,7 +201,7 @@ def _predictions(context: Context, count: int) -> Validator:
                 name: float(distributed.gather_rows(torch.from_numpy(values)).mean())
                 for name, values in next_tokens(system, own, context.batch_size).items()
             }
-            # A model that has diverged must not stop the page: nothing beyond e^20 is worth telling apart.
+            # A model that has diverged must not overflow: perplexities beyond e^20 are all alike.
             perplexity = math.exp(min(means["loss"], 20.0))
             return {"token_accuracy": means["accuracy"], "perplexity": perplexity, "score": -means["loss"]}
         if system.has_talker:

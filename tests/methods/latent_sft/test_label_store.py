@@ -106,7 +106,7 @@ def write(
         writer = LabelWriter(
             folder, made_of or identity(), rows=len(problems), rank=rank, world=world, rows_a_block=block
         )
-        for row in range(writer.next_row, writer.share.stop):
+        for row in range(writer.next_row, writer.own_rows.stop):
             append(writer, problems[row])
         writer.finish()
     writer.publish()
@@ -459,7 +459,7 @@ def test_the_other_kind_of_label_is_refused(tmp_path: Path) -> None:
 
 def test_a_rank_writes_its_share_and_no_row_more_or_less(tmp_path: Path) -> None:
     writer = LabelWriter(tmp_path / "labels", identity(), rows=5, rank=1, world=2)
-    assert writer.share == range(2, 5)
+    assert writer.own_rows == range(2, 5)
     for row in range(2, 5):
         with pytest.raises(ValueError, match=f"cannot finish before rows {row} to 4"):
             writer.finish()

@@ -15,7 +15,8 @@ from tiny_models import VOCABULARY, WIDTH, tiny_language_model
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unspoken.methods.latent_sft.masks import MaskMod, attention_mask, causal, dense, induction, supervision
+from unspoken.backbone.attention import MaskMod, attention_mask, dense
+from unspoken.methods.latent_sft.masks import causal, induction, supervision
 from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.tasks.spans import Markers, Spans
 
@@ -29,7 +30,6 @@ BATCH = [
     Spans(prompt=(11, 12, 16, 3, 17), steps=((18, 18),), answer=(14, 15, 1)),
     Spans(prompt=(19, 7), steps=((11, 12, 13, 14, 15, 16, 17),), answer=(19, 1)),
 ]
-SIDES = ["left", "right"]
 FAMILIES = ["llama", "unspoken"]
 
 INDUCTION = """
@@ -78,12 +78,12 @@ def drawing(text: str) -> list[list[str]]:
 
 def test_induction_is_the_drawing() -> None:
     rows = encoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD)
-    assert drawn(dense(induction(rows), rows)) == drawing(INDUCTION)
+    assert drawn(dense(induction(rows), rows.position)) == drawing(INDUCTION)
 
 
 def test_supervision_is_the_drawing() -> None:
     rows = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD)
-    assert drawn(dense(supervision(rows), rows)) == drawing(SUPERVISION)
+    assert drawn(dense(supervision(rows), rows.position)) == drawing(SUPERVISION)
 
 
 @pytest.mark.parametrize(
@@ -93,27 +93,23 @@ def test_supervision_is_the_drawing() -> None:
         ("prompt", "1 1 1 1 1", "1 1 1 1 1 1", "1 1 1 . . . 1 1"),
     ],
 )
-@pytest.mark.parametrize("side", SIDES)
-def test_chunk_text_may_be_given_the_first_token_or_the_prompt(
-    chunk_sees: Any, c3: str, c4: str, c5: str, side: Any
-) -> None:
+def test_chunk_text_may_be_given_the_first_token_or_the_prompt(chunk_sees: Any, c3: str, c4: str, c5: str) -> None:
     expected = drawing(SUPERVISION)
     for query, seen in ((4, c3), (5, c4), (7, c5)):
         expected[query] = seen.split() + ["."] * (12 - len(seen.split()))
     longer = Spans(prompt=EXAMPLE.prompt * 3, steps=(EXAMPLE.chain,), answer=EXAMPLE.answer)
-    rows = decoder_rows([EXAMPLE, longer], ONE, rate=2, pad_id=PAD, side=side)
-    real = slice(int(rows.start[0]), int(rows.start[0]) + 12)
-    assert drawn(dense(supervision(rows, chunk_sees), rows)[:, :, real, real]) == expected
+    rows = decoder_rows([EXAMPLE, longer], ONE, rate=2, pad_id=PAD)
+    assert drawn(dense(supervision(rows, chunk_sees), rows.position)[:, :, :12, :12]) == expected
 
 
 def test_padding_sees_itself_and_is_seen_by_nobody() -> None:
     short = Spans(prompt=(12,), steps=((13,),), answer=(1,))
-    rows = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=PAD, side="left")
+    rows = decoder_rows([EXAMPLE, short], ONE, rate=2, pad_id=PAD)
     for mod in (causal(rows), induction(rows), supervision(rows), supervision(rows, "first_token")):
-        mask = dense(mod, rows)[1, 0]
-        assert torch.equal(mask[:7], torch.eye(12, dtype=torch.bool)[:7])
-        assert not mask[7:, :7].any()
-        assert mask[7:, 7].all()  # the first real token, seen by prompt, latent, end and answer
+        mask = dense(mod, rows.position)[1, 0]
+        assert torch.equal(mask[5:], torch.eye(12, dtype=torch.bool)[5:])
+        assert not mask[:5, 5:].any()
+        assert mask[:5, 0].all()  # the first token, seen by prompt, latent, end and answer
 
 
 # --- a slow reference ------------------------------------------------------------------------------------------------
@@ -156,16 +152,15 @@ def supervision_allows(tags: list[tuple[str, int]], q: int, k: int) -> bool:
     return key in ("P", "Z", "F")
 
 
-def reference(tags_of_rows: list[list[Any]], allows: Callable[[list[Any], int, int], bool], side: str) -> Any:
+def reference(tags_of_rows: list[list[Any]], allows: Callable[[list[Any], int, int], bool]) -> Any:
     """``[B, T, T]`` in nested loops."""
     width = max(len(tags) for tags in tags_of_rows)
     masks = []
     for tags in tags_of_rows:
-        start = width - len(tags) if side == "left" else 0
         mask = [[q == k for k in range(width)] for q in range(width)]
         for q in range(len(tags)):
             for k in range(len(tags)):
-                mask[start + q][start + k] = allows(tags, q, k)
+                mask[q][k] = allows(tags, q, k)
         masks.append(mask)
     return masks
 
@@ -173,32 +168,24 @@ def reference(tags_of_rows: list[list[Any]], allows: Callable[[list[Any], int, i
 lengths = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 7), st.integers(1, 2)), min_size=1, max_size=3)
 
 
-@given(
-    lengths=lengths,
-    rate=st.integers(1, 3),
-    markers=st.sampled_from([ONE, THREE]),
-    side=st.sampled_from(["left", "right"]),
-)
+@given(lengths=lengths, rate=st.integers(1, 3), markers=st.sampled_from([ONE, THREE]))
 @settings(max_examples=40, deadline=None)
-def test_both_masks_are_those_of_the_table(
-    lengths: list[tuple[int, int, int]], rate: int, markers: Markers, side: Any
-) -> None:
+def test_both_masks_are_those_of_the_table(lengths: list[tuple[int, int, int]], rate: int, markers: Markers) -> None:
     batch = [Spans(prompt=(3,) * p, steps=((4,) * chain,), answer=(1,) * answer) for p, chain, answer in lengths]
-    encoder = encoder_rows(batch, markers, rate=rate, pad_id=PAD, side=side)
-    expected = reference([encoder_tags(row, markers, rate) for row in batch], induction_allows, side)
-    assert dense(induction(encoder), encoder)[:, 0].tolist() == expected
-    decoder = decoder_rows(batch, markers, rate=rate, pad_id=PAD, side=side)
-    expected = reference([decoder_tags(row, markers, rate) for row in batch], supervision_allows, side)
-    assert dense(supervision(decoder), decoder)[:, 0].tolist() == expected
+    encoder = encoder_rows(batch, markers, rate=rate, pad_id=PAD)
+    expected = reference([encoder_tags(row, markers, rate) for row in batch], induction_allows)
+    assert dense(induction(encoder), encoder.position)[:, 0].tolist() == expected
+    decoder = decoder_rows(batch, markers, rate=rate, pad_id=PAD)
+    expected = reference([decoder_tags(row, markers, rate) for row in batch], supervision_allows)
+    assert dense(supervision(decoder), decoder.position)[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_causal_is_the_lower_triangle_of_the_real_part(side: Any) -> None:
-    rows = compact_rows(BATCH, THREE, rate=2, pad_id=PAD, side=side)
+def test_causal_is_the_lower_triangle_of_the_real_part() -> None:
+    rows = compact_rows(BATCH, THREE, rate=2, pad_id=PAD)
     width = rows.ids.shape[1]
     both_real = rows.real[:, :, None] & rows.real[:, None, :]
     expected = (both_real & torch.ones(width, width).tril().bool()) | torch.eye(width).bool()
-    assert torch.equal(dense(causal(rows), rows)[:, 0], expected)
+    assert torch.equal(dense(causal(rows), rows.position)[:, 0], expected)
 
 
 # --- in models -------------------------------------------------------------------------------------------------------
@@ -218,14 +205,14 @@ def inputs_of(model: PreTrainedModel, rows: Rows, latents_ND: Tensor | None = No
 
 def logits_of(model: PreTrainedModel, rows: Rows, mod: MaskMod, inputs_BTD: Tensor | None = None) -> Tensor:
     inputs_BTD = inputs_of(model, rows) if inputs_BTD is None else inputs_BTD
-    mask = attention_mask(mod, rows, model)
+    mask = attention_mask(mod, rows.position, model)
     logits: Tensor = model(inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=rows.position).logits
     return logits
 
 
-def compact_runs(model: PreTrainedModel, side: Any) -> Tensor:
+def compact_runs(model: PreTrainedModel) -> Tensor:
     """Logits ``[M, V]`` of every problem run on its own, with the model's own mask and positions, row after row."""
-    latents = iter(vectors(decoder_rows(BATCH, THREE, rate=2, pad_id=PAD, side=side)))
+    latents = iter(vectors(decoder_rows(BATCH, THREE, rate=2, pad_id=PAD)))
     found = []
     for problem in BATCH:
         rows = compact_rows([problem], THREE, rate=2, pad_id=PAD)
@@ -235,15 +222,14 @@ def compact_runs(model: PreTrainedModel, side: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("chunk_sees", ["none", "first_token", "prompt"])
 @torch.no_grad()
-def test_chunk_text_is_a_side_branch(family: str, side: Any, chunk_sees: Any) -> None:
+def test_chunk_text_is_a_side_branch(family: str, chunk_sees: Any) -> None:
     model = tiny_language_model(family)
-    rows = decoder_rows(BATCH, THREE, rate=2, pad_id=PAD, side=side)
+    rows = decoder_rows(BATCH, THREE, rate=2, pad_id=PAD)
     main = rows.real & (rows.kind != Kind.TEXT)
     logits = logits_of(model, rows, supervision(rows, chunk_sees))
-    torch.testing.assert_close(logits[main], compact_runs(model, side), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[main], compact_runs(model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -254,7 +240,7 @@ def test_the_main_track_needs_both_the_mask_and_its_own_positions(family: str, p
     rows = decoder_rows(BATCH, THREE, rate=2, pad_id=PAD, positions=positions)
     main = rows.real & (rows.kind != Kind.TEXT)
     logits = logits_of(model, rows, supervision(rows) if masked else causal(rows))
-    assert (logits[main] - compact_runs(model, "right")).abs().max() > 0.05
+    assert (logits[main] - compact_runs(model)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -301,19 +287,16 @@ def test_the_loss_of_a_chunk_reaches_the_question_through_its_latent_only(family
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of torch, when flex is first used
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
 @torch.no_grad()
-def test_every_kind_of_attention_gives_the_same(
-    family: str, side: Any, attention: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_attention_gives_the_same(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The backbone's annotations know of tensors only, the checker of tests refuses a block mask.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", attention == "flex_attention")
     plain, other = tiny_language_model(family), tiny_language_model(family, attention)
-    encoder = encoder_rows(BATCH, THREE, rate=2, pad_id=PAD, side=side)
-    decoder = decoder_rows(BATCH, THREE, rate=2, pad_id=PAD, side=side)
+    encoder = encoder_rows(BATCH, THREE, rate=2, pad_id=PAD)
+    decoder = decoder_rows(BATCH, THREE, rate=2, pad_id=PAD)
     for rows, mod in ((encoder, induction(encoder)), (decoder, supervision(decoder)), (decoder, causal(decoder))):
         expected = logits_of(plain, rows, mod)
         # The fused kernel takes half a minute to compile; the library's plain one reads the same block mask.
@@ -328,11 +311,11 @@ def test_every_kind_of_attention_gives_the_same(
 def test_the_mask_of_plain_attention_has_the_type_of_the_model() -> None:
     model = tiny_language_model("llama").to(torch.bfloat16)
     rows = decoder_rows(BATCH, ONE, rate=2, pad_id=PAD)
-    mask = attention_mask(supervision(rows), rows, model)
+    mask = attention_mask(supervision(rows), rows.position, model)
     assert isinstance(mask, Tensor)
     assert mask.dtype == torch.bfloat16
     assert mask.unique().tolist() == [torch.finfo(torch.bfloat16).min, 0.0]
-    assert torch.equal(mask == 0, dense(supervision(rows), rows))
+    assert torch.equal(mask == 0, dense(supervision(rows), rows.position))
     logits = logits_of(model, rows, supervision(rows))
     assert logits.shape[-1] == VOCABULARY
     assert logits.isfinite().all()
@@ -343,4 +326,4 @@ def test_attention_that_knows_only_causal_masks_is_refused() -> None:
     model.config._attn_implementation = "flash_attention_2"
     rows = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD)
     with pytest.raises(ValueError, match="attention 'flash_attention_2' of LlamaForCausalLM takes no mask of our own"):
-        attention_mask(supervision(rows), rows, model)
+        attention_mask(supervision(rows), rows.position, model)

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
 from unspoken.tasks.spans import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.training.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +27,11 @@ class Row:
     Attributes:
         prompt: everything before the first latent, the open marker included.
         latents: how many stand there.
-        end: the marker behind them. It is given and never predicted, since the number of latents is fixed.
+        end: the marker after them. It is given and never predicted, since the number of latents is fixed.
         text: what is predicted: the explicit steps that are left, and the answer.
 
     Raises:
-        ValueError: an empty part, or fewer than 0 latents.
+        ValueError: prompt, end or text is empty, or there are fewer than 0 latents.
     """
 
     prompt: tuple[int, ...]
@@ -47,12 +48,12 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coconut(Objective):
+class Coconut(DecoderObjective):
     """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
-    "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, for
-    at inference nobody knows how many steps a problem has.
+    "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, since
+    the number of steps is unknown at inference.
 
     "k latents, then k tokens" (the baseline of JEPA-Reasoner's grammar task) is a problem whose steps are the k tokens
     that are left out, with ``replaced=k, latents_per_step=1``.
@@ -60,7 +61,7 @@ class Coconut(Objective):
     Attributes:
         replaced: steps replaced by latents (the paper's k).
         latents_per_step: latents for each of them (the paper's c).
-        rest: "none" leaves out the steps behind the replaced ones: the last stage.
+        rest: "none" leaves out the steps after the replaced ones, as in the last stage.
 
     Raises:
         ValueError: ``replaced`` below 0, or ``latents_per_step`` below 1.
@@ -95,15 +96,13 @@ class Coconut(Objective):
             open_ids, end_ids: markers around the latents; the open one may be empty.
 
         Raises:
-            ValueError: the end marker, the whole prompt or the whole text is empty.
+            ValueError: the end marker, the prompt or the text is empty.
         """
         left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
         fixed = run.task.traits.fixed_steps
         if fixed is not None and self != Coconut(replaced=fixed, latents_per_step=1):
@@ -118,15 +117,7 @@ class Coconut(Objective):
                 f"it has {self.latents} latents and {line.before.name!r} before it {before.latents}; later stages of a "
                 "curriculum replace more steps"
             )
-        if run.attention == "flex_attention":
-            raise ValueError(
-                "flex_attention would compile a kernel for every length of Coconut's growing cache; set attention to "
-                "'sdpa'"
-            )
-        if run.activation_checkpointing:
-            raise ValueError("activation_checkpointing drops the cache that Coconut keeps its latents in; set it false")
-
-    # --- model -----------------------------------------------------------------------------------------------------
+        refuse_cacheless("Coconut", run)
 
     @property
     def properties(self) -> Sequence[Property]:
@@ -143,17 +134,6 @@ class Coconut(Objective):
         context.generation(feed="hidden", max_latents=self.latents, fixed=True).attach(model.decoder)
         context.name_ends(model.decoder)
         return model
-
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain causal language model."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows in which latents stand in for the first steps."""
@@ -173,28 +153,20 @@ class Coconut(Objective):
         left = spans.steps[self.replaced :] if self.rest == "explicit" else ()
         return len(spans.prompt) + sum(map(len, left)) + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.coconut.objective.with_places`."""
-        from unspoken.methods.coconut.objective import with_places
+        from unspoken.methods.latent_pass import with_text_places
 
-        return with_places(batch)
+        return with_text_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.coconut.objective.text_loss`."""
-        from unspoken.methods.coconut.objective import text_loss
+        from unspoken.methods.coconut.objective import coconut_loss
 
         names = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask")
-        return text_loss(model(**{name: batch[name] for name in names}), batch)
-
-    # --- validation ------------------------------------------------------------------------------------------------
+        return coconut_loss(model(**{name: batch[name] for name in names}), batch)
 
     def answer_tokens(self, context: Context) -> int:
         """Steps that are left come before the answer."""
         return context.max_answer + context.max_latents
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def mean_lengths(self, context: Context) -> Lengths:
         """Where the number of steps is fixed: a marker on either side, and as many symbols again."""

@@ -1,4 +1,4 @@
-"""Configuration of a model that thinks in projected hidden states."""
+"""Configuration of a model whose latents are projected hidden states."""
 
 from __future__ import annotations
 

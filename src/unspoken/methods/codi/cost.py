@@ -20,7 +20,7 @@ class ProjectionPass(StackPass):
         """Forward, and backward for inputs and weights."""
         return 3 * 2 * self.positions * multiplied(self.stack)
 
-    def kept(self, width: int, *, eager: bool, checkpointing: bool) -> float:
+    def saved_bytes(self, width: int, *, eager: bool, checkpointing: bool) -> float:
         """Inputs of both products and of the norm, and what comes before the activation."""
         outer, inner = self.stack[1].in_features, self.stack[1].out_features
         return self.positions * (width * (outer + 2 * inner) + FULL * outer)

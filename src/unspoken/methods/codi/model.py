@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import Around
-from unspoken.backbone.folder import StrictLoading
+from unspoken.backbone.around import AroundDecoder
 from unspoken.chain import LatentChain
 from unspoken.methods.codi.configuration import CodiConfig
 from unspoken.methods.codi.stages import Projection
+from unspoken.methods.latent_pass import latent_pass
 from unspoken.methods.rows import Rows
 from unspoken.places import at
-from unspoken.reasoning.cache import require_filled
 from unspoken.reasoning.speakers import ends_and_pad
 
 
@@ -49,7 +47,7 @@ class CodiOutput(ModelOutput):
 
 @dataclass
 class CodiGenerateOutput(ModelOutput):
-    """``sequences`` ``[B, P + M]``, prompt, markers and answer, and the chain that was there before the answer."""
+    """``sequences`` ``[B, P + M]`` (prompt, markers and answer) and the chain that the answer was made from."""
 
     sequences: Tensor | None = None
     chain: LatentChain | None = None
@@ -62,19 +60,11 @@ def projection_of(shape: Projection, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.LayerNorm(width)] if shape.norm else []))
 
 
-class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
-    """A causal language model that thinks a fixed number of projected hidden states before it answers."""
+class CodiForCausalLM(AroundDecoder, GenerationMixin):
+    """A causal language model that writes a fixed number of projected hidden states before it answers."""
 
     config_class = CodiConfig
     config: CodiConfig
-    # Not "decoder": its weights are renamed as its family's are, and once is enough.
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-
-    @property
-    def _inner_config(self) -> PreTrainedConfig:
-        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
-        return self.config.base_config
 
     def __init__(self, config: CodiConfig) -> None:
         super().__init__(config)
@@ -84,11 +74,6 @@ class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
         shape = config.latent_projection
         self.projection = None if shape is None else projection_of(shape, table.weight.shape[1])
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of the decoder."""
-        table: nn.Module = self.decoder.get_input_embeddings()
-        return table
 
     def get_output_embeddings(self) -> nn.Module:
         """The head of the decoder."""
@@ -115,32 +100,20 @@ class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
         teacher_at: Int[Tensor, " B"],
         separate_teacher: bool = False,
     ) -> CodiOutput:
-        """The student thinks and reads its answer; the teacher reads chain and answer.
-
-        The output at the last prompt token is projected to the first latent, the output at a latent to the next one.
-        So N latents take N short passes over one key-value cache, and the pass over the text takes the last latent
-        along. Gradients flow through the latents and through the cache.
+        """The student writes its latents and reads its answer; the teacher reads chain and answer.
 
         Args:
-            input_ids, attention_mask: prompts, padded on the left so that all rows think at the same time.
+            input_ids, attention_mask: prompts, padded on the left so that all rows write latents at the same time.
             latent_mask: true everywhere; its width is the number of latents.
             text_ids, text_mask: end marker and answer, padded on the right.
             distilled_at: column of the text whose hidden states are compared.
-            teacher: rows of `rows.explicit_rows`, padded on the right.
+            teacher: rows of `rows.explicit_rows`.
             teacher_at: column of those rows that is compared.
             separate_teacher: the compared states come from a pass of their own, with a dropout mask of its own.
-
-        Raises:
-            ValueError: activation checkpointing is on, or the model ignores the cache it is given: a latent would not
-                see the prompt.
         """
-        if self.training and self.is_activation_checkpointing:
-            raise ValueError(
-                "activation checkpointing is on, but it drops the key-value cache in which CODI keeps its latents; "
-                "turn activation_checkpointing off"
-            )
-        mask_BT = torch.cat([attention_mask, latent_mask.to(attention_mask.dtype), text_mask], dim=1)
-        logits, latents, states = self._student(input_ids, text_ids, mask_BT, distilled_at)
+        blocks = (input_ids, attention_mask, latent_mask, text_ids, text_mask)
+        student, latents = latent_pass(self.decoder, *blocks, latent_of=self.latent, output_hidden_states=True)
+        before = student.logits.shape[1] - text_ids.shape[1]
         explicit = self.decoder(input_ids=teacher.ids, use_cache=False, output_hidden_states=True)
         teacher_states = explicit.hidden_states
         if separate_teacher:
@@ -148,47 +121,13 @@ class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
                 stack = self.decoder.base_model
                 teacher_states = stack(teacher.ids, use_cache=False, output_hidden_states=True).hidden_states
         return CodiOutput(
-            logits=logits,
+            logits=student.logits[:, before:],
             latents=latents,
-            states=states,
+            states=_states_at(student.hidden_states, distilled_at + before),
             # Every row begins with its prompt, so each supervised token has an output before it.
             teacher_logits=at(explicit.logits, teacher.targets_at - 1),
             teacher_states=_states_at(teacher_states, teacher_at).detach(),
         )
-
-    def _student(
-        self, input_ids: Tensor, text_ids: Tensor, mask_BT: Tensor, distilled_at: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        embed = self.get_input_embeddings()
-        positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        cache = DynamicCache(config=self.decoder.config)
-
-        def advance(part: PreTrainedModel, new_BTD: Tensor, end: int, **how: Any) -> Any:
-            begin = end - new_BTD.shape[1]
-            outputs = part(
-                inputs_embeds=new_BTD,
-                attention_mask=mask_BT[:, :end],
-                position_ids=positions_BT[:, begin:end],
-                past_key_values=cache,
-                use_cache=True,
-                **how,
-            )
-            if not begin:
-                require_filled(cache, type(part).__name__)
-            return outputs
-
-        new_BTD = embed(input_ids)
-        latents_BND = [new_BTD[:, :0]]
-        first, last = input_ids.shape[1], mask_BT.shape[1]
-        for end in range(first, last - text_ids.shape[1]):
-            hidden_BTD = advance(self.decoder.base_model, new_BTD, end).last_hidden_state
-            new_BTD = self.latent(hidden_BTD[:, -1:]).to(new_BTD.dtype)
-            latents_BND.append(new_BTD)
-        text_BTD = torch.cat([new_BTD, embed(text_ids)], dim=1)
-        outputs = advance(self.decoder, text_BTD, last, output_hidden_states=True)
-        before = text_BTD.shape[1] - text_ids.shape[1]
-        states = _states_at(outputs.hidden_states, distilled_at + before)
-        return outputs.logits[:, before:], torch.cat(latents_BND, dim=1), states
 
     @torch.no_grad()
     def generate(
@@ -199,7 +138,7 @@ class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
         max_new_tokens: int = 16,
         return_chain: bool = False,
     ) -> Tensor | CodiGenerateOutput:
-        """Think silently, then write the most likely answer.
+        """Write the latents, then the most likely answer.
 
         Args:
             input_ids, attention_mask: prompts without the open marker, padded on the left.
@@ -217,8 +156,8 @@ class CodiForCausalLM(Around, StrictLoading, GenerationMixin):
         mine = system(self, name="codi", max_tokens=max_new_tokens)
         answer = mine.respond(input_ids, attention_mask)
         markers = torch.tensor([*mine.opening, *mine.speaker.marker], device=input_ids.device)
-        said = answer.filled(ends_and_pad(self.generation_config)[1])
-        sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
+        tokens = answer.filled(ends_and_pad(self.generation_config)[1])
+        sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), tokens], dim=1)
         return CodiGenerateOutput(sequences=sequences, chain=answer.chain) if return_chain else sequences
 
 

@@ -1,6 +1,6 @@
 """What CODI reads and minimises (Shen et al., arXiv 2502.21074; published code zhenyi4/codi at 4fd88d4).
 
-Axes: B batch, P prompt tokens, N latents, M tokens after the latents, L states of one position, D width, V vocabulary.
+Axes: B batch, L states of one position, D width.
 """
 
 from __future__ import annotations
@@ -13,30 +13,30 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from unspoken import distributed
 from unspoken.methods.codi.model import CodiOutput
 from unspoken.methods.codi.stages import Codi
+from unspoken.methods.latent_pass import blocks_of, text_loss, with_text_places
 from unspoken.methods.rows import explicit_rows
-from unspoken.places import at, places_of
+from unspoken.places import at
 from unspoken.tasks.spans import Markers, Spans
 
 
 def before_value(answer: Sequence[int], box: Sequence[int]) -> int:
-    """Tokens of an answer before the first one that has a part of its value, sign included.
+    """Number of tokens of an answer before its value, sign included.
 
     Args:
         answer: token ids.
-        box: the ids of what stands before a value. A tokenizer may merge its end with the value, and an answer may not
-            begin with it at all: then its first token counts as part of the value.
+        box: ids of the text before a value. Where a tokenizer merges the end of that text with the value, the merged
+            token belongs to the value; so does the first token of an answer that does not begin with the text.
     """
     same = [one == other for one, other in zip(answer, box, strict=False)]
     return same.index(False) if False in same else len(same)
 
 
 def teacher_spans(spans: Spans, *, last_step: bool) -> Spans:
-    """What the teacher reads: without its last step, a chain does not spell the answer."""
+    """What the teacher reads; the last step of a chain contains the answer and is left out by default."""
     return spans if last_step else replace(spans, steps=spans.steps[:-1], merged=None)
 
 
@@ -48,43 +48,29 @@ def batch_of(
     The student reads ``prompt | open | latents | end | answer``, the teacher ``prompt | open | chain | end | answer``.
 
     Returns:
-        ``input_ids``, ``attention_mask`` ``[B, P]``, prompts padded on the left; ``latent_mask`` ``[B, N]``;
-        ``text_ids``, ``text_mask`` and ``target_mask`` ``[B, M]``, end marker and answer padded on the right, with the
-        answer alone as target; ``teacher``, rows; ``distilled_at`` and ``teacher_at`` ``[B]``, columns of the text and
-        of the teacher's rows at which the next token is the first of the value.
+        The student's blocks, see `unspoken.methods.latent_pass.blocks_of`; ``teacher``, rows; ``distilled_at`` and
+        ``teacher_at`` ``[B]``, columns of the text and of the teacher's rows at which the next token is the first of
+        the value.
 
     Raises:
         ValueError: an empty batch.
     """
     teachers = [teacher_spans(row, last_step=last_step) for row in spans]
-    teacher = explicit_rows(teachers, markers, pad_id=pad_id)
-    prompts = [torch.tensor(row.prompt + markers.open) for row in spans]
-    texts = [torch.tensor(markers.end + row.answer) for row in spans]
-    targets = [torch.arange(len(text)) >= len(markers.end) for text in texts]
+    student = blocks_of([(row.prompt + markers.open, latents, markers.end, row.answer) for row in spans], pad_id)
     distilled_at = torch.tensor([len(markers.end) + before_value(row.answer, box) - 1 for row in spans])
     read = [len(row.prompt) + len(markers.open) + len(row.chain) for row in teachers]
     return {
-        "input_ids": pad_sequence(prompts, batch_first=True, padding_value=pad_id, padding_side="left"),
-        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], True, padding_side="left"),
-        "latent_mask": torch.ones(len(spans), latents, dtype=torch.bool),
-        "text_ids": pad_sequence(texts, batch_first=True, padding_value=pad_id),
-        "text_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
-        "target_mask": pad_sequence(targets, batch_first=True),
+        **student,
         "distilled_at": distilled_at,
-        "teacher": teacher,
+        "teacher": explicit_rows(teachers, markers, pad_id=pad_id),
         "teacher_at": distilled_at + torch.tensor(read),
     }
 
 
 def with_places(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch that is still on the host, with the places of its supervised outputs and their targets."""
-    chosen, teacher = batch["target_mask"][:, 1:], batch["teacher"]
-    return {
-        **batch,
-        "places": places_of(F.pad(chosen, (0, 1))),
-        "targets": batch["text_ids"][:, 1:][chosen],
-        "teacher_targets": at(teacher.ids, teacher.targets_at),
-    }
+    teacher = batch["teacher"]
+    return {**with_text_places(batch), "teacher_targets": at(teacher.ids, teacher.targets_at)}
 
 
 def distances(
@@ -115,8 +101,8 @@ def codi_loss(objective: Codi, outputs: CodiOutput, batch: dict[str, Any]) -> tu
     if "places" not in batch:
         batch = with_places(batch)
     mean = distributed.rank_weighted_mean
-    targets, teacher_targets = batch["targets"], batch["teacher_targets"]
-    student = mean(F.cross_entropy(at(outputs.logits, batch["places"]).float(), targets), len(targets))
+    teacher_targets = batch["teacher_targets"]
+    student = text_loss(outputs.logits, batch)
     teacher = mean(F.cross_entropy(outputs.teacher_logits.float(), teacher_targets), len(teacher_targets))
     own_L = distances(outputs.states, outputs.teacher_states, divide_by_std=objective.divide_by_std)
     layers_L = mean(own_L, len(batch["text_ids"]))

@@ -6,17 +6,18 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from unspoken.backbone.checks import Needs
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe
 
 # Properties of the causal language model, see `unspoken.backbone.checks`.
 ANSWERING = ("stack", "rows", "causal", "cached", "batched", "padded", "scores", "vectors", "width")
@@ -46,19 +47,19 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codi(Objective):
-    """One model is teacher and student: what it knows after an explicit chain it learns to know after latents.
+class Codi(DecoderObjective):
+    """One model is teacher and student: the student's state after latents learns from the state after explicit text.
 
-    The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, thinks
-    a fixed number of latents and learns the answer. Where the next token is the first of the answer's value, the
-    student's hidden states of all layers are drawn to the teacher's, which get no gradient from that.
+    The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, writes
+    a fixed number of latents and learns the answer. Where the next token is the first of the answer's value, a distance
+    draws the student's hidden states of all layers to the teacher's, which get no gradient from it.
 
     Attributes:
         latents: in every chain; 0 answers at once.
         distance_weight: of the distance of hidden states; the published code has 1 for GPT-2 and 20 for Llama.
         teacher_weight: of the teacher's cross-entropy.
         divide_by_std: the distance of a layer is divided by the standard deviation of the teacher's states there.
-        last_step: the teacher's chain has its last step too, which spells the answer.
+        last_step: the teacher's chain keeps its last step, which contains the answer.
         projection: of hidden states that are fed back; null feeds them back as they are, and the finished folder is
             then a plain language model's.
         separate_teacher: the states that the student is drawn to come from a pass of their own, as in the published
@@ -90,19 +91,9 @@ class Codi(Objective):
                 f"{self.teacher_weight}; none of them can be below 0"
             )
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Kernels and checkpointing must go with a growing cache."""
-        if run.attention == "flex_attention":
-            raise ValueError(
-                "flex_attention would compile a kernel for every length of CODI's growing cache; set attention to "
-                "'sdpa'"
-            )
-        if run.activation_checkpointing:
-            raise ValueError("activation_checkpointing drops the cache that CODI keeps its latents in; set it false")
-
-    # --- model -----------------------------------------------------------------------------------------------------
+        refuse_cacheless("CODI", run)
 
     @property
     def properties(self) -> Sequence[Needs]:
@@ -139,14 +130,7 @@ class Codi(Objective):
 
     def exported(self, model: Any) -> PreTrainedModel:
         """The model with its projection; the plain causal language model where there is none."""
-        plain: PreTrainedModel = model.decoder if model.projection is None else model
-        return plain
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks; the projection is trained in full."""
-        return [model.decoder.base_model]
-
-    # --- data ------------------------------------------------------------------------------------------------------
+        return super().exported(model) if model.projection is None else model
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows of student and teacher for the same problems."""
@@ -165,26 +149,19 @@ class Codi(Objective):
         chain = spans.steps if self.last_step else spans.steps[:-1]
         return 2 * (len(spans.prompt) + len(spans.answer)) + sum(map(len, chain))
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.codi.objective.with_places`."""
         from unspoken.methods.codi.objective import with_places
 
         return with_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.codi.objective.codi_loss`."""
         from unspoken.methods.codi.objective import codi_loss
 
         student = ("input_ids", "attention_mask", "latent_mask", "text_ids", "text_mask", "distilled_at")
         given = {name: batch[name] for name in (*student, "teacher", "teacher_at")}
         return codi_loss(self, model(**given, separate_teacher=self.separate_teacher), batch)
 
-    # --- cost ------------------------------------------------------------------------------------------------------
-
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """See `unspoken.methods.codi.cost.row_cost`."""
         from unspoken.methods.codi.cost import row_cost
 
         return row_cost(self, model, lengths)

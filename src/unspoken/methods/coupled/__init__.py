@@ -1,1 +1,1 @@
-"""The coupled Transformer: it reasons in the tokens it speaks."""
+"""The coupled Transformer: it reasons in the tokens that it writes."""

@@ -16,7 +16,8 @@ from unspoken.places import at, padding_mask, places_of
 def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) -> Tensor:
     """Mask ``[B, T-1]`` of the outputs that a loss looks at: output t is supervised by token t + 1.
 
-    Where a row asks several questions, no output is supervised by the first token of one, which nothing tells.
+    Where a row asks several questions, the first token of each supervises no output, since nothing before it determines
+    it.
     """
     mask = batch["attention_mask"].bool()
     chosen = mask[:, 1:] & mask[:, :-1]
@@ -26,15 +27,15 @@ def supervised(batch: dict[str, Tensor], positions: Literal["all", "answer"]) ->
 
 
 def supervised_places(batch: dict[str, Tensor]) -> Tensor:
-    """Places ``[P]`` of a batch at which an output of any row is supervised by ``NextToken(positions="answer")``.
+    """Columns ``[P]`` of a batch in which ``NextToken(positions="answer")`` supervises an output of any row.
 
-    As ``batch["supervised"]`` they keep the model from making scores over the vocabulary anywhere else.
+    With them as ``batch["supervised"]`` the model scores the vocabulary nowhere else.
     """
     return supervised(batch, "answer").any(dim=0).nonzero()[:, 0]
 
 
 def own_question(question_BT: Int[Tensor, "B T"]) -> Float[Tensor, "B 1 T T"]:
-    """What is added to attention scores so that a token sees, up to itself, what is shared (0) and its own question."""
+    """An additive mask: a token sees, up to itself, the shared tokens (question 0) and those of its own question."""
     query, key = question_BT[:, None, :, None], question_BT[:, None, None, :]
     seen = ((key == 0) | (key == query)).tril()
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)

@@ -22,7 +22,7 @@ class CoupledReasoner:
     Attributes:
         model: a transformers model with a head.
         end_id: the token that ends the chain.
-        pad_id: fills the spoken rows behind their end.
+        pad_id: fills rows after their end.
 
     Raises:
         ValueError: a model around which the chain would be wrong.

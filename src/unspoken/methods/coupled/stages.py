@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, RunSettings
+from unspoken.methods.method import Batch, Context, Indices, Line, Objective
 from unspoken.tasks.task import AsksSeveral
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe
 
-# Entries of a vocabulary from which on scores that no loss reads are left out; below, that saves little.
+# In a vocabulary of this size or more, positions without a target are not scored; in a smaller one it saves little.
 LARGE_VOCABULARY = 8192
 
 
@@ -33,9 +34,9 @@ class NextToken(Objective):
         positions: ``"all"`` (stage 1 of the paper) or ``"answer"`` (tuning on the route alone; of a reasoning problem,
             on chain and answer).
         chain: ``"none"`` leaves the explicit chain of a reasoning problem out: the answer-only baseline.
-        questions: problems about the same thing that a training row asks, such as leaves of one tree with their routes.
-            Each sees the shared beginning of their prompts and itself alone, so a row trains what so many rows of one
-            problem would, and reads the beginning once.
+        questions: problems with the same beginning that one training row asks, such as several leaves of one tree. Each
+            sees the shared beginning and itself alone, so a row trains what as many rows would, and reads the beginning
+            once.
     """
 
     kind: ClassVar[str] = "next_token"
@@ -50,8 +51,8 @@ class NextToken(Objective):
         if self.questions < 1:
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
-        """Only what has an explicit chain can be learned without it, and a task knows how much it can ask."""
+    def check_line(self, line: Line, run: Recipe) -> None:
+        """A chain to leave out must exist, and a task limits the questions of a row."""
         traits, name = run.task.traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:
             raise ValueError(f"chain is 'none', but {name} has no chain to leave out")
@@ -64,8 +65,6 @@ class NextToken(Objective):
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """An explicit chain of thought is both a start and a baseline."""
         return last or (has_chain and self.positions == "answer")
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def writes_tokens(self) -> bool:
@@ -86,8 +85,6 @@ class NextToken(Objective):
             context.generation(top_k=1, **how).attach(model)
         context.name_ends(model)
         return model
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     @property
     def questions_a_row(self) -> int:
@@ -113,34 +110,28 @@ class NextToken(Objective):
         """The chain counts unless it is left out."""
         return len(spans.prompt) + (len(spans.chain) if self.chain == "explicit" else 0) + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.coupled.objective.with_places`."""
         from unspoken.methods.coupled.objective import with_places
 
         return with_places(batch, self.positions)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.coupled.objective.next_token_loss`."""
         from unspoken.methods.coupled.objective import next_token_loss, own_question
 
         # The library's own argument: whatever a model does to its scores, it does to these.
-        kept = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
+        scored = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
         seen: dict[str, Any] = {"attention_mask": batch["attention_mask"]}
         if "question" in batch:
             seen = {"attention_mask": own_question(batch["question"]), "position_ids": batch["position_ids"]}
-        outputs = model(input_ids=batch["input_ids"], use_cache=False, **seen, **kept)
+        outputs = model(input_ids=batch["input_ids"], use_cache=False, **seen, **scored)
         return next_token_loss(outputs, batch, self.positions)
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: PreTrainedModel, lengths: Lengths, context: Context) -> RowCost:
         """One pass; of a large vocabulary only the supervised places are scored."""
         from unspoken.methods.cost import RowCost, Scores, StackPass
 
         explicit = self.chain == "explicit"
-        tokens = lengths.whole - (0 if explicit else lengths.chain)
+        tokens = lengths.total - (0 if explicit else lengths.chain)
         answered = lengths.answer + (lengths.chain + lengths.end if explicit else 0)
         head: Any = model.get_output_embeddings()
         if self.questions > 1:

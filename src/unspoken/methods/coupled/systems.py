@@ -19,26 +19,27 @@ SOFT_THINKING = "soft thinking"
 def systems(
     model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None = None, pad_id: int | None = None
 ) -> list[System]:
-    """What such a model can do; nothing if it is another.
+    """Systems of a plain language model; none for the model of another method.
 
-    A folder that records how it thinks was taught explicit chains with markers around them, or answers alone; where
-    superpositions are right it also thinks softly. Any other language model says its chain as its answer.
+    A folder that records how it reasons was trained on explicit chains between markers, or on answers alone; where
+    superpositions are right around the model it also gives Soft Thinking. Any other language model writes its chain as
+    its answer.
 
     Args:
         end_id, pad_id: of a language model that records nothing; those of its configuration by default.
 
     Raises:
-        ValueError: nothing is named that could end an answer, or explicit chains would be wrong around the model.
+        ValueError: no token is named that ends an answer, or explicit chains would be wrong around the model.
     """
     settings = LatentGenerationConfig.recorded(model)
     if settings is None:
         return [_coupled(model, stage, max_answer, end_id, pad_id)] if _has_head(model) else []
     if settings.feed != "superposition" or settings.top_k != 1:
         return []
-    found = {stage: settings}
+    settings_by_name = {stage: settings}
     if settings.max_latents and right(model, "superpositions"):
-        found[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
-    return [causal_lm_system(model, how, name=name, max_tokens=max_answer) for name, how in found.items()]
+        settings_by_name[SOFT_THINKING if stage == "cot" else f"{stage}, {SOFT_THINKING}"] = replace(settings, top_k=10)
+    return [causal_lm_system(model, one, name=name, max_tokens=max_answer) for name, one in settings_by_name.items()]
 
 
 def _has_head(model: PreTrainedModel) -> bool:

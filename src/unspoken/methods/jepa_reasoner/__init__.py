@@ -1,1 +1,1 @@
-"""JEPA-Reasoner (arXiv 2512.19171): a Reasoner that writes unit-norm latents, and a Talker that says them."""
+"""JEPA-Reasoner (arXiv 2512.19171): a Reasoner that writes unit-norm latents, and a Talker that decodes them."""

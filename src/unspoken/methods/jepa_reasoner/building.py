@@ -1,4 +1,4 @@
-"""Models of JEPA-Reasoner's stages, whatever the task and whoever trained the backbone; what is looked at meanwhile."""
+"""Models of JEPA-Reasoner's stages for any task and backbone, and what is measured while they train."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     config = JepaReasonerConfig(
         backbone_config=inner,
         unit_tokens=as_before if objective.unit_tokens is None else objective.unit_tokens,
-        max_latents=context.whole_cap,
+        max_latents=context.full_cap,
         open_ids=list(context.opening),
         eos_token_id=end,
         # A chat prompt holds end tokens; where they also pad, a prompt without a mask must be taken as it is.
@@ -80,8 +80,8 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     )
     reasoner = JepaReasonerModel._from_config(config, attn_implementation=context.attention)
     if start is not None:
-        kept = reasoner.backbone.state_dict().keys()
-        weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in kept}
+        names = reasoner.backbone.state_dict().keys()
+        weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in names}
         reasoner.backbone.load_state_dict(weights, strict=True)
         if blocks is not None:
             require_same_blocks(start.base_model, reasoner.backbone)
@@ -92,7 +92,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
 
 def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForCausalLM:
     """The pair of a Talker's stage: the finished Reasoner, frozen, and a Talker with random weights."""
-    assert isinstance(start, JepaReasonerModel)
+    assert isinstance(start, JepaReasonerModel) and context.talker is not None
     shape, before = context.talker, start.config
     inherited: dict[str, Any] = {
         name: getattr(before, name)
@@ -100,7 +100,7 @@ def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForC
     }
     config = JepaReasonerConfig(
         **inherited,
-        max_latents=context.whole_cap,
+        max_latents=context.full_cap,
         talker_config=context.talker_config(before.latent_dim),
         talker_kind=shape.variant,
         talker_encoder_layers=shape.encoder_layers or 1,
@@ -125,7 +125,7 @@ class EMATarget(TrainerCallback):
 
 @torch.no_grad()
 def collapse_readings(model: JepaReasonerModel, objective: SST, batch: Batch) -> dict[str, float]:
-    """What shows a collapse: the loss beside the best constant vector's, the table's rank, and latents at their row."""
+    """Signs of collapse: the loss, that of the best constant vector, the table's rank, and latents at their row."""
     batch = moved(batch, model.device)
     # The class's forward: the Trainer has wrapped the instance's in autocast, and readings are in float32.
     forward = partial(type(model).forward, model)
@@ -153,7 +153,7 @@ def forced_latents(model: JepaReasonerModel, objective: SST, batch: Batch) -> Te
 
 
 def talker_cost(model: Any, lengths: Lengths) -> RowCost:
-    """The frozen Reasoner reads, the Talker says what its latents stand for."""
+    """Of a Talker's stage: a pass of the frozen Reasoner, and the Talker's own."""
     answered, talker = lengths.chain + lengths.end + lengths.answer, model.talker
     passes: tuple[StackPass, ...]
     if isinstance(talker, DualTalker):
@@ -165,6 +165,6 @@ def talker_cost(model: Any, lengths: Lengths) -> RowCost:
     else:
         head = talker.lm_head.weight
         passes = (StackPass(stack=talker.decoder, positions=answered, causal=talker.decoder.config.is_causal),)
-    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.whole, graded=False)
+    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.total, graded=False)
     scores = Scores(head=head, made=answered, supervised=answered)
-    return RowCost(tokens=lengths.whole, passes=(reading, *passes), scores=(scores,))
+    return RowCost(tokens=lengths.total, passes=(reading, *passes), scores=(scores,))

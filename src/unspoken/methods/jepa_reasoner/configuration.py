@@ -22,8 +22,8 @@ class JepaReasonerConfig(PreTrainedConfig):
             rows' mean norm.
         input_scale: the shared scale; the square root of the latent width if None.
         max_latents: cap of a chain when `generate` is given no length.
-        open_ids: tokens that stood between every prompt of training and its first latent, as ``<think>`` does in word
-            problems. Whoever writes prompts puts them there: `generate` takes what it is given.
+        open_ids: tokens between every prompt of training and its first latent, ``<think>`` in word problems. The caller
+            of `generate` appends them to the prompt.
         talker_kind: ``"mono"`` (one pass, latents in, tokens out) or ``"dual"`` (encoder over latents, causal decoder
             with cross-attention).
         talker_config: shape of the Talker's blocks; its width is the latent width. None before stage 3.

@@ -25,8 +25,8 @@ def sst_loss(predicted: Float[Tensor, "S D"], target: Float[Tensor, "S D"], k: f
 def best_constant_loss(target: Float[Tensor, "S D"], k: float) -> Float[Tensor, ""]:
     """Loss of the one vector that fits all targets best: the direction of their mean.
 
-    A model that is no better has learned nothing about its input, however small its loss; with an anisotropic table
-    that can be very small (section 4.2).
+    A model with this loss has learned nothing about its input; with an anisotropic table the loss can still be very
+    small (section 4.2).
     """
     mean_D = distributed.all_reduce_mean(F.normalize(target.float(), dim=-1).mean(dim=0), len(target))
     return k * (1 - mean_D.norm())
@@ -49,9 +49,9 @@ def collapsed(start: dict[str, float], now: dict[str, float]) -> bool:
 
 
 def sst_places(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch that is still on the host, with the places of its judged latents and the tokens that they stand for.
+    """A batch that is still on the host, with the places of its supervised latents and the tokens they stand for.
 
-    ``able`` are the places that can be read as the model's own latents.
+    ``able`` marks the positions that can be read as the model's own latents.
     """
     real, answer = batch["attention_mask"].bool(), batch["answer_mask"]
     chosen = real[:, 1:] & real[:, :-1]
@@ -67,7 +67,7 @@ def sst_places(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
-    """What the Reasoner's forward takes out of a batch; what is measured without a gradient reads tokens alone."""
+    """Arguments of the Reasoner's forward; a pass without gradients reads tokens alone."""
     given: dict[str, Any] = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
     if not objective.rollout_latents or not torch.is_grad_enabled():
         return given
@@ -99,9 +99,9 @@ def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Ten
 
 
 def talker_places(batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch that is still on the host, with the places of its judged outputs, moved to the left.
+    """A batch that is still on the host, with the places of its supervised outputs once they are packed to the left.
 
-    ``length`` is the number of columns that they need.
+    ``length`` is the number of columns of the packed outputs.
     """
     chosen = batch["answer_mask"][:, 1:] & batch["attention_mask"][:, :-1].bool()
     counts_B = chosen.sum(dim=1)

@@ -31,7 +31,7 @@ class JepaCausalOutput(ModelOutput):
         loss: mean cross-entropy, if labels were given.
         logits: ``[B, N, V]``.
         latents: ``[B, N, D]``, what the Talker was given.
-        tokens, mask: ``[B, N]``, what it should say.
+        tokens, mask: ``[B, N]``, the tokens it should write.
     """
 
     loss: Tensor | None = None
@@ -43,7 +43,7 @@ class JepaCausalOutput(ModelOutput):
 
 @dataclass
 class JepaGenerateOutput(ModelOutput):
-    """``sequences`` ``[B, T + N]`` (prompt and answer) and the chain that was there before the first word."""
+    """``sequences`` ``[B, T + N]`` (prompt and answer) and the chain that the answer was decoded from."""
 
     sequences: Tensor | None = None
     chain: LatentChain | None = None
@@ -100,8 +100,8 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         logits_BNV = self.talker(latents_BND, mask_BN, tokens_BN)
         loss = None
         if labels is not None:
-            wanted, _ = pack(labels[:, 1:], chosen, length)
-            loss = F.cross_entropy(logits_BNV[mask_BN].float(), wanted[mask_BN])
+            targets_BN, _ = pack(labels[:, 1:], chosen, length)
+            loss = F.cross_entropy(logits_BNV[mask_BN].float(), targets_BN[mask_BN])
         return JepaCausalOutput(loss=loss, logits=logits_BNV, latents=latents_BND, tokens=tokens_BN, mask=mask_BN)
 
     def reason(
@@ -118,11 +118,10 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         prime: Tensor | None = None,
         sample: Sample | None = None,
     ) -> Tensor:
-        """Say a finished chain: ``[B, N]`` tokens, padded behind the first end-of-sequence.
+        """Decode a finished chain: ``[B, N]`` tokens, padded after the first end-of-sequence.
 
         Args:
-            chain: any chain of this model's width; the causal controls pass altered ones. It may be on any device, to
-                which the tokens come back.
+            chain: any chain of this model's width, on any device; the tokens are returned on the same device.
             prime: ``[B, P]`` tokens to start with (Dual-Talker only).
             sample: how the tokens are chosen; None takes the most likely ones.
         """
@@ -130,9 +129,9 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         chain, prime = moved((chain, prime), self.device)
         tokens_BN = self.talker.speak(chain, prime, sample or Sampler())
         ended = (tokens_BN == self.config.end_id).long()
-        behind = (ended.cumsum(dim=1) - ended) > 0
+        after_end = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id
-        return torch.where(behind | ~chain.mask, pad, tokens_BN).to(home)
+        return torch.where(after_end | ~chain.mask, pad, tokens_BN).to(home)
 
     @torch.no_grad()
     def generate(
@@ -148,7 +147,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         generator: torch.Generator | None = None,
         return_chain: bool = False,
     ) -> Tensor | JepaGenerateOutput:
-        """Reason silently, then speak.
+        """Write the chain of latents, then decode it.
 
         Args:
             inputs, input_ids: ``[B, T]`` prompts, padded on the left.

@@ -79,7 +79,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
     @property
     def _turns_rows(self) -> bool:
-        """The embedding does more to a row than to change its length: it has a norm with gains, for instance."""
+        """Whether the embedding changes more than the length of a row, for instance by a norm with gains."""
         return len(list(self.backbone.get_input_embeddings().parameters())) > 1
 
     def _online_table(self) -> Float[Tensor, "V D"]:
@@ -109,13 +109,13 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         own: Bool[Tensor, "B T"] | None = None,
         rollout_passes: int = 1,
     ) -> ReasonerOutput:
-        """One parallel pass over real tokens; no latent is looped in training, unless ``own`` says where.
+        """One parallel pass over real tokens; latents are fed back only at the positions in ``own``.
 
         Args:
             input_ids, attention_mask: prompt and answer.
-            own: positions that are read as the latents which stand for them, as in a rollout, not as their tokens.
-            rollout_passes: passes that find those latents, without a gradient. After n of them the first n of a row's
-                own latents in a row are the rollout's; after those, latents that follow a real token.
+            own: positions that are read as the model's own latents, as in a rollout, not as their tokens.
+            rollout_passes: passes without gradients that compute those latents. After n passes, the first n consecutive
+                latents of a row equal those of a rollout; later ones follow a real token.
         """
         positions = None
         if attention_mask is not None:
@@ -169,13 +169,13 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     def reason(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, stop: StopRule | None = None
     ) -> LatentChain:
-        """Write the whole chain. Deterministic: nothing is sampled, and no spoken token ever comes back in."""
+        """Write the chain. Nothing is sampled, and no decoded token is fed back."""
         return rollout(self, input_ids, attention_mask, stop or StopRule(max_latents=self.config.max_latents))
 
     # --- read-out without a Talker -------------------------------------------------------------------------------
 
     def nearest_row(self, latents: Tensor) -> Tensor:
-        """Token id of the nearest target row by angle, ``[..., D] -> [...]``; it comes back to where latents are."""
+        """Token id of the nearest target row by angle, ``[..., D] -> [...]``, on the device of the latents."""
         placed = latents.to(self.target_table.device).float()
         nearest: Tensor = (placed @ self.unit_table().T).argmax(dim=-1)
         return nearest.to(latents.device)

@@ -12,8 +12,6 @@ from unspoken.methods.method import (
     Indices,
     Line,
     Objective,
-    RunSettings,
-    StageSettings,
     check_steps,
     refuse_blocks,
     refuse_talker,
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
 
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.training.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +33,13 @@ class SST(Objective):
     """Self-supervised training of the Reasoner towards an EMA copy of its own table.
 
     Attributes:
-        k: weight of the loss. Invisible to Adam but for clipping and epsilon.
+        k: weight of the loss. Adam cancels it, but for clipping and epsilon.
         momentum: of the target table, applied once after every optimiser step.
         positions: ``"answer"`` (the paper's tree search: the route) or ``"all"``.
-        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null feeds them
-            as in the training before, so rows of a pretrained model enter as they are.
-        rollout_latents: ours, off in the paper: in every row a stretch of 1 to this many positions, drawn anew each
-            time, is read as the model's own latents, as a rollout will read them, with the same targets; 0 reads
-            tokens.
+        unit_tokens: table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null keeps what
+            the start does, so rows of a pretrained model enter as they are.
+        rollout_latents: ours, not the paper's: in every row a random stretch of 1 to this many positions is read as the
+            model's own latents, as in a rollout, with the same targets; 0 reads tokens alone.
         rollout_passes: see `JepaReasonerModel.forward`; each costs a pass without a gradient.
     """
 
@@ -67,28 +65,24 @@ class SST(Objective):
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It may keep the first blocks of the backbone alone."""
         if stage.blocks is not None and stage.blocks < 1:
             raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
         refuse_talker(self.kind, stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """The backbone has as many blocks as are kept of it."""
         blocks, layers = line.settings.blocks, getattr(run.backbone, "layers", None)
         if blocks is not None and layers is not None and blocks > layers:
             raise ValueError(f"blocks is {blocks}, but the backbone has {layers} layers")
 
-    def check_backbone(self, config: PreTrainedConfig, stage: StageSettings) -> None:
+    def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
         """It has as many blocks as are kept of it."""
         from unspoken.methods.jepa_reasoner.building import first_blocks
 
         first_blocks(config, stage.blocks, stage.name)
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def properties(self) -> Sequence[Property]:
@@ -96,7 +90,6 @@ class SST(Objective):
         return ("JEPA-Reasoner",)
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
-        """See `unspoken.methods.jepa_reasoner.building.reasoner_of`."""
         from unspoken.methods.jepa_reasoner.building import reasoner_of
 
         return reasoner_of(self, start, context)
@@ -119,16 +112,12 @@ class SST(Objective):
         online: Any = model.backbone.get_input_embeddings().weight
         model.target_table = distribute_tensor(model.target_table, online.device_mesh, online.placements)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.jepa_reasoner.objective.sst_places`."""
         from unspoken.methods.jepa_reasoner.objective import sst_places
 
         return sst_places(self, batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.jepa_reasoner.objective.sst_inputs` and `stage_loss`."""
         from unspoken.methods.jepa_reasoner.objective import sst_inputs, stage_loss
 
         return stage_loss(self, model(**sst_inputs(self, batch)), batch)
@@ -138,8 +127,6 @@ class SST(Objective):
         from unspoken.methods.jepa_reasoner.building import EMATarget
 
         return [EMATarget(self.momentum)]
-
-    # --- validation ------------------------------------------------------------------------------------------------
 
     def readings(self, model: Any, context: Context, rows: Callable[[], Batch]) -> dict[str, float]:
         """What shows a collapse, see `unspoken.methods.jepa_reasoner.building.collapse_readings`."""
@@ -165,13 +152,11 @@ class SST(Objective):
             "latents find their row. Raise objective.momentum or lower the learning rate"
         )
 
-    # --- cost ------------------------------------------------------------------------------------------------------
-
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """One pass through the blocks."""
         from unspoken.methods.cost import RowCost, StackPass
 
-        return RowCost(tokens=lengths.whole, passes=(StackPass(stack=model.backbone, positions=lengths.whole),))
+        return RowCost(tokens=lengths.total, passes=(StackPass(stack=model.backbone, positions=lengths.total),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,62 +167,48 @@ class TalkerLoss(Objective):
     starts_from: ClassVar[tuple[str | None, ...]] = ("sst",)
     answers_from_latents: ClassVar[bool] = True
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It may have a shape of its own."""
         if stage.lora is not None:
             raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
         refuse_blocks(stage)
         check_steps(stage)
 
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """There is a shape."""
         if (run.talker or line.settings.talker) is None:
             raise ValueError("trains a Talker, but neither it nor the recipe has a 'talker' shape")
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
-        """See `unspoken.methods.jepa_reasoner.building.pair_of`."""
         from unspoken.methods.jepa_reasoner.building import pair_of
 
         return pair_of(start, context)
 
-    # --- data ------------------------------------------------------------------------------------------------------
-
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """What the Talker will be asked to say: answers, stretches of strings, sentences."""
+        """What the Talker will have to write: answers, stretches of strings, sentences."""
         return lambda indices: context.task.talker_rows(
             indices, context.seed if split == "train" else 0, split, context.prompt_format
         )
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.jepa_reasoner.objective.talker_places`."""
         from unspoken.methods.jepa_reasoner.objective import talker_places
 
         return talker_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.jepa_reasoner.objective.talker_loss`."""
         from unspoken.methods.jepa_reasoner.objective import talker_loss
 
         given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}
         return talker_loss(model(**given, length=batch.get("length")), batch)
 
-    # --- cost ------------------------------------------------------------------------------------------------------
-
     def mean_lengths(self, context: Context) -> Lengths:
-        """Of what the Talker is asked to say."""
+        """Of the Talker's rows."""
         from unspoken.methods.cost import Lengths
 
         known = context.traits.talker_tokens
         return super().mean_lengths(context) if known is None else Lengths(prompt=known[0] - known[1], answer=known[1])
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """See `unspoken.methods.jepa_reasoner.building.talker_cost`."""
         from unspoken.methods.jepa_reasoner.building import talker_cost
 
         return talker_cost(model, lengths)

@@ -1,4 +1,4 @@
-"""JEPA-Reasoner as it answers: a Talker says the finished chain, or the nearest rows of the table do."""
+"""JEPA-Reasoner as it answers: a Talker decodes the finished chain, or each latent becomes its nearest table row."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _system(model: PreTrainedModel, reasoner: JepaReasonerModel, speaker: Separa
 
 
 def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
-    """Floating-point operations of saying chains, a token a latent; a Dual-Talker's as with a cache.
+    """Floating-point operations of decoding chains, a token a latent; a Dual-Talker is counted as if it had a cache.
 
     Args:
         latents: numbers of latents, one or ``[B]``.
@@ -76,7 +76,7 @@ def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
     if isinstance(talker, MonoTalker):
         head = latents * 2 * config.hidden_size * config.vocab_size
         return stack_flops(talker.decoder, latents, causal=config.is_causal) + head
-    head = latents * 2 * config.hidden_size * talker.start_id  # the start token is never said
+    head = latents * 2 * config.hidden_size * talker.start_id  # the start token is never an output
     across = latents * latents * 4 * attention_width(config)
     return stack_flops(talker.encoder, latents, causal=False) + stack_flops(talker.decoder, latents) + across + head
 

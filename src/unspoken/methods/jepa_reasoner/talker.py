@@ -1,4 +1,4 @@
-"""The Talker: it says in words what the Reasoner has already thought (section 3).
+"""The Talker: it decodes the Reasoner's finished chain into tokens (section 3).
 
 It is given latents and nothing else: not the problem, not the prompt's latents. Otherwise it could solve the task
 itself, and the claim would not be about the Reasoner.
@@ -36,7 +36,7 @@ class MonoTalker(nn.Module):
     def forward(
         self, latents: Float[Tensor, "B N D"], mask: Bool[Tensor, "B N"], tokens: Int[Tensor, "B N"] | None = None
     ) -> Float[Tensor, "B N V"]:
-        """Logits of the token that each latent stands for; ``tokens`` is accepted and not looked at."""
+        """Logits of the token that each latent stands for; ``tokens`` is ignored."""
         # Latents stand on the left: no causal block sees the padding after them.
         seen = None if self.decoder.config.is_causal else mask.long()
         hidden = self.decoder(
@@ -52,7 +52,7 @@ class MonoTalker(nn.Module):
 
 
 class DualTalker(nn.Module):
-    """A bidirectional encoder over the latents and a causal decoder over the tokens said so far.
+    """A bidirectional encoder over the latents and a causal decoder over the tokens written so far.
 
     Its own start token (id V) is the same in training and in decoding (paper_index, open point 18). The head is
     tied to the decoder's own embedding unless the config says otherwise (paper_index, open point 19).
@@ -77,9 +77,9 @@ class DualTalker(nn.Module):
         ).last_hidden_state
         return encoded
 
-    def _decode(self, said: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
+    def _decode(self, tokens: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         hidden = self.decoder(
-            input_ids=said,
+            input_ids=tokens,
             encoder_hidden_states=encoded,
             encoder_attention_mask=mask.long(),
             use_cache=False,
@@ -98,19 +98,19 @@ class DualTalker(nn.Module):
         return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
 
     def speak(self, chain: LatentChain, prime: Tensor | None, sample: Sample) -> Int[Tensor, "B N"]:
-        """Token by token, one token a latent; a prime ``[B, P]`` is said first, word for word.
+        """Token by token, one token a latent; the tokens of ``prime`` ``[B, P]`` come first, unchanged.
 
-        Sentences are as short as their chain, so each step runs the decoder anew instead of carrying two caches.
+        Sentences are as short as their chain, so each step runs the decoder anew instead of keeping two caches.
         """
         encoded, rows = self._encode(chain.latents, chain.mask), _every_row(chain)
-        said = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
+        tokens = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
         for step in range(chain.mask.shape[1]):
             if prime is not None and step < prime.shape[1]:
                 token = prime[:, step : step + 1]
             else:
-                token = sample(self._decode(said, encoded, chain.mask)[:, -1:], rows, step)
-            said = torch.cat([said, token], dim=1)
-        return said[:, 1:]
+                token = sample(self._decode(tokens, encoded, chain.mask)[:, -1:], rows, step)
+            tokens = torch.cat([tokens, token], dim=1)
+        return tokens[:, 1:]
 
 
 def _every_row(chain: LatentChain) -> Int[Tensor, " B"]:

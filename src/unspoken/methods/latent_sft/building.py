@@ -90,5 +90,5 @@ def _read_out(head: Any, shape: LatentShape, latents: float, *, graded: bool) ->
     """Superpositions: scores of every latent at once, or of the whole vocabulary a piece at a time, mixed too."""
     if shape.latent == "hidden":
         return ()
-    whole = shape.top_k is None
-    return (Scores(head=head, supervised=float(latents), graded=graded, products=1 + whole, pieces=whole),)
+    all_entries = shape.top_k is None
+    return (Scores(head=head, supervised=float(latents), graded=graded, products=1 + all_entries, pieces=all_entries),)

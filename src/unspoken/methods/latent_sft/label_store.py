@@ -8,8 +8,8 @@ A store is a folder of safetensors blocks, ``rank-00000/block-00000.safetensors`
     weights   float   [latents, K]  ... and their weights
     vectors   float   [latents, D]  hidden-state labels, instead of ids and weights
 
-A label that does not belong to its problem trains without complaint, so the manifest says what the labels were made
-of, every file has a hash there, and every row says whose it is.
+Training cannot notice a label that belongs to another problem. So the manifest records what the labels were made of and
+a hash of every file, and every row holds a hash of its problem's key.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def _opened(path: Path, remedy: str) -> tuple[dict[str, NDArray[Any]], dict[str,
 
 
 class LabelWriter:
-    """Writes one rank's share of the rows, in order, so that a kill at any instant loses at most one block.
+    """Writes the rows of one rank, in order, so that a kill at any instant loses at most one block.
 
     The blocks lie in a hidden folder beside ``folder`` until rank 0 publishes them. A new writer with the same
     arguments continues after the last block on disk::
 
         writer = LabelWriter(folder, identity, rows=len(problems), rank=rank, world=world)
-        for row in range(writer.next_row, writer.share.stop):
+        for row in range(writer.next_row, writer.own_rows.stop):
             writer.append(problems[row].key, ids, weights)
         writer.finish()
         ...  # wait for all ranks
@@ -74,7 +74,7 @@ class LabelWriter:
         folder: where the finished store will appear.
         identity: what the labels are made of.
         rows: number of rows of all ranks together.
-        rank, world: this writer and the number of writers; rank r writes the r-th contiguous share of the rows.
+        rank, world: this writer and the number of writers; rank r writes the r-th contiguous range of rows.
         rows_a_block: rows held in memory before they are forced to disk; fewer where they are large.
 
     Raises:
@@ -100,13 +100,13 @@ class LabelWriter:
             raise ValueError(f"{folder} exists already; open it, or remove it to write its labels again")
         self.folder, self.identity, self.rank = folder, identity, rank
         self._bounds = [rows * rank // world for rank in range(world + 1)]
-        self.share = range(*self._bounds[rank : rank + 2])
+        self.own_rows = range(*self._bounds[rank : rank + 2])
         self._facts = {**asdict(identity), "rows": rows, "ranks": world}
         self._rows_a_block = rows_a_block
         self._unfinished = folder.with_name(_UNFINISHED.format(folder.name))
         self._waiting: list[tuple[tuple[int, int], dict[str, Tensor]]] = []
         self._waiting_bytes = 0
-        # Another rank's blocks tell as well as this one's that the folder was begun with something else.
+        # The blocks of every rank show whether the folder was begun with other labels.
         recorded = {path: self._recorded(path) for path in sorted(self._unfinished.glob("rank-*"))}
         self._own = self._unfinished / _RANK.format(rank)
         self._own.mkdir(parents=True, exist_ok=True)
@@ -116,18 +116,18 @@ class LabelWriter:
 
     @staticmethod
     def forget(folder: Path, *, unless: int) -> None:
-        """Remove an unfinished store that another number of writers began, since they share the rows out otherwise."""
+        """Remove an unfinished store of another number of writers, whose ranks wrote other ranges of rows."""
         unfinished = folder.with_name(_UNFINISHED.format(folder.name))
         for path in unfinished.glob("rank-*/block-*"):
-            with suppress(ValueError, KeyError):  # a new writer says what is wrong with the block
+            with suppress(ValueError, KeyError):  # a new writer names what is wrong with the block
                 if _opened(path, "")[1]["ranks"] != unless:
                     shutil.rmtree(unfinished)
                     return
 
     @property
     def next_row(self) -> int:
-        """The first row still to be appended; ``share.stop`` if there is none."""
-        return self.share.start + self._rows + len(self._waiting)
+        """The first row still to be appended; ``own_rows.stop`` if there is none."""
+        return self.own_rows.start + self._rows + len(self._waiting)
 
     def append(self, key: str, ids: Tensor, weights: Tensor) -> None:
         """Add the label of row `next_row`, the problem with this key: token ids and probabilities, ``[N, K]`` each.
@@ -149,7 +149,7 @@ class LabelWriter:
             ValueError: rows are missing; the message names the first.
             OSError: the disk refused the block. What was recorded before it stays good.
         """
-        first, last = self.next_row, self.share.stop - 1
+        first, last = self.next_row, self.own_rows.stop - 1
         if first <= last:
             raise ValueError(
                 f"{self.folder}: rank {self.rank} cannot finish before rows {first} to {last} are appended"
@@ -198,10 +198,10 @@ class LabelWriter:
         if self.identity.latent != latent:
             method = "append_vectors" if self.identity.latent == "hidden" else "append"
             raise ValueError(f"{self.folder} holds {self.identity.latent} labels; add them with {method}")
-        if self.next_row >= self.share.stop:
+        if self.next_row >= self.own_rows.stop:
             raise ValueError(
                 f"{self.folder}: there is no row left for {key!r}; rank {self.rank} of {self._facts['ranks']} "
-                f"writes {len(self.share)} rows from row {self.share.start} on"
+                f"writes {len(self.own_rows)} rows from row {self.own_rows.start} on"
             )
         try:
             # Copies: the caller may fill the same tensors with the next row before the block is full.
@@ -266,14 +266,14 @@ class LabelStore:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def __getitem__(self, place: tuple[int, str]) -> Label:
+    def __getitem__(self, row_and_key: tuple[int, str]) -> Label:
         """Ids as int64, weights and vectors as float32, whatever the precision on disk.
 
         Raises:
             IndexError: there is no such row.
             ValueError: the row was written for another key.
         """
-        row, key = place
+        row, key = row_and_key
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} is outside {self.folder}, a store of {len(self)} rows")
         at = bisect.bisect_right(self._starts, row) - 1

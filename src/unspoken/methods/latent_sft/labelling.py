@@ -50,9 +50,9 @@ def labelled_rows(context: Context) -> int:
 
 def shuffled(indices: Indices, rows: int, seed: int) -> tuple[Indices, Indices]:
     """Epoch of each index, and which of so many rows it is there."""
-    epochs, places = np.divmod(indices, rows)
-    pairs = zip(epochs.tolist(), places, strict=True)
-    return epochs, np.array([_permutation(rows, seed, epoch)[place] for epoch, place in pairs])
+    epochs, positions = np.divmod(indices, rows)
+    pairs = zip(epochs.tolist(), positions, strict=True)
+    return epochs, np.array([_permutation(rows, seed, epoch)[position] for epoch, position in pairs])
 
 
 @lru_cache(maxsize=2)
@@ -115,8 +115,8 @@ def write_labels(
         writer = LabelWriter(
             store, label_identity(context), rows=rows, rank=distributed.rank(), world=distributed.world_size()
         )
-        while writer.next_row < writer.share.stop:
-            problems = context.sample(np.arange(writer.next_row, min(writer.next_row + _AT_ONCE, writer.share.stop)))
+        while writer.next_row < writer.own_rows.stop:
+            problems = context.sample(np.arange(writer.next_row, min(writer.next_row + _AT_ONCE, writer.own_rows.stop)))
             batch = stage_one_batch(context.task.spans(problems, context.prompt_format), context.prompt_format, shape)
             for problem, label in zip(problems, model.labels(moved(batch["encoder"], device)), strict=True):
                 weights, ids = moved(label, CPU)

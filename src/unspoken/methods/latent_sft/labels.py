@@ -104,10 +104,10 @@ def _form(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} {list(values.shape)}"
 
 
-def differing_facts(found: dict[str, Any], expected: dict[str, Any]) -> str | None:
+def differing_facts(recorded: dict[str, Any], expected: dict[str, Any]) -> str | None:
     """The first facts that differ, with the value found and then the expected one; None if all agree."""
-    differing = [name for name in {**expected, **found} if found.get(name) != expected.get(name)]
-    return ", ".join(f"{name} is {found.get(name)!r}, not {expected.get(name)!r}" for name in differing[:3]) or None
+    differing = [name for name in {**expected, **recorded} if recorded.get(name) != expected.get(name)]
+    return ", ".join(f"{name} is {recorded.get(name)!r}, not {expected.get(name)!r}" for name in differing[:3]) or None
 
 
 @dataclass(frozen=True, kw_only=True)

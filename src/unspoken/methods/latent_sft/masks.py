@@ -15,20 +15,15 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from unspoken.backbone import attention
-from unspoken.backbone.attention import Mask, MaskMod
+from unspoken.backbone.attention import MaskMod
 from unspoken.methods.rows import Kind, Rows
 
 
 def causal(rows: Rows) -> MaskMod:
     """Every real token sees the real tokens up to itself."""
-    start, end = rows.start, rows.start + rows.length
-    # kv < q, so q >= start and kv < end follow from the two bounds that are asked.
-    return lambda b, _h, q, kv: ((kv < q) & (kv >= start[b]) & (q < end[b])) | (q == kv)
+    length = rows.length
+    return lambda b, _h, q, kv: ((kv < q) & (q < length[b])) | (q == kv)
 
 
 def induction(rows: Rows) -> MaskMod:
@@ -57,20 +52,10 @@ def supervision(rows: Rows, chunk_sees: Literal["none", "first_token", "prompt"]
     place_T = torch.arange(text.shape[1], device=text.device)
     besides = {
         "none": torch.zeros_like(text),
-        "first_token": place_T == rows.start[:, None],
+        "first_token": (place_T == 0).expand_as(text),
         "prompt": rows.kind == Kind.PROMPT,
     }[chunk_sees]
     # Text has the number of the latent that it follows; prompt, end marker and answer have none.
     return lambda b, h, q, kv: (
         earlier(b, h, q, kv) & torch.where(text[b, q], (chunk[b, q] == chunk[b, kv]) | besides[b, kv], ~text[b, kv])
     )
-
-
-def dense(mod: MaskMod, rows: Rows) -> Bool[Tensor, "B 1 T T"]:
-    """A predicate of rows as a tensor, true where a query (third axis) may see a key (last axis)."""
-    return attention.dense(mod, rows.position)
-
-
-def attention_mask(mod: MaskMod, rows: Rows, model: PreTrainedModel) -> Mask | dict[str, Mask]:
-    """A predicate of rows in the form that a model's attention takes, see `unspoken.backbone.attention`."""
-    return attention.attention_mask(mod, rows.position, model)

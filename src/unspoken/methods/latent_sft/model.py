@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import Around
-from unspoken.backbone.folder import StrictLoading
+from unspoken.backbone.around import AroundDecoder
+from unspoken.backbone.attention import attention_mask
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
-from unspoken.methods.latent_sft.masks import attention_mask, causal, induction, supervision
+from unspoken.methods.latent_sft.masks import causal, induction, supervision
 from unspoken.methods.rows import Rows
 from unspoken.places import at
 from unspoken.reasoning.latents import Noise
@@ -38,7 +38,7 @@ from unspoken.reasoning.superposition import (
 
 @dataclass
 class LatentSFTOutput(ModelOutput):
-    """Outputs of the decoder where they are judged; the loss makes scores of them, a piece at a time.
+    """Outputs of the decoder at supervised positions; the loss turns them into scores, a piece at a time.
 
     Attributes:
         before_targets: ``[M, D]``, the output before each supervised token, row by row.
@@ -53,7 +53,7 @@ class LatentSFTOutput(ModelOutput):
     head: Head | None = None
 
 
-class LatentSFTModel(Around, StrictLoading):
+class LatentSFTModel(AroundDecoder):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
@@ -62,14 +62,6 @@ class LatentSFTModel(Around, StrictLoading):
 
     config_class = LatentSFTConfig
     config: LatentSFTConfig
-    # Not "decoder": the library would rename weights of the encoder as the decoder's are renamed, a second time.
-    base_model_prefix = ""
-    supports_gradient_checkpointing = True
-
-    @property
-    def _inner_config(self) -> PreTrainedConfig:
-        assert isinstance(self.config.base_config, PreTrainedConfig)  # the library fills in a missing one
-        return self.config.base_config
 
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
@@ -79,11 +71,6 @@ class LatentSFTModel(Around, StrictLoading):
             self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
             self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The table of the decoder."""
-        table: nn.Module = self.decoder.get_input_embeddings()
-        return table
 
     @torch.no_grad()
     def start_from(self, base: PreTrainedModel) -> None:
@@ -111,11 +98,11 @@ class LatentSFTModel(Around, StrictLoading):
         inputs = self.encoder.get_input_embeddings()(rows.ids)
         inputs = torch.where(rows.slots[..., None], self.compress.to(inputs.dtype), inputs)
         mod = induction(rows) if self.config.latent_shape.induction_mask else causal(rows)
-        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows, self.encoder), rows.position)
+        hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows.position, self.encoder), rows.position)
         return at(hidden_BTD, rows.slots_at)
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
-        """What the decoder is given at every slot."""
+        """The decoder's input at every slot."""
         return self._latents_of(self.summaries(rows), noise)
 
     def _latents_of(self, summaries: Float[Tensor, "N D"], noise: Noise | None) -> Float[Tensor, "N D"]:
@@ -132,7 +119,7 @@ class LatentSFTModel(Around, StrictLoading):
         )
 
     def labels(self, rows: Rows) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """What stage 2 learns to say, row by row.
+        """The labels of stage 2, row by row.
 
         Yields:
             Weights and ids ``[N, K]`` of a row, or ``[N, D]`` and None without a vocabulary step.
@@ -145,8 +132,8 @@ class LatentSFTModel(Around, StrictLoading):
         # Full labels over a large vocabulary are too large to exist for all rows at once: weights, ids and scores.
         fits = shape.top_k is not None or len(summaries) <= rows_at_once(4 * len(readout))
         for group in [lengths] if fits else [[length] for length in lengths]:
-            part, summaries = summaries[: sum(group)], summaries[sum(group) :]
-            weights, ids = distribution(part, readout, shape.top_k, shape.temperature)
+            group_summaries, summaries = summaries[: sum(group)], summaries[sum(group) :]
+            weights, ids = distribution(group_summaries, readout, shape.top_k, shape.temperature)
             yield from zip(weights.split(group), ids.split(group), strict=True)
 
     def forward(
@@ -160,14 +147,13 @@ class LatentSFTModel(Around, StrictLoading):
         """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
 
         Args:
-            decoder: of `rows.decoder_rows` in stage 1, of `layout.compact_rows` in stage 2.
+            decoder: of `rows.decoder_rows` in stage 1, of `rows.compact_rows` in stage 2.
             encoder: of `rows.encoder_rows`; stage 1 makes the latents here.
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
-
             noise: on the latents of stage 1, in training mode alone.
 
         Raises:
-            ValueError: the two layouts do not hold the same number of slots in every row, or there are not as many
+            ValueError: encoder and decoder rows do not hold the same number of slots, or there are not as many
                 given latents as slots.
         """
         summaries = None
@@ -178,14 +164,14 @@ class LatentSFTModel(Around, StrictLoading):
             latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
-            mask: Any = attention_mask(mod, decoder, stack)
+            mask: Any = attention_mask(mod, decoder.position, stack)
             position: Tensor | None = decoder.position
         else:
             assert weights is not None
             if len(weights) != (slots := sum(decoder.latents)):
                 raise ValueError(f"{len(weights)} latents for {slots} slots; take the labels of the same problems")
             latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
-            mask, position = decoder.padding_mask, None if decoder.side == "right" else decoder.position
+            mask, position = None, None  # rows are padded on the right, which no earlier token sees
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
         flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
         hidden_BTD = _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)

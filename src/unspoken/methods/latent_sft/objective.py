@@ -46,10 +46,10 @@ def divergences(
 
 
 def stage1_places(objective: Stage1, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch that is still on the host, with what the loss would have to count on the device otherwise."""
+    """A batch that is still on the host, with counts that the loss would otherwise make on the device."""
     added: dict[str, Any] = {}
     if objective.mean == "chunks":
-        added["target_weights"], added["judged_rows"] = _weights_of_chunks(batch["decoder"])
+        added["target_weights"], added["supervised_rows"] = _weights_of_chunks(batch["decoder"])
     if objective.hint:
         added["hinted_at"], added["hinted_by"] = _hinted(batch["decoder"])
     return {**batch, **added}
@@ -71,7 +71,7 @@ def stage1_loss(objective: Stage1, outputs: LatentSFTOutput, batch: dict[str, An
         loss = distributed.rank_weighted_mean(losses.mean(), len(losses))
     else:
         counted = batch if "target_weights" in batch else stage1_places(objective, batch)
-        loss = distributed.rank_weighted_mean((losses * counted["target_weights"]).sum(), counted["judged_rows"])
+        loss = distributed.rank_weighted_mean((losses * counted["target_weights"]).sum(), counted["supervised_rows"])
     if objective.hint:
         counted = batch if "hinted_at" in batch else stage1_places(objective, batch)
         assert outputs.summaries is not None and outputs.head is not None
@@ -113,25 +113,25 @@ def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor
 
 def _hinted(rows: Rows) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
     """Places of the tokens of each chunk and of the first after the chain, and the latent before each of them."""
-    behind_slot = F.pad(rows.slots[:, :-1], (1, 0))
-    hinted_at = places_of(rows.target & ((rows.kind == Kind.TEXT) | behind_slot))
+    after_slot = F.pad(rows.slots[:, :-1], (1, 0))
+    hinted_at = places_of(rows.target & ((rows.kind == Kind.TEXT) | after_slot))
     return hinted_at, rows.slots.flatten().cumsum(dim=0)[hinted_at] - 1
 
 
 def _weights_of_chunks(rows: Rows) -> tuple[Float[Tensor, " M"], Tensor]:
-    """The paper's weighting: every latent of a row counts alike, however many tokens it must predict.
+    """The paper's weighting: every latent of a row has the same weight, however many tokens it must predict.
 
     Returns:
         Weight of each target, and the number of rows that have any.
     """
     row_M, place_M = rows.target[:, 1:].nonzero(as_tuple=True)
-    # What the last latent predicts, the end marker and the answer, has chunk number 0 and is a group of its own.
+    # The last latent predicts end marker and answer, which have chunk number 0 and so are one group.
     pairs = torch.stack([row_M, rows.chunk[:, 1:][row_M, place_M]], dim=1)
     groups_GP, group_M = pairs.unique(dim=0, return_inverse=True)
     in_group = torch.bincount(group_M)
     in_row = torch.bincount(groups_GP[:, 0])
-    judged = (in_row > 0).sum()
-    return 1.0 / (in_group[group_M] * in_row[row_M] * judged), judged
+    supervised_rows = (in_row > 0).sum()
+    return 1.0 / (in_group[group_M] * in_row[row_M] * supervised_rows), supervised_rows
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from unspoken.methods.method import (
     Batch,
     Context,
+    DecoderObjective,
     Indices,
     Line,
     Objective,
-    RunSettings,
-    StageSettings,
     refuse_blocks,
     refuse_talker,
 )
@@ -31,11 +30,12 @@ if TYPE_CHECKING:
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.tasks.spans import Spans
+    from unspoken.training.recipe import Recipe, Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """What a latent is, and how it is taught. Fixed when a line of stages starts, and the same in all of them.
+    """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one.
 
     Attributes:
         rate: tokens of the explicit chain that one latent stands for (r).
@@ -73,15 +73,14 @@ class Stage1(Objective):
 
     Attributes:
         train: which half learns.
-        shape: what a latent is; given where a line of stages starts, inherited behind it.
+        shape: what a latent is; given where a line of stages starts, inherited by the later ones.
         mean: over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then
             over the chunks of a row, then over rows (the paper's formula); see open point 4.
-        noise: on the latents while they are learned, as stage 2 puts it on their labels. Ours, off by default: a
-            channel with noise makes the encoder choose superpositions that are far from each other, which stage 2 can
-            tell apart.
-        hint: weight of a second term: cross-entropy of what each latent must predict under its own superposition over
-            the whole vocabulary. Ours, off by default: a pretrained model's head says something like it at once; from
-            random weights it gives the encoder a code to start from.
+        noise: on the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy
+            channel the encoder learns superpositions that are far from each other, which stage 2 can distinguish.
+        hint: weight of a second loss: the cross-entropy of the tokens that a latent must predict under its own
+            superposition over the whole vocabulary. Ours, off by default: it helps an encoder that starts from random
+            weights; the head of a pretrained model gives similar superpositions from the start.
     """
 
     kind: ClassVar[str] = "stage1"
@@ -104,9 +103,7 @@ class Stage1(Objective):
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_line(self, line: Line, run: RunSettings) -> None:
+    def check_line(self, line: Line, run: Recipe) -> None:
         """Encoder, then decoder, then both; noise needs superpositions of a few tokens."""
         before = None if line.before is None else line.before.objective
         trained = before.train if isinstance(before, Stage1) else None
@@ -120,8 +117,6 @@ class Stage1(Objective):
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """Its models cannot answer by themselves."""
         return False
-
-    # --- model -----------------------------------------------------------------------------------------------------
 
     @property
     def properties(self) -> Sequence[Property]:
@@ -150,8 +145,6 @@ class Stage1(Objective):
             if any(weight.requires_grad for weight in half.parameters())
         ]
 
-    # --- data ------------------------------------------------------------------------------------------------------
-
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows of encoder and decoder for the same problems."""
         from unspoken.methods.latent_sft.teacher import stage_one_batch
@@ -169,34 +162,26 @@ class Stage1(Objective):
         latents = -(-len(spans.chain) // shape_of(context.line).rate)
         return len(spans.prompt) + len(spans.chain) + latents + len(spans.answer)
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.latent_sft.objective.stage1_places`."""
         from unspoken.methods.latent_sft.objective import stage1_places
 
         return stage1_places(self, batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.latent_sft.objective.stage1_loss`."""
         from unspoken.methods.latent_sft.objective import stage1_loss
 
         outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
         return stage1_loss(self, outputs, batch)
-
-    # --- validation ------------------------------------------------------------------------------------------------
 
     def answering(self, model: PreTrainedModel) -> PreTrainedModel:
         """Both halves: the decoder answers from the encoder's chains."""
         return model
 
     def teacher_chain(self, model: Any, context: Context, problems: Any) -> LatentChain | None:
-        """The encoder's latents of the right chains: what is answered from them selects checkpoints alone."""
+        """The encoder's latents of the right chains; answers from them serve to select checkpoints alone."""
         from unspoken.methods.latent_sft.teacher import gold_chain
 
         return gold_chain(model, context.prompt_format, context.task.spans(problems, context.prompt_format))
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """Explicit chains to latents, and latents to the text of the chunks."""
@@ -206,7 +191,7 @@ class Stage1(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels(Objective):
+class Labels(DecoderObjective):
     """Between the stages: write the label of every latent of the first ``rows`` training problems (section 6)."""
 
     kind: ClassVar[str] = "labels"
@@ -220,12 +205,10 @@ class Labels(Objective):
         if self.rows < 1:
             raise ValueError(f"rows is {self.rows}; it must be at least 1")
 
-    # --- checks ----------------------------------------------------------------------------------------------------
-
-    def check_stage(self, stage: StageSettings) -> None:
+    def check_stage(self, stage: Stage) -> None:
         """It takes no steps."""
         if stage.steps is not None or stage.steps_of:
-            raise ValueError("a labels stage takes no steps; objective.rows says how many problems it labels")
+            raise ValueError("a labels stage takes no steps; set objective.rows to the number of problems to label")
         refuse_talker(self.kind, stage)
         refuse_blocks(stage)
 
@@ -233,22 +216,14 @@ class Labels(Objective):
         """It trains nothing."""
         return False
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The two models that make the labels, which learn nothing more."""
         assert start is not None
         return start.requires_grad_(False)
 
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain decoder."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
-
     def write(
         self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
     ) -> Path:
-        """See `unspoken.methods.latent_sft.labelling.write_labels`."""
         from unspoken.methods.latent_sft.labelling import write_labels
 
         return write_labels(start, context, folder, device=device, manifest=manifest)
@@ -258,8 +233,6 @@ class Labels(Objective):
         from unspoken.methods.latent_sft.labelling import LABELS
 
         return [folder / LABELS]
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """The encoder reads, and its outputs are read out."""
@@ -273,8 +246,8 @@ class Labels(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage2(Objective):
-    """Stage 2: say the latents oneself, and know when to stop (section 7).
+class Stage2(DecoderObjective):
+    """Stage 2: the decoder writes the latents itself and learns when to stop (section 7).
 
     Attributes:
         ce_weight, kl_weight: of the two losses.
@@ -296,8 +269,6 @@ class Stage2(Objective):
         """It reasons by itself."""
         return True
 
-    # --- model -----------------------------------------------------------------------------------------------------
-
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The decoder in training, whose folder will record how it reasons."""
         from unspoken.methods.latent_sft.building import generation_of, halves_of
@@ -309,17 +280,6 @@ class Stage2(Objective):
         model.train_only(encoder=False, decoder=True)
         context.name_ends(model.decoder)
         return model
-
-    def exported(self, model: Any) -> PreTrainedModel:
-        """The plain causal language model."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
-
-    def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
-
-    # --- data ------------------------------------------------------------------------------------------------------
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows with their labels: every epoch in another order, and with other noise."""
@@ -337,16 +297,12 @@ class Stage2(Objective):
 
         return shuffled(indices, labelled_rows(context), context.seed)[1]
 
-    # --- training --------------------------------------------------------------------------------------------------
-
     def with_places(self, batch: Batch) -> Batch:
-        """See `unspoken.methods.latent_sft.objective.stage2_places`."""
         from unspoken.methods.latent_sft.objective import stage2_places
 
         return stage2_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `unspoken.methods.latent_sft.objective.stage2_loss`."""
         from unspoken.methods.latent_sft.objective import stage2_loss
 
         outputs = model(decoder=batch["decoder"], weights=batch["weights"], ids=batch["ids"])
@@ -355,8 +311,6 @@ class Stage2(Objective):
     def teacher(self, line: Line) -> Line | None:
         """The models that wrote the labels."""
         return None if line.before is None else line.before.before
-
-    # --- cost ------------------------------------------------------------------------------------------------------
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """One pass over latents and answer."""

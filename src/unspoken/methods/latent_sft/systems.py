@@ -32,7 +32,7 @@ def systems(model: PreTrainedModel, *, stage: str, max_answer: int) -> list[Syst
 
 
 def _settings(model: LatentSFTModel) -> LatentGenerationConfig:
-    """How the decoder thinks: as recorded for stage 2; stage 1 records nothing, since it writes no chain itself."""
+    """How the decoder reasons: as recorded by stage 2; stage 1 records nothing, since it writes no chain itself."""
     recorded = LatentGenerationConfig.recorded(model.decoder)
     if recorded is not None:
         return recorded

@@ -1,4 +1,4 @@
-"""The encoder at work: latents of explicit chains that are known."""
+"""The encoder's latents of known explicit chains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unspoken.tasks.spans import Spans
 
 
 def stage_one_batch(spans: Sequence[Spans], prompt_format: PromptFormat, shape: LatentShape) -> dict[str, Rows]:
-    """The layouts of encoder and decoder for the same problems."""
+    """Rows of encoder and decoder for the same problems."""
     pad, markers = prompt_format.tokenizer.pad_token_id, prompt_format.markers
     return {
         "encoder": encoder_rows(spans, markers, rate=shape.rate, pad_id=pad),
@@ -28,7 +28,7 @@ def stage_one_batch(spans: Sequence[Spans], prompt_format: PromptFormat, shape: 
 def gold_chain(model: LatentSFTModel, prompt_format: PromptFormat, spans: Sequence[Spans]) -> LatentChain:
     """The encoder's latents of right chains.
 
-    The answer leaks through them, so what is said from them is an upper bound (section 5.4).
+    The encoder has read the right chain, so the accuracy of answers from its latents is an upper bound (section 5.4).
     """
     shape = model.config.latent_shape
     rows = encoder_rows(spans, prompt_format.markers, rate=shape.rate, pad_id=prompt_format.tokenizer.pad_token_id)

@@ -1,0 +1,147 @@
+"""The training pass of methods whose latents are hidden states that are fed back, one after another.
+
+Rows are three blocks whose borders are the same in every row: ``prompt | latents | text``, where the text begins with
+the end marker.
+
+Axes: B batch, P prompt tokens, N latents, M tokens after the latents, T = P + N + M, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from unspoken import distributed
+from unspoken.chain import real_last
+from unspoken.places import at, places_of
+from unspoken.reasoning.cache import require_filled
+
+IDS = Sequence[int]
+
+
+def blocks_of(rows: Sequence[tuple[IDS, int, IDS, IDS]], pad_id: int) -> dict[str, Tensor]:
+    """Rows, each a prompt, its number of latents, the end marker and the tokens after that, as a batch.
+
+    Returns:
+        ``input_ids``, ``attention_mask`` ``[B, P]``, prompts padded on the left; ``latent_mask`` ``[B, N]``, latents
+        from the left; ``text_ids``, ``text_mask`` and ``target_mask`` ``[B, M]``, end marker and tokens after it,
+        padded on the right; these tokens are the targets.
+
+    Raises:
+        ValueError: an empty batch.
+    """
+    if not rows:
+        raise ValueError("the batch is empty; give at least one row")
+    prompts = [torch.tensor(prompt) for prompt, _, _, _ in rows]
+    texts = [torch.tensor([*end, *text]) for _, _, end, text in rows]
+    targets = [torch.arange(len(end) + len(text)) >= len(end) for _, _, end, text in rows]
+    latents = [torch.ones(count, dtype=torch.bool) for _, count, _, _ in rows]
+    return {
+        "input_ids": pad_sequence(prompts, batch_first=True, padding_value=pad_id, padding_side="left"),
+        "attention_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], True, padding_side="left"),
+        "latent_mask": pad_sequence(latents, batch_first=True),
+        "text_ids": pad_sequence(texts, batch_first=True, padding_value=pad_id),
+        "text_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
+        "target_mask": pad_sequence(targets, batch_first=True),
+    }
+
+
+def latent_pass(
+    decoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    latent_mask: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+    *,
+    latent_of: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+    **how: Any,
+) -> tuple[Any, Tensor]:
+    """Write the latents, then read the text.
+
+    The output at the last prompt token makes the first latent, the output at a latent the next one. So N latents take N
+    short passes over one key-value cache, and the pass over the text takes the last latent along. Gradients flow
+    through the latents and through the cache.
+
+    Args:
+        decoder: a causal language model.
+        latent_mask: true where a row has a latent, from the left. A row with fewer latents is moved to the right, so
+            that its text follows its last latent at once: it still reads its prompt while others write latents.
+        latent_of: hidden states ``[B, 1, D]`` to what is fed back.
+        how: further arguments of the pass over the text.
+
+    Returns:
+        Outputs of the last pass, the text being its last M positions, and latents ``[B, N, D]`` from the left; they
+        mean something where the row has a latent.
+
+    Raises:
+        ValueError: activation checkpointing is on, which drops the cache; or the model ignores the cache that it is
+            given: a latent would not see the prompt.
+    """
+    if decoder.training and decoder.is_activation_checkpointing:
+        raise ValueError(
+            "activation checkpointing is on, but it drops the key-value cache in which latents are kept; turn "
+            "activation_checkpointing off"
+        )
+    embed = decoder.get_input_embeddings()
+    length, latents = input_ids.shape[1], latent_mask.shape[1]
+    mask_BS = torch.cat([attention_mask, latent_mask.to(attention_mask.dtype)], dim=1)
+    order_BS = real_last(mask_BS.bool())
+    mask_BT = torch.cat([mask_BS.gather(1, order_BS), text_mask], dim=1)
+    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+    tokens_BS = F.pad(input_ids, (0, latents)).gather(1, order_BS)
+    latent_BS = order_BS >= length
+    cache = DynamicCache(config=decoder.config)
+
+    def advance(model: PreTrainedModel, new_BTD: Tensor, end: int, **others: Any) -> Any:
+        begin = end - new_BTD.shape[1]
+        outputs = model(
+            inputs_embeds=new_BTD,
+            attention_mask=mask_BT[:, :end],
+            position_ids=positions_BT[:, begin:end],
+            past_key_values=cache,
+            use_cache=True,
+            **others,
+        )
+        if not begin:
+            require_filled(cache, type(model).__name__)
+        return outputs
+
+    new_BTD = embed(tokens_BS[:, :length])
+    outputs_BND = [new_BTD[:, :0]]
+    for column in range(length, length + latents):
+        hidden_BTD = advance(decoder.base_model, new_BTD, column).last_hidden_state
+        new_BTD = latent_of(hidden_BTD[:, -1:]).to(new_BTD.dtype)
+        outputs_BND.append(new_BTD)
+        new_BTD = torch.where(latent_BS[:, column, None, None], new_BTD, embed(tokens_BS[:, column, None]))
+    outputs = advance(decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), mask_BT.shape[1], **how)
+    # Latents from the left again, as the mask of the caller has them.
+    missing_B1 = (~latent_mask).sum(dim=1, keepdim=True)
+    columns_BN = (torch.arange(latents, device=missing_B1.device) + missing_B1).clamp(max=latents - 1)
+    latents_BND = torch.cat(outputs_BND, dim=1)
+    return outputs, latents_BND.gather(1, columns_BN[:, :, None].expand(-1, -1, latents_BND.shape[-1]))
+
+
+def with_text_places(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch that is still on the host, with the places of its supervised outputs and their targets."""
+    chosen = batch["target_mask"][:, 1:]
+    return {**batch, "places": places_of(F.pad(chosen, (0, 1))), "targets": batch["text_ids"][:, 1:][chosen]}
+
+
+def text_loss(logits: Tensor, batch: dict[str, Any]) -> Tensor:
+    """Mean over the targets of all ranks, in nats; prompts, latents and markers are not supervised.
+
+    Args:
+        logits: ``[B, M, V]``.
+        batch: of `with_text_places`.
+    """
+    tokens = batch["targets"]
+    losses = F.cross_entropy(at(logits, batch["places"]).float(), tokens)
+    return distributed.rank_weighted_mean(losses, len(tokens))
