@@ -28,7 +28,7 @@ from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.speakers import SameStack
 from unspoken.report.answers import answer_problems
 from unspoken.serving import Engine, Limits, open_served, served_questions
-from unspoken.serving.batch import Batch, Row
+from unspoken.serving.batch import Batch, JobRow
 from unspoken.training.recipe import Recipe
 
 STEPS = 3
@@ -120,19 +120,19 @@ def served(folder: Path, stage: str, problem: str) -> str:
     """What the server's engine says to three who ask the same where two are answered at once."""
     system = open_served(folder, stage=stage, device=install())
     engine = Engine(system.system.reasoner, Limits(batch_size=2))
-    news: queue.Queue[Any] = queue.Queue()
+    reports: queue.Queue[Any] = queue.Queue()
     spelled = system.spell(problem, False)
     engine.start()
     try:
         jobs = [system.job(spelled, system.answer_tokens, Sampler()) for _ in range(3)]
-        engine.submit(jobs, lambda index, said: news.put((index, said)))
+        engine.submit(jobs, lambda index, progress: reports.put((index, progress)))
         words: list[list[int]] = [[] for _ in jobs]
         left = len(jobs)
         while left:
-            index, said = news.get(timeout=60)
-            assert not said.failure, said.failure
-            words[index] += said.words
-            left -= said.over
+            index, progress = reports.get(timeout=60)
+            assert not progress.failure, progress.failure
+            words[index] += progress.tokens
+            left -= progress.over
     finally:
         engine.close()
     (text,) = {system.text(one) for one in words}
@@ -219,7 +219,7 @@ def _respond(latents: int, words: int) -> None:
 def _serve(rows: int, latents: int, steps: int) -> None:
     system = _system(latents)
     batch, job = Batch(system.reasoner), served_questions(system, TASK, PROMPT_FORMAT).job([5, 6, 7], 32, Sampler())
-    batch.join([Row(job, lambda _: None) for _ in range(rows)])
+    batch.join([JobRow(job, lambda _: None) for _ in range(rows)])
     for _ in range(steps):
         batch.step()
     assert len(batch.rows) == rows

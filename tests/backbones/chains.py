@@ -138,13 +138,13 @@ def _reply(
 ) -> None:
     seen: dict[tuple[int, int], Tensor] = {}
 
-    def pick(those: Tensor, before: Tensor, scored: Tensor) -> Tensor:
-        for row, score in zip(those.tolist(), scored, strict=True):
-            seen[row, before.shape[1]] = score.clone()
+    def sample(scored: Tensor, those: Tensor, first: int) -> Tensor:
+        for row, score in zip(those.tolist(), scored[:, 0], strict=True):
+            seen[row, first] = score.clone()
         # The best of the words that do not end an answer.
-        return scored[:, 5:].argmax(dim=-1) + 5
+        return scored[:, :, 5:].argmax(dim=-1) + 5
 
-    chain, words = reasoner.respond(ids, mask, max_tokens=WORDS, given=given, pick=pick)
+    chain, words = reasoner.respond(ids, mask, max_tokens=WORDS, given=given, sample=sample)
     truth, end = hub.truth, torch.tensor(hub.prompt_format.markers.end)
     assert chain.support_ids is not None
     assert chain.support_weights is not None

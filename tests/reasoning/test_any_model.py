@@ -14,7 +14,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, LatentStep, StopRule, respond, rollout
+from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
+from unspoken.reasoning.row import AnswerDecoding
 
 SHAPE = {
     "vocab_size": 20,
@@ -68,11 +69,11 @@ def test_a_short_given_chain_leaves_no_hole_behind_it(kind: str) -> None:
     given = LatentChain(latents=latents * mask[..., None], mask=mask, stop=torch.zeros(4, dtype=torch.long))
     seen: dict[int, Tensor] = {}
 
-    def pick(rows: Tensor, answers: Tensor, scores: Tensor) -> Tensor:
-        seen.update(zip(rows.tolist(), scores, strict=True))
+    def sample(scores: Tensor, rows: Tensor, first: int) -> Tensor:
+        seen.update(zip(rows.tolist(), scores[:, 0], strict=True))
         return scores.argmax(dim=-1)
 
-    decoding = AnswerDecoding(marker=(marker,), max_tokens=1, end_ids=(1,), pad_id=PAD, pick=pick)
+    decoding = AnswerDecoding(marker=(marker,), max_tokens=1, end_ids=(1,), pad_id=PAD, sample=sample)
     respond(reasoner, *left_padded(rows), StopRule(max_latents=0), decoding, given)
     closing = reasoner.embed_prompt(torch.tensor([[marker]]))[0]
     for row, (ids, length) in enumerate(zip(rows, lengths, strict=True)):

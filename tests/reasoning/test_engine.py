@@ -16,7 +16,8 @@ from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.reasoning.cache import ReservedCache
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, LatentStep, Reasoner, StopRule, respond, rollout
+from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, respond, rollout
+from unspoken.reasoning.row import AnswerDecoding
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, StopRule, respond
+from unspoken.reasoning.engine import StopRule, respond
+from unspoken.reasoning.row import AnswerDecoding
 
 CAP, WORDS = 8, 6
 # The first token of the end marker, and two tokens that end an answer: chains and answers end early, late and never.
@@ -344,11 +345,16 @@ def test_words_are_picked_row_by_row_from_what_the_row_has_said() -> None:
     def by_rule(row: int, said: list[int]) -> int:
         return 3 + (5 * row + 7 * len(said) + sum(said)) % 12
 
-    def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
-        assert scores.shape == (len(rows), 20)
-        return torch.tensor([by_rule(int(row), words.tolist()) for row, words in zip(rows, said, strict=True)])
+    answers: list[list[int]] = [[] for _ in ROWS]
 
-    decoding = replace(case.decoding, end_ids=(9,), pick=pick)
+    def sample(scores: Tensor, rows: Tensor, first: int) -> Tensor:
+        assert scores.shape == (len(rows), 1, 20)
+        for row in rows.tolist():
+            assert len(answers[row]) == first
+            answers[row].append(by_rule(row, answers[row]))
+        return torch.tensor([[answers[row][first]] for row in rows.tolist()])
+
+    decoding = replace(case.decoding, end_ids=(9,), sample=sample)
     chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), decoding)
     assert len(set(chain.lengths.tolist())) >= 3
     for row in range(6):
@@ -363,12 +369,12 @@ def test_scores_are_those_of_the_row_that_is_picked_for() -> None:
     ids, mask = left_padded(ROWS)
     seen: dict[int, list[int]] = {row: [] for row in range(6)}
 
-    def watched(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
-        for row, best in zip(rows.tolist(), scores.argmax(dim=-1).tolist(), strict=True):
+    def watched(scores: Tensor, rows: Tensor, first: int) -> Tensor:
+        for row, (best,) in zip(rows.tolist(), scores.argmax(dim=-1).tolist(), strict=True):
             seen[row].append(best)
         return scores.argmax(dim=-1)
 
-    respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), replace(case.decoding, pick=watched))
+    respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), replace(case.decoding, sample=watched))
     assert [seen[row] for row in range(6)] == [naive(case, row).words for row in ROWS]
 
 

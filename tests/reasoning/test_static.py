@@ -16,7 +16,8 @@ from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.reasoning import static
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule, respond, rollout
+from unspoken.reasoning.engine import Reasoner, StopRule, respond, rollout
+from unspoken.reasoning.row import AnswerDecoding
 
 CAP, WORDS = 8, 6
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]

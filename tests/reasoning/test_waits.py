@@ -16,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from unspoken.chain import LatentChain
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, Reasoner, StopRule, respond, rollout
+from unspoken.reasoning.engine import Reasoner, StopRule, respond, rollout
 from unspoken.reasoning.picking import draw
-from unspoken.serving.batch import Batch, Job, Row
+from unspoken.reasoning.row import AnswerDecoding
+from unspoken.serving.batch import Batch, Job, JobRow
 
 aten = torch.ops.aten
 CAP, WORDS = 8, 6
@@ -96,8 +97,8 @@ def batch_of(padded: bool) -> tuple[Tensor, Tensor | None]:
     return left_padded([prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)])
 
 
-def decoding(pick: Callable[..., Tensor] | None = None) -> AnswerDecoding:
-    return AnswerDecoding(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD, pick=pick)
+def decoding(sample: Callable[..., Tensor] | None = None) -> AnswerDecoding:
+    return AnswerDecoding(marker=(7, 14), max_tokens=WORDS, end_ids=(8, 1), pad_id=PAD, sample=sample)
 
 
 def test_the_counter_counts() -> None:
@@ -142,9 +143,9 @@ def test_thinking_and_answering_wait_once_a_step(family: str, attention: str, pa
         mask=torch.arange(3)[None] < torch.tensor([[3], [0], [1], [2], [3], [1]]),
         stop=torch.zeros(6, dtype=torch.long),
     )
-    for chain, pick in ((None, None), (given, None), (None, lambda _rows, _said, scores: scores.argmax(dim=-1))):
+    for chain, sample in ((None, None), (given, None), (None, lambda scores, _rows, _first: scores.argmax(dim=-1))):
         with Waits(method.stack) as waits:
-            respond(method, *batch_of(padded), StopRule(max_latents=CAP), decoding(pick), chain)
+            respond(method, *batch_of(padded), StopRule(max_latents=CAP), decoding(sample), chain)
         assert len(waits.passes) > CAP
         assert max(waits.after_the_prompt) == 1
         # Checks of the prompt, what the library asks before it makes a mask, and, once a model, how its head scores.
@@ -156,10 +157,11 @@ def test_thinking_and_answering_wait_once_a_step(family: str, attention: str, pa
 def test_a_server_waits_once_a_step_for_sixteen_rows(attention: str, drawn: bool) -> None:
     method = reasoner_of("llama", attention)
     source = torch.Generator().manual_seed(0)
-    pick = (lambda _rows, _said, scores: draw(scores.softmax(dim=-1), source)) if drawn else None
-    news: list[Any] = []
+    sample = (lambda scores, _rows, _first: draw(scores.softmax(dim=-1), source)) if drawn else None
+    reports: list[Any] = []
     asked = [tuple(prompt[index % 5 :].tolist()) for index, prompt in enumerate(prompts(16, 7))]
-    rows = [Row(Job(prompt=ids, stop=StopRule(max_latents=CAP), speak=decoding(pick)), news.append) for ids in asked]
+    jobs = [Job(prompt=ids, stop=StopRule(max_latents=CAP), speaker=decoding(sample)) for ids in asked]
+    rows = [JobRow(job, reports.append) for job in jobs]
     batch = Batch(method)
     batch.join(rows[:8])
     batch.step()
@@ -168,6 +170,6 @@ def test_a_server_waits_once_a_step_for_sixteen_rows(attention: str, drawn: bool
     with Waits(method.stack) as waits:
         while batch.rows:
             batch.step()
-    assert len([one for one in news if one.over]) == 16
+    assert len([one for one in reports if one.over]) == 16
     assert len(waits.after_the_prompt) > CAP
     assert max(waits.after_the_prompt) == 1

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import AnswerDecoding, StopRule, respond, rollout
-from unspoken.serving.batch import Batch, Job, Row, Said
+from unspoken.reasoning.engine import StopRule, respond, rollout
+from unspoken.reasoning.row import AnswerDecoding
+from unspoken.serving.batch import Batch, Job, JobRow, Progress
 
 CAP, WORDS = 8, 6
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
@@ -41,16 +42,16 @@ def alone(reasoner: Any, prompt: Tensor, stop: StopRule, decoding: AnswerDecodin
     return said[0].tolist(), int(chain.lengths[0])
 
 
-class Heard:
-    """A row and everything it told."""
+class Reported:
+    """A row and everything it reported."""
 
-    def __init__(self, prompt: Tensor, speak: Any, stop: StopRule) -> None:
-        self.news: list[Said] = []
-        self.row = Row(Job(prompt=tuple(prompt.tolist()), stop=stop, speak=speak), self.news.append)
+    def __init__(self, prompt: Tensor, speaker: Any, stop: StopRule) -> None:
+        self.progress: list[Progress] = []
+        self.row = JobRow(Job(prompt=tuple(prompt.tolist()), stop=stop, speaker=speaker), self.progress.append)
 
     @property
     def words(self) -> list[int]:
-        return [word for news in self.news for word in news.words]
+        return [word for progress in self.progress for word in progress.tokens]
 
 
 def finish(batch: Batch) -> None:
@@ -71,17 +72,17 @@ def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, att
     if stop.max_latents == CAP:
         assert len({steps for _, steps in expected}) >= 3
         assert len({len(words) for words, _ in expected}) >= 2
-    batch, heard = Batch(reasoner), [Heard(row, decoding, stop) for row in ROWS]
+    batch, reported = Batch(reasoner), [Reported(row, decoding, stop) for row in ROWS]
     # The longest prompt comes last, when the others have thought and spoken.
     for coming in ([1, 3], [], [], [2], [5], [], [], [0, 4]):
-        batch.join([heard[index].row for index in coming])
+        batch.join([reported[index].row for index in coming])
         batch.step()
     finish(batch)
-    assert [one.words for one in heard] == [words for words, _ in expected]
-    for one, (words, steps) in zip(heard, expected, strict=True):
-        assert [news.over for news in one.news] == [False] * (len(words) - 1) + [True]
-        assert one.news[-1].latents == steps
-        assert one.news[-1].capped == (words[-1] not in decoding.end_ids)
+    assert [one.words for one in reported] == [words for words, _ in expected]
+    for one, (words, steps) in zip(reported, expected, strict=True):
+        assert [progress.over for progress in one.progress] == [False] * (len(words) - 1) + [True]
+        assert one.progress[-1].latents == steps
+        assert one.progress[-1].capped == (words[-1] not in decoding.end_ids)
 
 
 @pytest.mark.parametrize("kind", ["pair", "reasoner"])
@@ -99,9 +100,9 @@ def test_a_finished_chain_is_handed_over_as_the_engine_writes_it(kind: str) -> N
 
         return speak
 
-    batch, heard = Batch(method), [Heard(row, keep(index), stop) for index, row in enumerate(ROWS)]
+    batch, reported = Batch(method), [Reported(row, keep(index), stop) for index, row in enumerate(ROWS)]
     for coming in ([3, 0], [1], [2, 4], [5]):
-        batch.join([heard[index].row for index in coming])
+        batch.join([reported[index].row for index in coming])
         batch.step()
     finish(batch)
     lengths = set()
@@ -112,24 +113,24 @@ def test_a_finished_chain_is_handed_over_as_the_engine_writes_it(kind: str) -> N
         torch.testing.assert_close(chains[index].latents, expected.latents[:, :steps], **CLOSE)
         assert torch.equal(chains[index].stop, expected.stop)
         words = method.read_out(expected) if pair is None else pair.speak(expected)
-        assert heard[index].words == words[0, :steps].tolist()
-        assert len(heard[index].news) == 1
+        assert reported[index].words == words[0, :steps].tolist()
+        assert len(reported[index].progress) == 1
     assert len(lengths) >= 3
 
 
 def test_a_cancelled_row_gives_up_its_place_and_disturbs_nobody() -> None:
     reasoner, decoding = case_of("llama")
     stop = StopRule(max_latents=CAP)
-    batch, heard = Batch(reasoner), [Heard(row, decoding, stop) for row in ROWS]
-    batch.join([one.row for one in heard])
+    batch, reported = Batch(reasoner), [Reported(row, decoding, stop) for row in ROWS]
+    batch.join([one.row for one in reported])
     batch.step()
-    there, told = len(batch.rows), len(heard[0].news)
-    heard[0].row.cancelled = True
+    running, progress = len(batch.rows), len(reported[0].progress)
+    reported[0].row.cancelled = True
     batch.step()
-    assert len(batch.rows) < there
+    assert len(batch.rows) < running
     finish(batch)
-    assert len(heard[0].news) == told
-    assert [one.words for one in heard[1:]] == [alone(reasoner, row, stop, decoding)[0] for row in ROWS[1:]]
+    assert len(reported[0].progress) == progress
+    assert [one.words for one in reported[1:]] == [alone(reasoner, row, stop, decoding)[0] for row in ROWS[1:]]
 
 
 def test_columns_that_nobody_uses_are_given_up() -> None:
@@ -137,17 +138,19 @@ def test_columns_that_nobody_uses_are_given_up() -> None:
     reasoner, decoding = case_of("unspoken")
     stop = StopRule(max_latents=CAP)
     longest = max(len(row) for row in ROWS) + CAP + len(decoding.marker) + WORDS
-    batch, heard = Batch(reasoner), []
+    batch, reported = Batch(reasoner), []
     for index in range(30):
-        heard.append(Heard(ROWS[index % 6], decoding, stop))
-        batch.join([heard[-1].row])
+        reported.append(Reported(ROWS[index % 6], decoding, stop))
+        batch.join([reported[-1].row])
         batch.step()
         assert batch.rows
-        held = batch.cache.get_seq_length()
-        assert held == int(batch.mask_BT.sum(dim=1).max()) <= longest
+        decoder = batch.decoder
+        assert decoder is not None
+        assert decoder.cache.get_seq_length() == decoder.columns <= longest
+        assert min(decoder.starts) == 0
     finish(batch)
     expected = [alone(reasoner, row, stop, decoding)[0] for row in ROWS]
-    assert [one.words for one in heard] == [expected[index % 6] for index in range(30)]
+    assert [one.words for one in reported] == [expected[index % 6] for index in range(30)]
 
 
 def test_a_model_that_forgets_what_is_far_back_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from unspoken.reasoning.engine import LatentStep
 from unspoken.reasoning.picking import Sampler
 from unspoken.serving import Engine, Limits, Served
-from unspoken.serving.batch import Job, Said
+from unspoken.serving.batch import Job, Progress
 from unspoken.serving.engine import Closing, QueueFull
 
 
@@ -23,57 +23,57 @@ def jobs_of(served: Served, count: int, words: int = 8) -> list[Job]:
     return [served.job(served.spell(text, True), words, Sampler()) for text in questions]
 
 
-class Ear:
-    """What was heard of each job."""
+class Reports:
+    """What was reported of each job."""
 
     def __init__(self) -> None:
-        self.news: dict[int, list[Said]] = defaultdict(list)
+        self.progress: dict[int, list[Progress]] = defaultdict(list)
 
-    def __call__(self, index: int, news: Said) -> None:
-        self.news[index].append(news)
+    def __call__(self, index: int, progress: Progress) -> None:
+        self.progress[index].append(progress)
 
     def over(self) -> set[int]:
-        return {index for index, news in list(self.news.items()) if news[-1].over}
+        return {index for index, progress in list(self.progress.items()) if progress[-1].over}
 
 
 def test_more_than_the_queue_holds_is_refused_whole_and_a_cancelled_row_makes_place(held: Any, wait: Any) -> None:
     reasoner, served = held
-    engine, ear = Engine(reasoner, Limits(batch_size=2, queue=3)), Ear()
+    engine, reports = Engine(reasoner, Limits(batch_size=2, queue=3)), Reports()
     engine.start()
-    rows = engine.submit(jobs_of(served, 4), ear)
+    rows = engine.submit(jobs_of(served, 4), reports)
     wait(lambda: engine.running == 2)
     assert engine.waiting == 2
     with pytest.raises(QueueFull):
-        engine.submit(jobs_of(served, 2), ear)
+        engine.submit(jobs_of(served, 2), reports)
     assert engine.waiting == 2
     engine.cancel(rows[2:3])
     assert engine.waiting == 1
-    engine.submit(jobs_of(served, 2), Ear())
+    engine.submit(jobs_of(served, 2), Reports())
     with pytest.raises(QueueFull):
-        engine.submit(jobs_of(served, 1), ear)
+        engine.submit(jobs_of(served, 1), reports)
     reasoner.let(1000)
     engine.close()
-    assert ear.over() == {0, 1, 3}
-    assert 2 not in ear.news
+    assert reports.over() == {0, 1, 3}
+    assert 2 not in reports.progress
     assert engine.counters.answers == 5
 
 
 def test_closing_finishes_what_was_taken_and_refuses_the_rest(held: Any, wait: Any) -> None:
     reasoner, served = held
-    engine, ear = Engine(reasoner, Limits(batch_size=1, queue=5)), Ear()
+    engine, reports = Engine(reasoner, Limits(batch_size=1, queue=5)), Reports()
     engine.start()
-    engine.submit(jobs_of(served, 3), ear)
+    engine.submit(jobs_of(served, 3), reports)
     wait(lambda: engine.running == 1)
     assert engine.alive
     closing = threading.Thread(target=engine.close)
     closing.start()
     wait(lambda: not engine.alive)
     with pytest.raises(Closing):
-        engine.submit(jobs_of(served, 1), ear)
-    assert not ear.over()
+        engine.submit(jobs_of(served, 1), reports)
+    assert not reports.over()
     reasoner.let(1000)
     closing.join(timeout=10)
-    assert ear.over() == {0, 1, 2}
+    assert reports.over() == {0, 1, 2}
 
 
 class Broken:
@@ -104,16 +104,18 @@ def test_a_batch_that_fails_is_reported_and_the_next_one_is_answered(
     held: Any, wait: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = Broken(held[0].reasoner)
-    engine, ear, second = Engine(broken, Limits()), Ear(), Ear()
+    engine, reports, second = Engine(broken, Limits()), Reports(), Reports()
     jobs = jobs_of(held[1], 2)
     with caplog.at_level(logging.CRITICAL):
         engine.start()
-        engine.submit(jobs, ear)
-        wait(lambda: ear.over() == {0, 1})
-    assert [news[-1].failure for news in ear.news.values()] == ["RuntimeError while computing the answer"] * 2
+        engine.submit(jobs, reports)
+        wait(lambda: reports.over() == {0, 1})
+    assert [progress[-1].failure for progress in reports.progress.values()] == [
+        "RuntimeError while computing the answer"
+    ] * 2
     engine.submit(jobs, second)
     wait(lambda: second.over() == {0, 1})
-    assert not any(news[-1].failure for news in second.news.values())
+    assert not any(progress[-1].failure for progress in second.progress.values())
     assert (engine.counters.failures, engine.counters.answers) == (2, 2)
     engine.close()
 

@@ -18,7 +18,7 @@ from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.reasoning.picking import Sampler
 from unspoken.report.answers import answer_problems
 from unspoken.serving import open_served, served_questions
-from unspoken.serving.batch import Batch, Row, Said
+from unspoken.serving.batch import Batch, JobRow, Progress
 
 SHORT = ("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
 
@@ -70,15 +70,15 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
     assert system.max_tokens == 7
     served, found = served_questions(system, TASK, PROMPT_FORMAT), set()
     for problem in TASK.sample("test", range(5)):
-        news: list[Said] = []
+        reports: list[Progress] = []
         batch = Batch(served.system.reasoner)
         batch.join(
-            [Row(served.job(served.spell(problem.question, True), served.answer_tokens, Sampler()), news.append)]
+            [JobRow(served.job(served.spell(problem.question, True), served.answer_tokens, Sampler()), reports.append)]
         )
         while batch.rows:
             batch.step()
         answer = answer_questions(system, PROMPT_FORMAT, [problem], 1)
-        assert served.text(news[0].words) == PROMPT_FORMAT.decode(answer.tokens)[0]
-        assert news[0].latents == int(answer.chain.lengths[0])
-        found.add(served.text(news[0].words))
+        assert served.text(reports[0].tokens) == PROMPT_FORMAT.decode(answer.tokens)[0]
+        assert reports[0].latents == int(answer.chain.lengths[0])
+        found.add(served.text(reports[0].tokens))
     assert len(found) >= 3

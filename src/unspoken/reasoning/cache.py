@@ -1,13 +1,15 @@
-"""A key-value cache whose room is known beforehand.
+"""A key-value cache whose size is known beforehand.
 
 The library's growing cache copies everything it holds at every step, so the cost of a latent rises with the chain.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
@@ -17,25 +19,25 @@ class ReservedLayer(DynamicLayer):
     """Keys and values written into buffers of a fixed size; what is there so far is a view of them.
 
     Args:
-        room: positions that it can hold.
+        capacity: positions that it can hold.
     """
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.room = room
+        self.capacity = capacity
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append ``[B, H, T, D]`` keys and values; all of them so far come back."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._buffers = [
-                torch.empty((*new.shape[:2], self.room, new.shape[3]), dtype=new.dtype, device=new.device)
+                torch.empty((*new.shape[:2], self.capacity, new.shape[3]), dtype=new.dtype, device=new.device)
                 for new in (key_states, value_states)
             ]
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
-        if end > self.room:
-            raise ValueError(f"the cache was given room for {self.room} positions, and position {end} was asked for")
+        if end > self.capacity:
+            raise ValueError(f"the cache has room for {self.capacity} positions, and position {end} was asked for")
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, begin:end] = new
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
@@ -61,8 +63,32 @@ class ReservedCache(DynamicCache):
 
     @property
     def is_compileable(self) -> bool:
-        """What the library asks to know whether it may look at the values of a mask: it may not if this is true."""
+        """What the library reads to know whether it may look at the values of a mask: it may not if this is true."""
         return self.padded
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether no layer forgets what is far back, so that rows can be taken out and put together."""
+        return all(type(layer) is ReservedLayer for layer in self.layers)
+
+    def fill(self, sources: Sequence[tuple[ReservedCache, Tensor]], columns: int) -> None:
+        """Hold rows of other caches.
+
+        Args:
+            sources: caches and the indices ``[R]`` of their rows.
+            columns: how many of the last columns of each are kept; a shorter one is padded on the left.
+        """
+
+        def aligned(states: Tensor, index: Tensor) -> Tensor:
+            kept = states[index][:, :, -columns:]
+            return F.pad(kept, (0, 0, columns - kept.shape[2], 0))
+
+        for depth, layer in enumerate(self.layers):
+            layers = [(cache.layers[depth], index) for cache, index in sources]
+            layer.update(
+                torch.cat([aligned(source.keys, index) for source, index in layers]),
+                torch.cat([aligned(source.values, index) for source, index in layers]),
+            )
 
 
 def require_filled(cache: Cache, name: str) -> None:

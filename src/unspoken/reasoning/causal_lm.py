@@ -23,8 +23,9 @@ from transformers.utils.generic import ModelOutput
 from unspoken.backbone.checks import Method, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
-from unspoken.reasoning.engine import AnswerDecoding, Intervention, LatentStep, StopRule, respond
-from unspoken.reasoning.picking import draw
+from unspoken.reasoning.engine import Intervention, LatentStep, StopRule, respond
+from unspoken.reasoning.picking import Sample, draw
+from unspoken.reasoning.row import AnswerDecoding
 from unspoken.reasoning.speakers import SameStack, ends_and_pad
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, readout_of
 from unspoken.reasoning.system import ChainKind, System, opened
@@ -170,7 +171,7 @@ class CausalLMReasoner:
         max_tokens: int,
         given: LatentChain | None = None,
         forced: tuple[int, ...] = (),
-        pick: Any = None,
+        sample: Sample | None = None,
         config: GenerationConfig | None = None,
         intervene: Intervention | None = None,
     ) -> tuple[LatentChain, Int[Tensor, "B M"]]:
@@ -181,10 +182,10 @@ class CausalLMReasoner:
             max_latents: cap of the chain, the settings' by default; 0 speaks at once.
             max_tokens: cap of the answer.
             given: speak from this chain instead of thinking; every causal control does.
-            forced: tokens said for the model behind the end marker; they are not returned.
-            pick: how the answer's tokens are chosen, see `AnswerDecoding`.
+            forced: tokens that are appended by force after the end marker; they are not returned.
+            sample: how the answer's tokens are chosen, see `AnswerDecoding`.
             config: names the tokens that end and pad an answer; the model's generation config by default.
-            disturb: changes every step, see `unspoken.reasoning.engine`.
+            intervene: changes every step, see `unspoken.reasoning.engine`.
 
         Raises:
             ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
@@ -192,13 +193,12 @@ class CausalLMReasoner:
         ids, mask = opened(input_ids, attention_mask, self.settings.open_ids)
         cap = self.settings.max_latents if max_latents is None else max_latents
         ends, pad = ends_and_pad(config or self.model.generation_config)
-        how: dict[str, Any] = {} if pick is None else {"pick": pick}
         decoding = AnswerDecoding(
-            marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, **how
+            marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, sample=sample
         )
         stop = StopRule(max_latents=0 if given is not None else cap, fixed=self.settings.fixed)
-        chain, said = respond(self, ids, mask, stop, decoding, given, intervene)
-        return (chain if given is None else given), said
+        chain, tokens = respond(self, ids, mask, stop, decoding, given, intervene)
+        return (chain if given is None else given), tokens
 
 
 def causal_lm_system(
@@ -274,21 +274,23 @@ def latent_generate(
         raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
     settings = latent or LatentGenerationConfig.of(model)
     reasoner = CausalLMReasoner(model=model, settings=settings, noise=latent_noise)
+    max_tokens = max(1, (generation_config.max_length or 0) - input_ids.shape[1])
+    answers = input_ids.new_zeros((len(input_ids), max_tokens))
     stopped = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
-    def pick(rows: Tensor, said: Tensor, scores: Tensor) -> Tensor:
-        before = torch.cat([input_ids[rows], said], dim=1)
-        scores = logits_processor(before, scores)
+    def sample(scores: Tensor, rows: Tensor, first: int) -> Tensor:
+        before = torch.cat([input_ids[rows], answers[rows, :first]], dim=1)
+        scores = logits_processor(before, scores[:, 0])
         token = draw(F.softmax(scores, dim=-1)) if generation_config.do_sample else scores.argmax(dim=-1)
         # A row that a criterion stopped ends with the next token.
         token = torch.where(stopped[rows], ends_and_pad(generation_config)[0][0], token)
         stopped[rows] |= stopping_criteria(torch.cat([before, token[:, None]], dim=1), scores)
-        return token
+        answers[rows, first] = token
+        return token[:, None]
 
-    answer_room = (generation_config.max_length or 0) - input_ids.shape[1]
     # Named in the signature, the library would pass the mask twice.
     mask = model_kwargs.get("attention_mask")
-    chain, said = reasoner.respond(input_ids, mask, max_tokens=max(1, answer_room), pick=pick, config=generation_config)
+    chain, answer = reasoner.respond(input_ids, mask, max_tokens=max_tokens, sample=sample, config=generation_config)
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
-    sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), said], dim=1)
+    sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), answer], dim=1)
     return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences

@@ -13,16 +13,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.reasoning.engine import (
-    AnswerDecoding,
-    AnsweringReasoner,
-    Intervention,
-    Reasoner,
-    StopRule,
-    respond,
-    rollout,
-)
+from unspoken.reasoning.engine import AnsweringReasoner, Intervention, Reasoner, StopRule, respond, rollout
 from unspoken.reasoning.picking import Sample
+from unspoken.reasoning.row import AnswerDecoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,17 +63,12 @@ class SameStack:
 
     def decoding(self, max_tokens: int, forced: tuple[int, ...] = (), sample: Sample | None = None) -> AnswerDecoding:
         """How the engine decodes an answer."""
-
-        def pick(rows: Tensor, tokens: Tensor, scores: Tensor) -> Tensor:
-            assert sample is not None
-            return sample(scores[:, None], rows, tokens.shape[1])[:, 0]
-
         return AnswerDecoding(
             marker=(*self.marker, *forced),
             max_tokens=max_tokens,
             end_ids=self.end_ids,
             pad_id=self.pad_id,
-            pick=None if sample is None else pick,
+            sample=sample,
         )
 
     def stop_rule(self, stop: StopRule, max_tokens: int) -> StopRule:

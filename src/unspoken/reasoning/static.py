@@ -22,6 +22,22 @@ _log = logging.getLogger(__name__)
 _uncaptured: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 
 
+def has_static_steps(stack: PreTrainedModel, device: torch.device, requested: bool | None) -> bool:
+    """Whether steps have fixed shapes; where nothing is requested they do on a GPU, for models that allow it.
+
+    Raises:
+        ValueError: they are requested, and the model cannot have them.
+    """
+    if requested is False or (requested is None and device.type != "cuda"):
+        return False
+    reason = why_not_static(stack)
+    if reason is not None and requested:
+        raise ValueError(f"{type(stack).__name__} cannot decode with fixed shapes: {reason}; leave static out")
+    if reason is not None:
+        _log.info("%s decodes without a captured step: %s", type(stack).__name__, reason)
+    return reason is None
+
+
 def why_not_static(stack: PreTrainedModel) -> str | None:
     """Why a model's steps cannot have fixed shapes; None if they can."""
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=stack.config).layers):
@@ -44,17 +60,17 @@ class StaticSteps:
         self._stack = stack
         self._cache = cache
         self._mask_BL = mask_BL
-        self._places: tuple[Tensor, Tensor] | None = None
+        self._inputs: tuple[Tensor, Tensor] | None = None
         self._replay: Callable[[], Tensor] | None = None
 
     def __call__(self, inputs_B1D: Tensor, positions_B1: Tensor) -> Tensor:
         """Outputs ``[B, 1, D]`` of one more position."""
-        if self._places is None:
+        if self._inputs is None:
             # The first step is run as it is: libraries set themselves up, which cannot be captured.
-            self._places = (inputs_B1D.clone(), positions_B1.clone())
+            self._inputs = (inputs_B1D.clone(), positions_B1.clone())
             return self._step()
-        for place, new in zip(self._places, (inputs_B1D, positions_B1), strict=True):
-            place.copy_(new)
+        for buffer, new in zip(self._inputs, (inputs_B1D, positions_B1), strict=True):
+            buffer.copy_(new)
         if self._replay is None:
             self._replay = self._captured() if _can_capture(inputs_B1D) else self._step
         # The next step writes where this one wrote.
@@ -71,11 +87,11 @@ class StaticSteps:
             return self._step
 
     def _step(self) -> Tensor:
-        assert self._places is not None
+        assert self._inputs is not None
         outputs = self._stack(
-            inputs_embeds=self._places[0],
+            inputs_embeds=self._inputs[0],
             attention_mask=self._mask_BL,
-            position_ids=self._places[1],
+            position_ids=self._inputs[1],
             past_key_values=self._cache,
             use_cache=True,
         )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from unspoken.reasoning.engine import Reasoner
-from unspoken.serving.batch import Batch, Job, Row, Said
+from unspoken.serving.batch import Batch, Job, JobRow, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Counters:
     spoken_tokens: int = 0
     latent_steps: int = 0
     passes: int = 0
-    seconds: float = 0.0  # from admission to the last word, summed over answers
+    seconds: float = 0.0  # from admission to the last token, summed over answers
 
 
 class Engine:
@@ -73,7 +73,7 @@ class Engine:
         self.limits = limits
         self.counters = Counters()
         self._batch = Batch(method)
-        self._waiting: deque[Row] = deque()
+        self._waiting: deque[JobRow] = deque()
         self._running = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -105,18 +105,19 @@ class Engine:
             self._changed.notify_all()
         self._thread.join()
 
-    def submit(self, jobs: Sequence[Job], tell: Callable[[int, Said], None]) -> list[Row]:
+    def submit(self, jobs: Sequence[Job], report: Callable[[int, Progress], None]) -> list[JobRow]:
         """Take some jobs, all or none.
 
         Args:
             jobs: what to do.
-            tell: hears of the job with the given index, from the thread that computes; it must return at once.
+            report: receives every progress of the job with the given index, in the thread that computes; it must
+                return at once.
 
         Raises:
             QueueFull: there are not as many places left.
             Closing: `close` was called.
         """
-        rows = [Row(job, self._counted(job, index, tell)) for index, job in enumerate(jobs)]
+        rows = [JobRow(job, self._counted(job, index, report)) for index, job in enumerate(jobs)]
         with self._changed:
             if self._closing:
                 raise Closing
@@ -126,27 +127,27 @@ class Engine:
             self._changed.notify_all()
         return rows
 
-    def cancel(self, rows: Sequence[Row]) -> None:
+    def cancel(self, rows: Sequence[JobRow]) -> None:
         """Nobody listens to these rows any more: they give up their places."""
         with self._changed:
             for row in rows:
                 row.cancelled = True
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
 
-    def _counted(self, job: Job, index: int, tell: Callable[[int, Said], None]) -> Callable[[Said], None]:
+    def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
         began = time.monotonic()
 
-        def count(news: Said) -> None:
+        def count(progress: Progress) -> None:
             counters = self.counters
-            counters.spoken_tokens += len(news.words)
-            if news.failure:
+            counters.spoken_tokens += len(progress.tokens)
+            if progress.failure:
                 counters.failures += 1
-            elif news.over:
+            elif progress.over:
                 counters.answers += 1
                 counters.prompt_tokens += len(job.prompt)
-                counters.latent_steps += news.latents
+                counters.latent_steps += progress.latents
                 counters.seconds += time.monotonic() - began
-            tell(index, news)
+            report(index, progress)
 
         return count
 
@@ -170,5 +171,4 @@ class Engine:
                 failed = dict.fromkeys([*batch.rows, *joining])
                 batch.clear()
                 for row in failed:
-                    if not row.over:
-                        row.tell(Said(over=True, failure=f"{type(error).__name__} while computing the answer"))
+                    row.fail(f"{type(error).__name__} while computing the answer")

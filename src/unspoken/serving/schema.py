@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_COOLEST = 0.01  # below it scores are divided by next to nothing
+_LOWEST_TEMPERATURE = 0.01  # below it scores are divided by next to nothing
 
 
 Tokens = Annotated[int, Field(ge=1, description="The most words to say; the latent part has its own cap.")]
-Heat = Annotated[float, Field(ge=0, le=2, description="Of the words, 0 by default; the chain is never drawn.")]
+Temperature = Annotated[float, Field(ge=0, le=2, description="Of the words, 0 by default; the chain is never drawn.")]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Of the words, where they are drawn.")]
 
 
@@ -47,23 +47,25 @@ class Message(_Strict):
 class _Request(_Strict):
     model: str
     max_tokens: Tokens | None = None
-    temperature: Heat | None = None
+    temperature: Temperature | None = None
     seed: Seed | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    def heat(self) -> float:
-        """The temperature; without one the most likely words are said.
+    def checked_temperature(self) -> float:
+        """The temperature; without one the most likely tokens are chosen.
 
         Raises:
             ValueError: it is too close to 0.
         """
-        heat = self.temperature or 0.0
-        if 0 < heat < _COOLEST:
-            raise ValueError(f"temperature is {heat}; it is 0, for the most likely words, or at least {_COOLEST}")
-        return heat
+        temperature = self.temperature or 0.0
+        if 0 < temperature < _LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperature is {temperature}; it is 0, for the most likely words, or at least {_LOWEST_TEMPERATURE}"
+            )
+        return temperature
 
 
 class CompletionRequest(_Request):
@@ -116,12 +118,12 @@ class Form:
             "model": name,
         }
 
-    def whole(self, texts: list[str], capped: list[bool], usage: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, texts: list[str], capped: list[bool], usage: dict[str, Any]) -> dict[str, Any]:
         """All answers of a request."""
         choices = []
         for index, (text, cut) in enumerate(zip(texts, capped, strict=True)):
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-            choices.append({"index": index, **said, "logprobs": None, "finish_reason": _reason(cut)})
+            message = {"role": "assistant", "content": text, "refusal": None}
+            choices.append(_choice(index, {"message": message} if self.chat else {"text": text}, _reason(cut)))
         return self._head | {"choices": choices, "usage": usage}
 
     def opening(self, index: int) -> dict[str, Any]:
@@ -145,8 +147,8 @@ class Form:
         return self._head | {"object": kind, "choices": choices}
 
 
-def _choice(index: int, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+def _choice(index: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": reason}
 
 
 def _reason(capped: bool) -> str:

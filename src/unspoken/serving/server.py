@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unspoken.reasoning.picking import Sampler
-from unspoken.serving.batch import Job, Row, Said
+from unspoken.serving.batch import Job, JobRow, Progress
 from unspoken.serving.engine import Closing, Engine, Limits, QueueFull
 from unspoken.serving.schema import ChatRequest, CompletionRequest, Form, error_of, usage_of
 from unspoken.serving.systems import Served, open_served
@@ -184,7 +184,7 @@ def _endpoints(served: Served, engine: Engine, api_key: str | None) -> APIRouter
             counted = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_stream(flight, form, counted=counted), media_type="text/event-stream")
         try:
-            return await _unless_gone(_whole(flight, form), request)
+            return await _unless_gone(_answer(flight, form), request)
         finally:
             flight.end()
 
@@ -197,26 +197,26 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
     Raises:
         ValueError: the task cannot read a text, or something is out of bounds.
     """
-    wanted = body.max_tokens
+    requested = body.max_tokens
     if isinstance(body, ChatRequest):
-        wanted = wanted if body.max_completion_tokens is None else body.max_completion_tokens
-    words = min(served.answer_tokens, limits.answer_tokens) if wanted is None else wanted
-    if words > limits.answer_tokens:
-        raise ValueError(f"max_tokens is {words}; this server says at most {limits.answer_tokens}")
-    heat, device, jobs = body.heat(), served.system.reasoner.stack.device, []
+        requested = requested if body.max_completion_tokens is None else body.max_completion_tokens
+    max_tokens = min(served.answer_tokens, limits.answer_tokens) if requested is None else requested
+    if max_tokens > limits.answer_tokens:
+        raise ValueError(f"max_tokens is {max_tokens}; this server says at most {limits.answer_tokens}")
+    temperature, device, jobs = body.checked_temperature(), served.system.reasoner.stack.device, []
     for index, text in enumerate(body.texts()):
         generator = torch.Generator(device)
         if body.seed is None:
             generator.seed()
         else:
             generator.manual_seed((body.seed + index) % 2**63)
-        job = served.job(served.spell(text, chat), words, Sampler(heat, generator))
+        job = served.job(served.spell(text, chat), max_tokens, Sampler(temperature, generator))
         positions = served.system.positions
-        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.room)
+        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.steps)
         if len(job.prompt) > most:
             raise Refusal(
                 400,
-                f"the prompt has {len(job.prompt)} tokens; with {job.room} steps of thinking and speaking behind it, "
+                f"the prompt has {len(job.prompt)} tokens; with {job.steps} steps of thinking and speaking behind it, "
                 f"at most {max(0, most)} fit",
                 code="context_length_exceeded",
             )
@@ -233,40 +233,40 @@ class _Flight:
 
     def __init__(self, served: Served, engine: Engine, jobs: Sequence[Job]) -> None:
         self.served = served
-        self.said: list[list[int]] = [[] for _ in jobs]
+        self.tokens: list[list[int]] = [[] for _ in jobs]
         self.capped = [False] * len(jobs)
         self._engine = engine
         self._jobs = jobs
         self._latents = [0] * len(jobs)
-        self._news: asyncio.Queue[tuple[int, Said]] = asyncio.Queue()
+        self._progress: asyncio.Queue[tuple[int, Progress]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def tell(index: int, news: Said) -> None:
+        def report(index: int, progress: Progress) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: a second signal ended the server at once
-                loop.call_soon_threadsafe(self._news.put_nowait, (index, news))
+                loop.call_soon_threadsafe(self._progress.put_nowait, (index, progress))
 
         try:
-            self._rows: list[Row] = engine.submit(jobs, tell)
+            self._rows: list[JobRow] = engine.submit(jobs, report)
         except QueueFull:
             raise Refusal(429, "as many answers are waiting as may wait; try again in a second") from None
         except Closing:
             raise Refusal(503, "the server is shutting down; try again in a second") from None
 
-    async def news(self) -> AsyncIterator[tuple[int, Said]]:
-        """Everything that is said, until all answers are over.
+    async def progress(self) -> AsyncIterator[tuple[int, Progress]]:
+        """Every token of the answers, until all of them are over.
 
         Raises:
             Refusal: the model failed.
         """
         left = len(self._jobs)
         while left:
-            index, news = await self._news.get()
-            if news.failure:
-                raise Refusal(500, f"the model failed: {news.failure}", code="model_failed")
-            self.said[index] += news.words
-            self._latents[index], self.capped[index] = news.latents, news.capped
-            left -= news.over
-            yield index, news
+            index, progress = await self._progress.get()
+            if progress.failure:
+                raise Refusal(500, f"the model failed: {progress.failure}", code="model_failed")
+            self.tokens[index] += progress.tokens
+            self._latents[index], self.capped[index] = progress.latents, progress.capped
+            left -= progress.over
+            yield index, progress
 
     def end(self) -> None:
         """Nobody listens any more: what is not over yet gives up its place."""
@@ -275,29 +275,29 @@ class _Flight:
     def usage(self) -> dict[str, Any]:
         """What it cost."""
         prompts = sum(len(job.prompt) for job in self._jobs)
-        return usage_of(prompts, sum(map(len, self.said)), sum(self._latents) if self.served.system.silent else 0)
+        return usage_of(prompts, sum(map(len, self.tokens)), sum(self._latents) if self.served.system.silent else 0)
 
 
-async def _whole(flight: _Flight, form: Form) -> Response:
-    async for _ in flight.news():
+async def _answer(flight: _Flight, form: Form) -> Response:
+    async for _ in flight.progress():
         pass
-    return _json(form.whole([flight.served.text(words) for words in flight.said], flight.capped, flight.usage()))
+    return _json(form.answer([flight.served.text(tokens) for tokens in flight.tokens], flight.capped, flight.usage()))
 
 
 async def _stream(flight: _Flight, form: Form, *, counted: bool) -> AsyncIterator[str]:
     """Server-sent events: words as they are said, whatever was thought before them."""
-    shown = [""] * len(flight.said)
+    shown = [""] * len(flight.tokens)
     try:
         if form.chat:
             yield _event(form.opening(0))
-        async for index, news in flight.news():
-            text = flight.served.text(flight.said[index])
+        async for index, progress in flight.progress():
+            text = flight.served.text(flight.tokens[index])
             # A letter may need several tokens; until it is whole, the end of the text is a replacement.
-            if len(text) > len(shown[index]) and (news.over or not text.endswith("\ufffd")):
+            if len(text) > len(shown[index]) and (progress.over or not text.endswith("\ufffd")):
                 yield _event(form.piece(index, text[len(shown[index]) :]))
                 shown[index] = text
-            if news.over:
-                yield _event(form.closing(index, news.capped))
+            if progress.over:
+                yield _event(form.closing(index, progress.capped))
         if counted:
             yield _event(form.counted(flight.usage()))
         yield "data: [DONE]\n\n"
@@ -318,16 +318,16 @@ async def _unless_gone(answer: Any, request: Request) -> Response:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    told, left = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    response, departure = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({told, left}, return_when=asyncio.FIRST_COMPLETED)
-        if told.done():
-            response: Response = told.result()
-            return response
+        await asyncio.wait({response, departure}, return_when=asyncio.FIRST_COMPLETED)
+        if response.done():
+            result: Response = response.result()
+            return result
         return Response(status_code=499)  # nobody reads it; the number is nginx's
     finally:
-        told.cancel()
-        left.cancel()
+        response.cancel()
+        departure.cancel()
 
 
 # --- errors, and what is counted -------------------------------------------------------------------------------------

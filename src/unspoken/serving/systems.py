@@ -10,8 +10,8 @@ import torch
 
 from unspoken.chain import LatentChain
 from unspoken.machine import resolve_device
-from unspoken.reasoning.engine import AnswerDecoding
 from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.row import AnswerDecoding
 from unspoken.reasoning.speakers import SameStack
 from unspoken.reasoning.system import System
 from unspoken.report.answers import answerable, locate, open_system
@@ -54,16 +54,16 @@ class Served:
                 f"{system.name} says its most likely answer and draws none; leave temperature out or set it to 0"
             )
 
-        def say(chain: LatentChain) -> list[int]:
+        def decode_chain(chain: LatentChain) -> list[int]:
             answer = system.say(chain, sample)
             tokens: list[int] = answer.tokens[0, : int(answer.lengths[0])].tolist()
             return tokens
 
-        speak: AnswerDecoding | Callable[[LatentChain], list[int]] = say
+        speaker: AnswerDecoding | Callable[[LatentChain], list[int]] = decode_chain
         if isinstance(system.speaker, SameStack):
-            speak = system.speaker.decoding(max_tokens, sample=sample)
+            speaker = system.speaker.decoding(max_tokens, sample=sample)
         stop = system.speaker.stop_rule(system.stop, max_tokens)
-        return Job(prompt=(*prompt, *system.opening), stop=stop, speak=speak)
+        return Job(prompt=(*prompt, *system.opening), stop=stop, speaker=speaker)
 
 
 def open_served(path: Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto") -> Served:

@@ -1,0 +1,128 @@
+"""The phases of one row while it is decoded: its chain, the marker that closes it, its answer; then it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from unspoken.chain import StopReason
+from unspoken.reasoning.picking import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerDecoding:
+    """How an answer follows a chain.
+
+    Attributes:
+        marker: tokens that close the chain; they are appended by force, never sampled.
+        max_tokens: cap of the answer after the marker, for each row.
+        end_ids: tokens that end an answer.
+        pad_id: fills answers after their end.
+        sample: how tokens are chosen; None takes the most likely ones.
+
+    Raises:
+        ValueError: no marker, or a cap below 1.
+    """
+
+    marker: tuple[int, ...]
+    max_tokens: int
+    end_ids: tuple[int, ...]
+    pad_id: int
+    sample: Sample | None = None
+
+    def __post_init__(self) -> None:
+        if not self.marker or self.max_tokens < 1:
+            raise ValueError(
+                f"the marker has {len(self.marker)} tokens and max_tokens is {self.max_tokens}; both are at least 1"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Outputs of the stack from the end of the chain to the end of the longest answer."""
+        return len(self.marker) + self.max_tokens
+
+
+class Phase(Enum):
+    """What a row makes of the next output of the stack."""
+
+    CHAIN = "a latent step"
+    MARKER = "nothing: it reads the marker that closes its chain"
+    ANSWER = "a token"
+    OVER = "nothing more"
+
+
+@dataclass(kw_only=True, eq=False)
+class Row:
+    """The state of one row, as far as the host must know it.
+
+    Attributes:
+        max_latents, fixed: when the chain ends, see `unspoken.reasoning.engine.StopRule`.
+        decoding: how the stack answers; where it is None the row is over with its chain.
+        index: which of the rows that share ``decoding`` it is.
+        cancelled: nobody waits for the answer; the row leaves its decoder when rows are regrouped.
+        recorded: of each latent step so far, whether it belongs to the chain.
+        reason: why the chain ended; before that, the reason if it reached its cap.
+        tokens: the answer so far.
+    """
+
+    max_latents: int
+    fixed: bool = False
+    decoding: AnswerDecoding | None = None
+    index: int = 0
+    cancelled: bool = False
+    phase: Phase = field(init=False, default=Phase.CHAIN)
+    recorded: list[bool] = field(init=False, default_factory=list)
+    reason: StopReason = field(init=False)
+    tokens: list[int] = field(init=False, default_factory=list)
+    _marker_tokens: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self.reason = StopReason.FIXED if self.fixed else StopReason.CAP
+        if self.max_latents == 0:
+            self._close_chain()
+
+    @property
+    def steps_left(self) -> int:
+        """The most outputs of the stack that may still be read."""
+        latents = self.max_latents - len(self.recorded) if self.phase is Phase.CHAIN else 0
+        if self.decoding is None:
+            return latents
+        return latents + self.decoding.steps - self._marker_tokens - len(self.tokens)
+
+    def advance(self, done: bool, recorded: bool, chosen: int) -> int | None:
+        """Read one output of the stack.
+
+        Args:
+            done, recorded: of a latent step, see `LatentStep`.
+            chosen: the next token of an answer.
+
+        Returns:
+            The token that is fed next; None for the latent step.
+        """
+        if self.phase is Phase.CHAIN:
+            ended = done and not self.fixed
+            self.recorded.append(recorded or self.fixed)
+            if ended:
+                self.reason = StopReason.END
+            if ended or len(self.recorded) == self.max_latents:
+                self._close_chain()
+            # The last latent under the cap is fed too, and the marker after it.
+            if not ended:
+                return None
+        if self.decoding is None:
+            return None
+        if self.phase is Phase.MARKER:
+            token = self.decoding.marker[self._marker_tokens]
+            self._marker_tokens += 1
+            if self._marker_tokens == len(self.decoding.marker):
+                self.phase = Phase.ANSWER
+            return token
+        if self.phase is Phase.ANSWER:
+            self.tokens.append(chosen)
+            if chosen in self.decoding.end_ids or len(self.tokens) == self.decoding.max_tokens:
+                self.phase = Phase.OVER
+            return chosen
+        return self.decoding.marker[-1]
+
+    def _close_chain(self) -> None:
+        self.phase = Phase.OVER if self.decoding is None else Phase.MARKER
