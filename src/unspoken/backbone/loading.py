@@ -107,8 +107,9 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
         settings: passed on: ``dtype``, ``attn_implementation``, ``device_map`` and so on.
 
     Raises:
-        ValueError: as `load_config`; or a file differs from the manifest, is damaged or not listed; a weight is missing,
-            unexpected, wrongly shaped or not finite; there are no safetensors; or the folder holds an adapter alone.
+        ValueError: as `load_config`; or a file differs from the manifest, is damaged or not listed; a weight is
+            missing, unexpected, wrongly shaped or not finite; there are no safetensors; or the folder holds an adapter
+            alone.
     """
     config, folder = load_config(source), _folder(source)
     if os.path.lexists(folder / MANIFEST):

@@ -84,8 +84,8 @@ def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
     try:
         if isinstance(recipe, _Sketch) and recipe.task.traits.vocabulary_size is None:
             raise ValueError(
-                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} lengths of problems are unknown; make it "
-                "reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
+                f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} lengths of problems are unknown; make "
+                "it reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
             )
         return context.line.objective.mean_lengths(context), None
     except (ValueError, OSError):
