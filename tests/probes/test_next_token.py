@@ -80,6 +80,13 @@ def test_even_scores_have_the_perplexity_of_the_vocabulary(task: ProseTask) -> N
     assert unbalanced(to_html(section.blocks)) == []
 
 
+def test_there_may_be_more_texts_than_sentences(task: ProseTask) -> None:
+    for most, rows in ((9, 9), (10_000, task.size("test"))):
+        reading = PROBE.measure(view(even(), task, most=most))
+        assert reading is not None
+        assert len(reading["accuracy"]) == rows
+
+
 def test_the_probe_is_for_stages_that_only_read(task: ProseTask, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = faithful(monkeypatch)
     assert not PROBE.applies(system_of(pair), task)

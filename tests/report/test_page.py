@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from unspoken.evaluation.results import upgraded
 from unspoken.report.page import render, write_page
 
 Results = dict[str, Any]
-WITH_A_TALKER = [
-    "Does the chain do anything?",
-    "Does speech reach the chain?",
-    "Where latents lie",
-    "Chains, latent by latent",
-]
+WITH_A_TALKER = ["Does the chain do anything?", "Does speech reach the chain?", "Chains, latent by latent"]
+
+
+def page_of(*every: Results) -> str:
+    return render([upgraded(results) for results in every])
 
 
 def titles(page: str) -> list[str]:
@@ -32,39 +32,40 @@ def titles(page: str) -> list[str]:
 def test_a_complete_file_fills_every_section_but_the_one_about_odds(
     complete: Callable[..., Results], depth: int, seeds: int
 ) -> None:
-    page = render([complete(depth=depth, seeds=seeds)])
+    page = page_of(complete(depth=depth, seeds=seeds))
     assert titles(page) == [
-        "Beside the paper",
+        "What an answer costs",
         "Accuracy by step",
         *WITH_A_TALKER[:2],
         "What a latent is made of",
         *WITH_A_TALKER[2:],
         "Training",
-        "What an answer costs",
         "How to make it again",
     ]
+    assert "Beside the paper" in page
+    assert "Where latents lie" in page
     for number in ("98.00\xa0%", "99.87\xa0%", "99.89\xa0%", "1.72\xa0%", "14.5", "298 k"):
         assert number in page, number
 
 
 def test_a_sweep_without_a_talker_leaves_out_what_needs_one(sweep: Results) -> None:
-    page = render([sweep])
+    page = page_of(sweep)
     assert not set(WITH_A_TALKER) & set(titles(page))
     assert "Against coupled" not in page
     assert "sst_k4" in page
 
 
 def test_known_odds_have_their_own_section_and_finding(ambiguous: Results) -> None:
-    page = render([ambiguous])
+    page = page_of(ambiguous)
     assert "Do coefficients match known odds?" in titles(page)
-    assert "Beside the paper" not in titles(page)
+    assert "Beside the paper" not in page
     assert "off by 3.0" in page
 
 
 def test_results_that_hold_nothing_but_systems_make_a_page(complete: Callable[..., Results]) -> None:
     results = complete()
     bare = {key: results[key] for key in ("name", "size", "seeds", "problems", "systems")}
-    assert titles(render([bare])) == ["What an answer costs"]
+    assert titles(page_of(bare)) == ["What an answer costs"]
 
 
 def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) -> None:
@@ -79,23 +80,23 @@ def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) ->
     results["examples"][0]["spoken"] = [bad]
     for entry in results["training"]:
         entry["stages"][bad] = entry["stages"]["sst"]
-    for page in (render([results]), render([results, results])):
+    for page in (page_of(results), page_of(results, results)):
         assert "<img" not in page
 
 
 def test_a_chain_that_speech_reached_raises_an_alarm(complete: Callable[..., Results]) -> None:
     results = complete()
-    assert 'class="statement alarm"' not in render([results])
+    assert 'class="statement alarm"' not in page_of(results)
     results["containment"]["latents_identical"] = False
-    assert 'class="statement alarm"' in render([results])
+    assert 'class="statement alarm"' in page_of(results)
 
 
 def test_a_page_replaces_the_old_one_and_leaves_nothing_beside_it(
     complete: Callable[..., Results], tmp_path: Path
 ) -> None:
     target = tmp_path / "new" / "report.html"
-    write_page([complete()], target)
-    write_page([complete(depth=4)], target)
+    write_page([upgraded(complete())], target)
+    write_page([upgraded(complete(depth=4))], target)
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
     with pytest.raises(ValueError, match="no results"):
         write_page([], target)
@@ -116,7 +117,7 @@ def test_no_page_scrolls_sideways_or_complains(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, width: int
 ) -> None:
     made = request.getfixturevalue(kind)
-    page = render([made(depth=4, seeds=3) if kind == "complete" else made])
+    page = page_of(made(depth=4, seeds=3) if kind == "complete" else made)
     # A browser window cannot be as narrow as a telephone, but a frame can.
     (tmp_path / "frame.html").write_text(
         f'<!doctype html><title>none</title><iframe style="border:0;width:{width}px;height:800px" '

@@ -206,6 +206,7 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
                     first_seed=entry is seeds[0],
                     as_trained=system is systems[0],
                     teacher=teacher,
+                    most=asked.problems,
                 )
 
 

@@ -24,7 +24,7 @@ _DRAWS = 2000
 
 
 class NextTokenProbe(Probe):
-    """Accuracy and perplexity of the next token, on as many test texts as there are test sentences."""
+    """Accuracy and perplexity of the next token, on as many test texts as the recipe asks for problems."""
 
     key: ClassVar[str] = "next_token"
 
@@ -39,7 +39,7 @@ class NextTokenProbe(Probe):
         from unspoken.evaluation.answering import first_problems
         from unspoken.evaluation.teacher_forcing import next_tokens
 
-        batch = view.task.rows(first_problems(view.task, "test", len(view.problems)))
+        batch = view.task.rows(first_problems(view.task, "test", view.most or len(view.problems)))
         return {"tokens": batch["input_ids"].numel(), **next_tokens(view.system, batch, view.batch_size)}
 
     def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class View:
         first_seed: of several seeds this is the first, of which examples are shown.
         as_trained: it answers as its stage was trained to, not in another way that is compared with that.
         teacher: what made the latents that it learned from, if anything did.
+        most: how many problems the recipe asks for, of which there may be fewer; None for as many as there are.
     """
 
     system: System
@@ -52,6 +53,7 @@ class View:
     first_seed: bool = True
     as_trained: bool = True
     teacher: Teacher | None = None
+    most: int | None = None
 
     @cached_property
     def graded(self) -> Graded:
