@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from tag_balance import unbalanced
 from tiny_strings import TASK, string_system
 
 from unspoken.draw.page import to_html
+from unspoken.draw.section import print_section
 from unspoken.evaluation.results import read_results
 from unspoken.probes.claims import ClaimsProbe, claims
 from unspoken.probes.forced_symbols import ForcedSymbolsProbe
@@ -106,3 +109,18 @@ def test_the_committed_run_of_the_first_schema_has_all_sections() -> None:
         assert value in page
     assert "nan" not in page.lower()
     assert len(claims(results)) > 5
+    console = Console(file=io.StringIO(), width=100)
+    for section in sections:
+        assert section is not None
+        print_section(section, console)
+    assert isinstance(console.file, io.StringIO)
+    terminal = console.file.getvalue()
+    for title in (
+        "wrong symbols never reach the chain: holds",
+        "continuations that begin some string",
+        "wrong tokens in the prompt, absolute",
+        "wrong tokens in the prompt, relative",
+        "noise on latents, renormalised and free",
+        "forced wrong symbols",
+    ):
+        assert title in terminal
