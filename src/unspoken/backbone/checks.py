@@ -119,7 +119,7 @@ def missing(model: PreTrainedModel) -> Wrong:
     return _known[key]
 
 
-# --- cached results ---------------------------------------------------------------------------------------
+# --- cached results ---------------------------------------------------------------------------------------------------
 
 
 def _key(model: PreTrainedModel) -> str:

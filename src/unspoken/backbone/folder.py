@@ -197,7 +197,7 @@ class StrictLoading(PreTrainedModel):
         return (model, info) if wants_info else model  # type: ignore[return-value]
 
 
-# --- atomic folders --------------------------------------------------------------------------------------
+# --- atomic folders ---------------------------------------------------------------------------------------------------
 
 
 def numbered(folder: Path, prefix: str) -> list[Path]:

@@ -108,8 +108,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
 
     Raises:
         ValueError: as `load_config`; or a file differs from the manifest, is damaged or not listed; a weight is
-            missing, unexpected, wrongly shaped or not finite; there are no safetensors; or the folder holds an adapter
-            alone.
+            missing, unexpected, wrongly shaped or not finite; there are no safetensors; or it is an adapter alone.
     """
     config, folder = load_config(source), _folder(source)
     if os.path.lexists(folder / MANIFEST):
@@ -141,7 +140,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
     return model
 
 
-# --- files ------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def _folder(source: str | Path) -> Path:
@@ -220,7 +219,7 @@ def _shards(weights: Path) -> list[Path]:
     return [weights.parent / name for name in sorted(set(map(str, places.values())))]
 
 
-# --- refusals -------------------------------------------------------------------------------------------------
+# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def _refuse_adapters(source: str | Path, folder: Path) -> None:
@@ -285,7 +284,7 @@ def _downloads(settings: Any, *, chooses: bool = False) -> Iterator[str]:
         yield settings
 
 
-# --- errors in one line ----------------------------------------------------------------------------------------------
+# --- errors in one line -----------------------------------------------------------------------------------------------
 
 
 @contextmanager

@@ -10,7 +10,7 @@ Steps that do not need each other may be taken in either order, so a problem oft
 which are known. The chains have the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
 
 Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its
-answer written as one expression of the given numbers; who has what, and in which order it is told, do not enter. So no
+answer written as one expression of the given numbers; names, things and the order of sentences do not enter. So no
 calculation that is tested was ever trained on.
 """
 
@@ -173,7 +173,7 @@ def _choices(count: int, unused: frozenset[int], left: int) -> tuple[tuple[tuple
 
 
 def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    """All orders of the steps in which each comes after those that it needs, the order of telling first."""
+    """All orders of the steps in which each comes after those that it needs, the order of the text first."""
     if len(done) == len(needs):
         yield done
     for step in range(len(needs)):
@@ -242,8 +242,8 @@ class ArithmeticTask(ReasoningTask):
         )
 
     def _draw(self, random: Random, steps: int) -> list[_Quantity] | None:
-        """The quantities of a problem, in the order of telling; None if the draw came to a dead end."""
-        # Small numbers are more likely, since large ones leave no room for multiplying.
+        """The quantities of a problem, in the order of the text; None if the draw came to a dead end."""
+        # Small numbers are more likely, since the products of large ones would exceed the limit.
         givens = range(2, self.config.largest + 1)
         quantities = [_Quantity(givens[int(random.random() ** 2 * len(givens))]) for _ in range(random.choice((1, 2)))]
         unused = frozenset(range(len(quantities)))
@@ -331,7 +331,7 @@ def _split_of(quantities: Sequence[_Quantity]) -> str:
 
 
 def _chains(quantities: Sequence[_Quantity]) -> tuple[str, ...]:
-    """The equations in every order that works, the order of telling first."""
+    """The equations in every valid order, the order of the text first."""
     given = sum(quantity.operation is None for quantity in quantities)
     equations = []
     for quantity in quantities[given:]:

@@ -1,8 +1,8 @@
-"""Competition mathematics out of files: MATH-500 and AIME 2024 as tests, long chains to train on.
+"""Competition mathematics from files: MATH-500 and AIME 2024 as tests, long chains to train on.
 
 MATH-500 is the subset of MATH (Hendrycks et al., arXiv 2103.03874) chosen by Lightman et al. (arXiv 2305.20050). On the
-Hugging Face hub the sets are ``HuggingFaceH4/MATH-500`` and ``HuggingFaceH4/aime_2024``. A row's format is told by its
-fields:
+Hugging Face hub the sets are ``HuggingFaceH4/MATH-500`` and ``HuggingFaceH4/aime_2024``. The fields of a row determine
+its format:
 
 ==================================================  ========================================================
 fields                                              source
@@ -55,7 +55,7 @@ class CompetitionConfig(FileConfig):
 
 
 class CompetitionTask(FileTask):
-    """Reads and serves competition problems."""
+    """Competition problems."""
 
     config: CompetitionConfig
 

@@ -208,7 +208,7 @@ class Grammar:
         return np.concatenate(verdicts)
 
     def _chart(self, tokens_PB: Array) -> list[_Spans]:
-        """Spans of every symbol. The root's stay empty: nobody asks where it stands but at the start."""
+        """Spans of every symbol. Those of the root stay empty, since it stands at the start alone."""
         leaves = [_Spans(1, np.packbits(tokens_PB == symbol, axis=1)[None]) for symbol in SYMBOLS]
         none = leaves[0].bits[:0]
         chart = [_Spans(1, none)] * len(self.rules) + leaves

@@ -20,11 +20,11 @@ WINDOW = 16  # batches that exchange samples to bring like lengths together
 def by_length(
     lengths: Callable[[NDArray[np.int64]], NDArray[np.int64]], *, size: int, batch_size: int, seed: int
 ) -> Order:
-    """An order of reading in which the samples of a batch are of like length, so that few places are padding.
+    """An order of reading in which the samples of a batch have similar lengths, so that there is little padding.
 
-    The samples of `WINDOW` batches are sorted by length, cut into batches anew, and these are read in an order drawn
-    for the window. Every window keeps its samples, and what stands where is a pure function of the position, so
-    sharding over ranks and resuming need no state.
+    The samples of `WINDOW` batches are sorted by length, cut into batches again, and these are read in a random order.
+    Every window keeps its samples, and the order is a pure function of the position, so sharding over ranks and
+    resuming need no state.
 
     Args:
         lengths: positions to the lengths of their samples, in any unit.

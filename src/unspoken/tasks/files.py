@@ -1,4 +1,4 @@
-"""Problems out of files and out of data sets on the Hugging Face hub, and what is wrong with a row in one line."""
+"""Problems from files and from data sets on the Hugging Face hub; a malformed row is an error of one line."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def read_rows(path: str) -> Source:
     """The rows of a JSON list, or of a file with one JSON object a line.
 
     Returns:
-        Each row with its place in words, read by `row_fields`, and a hash of what the file holds.
+        Each row with its position in words, to be read by `row_fields`, and a hash of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -173,10 +173,10 @@ def _read_parquet(path: str) -> Source:
 
 
 def row_fields(row: Any) -> dict[str, Any]:
-    """The named fields of a row: an object, the line of text that should hold one, or why there is none.
+    """The named fields of a row, which is an object, a line of JSON, or an error found while the file was read.
 
     Raises:
-        ValueError: it is none; the message says why, but not where.
+        ValueError: there are no fields; the message does not name the row.
     """
     if isinstance(row, ValueError):
         raise row
@@ -274,7 +274,7 @@ def tenth_of(rows: int) -> int:
 
 
 class FileTask(ReasoningTask):
-    """Reads and serves problems out of files; the backbone brings the tokenizer.
+    """Problems from files; the backbone brings the tokenizer.
 
     Attributes:
         dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
@@ -320,7 +320,7 @@ class FileTask(ReasoningTask):
         """One row as a problem; the name of the split is the first part of its key.
 
         Raises:
-            ValueError: the row cannot be read; the message says why, but not where.
+            ValueError: the row cannot be read; the message does not name the row.
         """
 
     def _fault(self, _problem: ReasoningProblem) -> str | None:
@@ -337,7 +337,7 @@ class FileTask(ReasoningTask):
         return {"validation": ("validation_rows", tenth_of(rows) if count is None else count)}
 
     def _hold_out(self, source: str) -> None:
-        """Move the questions with the smallest hashes to other splits, whatever their place in the file.
+        """Move the questions with the smallest hashes to other splits, in whatever order the file has them.
 
         A question that occurs several times moves with all its rows, so no question is in two splits.
         """

@@ -1,8 +1,8 @@
-"""Grade-school word problems out of files: GSM8K and its relatives.
+"""Grade-school word problems from files: GSM8K and its relatives.
 
 Training rows come from GSM8k-Aug (Deng et al., arXiv 2311.01460: chains of bare equations) or GSM8K (Cobbe et al.,
-arXiv 2110.14168: prose with annotated equations); tests also from GSM-Hard, SVAMP and MultiArith. A row's format is
-told by its fields:
+arXiv 2110.14168: prose with annotated equations); tests also from GSM-Hard, SVAMP and MultiArith. The fields of a row
+determine its format:
 
 ==============================================  =======================================================
 fields                                          source
@@ -57,7 +57,7 @@ class GradeSchoolConfig(FileConfig):
 
 
 class GradeSchoolTask(FileTask):
-    """Reads and serves grade-school problems; a training row is left out if its chain does not end in its answer."""
+    """Grade-school problems; a training row is left out if its chain does not end in its answer."""
 
     config: GradeSchoolConfig
 

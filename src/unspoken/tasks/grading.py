@@ -1,4 +1,4 @@
-"""Whether an answer is right: graders of texts, by name, and a user's own.
+"""Graders of answers as texts: ours, by name, and a user's own function.
 
 Every grader reads what is inside the last complete box of a text; a text without a box is wrong.
 """
@@ -81,7 +81,7 @@ def _same_number(given: str, answer: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """A text without what two spellings of the same answer may differ in: case, spaces, the form of letters, an end."""
+    """A text in one spelling: without case, repeated spaces, variants of letters and a full stop at the end."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split()).removesuffix(".").rstrip()
 
@@ -175,7 +175,7 @@ def grader_of(name: str) -> Grader:
 def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArray[np.bool_]:
     """Grade texts.
 
-    A text is right if what is inside its last box is the answer, as the grader that its problem names has it:
+    A text is right if the content of its last box is the answer by the grader that its problem names:
 
     - "math": letter by letter, or in value as Math-Verify has it (so ``18.0``, ``\\frac{36}{2}`` and ``9*2`` all mean
       18, and numbers agree up to the sixth decimal place). A comparison that takes longer than five seconds is wrong;
@@ -183,12 +183,12 @@ def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArra
     - "number": the same number, exactly; see `number_of`.
     - "string": the same text, apart from case, spaces, the form of letters and a full stop at the end.
     - "choice": the same label; see `choice_of`.
-    - ``module:function``: called with the inside of the box and the problem, it gives True.
+    - ``module:function``: it returns True for the content of the box and the problem.
 
     A problem whose answer is not known has no right text.
 
     Args:
-        texts: all that was written for each problem, ``[B]``.
+        texts: the full output for each problem, ``[B]``.
         problems: ``[B]``.
 
     Returns:

@@ -193,11 +193,10 @@ class JsonlTask(FileTask):
         )
 
     def _steps(self, fields: dict[str, Any], split: str) -> tuple[str, ...]:
-        """The chain as given: several steps of a list, or one text; none where the row has no chain.
+        """Steps of the chain: those of a list, or one text; none where the row has no chain.
 
         Raises:
-            ValueError: it is something else; or a training row has a chain and the first of them has none, or the
-                other way round.
+            ValueError: it is neither text nor a list; or only some training rows have chains.
         """
         name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
         steps = _steps_of(fields.get(name), name)

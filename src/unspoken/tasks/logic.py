@@ -1,25 +1,25 @@
 """Made-up questions about what is a kind of what, in the form of ProsQA (Hao et al., arXiv 2412.06769).
 
-Sentences tell the edges of a directed graph without cycles, in any order; the question asks for the one of two
-concepts that the person is::
+Sentences list the edges of a directed graph without cycles, in any order; the question asks which of two concepts a
+person is::
 
     Every dax is a wug. Bo is a fep. Every fep is a klib. Ann is a dax. Is Ann a klib or wug?
     Ann is a dax. Every dax is a wug.        the chain
     wug                                      the answer
 
 Each problem has two people, each at the head of a line of concepts that ends in one of the two options. The right
-option is reached from the person asked about, the wrong one only from the other person. What tells the options apart
-is nothing but the way to them:
+option is reached from the person asked about, the wrong one only from the other person. Nothing but the path
+distinguishes the options:
 
 - both are as many steps away from their own person, lead nowhere, and stand in equally many sentences. In the
   published validation file the wrong option stands in more sentences, and nearer to its person, than the right one;
 - who is asked about is drawn last, by a fair coin, and so is the order of the options and of the sentences;
 - the other concepts branch off both lines alike, with sentences that join branches and some that both people reach.
 
-Where several shortest chains exist all are known, up to eight; the first takes at every fork the sentence told first.
+Where several shortest chains exist, all are known, up to eight; the first takes at every fork the earlier sentence.
 
 Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its graph
-and options; names, the order of telling and who is asked about do not enter. So no graph that is tested was ever
+and options; names, the order of sentences and who is asked about do not enter. So no graph that is tested was ever
 trained on.
 """
 
@@ -86,7 +86,7 @@ class LogicConfig:
     Attributes:
         hops: numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
         concepts: how many there are, the options included; at least four more than the two lines need.
-        edges: sentences before the question, at most: a graph may have room for fewer. At least one a concept.
+        edges: sentences before the question, at most; not every graph allows as many. At least one a concept.
         spelled: share of the problems whose names are made up anew, and are thus read letter by letter. Without any,
             a model never learns to read the names in published files.
         tests: published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``),
@@ -144,7 +144,7 @@ class _Graph(NamedTuple):
 class _Asked(NamedTuple):
     """A question as it is read."""
 
-    pairs: list[tuple[str, str]]  # in the order of telling
+    pairs: list[tuple[str, str]]  # in the order of the sentences
     person: str
     options: tuple[str, str]
 
@@ -259,9 +259,9 @@ class LogicTask(ReasoningTask):
 def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
     """A graph in which each option is exactly ``hops`` steps from its person, and out of reach of the other.
 
-    Every concept has a level, one more than that of the concept it was made from, and may only follow from levels at
-    least as high as that one's: so no way is shorter than the levels say. It also has the people who may reach it, as
-    bits, and may only follow from what nobody else reaches.
+    Every concept has a level, one more than that of its first parent; further parents have at least the level of the
+    first, so no path is shorter than the level. It also has the set of people who may reach it, as bits; its parents
+    are reached by nobody else.
     """
     level, reach = [0, 0], [0b01, 0b10]
     pairs: list[tuple[int, int]] = []
@@ -325,7 +325,7 @@ def _coin(random: Random, count: int) -> list[str]:
     return list(names.values())
 
 
-# --- telling and reading ---------------------------------------------------------------------------------------
+# --- writing and reading ---------------------------------------------------------------------------------------
 
 
 def _sentence(pair: tuple[str, str]) -> str:
@@ -342,7 +342,7 @@ def _chain(path: Sequence[str]) -> str:
 
 
 def _shortest(pairs: Sequence[tuple[str, str]], start: str, goal: str) -> Iterator[tuple[str, ...]]:
-    """All shortest ways, those first that take the sentences told first; none if there is no way."""
+    """All shortest paths, those first that take the earlier sentences; none if there is no path."""
     after: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, and each once
     before: dict[str, list[str]] = defaultdict(list)
     for old, new in pairs:
@@ -415,7 +415,7 @@ def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
         renamed: give it names of this task.
 
     Raises:
-        ValueError: the row cannot be read, or its parts do not agree; the message says why, but not where.
+        ValueError: the row cannot be read, or its fields do not agree; the message does not name the row.
     """
     fields = row_fields(row)
     question = " ".join(text_of(fields, "question").split())

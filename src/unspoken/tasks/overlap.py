@@ -30,8 +30,7 @@ def overlap(
     Args:
         train: all training rows.
         tests: name to problems of each test set.
-        words: length n of what must be shared. Questions about numbers share phrases: with less than about 8 words
-            many hits are chance.
+        words: length n of an n-gram. Questions about numbers share phrases: below about 8 words many hits are chance.
 
     Returns:
         Plain data for a manifest: ``words``; ``rows``, how many were searched; and for each of ``tests`` the number of

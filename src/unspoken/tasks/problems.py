@@ -1,4 +1,4 @@
-"""Problems that are asked in words and answered in a box, and what the tasks that make or read them have in common.
+"""Problems that are asked in words and answered in a box, and the base class of their tasks.
 
 A model reads a question, reasons over an explicit or a latent chain, and writes ``\\boxed{18}``.
 """
@@ -33,7 +33,7 @@ class ReasoningProblem:
         question: what is asked.
         chains: explicit chains of thought, all valid; the first is the one trained on. Empty where none is known.
         answer: the right answer, without a box; empty where it is not known.
-        key: names the row, whatever its place in a batch or a file.
+        key: names the problem in any batch or file.
         solution: the text after the chain, if it is more than the boxed answer.
         given_steps: steps of the first chain where the data cuts it; joined, they are the chain.
         grader: how an answer is compared with the right one, see `unspoken.tasks.grading.graded`.

@@ -38,9 +38,9 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Ten
 class PromptFormat:
     """How questions, chains and answers become tokens.
 
-    A tokenizer with a chat template gets the instruction and the question as a user turn, always on the same day; one
-    without (a base model, or one trained from scratch) gets the question alone, after what the tokenizer puts before
-    every text. The answer is ``\\boxed{...}`` and the end-of-sequence token.
+    A tokenizer with a chat template gets the instruction and the question as a user turn, with a fixed date. One
+    without (a base model, or one trained from scratch) gets the question alone, after the tokens that the tokenizer
+    puts before every text. The answer is ``\\boxed{...}`` and the end-of-sequence token.
     """
 
     tokenizer: Any
@@ -75,13 +75,13 @@ class PromptFormat:
         return (*self._start, *self.encode(self._prompt_text(question)))
 
     def _prompt_text(self, question: str) -> str:
-        """The prompt as text, without what the tokenizer puts before every text."""
+        """The prompt as text, without the tokens that the tokenizer puts before every text."""
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
         return question if self.tokenizer.chat_template is None else unopened(self._chat(question))
 
     @cached_property
     def _start(self) -> tuple[int, ...]:
-        """What the tokenizer puts before every text, as a base model has always seen it; a template writes its own."""
+        """Tokens that the tokenizer puts before every text; none with a chat template, which writes its own."""
         if self.tokenizer.chat_template is not None:
             return ()
         bare, framed = self.markers.open, tuple(self.tokenizer(OPEN)["input_ids"])
@@ -94,7 +94,7 @@ class PromptFormat:
 
         text, template = f"{INSTRUCTION}\n{question}", self.tokenizer.get_chat_template()
         if "strftime_now" in template:
-            # Labels and resumed runs need the prompts of yesterday.
+            # Labels and resumed runs need the same prompts every day.
             template = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{template}"
         # Some templates take a text, others a list of parts.
         for content in (text, [{"type": "text", "text": text}]):

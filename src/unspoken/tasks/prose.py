@@ -2,10 +2,10 @@
 sentences, which the Talker decodes in the ablation of its appendix C.
 
 A corpus is made of documents: the paragraphs of a file, or the rows of a data set on the Hugging Face hub. A document
-belongs to exactly one split, by its hash. Two kinds of rows are made of them: *texts*, in which documents with an
-end-of-sequence after each are laid end to end and cut into pieces of one length, so that nothing is padding; and
-*sentences*, alone between two ends. Files are read into memory and shuffled anew in every epoch; data sets on the hub
-are streamed, never stored, and read forwards.
+belongs to exactly one split, by its hash. There are two kinds of rows: *texts* are cut at one length from the
+concatenation of all documents, with an end-of-sequence after each, so that nothing is padding; *sentences* are single
+sentences between two end-of-sequence tokens. Files are read into memory and shuffled anew in every epoch; data sets on
+the hub are streamed, never stored, and read forwards.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class ProseConfig:
             256 bytes among them.
         length: tokens of a text.
         sentence_tokens: the fewest and the most tokens of a sentence; shorter and longer ones are left out.
-        prime: tokens of a sentence that the ablation gives to a Dual-Talker; the paper's are 10.
+        prime: first tokens of a sentence that the ablation gives to a Dual-Talker; 10 in the paper.
     """
 
     kind: ClassVar[str] = "prose"
@@ -151,7 +151,7 @@ class ProseTask(BaseTask):
 
     @property
     def streamed(self) -> bool:
-        """Whether a source is on the hub, so that nobody knows how many rows there are."""
+        """Whether a source is on the hub, so that the number of rows is unknown."""
         return None in self._texts
 
     @cached_property
@@ -326,7 +326,7 @@ class ProseTask(BaseTask):
                     yield np.array([EOS, *piece.ids, EOS], dtype=np.int64)
 
     def _packed(self, documents: Iterator[Row]) -> Iterator[Row]:
-        """Cut what is laid end to end; what is left at the end of an epoch is dropped."""
+        """Pieces of the concatenated documents; the rest at the end of an epoch is dropped."""
         rest = np.zeros(0, dtype=np.int64)
         for document in documents:
             rest = np.concatenate([rest, document])

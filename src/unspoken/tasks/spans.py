@@ -30,9 +30,9 @@ class Markers:
 class Spans:
     """Token ids of one problem.
 
-    A chain exists in two readings: as one text, which is what explicit training and Latent-SFT read, and as steps,
-    each tokenised by itself, which is what Coconut replaces one after the other. Most tokenizers give the same tokens
-    either way. One that merges letters across the border of two steps does not, and then both are kept.
+    A chain has two tokenisations: as one text, which explicit training and Latent-SFT read, and step by step, which
+    Coconut replaces one after the other. Most tokenizers give the same tokens either way; one that merges letters
+    across the border of two steps does not, and then both are stored.
 
     Attributes:
         prompt: everything before the open marker.

@@ -1,4 +1,4 @@
-"""What every task offers: problems, their tokens, and grades. Nothing outside a task's own file needs its class.
+"""What every task offers: problems, their tokens, and grades.
 
 Axes: B problems, N tokens of an answer, M symbols of a right answer, T tokens of a row.
 """
@@ -30,7 +30,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """What the rest of the package must know about a task, before any problem is made or read.
+    """Properties of a task that are known before any problem is made or read.
 
     Which stages can train a task follows from these: a method with an explicit chain needs ``has_chain``, one that
     replaces steps by latents needs ``has_steps``.
@@ -41,21 +41,20 @@ class Traits:
         has_chain: an explicit chain stands before the answer, which can be compressed or left out. Where it is false,
             the answer itself is the chain.
         has_lengths: rows differ in length, so batches of like length can be made.
-        answerable: a person can put a problem, which `Task.parse` reads.
-        continues: rows are running text without problem and answer: models are compared by how well they predict it.
-        from_files: training and test rows come from files, so their overlap must be looked for.
-        selected_by: what tells checkpoints apart: answers that are right ("exact_match"), symbols that are right
-            ("symbols"), or the loss, where the prompt does not determine the answer.
+        answerable: a person can type a problem, which `Task.parse` reads.
+        continues: rows are running text without problem and answer; models are compared by how well they predict it.
+        from_files: training and test rows come from files, so they may overlap.
+        selected_by: what checkpoints are selected by: right answers ("exact_match"), right symbols ("symbols"), or the
+            loss, where the prompt does not determine the answer.
         markers: texts around a chain; None where the answer itself is the chain, and a method that needs a marker uses
             the end-of-sequence token.
         fixed_steps: steps of every chain, each one token, where the task's measurements fix their number; a method that
             replaces steps then replaces all of them.
         chain_cap, answer_cap: the most steps of a chain and tokens of an answer; None leaves them to the recipe.
-        row_tokens: mean tokens of a training row before its answer and from there on; None where only made problems
-            tell.
+        row_tokens: mean tokens of a training row before its answer and from there on; None where they must be measured.
         talker_tokens: mean tokens of a row of `Task.talker_rows` that are read, and that are learned; None where those
             are the chain and the answer of a plain row.
-        vocabulary_size: entries of the tokenizer, where it takes long to make.
+        vocabulary_size: entries of the tokenizer, where it takes long to train.
         questions: problems with the same beginning that one row can hold; more than 1 only of an `AsksSeveral`.
     """
 
@@ -97,7 +96,7 @@ class Grades:
 
 @runtime_checkable
 class Problems(Protocol):
-    """A batch of problems; what is inside is the task's own business."""
+    """A batch of problems, whose content only the task knows."""
 
     def __len__(self) -> int:
         """Problems in the batch."""
@@ -248,10 +247,10 @@ class BaseTask(Task):
 
 @runtime_checkable
 class AsksSeveral(Protocol):
-    """A task with several problems about the same thing, whose prompts begin alike."""
+    """A task with several problems whose prompts have the same beginning."""
 
     def question_rows(self, problems: Any, questions: int) -> dict[str, Tensor]:
-        """Rows of a shared beginning, each followed by the rest of so many problems: the given one, and others.
+        """Rows of a shared beginning, each followed by the rest of several problems, the given one first.
 
         Args:
             questions: at most ``traits.questions``.

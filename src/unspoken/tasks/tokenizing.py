@@ -1,4 +1,4 @@
-"""What the tokenizers of the tasks have in common."""
+"""Tokenizers of the tasks: a token a character, or byte pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PAD_TOKEN, EOS_TOKEN = "[PAD]", "[EOS]"
 
 
 def padded_left(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A finished tokenizer, which knows both tokens above, as the library has it."""
+    """A finished tokenizer with the two tokens above, as a transformers tokenizer that pads on the left."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(

@@ -26,7 +26,7 @@ USE = 0.4  # share of the peak that training reaches
 _LABELLED = 64  # problems of a labels stage at a time
 
 
-# --- what cannot be loaded -----------------------------------------------------------------------------------------
+# --- what cannot be loaded --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _training_size(recipe: Recipe, context: Context) -> int | None:
     return None if isinstance(recipe, _Sketch) else context.task.size("train")
 
 
-# --- what a stage takes ------------------------------------------------------------------------------------------
+# --- what a stage takes -----------------------------------------------------------------------------------------------
 
 
 def _whole_at_once(model: nn.Module) -> tuple[int, int]:
