@@ -63,7 +63,7 @@ def test_shares_are_every_row_once_and_differ_by_one_at_most(
     for number in range(ranks):
         monkeypatch.setattr(distributed, "rank", lambda number=number: number)
         shares.append(distributed.rank_slice(rows))
-    assert [row for share in shares for row in share] == list(range(rows))
+    assert [row for fraction in shares for row in fraction] == list(range(rows))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -98,9 +98,9 @@ def test_batches_that_are_spread_come_back_whole_and_in_order(ranks: int, monkey
     batches, done = ["a", "b", "c", "d", "e"], list[list[str]]()
     monkeypatch.setattr(distributed, "world_size", lambda: ranks)
 
-    def gather(parts: list[list[str]], own: list[str]) -> None:
+    def gather(pieces: list[list[str]], own: list[str]) -> None:
         done.append(own)
-        parts[:] = [[batch.upper() for batch in batches[rank::ranks]] for rank in range(ranks)]
+        pieces[:] = [[batch.upper() for batch in batches[rank::ranks]] for rank in range(ranks)]
 
     monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
     for rank in range(ranks):

@@ -73,10 +73,10 @@ def test_the_extras_are_those_of_the_package() -> None:
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     find: Callable[..., Any] = doctor.find_spec
     monkeypatch.setattr(doctor, "find_spec", lambda module: None if module == "uvicorn" else find(module))
-    found = doctor.diagnose()
-    assert {name: extra["installed"] for name, extra in found["extras"].items()}["serve"] is False
-    assert "pip install 'unspoken[serve]'" in printed(found)
-    assert "installed (tasks of lm-evaluation-harness)" in printed(found)
+    actual = doctor.diagnose()
+    assert {name: extra["installed"] for name, extra in actual["extras"].items()}["serve"] is False
+    assert "pip install 'unspoken[serve]'" in printed(actual)
+    assert "installed (tasks of lm-evaluation-harness)" in printed(actual)
 
 
 def test_a_missing_package_and_an_unknown_processor_are_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +94,10 @@ def test_a_missing_package_and_an_unknown_processor_are_no_obstacle(monkeypatch:
 
     monkeypatch.setattr(doctor, "version", version)
     monkeypatch.setattr(doctor, "Path", Nowhere)
-    found = doctor.diagnose()
-    assert found["versions"]["peft"] is None
-    assert found["processor"]
-    assert "not installed" in printed(found)
+    actual = doctor.diagnose()
+    assert actual["versions"]["peft"] is None
+    assert actual["processor"]
+    assert "not installed" in printed(actual)
 
 
 def test_a_device_that_cannot_compute_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

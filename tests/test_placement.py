@@ -29,10 +29,10 @@ class Pair:
 
 def test_every_tensor_moves_and_nothing_else_changes() -> None:
     given = {"pair": Pair(torch.ones(2), [torch.zeros(3)], "two"), "none": None, "mixed": (torch.ones(1), 4)}
-    found = moved(given, META)
-    assert found["pair"].left.device == found["pair"].right[0].device == found["mixed"][0].device == META
-    assert (found["pair"].name, found["none"], found["mixed"][1]) == ("two", None, 4)
-    assert isinstance(found["mixed"], tuple)
+    actual = moved(given, META)
+    assert actual["pair"].left.device == actual["pair"].right[0].device == actual["mixed"][0].device == META
+    assert (actual["pair"].name, actual["none"], actual["mixed"][1]) == ("two", None, 4)
+    assert isinstance(actual["mixed"], tuple)
     assert given["pair"].left.device == CPU
 
 

@@ -43,9 +43,9 @@ def test_a_causal_mask_of_our_own_changes_nothing(kind: str, settings: dict[str,
 def test_a_window_counts_positions(kind: str, settings: dict[str, Any]) -> None:
     # Four tokens in the middle are seen by none of the others, and take up no positions.
     model = tiny_hub_model(kind, **settings)
-    ids, place = tokens(1, 16), torch.arange(16)
-    aside = (place >= 5) & (place < 9)
-    positions = torch.where(place < 9, place, place - 4)[None]
+    ids, position = tokens(1, 16), torch.arange(16)
+    aside = (position >= 5) & (position < 9)
+    positions = torch.where(position < 9, position, position - 4)[None]
     mask = attention_mask(lambda _b, _h, q, kv: (kv <= q) & (~aside[kv] | aside[q]), positions, model)
     outputs = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits[:, ~aside]
     torch.testing.assert_close(outputs, model(ids[:, ~aside], use_cache=False).logits, rtol=1e-4, atol=2e-5)

@@ -171,9 +171,9 @@ def test_a_random_change_is_refused_in_one_line_or_is_possible(name: str, hub_li
     size = len(good) if name != WEIGHTS else 8 + struct.unpack("<Q", good[:8])[0]
     messages = []
     for _ in range(60):
-        content, place = bytearray(good), draw.randrange(size)
-        content[place] = draw.randrange(256) if draw.random() < 0.7 else content[place] ^ 1
-        (hub_like / name).write_bytes(content if draw.random() < 0.9 else content[:place])
+        content, position = bytearray(good), draw.randrange(size)
+        content[position] = draw.randrange(256) if draw.random() < 0.7 else content[position] ^ 1
+        (hub_like / name).write_bytes(content if draw.random() < 0.9 else content[:position])
         try:
             model = load(hub_like)
         except FolderError as error:

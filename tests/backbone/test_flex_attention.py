@@ -35,9 +35,9 @@ def test_scores_are_those_of_plain_attention(family: str) -> None:
     mask[1, 6:], mask[2, :2] = 0, 0
     plain, flex = (tiny_language_model(family, kind) for kind in ("eager", "flex_attention"))
     for given in (None, mask):
-        expected, found = (model(input_ids=ids, attention_mask=given).logits for model in (plain, flex))
+        expected, actual = (model(input_ids=ids, attention_mask=given).logits for model in (plain, flex))
         seen = torch.ones_like(mask).bool() if given is None else given.bool()
-        torch.testing.assert_close(found[seen], expected[seen], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(actual[seen], expected[seen], rtol=1e-4, atol=1e-4)
 
 
 def stage_one(attention: str) -> tuple[Tensor, Tensor]:
@@ -61,8 +61,8 @@ def stage_one(attention: str) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def test_the_masks_of_stage_one_are_block_masks() -> None:
-    for found, expected in zip(stage_one("flex_attention"), stage_one("eager"), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(stage_one("flex_attention"), stage_one("eager"), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -34,15 +34,15 @@ def test_the_auto_classes_build_save_and_load_it(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(tmp_path)
     assert isinstance(config, UnspokenConfig)
     assert config.attention_size == 24
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert isinstance(whole, UnspokenForCausalLM)
+    complete = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(complete, UnspokenForCausalLM)
     bare = AutoModel.from_pretrained(tmp_path)
     assert isinstance(bare, UnspokenModel)
     for name, weight in model.state_dict().items():
-        assert torch.equal(whole.state_dict()[name], weight), name
+        assert torch.equal(complete.state_dict()[name], weight), name
     for name, weight in model.model.state_dict().items():
         assert torch.equal(bare.state_dict()[name], weight), name
-    assert whole.lm_head.weight is whole.model.embed_tokens.weight
+    assert complete.lm_head.weight is complete.model.embed_tokens.weight
 
 
 @torch.no_grad()

@@ -67,11 +67,11 @@ def test_a_bias_that_is_still_zero_counts() -> None:
 def test_the_gradient_of_an_asked_head_reaches_its_input() -> None:
     model = tiny_hub_model("gemma2", **SLIDING)
     hidden = torch.randn(2, WIDTH, requires_grad=True)
-    (found,) = torch.autograd.grad(scores(hidden, head_of(model)).square().sum(), hidden)
+    (actual,) = torch.autograd.grad(scores(hidden, head_of(model)).square().sum(), hidden)
     raw = model.lm_head(hidden)
     cap = model.config.final_logit_softcapping
     (expected,) = torch.autograd.grad((torch.tanh(raw / cap) * cap).square().sum(), hidden)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @torch.no_grad()

@@ -211,7 +211,7 @@ def test_text_is_kept_in_order_and_slots_agree(texts: Texts, rate: int, markers:
             assert tuple(rows.ids[row, words].tolist()) == text
             assert rows.slots[row].sum() == math.ceil(len(problem.chain) / rate)
             assert rows.chunk[row, rows.slots[row]].tolist() == list(range(1, int(rows.slots[row].sum()) + 1))
-        chunk_of = [1 + place // rate for place in range(len(problem.chain))]
+        chunk_of = [1 + index // rate for index in range(len(problem.chain))]
         assert encoder.chunk[row, encoder.kind[row] == T].tolist() == chunk_of
         # A word of chunk i + 1 follows latent i.
         assert decoder.chunk[row, decoder.kind[row] == T].tolist() == [number - 1 for number in chunk_of[rate:]]
@@ -234,10 +234,10 @@ def test_the_main_track_of_the_decoder_is_the_input_of_stage_two(texts: Texts, r
 def test_ids_of_markers_and_padding_within_a_text_change_nothing(layout: str) -> None:
     usual = Spans(prompt=(11, 12, 13, 14), steps=((21, 22, 23, 24, 25),), answer=(31, 32, 1))
     nasty = Spans(prompt=(3, 4, PAD, 7), steps=((4, PAD, 3, 7, 5),), answer=(3, PAD, 4))
-    expected, found = (lay_out(layout, [spans]) for spans in (usual, nasty))
+    expected, actual = (lay_out(layout, [spans]) for spans in (usual, nasty))
     for name in ("kind", "chunk", "position", "length", "target"):
-        assert torch.equal(getattr(expected, name), getattr(found, name))
-    assert found.ids[0, :4].tolist() == [3, 4, PAD, 7]
+        assert torch.equal(getattr(expected, name), getattr(actual, name))
+    assert actual.ids[0, :4].tolist() == [3, 4, PAD, 7]
 
 
 @pytest.mark.parametrize(("length", "rate", "latents"), [(0, 3, 0), (1, 3, 1), (3, 3, 1), (4, 3, 2), (5, 1, 5)])
@@ -258,8 +258,8 @@ def test_places_and_counts_are_those_of_the_masks(build: Any) -> None:
 
 def test_rows_move_as_a_whole() -> None:
     moved = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD).to("meta")
-    parts = [getattr(moved, field.name) for field in fields(moved)]
-    assert {part.device.type for part in parts if isinstance(part, torch.Tensor)} == {"meta"}
+    pieces = [getattr(moved, field.name) for field in fields(moved)]
+    assert {piece.device.type for piece in pieces if isinstance(piece, torch.Tensor)} == {"meta"}
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

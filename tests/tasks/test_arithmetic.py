@@ -77,16 +77,16 @@ class Read:
 
     def solve(self, change: str = "") -> dict[str, Fraction]:
         """Everybody's number; a person may be given one thing more than there should be."""
-        found = {person: Fraction(number) + (person == change) for person, number in self.given.items()}
+        actual = {person: Fraction(number) + (person == change) for person, number in self.given.items()}
         for person, (sign, old, operand) in self.steps.items():
-            by = found[operand] if isinstance(operand, str) else Fraction(operand)
-            found[person] = COMPUTE[sign](found[old], by) + (person == change)
-        return found
+            by = actual[operand] if isinstance(operand, str) else Fraction(operand)
+            actual[person] = COMPUTE[sign](actual[old], by) + (person == change)
+        return actual
 
     def equations(self) -> dict[str, str]:
-        found = self.solve()
+        actual = self.solve()
         return {
-            person: f"<<{found[old]}{sign}{found[by] if isinstance(by, str) else by}={found[person]}>>"
+            person: f"<<{actual[old]}{sign}{actual[by] if isinstance(by, str) else by}={actual[person]}>>"
             for person, (sign, old, by) in self.steps.items()
         }
 
@@ -105,7 +105,7 @@ class Read:
 
 
 def read(question: str) -> Read:
-    found = Read()
+    actual = Read()
     sentences = re.findall(r"[^.?]+[.?](?: How many [a-z]+ are in the box\?)?", question)
     for sentence in map(str.strip, sentences):
         if sentence.endswith("?"):
@@ -114,9 +114,9 @@ def read(question: str) -> Read:
             ]
             people = dict(zip(order.split(), match.groups(), strict=True))
             if sign:
-                found.steps["?"] = (sign, people["old"], people["other"])
+                actual.steps["?"] = (sign, people["old"], people["other"])
             else:
-                found.asked = people["old"]
+                actual.asked = people["old"]
             continue
         bare = sentence.removesuffix(".")
         given = [match for pattern in GIVEN if (match := re.fullmatch(pattern, bare))]
@@ -129,15 +129,15 @@ def read(question: str) -> Read:
         if given:
             person, number = given[0].groups()
             new, known = person, {}
-            found.given[person] = int(number)
+            actual.given[person] = int(number)
         else:
             sign, known = steps[0]
             new = known.pop("new")
             by: str | int = known["other"] if "other" in known else int(known.pop("number"))
-            assert set(known.values()) <= {*found.given, *found.steps}, f"unknown person in {sentence!r}"
-            assert new not in {*found.given, *found.steps}, f"{new} has two numbers in {question!r}"
-            found.steps[new] = (sign, known["old"], by)
-    return found
+            assert set(known.values()) <= {*actual.given, *actual.steps}, f"unknown person in {sentence!r}"
+            assert new not in {*actual.given, *actual.steps}, f"{new} has two numbers in {question!r}"
+            actual.steps[new] = (sign, known["old"], by)
+    return actual
 
 
 def orders(problem: Read) -> set[str]:
@@ -146,7 +146,7 @@ def orders(problem: Read) -> set[str]:
     return {
         " ".join(equations[person] for person in order)
         for order in itertools.permutations(equations)
-        if all(problem.needs(person) <= set(order[:place]) for place, person in enumerate(order))
+        if all(problem.needs(person) <= set(order[:position]) for position, person in enumerate(order))
     }
 
 
@@ -170,17 +170,17 @@ def made(request: pytest.FixtureRequest) -> tuple[ArithmeticTask, list[Reasoning
 
 def test_the_text_says_what_the_answer_is(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        assert str(told.solve()[told.asked]) == problem.answer, problem
+        facts = read(problem.question)
+        assert str(facts.solve()[facts.asked]) == problem.answer, problem
 
 
 def test_chains_are_all_valid_orders_and_the_first_is_the_order_of_telling(
     made: tuple[ArithmeticTask, list[ReasoningProblem]],
 ) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        valid = orders(told)
-        assert problem.chains[0] == " ".join(told.equations().values())
+        facts = read(problem.question)
+        valid = orders(facts)
+        assert problem.chains[0] == " ".join(facts.equations().values())
         assert len(problem.chains) == min(len(valid), 8)
         assert len(set(problem.chains)) == len(problem.chains)
         assert set(problem.chains) <= valid
@@ -196,10 +196,10 @@ def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[Re
 
 def test_every_number_matters_to_the_answer(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        right = told.solve()[told.asked]
-        for person in (*told.given, *told.steps):
-            assert told.solve(change=person)[told.asked] != right, (person, problem)
+        facts = read(problem.question)
+        right = facts.solve()[facts.asked]
+        for person in (*facts.given, *facts.steps):
+            assert facts.solve(change=person)[facts.asked] != right, (person, problem)
 
 
 def test_steps_and_operations_are_those_asked_for(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
@@ -220,8 +220,8 @@ def test_all_names_things_and_ways_of_saying_it_occur() -> None:
     questions = [problem.question for problem in TASKS[1].sample("train", range(3000))]
     for pattern in [*GIVEN, *(pattern for _, pattern, _ in BY_NUMBER + BY_PEOPLE + ASKED)]:
         assert any(re.search(pattern, question) for question in questions), pattern
-    said = set(re.findall("[A-Za-z]+", " ".join(questions)))
-    assert {*NAMES, *arithmetic.THINGS} <= said
+    output = set(re.findall("[A-Za-z]+", " ".join(questions)))
+    assert {*NAMES, *arithmetic.THINGS} <= output
 
 
 def test_the_answer_cannot_be_guessed_without_computing() -> None:
@@ -248,10 +248,10 @@ def test_the_answer_cannot_be_guessed_without_computing() -> None:
 
 def test_order_and_batching_change_nothing() -> None:
     for split in SPLITS:
-        whole = TASKS[0].sample(split, np.arange(20), seed=3)
+        full = TASKS[0].sample(split, np.arange(20), seed=3)
         order = np.random.default_rng(0).permutation(20)
-        assert TASKS[0].sample(split, order, seed=3) == [whole[index] for index in order]
-        assert [task().sample(split, [index], seed=3)[0] for index in range(20)] == whole
+        assert TASKS[0].sample(split, order, seed=3) == [full[index] for index in order]
+        assert [task().sample(split, [index], seed=3)[0] for index in range(20)] == full
     assert TASKS[0].sample("train", []) == []
 
 
@@ -280,15 +280,15 @@ def test_large_indices_are_samples_too() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"steps": (1, 2), "largest": 20, "operations": EVERY_OPERATION}])
 def test_no_calculation_is_in_two_splits(settings: dict[str, object]) -> None:
-    found: dict[str, set[tuple[object, ...]]] = {}
+    actual: dict[str, set[tuple[object, ...]]] = {}
     for split in SPLITS:
         count = 1500 if split == "train" else 300
         problems = [row for seed in (0, 1) for row in task(**settings).sample(split, range(count), seed)]
-        told = [read(problem.question) for problem in problems]
-        found[split] = {each.calculation(each.asked) for each in told}
-    assert len(found["test"]) > 5
+        facts = [read(problem.question) for problem in problems]
+        actual[split] = {each.calculation(each.asked) for each in facts}
+    assert len(actual["test"]) > 5
     for first, second in itertools.combinations(SPLITS, 2):
-        assert not found[first] & found[second], (first, second)
+        assert not actual[first] & actual[second], (first, second)
 
 
 def test_splits_share_out_the_calculations() -> None:

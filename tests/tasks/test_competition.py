@@ -82,13 +82,13 @@ def test_validation_rows_leave_the_training_rows(tmp_path: Path) -> None:
     made = task(train=save(tmp_path / "r1.json", rows), validation_rows=10)
     again = task(train=save(tmp_path / "other.json", rows[::-1]), validation_rows=10)
     held = {one.question for one in made.sample("validation", range(made.size("validation")))}
-    kept = [one.question for one in made.sample("train", range(30))]
-    assert (len(held), len(set(kept)), made.size("train")) == (10, 30, 30)
-    assert not held & set(kept)
+    remaining = [one.question for one in made.sample("train", range(30))]
+    assert (len(held), len(set(remaining)), made.size("train")) == (10, 30, 30)
+    assert not held & set(remaining)
     assert held == {one.question for one in again.sample("validation", range(10))}
     second = [one.question for one in made.sample("train", range(30, 60))]
-    assert sorted(second) == sorted(kept)
-    assert second != kept
+    assert sorted(second) == sorted(remaining)
+    assert second != remaining
 
 
 def test_rows_that_are_alike_have_different_keys(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ class Case:
     def markers(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         if self.task.traits.markers is None:
             return (), ()
-        found = (self.prompt_format or PromptFormat(tokenizer=self.task.tokenizer)).markers
-        return found.open, found.end
+        actual = (self.prompt_format or PromptFormat(tokenizer=self.task.tokenizer)).markers
+        return actual.open, actual.end
 
     def problems(self, split: str = "train", most: int = MANY) -> Any:
         size = self.task.size(split)
@@ -243,8 +243,8 @@ def test_spans_are_the_text(case: Case) -> None:
     for problem, spans in zip(problems, case.spans(problems), strict=True):
         assert case.text(spans.chain) == problem.chains[0]
         assert "".join(problem.steps) == problem.chains[0]
-        said = problem.solution or f"\\boxed{{{problem.answer}}}"
-        assert case.text(spans.answer).removesuffix("[EOS]").strip() == said
+        output = problem.solution or f"\\boxed{{{problem.answer}}}"
+        assert case.text(spans.answer).removesuffix("[EOS]").strip() == output
 
 
 def test_steps_are_the_chain(case: Case) -> None:

@@ -95,9 +95,9 @@ def windows(data: GeneratedDataset) -> list[list[list[int]]]:
 def test_one_window_by_hand() -> None:
     lengths = np.array([7, 1, 5, 1, 5, 9])
     order = by_length(lambda places: lengths[places], size=6, batch_size=2, seed=0)
-    found = order(np.arange(6)).reshape(3, 2).tolist()
+    actual = order(np.arange(6)).reshape(3, 2).tolist()
     # Sorted: 1 1 5 5 7 9; equals stay in their order.
-    assert sorted(found) == [[0, 5], [1, 3], [2, 4]]
+    assert sorted(actual) == [[0, 5], [1, 3], [2, 4]]
 
 
 def test_a_window_keeps_its_samples() -> None:
@@ -130,14 +130,14 @@ def test_who_goes_on_in_the_middle_reads_what_was_left(first: int) -> None:
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_ranks_together_read_the_batches_of_one_process(ranks: int) -> None:
-    wanted = [batch for batches in windows(like_lengths()) for batch in batches]
-    parts = []
+    expected = [batch for batches in windows(like_lengths()) for batch in batches]
+    pieces = []
     for rank in range(ranks):
         data = like_lengths()
         sampler = BatchSampler(SequentialSampler(data), BATCH // ranks, drop_last=False)
         shard = BatchSamplerShard(sampler, num_processes=ranks, process_index=rank)
-        parts.append([data.__getitems__(indices)["samples"] for indices in shard])
-    assert [[sample for part in batch for sample in part] for batch in zip(*parts, strict=True)] == wanted
+        pieces.append([data.__getitems__(indices)["samples"] for indices in shard])
+    assert [[sample for piece in batch for sample in piece] for batch in zip(*pieces, strict=True)] == expected
 
 
 def test_half_a_batch_is_refused() -> None:

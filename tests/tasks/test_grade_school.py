@@ -298,9 +298,9 @@ def test_every_epoch_has_every_training_row_once_in_an_order_of_its_own(hundred:
 def test_order_and_batching_change_nothing(hundred: str) -> None:
     made = task(hundred)
     indices = np.random.default_rng(0).integers(0, 10**12, size=30)
-    whole = made.sample("train", indices, seed=5)
-    assert [task(hundred).sample("train", [int(index)], seed=5)[0] for index in indices] == whole
-    assert made.sample("train", indices[::-1].copy(), seed=5) == whole[::-1]
+    full = made.sample("train", indices, seed=5)
+    assert [task(hundred).sample("train", [int(index)], seed=5)[0] for index in indices] == full
+    assert made.sample("train", indices[::-1].copy(), seed=5) == full[::-1]
     assert made.sample("train", []) == []
 
 

@@ -119,11 +119,11 @@ def test_every_problem_needs_a_text() -> None:
 
 def test_grading_works_outside_the_main_thread() -> None:
     # The library's own time limit is a signal, which other threads cannot have.
-    found: list[bool] = []
-    thread = threading.Thread(target=lambda: found.extend([is_right(r"\boxed{23.0}", "23"), is_right("no", "23")]))
+    actual: list[bool] = []
+    thread = threading.Thread(target=lambda: actual.extend([is_right(r"\boxed{23.0}", "23"), is_right("no", "23")]))
     thread.start()
     thread.join()
-    assert found == [True, False]
+    assert actual == [True, False]
 
 
 def test_a_number_too_large_to_compute_is_wrong_and_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:

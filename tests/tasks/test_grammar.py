@@ -38,7 +38,7 @@ def written_out(grammar: Grammar) -> set[str]:
     texts = [set() for _ in grammar.rules] + [{"a"}, {"b"}, {"c"}]
     for symbol in reversed(range(len(grammar.rules))):
         for rule in grammar.rules[symbol]:
-            texts[symbol] |= {"".join(parts) for parts in itertools.product(*(texts[part] for part in rule))}
+            texts[symbol] |= {"".join(pieces) for pieces in itertools.product(*(texts[piece] for piece in rule))}
     return texts[0]
 
 
@@ -53,15 +53,15 @@ def parses(grammar: Grammar, text: str, *, prefix: bool = False) -> bool:
     @cache
     def ends(symbol: int, start: int) -> frozenset[int]:
         if symbol >= len(grammar.rules):
-            wanted = "abc"[symbol - len(grammar.rules)]
-            return frozenset({start + 1} if text[start : start + 1] in (wanted, "?") else ())
-        found: set[int] = set()
+            target = "abc"[symbol - len(grammar.rules)]
+            return frozenset({start + 1} if text[start : start + 1] in (target, "?") else ())
+        actual: set[int] = set()
         for rule in grammar.rules[symbol]:
             reached = {start}
-            for part in rule:
-                reached = {end for place in reached for end in ends(part, place)}
-            found |= reached
-        return frozenset(found)
+            for piece in rule:
+                reached = {end for position in reached for end in ends(piece, position)}
+            actual |= reached
+        return frozenset(actual)
 
     reached = ends(0, 0)
     return any(end >= length for end in reached) if prefix else length in reached
@@ -79,7 +79,7 @@ def every_text(length: int) -> list[str]:
 
 
 def same(some: GrammarProblems, others: GrammarProblems) -> bool:
-    made = [(TASK.text(part), part.prompt_B.tolist()) for part in (some, others)]
+    made = [(TASK.text(piece), piece.prompt_B.tolist()) for piece in (some, others)]
     return made[0] == made[1]
 
 
@@ -108,9 +108,14 @@ def test_drawn_languages_are_recognised_text_by_text(grammar: Grammar) -> None:
     generator = np.random.default_rng(0)
     # Nearly right ones of all lengths: another symbol, one more, one less.
     for text in sorted(language)[:100]:
-        place, letter = int(generator.integers(len(text))), "abc"[generator.integers(3)]
-        texts += [text, text[:place] + letter + text[place + 1 :], text[:place] + letter + text[place:], text[1:]]
-        texts += [text[:place] + letter, text[:place]]
+        position, letter = int(generator.integers(len(text))), "abc"[generator.integers(3)]
+        texts += [
+            text,
+            text[:position] + letter + text[position + 1 :],
+            text[:position] + letter + text[position:],
+            text[1:],
+        ]
+        texts += [text[:position] + letter, text[:position]]
     assert grammar.accepts(tokens(texts)).tolist() == [text in language for text in texts]
     assert grammar.accepts_prefix(tokens(texts)).tolist() == [text in begun for text in texts]
 
@@ -118,11 +123,11 @@ def test_drawn_languages_are_recognised_text_by_text(grammar: Grammar) -> None:
 def test_every_string_with_one_wrong_symbol_is_judged_as_the_parser_judges_it() -> None:
     texts = TASK.text(TASK.sample("test", np.arange(8)))
     wrong = [
-        text[:place] + letter + text[place + 1 :]
+        text[:position] + letter + text[position + 1 :]
         for text in texts
-        for place in range(len(text))
+        for position in range(len(text))
         for letter in "abc"
-        if letter != text[place]
+        if letter != text[position]
     ]
     expected = [parses(TASK.grammar, text) for text in wrong]
     assert len(wrong) > 700
@@ -179,8 +184,8 @@ def test_a_full_grammar_has_the_paper_s_shape(seed: int) -> None:
     grammar = Grammar.draw(levels=5, rules=2, seed=seed)
     levels = [range(1), range(1, 3), range(3, 5), range(5, 8), range(8, 14), range(14, 17)]
     for symbols, below in itertools.pairwise(levels):
-        parts = [part for symbol in symbols for rule in grammar.rules[symbol] for part in rule]
-        assert set(parts) == set(below)
+        pieces = [piece for symbol in symbols for rule in grammar.rules[symbol] for piece in rule]
+        assert set(pieces) == set(below)
     rules = [rule for choices in grammar.rules for rule in choices]
     assert len(rules) == len(set(rules)) == 28
     assert {len(rule) for rule in rules} == {3, 4}
@@ -216,8 +221,8 @@ def test_every_rule_is_equally_likely() -> None:
     counts = Counter(TASK.text(GrammarProblems(ids_BT=ids, length_B=lengths, prompt_B=lengths)))
     # The root's rule, then those of its parts; abaa comes from a and baa as well as from ab, a and a.
     shares = {"a": 1 / 9, "ccb": 1 / 9, "aab": 1 / 18, "baaaa": 1 / 54, "baaccbccb": 1 / 54, "abaa": 1 / 18 + 1 / 54}
-    for text, share in shares.items():
-        assert abs(counts[text] / 40_000 - share) < 5 * (share / 40_000) ** 0.5, text
+    for text, fraction in shares.items():
+        assert abs(counts[text] / 40_000 - fraction) < 5 * (fraction / 40_000) ** 0.5, text
     assert set(counts) == written_out(SMALL)
 
 
@@ -226,13 +231,13 @@ def test_every_rule_is_equally_likely() -> None:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_order_and_batching_change_nothing(split: str) -> None:
-    whole = TASK.sample(split, np.arange(40), seed=3)
+    entire = TASK.sample(split, np.arange(40), seed=3)
     order = np.random.default_rng(0).permutation(40)
     shuffled = TASK.sample(split, order, seed=3)
-    assert TASK.text(shuffled) == [TASK.text(whole)[i] for i in order]
-    assert shuffled.prompt_B.tolist() == whole.prompt_B[order].tolist()
+    assert TASK.text(shuffled) == [TASK.text(entire)[i] for i in order]
+    assert shuffled.prompt_B.tolist() == entire.prompt_B[order].tolist()
     # Another object that never made anything before, and twice the same index.
-    assert same(GrammarConfig(levels=3).build().sample(split, np.arange(40), seed=3), whole)
+    assert same(GrammarConfig(levels=3).build().sample(split, np.arange(40), seed=3), entire)
     assert len(set(TASK.text(TASK.sample(split, np.array([7, 7]), seed=3)))) == 1
 
 
@@ -266,7 +271,7 @@ def test_no_string_is_in_two_splits() -> None:
         assert not made[first] & made[second], (first, second)
     # The control: without splits, samples of this size share strings.
     noise = np.random.default_rng(0).integers(0, 2**64, (2, 3000, TASK.grammar.choices), dtype=np.uint64)
-    drawn = [{bytes(row) for row in TASK.grammar.derive(part)[0]} for part in noise]
+    drawn = [{bytes(row) for row in TASK.grammar.derive(piece)[0]} for piece in noise]
     assert drawn[0] & drawn[1]
 
 
@@ -337,12 +342,12 @@ def test_every_continuation_is_valid_if_the_parser_can_go_on() -> None:
         many = GrammarProblems(
             ids_BT=one.ids_BT.repeat(81, axis=0), length_B=one.length_B.repeat(81), prompt_B=one.prompt_B.repeat(81)
         )
-        said = torch.from_numpy(tokens(continuations))
+        output = torch.from_numpy(tokens(continuations))
         start = text[: one.prompt_B[0]]
         expected = [parses(TASK.grammar, start + more, prefix=True) for more in continuations]
-        assert TASK.valid(said, many).tolist() == expected
+        assert TASK.valid(output, many).tolist() == expected
         exact = [text.startswith(start + more) for more in continuations]
-        assert TASK.grade(said, many).correct.tolist() == exact
+        assert TASK.grade(output, many).correct.tolist() == exact
         assert sum(exact) == 1 <= sum(expected) < 81
 
 
@@ -350,9 +355,9 @@ def test_an_end_is_valid_where_the_string_is_complete() -> None:
     problems = TASK.sample("test", np.arange(20))
     early = replace(problems, prompt_B=problems.length_B - 2)
     last = torch.from_numpy(early.window(0, 2))
-    said = torch.cat([last, torch.full((20, 1), EOS), torch.randint(0, 5, (20, 1))], dim=1)
-    assert TASK.valid(said, early).all()
-    assert not TASK.grade(said, early).correct.any()
+    output = torch.cat([last, torch.full((20, 1), EOS), torch.randint(0, 5, (20, 1))], dim=1)
+    assert TASK.valid(output, early).all()
+    assert not TASK.grade(output, early).correct.any()
     too_early = torch.cat([last[:, :1], torch.full((20, 3), EOS)], dim=1)
     complete = [parses(TASK.grammar, text[:-1]) for text in TASK.text(problems)]
     assert TASK.valid(too_early, early).tolist() == complete

@@ -43,22 +43,22 @@ class Read(NamedTuple):
 
     def places(self, name: str) -> list[int]:
         """The sentences with a name, by number."""
-        return [place for place, pair in enumerate(self.pairs) if name in pair]
+        return [position for position, pair in enumerate(self.pairs) if name in pair]
 
     def away(self, start: str) -> dict[str, int]:
         """Steps from a name to all that it is, by going round until nothing changes."""
-        found = {start: 0}
+        actual = {start: 0}
         for _ in self.pairs:
             for old, new in self.pairs:
-                if old in found:
-                    found[new] = min(found.get(new, 99), found[old] + 1)
-        return found
+                if old in actual:
+                    actual[new] = min(actual.get(new, 99), actual[old] + 1)
+        return actual
 
     def ways(self, goal: str, way: tuple[str, ...]) -> list[tuple[str, ...]]:
         """Every way to a name, short or long."""
         if way[-1] == goal:
             return [way]
-        return [found for old, new in self.pairs if old == way[-1] for found in self.ways(goal, (*way, new))]
+        return [actual for old, new in self.pairs if old == way[-1] for actual in self.ways(goal, (*way, new))]
 
 
 def read(question: str) -> Read:
@@ -110,9 +110,9 @@ def test_the_person_is_the_answer_and_another_person_alone_is_the_other_option(
     made: tuple[LogicTask, list[ReasoningProblem]],
 ) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        (other,) = told.people - {told.person}
-        mine, others = told.away(told.person), told.away(other)
+        statement = read(problem.question)
+        (other,) = statement.people - {statement.person}
+        mine, others = statement.away(statement.person), statement.away(other)
         assert problem.answer in mine
         assert wrong_of(problem) not in mine
         assert wrong_of(problem) in others
@@ -121,23 +121,23 @@ def test_the_person_is_the_answer_and_another_person_alone_is_the_other_option(
 
 def test_chains_are_the_shortest_ways_in_the_order_of_telling(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        ways = told.ways(problem.answer, (told.person,))
+        statement = read(problem.question)
+        ways = statement.ways(problem.answer, (statement.person,))
         shortest = [way for way in ways if len(way) == min(map(len, ways))]
-        shortest.sort(key=lambda way: [told.pairs.index(pair) for pair in itertools.pairwise(way)])
+        shortest.sort(key=lambda way: [statement.pairs.index(pair) for pair in itertools.pairwise(way)])
         assert problem.chains == tuple(map(as_chain, shortest[:8]))
 
 
 def test_sizes_are_those_asked_for(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     config, problems = made[0].config, made[1]
     for problem in problems:
-        told = read(problem.question)
-        names = set(itertools.chain(*told.pairs))
-        assert len(told.people) == 2
+        statement = read(problem.question)
+        names = set(itertools.chain(*statement.pairs))
+        assert len(statement.people) == 2
         assert len(names) == config.concepts + 2
-        assert len(set(told.pairs)) == len(told.pairs)
-        assert config.concepts <= len(told.pairs) <= config.edges
-        assert all(name not in told.away(new) for name, new in told.pairs), "a cycle"
+        assert len(set(statement.pairs)) == len(statement.pairs)
+        assert config.concepts <= len(statement.pairs) <= config.edges
+        assert all(name not in statement.away(new) for name, new in statement.pairs), "a cycle"
     lengths = Counter(problem.chains[0].count(".") for problem in problems)
     assert set(lengths) == set(config.hops)
     assert min(lengths.values()) > 0.5 * len(problems) / len(config.hops)
@@ -154,37 +154,37 @@ def test_questions_are_full_and_often_have_several_chains() -> None:
 
 def test_both_options_have_the_same_depth_and_degree(made: tuple[LogicTask, list[ReasoningProblem]]) -> None:
     for problem in made[1]:
-        told = read(problem.question)
-        (other,) = told.people - {told.person}
+        statement = read(problem.question)
+        (other,) = statement.people - {statement.person}
         right, wrong = problem.answer, wrong_of(problem)
-        assert told.away(told.person)[right] == told.away(other)[wrong]
-        assert len(told.inside(right)) == len(told.inside(wrong))
-        assert not {right, wrong} & {old for old, _ in told.pairs}
+        assert statement.away(statement.person)[right] == statement.away(other)[wrong]
+        assert len(statement.inside(right)) == len(statement.inside(wrong))
+        assert not {right, wrong} & {old for old, _ in statement.pairs}
 
 
 Guess = Callable[[Read, str], float]  # how much speaks for an option
 
 GUESSES: dict[str, Guess] = {
-    "asked first": lambda told, option: -told.options.index(option),
-    "told early": lambda told, option: -told.places(option)[0],
-    "told late": lambda told, option: told.places(option)[-1],
-    "told often": lambda told, option: len(told.places(option)),
-    "deep": lambda told, option: max(told.away(person).get(option, 0) for person in told.people),
-    "parents told often": lambda told, option: sum(len(told.places(old)) for old in told.inside(option)),
-    "near the person": lambda told, option: (
-        -min(abs(here - there) for here in told.places(option) for there in told.places(told.person))
+    "asked first": lambda statement, option: -statement.options.index(option),
+    "told early": lambda statement, option: -statement.places(option)[0],
+    "told late": lambda statement, option: statement.places(option)[-1],
+    "told often": lambda statement, option: len(statement.places(option)),
+    "deep": lambda statement, option: max(statement.away(person).get(option, 0) for person in statement.people),
+    "parents told often": lambda statement, option: sum(len(statement.places(old)) for old in statement.inside(option)),
+    "near the person": lambda statement, option: (
+        -min(abs(here - there) for here in statement.places(option) for there in statement.places(statement.person))
     ),
 }
 
 
 def hits(guess: Guess, problems: list[ReasoningProblem]) -> float:
     """How often a guess is right; half of the ties."""
-    found = []
+    actual = []
     for problem in problems:
-        told = read(problem.question)
-        right, wrong = guess(told, problem.answer), guess(told, wrong_of(problem))
-        found.append(0.5 if right == wrong else float(right > wrong))
-    return float(np.mean(found))
+        statement = read(problem.question)
+        right, wrong = guess(statement, problem.answer), guess(statement, wrong_of(problem))
+        actual.append(0.5 if right == wrong else float(right > wrong))
+    return float(np.mean(actual))
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_the_surface_does_not_tell_the_answer(name: str, many: list[ReasoningPro
 
 
 def test_a_search_does_tell_the_answer(many: list[ReasoningProblem]) -> None:
-    assert hits(lambda told, option: option in told.away(told.person), many) == 1
+    assert hits(lambda statement, option: option in statement.away(statement.person), many) == 1
 
 
 def test_no_name_is_the_answer_more_often_than_another() -> None:
@@ -210,28 +210,28 @@ def test_no_name_is_the_answer_more_often_than_another() -> None:
 # --- splits and purity -----------------------------------------------------------------------------------------
 
 
-def unfolded(told: Read, name: str) -> tuple[Any, ...]:
+def unfolded(statement: Read, name: str) -> tuple[Any, ...]:
     """All that leads to a name, without names."""
-    kind = "person" if name in told.people else "option" if name in told.options else "concept"
-    return kind, *sorted((unfolded(told, old) for old in told.inside(name)), key=repr)
+    kind = "person" if name in statement.people else "option" if name in statement.options else "concept"
+    return kind, *sorted((unfolded(statement, old) for old in statement.inside(name)), key=repr)
 
 
 @pytest.mark.parametrize(
     "settings", [{"hops": (1,), "concepts": 6, "edges": 6}, {"hops": (2,), "concepts": 8, "edges": 8}]
 )
 def test_no_graph_is_in_two_splits(settings: dict[str, Any]) -> None:
-    found: dict[str, set[str]] = {}
+    actual: dict[str, set[str]] = {}
     seen = 0
     for split in SPLITS:
-        told = [read(problem.question) for problem in task(**settings).sample(split, range(80))]
+        statement = [read(problem.question) for problem in task(**settings).sample(split, range(80))]
         graphs = [
-            repr(sorted(repr(unfolded(each, name)) for name in set(itertools.chain(*each.pairs)))) for each in told
+            repr(sorted(repr(unfolded(each, name)) for name in set(itertools.chain(*each.pairs)))) for each in statement
         ]
-        found[split] = set(graphs)
-        seen += len(graphs) - len(found[split])
+        actual[split] = set(graphs)
+        seen += len(graphs) - len(actual[split])
     assert seen > 20, "graphs hardly ever occur twice, so this shows nothing"
     for first, second in itertools.combinations(SPLITS, 2):
-        assert not found[first] & found[second], (first, second)
+        assert not actual[first] & actual[second], (first, second)
 
 
 def test_splits_share_out_the_graphs() -> None:
@@ -250,10 +250,10 @@ def test_the_smallest_settings_have_problems_in_every_split(hops: int) -> None:
 
 def test_order_and_batching_change_nothing() -> None:
     for split in SPLITS:
-        whole = TASKS[0].sample(split, np.arange(20), seed=3)
+        full = TASKS[0].sample(split, np.arange(20), seed=3)
         order = np.random.default_rng(0).permutation(20)
-        assert TASKS[0].sample(split, order, seed=3) == [whole[index] for index in order]
-        assert [task().sample(split, [index], seed=3)[0] for index in range(20)] == whole
+        assert TASKS[0].sample(split, order, seed=3) == [full[index] for index in order]
+        assert [task().sample(split, [index], seed=3)[0] for index in range(20)] == full
 
 
 def test_a_sample_is_the_same_in_every_process_and_version() -> None:
@@ -328,8 +328,8 @@ def test_a_share_of_the_problems_is_spelled() -> None:
     spelled = [problem for problem in problems if problem.answer not in CONCEPTS]
     assert 0.2 < len(spelled) / len(problems) < 0.4
     for problem in spelled:
-        told = read(problem.question)
-        names = set(itertools.chain(*told.pairs))
+        statement = read(problem.question)
+        names = set(itertools.chain(*statement.pairs))
         assert not names & {*CONCEPTS, *NAMES}
         assert len({"".join(sorted(name.lower())) for name in names}) == len(names)
 

@@ -18,8 +18,8 @@ def row(key: str, question: str, chain: str = "", solution: str = "") -> Reasoni
 
 
 def keys(train: list[ReasoningProblem], test: list[ReasoningProblem], **settings: Any) -> tuple[list[str], list[str]]:
-    found = overlap(train, {"one": test}, **settings)["tests"]["one"]
-    return found["problem_keys"], found["row_keys"]
+    actual = overlap(train, {"one": test}, **settings)["tests"]["one"]
+    return actual["problem_keys"], actual["row_keys"]
 
 
 def test_thirteen_shared_words_are_an_overlap_and_twelve_are_not() -> None:
@@ -60,8 +60,8 @@ def test_chains_and_solutions_are_searched_each_by_itself() -> None:
 
 def test_every_test_set_has_its_own_keys_and_counts() -> None:
     train = [row("a", SHEEP), row("b", "Nothing of that kind."), row("c", "Oh! " + SHEEP)]
-    found = overlap(train, {"first": [row("x", SHEEP), row("y", "Who?")], "second": [row("z", "Where to?")]})
-    assert found == {
+    actual = overlap(train, {"first": [row("x", SHEEP), row("y", "Who?")], "second": [row("z", "Where to?")]})
+    assert actual == {
         "words": 13,
         "rows": 3,
         "tests": {
@@ -69,7 +69,7 @@ def test_every_test_set_has_its_own_keys_and_counts() -> None:
             "second": {"problems": 1, "problem_keys": [], "row_keys": []},
         },
     }
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(actual)) == actual
 
 
 def test_an_overlap_has_at_least_one_word() -> None:

@@ -30,15 +30,17 @@ def letters(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     """One token a letter, and a token that the tokenizer puts before every text unless it is told not to."""
     written = string.ascii_letters + string.digits + string.punctuation + " \n"
     tokens = ["~pad", "~bos", "~eos", *written]
-    tokenizer = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    tokenizer = Tokenizer(
+        models.WordLevel({token: position for position, token in enumerate(tokens)}, unk_token="~pad")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.post_processor = processors.TemplateProcessing(single="~bos $A", special_tokens=[("~bos", 1)])
-    found = PreTrainedTokenizerFast(
+    actual = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="~pad", bos_token="~bos", eos_token="~eos", padding_side="left"
     )
-    found.chat_template = template
-    return found
+    actual.chat_template = template
+    return actual
 
 
 def spelled(text: str) -> tuple[int, ...]:
@@ -103,8 +105,8 @@ def test_a_token_that_ends_every_text_is_left_out() -> None:
 
 
 def test_a_template_over_parts_gets_parts() -> None:
-    parts = TEMPLATE.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
-    assert PromptFormat(tokenizer=letters(parts)).prompt("Ann") == PromptFormat(tokenizer=letters()).prompt("Ann")
+    pieces = TEMPLATE.replace("{{ message.content }}", "{% for part in message.content %}{{ part.text }}{% endfor %}")
+    assert PromptFormat(tokenizer=letters(pieces)).prompt("Ann") == PromptFormat(tokenizer=letters()).prompt("Ann")
 
 
 def test_a_template_that_prints_the_day_prints_the_same_every_day() -> None:
@@ -142,7 +144,9 @@ def test_a_problem_without_a_chain_has_an_empty_one() -> None:
 
 
 def test_a_tokenizer_that_merges_across_the_border_of_steps_gives_both_readings() -> None:
-    entries = {token: place for place, token in enumerate(["~pad", "~eos", ".", " ", ". ", *string.ascii_letters])}
+    entries = {
+        token: position for position, token in enumerate(["~pad", "~eos", ".", " ", ". ", *string.ascii_letters])
+    }
     tokenizer = Tokenizer(models.BPE(vocab=entries, merges=[(".", " ")]))
     tokenizer.decoder = decoders.Fuse()
     made = PromptFormat(
@@ -214,8 +218,8 @@ def test_texts_of_the_arithmetic_task_round_trip() -> None:
     problems = task.sample("train", np.arange(64))
     for problem in problems:
         spans = prompt_format.spans(problem)
-        said = [torch.tensor([part]) for part in (spans.prompt, spans.chain, spans.answer)]
-        texts = [prompt_format.decode(part)[0] for part in said]
+        output = [torch.tensor([piece]) for piece in (spans.prompt, spans.chain, spans.answer)]
+        texts = [prompt_format.decode(piece)[0] for piece in output]
         assert texts[:2] == [problem.question, problem.chains[0]]
         assert texts[2].strip() == f"\\boxed{{{problem.answer}}}"
 
@@ -227,15 +231,15 @@ def test_said_answers_are_graded_right_whatever_stands_behind_their_end() -> Non
     rows = [list(prompt_format.spans(problem).answer) for problem in problems]
     assert all(row[-1] == end for row in rows)
     for filler in (pad, end):
-        said = torch.tensor([row + [filler] * (9 - len(row)) for row in rows])
-        assert graded(prompt_format.decode(said), problems).all()
-        assert not graded(prompt_format.decode(said.roll(1, dims=0)), problems).all()
+        output = torch.tensor([row + [filler] * (9 - len(row)) for row in rows])
+        assert graded(prompt_format.decode(output), problems).all()
+        assert not graded(prompt_format.decode(output.roll(1, dims=0)), problems).all()
 
 
 def test_texts_leave_out_padding_and_end_and_keep_every_letter() -> None:
     prompt_format = PromptFormat(tokenizer=letters())
-    said = torch.tensor([[*spelled("\\boxed{ 3 }"), 2, 0, 0], [*spelled("no box, 7.5 ?"), 0][:14]])
-    assert prompt_format.decode(said) == ["\\boxed{ 3 }", "no box, 7.5 ?"]
+    output = torch.tensor([[*spelled("\\boxed{ 3 }"), 2, 0, 0], [*spelled("no box, 7.5 ?"), 0][:14]])
+    assert prompt_format.decode(output) == ["\\boxed{ 3 }", "no box, 7.5 ?"]
 
 
 def test_nothing_is_said_of_nothing() -> None:

@@ -39,7 +39,7 @@ def rows(made: ProseTask, split: str, **kind: Any) -> list[list[int]]:
 def documents(made: ProseTask, split: str) -> list[str]:
     """What the texts of a split say; the last document may be cut."""
     ids = [token for row in rows(made, split) for token in row]
-    ends = [place for place, token in enumerate(ids) if token == EOS]
+    ends = [position for position, token in enumerate(ids) if token == EOS]
     return [made.text(ids[a + 1 : b]) for a, b in zip([-1, *ends], ends, strict=False)]
 
 
@@ -53,10 +53,10 @@ def sixteenth(text: str) -> int:
 def test_texts_are_the_documents_of_their_split_end_to_end(file: Path) -> None:
     made, every = task(file), paragraphs(300)
     for split, classes in (("validation", {14}), ("test", {15})):
-        wanted = [text for text in every if sixteenth(text) in classes]
-        found = documents(made, split)
-        assert found == wanted[: len(found)]
-        assert len(wanted) - len(found) <= 2, "no more than the end is lost"
+        expected = [text for text in every if sixteenth(text) in classes]
+        actual = documents(made, split)
+        assert actual == expected[: len(actual)]
+        assert len(expected) - len(actual) <= 2, "no more than the end is lost"
         assert {len(row) for row in rows(made, split)} == {24}
         assert not any(PAD in row for row in rows(made, split))
     trained = documents(made, "train")
@@ -67,10 +67,10 @@ def test_texts_are_the_documents_of_their_split_end_to_end(file: Path) -> None:
 def test_a_row_is_the_same_however_it_is_asked_for(file: Path) -> None:
     size = task(file).size("train")
     assert size
-    wanted = [3, size + 5, 0, 2 * size + 1, 3]
-    together = ProseTask(task(file).config, (file.read_text(),)).sample("train", wanted, seed=7)
+    expected = [3, size + 5, 0, 2 * size + 1, 3]
+    together = ProseTask(task(file).config, (file.read_text(),)).sample("train", expected, seed=7)
     alone = ProseTask(task(file).config, (file.read_text(),))
-    for index, row in zip(wanted, together, strict=True):
+    for index, row in zip(expected, together, strict=True):
         assert alone.sample("train", [index], seed=7)[0].tolist() == row.tolist()
 
 
@@ -92,17 +92,17 @@ def test_epochs_and_seeds_have_an_order_of_their_own(file: Path) -> None:
 
 def test_sentences_stand_between_two_ends(file: Path) -> None:
     made = task(file)
-    found = rows(made, "validation", kind="sentences")
-    assert all(row[0] == row[-1] == EOS and 14 <= len(row) - 2 <= 30 and EOS not in row[1:-1] for row in found)
+    actual = rows(made, "validation", kind="sentences")
+    assert all(row[0] == row[-1] == EOS and 14 <= len(row) - 2 <= 30 and EOS not in row[1:-1] for row in actual)
     own = [text for text in paragraphs(300) if sixteenth(text) == 14]
-    every = {part for text in own for part in re.findall(r"[^.!?]+[.!?]", text)}
-    said = {made.text(row) for row in found}
-    assert said <= {part.strip() for part in every}
-    assert len(said) == len(found)
+    every = {piece for text in own for piece in re.findall(r"[^.!?]+[.!?]", text)}
+    output = {made.text(row) for row in actual}
+    assert output <= {piece.strip() for piece in every}
+    assert len(output) == len(actual)
     # Those that are left out are too short or too long.
-    for part in {part.strip() for part in every} - said:
+    for piece in {piece.strip() for piece in every} - output:
         tokens: Any = made.tokenizer
-        assert not 14 <= len(tokens(part)["input_ids"]) <= 30
+        assert not 14 <= len(tokens(piece)["input_ids"]) <= 30
 
 
 def test_a_batch_is_padded_on_the_left(file: Path) -> None:
@@ -168,7 +168,7 @@ class Streamed:
 
     def shuffle(self, seed: int, buffer_size: int) -> Streamed:
         order = np.random.default_rng(seed).permutation(len(self.texts))
-        return Streamed([self.texts[place] for place in order], self.read)
+        return Streamed([self.texts[position] for position in order], self.read)
 
     def __iter__(self) -> Iterator[dict[str, str]]:
         for text in self.texts:
@@ -213,10 +213,10 @@ def test_documents_of_several_sources_come_in_turn(monkeypatch: pytest.MonkeyPat
     assert made.streamed
     streamed = [text for text in paragraphs(200, seed=len("some/stream")) if sixteenth(text) == 15]
     filed = [text for text in paragraphs(300) if sixteenth(text) == 15]
-    found = list(made._documents("test", 0, 0))
-    assert sorted(found) == sorted([*streamed, *filed])
-    assert found.index(filed[-1]) > found.index(streamed[0])
-    assert found.index(streamed[-1]) > found.index(filed[0])
+    actual = list(made._documents("test", 0, 0))
+    assert sorted(actual) == sorted([*streamed, *filed])
+    assert actual.index(filed[-1]) > actual.index(streamed[0])
+    assert actual.index(streamed[-1]) > actual.index(filed[0])
 
 
 def test_a_stream_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_a_drawing_shows_every_name_once_and_brackets_the_route(depth: int) -> N
         drawing = task.draw(problems, row)
         names = sorted(character for character in drawing if character.isalpha())
         assert names == sorted(set(text.split("[ROOT]")[0]) - {","})
-        bracketed = [drawing[place + 1] for place, character in enumerate(drawing) if character == "["]
+        bracketed = [drawing[index + 1] for index, character in enumerate(drawing) if character == "["]
         assert "".join(bracketed) == text.split("[ROUTE]")[1]
         assert drawing.count("]") == depth
         assert len(drawing.splitlines()) == 2 * depth - 1
@@ -83,9 +83,9 @@ def test_a_drawing_puts_every_child_under_its_own_parent() -> None:
     problems = task.sample("test", np.arange(10))
     for row in range(10):
         levels = task.draw(problems, row).splitlines()[::2]
-        places = [[place for place, character in enumerate(line) if character.isalpha()] for line in levels]
+        places = [[index for index, character in enumerate(line) if character.isalpha()] for line in levels]
         for above, below in pairwise(places):
-            nearest = [min(range(len(above)), key=lambda parent: abs(above[parent] - place)) for place in below]
+            nearest = [min(range(len(above)), key=lambda parent: abs(above[parent] - index)) for index in below]
             assert nearest == [child // 2 for child in range(len(below))]
 
 

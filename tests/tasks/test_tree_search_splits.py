@@ -53,13 +53,13 @@ def swapped(names: NDArray[np.int64], node: int) -> NDArray[np.int64]:
 @pytest.mark.parametrize("split", SPLITS)
 def test_order_and_batching_change_nothing(config: TreeSearchConfig, split: str) -> None:
     task = config.build()
-    whole = rows(task.sample(split, np.arange(100), seed=3))
+    full = rows(task.sample(split, np.arange(100), seed=3))
     order = np.random.default_rng(0).permutation(100)
-    assert rows(task.sample(split, order, seed=3)) == [whole[i] for i in order]
+    assert rows(task.sample(split, order, seed=3)) == [full[i] for i in order]
     singles = [rows(task.sample(split, np.array([i]), seed=3))[0] for i in range(100)]
-    assert singles == whole
+    assert singles == full
     # Twice the same index in one batch, and another object that never made anything before.
-    assert rows(config.build().sample(split, np.array([7, 7, 99]), seed=3)) == [whole[7], whole[7], whole[99]]
+    assert rows(config.build().sample(split, np.array([7, 7, 99]), seed=3)) == [full[7], full[7], full[99]]
 
 
 def test_an_empty_batch_is_empty() -> None:
@@ -85,7 +85,7 @@ def test_no_tree_is_in_two_splits(depth: int, count: int) -> None:
     for split in SPLITS:
         # Validation and test problems of several seeds, since a run's seed must not leak them into training either.
         problems = [task.sample(split, np.arange(count // 2), seed) for seed in (0, 1)]
-        trees[split] = {read_printed(text).shape for part in problems for text in task.text(part)}
+        trees[split] = {read_printed(text).shape for piece in problems for text in task.text(piece)}
     for first, second in itertools.combinations(SPLITS, 2):
         assert not trees[first] & trees[second], (first, second)
 

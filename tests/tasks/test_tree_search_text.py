@@ -73,7 +73,7 @@ def test_shuffling_edges_puts_every_edge_everywhere() -> None:
     task = task_of(depth=3, shuffle_edges=True)
     edges = task.sample("train", np.arange(6000)).edges_BE
     # Six edges in six places: 1000 expected in each cell, sigma 29.
-    counts = np.array([[(edges[:, place] == child).sum() for child in range(1, 7)] for place in range(6)])
+    counts = np.array([[(edges[:, position] == child).sum() for child in range(1, 7)] for position in range(6)])
     assert np.abs(counts - 1000).max() < 150
 
 
@@ -98,7 +98,7 @@ def test_targets_repeat_only_if_they_may() -> None:
 
 
 def test_a_share_of_the_problems_is_certain() -> None:
-    free, mixed = (task_of(targets=3, certain=share).sample("train", np.arange(4000)) for share in (0.0, 0.5))
+    free, mixed = (task_of(targets=3, certain=fraction).sample("train", np.arange(4000)) for fraction in (0.0, 0.5))
     same = (mixed.targets_BA == mixed.targets_BA[:, :1]).all(axis=1)
     # A half, and one in 64 of the others; sigma 0.008.
     assert abs(same.mean() - (0.5 + 0.5 / 64)) < 0.03

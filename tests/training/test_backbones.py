@@ -42,7 +42,7 @@ threads: 1
 
 def tokenizer_of_letters() -> PreTrainedTokenizerFast:
     tokens = ["~pad", "~end", *string.ascii_letters, *string.digits, *string.punctuation, " ", "\n"]
-    words = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    words = Tokenizer(models.WordLevel({token: position for position, token in enumerate(tokens)}, unk_token="~pad"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     words.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="~pad", eos_token="~end")
@@ -126,8 +126,8 @@ def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
 def first_blocks_of(model: PreTrainedModel, count: int) -> PreTrainedModel:
     config = type(model.config).from_dict({**model.base_model.config.to_dict(), "num_hidden_layers": count})
     cut = AutoModel.from_config(config, attn_implementation="eager").eval()
-    kept = cut.state_dict().keys()
-    cut.load_state_dict({name: value for name, value in model.base_model.state_dict().items() if name in kept})
+    remaining = cut.state_dict().keys()
+    cut.load_state_dict({name: value for name, value in model.base_model.state_dict().items() if name in remaining})
     return cut
 
 

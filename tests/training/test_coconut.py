@@ -91,10 +91,10 @@ def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
         batch = collated(recipe, stage)(np.arange(8))
         assert batch["latent_mask"].sum(dim=1).tolist() == [2 * replaced] * 8
         for row, problem in enumerate(problems):
-            said = batch["text_ids"][row][batch["target_mask"][row]]
+            output = batch["text_ids"][row][batch["target_mask"][row]]
             left = "".join(problem.steps[replaced:]) if rest else ""
             answer = (*prompt_format.encode(left), *prompt_format.encode(f"\\boxed{{{problem.answer}}}"))
-            assert tuple(said.tolist()) == (*answer, prompt_format.tokenizer.eos_token_id)
+            assert tuple(output.tolist()) == (*answer, prompt_format.tokenizer.eos_token_id)
 
 
 def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained: Path) -> None:

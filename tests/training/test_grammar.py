@@ -138,8 +138,8 @@ def test_strings_of_like_length_share_a_batch() -> None:
     def places(*overrides: str) -> tuple[int, int]:
         recipe = tiny_strings("stages.pretrain.steps=16", *overrides)
         data = data_of(recipe, context_of(recipe, recipe.stage("pretrain")))
-        parts = [data.__getitems__(list(range(at, at + 8)))["attention_mask"] for at in range(0, len(data), 8)]
-        return sum(part.numel() for part in parts), sum(int(part.sum()) for part in parts)
+        pieces = [data.__getitems__(list(range(at, at + 8)))["attention_mask"] for at in range(0, len(data), 8)]
+        return sum(piece.numel() for piece in pieces), sum(int(piece.sum()) for piece in pieces)
 
     (wide, real), (narrow, same) = places(), places("group_by_length=true")
     assert real == same <= narrow < wide
@@ -237,7 +237,7 @@ def test_a_model_learns_the_grammar_and_not_symbols_in_random_order() -> None:
 def _shuffled(ids: Tensor, seed: int) -> Tensor:
     """The symbols of each string in another order; padding and end stay."""
     noise = torch.rand(ids.shape, generator=torch.Generator().manual_seed(seed))
-    kept = (ids == PAD) | (ids == EOS)
+    remaining = (ids == PAD) | (ids == EOS)
     columns = torch.arange(ids.shape[1]).expand_as(ids).to(noise.dtype)
-    order = torch.where(ids == PAD, columns - ids.shape[1], torch.where(kept, columns + 2, noise)).argsort(dim=1)
+    order = torch.where(ids == PAD, columns - ids.shape[1], torch.where(remaining, columns + 2, noise)).argsort(dim=1)
     return ids.gather(1, order)

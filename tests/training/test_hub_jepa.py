@@ -80,7 +80,7 @@ threads: 1
 def save_tokenizer(folder: Path, *, fillers: int = 0, **special: str) -> None:
     """One token a letter, behind a padding token and an end."""
     tokens = ["~pad", "~end", *LETTERS, *(f"~{index}" for index in range(fillers))]
-    words = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    words = Tokenizer(models.WordLevel({token: position for position, token in enumerate(tokens)}, unk_token="~pad"))
     words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     words.decoder = decoders.Fuse()
     known = special or {"pad_token": "~pad", "eos_token": "~end"}
@@ -154,8 +154,8 @@ def test_the_reasoner_is_the_first_blocks_and_the_input_table(family: str, tied:
     assert torch.equal(table, original.get_output_embeddings().weight) == tied
     # The same stack with its last block taken out by hand.
     stack = original.base_model
-    kept = "h" if family == "gpt2" else "layers"
-    setattr(stack, kept, getattr(stack, kept)[:2])
+    remaining = "h" if family == "gpt2" else "layers"
+    setattr(stack, remaining, getattr(stack, remaining)[:2])
     stack.config.num_hidden_layers = 2
     ids = torch.randint(2, 90, (3, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -278,8 +278,8 @@ def test_a_prompt_with_end_tokens_is_read_where_they_also_pad(hub: Path, tmp_pat
     reasoner.save_pretrained(tmp_path / "reasoner")
     pair = built(recipe, "mono", tmp_path / "reasoner").eval()
     prompt = torch.tensor([[9, 1, 12, 13, 1, 20]])  # turns of a chat end with the token that pads
-    whole = pair.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5)
-    assert torch.equal(pair.generate(prompt, max_new_tokens=5), whole)
+    complete = pair.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=5)
+    assert torch.equal(pair.generate(prompt, max_new_tokens=5), complete)
 
 
 # --- before anything is trained --------------------------------------------------------------------------------------

@@ -105,8 +105,8 @@ def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(train
     controls = results["words"]["controls"]["mono"]
     assert {"swap", "zero", "noise"} <= set(controls)
     assert not {"no chain", "forced answer"} & set(controls)
-    for part in ("geometry", "superposition"):
-        assert "mono" not in results["words"][part]
+    for piece in ("geometry", "superposition"):
+        assert "mono" not in results["words"][piece]
     assert "mono" not in results["words"]["samples"]["systems"]
 
 

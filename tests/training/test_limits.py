@@ -64,8 +64,8 @@ def test_a_full_disk_is_the_same_line_whoever_writes(
     ):
         fill(2000)
         save(tmp_path / "file")
-    said = str(error.value)
-    assert said.startswith(f"{tmp_path} could not be written (")
-    assert reason in said
-    assert "free space there, or give access, and run the same command again" in said
-    assert "\n" not in said
+    output = str(error.value)
+    assert output.startswith(f"{tmp_path} could not be written (")
+    assert reason in output
+    assert "free space there, or give access, and run the same command again" in output
+    assert "\n" not in output

@@ -67,9 +67,9 @@ def test_training_measuring_and_the_command_are_refused_in_one_line(
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "is in use by another run" in said
+    answer = capsys.readouterr().err
+    assert answer.count("\n") == 1
+    assert "is in use by another run" in answer
 
 
 def test_the_lock_dies_with_its_process_whatever_becomes_of_children(

@@ -59,7 +59,7 @@ def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
     assert isinstance(muon, torch.optim.Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    held = [{names[id(w)] for group in part.param_groups for w in group["params"]} for part in (muon, adamw)]
+    held = [{names[id(w)] for group in piece.param_groups for w in group["params"]} for piece in (muon, adamw)]
     assert held[0] == {name for name in names.values() if "proj" in name}
     assert held[1] == set(names.values()) - held[0]
 
@@ -77,8 +77,8 @@ def test_one_step_is_one_step_of_each_alone() -> None:
         step(together, optimizer, seed)
         apart.zero_grad()
         apart(prompts(seed=seed), labels=prompts(seed=seed)).loss.backward()
-        for part in pair:
-            part.step()
+        for piece in pair:
+            piece.step()
     assert_equal_weights(together, apart)
 
 
@@ -118,7 +118,7 @@ def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
     for seed in range(3):
         step(model, optimizer, seed)
         schedule.step()
-    rates = [group["lr"] for part in optimizer.parts for group in part.param_groups]  # type: ignore[attr-defined]
+    rates = [group["lr"] for piece in optimizer.parts for group in piece.param_groups]  # type: ignore[attr-defined]
     assert rates == pytest.approx([0.02 / 4, 0.003 / 4])
 
     resumed = build_optimizer(copy.deepcopy(model), MUON, "bf16")
@@ -126,7 +126,7 @@ def test_a_schedule_reaches_both_parts_before_and_after_loading() -> None:
     resumed.load_state_dict(optimizer.state_dict())
     later.load_state_dict(schedule.state_dict())
     later.step()
-    rates = [group["lr"] for part in resumed.parts for group in part.param_groups]  # type: ignore[attr-defined]
+    rates = [group["lr"] for piece in resumed.parts for group in piece.param_groups]  # type: ignore[attr-defined]
     assert rates == pytest.approx([0.02 / 5, 0.003 / 5])
 
 

@@ -62,21 +62,21 @@ def printed(facts: dict[str, Any]) -> str:
 
 
 def test_training_costs_six_a_weight_and_token_and_a_table_costs_nothing() -> None:
-    found = planned()
+    actual = planned()
     pairs = TOKENS * (TOKENS + 1) // 2
     # Forward, and twice that backward; scores and weighted sum of sixteen channels.
     blocks = 3 * (2 * BLOCK * TOKENS + 4 * 16 * pairs)
     head = 3 * 2 * 8 * vocabulary() * TOKENS
-    assert found["one"]["flops"] == 5 * 16 * (blocks + head)
-    assert found["two"]["flops"] == 7 * 16 * blocks
-    assert [found[name]["tokens"] for name in found] == [5 * 16 * 13, 7 * 16 * 13, 11 * 12 * 13]
+    assert actual["one"]["flops"] == 5 * 16 * (blocks + head)
+    assert actual["two"]["flops"] == 7 * 16 * blocks
+    assert [actual[name]["tokens"] for name in actual] == [5 * 16 * 13, 7 * 16 * 13, 11 * 12 * 13]
 
 
 def test_a_second_question_costs_its_leaf_its_marker_and_its_names() -> None:
     row, pairs = TOKENS + 2 + ANSWER, (TOKENS + 2 + ANSWER) * (TOKENS + 3 + ANSWER) // 2
-    found = planned("stages.one.objective.questions=2")["one"]
-    assert found["tokens"] == 5 * 16 * row
-    assert found["flops"] == 5 * 16 * 3 * (2 * BLOCK * row + 4 * 16 * pairs + 2 * 8 * vocabulary() * row)
+    actual = planned("stages.one.objective.questions=2")["one"]
+    assert actual["tokens"] == 5 * 16 * row
+    assert actual["flops"] == 5 * 16 * 3 * (2 * BLOCK * row + 4 * 16 * pairs + 2 * 8 * vocabulary() * row)
 
 
 def test_what_is_frozen_only_runs_forward() -> None:
@@ -87,27 +87,27 @@ def test_what_is_frozen_only_runs_forward() -> None:
 
 
 def test_checkpointing_runs_the_blocks_once_more() -> None:
-    found, again = planned(), planned("activation_checkpointing=true")
-    assert again["two"]["flops"] == pytest.approx(found["two"]["flops"] * 4 / 3)
+    actual, again = planned(), planned("activation_checkpointing=true")
+    assert again["two"]["flops"] == pytest.approx(actual["two"]["flops"] * 4 / 3)
     head = 5 * 16 * 3 * 2 * 8 * vocabulary() * TOKENS
-    assert again["one"]["flops"] - head == pytest.approx((found["one"]["flops"] - head) * 4 / 3)
+    assert again["one"]["flops"] - head == pytest.approx((actual["one"]["flops"] - head) * 4 / 3)
 
 
 def test_hours_are_operations_over_what_the_gpus_do() -> None:
-    found = planned()["one"]
+    actual = planned()["one"]
     assert (PEAK_FLOPS, USE) == (400e12, 0.4)
-    assert found["hours"]["8"] == pytest.approx(found["flops"] / (8 * 160e12) / 3600)
-    assert found["hours"]["1"] == pytest.approx(8 * found["hours"]["8"])
+    assert actual["hours"]["8"] == pytest.approx(actual["flops"] / (8 * 160e12) / 3600)
+    assert actual["hours"]["1"] == pytest.approx(8 * actual["hours"]["8"])
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
 
 
 def test_memory_on_eight_gpus_by_hand() -> None:
-    found, rows = planned()["one"], 2
+    actual, rows = planned()["one"], 2
     weights = 8 * vocabulary() + BLOCK + 2 * 8 + 8  # table, block with its two gains, last gain
-    assert found["parameters"] == weights
-    memory = {name: 1e9 * value for name, value in found["memory_gb"]["8"].items()}
+    assert actual["parameters"] == weights
+    memory = {name: 1e9 * value for name, value in actual["memory_gb"]["8"].items()}
     assert memory["weights"] == memory["gradients"] == pytest.approx(4 * weights / 8)
     # Muon keeps one number for a matrix of a block, AdamW two for the rest.
     assert memory["optimizer"] == pytest.approx(4 * (2 * weights - BLOCK) / 8)
@@ -135,8 +135,8 @@ def test_kernels_without_scores_float32_and_checkpointing() -> None:
 
 
 def test_a_target_table_takes_room_but_no_gradient() -> None:
-    found = planned()["two"]["memory_gb"]["1"]
-    assert 1e9 * (found["weights"] - found["gradients"]) == pytest.approx(4 * 8 * vocabulary())
+    actual = planned()["two"]["memory_gb"]["1"]
+    assert 1e9 * (actual["weights"] - actual["gradients"]) == pytest.approx(4 * 8 * vocabulary())
 
 
 def test_a_batch_that_does_not_divide_is_said_to() -> None:
@@ -182,29 +182,32 @@ def test_every_shipped_recipe_plans_without_a_network(name: str, size: str) -> N
 
 def test_the_paper_s_counts_need_no_folder() -> None:
     facts = planned_as_shipped("gsm8k-jepa", "paper")
-    found = {entry["stage"]: entry for entry in facts["models"]}
-    assert round(found["coupled"]["parameters"] / 1e9, 1) == 0.9
-    assert round(found["sst"]["trained"] / 1e6) == 694
-    assert round(found["jepa_mono"]["trained"] / 1e6) == 198
+    actual = {entry["stage"]: entry for entry in facts["models"]}
+    assert round(actual["coupled"]["parameters"] / 1e9, 1) == 0.9
+    assert round(actual["sst"]["trained"] / 1e6) == 694
+    assert round(actual["jepa_mono"]["trained"] / 1e6) == 198
     assert any("runs/prose-paper/seed-0/pretrain/model is not there yet" in note for note in facts["notes"])
 
 
 def test_scores_over_a_large_vocabulary_are_counted_as_the_losses_make_them() -> None:
     facts = planned_as_shipped("grade-school", "paper")
-    found = {entry["stage"]: entry["memory_gb"]["8"]["scores"] * 1e9 for entry in facts["models"]}
+    actual = {entry["stage"]: entry["memory_gb"]["8"]["scores"] * 1e9 for entry in facts["models"]}
     rows, size = 64, 128256
     # 98.4 tokens of prompt, 29.5 of chain, 3 of marker and 8.6 of answer: the last three are scored.
-    assert found["cot"] == pytest.approx(size * rows * (2 + 10) * 41.1)
+    assert actual["cot"] == pytest.approx(size * rows * (2 + 10) * 41.1)
     # Marker and answer, and fifteen latents: both in pieces of at most 1,024 positions.
-    assert found["latent_sft_2"] == pytest.approx(size * 10 * (rows * 11.6 + rows * 15))
+    assert actual["latent_sft_2"] == pytest.approx(size * 10 * (rows * 11.6 + rows * 15))
     # Chunks behind the first, marker and answer are more than a piece; superpositions are scored at once.
-    assert found["union"] == pytest.approx(size * 10 * (1024 + rows * 15))
+    assert actual["union"] == pytest.approx(size * 10 * (1024 + rows * 15))
     assert any("published shape" in note for note in facts["notes"])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("backbone=nobody/model", "'nobody/model' cannot be loaded"), ("task.train=nobody/data", "how long problems are")],
+    [
+        ("backbone=nobody/model", "'nobody/model' cannot be loaded"),
+        ("task.train=nobody/data", "lengths of problems are unknown"),
+    ],
 )
 def test_what_nobody_knows_is_refused_in_one_line(override: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:

@@ -94,16 +94,16 @@ def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> N
     task, prompt_format = recipe.task.build(), PromptFormat(tokenizer=recipe.tokenizer())
     own, published = (first_problems(task, test, 9) for test in task.tests)
     assert (len(own), len(published)) == (9, 1)
-    found = {}
+    actual = {}
     for name in final_stages(recipe):
         model = load_model(tmp_path / "run" / "seed-0" / name / "model")
         for system in catalogue.systems(model, stage=name, max_answer=6):
             assert answer_questions(system, prompt_format, published, 5).tokens.shape[0] == 1
             effects = word_containment(system, prompt_format, own, 5, seed=0)
             if effects is not None:
-                found[system.name] = [effects]
-    assert set(found) == {*MEASURED["tiny"], "soft thinking"}
-    summary = containment_summary(found)
+                actual[system.name] = [effects]
+    assert set(actual) == {*MEASURED["tiny"], "soft thinking"}
+    summary = containment_summary(actual)
     assert summary is not None
     json.dumps(summary, allow_nan=False)
     for name, entry in summary["systems"].items():

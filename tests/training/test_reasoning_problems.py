@@ -185,12 +185,12 @@ def test_grouping_leaves_little_padding_and_reads_the_same_samples() -> None:
     def rows(*overrides: str) -> tuple[float, list[list[int]]]:
         recipe = line(*big, *overrides)
         data = data_of(recipe, context_of(recipe, recipe.stage("cot")))
-        parts = [data.__getitems__(list(range(at, at + 32))) for at in range(0, len(data), 32)]
-        places = sum(part["input_ids"].numel() for part in parts)
+        pieces = [data.__getitems__(list(range(at, at + 32))) for at in range(0, len(data), 32)]
+        places = sum(piece["input_ids"].numel() for piece in pieces)
         texts = [
             ids[mask.bool()].tolist()
-            for part in parts
-            for ids, mask in zip(part["input_ids"], part["attention_mask"], strict=True)
+            for piece in pieces
+            for ids, mask in zip(piece["input_ids"], piece["attention_mask"], strict=True)
         ]
         return places / sum(map(len, texts)), texts
 
@@ -218,11 +218,11 @@ def test_a_stage_trains_without_padding_and_without_scores_that_nobody_judges(
     plain, grouped = losses("plain"), losses("grouped", "group_by_length=true")
     monkeypatch.setattr(coupled, "LARGE_VOCABULARY", 10)
     sparse = losses("sparse")
-    whole = UnspokenForCausalLM.forward
+    full = UnspokenForCausalLM.forward
 
     def everywhere(self: Any, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
         assert "logits_to_keep" not in rest
-        return whole(self, input_ids, attention_mask, **rest)
+        return full(self, input_ids, attention_mask, **rest)
 
     monkeypatch.setattr(UnspokenForCausalLM, "forward", everywhere)  # as in architectures that cannot leave any out
     assert losses("everywhere") == plain
@@ -341,15 +341,15 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
     assert results["words"]["steps"]["autonomy"]["total"] > results["words"]["steps"]["answer_only"]["total"]
     assert "answer_only" not in results["words"]["controls"]
     assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
-    kept = results["outcomes"]["test"]
-    assert kept["problems"] == 12
+    remaining = results["outcomes"]["test"]
+    assert remaining["problems"] == 12
     for name, system in results["systems"].items():
-        (text,) = kept["right"][name]
+        (text,) = remaining["right"][name]
         assert unpacked(text, 12).mean() == pytest.approx(system["exact_match"]["mean"])
         # Twelve problems are few enough that all of them are timed.
-        assert kept["cost"][name]["flops"] == pytest.approx(system["cost"]["flops"])
-        assert kept["cost"][name]["sequential_passes"] == pytest.approx(system["cost"]["sequential_passes"])
-    assert kept["cost"]["answer_only"]["flops"] < kept["cost"]["cot"]["flops"]
+        assert remaining["cost"][name]["flops"] == pytest.approx(system["cost"]["flops"])
+        assert remaining["cost"][name]["sequential_passes"] == pytest.approx(system["cost"]["sequential_passes"])
+    assert remaining["cost"]["answer_only"]["flops"] < remaining["cost"]["cot"]["flops"]
     other = evaluate_words(
         recipe.task.build(),  # type: ignore[arg-type]
         recipe.tokenizer(),
@@ -359,8 +359,8 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
         batch_size=11,
         max_answer=5,
     )["outcomes"]["test"]
-    assert other["fingerprint"] != kept["fingerprint"], "eleven problems are not the same set as twelve"
-    assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(kept["right"]["cot"][0], 12)[:11].tolist()
+    assert other["fingerprint"] != remaining["fingerprint"], "eleven problems are not the same set as twelve"
+    assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(remaining["right"]["cot"][0], 12)[:11].tolist()
 
 
 def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Path, tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ def altered(path: Any, value: Any) -> str:
     recipe = copy.deepcopy(SOUND)
     *parents, last = path.split(".") if isinstance(path, str) else [path]
     here: Any = recipe
-    for part in parents:
-        here = here[int(part)] if isinstance(here, list) else here[part]
+    for piece in parents:
+        here = here[int(piece)] if isinstance(here, list) else here[piece]
     last = int(last) if isinstance(here, list) else last
     if value is GONE:
         del here[last]

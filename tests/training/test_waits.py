@@ -46,9 +46,9 @@ class Steps(TrainerCallback):
 )
 def test_the_counter_knows_what_waits(look: Any, waits: int) -> None:
     values = torch.tensor([1.0, -1.0, 2.0])
-    with HostWaits() as found:
+    with HostWaits() as actual:
         look(values)
-    assert sum(found.sites.values()) == waits
+    assert sum(actual.sites.values()) == waits
 
 
 # The fused kernel's masks are those that the library reads before it makes them.
@@ -89,10 +89,10 @@ def test_on_a_cpu_batches_are_made_in_the_step_and_not_pinned() -> None:
 
 
 def test_with_a_gpu_workers_make_pinned_batches_that_are_copied_without_a_wait() -> None:
-    found = trainer.loading(torch.device("cuda"))
-    assert 1 <= found["dataloader_num_workers"] <= 4
-    assert found["dataloader_pin_memory"]
-    assert found["accelerator_config"] == {"non_blocking": True}
+    actual = trainer.loading(torch.device("cuda"))
+    assert 1 <= actual["dataloader_num_workers"] <= 4
+    assert actual["dataloader_pin_memory"]
+    assert actual["accelerator_config"] == {"non_blocking": True}
 
 
 def test_the_terms_of_a_log_line_come_in_one_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,11 +100,11 @@ def test_the_terms_of_a_log_line_come_in_one_copy(tmp_path: Path, monkeypatch: p
     quiet_train(recipe, tmp_path, only="pretrain")
 
     def counted(self: trainer.StageTrainer, logs: dict[str, float], start_time: float | None = None) -> None:
-        with HostWaits() as found:
+        with HostWaits() as actual:
             log(self, logs, start_time)
         if "loss" in logs:
             assert {"sst_loss", "best_constant_loss"} <= logs.keys()
-            waits.append(sum(found.sites.values()))
+            waits.append(sum(actual.sites.values()))
 
     monkeypatch.setattr(trainer.StageTrainer, "log", counted)
     quiet_train(recipe, tmp_path, only="sst")

@@ -45,7 +45,7 @@ def loss_of(model: CoconutModel, batch: dict[str, Tensor]) -> Tensor:
 
 def outputs_of(model: CoconutModel, batch: dict[str, Tensor]) -> Any:
     """Of the pass that a stage trains by."""
-    return model(**{name: part for name, part in batch.items() if name != "target_mask"})
+    return model(**{name: piece for name, piece in batch.items() if name != "target_mask"})
 
 
 def naive(model: CoconutModel, row: Row) -> tuple[Tensor, Tensor]:
@@ -60,8 +60,8 @@ def naive(model: CoconutModel, row: Row) -> tuple[Tensor, Tensor]:
     inputs = torch.cat([inputs, embed(torch.tensor([row.end + row.text]))], dim=1)
     scores = decoder(inputs_embeds=inputs, use_cache=False).logits[0]
     before = len(row.prompt) + row.latents + len(row.end) - 1
-    said = scores[before : before + len(row.text)]
-    return latents, F.cross_entropy(said, torch.tensor(row.text), reduction="none")
+    output = scores[before : before + len(row.text)]
+    return latents, F.cross_entropy(output, torch.tensor(row.text), reduction="none")
 
 
 def gradients(loss: Tensor, model: CoconutModel) -> dict[str, Tensor]:
@@ -72,11 +72,11 @@ def gradients(loss: Tensor, model: CoconutModel) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("family", "attention"), [*product(FAMILIES, ("eager", "sdpa"))])
 def test_a_padded_batch_is_the_naive_loop_in_latents_loss_and_gradients(family: str, attention: str) -> None:
     model, batch = coconut(family, attention), batch_of(ROWS, pad_id=PAD)
-    found = [naive(model, row) for row in ROWS]
+    actual = [naive(model, row) for row in ROWS]
     out = outputs_of(model, batch)
-    for row, (latents, _) in enumerate(found):
+    for row, (latents, _) in enumerate(actual):
         torch.testing.assert_close(out.latents[row, : len(latents)], latents, **CLOSE)
-    loss, expected = loss_of(model, batch), torch.cat([losses for _, losses in found]).mean()
+    loss, expected = loss_of(model, batch), torch.cat([losses for _, losses in actual]).mean()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     ours, theirs = gradients(loss, model), gradients(expected, model)
     for name, gradient in theirs.items():
@@ -139,14 +139,14 @@ def test_the_loss_reaches_what_the_first_latent_is_made_of(detached: bool) -> No
 def test_nothing_earlier_depends_on_a_later_token() -> None:
     model, batch = coconut("gpt2"), batch_of([ROWS[0], ROWS[3]], pad_id=PAD)
     before = outputs_of(model, batch)
-    for place in range(4):
+    for position in range(4):
         changed = batch["text_ids"].clone()
-        changed[:, place] = 9
+        changed[:, position] = 9
         after = outputs_of(model, batch | {"text_ids": changed})
         # The last latent enters with the text, so its own vector is made before, too.
         assert torch.equal(after.latents, before.latents)
-        torch.testing.assert_close(after.logits[:, :place], before.logits[:, :place], rtol=0, atol=1e-6)
-        assert ((after.logits[:, place] - before.logits[:, place]).abs().amax(dim=-1) > 1e-3).all()
+        torch.testing.assert_close(after.logits[:, :position], before.logits[:, :position], rtol=0, atol=1e-6)
+        assert ((after.logits[:, position] - before.logits[:, position]).abs().amax(dim=-1) > 1e-3).all()
     asked = batch["input_ids"].clone()
     asked[:, -1] = 9
     other = outputs_of(model, batch | {"input_ids": asked})
@@ -189,9 +189,9 @@ def test_a_window_sees_no_hole_behind_a_row_with_fewer_latents() -> None:
     out = outputs_of(model, batch)
     losses = F.cross_entropy(out.logits[:, :-1].transpose(1, 2), batch["text_ids"][:, 1:], reduction="none")
     for row, expected in enumerate(ROWS):
-        latents, said = naive(model, expected)
+        latents, output = naive(model, expected)
         torch.testing.assert_close(out.latents[row, : expected.latents], latents, **CLOSE)
-        torch.testing.assert_close(losses[row][batch["target_mask"][row, 1:]], said, **CLOSE)
+        torch.testing.assert_close(losses[row][batch["target_mask"][row, 1:]], output, **CLOSE)
 
 
 def test_a_model_that_ignores_the_cache_is_refused_by_name() -> None:

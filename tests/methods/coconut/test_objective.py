@@ -166,9 +166,9 @@ def test_a_stage_that_means_nothing_is_refused(values: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("part", ["prompt", "end", "text"])
 def test_a_row_with_an_empty_part_is_refused(part: str) -> None:
-    whole: dict[str, Any] = {"prompt": (3,), "latents": 1, "end": (7,), "text": (1,)}
+    full: dict[str, Any] = {"prompt": (3,), "latents": 1, "end": (7,), "text": (1,)}
     with pytest.raises(ValueError, match=f"the {part} of a row has no tokens"):
-        Row(**(whole | {part: ()}))
+        Row(**(full | {part: ()}))
 
 
 def test_a_batch_of_nothing_and_a_debt_of_latents_are_refused() -> None:

@@ -69,8 +69,8 @@ class TestConformance(CausalConformance):
 def test_it_thinks_and_speaks_as_training_had_it(family: str) -> None:
     reasoner = reasoner_of(family)
     rows, ids, mask = questions()
-    chain, said = reasoner.respond(ids, mask, max_tokens=6)
-    answers = [told(words, EOS[family]) for words in said]
+    chain, output = reasoner.respond(ids, mask, max_tokens=6)
+    answers = [told(words, EOS[family]) for words in output]
     assert len({len(answer) for answer in answers}) > 1
     trained = [
         Row(prompt=(*row.tolist(), *OPEN), latents=4, end=END, text=tuple(answer))
@@ -79,12 +79,12 @@ def test_it_thinks_and_speaks_as_training_had_it(family: str) -> None:
     model = CoconutModel._from_config(reasoner.model.config, attn_implementation="eager")
     model.start_from(reasoner.model)
     batch = batch_of(trained, pad_id=PAD)
-    out = model.eval()(**{name: part for name, part in batch.items() if name != "target_mask"})
+    out = model.eval()(**{name: piece for name, piece in batch.items() if name != "target_mask"})
     torch.testing.assert_close(chain.latents, out.latents, rtol=1e-4, atol=2e-5)
     # Greedy words are the most likely ones in the parallel pass over themselves.
     likely = out.logits.argmax(dim=-1)[:, :-1][batch["target_mask"][:, 1:]]
     assert torch.equal(likely, batch["text_ids"][batch["target_mask"]])
-    for words, answer in zip(said, answers, strict=True):
+    for words, answer in zip(output, answers, strict=True):
         assert (words[len(answer) :] == PAD).all()
 
 
@@ -99,16 +99,16 @@ def test_every_chain_has_the_same_length(latents: int) -> None:
 def test_a_given_chain_takes_the_place_of_thinking() -> None:
     reasoner = reasoner_of("llama", eos_id=99)
     _, ids, mask = questions()
-    chain, said = reasoner.respond(ids, mask, max_tokens=4)
+    chain, output = reasoner.respond(ids, mask, max_tokens=4)
     again, words = reasoner.respond(ids, mask, max_tokens=4, given=chain)
     assert again is chain
-    assert torch.equal(words, said)
+    assert torch.equal(words, output)
     _, other = reasoner.respond(ids, mask, max_tokens=4, given=chain.with_latents(chain.latents.flip(0)))
-    assert not torch.equal(other, said)
+    assert not torch.equal(other, output)
 
 
 def test_words_may_be_put_in_the_model_s_mouth_and_are_not_returned() -> None:
     reasoner = reasoner_of("llama", eos_id=99)
-    _, said = reasoner.respond(prompts()[:1], max_tokens=6)
-    _, forced = reasoner.respond(prompts()[:1], max_tokens=5, forced=(int(said[0, 0]),))
-    assert forced[0].tolist() == said[0, 1:].tolist()
+    _, output = reasoner.respond(prompts()[:1], max_tokens=6)
+    _, forced = reasoner.respond(prompts()[:1], max_tokens=5, forced=(int(output[0, 0]),))
+    assert forced[0].tolist() == output[0, 1:].tolist()

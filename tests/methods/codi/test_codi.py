@@ -84,7 +84,7 @@ def batch(spans: Sequence[Spans] = SPANS, *, latents: int = 3, last_step: bool =
 
 
 def outputs_of(model: CodiForCausalLM, given: dict[str, Any], **how: Any) -> CodiOutput:
-    return model(**{name: part for name, part in given.items() if name != "target_mask"}, **how)
+    return model(**{name: piece for name, piece in given.items() if name != "target_mask"}, **how)
 
 
 def naive(model: CodiForCausalLM, row: Spans, latents: int) -> dict[str, Tensor]:
@@ -246,12 +246,12 @@ def test_the_distance_draws_the_student_alone() -> None:
 def test_distances_are_smooth_l1_over_the_teacher_s_deviation() -> None:
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 3, 8, requires_grad=True), torch.randn(4, 3, 8, requires_grad=True)
-    found = distances(student, teacher, divide_by_std=True)
+    actual = distances(student, teacher, divide_by_std=True)
     expected = [F.smooth_l1_loss(one, other) / other.std() for one, other in zip(student, teacher, strict=True)]
-    torch.testing.assert_close(found, torch.stack(expected), **CLOSE)
+    torch.testing.assert_close(actual, torch.stack(expected), **CLOSE)
     plain = distances(student, teacher, divide_by_std=False)
-    torch.testing.assert_close(plain, found * teacher.flatten(1).std(dim=1), **CLOSE)
-    found.sum().backward()
+    torch.testing.assert_close(plain, actual * teacher.flatten(1).std(dim=1), **CLOSE)
+    actual.sum().backward()
     assert teacher.grad is None
     assert student.grad is not None and student.grad.abs().max() > 0
     # In the quadratic zone twice the scale is twice the distance.
@@ -264,11 +264,11 @@ def test_a_separate_teacher_differs_by_dropout_alone() -> None:
     given = batch()
     for dropout, same in ((0.0, True), (0.5, False)):
         model = codi("gpt2", resid_pdrop=dropout).train()
-        found = []
+        actual = []
         for separate in (False, True):
             torch.manual_seed(0)
-            found.append(outputs_of(model, given, separate_teacher=separate).teacher_states)
-        assert torch.equal(*found) == same
+            actual.append(outputs_of(model, given, separate_teacher=separate).teacher_states)
+        assert torch.equal(*actual) == same
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------
@@ -334,10 +334,10 @@ def test_it_thinks_and_answers_as_training_had_it(family: str) -> None:
     mine = system(model, name="codi", max_tokens=4)
     answer = mine.respond(*left_padded(rows))
     assert answer.chain.lengths.tolist() == [3] * 6
-    said = [tokens[:length].tolist() for tokens, length in zip(answer.tokens, answer.lengths, strict=True)]
+    output = [tokens[:length].tolist() for tokens, length in zip(answer.tokens, answer.lengths, strict=True)]
     spans = [
         Spans(prompt=tuple(row.tolist()), steps=(), answer=tuple(tokens))
-        for row, tokens in zip(rows, said, strict=True)
+        for row, tokens in zip(rows, output, strict=True)
     ]
     given = batch(spans)
     out = outputs_of(model, given)

@@ -97,9 +97,9 @@ def test_scores_at_supervised_places_give_the_same_loss_and_gradients(family: st
         gradients = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
         return widths[0], loss.detach(), gradients
 
-    whole, loss, gradients = learn(BATCH)
-    kept, same_loss, same_gradients = learn({**BATCH, "supervised": supervised_places(BATCH)})
-    assert (whole, kept) == (5, 3)
+    full, loss, gradients = learn(BATCH)
+    remaining, same_loss, same_gradients = learn({**BATCH, "supervised": supervised_places(BATCH)})
+    assert (full, remaining) == (5, 3)
     torch.testing.assert_close(same_loss, loss)
     torch.testing.assert_close(same_gradients, gradients)
     # A place too few is no smaller loss, but an error.

@@ -118,7 +118,7 @@ def test_a_row_asks_for_its_own_leaf_and_those_after_it(questions: int) -> None:
         assert torch.equal(row["answer_mask"][chosen], one["answer_mask"].flatten())
         assert torch.equal(row["position_ids"][chosen], torch.arange(one["input_ids"].shape[1]).repeat(len(trees)))
     if questions == 1:
-        assert all(torch.equal(row[name], part) for name, part in TASK.rows(trees).items())
+        assert all(torch.equal(row[name], piece) for name, piece in TASK.rows(trees).items())
 
 
 def test_all_leaves_of_a_tree_are_asked_for_once() -> None:

@@ -90,15 +90,15 @@ def test_a_loaded_pair_generates_like_any_causal_language_model(variant: str, tm
 def test_the_answer_is_cut_at_its_first_end(variant: str) -> None:
     model = tiny_pair(variant)
     chain = model.reason(prompts(), None, StopRule(max_latents=8, fixed=True))
-    said = model.talker.speak(chain, None, Sampler())
+    output = model.talker.speak(chain, None, Sampler())
     # Whatever is said most often becomes the end.
-    model.config.eos_token_id = int(said.flatten().mode().values)
+    model.config.eos_token_id = int(output.flatten().mode().values)
     expected = []
-    for row in said.tolist():
+    for row in output.tolist():
         length = row.index(model.config.eos_token_id) + 1 if model.config.eos_token_id in row else len(row)
         expected.append(row[:length] + [PAD] * (len(row) - length))
     assert model.speak(chain).tolist() == expected
-    assert expected != said.tolist()
+    assert expected != output.tolist()
 
 
 @VARIANTS

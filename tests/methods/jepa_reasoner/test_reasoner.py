@@ -85,11 +85,11 @@ def test_own_latents_are_found_without_a_gradient() -> None:
         rows[:, 4] = model(ids).latents[:, 3] * model.scale
     positions = {"use_cache": False}
     by_hand = F.normalize(model.backbone(inputs_embeds=rows, **positions).last_hidden_state, dim=-1)
-    wanted = torch.autograd.grad(by_hand[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
+    required = torch.autograd.grad(by_hand[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
     outputs = model(ids, own=own, rollout_passes=1).latents
     torch.testing.assert_close(outputs, by_hand, rtol=1e-4, atol=1e-5)
-    found = torch.autograd.grad(outputs[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    actual = torch.autograd.grad(outputs[:, -1].sum(), model.backbone.layers[0].ffn.up_proj.weight)[0]
+    torch.testing.assert_close(actual, required, rtol=1e-4, atol=1e-5)
 
 
 # --- the scale of the input ------------------------------------------------------------------------------------------

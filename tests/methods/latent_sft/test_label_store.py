@@ -119,11 +119,11 @@ def assert_holds(store: LabelStore, problems: list[Problem]) -> None:
         read = store[row, key]
         if store.identity.latent == "hidden":
             assert (read.ids, read.weights) == (None, None)
-            found, wanted = (read.vectors,), label
+            actual, required = (read.vectors,), label
         else:
             assert read.vectors is None
-            found, wanted = (read.ids, read.weights), label
-        for tensor, expected in zip(found, wanted, strict=True):
+            actual, required = (read.ids, read.weights), label
+        for tensor, expected in zip(actual, required, strict=True):
             assert tensor is not None
             if expected.is_floating_point():
                 expected = expected.to(getattr(torch, store.identity.precision)).float()  # noqa: PLW2901
@@ -132,8 +132,8 @@ def assert_holds(store: LabelStore, problems: list[Problem]) -> None:
 
 
 def hidden_folder(folder: Path) -> Path:
-    (found,) = folder.parent.glob(".*.unfinished")
-    return found
+    (actual,) = folder.parent.glob(".*.unfinished")
+    return actual
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -190,9 +190,9 @@ def test_any_lengths_ranks_and_blocks_give_the_same_store(
 ) -> None:
     made_of = identity(latent=kind[0], precision=kind[1])
     problems = some_problems(lengths, kind[0])
-    with tempfile.TemporaryDirectory() as place:
-        write(Path(place) / "labels", problems, made_of, world, block)
-        assert_holds(LabelStore.open(Path(place) / "labels", made_of), problems)
+    with tempfile.TemporaryDirectory() as position:
+        write(Path(position) / "labels", problems, made_of, world, block)
+        assert_holds(LabelStore.open(Path(position) / "labels", made_of), problems)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -364,9 +364,9 @@ def test_a_flipped_bit_of_the_manifest_never_changes_what_is_read(tmp_path: Path
     path = tmp_path / "labels" / MANIFEST
     good = path.read_bytes()
     refused = 0
-    for place in range(len(good)):
+    for position in range(len(good)):
         bad = bytearray(good)
-        bad[place] ^= 1
+        bad[position] ^= 1
         path.write_bytes(bytes(bad))
         try:
             store = LabelStore.open(tmp_path / "labels", identity())
@@ -567,7 +567,7 @@ def test_a_damaged_block_is_not_continued(tmp_path: Path) -> None:
     for name in names:
         good = (shard / name).read_bytes()
         cut = (good[:-1], good[: len(good) // 2], good + b"\0", b"", b"{}")
-        renamed = [good.replace(part, part.upper()) for part in (b"labels", b"keys", b"weights")]
+        renamed = [good.replace(piece, piece.upper()) for piece in (b"labels", b"keys", b"weights")]
         for bad in (*cut, *renamed):
             (shard / name).write_bytes(bad)
             with pytest.raises(

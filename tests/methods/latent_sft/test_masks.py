@@ -116,7 +116,7 @@ def test_padding_sees_itself_and_is_seen_by_nobody() -> None:
 
 
 def chunks(chain: tuple[int, ...], rate: int) -> list[tuple[int, ...]]:
-    return [chain[place : place + rate] for place in range(0, len(chain), rate)]
+    return [chain[index : index + rate] for index in range(0, len(chain), rate)]
 
 
 def encoder_tags(row: Spans, markers: Markers, rate: int) -> list[str]:
@@ -213,12 +213,12 @@ def logits_of(model: PreTrainedModel, rows: Rows, mod: MaskMod, inputs_BTD: Tens
 def compact_runs(model: PreTrainedModel) -> Tensor:
     """Logits ``[M, V]`` of every problem run on its own, with the model's own mask and positions, row after row."""
     latents = iter(vectors(decoder_rows(BATCH, THREE, rate=2, pad_id=PAD)))
-    found = []
+    actual = []
     for problem in BATCH:
         rows = compact_rows([problem], THREE, rate=2, pad_id=PAD)
         own = torch.stack([next(latents) for _ in range(int(rows.slots.sum()))])
-        found.append(model(inputs_embeds=inputs_of(model, rows, own)).logits[0])
-    return torch.cat(found)
+        actual.append(model(inputs_embeds=inputs_of(model, rows, own)).logits[0])
+    return torch.cat(actual)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -250,17 +250,17 @@ def test_a_latent_of_the_encoder_depends_on_text_before_it_and_on_nothing_else(f
     rows = encoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD)
     inputs, slots = inputs_of(model, rows), [5, 8, 10]
 
-    def moved_by(place: int, mod: MaskMod) -> list[int]:
+    def moved_by(index: int, mod: MaskMod) -> list[int]:
         """Positions whose output changes when the input of one of them does."""
         changed = inputs.clone()
-        changed[0, place] *= -1
+        changed[0, index] *= -1
         difference = logits_of(model, rows, mod, changed) - logits_of(model, rows, mod, inputs)
         return (difference[0].abs().amax(dim=-1) > 1e-5).nonzero().flatten().tolist()
 
     texts = {"q1": 0, "B": 2, "c2": 4, "c3": 6, "c5": 9, "E": 11}
     seen_by = {"q1": slots, "B": slots, "c2": slots, "c3": [8, 10], "c5": [10], "E": []}
-    for name, place in texts.items():
-        assert [slot for slot in moved_by(place, induction(rows)) if slot in slots] == seen_by[name]
+    for name, index in texts.items():
+        assert [slot for slot in moved_by(index, induction(rows)) if slot in slots] == seen_by[name]
     for slot in slots:
         assert moved_by(slot, induction(rows)) == [slot]
     # Plain causal attention would let latents lean on the ones before.
@@ -301,9 +301,9 @@ def test_every_kind_of_attention_gives_the_same(family: str, attention: str, mon
         expected = logits_of(plain, rows, mod)
         # The fused kernel takes half a minute to compile; the library's plain one reads the same block mask.
         with torch.compiler.set_stance("force_eager"):
-            found = logits_of(other, rows, mod)
-        torch.testing.assert_close(found[rows.real], expected[rows.real], rtol=1e-4, atol=1e-4)
-        assert found.isfinite().all()
+            actual = logits_of(other, rows, mod)
+        torch.testing.assert_close(actual[rows.real], expected[rows.real], rtol=1e-4, atol=1e-4)
+        assert actual.isfinite().all()
         assert expected.isfinite().all()
 
 

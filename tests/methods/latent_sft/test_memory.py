@@ -100,10 +100,10 @@ def made(top_k: int) -> list[Tensor]:
 @pytest.mark.parametrize("numbers", [30, 95, 300])
 @pytest.mark.parametrize("top_k", [1, 5, 30])
 def test_pieces_make_what_one_piece_makes(top_k: int, numbers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = made(top_k)
+    complete = made(top_k)
     monkeypatch.setattr(superposition, "NUMBERS", numbers)
-    for found, expected in zip(made(top_k), whole, strict=True):
-        torch.testing.assert_close(found, expected)
+    for actual, expected in zip(made(top_k), complete, strict=True):
+        torch.testing.assert_close(actual, expected)
 
 
 def test_what_fits_is_made_at_once_and_to_the_last_bit() -> None:
@@ -118,13 +118,13 @@ def test_what_fits_is_made_at_once_and_to_the_last_bit() -> None:
 def test_a_chain_records_the_heaviest_entries_alone() -> None:
     weights = torch.rand(3, 1000).softmax(dim=-1)
     ids = torch.stack([torch.randperm(1000) for _ in range(3)])
-    kept, places = heaviest(weights, ids)
-    assert kept.shape == places.shape == (3, superposition.RECORDED)
-    assert (kept[:, :-1] >= kept[:, 1:]).all()
+    remaining, places = heaviest(weights, ids)
+    assert remaining.shape == places.shape == (3, superposition.RECORDED)
+    assert (remaining[:, :-1] >= remaining[:, 1:]).all()
     dense = torch.zeros(3, 1000).scatter(1, ids, weights)
-    assert torch.equal(dense.gather(1, places), kept)
-    assert kept.sum() > 3 * superposition.RECORDED / 1000
+    assert torch.equal(dense.gather(1, places), remaining)
+    assert remaining.sum() > 3 * superposition.RECORDED / 1000
     # A view would keep all of it in memory.
-    assert kept.untyped_storage().nbytes() == kept.numel() * 4
+    assert remaining.untyped_storage().nbytes() == remaining.numel() * 4
     few = heaviest(weights[:, :5], ids[:, :5])
     assert torch.equal(few[0], weights[:, :5])

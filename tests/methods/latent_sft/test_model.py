@@ -79,7 +79,7 @@ def joined(labels: Iterator[tuple[Tensor, Tensor | None]]) -> tuple[Tensor, Tens
 
 
 def chunks(chain: tuple[int, ...], rate: int = 2) -> list[list[int]]:
-    return [list(chain[place : place + rate]) for place in range(0, len(chain), rate)]
+    return [list(chain[position : position + rate]) for position in range(0, len(chain), rate)]
 
 
 # --- starting --------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ def test_both_halves_start_as_copies_of_the_base(family: str) -> None:
     ids = torch.tensor([[3, 9, 12, 5]])
     assert torch.equal(model.decoder(ids).logits, base(ids).logits)
     assert torch.equal(model.encoder(ids).last_hidden_state, base.base_model(ids).last_hidden_state)
-    addresses = [{weight.data_ptr() for weight in part.parameters()} for part in (base, model.encoder, model.decoder)]
+    addresses = [{weight.data_ptr() for weight in piece.parameters()} for piece in (base, model.encoder, model.decoder)]
     assert not addresses[0] & addresses[1]
     assert not addresses[0] & addresses[2]
     assert not addresses[1] & addresses[2]
@@ -127,18 +127,18 @@ def summaries_by_hand(model: LatentSFTModel, row: Spans, rate: int = 2) -> Tenso
     """Each slot alone at the end of all text before it, which stands where it stands in the full row."""
     embed = model.encoder.get_input_embeddings()
     head = [*row.prompt, *MARKERS.open]
-    found = []
-    tokens, places, place = list(head), list(range(len(head))), len(head)
+    actual = []
+    tokens, places, position = list(head), list(range(len(head))), len(head)
     for chunk in chunks(row.chain, rate):
-        tokens, places = tokens + chunk, places + list(range(place, place + len(chunk)))
-        place += len(chunk)
+        tokens, places = tokens + chunk, places + list(range(position, position + len(chunk)))
+        position += len(chunk)
         inputs = torch.cat([embed(torch.tensor(tokens)), model.compress[None]])
         # Without a mask the library takes the gaps between positions for ends of packed texts.
-        how = {"position_ids": torch.tensor([[*places, place]]), "attention_mask": torch.ones(1, len(inputs))}
+        how = {"position_ids": torch.tensor([[*places, position]]), "attention_mask": torch.ones(1, len(inputs))}
         out = model.encoder(inputs_embeds=inputs[None], use_cache=False, **how)
-        found.append(out.last_hidden_state[0, -1])
-        place += 1
-    return torch.stack(found)
+        actual.append(out.last_hidden_state[0, -1])
+        position += 1
+    return torch.stack(actual)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,20 +147,20 @@ def summaries_by_hand(model: LatentSFTModel, row: Spans, rate: int = 2) -> Tenso
 @torch.no_grad()
 def test_each_slot_sums_up_the_text_before_it_alone(family: str, attention: str, rate: int) -> None:
     model = joint(family, attention)
-    found = model.summaries(both(BATCH, rate)["encoder"])
-    torch.testing.assert_close(found, torch.cat([summaries_by_hand(model, row, rate) for row in BATCH]), **CLOSE)
+    actual = model.summaries(both(BATCH, rate)["encoder"])
+    torch.testing.assert_close(actual, torch.cat([summaries_by_hand(model, row, rate) for row in BATCH]), **CLOSE)
 
 
 @torch.no_grad()
 def test_without_the_induction_mask_the_encoder_is_plainly_causal() -> None:
     model = joint(induction_mask=False)
-    found = iter(model.summaries(both(BATCH)["encoder"]))
+    actual = iter(model.summaries(both(BATCH)["encoder"]))
     for row in BATCH:
         rows = encoder_rows([row], MARKERS, rate=2, pad_id=PAD)
         inputs = model.encoder.get_input_embeddings()(rows.ids)
         inputs[rows.slots] = model.compress
         out = model.encoder(inputs_embeds=inputs, use_cache=False).last_hidden_state[rows.slots]
-        torch.testing.assert_close(torch.stack([next(found) for _ in out]), out, **CLOSE)
+        torch.testing.assert_close(torch.stack([next(actual) for _ in out]), out, **CLOSE)
         if len(row.chain) > 2:
             assert (out[1:] - summaries_by_hand(model, row)[1:]).abs().max() > 0.01
 
@@ -205,8 +205,8 @@ def test_the_published_readout_is_the_table_and_warns() -> None:
     rows = both(BATCH)["encoder"]
     table = model.decoder.get_input_embeddings().weight
     with pytest.warns(UserWarning, match="readout is 'table'"):
-        found = model.latents(rows)
-    torch.testing.assert_close(found, (model.summaries(rows) @ table.T).softmax(dim=-1) @ table)
+        actual = model.latents(rows)
+    torch.testing.assert_close(actual, (model.summaries(rows) @ table.T).softmax(dim=-1) @ table)
 
 
 # --- the decoder -----------------------------------------------------------------------------------------------------
@@ -236,14 +236,14 @@ def test_the_main_track_of_stage_one_is_the_compact_run(family: str, attention: 
     model = joint(family, attention, chunk_sees=chunk_sees)
     rows = both(BATCH)
     latents = model.latents(rows["encoder"])
-    found = final(model(**rows), rows["decoder"])
+    actual = final(model(**rows), rows["decoder"])
     each = latents.split([3, 2, 1, 4])
     expected = [compact_by_hand(model, row, own)[0] for row, own in zip(BATCH, each, strict=True)]
-    torch.testing.assert_close(found, torch.cat(expected), **CLOSE)
+    torch.testing.assert_close(actual, torch.cat(expected), **CLOSE)
     # And it is what stage 2 computes from the labels.
     weights, ids = joined(model.labels(rows["encoder"]))
     again = model(compact(BATCH), weights=weights, ids=ids)
-    torch.testing.assert_close(again.before_targets, found, **CLOSE)
+    torch.testing.assert_close(again.before_targets, actual, **CLOSE)
 
 
 @pytest.mark.parametrize(("changed", "how"), [({"supervision_mask": False}, {}), ({}, {"positions": "plain"})])
@@ -348,7 +348,7 @@ def test_the_loss_of_a_chunk_knows_no_other_chunk_and_no_later_latent(family: st
     for number, text in TEXTS.items():
         earlier = {LATENTS[other] for other in range(1, number + 1)}
         for target in text:
-            own = {place for place in text if place < target}
+            own = {position for position in text if position < target}
             assert reached(model, target) == {0, 1, 2, 3, 4} | earlier | own
     # End and answer know every latent and no text.
     assert reached(model, 14) == {0, 1, 2, 3, 4, *LATENTS.values()}
@@ -381,8 +381,8 @@ def test_the_encoder_learns_from_a_chunk_through_the_text_before_it(target: int)
     token_losses(out.before_targets, out.head, rows["decoder"].ids[0, order])[order.index(target)].backward()
     # prompt and open 0-4, c1 c2 5 6, L1 7, c3 c4 8 9, L2 10, c5 .. behind. Chunk 3 is said from Z2, which saw Z1.
     assert leaves[0].grad is not None
-    found = leaves[0].grad[0].abs().amax(dim=-1).nonzero().flatten().tolist()
-    assert found == list(range(11))
+    actual = leaves[0].grad[0].abs().amax(dim=-1).nonzero().flatten().tolist()
+    assert actual == list(range(11))
 
 
 STEPS = {"encoder": (True, False), "decoder": (False, True), "union": (True, True)}
@@ -408,12 +408,12 @@ def test_each_step_of_stage_one_trains_its_half_and_never_table_or_head(
     rows = both(BATCH)
     out = model(**rows)
     tokens = rows["decoder"].ids[:, 1:][rows["decoder"].target[:, 1:]]
-    found = gradients(model, token_losses(out.before_targets, out.head, tokens).mean())
+    actual = gradients(model, token_losses(out.before_targets, out.head, tokens).mean())
     frozen = {"decoder.model.embed_tokens.weight", "decoder.lm_head.weight"}
-    for name, learned in found.items():
-        wanted = decoder if name.startswith("decoder.") else encoder
-        assert learned == (wanted and name not in frozen), name
-    assert ("compress" in found) and found["compress"] == encoder
+    for name, learned in actual.items():
+        required = decoder if name.startswith("decoder.") else encoder
+        assert learned == (required and name not in frozen), name
+    assert ("compress" in actual) and actual["compress"] == encoder
 
 
 def test_stage_two_trains_the_decoder_s_blocks() -> None:
@@ -421,13 +421,13 @@ def test_stage_two_trains_the_decoder_s_blocks() -> None:
     model.train_only(encoder=False, decoder=True)
     weights, ids = torch.full((10, 2), 0.5), torch.randint(2, VOCABULARY, (10, 2))
     out = model(compact(BATCH), weights=weights, ids=ids)
-    found = gradients(model, out.before_slots.square().sum() + out.before_targets.sum())
-    assert {name for name, learned in found.items() if not learned} == {"decoder.model.embed_tokens.weight"}
+    actual = gradients(model, out.before_slots.square().sum() + out.before_targets.sum())
+    assert {name for name, learned in actual.items() if not learned} == {"decoder.model.embed_tokens.weight"}
 
 
 @pytest.mark.parametrize("family", ["unspoken", "llama"])
 def test_checkpointed_activations_give_the_same_gradients(family: str) -> None:
-    found, runs = [], []
+    actual, runs = [], []
     for checkpointed in (False, True):
         model = joint(family)
         model.train_only(encoder=True, decoder=True)
@@ -439,11 +439,11 @@ def test_checkpointed_activations_give_the_same_gradients(family: str) -> None:
         rows = both(BATCH)
         out = model(**rows)
         out.before_targets.sum().backward()
-        found.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+        actual.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
     assert (runs.count(False), runs.count(True)) == (2, 4)
-    assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        torch.testing.assert_close(found[1][name], gradient)
+    assert actual[0].keys() == actual[1].keys()
+    for name, gradient in actual[0].items():
+        torch.testing.assert_close(actual[1][name], gradient)
 
 
 # --- the encoder as a teacher ----------------------------------------------------------------------------------------
@@ -470,8 +470,8 @@ def test_the_teacher_s_chains_are_its_latents_row_by_row() -> None:
     settings = LatentGenerationConfig(open_ids=prompt_format.markers.open, end_ids=prompt_format.markers.end)
     ids, mask = prompt_format.prompts(task.sample("train", np.arange(6)))
     reasoner = CausalLMReasoner(model=model.decoder, settings=settings)
-    _, said = reasoner.respond(ids, mask, max_tokens=1, given=chain)
-    assert said[:, 0].tolist() == [int(own[1].argmax()) for own in scores]
+    _, output = reasoner.respond(ids, mask, max_tokens=1, given=chain)
+    assert output[:, 0].tolist() == [int(own[1].argmax()) for own in scores]
 
 
 # --- on disk ---------------------------------------------------------------------------------------------------------
@@ -493,8 +493,8 @@ def test_stage_one_survives_the_disk(family: str, tied: bool, tmp_path: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(model(**both(BATCH)).before_targets, again(**both(BATCH)).before_targets)
     for one in (model, again):
-        parts: list[PreTrainedModel] = [one.decoder, one.encoder]
-        assert [part.config._attn_implementation for part in parts] == ["sdpa", "sdpa"]
+        pieces: list[PreTrainedModel] = [one.decoder, one.encoder]
+        assert [piece.config._attn_implementation for piece in pieces] == ["sdpa", "sdpa"]
         head, table = one.decoder.get_output_embeddings().weight, one.decoder.get_input_embeddings().weight
         assert (head is table) == (tied or family == "unspoken")
 

@@ -58,12 +58,12 @@ def test_cross_entropy_by_hand() -> None:
 
 def dense_divergence(student_NV: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """Summed over the whole vocabulary in plain words; what the teacher does not name has weight 0."""
-    found = []
+    actual = []
     for scores, own_weights, own_ids in zip(student_NV, weights.tolist(), ids.tolist(), strict=True):
         teacher = dict(zip(own_ids, own_weights, strict=True))
         log_q = scores - scores.exp().sum().log()
-        found.append(sum((p * (math.log(p) - log_q[v]) for v, p in teacher.items() if p), torch.zeros(())))
-    return torch.stack(found)
+        actual.append(sum((p * (math.log(p) - log_q[v]) for v, p in teacher.items() if p), torch.zeros(())))
+    return torch.stack(actual)
 
 
 @pytest.mark.parametrize("entries", [1, 3, 12])
@@ -71,12 +71,12 @@ def test_divergence_is_the_dense_one_in_value_and_gradient(entries: int) -> None
     hidden, head = torch.randn(6, 4).requires_grad_(), torch.randn(12, 4)
     weights = torch.randn(6, entries).softmax(dim=-1)
     ids = torch.stack([torch.randperm(12)[:entries] for _ in range(6)])
-    found, expected = divergences(hidden, head, weights, ids), dense_divergence(hidden @ head.T, weights, ids)
-    torch.testing.assert_close(found, expected)
-    wanted = torch.randn(6)
-    ours, reference = (torch.autograd.grad(loss, hidden, wanted)[0] for loss in (found, expected))
+    actual, expected = divergences(hidden, head, weights, ids), dense_divergence(hidden @ head.T, weights, ids)
+    torch.testing.assert_close(actual, expected)
+    required = torch.randn(6)
+    ours, reference = (torch.autograd.grad(loss, hidden, required)[0] for loss in (actual, expected))
     torch.testing.assert_close(ours, reference)
-    assert (found >= -1e-6).all()
+    assert (actual >= -1e-6).all()
 
 
 def test_a_student_that_agrees_costs_nothing_and_has_no_gradient() -> None:
@@ -132,15 +132,15 @@ class Largest(TorchDispatchMode):
 def test_a_piece_at_a_time_is_the_whole_in_value_and_gradient(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, head = torch.randn(12, 4).requires_grad_(), torch.randn(30, 4)
     tokens, ids = torch.randint(30, (12,)), torch.stack([torch.randperm(30)[:5] for _ in range(12)])
-    weights, wanted = torch.randn(12, 5).softmax(dim=-1), torch.randn(12)
+    weights, required = torch.randn(12, 5).softmax(dim=-1), torch.randn(12)
 
     def both() -> list[Tensor]:
         losses = (token_losses(hidden, head, tokens), divergences(hidden, head, weights, ids))
-        return [*losses, *(torch.autograd.grad(loss, hidden, wanted)[0] for loss in losses)]
+        return [*losses, *(torch.autograd.grad(loss, hidden, required)[0] for loss in losses)]
 
-    whole = both()
+    complete = both()
     monkeypatch.setattr(superposition, "SCORED", piece)
-    for one, other in zip(both(), whole, strict=True):
+    for one, other in zip(both(), complete, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -166,7 +166,7 @@ def test_stage_one_is_a_mean_over_tokens_and_tells_its_two_parts_apart() -> None
     assert kinds.tolist() == [Kind.TEXT] + [Kind.FINAL] * 9
     hidden, head = torch.randn(10, 4), torch.randn(20, 4)
     scores = (hidden @ head.T).log_softmax(dim=-1)
-    expected = torch.stack([-scores[place, token] for place, token in enumerate(tokens)])
+    expected = torch.stack([-scores[position, token] for position, token in enumerate(tokens)])
     out = LatentSFTOutput(before_targets=hidden, before_slots=torch.randn(3, 4), head=head)
     loss, terms = Stage1(train="encoder", shape=LatentShape()).loss(lambda **_: out, {"decoder": rows, "encoder": None})
     torch.testing.assert_close(loss, expected.mean())
@@ -236,8 +236,8 @@ def test_divergence_is_averaged_in_each_row_first_and_over_rows_that_have_latent
 
 def test_cross_entropy_is_averaged_over_the_tokens_of_all_rows() -> None:
     hidden, head = torch.randn(WORDS, 4), torch.randn(20, 4)
-    said = [7, 3, 18, 1, 7, 3, 1, 7, 3, 19, 14, 1]
-    expected = F.cross_entropy(hidden @ head.T, torch.tensor(said))
+    output = [7, 3, 18, 1, 7, 3, 1, 7, 3, 19, 14, 1]
+    expected = F.cross_entropy(hidden @ head.T, torch.tensor(output))
     weights, ids = torch.full((3, 2), 0.5), torch.tensor([[4, 5]] * 3)
     _, terms = learned(hidden, torch.randn(3, 4), head, weights, ids, Stage2())
     torch.testing.assert_close(terms["token_loss"], expected)
@@ -332,7 +332,7 @@ def test_labels_that_are_shifted_by_one_slot_are_seen(family: str) -> None:
     model = student(family)
     weights, ids = own_labels(model, None)
     for shift in (1, -1):
-        moved = tuple(part.view(3, 4, -1).roll(shift, dims=1).flatten(0, 1) for part in (weights, ids))
+        moved = tuple(element.view(3, 4, -1).roll(shift, dims=1).flatten(0, 1) for element in (weights, ids))
         assert latent_loss(model, weights, ids, moved) > 0.1  # type: ignore[arg-type]
         # In the input as well: the row of labels as a whole was read one slot off.
         assert latent_loss(model, *moved, moved) > 0.1  # type: ignore[arg-type, call-arg]
@@ -341,7 +341,7 @@ def test_labels_that_are_shifted_by_one_slot_are_seen(family: str) -> None:
 def test_labels_of_another_row_are_seen() -> None:
     model = student("unspoken")
     weights, ids = own_labels(model, None)
-    other = tuple(part.view(3, 4, -1).roll(1, dims=0).flatten(0, 1) for part in (weights, ids))
+    other = tuple(element.view(3, 4, -1).roll(1, dims=0).flatten(0, 1) for element in (weights, ids))
     assert latent_loss(model, *other, other) > 0.1  # type: ignore[arg-type, call-arg]
 
 
