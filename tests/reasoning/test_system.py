@@ -193,8 +193,8 @@ def test_passes_wait_for_one_another() -> None:
     assert passes["coupled"] == passes["nearest"] == 5
     assert passes["mono"] == 6
     assert passes["dual"] == 5 + 1 + 5
-    # The marker's tokens and the answer's.
-    assert {passes[kind] for kind in THINKERS} == {5 + 2 + 3}
+    # The opening's token, the marker's and the answer's.
+    assert {passes[kind] for kind in THINKERS} == {1 + 5 + 2 + 3}
 
 
 @pytest.mark.parametrize("kind", KINDS)

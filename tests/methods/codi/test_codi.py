@@ -356,7 +356,7 @@ def test_an_answer_s_cost_counts_the_projection() -> None:
     model = codi()
     mine = system(model, name="codi", max_tokens=4)
     answer = mine.respond(prompts())
-    assert mine.sequential_passes(3, 4) == 3 + 2 + 4
+    assert mine.sequential_passes(3, 4) == len(mine.opening) + 3 + 2 + 4
     assert model.projection is not None
     lengths = answer.lengths.double()
     scored = 2 * VOCABULARY * 16 * lengths
