@@ -16,6 +16,7 @@ from unspoken.probes.chains import ChainsProbe
 from unspoken.probes.claims import ClaimsProbe
 from unspoken.probes.controls import ControlsProbe
 from unspoken.probes.corruption import CorruptionProbe
+from unspoken.probes.difficulty import DifficultyProbe
 from unspoken.probes.forced_symbols import ForcedSymbolsProbe
 from unspoken.probes.forced_tokens import ForcedTokensProbe
 from unspoken.probes.geometry import GeometryProbe
@@ -44,6 +45,7 @@ PROBES: tuple[Probe, ...] = (
     MixtureProbe(),
     TreesProbe(),
     CalibrationProbe(),
+    DifficultyProbe(),
     PassAtKProbe(),
     ForcedTokensProbe(),
     ChainsProbe(),
