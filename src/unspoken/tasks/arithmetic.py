@@ -25,12 +25,10 @@ from itertools import combinations, islice
 from random import Random
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
 from unspoken.tasks.task import Indices, ProblemList, Traits, split_of
-from unspoken.tasks.tokenizing import padded_left
+from unspoken.tasks.tokenizing import WORD, by_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -98,7 +96,6 @@ _ASK_ONE = ("How many {things} does {old} have?", "How many {things} does {old} 
 
 _SPECIAL = ("[PAD]", "[EOS]")
 _MARKERS = ("<think>", "</think>", "\\boxed{", "}", "<<", ">>", "=", *SYMBOLS.values())
-_TOKEN = r"\[PAD\]|\[EOS\]|</?think>|\\boxed\{|<<|>>|[A-Za-z]+|[0-9]+|\S"
 _SPLIT_CLASSES = 8  # six for training, one for validation, one for test
 _CHAINS = 8  # orders of steps that are written out
 _TRIES = 4  # for one step, before the whole problem is drawn anew
@@ -189,19 +186,8 @@ class ArithmeticTask(ReasoningTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, number, stop and sign. It has no token for unknown words and raises on them."""
-        words = [*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words()]
-        tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(words)}))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
-        tokenizer.decoder = decoders.Sequence(
-            [
-                decoders.WordPiece(cleanup=False),  # a space before every token but the first
-                decoders.Fuse(),
-                decoders.Replace(Regex(r" (?=[.?,}=+*/-]|>>)"), ""),
-                decoders.Replace(Regex(r"(?<=<<|[=+*/-]|\{) "), ""),
-            ]
-        )
-        return padded_left(tokenizer)
+        """One token a word, number, stop and sign."""
+        return by_word([*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words()])
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """Make the problems with the given indices."""
@@ -216,7 +202,7 @@ class ArithmeticTask(ReasoningTask):
         """
         problems = super().parse(text)
         known = {*_words(), *map(str, range(self.config.largest + 1))}
-        for word in re.findall(_TOKEN, problems[0].question):
+        for word in re.findall(WORD, problems[0].question):
             if word not in known:
                 raise ValueError(
                     f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "

@@ -26,6 +26,25 @@ def padded_left(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     )
 
 
+# A marker, a word, a number or a sign.
+WORD = r"\[PAD\]|\[EOS\]|</?think>|\\boxed\{|<<|>>|[A-Za-z]+|[0-9]+|\S"
+
+
+def by_word(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One token a word, number, stop, sign and marker. It has no token for unknown words and raises on them."""
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.WordPiece(cleanup=False),  # a space before every token but the first
+            decoders.Fuse(),
+            decoders.Replace(Regex(r" (?=[.?,}=+*/-]|>>)"), ""),
+            decoders.Replace(Regex(r"(?<=<<|[=+*/-]|\{) "), ""),
+        ]
+    )
+    return padded_left(tokenizer)
+
+
 def by_character(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     """One token a character and a marker like ``[EOS]``; nothing stands between two of them in a text."""
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=PAD_TOKEN))
