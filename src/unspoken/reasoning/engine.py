@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -68,10 +68,10 @@ class LatentStep:
     support_ids: Int[Tensor, "B K"] | None = None
     support_weights: Float[Tensor, "B K"] | None = None
 
-    def of_row(self, index: int) -> LatentStep:
-        """The step of one row."""
-        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return LatentStep(**{name: None if value is None else value[index : index + 1] for name, value in own.items()})
+    def select(self, rows: Tensor | slice) -> LatentStep:
+        """The step of some rows, in the given order."""
+        tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
+        return LatentStep(**{name: value[rows] for name, value in tensors.items()})
 
 
 # Changes a step (counted from 0) before it is recorded and fed back; the step holds every row of the batch.
@@ -132,6 +132,8 @@ class Decoder:
         lengths: columns of each prompt that are not padding.
         intervene: changes every latent step.
         static: whether steps have fixed shapes, see `unspoken.reasoning.static`; such rows cannot be regrouped.
+        selective: latent steps and scores are computed for the rows that need them alone. That is cheaper where phases
+            differ, but the rounding of a row then depends on the phases of the others.
     """
 
     def __init__(
@@ -143,10 +145,12 @@ class Decoder:
         *,
         intervene: Intervention | None = None,
         static: bool = False,
+        selective: bool = False,
     ) -> None:
         self.method = method
         self.rows = list(rows)
         self.intervene = intervene
+        self.selective = selective
         self.inputs: Tensor = inputs
         self.dtype = inputs.dtype
         self.columns = 0  # of the cache that are filled
@@ -161,7 +165,7 @@ class Decoder:
     @property
     def over(self) -> bool:
         """Whether nothing is left to do."""
-        return all(row.phase is Phase.OVER for row in self.rows)
+        return len(self._phases()[Phase.OVER]) == len(self.rows)
 
     @torch.no_grad()
     def step(self) -> LatentStep | None:
@@ -173,25 +177,37 @@ class Decoder:
             The latent step of all rows, if one of them is in its chain; it means nothing for the others.
         """
         hidden = self._pass()
-        chains = [row for row in self.rows if row.phase is Phase.CHAIN]
-        answering = [index for index, row in enumerate(self.rows) if row.phase is Phase.ANSWER]
-        latent_step = self._latent_step(hidden) if chains else None
+        rows, count = self.rows, len(self.rows)
+        in_chain, in_marker, answering, _ = self._phases()
+        latent_step = self._latent_step(in_chain, hidden) if in_chain else None
         signals: list[Tensor] = []
-        if latent_step is not None and not all(row.fixed for row in chains):
-            done, recorded = latent_step.done, latent_step.recorded
-            signals = [done, torch.ones_like(done) if recorded is None else recorded]
-        open_ended = bool(signals)
+        if latent_step is not None and not all(rows[index].fixed for index in in_chain):
+            signals.append(latent_step.done)
+            signals.append(torch.ones_like(signals[0]) if latent_step.recorded is None else latent_step.recorded)
+        done, recorded = [0] * count, [1] * count
+        chosen = done
         if answering:
             signals.append(self._choose(answering, hidden))
-        count = len(self.rows)
-        values = torch.stack([signal.long() for signal in signals]).tolist() if signals else []  # the one wait
-        ended, kept = values[:2] if open_ended else ([0] * count, [1] * count)
-        chosen = values[-1] if answering else [0] * count
-        tokens = [
-            row.advance(bool(done), bool(recorded), token)
-            for row, done, recorded, token in zip(self.rows, ended, kept, chosen, strict=True)
-        ]
-        self.inputs = self._next_inputs(tokens, latent_step)
+        if signals:
+            values = torch.stack([signal.long() for signal in signals]).tolist()  # the one wait
+            chosen = values.pop() if answering else chosen
+            done, recorded = values or (done, recorded)
+        tokens, feeds_latent = [0] * count, [0] * count
+        for index in in_chain:
+            feeds_latent[index] = rows[index].read_latent(done[index], recorded[index])
+            if not feeds_latent[index]:
+                in_marker.append(index)
+        for index in in_marker:
+            tokens[index] = rows[index].read_marker()
+        for index in answering:
+            tokens[index] = rows[index].read_token(chosen[index])
+        if latent_step is not None and not in_marker and not answering:
+            self.inputs = latent_step.next_input[:, None]
+            return latent_step
+        self.inputs = self.method.embed_prompt(upload(tokens, hidden.device)[:, None])
+        if latent_step is not None and any(feeds_latent):
+            latents = latent_step.next_input[:, None].to(self.inputs.dtype)
+            self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
         return latent_step
 
     def regroup(self, joining: Decoder | None = None) -> None:
@@ -254,38 +270,41 @@ class Decoder:
         hidden: Tensor = outputs.last_hidden_state
         return hidden[:, -1]
 
-    def _latent_step(self, hidden: Tensor) -> LatentStep:
-        latent_step = self.method.step(hidden)
+    def _latent_step(self, in_chain: Sequence[int], hidden: Tensor) -> LatentStep:
+        if self.selective and len(in_chain) < len(self.rows):
+            lines = {index: line for line, index in enumerate(in_chain)}
+            line_of_row = upload([lines.get(index, 0) for index in range(len(self.rows))], hidden.device)
+            latent_step = self.method.step(hidden[upload(in_chain, hidden.device)]).select(line_of_row)
+        else:
+            latent_step = self.method.step(hidden)
         if self.intervene is not None:
             latent_step = self.intervene(latent_step, self._latent_steps)
         self._latent_steps += 1
         return latent_step
 
+    def _phases(self) -> list[list[int]]:
+        """The indices of the rows in each phase."""
+        indices: list[list[int]] = [[] for _ in Phase]
+        for index, row in enumerate(self.rows):
+            indices[row.phase].append(index)
+        return indices
+
     def _choose(self, answering: Sequence[int], hidden: Tensor) -> Tensor:
         """The next token ``[B]`` of every row that answers; what other rows get means nothing."""
-        scores = cast(AnsweringReasoner, self.method).logits(hidden)
-        # One call for all rows that share a sampler and have equally many tokens.
-        calls: dict[tuple[int, int], tuple[Sample, list[int]]] = {}
-        for index in answering:
-            decoding, length = self.rows[index].decoding, len(self.rows[index].tokens)
-            if decoding is not None and decoding.sample is not None:
-                calls.setdefault((length, id(decoding.sample)), (decoding.sample, []))[1].append(index)
+        selected = upload(answering, hidden.device) if self.selective else None
+        scores = cast(AnsweringReasoner, self.method).logits(hidden if selected is None else hidden[selected])
         chosen = scores.argmax(dim=-1)
-        for (length, _), (sample, indices) in sorted(calls.items(), key=lambda call: call[0][0]):
-            in_batch, own = upload([indices, [self.rows[index].index for index in indices]], scores.device)
-            chosen[in_batch] = sample(scores[in_batch, None], own, length)[:, 0]
-        return chosen
-
-    def _next_inputs(self, tokens: Sequence[int | None], latent_step: LatentStep | None) -> Tensor:
-        """The rows of the given tokens, or the latent step where there is none, ``[B, 1, D]``."""
-        latents = [token is None for token in tokens]
-        if latent_step is not None and all(latents):
-            return latent_step.next_input[:, None]
-        ids, feeds_latent = upload([[token or 0 for token in tokens], latents], self.inputs.device)
-        inputs = self.method.embed_prompt(ids[:, None])
-        if latent_step is None or not any(latents):
-            return inputs
-        return torch.where(feeds_latent.bool()[:, None, None], latent_step.next_input[:, None].to(inputs.dtype), inputs)
+        # One call for all rows that share a sampler and have equally many tokens.
+        calls: dict[tuple[int, int], tuple[Sample, list[tuple[int, int]]]] = {}
+        for line, index in enumerate(answering):
+            row = self.rows[index]
+            if row.decoding is not None and (sample := row.decoding.sample) is not None:
+                call = calls.setdefault((len(row.tokens), id(sample)), (sample, []))
+                call[1].append((index if selected is None else line, row.index))
+        for (length, _), (sample, pairs) in sorted(calls.items(), key=lambda call: call[0][0]):
+            lines, indices = upload(list(zip(*pairs, strict=True)), hidden.device)
+            chosen[lines] = sample(scores[lines, None], indices, length)[:, 0]
+        return chosen if selected is None else chosen.new_zeros(len(hidden)).scatter(0, selected, chosen)
 
 
 @torch.no_grad()

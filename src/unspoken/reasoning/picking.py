@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -38,7 +39,9 @@ def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = Non
 
 def upload(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*B"]:
     """Whole numbers, nested as they are, on a device."""
-    return torch.tensor(numbers, dtype=torch.long, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    # By NumPy, which reads lists several times as fast as torch does.
+    tensor = torch.from_numpy(np.asarray(numbers, dtype=np.int64))
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Sampler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import IntEnum
 
 from unspoken.chain import StopReason
 from unspoken.reasoning.picking import Sample
@@ -42,16 +42,16 @@ class AnswerDecoding:
         return len(self.marker) + self.max_tokens
 
 
-class Phase(Enum):
+class Phase(IntEnum):
     """What a row makes of the next output of the stack."""
 
-    CHAIN = "a latent step"
-    MARKER = "nothing: it reads the marker that closes its chain"
-    ANSWER = "a token"
-    OVER = "nothing more"
+    CHAIN = 0  # a latent step
+    MARKER = 1  # nothing: it reads the marker that closes its chain
+    ANSWER = 2  # a token
+    OVER = 3  # nothing, ever
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Row:
     """The state of one row, as far as the host must know it.
 
@@ -71,7 +71,7 @@ class Row:
     index: int = 0
     cancelled: bool = False
     phase: Phase = field(init=False, default=Phase.CHAIN)
-    recorded: list[bool] = field(init=False, default_factory=list)
+    recorded: list[int] = field(init=False, default_factory=list)
     reason: StopReason = field(init=False)
     tokens: list[int] = field(init=False, default_factory=list)
     _marker_tokens: int = field(init=False, default=0)
@@ -89,40 +89,37 @@ class Row:
             return latents
         return latents + self.decoding.steps - self._marker_tokens - len(self.tokens)
 
-    def advance(self, done: bool, recorded: bool, chosen: int) -> int | None:
-        """Read one output of the stack.
-
-        Args:
-            done, recorded: of a latent step, see `LatentStep`.
-            chosen: the next token of an answer.
+    def read_latent(self, done: int, recorded: int) -> bool:
+        """Make a latent step, see `unspoken.reasoning.engine.LatentStep`.
 
         Returns:
-            The token that is fed next; None for the latent step.
+            Whether it is fed next, as the last one under the cap is too; otherwise the marker comes next.
         """
-        if self.phase is Phase.CHAIN:
-            ended = done and not self.fixed
-            self.recorded.append(recorded or self.fixed)
-            if ended:
-                self.reason = StopReason.END
-            if ended or len(self.recorded) == self.max_latents:
-                self._close_chain()
-            # The last latent under the cap is fed too, and the marker after it.
-            if not ended:
-                return None
-        if self.decoding is None:
-            return None
-        if self.phase is Phase.MARKER:
-            token = self.decoding.marker[self._marker_tokens]
-            self._marker_tokens += 1
-            if self._marker_tokens == len(self.decoding.marker):
-                self.phase = Phase.ANSWER
-            return token
-        if self.phase is Phase.ANSWER:
-            self.tokens.append(chosen)
-            if chosen in self.decoding.end_ids or len(self.tokens) == self.decoding.max_tokens:
-                self.phase = Phase.OVER
-            return chosen
-        return self.decoding.marker[-1]
+        ended = done and not self.fixed
+        self.recorded.append(recorded or self.fixed)
+        if ended:
+            self.reason = StopReason.END
+        if ended or len(self.recorded) == self.max_latents:
+            self._close_chain()
+        return not ended or self.decoding is None
+
+    def read_marker(self) -> int:
+        """The next token of the marker."""
+        assert self.decoding is not None
+        marker = self.decoding.marker
+        self._marker_tokens += 1
+        if self._marker_tokens == len(marker):
+            self.phase = Phase.ANSWER
+        return marker[self._marker_tokens - 1]
+
+    def read_token(self, token: int) -> int:
+        """Add a token to the answer."""
+        decoding, tokens = self.decoding, self.tokens
+        assert decoding is not None
+        tokens.append(token)
+        if token in decoding.end_ids or len(tokens) == decoding.max_tokens:
+            self.phase = Phase.OVER
+        return token
 
     def _close_chain(self) -> None:
         self.phase = Phase.OVER if self.decoding is None else Phase.MARKER

@@ -114,7 +114,7 @@ class JobRow(Row):
             self._report(Progress(over=True, failure=reason))
 
     def _chain(self) -> LatentChain:
-        steps = [step.of_row(index) for step, index in self._steps]
+        steps = [step.select(slice(index, index + 1)) for step, index in self._steps]
         device = steps[0].latent.device
         mask = torch.ones((1, len(steps)), dtype=torch.bool, device=device)
         return chain_of(steps, mask, upload([self.reason], device))
@@ -157,11 +157,13 @@ class Batch:
         lengths = [len(prompt) for prompt in prompts]
         padded = [[0] * (max(lengths) - len(prompt)) + list(prompt) for prompt in prompts]
         inputs = self.method.embed_prompt(upload(padded, self.method.stack.device))
-        joining: Decoder | None = Decoder(self.method, rows, inputs, lengths)
+        joining = Decoder(self.method, rows, inputs, lengths, selective=True)
         _step(joining)
         if self.decoder is None:
-            self.decoder, joining = joining, None
-        self._regroup(joining)
+            self.decoder = joining
+            self._regroup()
+        else:
+            self._regroup(joining)
 
     def step(self) -> None:
         """One pass of the stack for all rows; those that are over or cancelled leave."""
