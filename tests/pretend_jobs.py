@@ -28,7 +28,7 @@ from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.speakers import SameStack
 from unspoken.report.answers import answer_problems
 from unspoken.serving import Engine, Limits, open_served, served_questions
-from unspoken.serving.batch import Batch, JobRow
+from unspoken.serving.batch import Batch
 from unspoken.training.recipe import Recipe
 
 STEPS = 3
@@ -218,8 +218,11 @@ def _respond(latents: int, words: int) -> None:
 
 def _serve(rows: int, latents: int, steps: int) -> None:
     system = _system(latents)
-    batch, job = Batch(system.reasoner), served_questions(system, TASK, PROMPT_FORMAT).job([5, 6, 7], 32, Sampler())
-    batch.join([JobRow(job, lambda _: None) for _ in range(rows)])
+    batch, one = Batch(system.reasoner), served_questions(system, TASK, PROMPT_FORMAT)
+    jobs = [one.job([5, 6, 7], 32, Sampler()) for _ in range(rows)]
+    for job in jobs:
+        job.report = lambda _: None
+    batch.join(jobs)
     for _ in range(steps):
         batch.step()
     assert len(batch.rows) == rows

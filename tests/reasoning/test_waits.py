@@ -19,7 +19,7 @@ from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfi
 from unspoken.reasoning.engine import Reasoner, StopRule, respond, rollout
 from unspoken.reasoning.picking import draw
 from unspoken.reasoning.row import AnswerDecoding
-from unspoken.serving.batch import Batch, Job, JobRow
+from unspoken.serving.batch import Batch, Job
 
 aten = torch.ops.aten
 CAP, WORDS = 8, 6
@@ -160,8 +160,9 @@ def test_a_server_waits_once_a_step_for_sixteen_rows(attention: str, drawn: bool
     sample = (lambda scores, _rows, _first: draw(scores.softmax(dim=-1), source)) if drawn else None
     reports: list[Any] = []
     asked = [tuple(prompt[index % 5 :].tolist()) for index, prompt in enumerate(prompts(16, 7))]
-    jobs = [Job(prompt=ids, stop=StopRule(max_latents=CAP), speaker=decoding(sample)) for ids in asked]
-    rows = [JobRow(job, reports.append) for job in jobs]
+    rows = [Job(ids, StopRule(max_latents=CAP), decoding(sample)) for ids in asked]
+    for row in rows:
+        row.report = reports.append
     batch = Batch(method)
     batch.join(rows[:8])
     batch.step()

@@ -16,7 +16,7 @@ from unspoken.chain import LatentChain
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, respond, rollout
 from unspoken.reasoning.row import AnswerDecoding
-from unspoken.serving.batch import Batch, Job, JobRow, Progress
+from unspoken.serving.batch import Batch, Job, Progress
 
 CAP, WORDS = 8, 6
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
@@ -47,7 +47,8 @@ class Reported:
 
     def __init__(self, prompt: Tensor, speaker: Any, stop: StopRule) -> None:
         self.progress: list[Progress] = []
-        self.row = JobRow(Job(prompt=tuple(prompt.tolist()), stop=stop, speaker=speaker), self.progress.append)
+        self.row = Job(prompt.tolist(), stop, speaker)
+        self.row.report = self.progress.append
 
     @property
     def words(self) -> list[int]:

@@ -40,13 +40,14 @@ def test_more_than_the_queue_holds_is_refused_whole_and_a_cancelled_row_makes_pl
     reasoner, served = held
     engine, reports = Engine(reasoner, Limits(batch_size=2, queue=3)), Reports()
     engine.start()
-    rows = engine.submit(jobs_of(served, 4), reports)
+    jobs = jobs_of(served, 4)
+    engine.submit(jobs, reports)
     wait(lambda: engine.running == 2)
     assert engine.waiting == 2
     with pytest.raises(QueueFull):
         engine.submit(jobs_of(served, 2), reports)
     assert engine.waiting == 2
-    engine.cancel(rows[2:3])
+    engine.cancel(jobs[2:3])
     assert engine.waiting == 1
     engine.submit(jobs_of(served, 2), Reports())
     with pytest.raises(QueueFull):
@@ -105,15 +106,14 @@ def test_a_batch_that_fails_is_reported_and_the_next_one_is_answered(
 ) -> None:
     broken = Broken(held[0].reasoner)
     engine, reports, second = Engine(broken, Limits()), Reports(), Reports()
-    jobs = jobs_of(held[1], 2)
     with caplog.at_level(logging.CRITICAL):
         engine.start()
-        engine.submit(jobs, reports)
+        engine.submit(jobs_of(held[1], 2), reports)
         wait(lambda: reports.over() == {0, 1})
     assert [progress[-1].failure for progress in reports.progress.values()] == [
         "RuntimeError while computing the answer"
     ] * 2
-    engine.submit(jobs, second)
+    engine.submit(jobs_of(held[1], 2), second)
     wait(lambda: second.over() == {0, 1})
     assert not any(progress[-1].failure for progress in second.progress.values())
     assert (engine.counters.failures, engine.counters.answers) == (2, 2)

@@ -18,7 +18,7 @@ from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.reasoning.picking import Sampler
 from unspoken.report.answers import answer_problems
 from unspoken.serving import open_served, served_questions
-from unspoken.serving.batch import Batch, JobRow, Progress
+from unspoken.serving.batch import Batch, Progress
 
 SHORT = ("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
 
@@ -72,9 +72,9 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
     for problem in TASK.sample("test", range(5)):
         reports: list[Progress] = []
         batch = Batch(served.system.reasoner)
-        batch.join(
-            [JobRow(served.job(served.spell(problem.question, True), served.answer_tokens, Sampler()), reports.append)]
-        )
+        job = served.job(served.spell(problem.question, True), served.answer_tokens, Sampler())
+        job.report = reports.append
+        batch.join([job])
         while batch.rows:
             batch.step()
         answer = answer_questions(system, PROMPT_FORMAT, [problem], 1)

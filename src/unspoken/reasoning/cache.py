@@ -66,11 +66,6 @@ class ReservedCache(DynamicCache):
         """What the library reads to know whether it may look at the values of a mask: it may not if this is true."""
         return self.padded
 
-    @property
-    def keeps_everything(self) -> bool:
-        """Whether no layer forgets what is far back, so that rows can be taken out and put together."""
-        return all(type(layer) is ReservedLayer for layer in self.layers)
-
     def fill(self, sources: Sequence[tuple[ReservedCache, Tensor]], columns: int) -> None:
         """Hold rows of other caches.
 

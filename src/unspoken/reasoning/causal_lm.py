@@ -23,10 +23,9 @@ from transformers.utils.generic import ModelOutput
 from unspoken.backbone.checks import Method, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
-from unspoken.reasoning.engine import Intervention, LatentStep, StopRule, respond
+from unspoken.reasoning.engine import Intervention, LatentStep, StopRule
 from unspoken.reasoning.picking import Sample, draw
-from unspoken.reasoning.row import AnswerDecoding
-from unspoken.reasoning.speakers import SameStack, ends_and_pad
+from unspoken.reasoning.speakers import Request, SameStack, ends_and_pad
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, readout_of
 from unspoken.reasoning.system import ChainKind, System, opened
 from unspoken.tasks.spans import Markers
@@ -183,7 +182,7 @@ class CausalLMReasoner:
             max_tokens: cap of the answer.
             given: speak from this chain instead of thinking; every causal control does.
             forced: tokens that are appended by force after the end marker; they are not returned.
-            sample: how the answer's tokens are chosen, see `AnswerDecoding`.
+            sample: how the answer's tokens are chosen, see `unspoken.reasoning.row.AnswerDecoding`.
             config: names the tokens that end and pad an answer; the model's generation config by default.
             intervene: changes every step, see `unspoken.reasoning.engine`.
 
@@ -191,14 +190,19 @@ class CausalLMReasoner:
             ValueError: as `unspoken.reasoning.respond`, or nothing is named that could end an answer.
         """
         ids, mask = opened(input_ids, attention_mask, self.settings.open_ids)
-        cap = self.settings.max_latents if max_latents is None else max_latents
         ends, pad = ends_and_pad(config or self.model.generation_config)
-        decoding = AnswerDecoding(
-            marker=(*self.settings.end_ids, *forced), max_tokens=max_tokens, end_ids=ends, pad_id=pad, sample=sample
+        cap = self.settings.max_latents if max_latents is None else max_latents
+        request = Request(
+            input_ids=ids,
+            attention_mask=mask,
+            stop=StopRule(max_latents=cap, fixed=self.settings.fixed),
+            max_tokens=max_tokens,
+            chain=given,
+            forced=forced,
+            sample=sample,
+            intervene=intervene,
         )
-        stop = StopRule(max_latents=0 if given is not None else cap, fixed=self.settings.fixed)
-        chain, tokens = respond(self, ids, mask, stop, decoding, given, intervene)
-        return (chain if given is None else given), tokens
+        return SameStack(marker=self.settings.end_ids, end_ids=ends, pad_id=pad).respond(self, request)
 
 
 def causal_lm_system(

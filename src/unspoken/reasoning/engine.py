@@ -162,11 +162,6 @@ class Decoder:
             self.cache = StaticCache(config=method.stack.config, max_cache_len=self.positions.shape[1])
             self._static = StaticSteps(method.stack, self.cache, self.mask)
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing is left to do."""
-        return len(self._phases()[Phase.OVER]) == len(self.rows)
-
     @torch.no_grad()
     def step(self) -> LatentStep | None:
         """One pass of the stack over what is new, and what each row makes of the last output.
@@ -180,18 +175,8 @@ class Decoder:
         rows, count = self.rows, len(self.rows)
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
-        signals: list[Tensor] = []
-        if latent_step is not None and not all(rows[index].fixed for index in in_chain):
-            signals.append(latent_step.done)
-            signals.append(torch.ones_like(signals[0]) if latent_step.recorded is None else latent_step.recorded)
-        done, recorded = [0] * count, [1] * count
-        chosen = done
-        if answering:
-            signals.append(self._choose(answering, hidden))
-        if signals:
-            values = torch.stack([signal.long() for signal in signals]).tolist()  # the one wait
-            chosen = values.pop() if answering else chosen
-            done, recorded = values or (done, recorded)
+        chosen_B = self._choose(answering, hidden) if answering else None
+        done, recorded, chosen = self._read(in_chain, latent_step, chosen_B)
         tokens, feeds_latent = [0] * count, [0] * count
         for index in in_chain:
             feeds_latent[index] = rows[index].read_latent(done[index], recorded[index])
@@ -215,26 +200,30 @@ class Decoder:
 
         Afterwards all rows end in the same column, and the columns that no row uses any more are given up.
         """
-        sources: list[tuple[Decoder, list[int]]] = []
-        for decoder in (self,) if joining is None else (self, joining):
+        decoders = [self] if joining is None else [self, joining]
+        staying = [
+            (decoder, index, row)
+            for decoder in decoders
+            for index, row in enumerate(decoder.rows)
             # A row may be cancelled at any moment, from another thread: it is asked once.
-            staying = [i for i, row in enumerate(decoder.rows) if row.phase is not Phase.OVER and not row.cancelled]
-            sources.append((decoder, staying))
-        if joining is None and len(sources[0][1]) == len(self.rows):
+            if row.phase is not Phase.OVER and not row.cancelled
+        ]
+        if joining is None and len(staying) == len(self.rows):
             return
-        rows = [decoder.rows[index] for decoder, staying in sources for index in staying]
-        lengths = [decoder.columns - decoder.starts[index] for decoder, staying in sources for index in staying]
-        indices = [(decoder, upload(staying, self.inputs.device)) for decoder, staying in sources if staying]
-        self.rows = rows
-        if not rows:
+        self.rows = [row for _, _, row in staying]
+        if not staying:
             return
-        self.inputs = torch.cat([decoder.inputs[index] for decoder, index in indices])
-        caches = [(cast(ReservedCache, decoder.cache), index) for decoder, index in indices]
+        indices = [[index for other, index, _ in staying if other is decoder] for decoder in decoders]
+        selections = [
+            (decoder, upload(rows, self.inputs.device)) for decoder, rows in zip(decoders, indices, strict=True)
+        ]
+        self.inputs = torch.cat([decoder.inputs[rows] for decoder, rows in selections])
+        sources = [(cast(ReservedCache, decoder.cache), rows) for decoder, rows in selections]
+        lengths = [decoder.columns - decoder.starts[index] for decoder, index, _ in staying]
         self.columns = max(lengths)
         self._lay_out(self.columns, lengths)
-        cache = self._new_cache()
-        cache.fill(caches, self.columns)
-        self.cache = cache
+        self.cache = cache = self._new_cache()
+        cache.fill(sources, self.columns)
 
     def _lay_out(self, columns: int, lengths: Sequence[int]) -> None:
         """Mask and positions of every column: those of later steps are real in all rows."""
@@ -281,6 +270,19 @@ class Decoder:
             latent_step = self.intervene(latent_step, self._latent_steps)
         self._latent_steps += 1
         return latent_step
+
+    def _read(
+        self, in_chain: Sequence[int], latent_step: LatentStep | None, chosen: Tensor | None
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Of every row, whether its chain is done, whether the step is recorded, and the next token."""
+        values = [] if chosen is None else [chosen]
+        if latent_step is not None and not all(self.rows[index].fixed for index in in_chain):
+            done, recorded = latent_step.done, latent_step.recorded
+            values += [done.long(), (torch.ones_like(done) if recorded is None else recorded).long()]
+        numbers = torch.stack(values).tolist() if values else []  # the one wait of a step
+        zeros = [0] * len(self.rows)
+        tokens = zeros if chosen is None else numbers.pop(0)
+        return (*(numbers or (zeros, [1] * len(zeros))), tokens)
 
     def _phases(self) -> list[list[int]]:
         """The indices of the rows in each phase."""
@@ -334,16 +336,16 @@ def rollout(
         ValueError: an empty prompt, padding on the right, a prompt that leaves no space for ``max_latents``, a model
             that ignores its cache, or ``static`` for a model that cannot have it.
     """
-    return _decoded(method, input_ids, attention_mask, stop, None, None, intervene, static)[0]
+    return respond(method, input_ids, attention_mask, stop, None, None, intervene, static)[0]
 
 
 @torch.no_grad()
 def respond(
-    method: AnsweringReasoner,
+    method: Reasoner,
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"] | None,
     stop: StopRule,
-    decoding: AnswerDecoding,
+    decoding: AnswerDecoding | None,
     given: LatentChain | None = None,
     intervene: Intervention | None = None,
     static: bool | None = None,
@@ -354,9 +356,9 @@ def respond(
     rows of the batch may still be in their chains.
 
     Args:
-        method: see `AnsweringReasoner`.
+        method: an `AnsweringReasoner` if there is to be an answer.
         input_ids, attention_mask, stop, intervene, static: as in `rollout`.
-        decoding: marker, cap and choice of tokens.
+        decoding: marker, cap and choice of tokens; None writes the chain alone.
         given: a chain that follows the prompt already: with ``max_latents=0`` the answer is made of it alone.
 
     Returns:
@@ -365,23 +367,6 @@ def respond(
     Raises:
         ValueError: as `rollout`; the prompt must also leave space for marker and answer.
     """
-    chain, rows = _decoded(method, input_ids, attention_mask, stop, decoding, given, intervene, static)
-    longest = max(len(row.tokens) for row in rows)
-    tokens = [row.tokens + [decoding.pad_id] * (longest - len(row.tokens)) for row in rows]
-    return chain, torch.tensor(tokens, device=input_ids.device)
-
-
-def _decoded(
-    method: Reasoner,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    stop: StopRule,
-    decoding: AnswerDecoding | None,
-    given: LatentChain | None,
-    intervene: Intervention | None,
-    static: bool | None,
-) -> tuple[LatentChain, list[Row]]:
-    """A batch decoded from start to end."""
     size, length = input_ids.shape
     rows = [
         Row(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding, index=index) for index in range(size)
@@ -397,18 +382,21 @@ def _decoded(
     static = has_static_steps(method.stack, inputs.device, static)
     decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=static)
     steps: list[LatentStep] = []
-    while not decoder.over:
+    while any(row.phase is not Phase.OVER for row in rows):
         latent_step = decoder.step()
         if latent_step is not None:
             steps.append(latent_step)
-    recorded = [row.recorded + [False] * (len(steps) - len(row.recorded)) for row in rows]
-    mask = upload(recorded, inputs.device).bool().view(len(rows), len(steps))
+    recorded = [row.recorded + [0] * (len(steps) - len(row.recorded)) for row in rows]
+    mask = upload(recorded, inputs.device).bool().view(size, len(steps))
     reasons = upload([row.reason for row in rows], inputs.device)
-    if not steps:
-        chain = LatentChain(latents=inputs.new_zeros((len(rows), 0, inputs.shape[2])), mask=mask, stop=reasons)
-    else:
+    if steps:
         chain = chain_of(steps, mask, reasons)
-    return moved(chain, input_ids.device), rows
+    else:
+        chain = LatentChain(latents=inputs.new_zeros((size, 0, inputs.shape[2])), mask=mask, stop=reasons)
+    longest = max((len(row.tokens) for row in rows), default=0)
+    pad = [] if decoding is None else [decoding.pad_id]
+    answers = upload([row.tokens + pad * (longest - len(row.tokens)) for row in rows], input_ids.device)
+    return moved(chain, input_ids.device), answers
 
 
 def chain_of(steps: Sequence[LatentStep], mask: Bool[Tensor, "B N"], stop: Int[Tensor, " B"]) -> LatentChain:

@@ -36,11 +36,6 @@ class AnswerDecoding:
                 f"the marker has {len(self.marker)} tokens and max_tokens is {self.max_tokens}; both are at least 1"
             )
 
-    @property
-    def steps(self) -> int:
-        """Outputs of the stack from the end of the chain to the end of the longest answer."""
-        return len(self.marker) + self.max_tokens
-
 
 class Phase(IntEnum):
     """What a row makes of the next output of the stack."""
@@ -87,7 +82,7 @@ class Row:
         latents = self.max_latents - len(self.recorded) if self.phase is Phase.CHAIN else 0
         if self.decoding is None:
             return latents
-        return latents + self.decoding.steps - self._marker_tokens - len(self.tokens)
+        return latents + len(self.decoding.marker) - self._marker_tokens + self.decoding.max_tokens - len(self.tokens)
 
     def read_latent(self, done: int, recorded: int) -> bool:
         """Make a latent step, see `unspoken.reasoning.engine.LatentStep`.

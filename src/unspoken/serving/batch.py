@@ -21,31 +21,10 @@ from typing import cast
 import torch
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.reasoning.cache import ReservedCache
+from unspoken.reasoning.cache import ReservedCache, ReservedLayer
 from unspoken.reasoning.engine import Decoder, LatentStep, Reasoner, StopRule, chain_of
 from unspoken.reasoning.picking import upload
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What one row is to do.
-
-    Attributes:
-        prompt: tokens, with those that open the chain.
-        stop: cap of the chain.
-        speaker: how the stack that reasons also answers; or, where something else reads the finished chain, what makes
-            tokens of a chain of one row.
-    """
-
-    prompt: tuple[int, ...]
-    stop: StopRule
-    speaker: AnswerDecoding | Callable[[LatentChain], list[int]]
-
-    @property
-    def steps(self) -> int:
-        """The most positions that may follow the prompt."""
-        return self.stop.max_latents + (self.speaker.steps if isinstance(self.speaker, AnswerDecoding) else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,22 +46,32 @@ class Progress:
     failure: str = ""
 
 
-class JobRow(Row):
-    """The row of a job.
+class Job(Row):
+    """One answer in the making.
 
     Args:
-        job: what to do.
-        report: receives every progress, in the thread that computes; it must return at once.
+        prompt: tokens, with those that open the chain.
+        stop: when the chain ends.
+        speaker: how the stack that reasons also answers; or, where something else reads the finished chain, what makes
+            tokens of a chain of one row.
+
+    Attributes:
+        report: receives every progress, in the thread that computes; it must return at once. Set it before the job
+            joins a batch.
     """
 
-    def __init__(self, job: Job, report: Callable[[Progress], None]) -> None:
-        decoding = job.speaker if isinstance(job.speaker, AnswerDecoding) else None
-        super().__init__(max_latents=job.stop.max_latents, fixed=job.stop.fixed, decoding=decoding)
-        self.job = job
-        self._report = report
+    report: Callable[[Progress], None]
+
+    def __init__(
+        self, prompt: Sequence[int], stop: StopRule, speaker: AnswerDecoding | Callable[[LatentChain], list[int]]
+    ) -> None:
+        decoding = speaker if isinstance(speaker, AnswerDecoding) else None
+        super().__init__(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding)
+        self.prompt = list(prompt)
+        self.speaker = speaker
         self._finished = False
         self._reported = 0
-        self._steps: list[tuple[LatentStep, int]] = []
+        self._steps: list[LatentStep] = []
 
     def report_step(self, latent_step: LatentStep | None, index: int) -> None:
         """Report what the last step of the decoder brought.
@@ -92,32 +81,28 @@ class JobRow(Row):
             index: of this one among them.
         """
         over, tokens = self.phase is Phase.OVER, self.tokens[self._reported :]
-        if isinstance(self.job.speaker, AnswerDecoding):
-            capped = over and self.tokens[-1] not in self.job.speaker.end_ids
+        if isinstance(self.speaker, AnswerDecoding):
+            capped = over and self.tokens[-1] not in self.speaker.end_ids
         else:
             assert latent_step is not None
             capped = self.reason is StopReason.CAP
             if self.recorded[-1]:
-                self._steps.append((latent_step, index))
+                self._steps.append(latent_step.select(slice(index, index + 1)))
             if over:
-                tokens = self.job.speaker(self._chain())
+                reason = upload([self.reason], latent_step.latent.device)
+                mask = torch.ones((1, len(self._steps)), dtype=torch.bool, device=reason.device)
+                tokens = self.speaker(chain_of(self._steps, mask, reason))
         if tokens or over:
             self._reported += len(tokens)
             self._finished = over
             latents = sum(self.recorded)
-            self._report(Progress(tokens=tuple(tokens), over=over, latents=latents, capped=over and capped))
+            self.report(Progress(tokens=tuple(tokens), over=over, latents=latents, capped=over and capped))
 
     def fail(self, reason: str) -> None:
         """Report that there will be no answer, unless there is one."""
         if not self._finished:
             self._finished = True
-            self._report(Progress(over=True, failure=reason))
-
-    def _chain(self) -> LatentChain:
-        steps = [step.select(slice(index, index + 1)) for step, index in self._steps]
-        device = steps[0].latent.device
-        mask = torch.ones((1, len(steps)), dtype=torch.bool, device=device)
-        return chain_of(steps, mask, upload([self.reason], device))
+            self.report(Progress(over=True, failure=reason))
 
 
 class Batch:
@@ -131,7 +116,7 @@ class Batch:
     """
 
     def __init__(self, method: Reasoner) -> None:
-        if not ReservedCache(method.stack.config, 1).keeps_everything:
+        if any(type(layer) is not ReservedLayer for layer in ReservedCache(method.stack.config, 1).layers):
             raise ValueError(
                 "this model has layers that keep only part of what they saw (a sliding window, or a recurrent state), "
                 "and their rows cannot join a running batch; serve a model with full attention"
@@ -140,22 +125,21 @@ class Batch:
         self.decoder: Decoder | None = None
 
     @property
-    def rows(self) -> list[JobRow]:
+    def rows(self) -> list[Job]:
         """Those that are computed."""
-        return [] if self.decoder is None else cast(list[JobRow], self.decoder.rows)
+        return [] if self.decoder is None else cast(list[Job], self.decoder.rows)
 
     def clear(self) -> None:
         """Forget every row."""
         self.decoder = None
 
     @torch.no_grad()
-    def join(self, rows: Sequence[JobRow]) -> None:
+    def join(self, rows: Sequence[Job]) -> None:
         """Read the prompts of new rows and take them in."""
         if not rows:
             return
-        prompts = [row.job.prompt for row in rows]
-        lengths = [len(prompt) for prompt in prompts]
-        padded = [[0] * (max(lengths) - len(prompt)) + list(prompt) for prompt in prompts]
+        lengths = [len(row.prompt) for row in rows]
+        padded = [[0] * (max(lengths) - len(row.prompt)) + row.prompt for row in rows]
         inputs = self.method.embed_prompt(upload(padded, self.method.stack.device))
         joining = Decoder(self.method, rows, inputs, lengths, selective=True)
         _step(joining)
@@ -181,5 +165,5 @@ class Batch:
 
 def _step(decoder: Decoder) -> None:
     latent_step = decoder.step()
-    for index, row in enumerate(cast(list[JobRow], decoder.rows)):
+    for index, row in enumerate(cast(list[Job], decoder.rows)):
         row.report_step(latent_step, index)

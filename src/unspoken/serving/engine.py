@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from unspoken.reasoning.engine import Reasoner
-from unspoken.serving.batch import Batch, Job, JobRow, Progress
+from unspoken.serving.batch import Batch, Job, Progress
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Engine:
         self.limits = limits
         self.counters = Counters()
         self._batch = Batch(method)
-        self._waiting: deque[JobRow] = deque()
+        self._waiting: deque[Job] = deque()
         self._running = 0
         self._closing = False
         self._changed = threading.Condition()
@@ -105,7 +105,7 @@ class Engine:
             self._changed.notify_all()
         self._thread.join()
 
-    def submit(self, jobs: Sequence[Job], report: Callable[[int, Progress], None]) -> list[JobRow]:
+    def submit(self, jobs: Sequence[Job], report: Callable[[int, Progress], None]) -> None:
         """Take some jobs, all or none.
 
         Args:
@@ -117,22 +117,22 @@ class Engine:
             QueueFull: there are not as many places left.
             Closing: `close` was called.
         """
-        rows = [JobRow(job, self._counted(job, index, report)) for index, job in enumerate(jobs)]
+        for index, job in enumerate(jobs):
+            job.report = self._counted(job, index, report)
         with self._changed:
             if self._closing:
                 raise Closing
-            if len(self._waiting) + self._running + len(rows) > self.limits.batch_size + self.limits.queue:
+            if len(self._waiting) + self._running + len(jobs) > self.limits.batch_size + self.limits.queue:
                 raise QueueFull
-            self._waiting.extend(rows)
+            self._waiting.extend(jobs)
             self._changed.notify_all()
-        return rows
 
-    def cancel(self, rows: Sequence[JobRow]) -> None:
-        """Nobody listens to these rows any more: they give up their places."""
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Nobody waits for these any more: they leave the queue or the batch."""
         with self._changed:
-            for row in rows:
-                row.cancelled = True
-            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            for job in jobs:
+                job.cancelled = True
+            self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
     def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
         began = time.monotonic()

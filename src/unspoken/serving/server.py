@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unspoken.reasoning.picking import Sampler
-from unspoken.serving.batch import Job, JobRow, Progress
+from unspoken.serving.batch import Job, Progress
 from unspoken.serving.engine import Closing, Engine, Limits, QueueFull
 from unspoken.serving.schema import ChatRequest, CompletionRequest, Form, error_of, usage_of
 from unspoken.serving.systems import Served, open_served
@@ -212,12 +212,12 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
             generator.manual_seed((body.seed + index) % 2**63)
         job = served.job(served.spell(text, chat), max_tokens, Sampler(temperature, generator))
         positions = served.system.positions
-        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.steps)
+        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.steps_left)
         if len(job.prompt) > most:
             raise Refusal(
                 400,
-                f"the prompt has {len(job.prompt)} tokens; with {job.steps} steps of thinking and speaking behind it, "
-                f"at most {max(0, most)} fit",
+                f"the prompt has {len(job.prompt)} tokens; with {job.steps_left} steps of thinking and speaking behind "
+                f"it, at most {max(0, most)} fit",
                 code="context_length_exceeded",
             )
         jobs.append(job)
@@ -246,7 +246,7 @@ class _Flight:
                 loop.call_soon_threadsafe(self._progress.put_nowait, (index, progress))
 
         try:
-            self._rows: list[JobRow] = engine.submit(jobs, report)
+            engine.submit(jobs, report)
         except QueueFull:
             raise Refusal(429, "as many answers are waiting as may wait; try again in a second") from None
         except Closing:
@@ -270,7 +270,7 @@ class _Flight:
 
     def end(self) -> None:
         """Nobody listens any more: what is not over yet gives up its place."""
-        self._engine.cancel(self._rows)
+        self._engine.cancel(self._jobs)
 
     def usage(self) -> dict[str, Any]:
         """What it cost."""

@@ -39,14 +39,14 @@ class Served:
     text: Callable[[Sequence[int]], str]
 
     def job(self, prompt: Sequence[int], max_tokens: int, sampler: Sampler) -> Job:
-        """What the engine does for a prompt.
+        """What the engine is to do for a prompt.
 
         Args:
             max_tokens: cap of the answer.
-            sampler: how its tokens are picked.
+            sampler: how its tokens are chosen.
 
         Raises:
-            ValueError: the system cannot pick tokens that way.
+            ValueError: the system cannot choose tokens that way.
         """
         system, sample = self.system, sampler if sampler.temperature else None
         if sample is not None and not system.speaker.samples:
@@ -63,7 +63,7 @@ class Served:
         if isinstance(system.speaker, SameStack):
             speaker = system.speaker.decoding(max_tokens, sample=sample)
         stop = system.speaker.stop_rule(system.stop, max_tokens)
-        return Job(prompt=(*prompt, *system.opening), stop=stop, speaker=speaker)
+        return Job((*prompt, *system.opening), stop, speaker)
 
 
 def open_served(path: Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto") -> Served:
