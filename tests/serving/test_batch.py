@@ -15,6 +15,7 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, respond, rollout
+from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.row import AnswerDecoding
 from unspoken.serving.batch import Batch, Job, Progress
 
@@ -84,6 +85,22 @@ def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, att
         assert [progress.over for progress in one.progress] == [False] * (len(words) - 1) + [True]
         assert one.progress[-1].latents == steps
         assert one.progress[-1].capped == (words[-1] not in decoding.end_ids)
+
+
+def test_every_row_draws_from_its_own_generator() -> None:
+    reasoner, decoding = case_of("llama")
+    stop, jobs, expected = StopRule(max_latents=CAP), [], []
+    for index, row in enumerate(ROWS):
+        for answers in (jobs, expected):
+            drawing = replace(decoding, sample=Sampler(1.0, torch.Generator().manual_seed(index)))
+            answers.append(Reported(row, drawing, stop) if answers is jobs else alone(reasoner, row, stop, drawing)[0])
+    batch = Batch(reasoner)
+    for joining in ([2, 5], [0], [], [1, 3, 4]):
+        batch.join([jobs[index].row for index in joining])
+        batch.step()
+    finish(batch)
+    assert [one.words for one in jobs] == expected
+    assert expected != [alone(reasoner, row, stop, decoding)[0] for row in ROWS]
 
 
 @pytest.mark.parametrize("kind", ["pair", "reasoner"])

@@ -11,7 +11,8 @@ import pytest
 from tiny_words import TASK
 from torch import Tensor
 
-from unspoken.reasoning.engine import LatentStep
+from unspoken.chain import LatentChain
+from unspoken.reasoning.engine import LatentStep, StopRule
 from unspoken.reasoning.picking import Sampler
 from unspoken.serving import Engine, Limits, Served
 from unspoken.serving.batch import Job, Progress
@@ -117,6 +118,22 @@ def test_a_batch_that_fails_is_reported_and_the_next_one_is_answered(
     wait(lambda: second.over() == {0, 1})
     assert not any(progress[-1].failure for progress in second.progress.values())
     assert (engine.counters.failures, engine.counters.answers) == (2, 2)
+    engine.close()
+
+
+def test_a_finished_chain_that_cannot_be_read_is_reported(
+    held: Any, wait: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_chain: LatentChain) -> list[int]:
+        raise IndexError("no such token")
+
+    engine, reports = Engine(held[0].reasoner, Limits()), Reports()
+    with caplog.at_level(logging.CRITICAL):
+        engine.start()
+        engine.submit([Job([5, 6, 7], StopRule(max_latents=3, fixed=True), fails)], reports)
+        wait(lambda: reports.over() == {0})
+    assert [progress.failure for progress in reports.progress[0]] == ["IndexError while computing the answer"]
+    assert (engine.counters.failures, engine.counters.answers) == (1, 0)
     engine.close()
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from tiny_models import enliven, tiny_config
 from tiny_recipe import quiet_train, tiny_recipe
 from tiny_words import PROMPT_FORMAT, TASK
 
-from unspoken.evaluation.answering import answer_questions
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
@@ -77,8 +77,8 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
         batch.join([job])
         while batch.rows:
             batch.step()
-        answer = answer_questions(system, PROMPT_FORMAT, [problem], 1)
-        assert served.text(reports[0].tokens) == PROMPT_FORMAT.decode(answer.tokens)[0]
+        answer = system.respond(torch.tensor([[*PROMPT_FORMAT.prompt(problem.question)]]))
+        assert served.text(reports[0].tokens) == PROMPT_FORMAT.decode(answer.filled(config.pad_token_id))[0]
         assert reports[0].latents == int(answer.chain.lengths[0])
         found.add(served.text(reports[0].tokens))
     assert len(found) >= 3
