@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -94,35 +94,39 @@ def systems(
     )
 
 
-def load(folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel:
-    """The model of a finished folder, read as its method wants it.
+def load(source: str | Path, **settings: Any) -> PreTrainedModel:
+    """The model of any finished stage, or any causal language model of the hub.
 
     Args:
-        config: of the folder; `config_of` reads it.
+        source: a folder, or a name on the hub.
         settings: as of `unspoken.backbone.loading.load_pretrained`.
 
     Raises:
-        ValueError: as `load_pretrained`; the folder cannot answer, or its method is wrong around its backbone.
+        ValueError: as `load_pretrained`.
     """
-    from unspoken.backbone.loading import load_pretrained
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    for method in methods():
-        model = method.load(folder, config, **settings)
-        if model is not None:
-            return model
-    return load_pretrained(folder, **settings)
-
-
-def config_of(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder of any method.
-
-    Raises:
-        ValueError: as `unspoken.backbone.loading.load_config`.
-    """
-    from unspoken.backbone.loading import load_config
+    from unspoken.backbone.loading import load_config, load_pretrained
 
     register_models()
-    return load_config(folder)
+    config = load_config(source)
+    causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    names = {one.__name__ for one in (causal if isinstance(causal, tuple) else (causal,)) if one is not None}
+    headless = config.architectures is not None and not names.intersection(config.architectures)
+    return load_pretrained(source, AutoModel if headless else AutoModelForCausalLM, **settings)
+
+
+def require_answering(model: PreTrainedModel, source: str | Path) -> None:
+    """Refuse a model that cannot answer.
+
+    Args:
+        source: for the message.
+
+    Raises:
+        ValueError: its method says why, or would be wrong around its backbone.
+    """
+    for method in methods():
+        method.require_answering(model, source)
 
 
 def teacher(folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:

@@ -459,13 +459,15 @@ class Method:
         """
         raise NotImplementedError
 
-    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-        """The model of one of this method's folders that need more than `load_pretrained`; None for any other.
+    def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
+        """Refuse a loaded model of this method that cannot answer, or around whose backbone the method would be wrong.
+
+        Args:
+            source: its folder, for the message.
 
         Raises:
-            ValueError: as `unspoken.backbone.loading.load_pretrained`; or the folder cannot answer.
+            ValueError: see above.
         """
-        return None
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
         """What made the latents that a stage learned from, out of the folder of its model; None if it makes none.

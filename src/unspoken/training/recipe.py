@@ -240,18 +240,13 @@ class Recipe:
         own = self.task.build().tokenizer
         if own is not None:
             return own
-        from unspoken.backbone.loading import load_tokenizer
+        from unspoken.backbone.loading import load_answer_tokenizer
 
         assert isinstance(self.backbone, str)
         try:
-            tokenizer = load_tokenizer(self.backbone, padding_side="left")
+            return load_answer_tokenizer(self.backbone)
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"backbone {self.backbone!r}: its tokenizer has no end-of-sequence token; set eos_token")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
 
     def stage(self, name: str) -> Stage:
         """A stage by name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.methods.method import Method, Objective
@@ -10,7 +10,7 @@ from unspoken.methods.method import Method, Objective
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from unspoken.reasoning.system import System
 
@@ -33,8 +33,8 @@ class JepaReasonerMethod(Method):
 
         return systems(model, stage=stage)
 
-    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-        """See `unspoken.methods.jepa_reasoner.systems.load`."""
-        from unspoken.methods.jepa_reasoner.systems import load
+    def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
+        """See `unspoken.methods.jepa_reasoner.systems.require_answering`."""
+        from unspoken.methods.jepa_reasoner.systems import require_answering
 
-        return load(folder, config, **settings)
+        require_answering(model)

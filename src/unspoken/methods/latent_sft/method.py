@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
 from unspoken.methods.method import Method, Objective
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -36,12 +36,11 @@ class LatentSFTMethod(Method):
 
         return systems(model, stage=stage, max_answer=max_answer)
 
-    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-        """Refuse a folder of stage 1, which cannot answer by itself."""
-        from unspoken.methods.latent_sft.systems import refuse
+    def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
+        """Refuse a model of stage 1, which cannot answer by itself."""
+        from unspoken.methods.latent_sft.systems import require_answering
 
-        refuse(folder, config)
-        return None
+        require_answering(model, source)
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
         """The encoder of stage 1."""
