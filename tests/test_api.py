@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,17 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hub import save_hub_folder
+from tiny_hub import save_hub_folder, save_problems
 from tiny_recipe import quiet_train, tiny_recipe
 from tiny_words import TASK, tiny_word_system
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import unspoken
+from unspoken.backbone.folder import verify
+from unspoken.cli import main
+from unspoken.methods.catalogue import trainable
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.superposition import embedding_table
 from unspoken.reasoning.system import System
+from unspoken.training.own_data import own_recipe
+from unspoken.training.recipe import dump, parse, shipped
 
 QUESTIONS = [problem.question for problem in TASK.sample("test", range(3))]
 TREE = "LK,LC,KB,KN,CJ,CE[ROOT]L[TARGET]E[ROUTE]"
@@ -282,3 +288,105 @@ def test_what_makes_no_sense_is_refused_in_one_line(run: Path, hub: Path) -> Non
         spoken.answer(TREE).chain.edit(0, {"K": 1.0})
     with pytest.raises(ValueError, match="has no tokenizer; open its folder with"):
         replace(system, text_format=None).answer("2")
+
+
+# --- training and converting -------------------------------------------------------------------------------------
+
+
+def test_a_converted_model_has_the_weights_of_the_model(hub: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reasoner"
+    system = unspoken.convert(hub, to="jepa-reasoner", output=folder, device="cpu")
+    assert verify(folder)["converted_from"] == str(hub)
+    plain = AutoModelForCausalLM.from_pretrained(hub)
+    for name, weight in plain.base_model.state_dict().items():
+        assert torch.equal(system.model.backbone.state_dict()[name], weight)
+    alone = unspoken.convert(hub, device="cpu")
+    assert (alone.name, alone.opening) == ("jepa_reasoner", (2,))
+    assert alone.answer("2+2", max_tokens=4).tokens == system.answer("2+2", max_tokens=4).tokens
+    projected = unspoken.convert(hub, to="codi", device="cpu")
+    assert len(projected.answer("2+2", max_tokens=2).chain) == projected.stop.max_latents == 6
+    with pytest.raises(ValueError, match="reasoner exists; choose another folder"):
+        unspoken.convert(hub, output=folder)
+    with pytest.raises(ValueError, match="no model is converted to 'coconut' without training"):
+        unspoken.convert(hub, to="coconut")
+
+
+def test_the_recipe_of_one_s_own_data_follows_from_the_data(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    recipe = own_recipe("latent_sft", hub, data, ["steps=3", "lora=null", "stages.cot.steps=5", "task.test_rows=2"])
+    assert (recipe.name, recipe.task.test_rows, recipe.backbone) == ("latent-sft", 2, str(hub))
+    steps = {stage.name: (stage.steps, stage.lora) for stage in recipe.stages}
+    assert steps["cot"] == (5, None) and steps["union"] == (3, None) and steps["labels"] == (None, None)
+    assert recipe.stage("labels").objective.rows == recipe.task.build().size("train") == 34
+    longest = max(len("".join(row.steps)) for row in recipe.task.build().sample("train", range(34)))
+    assert longest < recipe.evaluation.max_latents < 2 * longest
+    assert parse(dump(recipe), "again") == recipe
+    # Three epochs of 34 rows in batches of 8.
+    assert own_recipe("cot", hub, {"kind": "jsonl", "train": str(data), "test_rows": 2}).stages[0].steps == 13
+
+
+@pytest.mark.parametrize("method", sorted(trainable()))
+def test_every_method_is_trained_by_name(method: str, hub: Path, tmp_path: Path) -> None:
+    data, output = save_problems(tmp_path / "mine.jsonl"), tmp_path / "run"
+    how: dict[str, Any] = {"device": "cpu", "steps": 1, "precision": "fp32", "quiet": True}
+    system = unspoken.train(method, model=hub, data=data, output=output, **how)
+    first = system.answer("What is 2 plus 2?")
+    data.unlink()  # the model must answer without its data
+    assert unspoken.load(output, device="cpu").answer("What is 2 plus 2?").tokens == first.tokens
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(hub: Path, tmp_path: Path) -> None:
+    chainless = tmp_path / "chainless.jsonl"
+    chainless.write_text("".join(f'{{"question": "{n}?", "answer": {n}}}\n' for n in range(30)))
+    with pytest.raises(ValueError, match=r"codi learns from explicit chains, and the rows of .* have none"):
+        own_recipe("codi", hub, chainless)
+    assert own_recipe("answer-only", hub, chainless).stages[0].name == "answer_only"
+    for arguments, message in (
+        (("soft thinking", hub, chainless), "there is no method 'soft thinking' to train"),
+        (("cod", hub, chainless), "did you mean 'codi'"),
+        (("cot", hub, tmp_path / "nothing.jsonl"), "there is no file"),
+        (("cot", tmp_path / "nothing", chainless), "cannot be loaded"),
+        (("answer-only", hub, chainless, ["stepps=3"]), "stepps is not a known key"),
+        (("answer-only", hub, chainless, ["evaluation.problms=3"]), "did you mean 'problems'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_recipe(*arguments)
+    with pytest.raises(ValueError, match="validation_problems is 9, but the data holds 3 out"):
+        unspoken.train(
+            "answer-only", model=hub, data=chainless, output=tmp_path / "run", evaluation={"validation_problems": 9}
+        )
+
+
+def test_no_method_has_the_name_of_a_recipe() -> None:
+    assert not set(trainable()) & {name for name, _, _ in shipped()}
+
+
+def test_the_command_line_trains_a_method_too(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    given = ["codi", "--model", str(hub), "--data", str(data)]
+    for arguments, message in (
+        (["train", *given[:3]], "--model and --data go together"),
+        (["train", "codi"], "'codi' is a method, not a recipe; give it --model and --data"),
+        (["run", "colar", *given[1:]], "there is no method 'colar' to train"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            called(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        called(["run", *given, "--show"])
+    assert parse(capsys.readouterr().out, "shown").name == "codi"
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        called(["train", *given, "--output", str(output), "--set", "steps=1", "--device", "cpu", "--report-to", "none"])
+    assert stopped.value.code == 0
+    with pytest.raises(SystemExit):
+        called(["generate", str(output), "What is 2 plus 2?", "--device", "cpu", "--json"])
+    answered = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answered["latent_steps"] == 6 and answered["system"] == "codi"
+
+
+def called(arguments: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["unspoken", *arguments])
+        main()

@@ -11,20 +11,22 @@ from typing import TYPE_CHECKING, Any
 from unspoken.auto_classes import extend_auto_classes
 
 if TYPE_CHECKING:
+    from unspoken.api import convert, load, train
     from unspoken.methods.method import Method
     from unspoken.reasoning.soft_thinking import SoftThinking
     from unspoken.reasoning.system import System
-    from unspoken.runs import open_system as load
     from unspoken.tasks.task import Task
 
-__all__ = ["Method", "SoftThinking", "System", "Task", "load"]
+__all__ = ["Method", "SoftThinking", "System", "Task", "convert", "load", "train"]
 
 _HOMES = {
     "Method": "unspoken.methods.method",
     "SoftThinking": "unspoken.reasoning.soft_thinking",
     "System": "unspoken.reasoning.system",
     "Task": "unspoken.tasks.task",
+    "convert": "unspoken.api",
     "load": "unspoken.api",
+    "train": "unspoken.api",
 }
 
 

@@ -158,7 +158,7 @@ class Table:
 
     def __repr__(self) -> str:
         """Plain aligned text."""
-        return "\n".join(line for title, lines in grids(self) for line in ("", title, *aligned(lines)) if line)
+        return "\n".join(line for title, lines in grids(self) for line in (title, *aligned(lines, right=False)))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""

@@ -16,7 +16,7 @@ from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
-from unspoken.methods.method import Method, Objective
+from unspoken.methods.method import Method, Objective, TrainingFacts
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -63,6 +63,18 @@ def methods() -> tuple[Method, ...]:
 def objectives() -> tuple[type[Objective], ...]:
     """What stages can learn, of all methods; raises as `methods`."""
     return tuple(objective for method in methods() for objective in method.objectives)
+
+
+def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Stages by the name of what they train, see `Method.default_stages`; raises as `methods`.
+
+    Args:
+        facts: of model and problems; by default those of problems that allow everything.
+    """
+    known = TrainingFacts(rows=1, steps=1, width=1, heads=1) if facts is None else facts
+    return {
+        name.replace("_", "-"): stages for method in methods() for name, stages in method.default_stages(known).items()
+    }
 
 
 def register_models() -> None:

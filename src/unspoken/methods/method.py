@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from unspoken.training.parts import TalkerShape
     from unspoken.training.recipe import Recipe, Stage
 
+# A stage that tunes a model on explicit chains, from which most methods start.
+COT: dict[str, Any] = {"name": "cot", "objective": {"kind": "next_token", "positions": "answer"}, "epochs": 3}
+
 Batch = dict[str, Any]
 Indices = NDArray[np.int64]
 
@@ -427,6 +430,22 @@ def refuse_cacheless(method: str, run: Recipe) -> None:
         raise ValueError(f"activation_checkpointing drops the cache that {method} keeps its latents in; set it false")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """What is known of a model and of the problems that it is to learn, when the stages of a method are chosen.
+
+    Attributes:
+        rows: training problems.
+        steps: of the longest explicit chain but for one in twenty; 0 where problems have none.
+        width, heads: of the model.
+    """
+
+    rows: int
+    steps: int
+    width: int
+    heads: int
+
+
 class Method:
     """A way of reasoning: what its stages learn, and how its finished models answer.
 
@@ -436,13 +455,26 @@ class Method:
     Attributes:
         name: for messages.
         objectives: what its stages can learn.
+        untrained: what makes a model of this method of a causal language model, before any training; None if nothing
+            can.
     """
 
     name: ClassVar[str]
     objectives: ClassVar[tuple[type[Objective], ...]]
+    untrained: ClassVar[Objective | None] = None
 
     def register(self) -> None:
         """Make the library know the kinds of models that the method has, so that their folders can be loaded."""
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """How a pretrained model learns the method from problems of one's own.
+
+        Returns:
+            Stages by the name of what they train, each as a recipe has it, with ``epochs`` in place of ``steps``. What
+            is left out is the same for all methods, see `unspoken.training.own_data`; a stage without epochs is left
+            as it is. What the problems do not allow is missing.
+        """
+        return {}
 
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None

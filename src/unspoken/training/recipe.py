@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from unspoken.methods.catalogue import objectives
+from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.method import Line, Objective
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
@@ -337,6 +337,8 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
         known = shipped()
         names = sorted({entry[0] for entry in known})
         if name not in names:
+            if name in trainable():
+                raise SettingsError(f"{name!r} is a method, not a recipe; give it --model and --data")
             raise SettingsError(f"there is no recipe {name!r}; {nearest(name, names)}")
         sizes = [entry[1] for entry in known if entry[0] == name]
         if size not in sizes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.methods.method import Method, Objective
+from unspoken.methods.method import COT, Method, Objective, TrainingFacts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,21 @@ class LatentSFTMethod(Method):
 
     name: ClassVar[str] = "latent_sft"
     objectives: ClassVar[tuple[type[Objective], ...]] = (Stage1, Labels, Stage2)
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """Explicit chains, both halves of stage 1 and both together, labels, stage 2."""
+        if not facts.steps:
+            return {}
+        encoder = {"kind": "stage1", "train": "encoder", "shape": {"rate": 2}}
+        stages = [
+            COT,
+            {"name": "encoder", "start": "cot", "objective": encoder, "epochs": 1},
+            {"name": "decoder", "start": "encoder", "objective": {"kind": "stage1", "train": "decoder"}, "epochs": 1},
+            {"name": "union", "start": "decoder", "objective": {"kind": "stage1", "train": "union"}, "epochs": 2},
+            {"name": "labels", "start": "union", "objective": {"kind": "labels", "rows": facts.rows}},
+            {"name": "latent_sft", "start": "labels", "objective": {"kind": "stage2"}, "epochs": 4},
+        ]
+        return {"latent_sft": stages}
 
     def register(self) -> None:
         """The pair of encoder and decoder."""
