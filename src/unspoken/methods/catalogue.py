@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
+from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
-from unspoken.methods.method import Method, Objective, TrainingFacts
+from unspoken.methods.method import Method, Objective
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Needs
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.methods.defaults import TrainingFacts
     from unspoken.reasoning.causal_lm import LatentGenerationConfig
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from unspoken.tasks.task import Task, Traits
     from unspoken.training.parts import TalkerShape
     from unspoken.training.recipe import Recipe, Stage
-
-# A stage that tunes a model on explicit chains, from which most methods start.
-COT: dict[str, Any] = {"name": "cot", "objective": {"kind": "next_token", "positions": "answer"}, "epochs": 3}
 
 Batch = dict[str, Any]
 Indices = NDArray[np.int64]
@@ -428,22 +426,6 @@ def refuse_cacheless(method: str, run: Recipe) -> None:
         )
     if run.activation_checkpointing:
         raise ValueError(f"activation_checkpointing drops the cache that {method} keeps its latents in; set it false")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingFacts:
-    """What is known of a model and of the problems that it is to learn, when the stages of a method are chosen.
-
-    Attributes:
-        rows: training problems.
-        steps: of the longest explicit chain but for one in twenty; 0 where problems have none.
-        width, heads: of the model.
-    """
-
-    rows: int
-    steps: int
-    width: int
-    heads: int
 
 
 class Method:

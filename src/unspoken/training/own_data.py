@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from unspoken.methods.catalogue import trainable
-from unspoken.methods.method import TrainingFacts
+from unspoken.methods.defaults import TrainingFacts
 from unspoken.training.recipe import Recipe, Stage, parse
 from unspoken.training.settings import nearest
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.codi.stages import Codi
-from unspoken.methods.method import Method, Objective, TrainingFacts
+from unspoken.methods.defaults import TrainingFacts
+from unspoken.methods.method import Method, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

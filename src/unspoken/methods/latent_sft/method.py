@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.methods.method import COT, Method, Objective, TrainingFacts
+from unspoken.methods.method import Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
