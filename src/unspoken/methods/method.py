@@ -437,8 +437,7 @@ class Method:
     Attributes:
         name: for messages.
         objectives: what its stages can learn.
-        untrained: what makes a model of this method of a causal language model, before any training; None if nothing
-            can.
+        untrained: what makes a model of it out of a causal language model without training; None if nothing can.
     """
 
     name: ClassVar[str]

@@ -94,7 +94,7 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
         if result["silent"]
         else count(result["latent_steps"], "spoken token")
     )
-    ended = "" if result["stopped"] == "end" else ", cut off at the cap"
+    ended = ", cut off at the cap" if result["stopped"] == "cap" else ""
     text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
     console.print(text, style="bold" if console.is_terminal else "", highlight=False, soft_wrap=True)
     if not chain:
