@@ -13,14 +13,16 @@ from unspoken.auto_classes import extend_auto_classes
 if TYPE_CHECKING:
     from unspoken.api import convert, load, train
     from unspoken.methods.method import Method
+    from unspoken.probes.probe import Probe
     from unspoken.reasoning.soft_thinking import SoftThinking
     from unspoken.reasoning.system import System
     from unspoken.tasks.task import Task
 
-__all__ = ["Method", "SoftThinking", "System", "Task", "convert", "load", "train"]
+__all__ = ["Method", "Probe", "SoftThinking", "System", "Task", "convert", "load", "train"]
 
 _HOMES = {
     "Method": "unspoken.methods.method",
+    "Probe": "unspoken.probes.probe",
     "SoftThinking": "unspoken.reasoning.soft_thinking",
     "System": "unspoken.reasoning.system",
     "Task": "unspoken.tasks.task",

@@ -97,7 +97,7 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
     ended = ", cut off at the cap" if result["stopped"] == "cap" else ""
     text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
     console.print(text, style="bold" if console.is_terminal else "", highlight=False, soft_wrap=True)
-    if not chain:
+    if not chain or not result["chain"]:
         return
     print("\nstep  nearest  made of")
     for index, step in enumerate(result["chain"]):

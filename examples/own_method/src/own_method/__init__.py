@@ -1,1 +1,1 @@
-"""Pause tokens, and letters to count: a method and a task for unspoken."""
+"""Pause tokens, letters to count, and how many pauses an answer needs: a method, a task and a probe for unspoken."""
