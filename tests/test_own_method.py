@@ -54,7 +54,7 @@ def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed:
         installed, "run", str(recipe), "--output", run, "--report-to", "none", "--quiet", "--json", *changes
     )
     results = json.loads(done.stdout)
-    assert results["systems"]["pause"]["cost"]["steps"] == 6
+    assert results["systems"]["pause"]["cost"]["latent_steps"] == 6
     kept = results["probes"]["fewer_pauses"]["pause"]
     assert list(kept) == ["0", "3", "6"]
     assert kept["6"]["exact_match"] == results["systems"]["pause"]["exact_match"]

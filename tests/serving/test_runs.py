@@ -74,7 +74,12 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
         reports: list[Progress] = []
         batch = Batch(served.system.reasoner)
         batch.join(
-            [JobRow(served.job(served.prompt(problem.question, chat=True), served.answer_tokens, Sampler()), reports.append)]
+            [
+                JobRow(
+                    served.job(served.prompt(problem.question, chat=True), served.answer_tokens, Sampler()),
+                    reports.append,
+                )
+            ]
         )
         while batch.rows:
             batch.step()
