@@ -45,7 +45,7 @@ def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed:
     recipe, run = installed.parent / "source" / "recipe.yaml", str(tmp_path / "run")
     changes = [
         part
-        for stage in ("cot", "answer_only", "pause")
+        for stage in ("cot", "answer_only", "hesitation")
         for change in SHORT
         for part in ("--set", f"stages.{stage}.{change}")
     ]
@@ -54,13 +54,13 @@ def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed:
         installed, "run", str(recipe), "--output", run, "--report-to", "none", "--quiet", "--json", *changes
     )
     results = json.loads(done.stdout)
-    assert results["systems"]["pause"]["cost"]["latent_steps"] == 6
-    kept = results["probes"]["fewer_pauses"]["pause"]
+    assert results["systems"]["hesitation"]["cost"]["latent_steps"] == 6
+    kept = results["probes"]["fewer_hesitations"]["hesitation"]
     assert list(kept) == ["0", "3", "6"]
-    assert kept["6"]["exact_match"] == results["systems"]["pause"]["exact_match"]
-    assert "How many pauses does the answer need?" in (tmp_path / "run" / "report.html").read_text()
+    assert kept["6"]["exact_match"] == results["systems"]["hesitation"]["exact_match"]
+    assert "How many hesitations does the answer need?" in (tmp_path / "run" / "report.html").read_text()
     answer = json.loads(unspoken(installed, "generate", run, "babcb", "--json").stdout)
-    assert (answer["system"], answer["latent_steps"], answer["stopped"]) == ("pause", 6, "fixed")
+    assert (answer["system"], answer["latent_steps"], answer["stopped"]) == ("hesitation", 6, "fixed")
     refused = unspoken(installed, "generate", run, "xyz", status=2)
     assert refused.stderr == "unspoken: 'xyz' is not a word of the letters abc; type one, such as babcb\n"
 
@@ -68,6 +68,6 @@ def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed:
 def test_its_method_learns_from_one_s_own_problems(installed: Path, tmp_path: Path) -> None:
     hub, data = save_hub_folder(tmp_path / "hub"), save_problems(tmp_path / "mine.jsonl")
     how = ["--output", str(tmp_path / "run"), "--set", "steps=1", "--report-to", "none"]
-    unspoken(installed, "train", "pause", "--model", str(hub), "--data", str(data), *how)
+    unspoken(installed, "train", "hesitation", "--model", str(hub), "--data", str(data), *how)
     answer = json.loads(unspoken(installed, "generate", str(tmp_path / "run"), "2+2?", "--json").stdout)
-    assert (answer["system"], answer["latent_steps"]) == ("pause", 8)
+    assert (answer["system"], answer["latent_steps"]) == ("hesitation", 8)

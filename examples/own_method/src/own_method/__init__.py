@@ -1,1 +1,1 @@
-"""Pause tokens, letters to count, and how many pauses an answer needs: a method, a task and a probe for unspoken."""
+"""Hesitation, letters to count, and how much hesitation an answer needs: a method, a task and a probe for unspoken."""

@@ -1,4 +1,4 @@
-"""A model with pause tokens as it answers."""
+"""A model that hesitates as it answers."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from unspoken.reasoning.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class PauseReasoner:
-    """Every step of its chain is the row of the pause token, whatever the model says.
+class HesitatingReasoner:
+    """Every step of its chain is the row of the marker, whatever the model says.
 
     Attributes:
         model: a causal language model.
-        pause_id: the token.
+        token_id: the token.
     """
 
     model: PreTrainedModel
-    pause_id: int
+    token_id: int
 
     def __post_init__(self) -> None:
         require(self.model, "explicit chains")
@@ -47,8 +47,8 @@ class PauseReasoner:
         return scores(hidden, head_of(self.model)).float()
 
     def step(self, hidden: Tensor) -> LatentStep:
-        """Pause."""
-        ids = torch.full((len(hidden), 1), self.pause_id, device=hidden.device)
+        """Hesitate."""
+        ids = torch.full((len(hidden), 1), self.token_id, device=hidden.device)
         row = self.embed_prompt(ids)[:, 0]
         never = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
         return LatentStep(latent=row, next_input=row, done=never)
@@ -56,7 +56,7 @@ class PauseReasoner:
 
 def systems(model: PreTrainedModel, *, stage: str, max_answer: int) -> list[System]:
     """The model as it was trained to answer; nothing if it is another method's."""
-    settings: dict[str, Any] | None = getattr(getattr(model, "generation_config", None), "pause", None)
+    settings: dict[str, Any] | None = getattr(getattr(model, "generation_config", None), "hesitation", None)
     if settings is None:
         return []
     ends, pad = ends_and_pad(model.generation_config)
@@ -64,9 +64,9 @@ def systems(model: PreTrainedModel, *, stage: str, max_answer: int) -> list[Syst
         System(
             name=stage,
             model=model,
-            reasoner=PauseReasoner(model=model, pause_id=settings["pause_id"]),
+            reasoner=HesitatingReasoner(model=model, token_id=settings["token_id"]),
             speaker=SameStack(marker=tuple(settings["end_ids"]), end_ids=ends, pad_id=pad),
-            stop=StopRule(max_latents=settings["pauses"], fixed=True),
+            stop=StopRule(max_latents=settings["times"], fixed=True),
             max_tokens=max_answer,
             chain_kind="latent",
             parallel_chain=True,

@@ -1,6 +1,6 @@
-"""Pause tokens (Goyal et al., arXiv 2310.02226): the same learned token several times before the answer.
+"""The marker that opens a chain, several times before the answer: pause tokens (arXiv 2310.02226) without a new token.
 
-The model gets more positions to compute in, but nothing is fed back, so all pauses are read in one pass. This file is
+The model gets more positions to compute in, but nothing is fed back, so they are read in one pass. This file is
 imported with every recipe, so torch is imported inside the functions that need it.
 """
 
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pause(Objective):
-    """The one stage: ``prompt | pauses | end marker | answer``, of which the answer is learned.
+class Hesitate(Objective):
+    """The one stage: ``prompt | marker, several times | end marker | answer``, of which the answer is learned.
 
-    The first token of the marker that opens a chain is the pause; it has no other use here.
+    Of a marker of several tokens it is the first.
 
     Attributes:
-        pauses: how many.
+        times: how often.
     """
 
-    kind: ClassVar[str] = "pause"
-    starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "pause")
+    kind: ClassVar[str] = "hesitate"
+    starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "hesitate")
     answers_from_latents: ClassVar[bool] = True
 
-    pauses: int = 8
+    times: int = 8
 
     def __post_init__(self) -> None:
-        if self.pauses < 1:
-            raise ValueError(f"pauses is {self.pauses}; it must be at least 1")
+        if self.times < 1:
+            raise ValueError(f"times is {self.times}; it must be at least 1")
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -53,16 +53,16 @@ class Pause(Objective):
         return ("explicit chains",)
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
-        """The causal language model itself, whose folder will record how it pauses."""
+        """The causal language model itself, whose folder will record how it hesitates."""
         model = context.base() if start is None else start
         config: Any = model.generation_config
-        config.pause = {"pauses": self.pauses, "pause_id": context.markers.open[0], "end_ids": context.markers.end}
+        config.hesitation = {"times": self.times, "token_id": context.markers.open[0], "end_ids": context.markers.end}
         config._from_model_config = False  # else the library makes a new one when it loads the folder
         context.name_ends(model)
         return model
 
     def after_adapters(self, model: PreTrainedModel) -> None:
-        """The row of the pause must be learned, which adapters leave as it is."""
+        """The row of the marker must be learned, which adapters leave as it is."""
         model.get_input_embeddings().requires_grad_(True)
 
     # --- data ------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ class Pause(Objective):
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        between = (context.markers.open[0],) * self.pauses + context.markers.end
+        between = (context.markers.open[0],) * self.times + context.markers.end
         pad = context.tokenizer.pad_token_id
 
         def make(indices: Indices) -> Batch:
@@ -109,10 +109,10 @@ class Pause(Objective):
         return distributed.rank_weighted_mean(loss, len(targets)), {"token_loss": loss.detach()}
 
     def row_cost(self, model: PreTrainedModel, lengths: Lengths, context: Context) -> RowCost:
-        """One pass over prompt, pauses and answer; for ``unspoken run --plan``."""
+        """One pass over prompt, markers and answer; for ``unspoken run --plan``."""
         from unspoken.methods.cost import RowCost, Scores, StackPass
 
-        tokens = lengths.prompt + self.pauses + lengths.end + lengths.answer
+        tokens = lengths.prompt + self.times + lengths.end + lengths.answer
         head: Any = model.get_output_embeddings()
         return RowCost(
             tokens=tokens,
@@ -121,15 +121,15 @@ class Pause(Objective):
         )
 
 
-class PauseMethod(Method):
-    """Pause tokens as a method."""
+class HesitationMethod(Method):
+    """Hesitation as a method."""
 
-    name: ClassVar[str] = "pause"
-    objectives: ClassVar[tuple[type[Objective], ...]] = (Pause,)
+    name: ClassVar[str] = "hesitation"
+    objectives: ClassVar[tuple[type[Objective], ...]] = (Hesitate,)
 
     def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
-        """``unspoken train pause --model FOLDER --data FILE``; it needs no explicit chains."""
-        return {"pause": [{"name": "pause", "objective": {"kind": "pause"}, "epochs": 3}]}
+        """``unspoken train hesitation --model FOLDER --data FILE``; it needs no explicit chains."""
+        return {"hesitation": [{"name": "hesitation", "objective": {"kind": "hesitate"}, "epochs": 3}]}
 
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
@@ -140,4 +140,4 @@ class PauseMethod(Method):
         return systems(model, stage=stage, max_answer=max_answer)
 
 
-PAUSE = PauseMethod()
+HESITATION = HesitationMethod()

@@ -1,4 +1,4 @@
-"""How many pauses does the answer need? The same model answers after the first so many of them."""
+"""How many hesitations does the answer need? The same model answers after the first so many of them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from unspoken.tasks.task import Task
 
 
-class FewerPausesProbe(Probe):
-    """Accuracy by the number of pauses."""
+class FewerHesitationsProbe(Probe):
+    """Accuracy by the number of hesitations."""
 
-    key: ClassVar[str] = "fewer_pauses"
+    key: ClassVar[str] = "fewer_hesitations"
 
     def applies(self, system: System, task: Task) -> bool:
         """Of systems whose chain is written in one pass."""
         return system.parallel_chain
 
     def measure(self, view: View) -> dict[int, Outcomes]:
-        """Whether each problem is answered right ``[B]``, by the number of pauses: none, half of them, all."""
+        """Whether each problem is answered right ``[B]``, by the number of hesitations: none, half of them, all."""
         chain = view.graded.chain
-        pauses = chain.mask.shape[1]
+        times = chain.mask.shape[1]
         outcomes = {}
-        for kept in (0, pauses // 2, pauses):
+        for kept in (0, times // 2, times):
             shorter = replace(chain, latents=chain.latents[:, :kept], mask=chain.mask[:, :kept])
             outcomes[kept] = view.answer(chain=shorter).correct.numpy().astype(np.float64)
         return outcomes
@@ -41,7 +41,7 @@ class FewerPausesProbe(Probe):
     def summarise(
         self, readings: Mapping[str, Sequence[dict[int, Outcomes]]], *, baseline: str | None
     ) -> dict[str, Any]:
-        """``exact_match`` by system and number of pauses."""
+        """``exact_match`` by system and number of hesitations."""
         return {
             system: {
                 str(kept): {"exact_match": asdict(rate(np.stack([seed[kept] for seed in seeds])))} for kept in seeds[0]
@@ -62,8 +62,8 @@ class FewerPausesProbe(Probe):
             ]
             for kept in numbers
         ]
-        columns = [Column("Pauses"), *(Column(f"{label(system)}|exact match") for system in summary)]
-        return Section(self.key, "How many pauses does the answer need?", [Table(columns=columns, rows=rows)])
+        columns = [Column("Hesitations"), *(Column(f"{label(system)}|exact match") for system in summary)]
+        return Section(self.key, "How many hesitations does the answer need?", [Table(columns=columns, rows=rows)])
 
 
-FEWER_PAUSES = FewerPausesProbe()
+FEWER_HESITATIONS = FewerHesitationsProbe()
