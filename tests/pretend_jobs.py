@@ -17,7 +17,7 @@ from pretend_device import Waits, counting, install
 from rich.console import Console
 from tiny_drills import drilled
 from tiny_recipe import one_stage, quiet_stage, quiet_train, weights
-from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from tiny_words import TASK, tiny_word_system
 from transformers import TrainerCallback
 
 from unspoken import machine
@@ -27,7 +27,7 @@ from unspoken.placement import CPU, moved
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.speakers import SameStack
 from unspoken.report.answers import answer_problems
-from unspoken.serving import Engine, Limits, open_served, served_questions
+from unspoken.serving import Engine, Limits, Served, open_served
 from unspoken.serving.batch import Batch
 from unspoken.training.recipe import Recipe
 
@@ -121,7 +121,7 @@ def served(folder: Path, stage: str, problem: str) -> str:
     system = open_served(folder, stage=stage, device=install())
     engine = Engine(system.system.reasoner, Limits(batch_size=2))
     reports: queue.Queue[Any] = queue.Queue()
-    spelled = system.spell(problem, False)
+    spelled = system.prompt(problem, chat=False)
     engine.start()
     try:
         jobs = [system.job(spelled, system.answer_tokens, Sampler()) for _ in range(3)]
@@ -218,7 +218,7 @@ def _respond(latents: int, words: int) -> None:
 
 def _serve(rows: int, latents: int, steps: int) -> None:
     system = _system(latents)
-    batch, one = Batch(system.reasoner), served_questions(system, TASK, PROMPT_FORMAT)
+    batch, one = Batch(system.reasoner), Served(system=system)
     jobs = [one.job([5, 6, 7], 32, Sampler()) for _ in range(rows)]
     for job in jobs:
         job.report = lambda _: None

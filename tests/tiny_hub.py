@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import string
+from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCABULARY, WIDTH = 60, 32
 SHAPE: dict[str, Any] = {
@@ -94,3 +98,34 @@ def enlivened(model: PreTrainedModel) -> PreTrainedModel:
 def tokens(*shape: int, seed: int = 0) -> torch.Tensor:
     """Random tokens that are neither padding nor end."""
     return torch.randint(9, VOCABULARY - 4, shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- a folder as the hub has it, and a user's own data ------------------------------------------------------------
+
+
+def save_tokenizer(folder: Path, markers: tuple[str, ...] = ("<think>", "</think>")) -> int:
+    """One token a character after padding, end and the markers; how many there are."""
+    tokens = ["~pad", "~end", *markers, *string.printable]
+    words = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>|~end|[\s\S]"), behavior="isolated")
+    words.decoder = decoders.Fuse()
+    special = {"pad_token": "~pad", "eos_token": "~end"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
+    return len(tokens)
+
+
+def save_hub_folder(folder: Path, kind: str = "llama", **settings: Any) -> Path:
+    """A tiny pretrained model with its tokenizer."""
+    rows = save_tokenizer(folder, **settings)
+    tiny_hub_model(kind, vocab_size=rows, max_position_embeddings=256).save_pretrained(folder)
+    return folder
+
+
+def save_problems(file: Path, rows: int = 40) -> Path:
+    """A user's own problems, a JSON object a line."""
+    problems = [
+        {"question": f"What is {n} plus {n % 7}?", "steps": [f"{n}+{n % 7}={n + n % 7}", "done"], "answer": n + n % 7}
+        for n in range(rows)
+    ]
+    file.write_text("".join(f"{json.dumps(problem)}\n" for problem in problems))
+    return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from torch import Tensor
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.system import System
 from unspoken.tasks.arithmetic import ArithmeticConfig
-from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.prompt_format import PromptFormat, TextFormat
 
 TASK = ArithmeticConfig(steps=(1, 2, 3), largest=20).build()
 PROMPT_FORMAT = PromptFormat(tokenizer=TASK.tokenizer)
+TEXT_FORMAT = TextFormat(prompt_format=PROMPT_FORMAT, task=TASK)
 
 
 def tiny_word_system(family: str = "unspoken", **settings: Any) -> System:
@@ -22,7 +24,8 @@ def tiny_word_system(family: str = "unspoken", **settings: Any) -> System:
     model = tiny_language_model(family, vocab_size=len(TASK.tokenizer), max_position_embeddings=160)
     markers = PROMPT_FORMAT.markers
     how = {"open_ids": markers.open, "end_ids": markers.end, "top_k": 5, "max_latents": 6, **settings}
-    return causal_lm_system(model, LatentGenerationConfig(**how), name=family, max_tokens=3)
+    system = causal_lm_system(model, LatentGenerationConfig(**how), name=family, max_tokens=3)
+    return replace(system, text_format=TEXT_FORMAT)
 
 
 def saved(system: System, folder: Path) -> Path:

@@ -72,7 +72,7 @@ class LatentChain:
 
     @staticmethod
     def concatenate(chains: list[LatentChain]) -> LatentChain:
-        """Stack the rows of several chains, padding on the right to the longest.
+        """Stack the rows of several chains, padding on the right to the longest chain and the largest distribution.
 
         Raises:
             ValueError: no chain given, or chains of different width or kind.
@@ -81,13 +81,14 @@ class LatentChain:
             raise ValueError("cannot concatenate an empty list of chains")
         if len({(chain.latents.shape[-1], chain.support_ids is None) for chain in chains}) > 1:
             raise ValueError("cannot concatenate chains of different width or kind")
-        steps = max(chain.mask.shape[1] for chain in chains)
 
         def stack(parts: list[Tensor]) -> Tensor:
+            sizes = [max(part.shape[dim] for part in parts) for dim in range(1, parts[0].dim())]
             padded = []
             for part in parts:
-                filler = part.new_zeros((part.shape[0], steps - part.shape[1], *part.shape[2:]))
-                padded.append(torch.cat([part, filler], dim=1))
+                filled = part.new_zeros((part.shape[0], *sizes))
+                filled[tuple(map(slice, part.shape))] = part
+                padded.append(filled)
             return torch.cat(padded)
 
         ids = [chain.support_ids for chain in chains if chain.support_ids is not None]

@@ -26,7 +26,12 @@ Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logge
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe, or a path to a YAML file.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a method, with --model and --data."),
+]
+Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
+Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
@@ -48,10 +53,19 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
         print_results(results, Console())
 
 
-def _load(name: str, size: str, overrides: list[str] | None, output: Path | None) -> tuple[Any, Path]:
-    from unspoken.training.recipe import load
+def _load(
+    name: str, size: str, overrides: list[str] | None, output: Path | None, model: str | None, data: str | None
+) -> tuple[Any, Path]:
+    if model is not None and data is not None:
+        from unspoken.training.own_data import own_recipe
 
-    recipe = load(name, size, overrides or [])
+        recipe = own_recipe(name, model, data, overrides)
+    elif model is not None or data is not None:
+        raise ValueError("--model and --data go together, with the name of a method; give both, or neither")
+    else:
+        from unspoken.training.recipe import load
+
+        recipe = load(name, size, overrides or [])
     return recipe, output or Path("runs") / f"{recipe.name}-{recipe.size}"
 
 
@@ -66,6 +80,8 @@ def run(
     seeds: Seeds = 1,
     output: Output = None,
     overrides: Set = None,
+    model: Model = None,
+    data: Data = None,
     report_to: Logger = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -74,7 +90,7 @@ def run(
     show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe without training.")] = False,
 ) -> None:
     """Train every stage, measure on test problems, and write the report page. Run it again to continue."""
-    chosen, folder = _load(recipe, size, overrides, output)
+    chosen, folder = _load(recipe, size, overrides, output, model, data)
     if show:
         from unspoken.training.recipe import dump
 
@@ -113,6 +129,8 @@ def train(
     seeds: Seeds = 1,
     output: Output = None,
     overrides: Set = None,
+    model: Model = None,
+    data: Data = None,
     report_to: Logger = None,
     device: Device = "auto",
     stage: Annotated[str | None, typer.Option(help="Train this stage alone.")] = None,
@@ -121,7 +139,7 @@ def train(
     """Train stages without measuring them."""
     from unspoken.training.run import train as train_seeds
 
-    chosen, folder = _load(recipe, size, overrides, output)
+    chosen, folder = _load(recipe, size, overrides, output, model, data)
     runs = train_seeds(
         chosen,
         folder,

@@ -30,7 +30,7 @@ from unspoken.methods.latent_sft.labelling import LABELS, label_identity
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Labels
 from unspoken.methods.latent_sft.teacher import stage_one_batch
-from unspoken.serving import app, served_questions
+from unspoken.serving import Served, app
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import SeedRun
@@ -122,9 +122,7 @@ def test_a_server_answers_as_the_model_on_a_cpu_does() -> None:
     cpu = tiny_word_system()
     system = replace(tiny_word_system(), name="tiny")
     placed(system.reasoner)
-    server = uvicorn.Server(
-        uvicorn.Config(app(served_questions(system, TASK, PROMPT_FORMAT)), port=0, log_level="critical", ws="none")
-    )
+    server = uvicorn.Server(uvicorn.Config(app(Served(system=system)), port=0, log_level="critical", ws="none"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     try:

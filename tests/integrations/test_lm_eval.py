@@ -25,6 +25,7 @@ from lm_eval.tasks import TaskManager
 from unspoken.integrations import lm_eval as harness
 from unspoken.integrations.lm_eval import TASKS, Spent, UnspokenLM, local_files, tree_search
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
+from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import GradeSchoolConfig, TreeSearchConfig
@@ -221,7 +222,7 @@ def test_a_model_that_thinks_in_latents_gives_text_no_likelihood(kind: str, tmp_
 
 def test_what_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = save("coupled", tmp_path / "model")
-    LatentSFTConfig(base_config=tiny_config("unspoken")).save_pretrained(tmp_path / "stage one")
+    LatentSFTModel(LatentSFTConfig(base_config=tiny_config("unspoken"))).save_pretrained(tmp_path / "stage one")
     (save("latent", tmp_path / "endless") / "tokenizer_config.json").write_text("{}")
     refused: list[tuple[dict[str, Any], str]] = [
         ({"pretrained": tmp_path / "nothing"}, "it has no config.json"),

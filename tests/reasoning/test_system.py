@@ -258,7 +258,7 @@ def test_what_cannot_answer_is_refused_by_name(tmp_path: Path) -> None:
         catalogue.systems(endless, stage="it", max_answer=6)
     (system,) = catalogue.systems(endless, stage="it", max_answer=6, end_id=1)
     assert system.speaker.end_ids == (1,)
-    LatentSFTConfig(base_config=tiny_config("unspoken")).save_pretrained(tmp_path)
+    LatentSFTModel(LatentSFTConfig(base_config=tiny_config("unspoken"))).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="stage 1 of Latent-SFT, which cannot answer by itself"):
         load_model(tmp_path)
 

@@ -13,11 +13,11 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
-from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from tiny_words import tiny_word_system
 from torch import Tensor
 
 from unspoken.reasoning.engine import LatentStep
-from unspoken.serving import Served, app, served_questions
+from unspoken.serving import Served, app
 
 WORDS = 8  # of an answer, where a request names no number
 
@@ -86,7 +86,7 @@ class Held:
 
 
 def tiny_served() -> Served:
-    return served_questions(replace(tiny_word_system(), name="tiny", max_tokens=WORDS), TASK, PROMPT_FORMAT)
+    return Served(system=replace(tiny_word_system(), name="tiny", max_tokens=WORDS))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from unspoken.serving.engine import Closing, QueueFull
 
 def jobs_of(served: Served, count: int, words: int = 8) -> list[Job]:
     questions = [problem.question for problem in TASK.sample("test", range(count))]
-    return [served.job(served.spell(text, True), words, Sampler()) for text in questions]
+    return [served.job(served.prompt(text, chat=True), words, Sampler()) for text in questions]
 
 
 class Reports:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import pytest
 import torch
 from tiny_models import enliven, tiny_config
 from tiny_recipe import quiet_train, tiny_recipe
-from tiny_words import PROMPT_FORMAT, TASK
+from tiny_words import PROMPT_FORMAT, TASK, TEXT_FORMAT
 
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.reasoning.picking import Sampler
 from unspoken.report.answers import answer_problems
-from unspoken.serving import open_served, served_questions
+from unspoken.serving import Served, open_served
 from unspoken.serving.batch import Batch, Progress
 
 SHORT = ("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
@@ -68,11 +69,11 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
     model.reasoner.start_target()
     system = catalogue.systems(model.eval(), stage="pair", max_answer=3)[0]
     assert system.max_tokens == 7
-    served, found = served_questions(system, TASK, PROMPT_FORMAT), set()
+    served, found = Served(system=replace(system, text_format=TEXT_FORMAT)), set()
     for problem in TASK.sample("test", range(5)):
         reports: list[Progress] = []
         batch = Batch(served.system.reasoner)
-        job = served.job(served.spell(problem.question, True), served.answer_tokens, Sampler())
+        job = served.job(served.prompt(problem.question, chat=True), served.answer_tokens, Sampler())
         job.report = reports.append
         batch.join([job])
         while batch.rows:

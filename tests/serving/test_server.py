@@ -205,7 +205,7 @@ def test_others_may_not_listen_without_a_key(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(ValueError, match="neither a run folder"):
             serve(tmp_path, **how)
     write_manifest(tmp_path, {"step": 7})
-    with pytest.raises(ValueError, match=r"run.json records no recipe; give a run folder"):
+    with pytest.raises(ValueError, match=r"nor a model folder \(no config.json\)"):
         serve(tmp_path)
 
 

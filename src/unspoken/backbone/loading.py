@@ -98,6 +98,20 @@ def load_tokenizer(source: str | Path, **settings: Any) -> PreTrainedTokenizerBa
     return tokenizer
 
 
+def load_answer_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that answers: it names the end of an answer, and pads on the left.
+
+    Raises:
+        ValueError: as `load_tokenizer`, or nothing ends an answer.
+    """
+    tokenizer = load_tokenizer(source, padding_side="left")
+    if tokenizer.eos_token_id is None:
+        raise FolderError(f"{source}: its tokenizer has no end-of-sequence token; restore tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **settings: Any) -> PreTrainedModel:
     """A model with all its weights and no others.
 

@@ -156,6 +156,16 @@ class Table:
             before = column.group
         return styles
 
+    def __repr__(self) -> str:
+        """Plain aligned text."""
+        return "\n".join(line for title, lines in grids(self) for line in (title, *aligned(lines, right=False)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        from unspoken.draw.page import to_html
+
+        return str(to_html([self]))
+
 
 # --- on a terminal -----------------------------------------------------------------------------------------------
 

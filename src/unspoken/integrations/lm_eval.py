@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import torch
 from rich.progress import track
-from torch.nn.utils.rnn import pad_sequence
 
 try:
     from lm_eval.api.model import LM
@@ -38,14 +37,11 @@ try:
 except ImportError:
     raise ImportError("lm_eval is not installed; install the extra: pip install 'unspoken[harness]'") from None
 
-from unspoken.backbone.loading import load_tokenizer
 from unspoken.chain import StopReason
 from unspoken.machine import resolve_device
-from unspoken.methods import catalogue
-from unspoken.methods.loading import load_model
-from unspoken.reasoning.system import System
+from unspoken.methods.loading import load_system
 from unspoken.tasks.files import read_rows, row_fields
-from unspoken.tasks.prompt_format import INSTRUCTION, unopened
+from unspoken.tasks.prompt_format import INSTRUCTION, left_padded, unopened
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -112,21 +108,18 @@ class UnspokenLM(LM):
         unnamed = device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available())
         place = resolve_device("auto" if unnamed or device is None else device)
         # Prompts with worked examples are long; plain attention would copy every key at each step.
-        self.model = load_model(folder, device=place, dtype=DTYPES[dtype], attention="sdpa")
+        self.system = load_system(
+            folder,
+            name="unspoken",
+            max_answer=max_gen_toks,
+            device=place,
+            dtype=DTYPES[dtype],
+            attention="sdpa",
+        )
+        self.model = self.system.model
         self._device = self.model.device
-        self.tokenizer: Any = load_tokenizer(folder)
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError(f"{folder}: its tokenizer has no end-of-sequence token; restore tokenizer_config.json")
-        if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer: Any = self.system.texts.tokenizer
         self.spent: list[Spent] = []
-
-    @cached_property
-    def system(self) -> System:
-        """The folder as it was trained to answer."""
-        end, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        systems = catalogue.systems(self.model, stage="unspoken", max_answer=self.max_gen_toks, end_id=end, pad_id=pad)
-        return systems[0]
 
     # --- answers -------------------------------------------------------------------------------------------------
 
@@ -162,12 +155,7 @@ class UnspokenLM(LM):
 
     @torch.no_grad()
     def _answer(self, prompts: list[str], cap: int) -> list[tuple[str, Spent]]:
-        rows = self._fitting(prompts, cap)
-        lengths = torch.tensor([len(row) for row in rows])
-        pad = self.tokenizer.pad_token_id
-        ids = pad_sequence([torch.tensor(row) for row in rows], True, padding_value=pad, padding_side="left")
-        width = ids.shape[1]
-        mask = (torch.arange(width)[None] >= width - lengths[:, None]).long()
+        ids, mask = left_padded(self._fitting(prompts, cap), self.tokenizer.pad_token_id)
         answer = self.system.respond(ids, mask, max_tokens=cap)
         chain, tokens = answer.chain, answer.lengths
         latents = chain.lengths if self.system.silent else torch.zeros_like(tokens)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
+from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -65,6 +66,18 @@ def objectives() -> tuple[type[Objective], ...]:
     return tuple(objective for method in methods() for objective in method.objectives)
 
 
+def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Stages by the name of what they train, see `Method.default_stages`; raises as `methods`.
+
+    Args:
+        facts: of model and problems; by default those of problems that allow everything.
+    """
+    known = TrainingFacts(rows=1, steps=1, width=1, heads=1) if facts is None else facts
+    return {
+        name.replace("_", "-"): stages for method in methods() for name, stages in method.default_stages(known).items()
+    }
+
+
 def register_models() -> None:
     """Make the library know the kinds of models that methods have, so that their folders can be loaded."""
     for method in methods():
@@ -94,35 +107,39 @@ def systems(
     )
 
 
-def load(folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel:
-    """The model of a finished folder, read as its method wants it.
+def load(source: str | Path, **settings: Any) -> PreTrainedModel:
+    """The model of any finished stage, or any causal language model of the hub.
 
     Args:
-        config: of the folder; `config_of` reads it.
+        source: a folder, or a name on the hub.
         settings: as of `unspoken.backbone.loading.load_pretrained`.
 
     Raises:
-        ValueError: as `load_pretrained`; the folder cannot answer, or its method is wrong around its backbone.
+        ValueError: as `load_pretrained`.
     """
-    from unspoken.backbone.loading import load_pretrained
+    from transformers import AutoModel, AutoModelForCausalLM
 
-    for method in methods():
-        model = method.load(folder, config, **settings)
-        if model is not None:
-            return model
-    return load_pretrained(folder, **settings)
-
-
-def config_of(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder of any method.
-
-    Raises:
-        ValueError: as `unspoken.backbone.loading.load_config`.
-    """
-    from unspoken.backbone.loading import load_config
+    from unspoken.backbone.loading import load_config, load_pretrained
 
     register_models()
-    return load_config(folder)
+    config = load_config(source)
+    causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
+    names = {one.__name__ for one in (causal if isinstance(causal, tuple) else (causal,)) if one is not None}
+    headless = config.architectures is not None and not names.intersection(config.architectures)
+    return load_pretrained(source, AutoModel if headless else AutoModelForCausalLM, **settings)
+
+
+def require_answering(model: PreTrainedModel, source: str | Path) -> None:
+    """Refuse a model that cannot answer.
+
+    Args:
+        source: for the message.
+
+    Raises:
+        ValueError: its method says why, or would be wrong around its backbone.
+    """
+    for method in methods():
+        method.require_answering(model, source)
 
 
 def teacher(folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:

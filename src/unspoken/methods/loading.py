@@ -1,7 +1,8 @@
-"""Reading finished folders of any method."""
+"""Reading finished folders of any method, and any model of the hub."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,21 +10,25 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from unspoken.backbone.loading import load_answer_tokenizer
 from unspoken.methods import catalogue
 from unspoken.placement import CPU
+from unspoken.reasoning.system import System
+from unspoken.tasks.prompt_format import PromptFormat, TextFormat
+from unspoken.tasks.task import Task
 
 
 def load_model(
-    folder: Path,
+    source: str | Path,
     *,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     attention: Literal["eager", "sdpa"] | None = None,
 ) -> PreTrainedModel:
-    """The model of a finished stage, in evaluation mode.
+    """The model of a finished stage or of the hub, in evaluation mode.
 
     Args:
-        folder: what the stage published.
+        source: what the stage published; any other folder of a model, or a name on the hub.
         device: where it goes.
         dtype: of the weights.
         attention: by default the one that is fastest for prompts below about 200 tokens: plain attention on a CPU, the
@@ -35,7 +40,31 @@ def load_model(
     """
     transformers_logging.disable_progress_bar()
     kernel = attention or ("eager" if device.type == "cpu" else "sdpa")
-    config = catalogue.config_of(folder)
-    model: Any = catalogue.load(folder, config, dtype=dtype, attn_implementation=kernel)
+    model: Any = catalogue.load(source, dtype=dtype, attn_implementation=kernel)
+    catalogue.require_answering(model, source)
     placed: PreTrainedModel = model.to(device).eval()
     return placed
+
+
+def load_system(
+    source: str | Path, *, name: str, max_answer: int | None = None, task: Task | None = None, **settings: Any
+) -> System:
+    """The model of a folder as it was trained to answer, with its tokenizer.
+
+    Args:
+        source: see `load_model`.
+        name: of the system.
+        max_answer: cap of an answer where the folder records none; by default 256 tokens, or a quarter of the positions
+            that the model has.
+        task: that reads problems, see `TextFormat`, with the tokenizer that it may have.
+        settings: as of `load_model`.
+
+    Raises:
+        ValueError: as `load_model`; or the tokenizer is missing or names no end of an answer.
+    """
+    model, own = load_model(source, **settings), None if task is None else task.tokenizer
+    tokenizer = load_answer_tokenizer(source) if own is None else own
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    cap = max_answer or min(256, (getattr(model.config, "max_position_embeddings", None) or 1024) // 4)
+    system = catalogue.systems(model, stage=name, max_answer=cap, end_id=end, pad_id=pad)[0]
+    return replace(system, text_format=TextFormat(prompt_format=PromptFormat(tokenizer=tokenizer), task=task))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Needs
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.methods.defaults import TrainingFacts
     from unspoken.reasoning.causal_lm import LatentGenerationConfig
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -436,13 +437,25 @@ class Method:
     Attributes:
         name: for messages.
         objectives: what its stages can learn.
+        untrained: what makes a model of it out of a causal language model without training; None if nothing can.
     """
 
     name: ClassVar[str]
     objectives: ClassVar[tuple[type[Objective], ...]]
+    untrained: ClassVar[Objective | None] = None
 
     def register(self) -> None:
         """Make the library know the kinds of models that the method has, so that their folders can be loaded."""
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """How a pretrained model learns the method from problems of one's own.
+
+        Returns:
+            Stages by the name of what they train, each as a recipe has it, with ``epochs`` in place of ``steps``. What
+            is left out is the same for all methods, see `unspoken.training.own_data`; a stage without epochs is left
+            as it is. What the problems do not allow is missing.
+        """
+        return {}
 
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
@@ -459,13 +472,15 @@ class Method:
         """
         raise NotImplementedError
 
-    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-        """The model of one of this method's folders that need more than `load_pretrained`; None for any other.
+    def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
+        """Refuse a loaded model of this method that cannot answer, or around whose backbone the method would be wrong.
+
+        Args:
+            source: its folder, for the message.
 
         Raises:
-            ValueError: as `unspoken.backbone.loading.load_pretrained`; or the folder cannot answer.
+            ValueError: see above.
         """
-        return None
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
         """What made the latents that a stage learned from, out of the folder of its model; None if it makes none.

@@ -5,8 +5,9 @@ Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, V vocabul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -18,6 +19,10 @@ from unspoken.reasoning.engine import Intervention, Reasoner, RowTargets, StopRu
 from unspoken.reasoning.flops import stack_flops
 from unspoken.reasoning.picking import FREE, ForcedTokens, Sample
 from unspoken.reasoning.speakers import Request, SameStack, Speaker
+from unspoken.tasks.prompt_format import TextFormat
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.inspection import Chain, TextAnswer
 
 # What a step of a chain is: the row of one token, a mixture of rows, an output of the stack as it is, or a vector that
 # is trained to be something else.
@@ -70,6 +75,7 @@ class System:
         table_size: weights of the table that an output is scored against.
         scorings: products with that table at each latent step; 2 where the whole vocabulary is mixed.
         step_flops: floating-point operations of a latent step besides the stack's and the scores'.
+        text_format: how it reads text; None where it is given token ids alone.
     """
 
     name: str
@@ -86,6 +92,7 @@ class System:
     table_size: int
     scorings: int = 1
     step_flops: int = 0
+    text_format: TextFormat | None = None
 
     # --- what it is ----------------------------------------------------------------------------------------------
 
@@ -136,7 +143,53 @@ class System:
             return replace(self, max_tokens=tokens)
         return replace(self, max_tokens=tokens, stop=StopRule(max_latents=tokens, fixed=True))
 
+    @property
+    def texts(self) -> TextFormat:
+        """How it reads and writes text.
+
+        Raises:
+            ValueError: it was opened without a tokenizer.
+        """
+        if self.text_format is None:
+            raise ValueError(f"{self.name} has no tokenizer; open its folder with unspoken.load, or give token ids")
+        return self.text_format
+
     # --- what it does --------------------------------------------------------------------------------------------
+
+    @overload
+    def answer(
+        self, text: str, chain: Chain | None = None, sample: Sample | None = None, max_tokens: int | None = None
+    ) -> TextAnswer: ...
+
+    @overload
+    def answer(
+        self,
+        text: list[str] | tuple[str, ...],
+        chain: Sequence[Chain] | None = None,
+        sample: Sample | None = None,
+        max_tokens: int | None = None,
+    ) -> list[TextAnswer]: ...
+
+    def answer(
+        self, text: Any, chain: Any = None, sample: Sample | None = None, max_tokens: int | None = None
+    ) -> TextAnswer | list[TextAnswer]:
+        """Read a problem, reason and answer; of several texts, all in one batch.
+
+        Args:
+            text: a problem as a person types it, or several.
+            chain: answer from this chain, or from one for each text, instead of writing one.
+            sample: how the tokens of the answer are chosen, for instance a `Sampler`; None takes the most likely ones.
+            max_tokens: cap of the answer.
+
+        Raises:
+            ValueError: the text cannot be read, a chain is another model's, or as `respond`.
+        """
+        from unspoken.reasoning.inspection import answer_texts
+
+        if isinstance(text, str):
+            one = None if chain is None else [chain]
+            return answer_texts(self, [text], one, sample=sample, max_tokens=max_tokens)[0]
+        return answer_texts(self, text, chain, sample=sample, max_tokens=max_tokens)
 
     @torch.no_grad()
     def respond(

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server over the generation engine: silent reasoning behind an interface that clients know."""
 
 from unspoken.serving.engine import Engine, Limits
-from unspoken.serving.systems import Served, open_served, served_questions, served_trees
+from unspoken.serving.systems import Served, open_served
 
 try:
     from unspoken.serving.server import app, serve
@@ -10,4 +10,4 @@ except ModuleNotFoundError as missing:
         raise
     raise ValueError(f"the server needs {missing.name}: install it with pip install 'unspoken[serve]'") from None
 
-__all__ = ["Engine", "Limits", "Served", "app", "open_served", "serve", "served_questions", "served_trees"]
+__all__ = ["Engine", "Limits", "Served", "app", "open_served", "serve"]

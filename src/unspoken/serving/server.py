@@ -210,7 +210,7 @@ def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest,
             generator.seed()
         else:
             generator.manual_seed((body.seed + index) % 2**63)
-        job = served.job(served.spell(text, chat), max_tokens, Sampler(temperature, generator))
+        job = served.job(served.prompt(text, chat=chat), max_tokens, Sampler(temperature, generator))
         positions = served.system.positions
         most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.steps_left)
         if len(job.prompt) > most:

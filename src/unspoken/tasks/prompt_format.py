@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN, Markers, Spans
+
+if TYPE_CHECKING:
+    from unspoken.tasks.task import Task
 
 DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -152,3 +155,48 @@ class PromptFormat:
         """Generated rows as text, up to their end."""
         texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         return texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """How a model reads what a person types, and how its tokens become text.
+
+    Attributes:
+        prompt_format: of the model's tokenizer.
+        task: what the model has learned, if it must read a problem; without it, any question in words is one.
+    """
+
+    prompt_format: PromptFormat
+    task: Task | None = None
+
+    @property
+    def tokenizer(self) -> Any:
+        """Of the model."""
+        return self.prompt_format.tokenizer
+
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """A problem as tokens, without what opens a chain.
+
+        Raises:
+            ValueError: it is empty, or the task cannot read it.
+        """
+        if self.task is not None:
+            ids, _ = self.task.prompts(self.task.parse(text), self.prompt_format)
+            return tuple(ids[0].tolist())
+        if not text.strip():
+            raise ValueError("the question is empty; type one")
+        return self.prompt_format.prompt(text.strip())
+
+    def continued(self, text: str) -> tuple[int, ...]:
+        """A text outside a chat, which stands for itself, as tokens; it must be a problem all the same.
+
+        Raises:
+            ValueError: as `prompt`.
+        """
+        prompt = self.prompt(text)
+        in_words = self.task is None or self.task.traits.natural_language
+        return self.prompt_format.encode(text.strip()) if in_words else prompt
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens; those that end or pad an answer have none."""
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

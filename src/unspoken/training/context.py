@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
 from unspoken.backbone.checks import Method, Needs, require
 from unspoken.backbone.loading import load_config, load_pretrained
-from unspoken.methods.catalogue import register_models
+from unspoken.methods import catalogue
 from unspoken.methods.method import Context
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.adapters import add_adapters
@@ -102,15 +101,9 @@ def load_start(recipe: Recipe, folder: Path) -> PreTrainedModel:
     """The finished model of a stage that another one starts from, in float32.
 
     Raises:
-        ValueError: as `load_pretrained`.
+        ValueError: as `unspoken.methods.catalogue.load`.
     """
-    register_models()
-    config = load_config(folder)
-    causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
-    names = {one.__name__ for one in (causal if isinstance(causal, tuple) else (causal,)) if one is not None}
-    alone = config.architectures is not None and not names.intersection(config.architectures)
-    auto: Any = AutoModel if alone else AutoModelForCausalLM
-    return load_pretrained(folder, auto, dtype=torch.float32, attn_implementation=recipe.attention)
+    return catalogue.load(folder, dtype=torch.float32, attn_implementation=recipe.attention)
 
 
 def build(recipe: Recipe, context: Context, start: Path | None) -> PreTrainedModel:

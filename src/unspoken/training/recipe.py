@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from unspoken.methods.catalogue import objectives
+from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.method import Line, Objective
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
@@ -240,18 +240,13 @@ class Recipe:
         own = self.task.build().tokenizer
         if own is not None:
             return own
-        from unspoken.backbone.loading import load_tokenizer
+        from unspoken.backbone.loading import load_answer_tokenizer
 
         assert isinstance(self.backbone, str)
         try:
-            tokenizer = load_tokenizer(self.backbone, padding_side="left")
+            return load_answer_tokenizer(self.backbone)
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
-        if tokenizer.eos_token_id is None:
-            raise ValueError(f"backbone {self.backbone!r}: its tokenizer has no end-of-sequence token; set eos_token")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer
 
     def stage(self, name: str) -> Stage:
         """A stage by name.
@@ -342,6 +337,8 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
         known = shipped()
         names = sorted({entry[0] for entry in known})
         if name not in names:
+            if name in trainable():
+                raise SettingsError(f"{name!r} is a method, not a recipe; give it --model and --data")
             raise SettingsError(f"there is no recipe {name!r}; {nearest(name, names)}")
         sizes = [entry[1] for entry in known if entry[0] == name]
         if size not in sizes:

@@ -38,6 +38,12 @@ def validator_of(context: Context, count: int) -> Validator:
     if context.traits.continues:
         return _predictions(context, count)
     task, objective = context.task, context.line.objective
+    held_out = task.size("validation")
+    if held_out is not None and count > held_out:
+        raise ValueError(
+            f"evaluation.validation_problems is {count}, but the data holds {held_out} out; lower it, or raise "
+            "task.validation_rows"
+        )
     problems = context.sample(np.arange(count), "validation")
     own = problems.select(np.array(distributed.rank_slice(count)))
     asked = _prompted(context, own)

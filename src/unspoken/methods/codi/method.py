@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.codi.stages import Codi
+from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.method import Method, Objective
 
 if TYPE_CHECKING:
@@ -18,6 +19,14 @@ class CodiMethod(Method):
 
     name: ClassVar[str] = "codi"
     objectives: ClassVar[tuple[type[Objective], ...]] = (Codi,)
+    untrained: ClassVar[Objective | None] = Codi()
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """One stage, from the model itself. Without its last step a chain of one step would be empty."""
+        if not facts.steps:
+            return {}
+        objective = {"kind": "codi", "last_step": facts.steps == 1}
+        return {"codi": [{"name": "codi", "objective": objective, "epochs": 8}]}
 
     def register(self) -> None:
         """The causal language model with its projection."""

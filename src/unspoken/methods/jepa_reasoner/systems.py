@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from unspoken.backbone.checks import require
-from unspoken.backbone.loading import load_pretrained
-from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
@@ -81,20 +78,12 @@ def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
     return stack_flops(talker.encoder, latents, causal=False) + stack_flops(talker.decoder, latents) + across + head
 
 
-def load(folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-    """The model of one of this method's folders; None if the folder is another's.
-
-    Args:
-        config: of the folder.
-        settings: as of `unspoken.backbone.loading.load_pretrained`.
+def require_answering(model: PreTrainedModel) -> None:
+    """Refuse a model of this method around whose backbone it would be wrong.
 
     Raises:
-        ValueError: as `load_pretrained`, or JEPA-Reasoner is wrong around its backbone.
+        ValueError: see above.
     """
-    if not isinstance(config, JepaReasonerConfig):
-        return None
-    alone = config.talker_config is None
-    model: Any = load_pretrained(folder, AutoModel if alone else AutoModelForCausalLM, **settings)
-    require((model if alone else model.reasoner).backbone, "JEPA-Reasoner")
-    loaded: PreTrainedModel = model
-    return loaded
+    reasoner = model.reasoner if isinstance(model, JepaReasonerForCausalLM) else model
+    if isinstance(reasoner, JepaReasonerModel):
+        require(reasoner.backbone, "JEPA-Reasoner")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
 from unspoken.methods.method import Method, Objective
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -23,6 +24,21 @@ class LatentSFTMethod(Method):
 
     name: ClassVar[str] = "latent_sft"
     objectives: ClassVar[tuple[type[Objective], ...]] = (Stage1, Labels, Stage2)
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """Explicit chains, both halves of stage 1 and both together, labels, stage 2."""
+        if not facts.steps:
+            return {}
+        encoder = {"kind": "stage1", "train": "encoder", "shape": {"rate": 2}}
+        stages = [
+            COT,
+            {"name": "encoder", "start": "cot", "objective": encoder, "epochs": 1},
+            {"name": "decoder", "start": "encoder", "objective": {"kind": "stage1", "train": "decoder"}, "epochs": 1},
+            {"name": "union", "start": "decoder", "objective": {"kind": "stage1", "train": "union"}, "epochs": 2},
+            {"name": "labels", "start": "union", "objective": {"kind": "labels", "rows": facts.rows}},
+            {"name": "latent_sft", "start": "labels", "objective": {"kind": "stage2"}, "epochs": 4},
+        ]
+        return {"latent_sft": stages}
 
     def register(self) -> None:
         """The pair of encoder and decoder."""
@@ -36,12 +52,11 @@ class LatentSFTMethod(Method):
 
         return systems(model, stage=stage, max_answer=max_answer)
 
-    def load(self, folder: Path, config: PreTrainedConfig, **settings: Any) -> PreTrainedModel | None:
-        """Refuse a folder of stage 1, which cannot answer by itself."""
-        from unspoken.methods.latent_sft.systems import refuse
+    def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
+        """Refuse a model of stage 1, which cannot answer by itself."""
+        from unspoken.methods.latent_sft.systems import require_answering
 
-        refuse(folder, config)
-        return None
+        require_answering(model, source)
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
         """The encoder of stage 1."""

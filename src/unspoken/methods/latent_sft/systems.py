@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
@@ -46,15 +46,15 @@ def _settings(model: LatentSFTModel) -> LatentGenerationConfig:
     )
 
 
-def refuse(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse a folder of this method that cannot answer.
+def require_answering(model: PreTrainedModel, source: str | Path) -> None:
+    """Refuse a model of this method that cannot answer.
 
     Raises:
         ValueError: it is one of stage 1.
     """
-    if config.model_type == LatentSFTConfig.model_type:
+    if isinstance(model, LatentSFTModel):
         raise ValueError(
-            f"{folder} holds stage 1 of Latent-SFT, which cannot answer by itself; give a folder of a later stage"
+            f"{source} holds stage 1 of Latent-SFT, which cannot answer by itself; give a folder of a later stage"
         )
 
 

@@ -1,0 +1,25 @@
+"""What methods choose their default stages by, and the stage from which most of them start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+# A stage that tunes a model on explicit chains, from which most methods start.
+COT: dict[str, Any] = {"name": "cot", "objective": {"kind": "next_token", "positions": "answer"}, "epochs": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingFacts:
+    """What is known of a model and of the problems that it is to learn, when the stages of a method are chosen.
+
+    Attributes:
+        rows: training problems.
+        steps: of the longest explicit chain but for one in twenty; 0 where problems have none.
+        width, heads: of the model.
+    """
+
+    rows: int
+    steps: int
+    width: int
+    heads: int

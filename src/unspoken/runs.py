@@ -1,0 +1,88 @@
+"""Opening what answers: a run folder, the folder of one trained model, or any model of the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from unspoken.backbone.folder import MANIFEST, read_manifest
+from unspoken.machine import resolve_device
+from unspoken.methods.loading import load_system
+from unspoken.reasoning.soft_thinking import Reasoning
+from unspoken.reasoning.system import System
+from unspoken.training.recipe import Recipe, parse
+from unspoken.training.resolve import RECIPE
+from unspoken.training.settings import read
+from unspoken.training.stages import SeedRun
+
+
+def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple[Recipe | None, str | Path]:
+    """The recipe, if there is one, and the model that a folder, a seed and a stage mean.
+
+    Args:
+        source: a run folder, the folder of one model, or the name of a model on the hub.
+        seed, stage: which model of a run folder; by default the last stage that answers from latents.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    folder = Path(source)
+    if (folder / RECIPE).is_file():
+        recipe = parse((folder / RECIPE).read_text(), str(folder / RECIPE))
+        latent = [entry.name for entry in recipe.stages if entry.objective.answers_from_latents]
+        chosen = recipe.stage(stage or [recipe.stages[-1].name, *latent][-1])
+        run = SeedRun(recipe=recipe, folder=folder / f"seed-{seed}", seed=seed)
+        if not run.finished(chosen):
+            raise ValueError(f"{run.folder} has no finished stage {chosen.name!r}; run the recipe again to continue it")
+        return recipe, run.model_folder(chosen.name)
+    if stage is not None:
+        raise ValueError(f"{source} is no run folder (it has no {RECIPE}), so it has no stage {stage!r}; leave it out")
+    recorded = read_manifest(folder).get("recipe") if (folder / MANIFEST).is_file() else None
+    if recorded is not None:
+        return read(Recipe, recorded), folder
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is neither a run folder (no {RECIPE}) nor a model folder (no config.json)")
+    return None, source
+
+
+def open_system(
+    source: str | Path,
+    reasoning: Reasoning | None = None,
+    *,
+    stage: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+) -> System:
+    """A model as it answers text.
+
+    Args:
+        source, stage, seed: see `locate`.
+        reasoning: another way to reason than the one that the model was trained for, for instance
+            `unspoken.SoftThinking`.
+        device: where it computes, see `unspoken.machine.resolve_device`.
+
+    Raises:
+        ValueError: there is no such model or device; its folder is damaged or cannot answer, or nobody can ask it
+            anything; or the reasoning makes no sense of it.
+    """
+    recipe, place = locate(source, seed, stage)
+    chosen = resolve_device(device)
+    if recipe is None:
+        system = load_system(place, name=Path(place).name, device=chosen)
+    else:
+        traits = recipe.task.traits
+        if not traits.answerable:
+            raise ValueError(
+                f"{recipe.name} is about {recipe.task.kind}, where nobody asks anything; what its models continue is "
+                "in the report, and problems are answered by runs of tree search and of word problems"
+            )
+        system = load_system(
+            place,
+            name=Path(place).parent.name,
+            max_answer=traits.answer_cap or recipe.evaluation.max_answer,
+            # Problems out of files are plain questions; the files may lie elsewhere by now.
+            task=None if traits.from_files else recipe.task.build(),
+            device=chosen,
+        )
+    return system if reasoning is None else reasoning.applied(system)

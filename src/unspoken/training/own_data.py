@@ -1,0 +1,135 @@
+"""Recipes for a method, a pretrained model and problems of one's own."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from unspoken.methods.catalogue import trainable
+from unspoken.methods.defaults import TrainingFacts
+from unspoken.training.recipe import Recipe, Stage, parse
+from unspoken.training.settings import nearest
+
+_LOOKED_AT = 1000  # training problems by which lengths are chosen
+_BATCH, _LARGE_BATCH, _MANY = 8, 32, 5000
+_OPTIMIZER = {"name": "adamw", "lr": 0.0003, "lr_rest": None, "weight_decay": 0.01}
+
+
+def own_recipe(
+    method: str, model: str | Path, data: str | Path | Mapping[str, Any], overrides: list[str] | None = None
+) -> Recipe:
+    """The recipe by which a model learns a method from one's own problems.
+
+    Steps follow from the number of training problems, caps of chain and answer from their lengths.
+
+    Args:
+        method: one of `unspoken.methods.catalogue.trainable`.
+        model: a folder, or a name on the hub.
+        data: a file of problems, see `unspoken.tasks.jsonl`, of which some are held out; or the ``task`` of a recipe.
+        overrides: dotted, as of `unspoken.training.recipe.load`. A key of a stage alone, such as ``steps=100``, means
+            every stage that has it.
+
+    Raises:
+        ValueError: there is no such method, or it cannot learn from these problems; a file or the model cannot be read;
+            or as `parse`.
+    """
+    method = method.replace("_", "-")
+    if method not in trainable():
+        raise ValueError(f"there is no method {method!r} to train; {nearest(method, list(trainable()))}")
+    values: dict[str, Any] = {
+        "name": method,
+        "size": "small",
+        "summary": f"{method} on {data if isinstance(data, str | Path) else data.get('kind')}",
+        "task": _task(data),
+        "backbone": str(Path(model).resolve()) if Path(model).is_dir() else str(model),
+        "group_by_length": True,
+    }
+    # A recipe of any stage reads the data, with whatever the overrides say of it.
+    first = {"name": "first", "objective": {"kind": "next_token"}, "steps": 1}
+    about_data = [override for override in overrides or () if override.startswith("task.")]
+    looked = parse(yaml.safe_dump({**values, "stages": [first]}), method, about_data)
+    facts, evaluation = _facts(looked)
+    stages = trainable(facts).get(method)
+    if stages is None:
+        raise ValueError(
+            f"{method} learns from explicit chains, and the rows of {values['task'].get('train')} have none; add a "
+            "column 'steps' or 'cot'"
+        )
+    values |= {"stages": [_filled(stage, facts) for stage in stages], "evaluation": evaluation}
+    spread = [one for override in overrides or () for one in _spread(override, values["stages"])]
+    return parse(yaml.safe_dump(values, sort_keys=False), method, spread)
+
+
+def as_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Settings by their keys, which may be nested, as dotted overrides."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += as_overrides(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}={json.dumps(value)}")
+    return lines
+
+
+def _task(data: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+    """A file as the task of a recipe; its name is made absolute, so that the run goes on from any folder."""
+    if isinstance(data, Mapping):
+        return dict(data)
+    return {"kind": "jsonl", "train": str(Path(data).resolve()) if Path(data).is_file() else str(data)}
+
+
+def _facts(recipe: Recipe) -> tuple[TrainingFacts, dict[str, int]]:
+    """What is known of model and problems, and caps by which all of these can be answered."""
+    from unspoken.tasks.prompt_format import PromptFormat
+    from unspoken.training.context import base_config
+
+    task: Any = recipe.task.build()
+    rows = task.size("train") or _LOOKED_AT
+    problems = task.sample("train", np.arange(min(rows, _LOOKED_AT)))
+    spans = task.spans(problems, PromptFormat(tokenizer=recipe.tokenizer()))
+    config = base_config(recipe)
+    facts = TrainingFacts(
+        rows=rows,
+        steps=math.ceil(np.quantile([len(row.steps) for row in spans], 0.95)),
+        width=config.hidden_size,
+        heads=config.num_attention_heads,
+    )
+    caps = {
+        "max_latents": 4 + math.ceil(1.25 * max(len(row.chain) for row in spans)),
+        "max_answer": 4 + max(len(row.answer) for row in spans),
+    }
+    validation = min(100, task.size("validation") or 100)
+    return facts, {"problems": 500, "validation_problems": validation, "batch_size": 32, **caps}
+
+
+def _filled(stage: Mapping[str, Any], facts: TrainingFacts) -> dict[str, Any]:
+    """A stage with the settings that it leaves out."""
+    if "epochs" not in stage:
+        return dict(stage)
+    batch = _LARGE_BATCH if facts.rows >= _MANY else _BATCH
+    steps = math.ceil(stage["epochs"] * facts.rows / batch)
+    usual: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": batch,
+        "evaluate_every": max(1, min(250, steps // 4)),
+        "lora": {"rank": 64},
+        "optimizer": {**_OPTIMIZER, "warmup_steps": min(30, steps // 10)},
+    }
+    chosen = {**usual, **stage}
+    return {key: value for key, value in chosen.items() if key != "epochs" and value is not None}
+
+
+def _spread(override: str, stages: list[dict[str, Any]]) -> list[str]:
+    """An override of a stage's key as one for every stage that has the key; any other as it is."""
+    key = override.partition("=")[0].split(".")[0]
+    of_recipe = {field.name for field in fields(Recipe)}
+    if key in of_recipe or key not in {field.name for field in fields(Stage)}:
+        return [override]
+    return [f"stages.{stage['name']}.{override}" for stage in stages if key in stage]

@@ -1,0 +1,392 @@
+"""What a notebook calls: open any folder, answer text, look into the chain and answer from another one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_hub import save_hub_folder, save_problems
+from tiny_recipe import quiet_train, tiny_recipe
+from tiny_words import TASK, tiny_word_system
+from torch.testing import assert_close
+from transformers import AutoModelForCausalLM
+
+import unspoken
+from unspoken.backbone.folder import verify
+from unspoken.cli import main
+from unspoken.methods.catalogue import trainable
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
+from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.superposition import embedding_table
+from unspoken.reasoning.system import System
+from unspoken.training.own_data import own_recipe
+from unspoken.training.recipe import dump, parse, shipped
+
+QUESTIONS = [problem.question for problem in TASK.sample("test", range(3))]
+TREE = "LK,LC,KB,KN,CJ,CE[ROOT]L[TARGET]E[ROUTE]"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_hub_folder(tmp_path_factory.mktemp("api") / "hub")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("api") / "run"
+    quiet_train(tiny_recipe("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2"), folder)
+    return folder
+
+
+def test_importing_the_package_is_quick_and_imports_nothing_heavy(run: Path) -> None:
+    code = f"""
+import time
+begun = time.perf_counter()
+import sys, unspoken
+assert time.perf_counter() - begun < 1
+assert not {{"torch", "transformers"}} & set(sys.modules)
+assert sorted(unspoken.__all__) == unspoken.__all__ and set(unspoken.__all__) <= set(dir(unspoken))
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert "unspoken.backbone" not in sys.modules
+folder = {str(run / "seed-0" / "talker" / "model")!r}
+print(type(AutoModelForCausalLM.from_pretrained(folder)).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "JepaReasonerForCausalLM\n", done.stderr
+
+
+def test_auto_classes_that_were_imported_before_learn_of_the_models_too(run: Path) -> None:
+    code = f"""
+from transformers import AutoConfig
+AutoConfig.for_model("llama")
+import unspoken
+print(type(AutoConfig.from_pretrained({str(run / "seed-0" / "sst" / "model")!r})).__name__)
+try:
+    AutoConfig.for_model("of no kind")
+except ValueError:
+    print("refused")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "JepaReasonerConfig\nrefused\n", done.stderr
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    assert all(getattr(unspoken, name) is not None for name in unspoken.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        unspoken.lode  # noqa: B018
+
+
+# --- opening -----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_model_says_its_chain_and_thinks_softly_if_asked(hub: Path) -> None:
+    plain = unspoken.load(hub, device="cpu")
+    assert (plain.chain_kind, plain.name, plain.silent) == ("tokens", "hub", False)
+    soft = unspoken.load(hub, reasoning=unspoken.SoftThinking(top_k=3, max_latents=4), device="cpu")
+    assert (soft.chain_kind, soft.stop.max_latents, soft.opening) == ("superposition", 4, (2,))
+    answer = soft.answer("What is 2 plus 2?", max_tokens=5)
+    assert answer.chain.record.support_ids is not None
+    assert answer.chain.record.support_ids.shape[-1] == 3
+    assert answer.cost.latent_steps == len(answer.chain) <= 4
+    assert answer.cost.tokens <= 5 and answer.cost.flops > 0
+
+
+def test_without_markers_a_chain_ends_with_the_end_of_sequence_token(tmp_path: Path) -> None:
+    save_hub_folder(tmp_path, markers=())
+    soft = unspoken.load(tmp_path, unspoken.SoftThinking(max_latents=3), device="cpu")
+    assert (soft.opening, soft.speaker.marker) == ((), (1,))
+    assert len(soft.answer("2+2").chain) <= 3
+    named = unspoken.load(tmp_path, unspoken.SoftThinking(max_latents=3, markers=("", "So ")), device="cpu")
+    assert named.opening == ()
+    assert named.texts.decode(named.speaker.marker) == "So "
+
+
+def recorded(folder: Path, **settings: Any) -> System:
+    """A model whose folder records how it thinks."""
+    save_hub_folder(folder)
+    how = {"open_ids": (4, 5), "end_ids": (6,), "max_latents": 4, **settings}
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    LatentGenerationConfig(**how).attach(model)
+    model.save_pretrained(folder)
+    return unspoken.load(folder, device="cpu")
+
+
+def test_an_explicit_chain_of_thought_keeps_its_markers(tmp_path: Path) -> None:
+    assert recorded(tmp_path / "explicit", top_k=1).explicit
+    expected = recorded(tmp_path / "superposed", top_k=5)
+    soft = unspoken.load(tmp_path / "explicit", unspoken.SoftThinking(top_k=5), device="cpu")
+    assert (soft.stop, soft.opening) == (expected.stop, (4, 5))
+    for text in ("2+2", "What is 3 plus 4?"):
+        mine, other = (system.answer(text, max_tokens=3) for system in (soft, expected))
+        assert mine.tokens == other.tokens
+        assert_close(mine.chain.record.latents, other.chain.record.latents)
+
+
+def test_what_cannot_think_softly_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="talker was trained to think in vectors"):
+        unspoken.load(run, unspoken.SoftThinking())
+    recorded(tmp_path, top_k=1, max_latents=0)
+    with pytest.raises(ValueError, match="taught to answer without a chain; give SoftThinking its max_latents"):
+        unspoken.load(tmp_path, unspoken.SoftThinking(), device="cpu")
+
+
+def test_a_run_and_the_folder_of_its_model_are_the_same_system(run: Path) -> None:
+    opened = unspoken.load(run, device="cpu")
+    alone = unspoken.load(run / "seed-0" / "talker" / "model", device="cpu")
+    assert opened.name == alone.name == "talker"
+    assert opened.answer(TREE).tokens == alone.answer(TREE).tokens
+    assert unspoken.load(run, stage="pretrain", device="cpu").chain_kind == "tokens"
+    with pytest.raises(ValueError, match="not a tree-search problem"):
+        opened.answer("What is 2 plus 2?")
+    with pytest.raises(ValueError, match="so it has no stage 'sst'"):
+        unspoken.load(run / "seed-0" / "talker" / "model", stage="sst")
+    with pytest.raises(ValueError, match="there is no folder"):
+        unspoken.load(run / "nothing")
+
+
+# --- answers and chains ------------------------------------------------------------------------------------------
+
+
+def superposed() -> System:
+    return tiny_word_system(top_k=5, max_latents=6, fixed=True)
+
+
+def test_several_texts_are_answered_as_each_alone() -> None:
+    system = superposed()
+    together = system.answer(QUESTIONS)
+    for text, answer in zip(QUESTIONS, together, strict=True):
+        alone = system.answer(text)
+        assert (alone.text, alone.tokens, alone.cost) == (answer.text, answer.tokens, answer.cost)
+        assert_close(alone.chain.record.latents, answer.chain.record.latents, rtol=1e-4, atol=1e-5)
+    given = system.answer(QUESTIONS, chain=[answer.chain for answer in together])
+    assert [answer.tokens for answer in given] == [answer.tokens for answer in together]
+
+
+def test_an_answer_may_be_drawn() -> None:
+    system = superposed()
+    drawn = {
+        system.answer(QUESTIONS[0], sample=Sampler(5.0, torch.Generator().manual_seed(seed))).text for seed in range(8)
+    }
+    assert len(drawn) > 1
+
+
+def test_a_table_shows_what_each_step_is_made_of() -> None:
+    system = superposed()
+    chain = system.answer(QUESTIONS[0]).chain
+    ids, weights = chain.record.support_ids, chain.record.support_weights
+    assert ids is not None and weights is not None
+    for step, (row, shares) in enumerate(zip(ids[0], weights[0], strict=True)):
+        read = chain.steps(top=2)[step]
+        names = [TASK.tokenizer.decode([int(token)]) for token in row[:2]]
+        assert read.tokens == tuple(zip(names, shares[:2].tolist(), strict=True))
+        assert read.entropy == pytest.approx(float(-(shares * shares.log()).sum()), rel=1e-4)
+    printed = repr(chain.table(top=2))
+    assert "made of" in printed and "nearest row" in printed
+    assert len(printed.splitlines()) == 2 + len(chain)
+    assert "<table" in chain._repr_html_()
+    assert repr(chain) == "<Chain of 6 steps (superposition) by unspoken>"
+
+
+def test_a_mixture_of_one_s_own_weights_changes_nothing() -> None:
+    system = superposed()
+    first = system.answer(QUESTIONS[0])
+    ids, weights = first.chain.record.support_ids, first.chain.record.support_weights
+    assert ids is not None and weights is not None
+    same = first.chain.edit(2, dict(zip(ids[0, 2].tolist(), (7 * weights[0, 2]).tolist(), strict=True)))
+    assert_close(same.record.latents, first.chain.record.latents, rtol=1e-5, atol=1e-6)
+    assert system.answer(QUESTIONS[0], chain=same).tokens == first.tokens
+
+
+def test_an_edited_step_is_the_mixture_of_its_rows_and_the_answer_comes_from_it() -> None:
+    system = superposed()
+    first = system.answer(QUESTIONS[0])
+    token, other = "3", "12"
+    edited = first.chain.edit(-1, {token: 3, other: 1})
+    ids = [int(TASK.tokenizer.convert_tokens_to_ids(text)) for text in (token, other)]
+    table = embedding_table(system.model)
+    assert_close(edited.record.latents[0, -1], 0.75 * table[ids[0]] + 0.25 * table[ids[1]])
+    assert edited.steps()[-1].tokens == ((token, 0.75), (other, 0.25))
+    assert torch.equal(edited.record.latents[0, :-1], first.chain.record.latents[0, :-1])
+    prompt = torch.tensor([system.texts.prompt(QUESTIONS[0])])
+    expected = system.respond(prompt, chain=edited.record)
+    assert system.answer(QUESTIONS[0], chain=edited).tokens == tuple(
+        expected.tokens[0, : int(expected.lengths[0])].tolist()
+    )
+    # Of different length and with distributions of different size, in one batch.
+    several = [edited, first.chain.truncate(2).edit(0, dict.fromkeys(range(9), 1.0))]
+    batch = system.answer(QUESTIONS[:2], chain=several)
+    assert [answer.tokens for answer in batch] == [
+        system.answer(text, chain=chain).tokens for text, chain in zip(QUESTIONS, several, strict=False)
+    ]
+
+
+def test_steps_are_zeroed_deleted_swapped_and_cut_off() -> None:
+    system = superposed()
+    mine, other = (answer.chain for answer in system.answer(QUESTIONS[:2]))
+    latents, theirs = mine.record.latents[0], other.record.latents[0]
+    zeroed = mine.zero(1)
+    assert not zeroed.record.latents[0, 1].any()
+    assert zeroed.steps()[1].tokens == () and zeroed.steps()[1].nearest is None
+    assert torch.equal(mine.delete(0).record.latents[0], latents[1:])
+    assert torch.equal(mine.truncate(2).record.latents[0], latents[:2])
+    assert torch.equal(mine.swap(other, 3).record.latents[0, 3], theirs[3])
+    assert torch.equal(mine.swap(other, 3).record.latents[0, :3], latents[:3])
+    assert torch.equal(mine.swap(other).record.latents, other.record.latents)
+    assert mine.swap(other, 3).steps()[3] == other.steps()[3]
+    assert len(system.answer(QUESTIONS[0], chain=mine.truncate(0)).chain) == 0
+    assert torch.equal(mine.record.latents[0], latents)  # nothing was changed in place
+
+
+def test_a_talker_answers_from_an_edited_chain(run: Path) -> None:
+    system = unspoken.load(run, device="cpu")
+    assert system.targets is not None
+    chain = system.answer(TREE).chain
+    edited = chain.edit(0, {"K": 1.0})
+    step = edited.steps(top=1)[0]
+    assert step.nearest == "K"
+    assert step.norm == pytest.approx(chain.steps()[0].norm, rel=1e-4)
+    assert "K" in repr(edited.table(top=3))
+    assert system.answer(TREE, chain=edited).chain.steps()[0].nearest == "K"
+    with pytest.raises(ValueError, match="says one token a latent, so it has none"):
+        system.answer(TREE, chain=chain.truncate(0))
+
+
+def test_what_makes_no_sense_is_refused_in_one_line(run: Path, hub: Path) -> None:
+    system = superposed()
+    chain = system.answer(QUESTIONS[0]).chain
+    for weights in ({"3": 0.0}, {"3": 2.0, "12": -1.0}, {}):
+        with pytest.raises(ValueError, match="give at least one above 0"):
+            chain.edit(0, weights)
+    with pytest.raises(ValueError, match="is no single token"):
+        chain.edit(0, {"3 12": 1.0})
+    with pytest.raises(ValueError, match="there is no token 9999"):
+        chain.edit(0, {9999: 1.0})
+    with pytest.raises(ValueError, match="there is no step 6 in"):
+        chain.zero(6)
+    with pytest.raises(ValueError, match="give 0 to 6"):
+        chain.truncate(7)
+    with pytest.raises(ValueError, match="1 chains for 2 texts"):
+        system.answer(QUESTIONS[:2], chain=[chain])
+    wider = unspoken.load(hub, unspoken.SoftThinking(max_latents=2), device="cpu")
+    for use in (wider.answer("2+2").chain.swap, lambda given: wider.answer("2+2", chain=given)):
+        with pytest.raises(ValueError, match="latents of another width"):
+            use(chain)
+    hidden = tiny_word_system(feed="hidden", fixed=True, max_latents=3)
+    silent = hidden.answer(QUESTIONS[0]).chain
+    assert [step.nearest for step in silent.steps()] == [None] * 3
+    assert "the head says" in repr(silent.table())
+    with pytest.raises(ValueError, match="its latents are no mixtures of tokens; use zero or swap"):
+        silent.edit(0, {"3": 1.0})
+    spoken = unspoken.load(run, stage="pretrain", device="cpu")
+    with pytest.raises(ValueError, match="since its chain is its answer"):
+        spoken.answer(TREE).chain.edit(0, {"K": 1.0})
+    with pytest.raises(ValueError, match="has no tokenizer; open its folder with"):
+        replace(system, text_format=None).answer("2")
+
+
+# --- training and converting -------------------------------------------------------------------------------------
+
+
+def test_a_converted_model_has_the_weights_of_the_model(hub: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "reasoner"
+    system = unspoken.convert(hub, to="jepa-reasoner", output=folder, device="cpu")
+    assert verify(folder)["converted_from"] == str(hub)
+    plain = AutoModelForCausalLM.from_pretrained(hub)
+    for name, weight in plain.base_model.state_dict().items():
+        assert torch.equal(system.model.backbone.state_dict()[name], weight)
+    alone = unspoken.convert(hub, device="cpu")
+    assert (alone.name, alone.opening) == ("jepa_reasoner", (2,))
+    assert alone.answer("2+2", max_tokens=4).tokens == system.answer("2+2", max_tokens=4).tokens
+    projected = unspoken.convert(hub, to="codi", device="cpu")
+    assert len(projected.answer("2+2", max_tokens=2).chain) == projected.stop.max_latents == 6
+    with pytest.raises(ValueError, match="reasoner exists; choose another folder"):
+        unspoken.convert(hub, output=folder)
+    with pytest.raises(ValueError, match="no model is converted to 'coconut' without training"):
+        unspoken.convert(hub, to="coconut")
+
+
+def test_the_recipe_of_one_s_own_data_follows_from_the_data(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    recipe = own_recipe("latent_sft", hub, data, ["steps=3", "lora=null", "stages.cot.steps=5", "task.test_rows=2"])
+    assert (recipe.name, recipe.task.test_rows, recipe.backbone) == ("latent-sft", 2, str(hub))
+    steps = {stage.name: (stage.steps, stage.lora) for stage in recipe.stages}
+    assert steps["cot"] == (5, None) and steps["union"] == (3, None) and steps["labels"] == (None, None)
+    assert recipe.stage("labels").objective.rows == recipe.task.build().size("train") == 34
+    longest = max(len("".join(row.steps)) for row in recipe.task.build().sample("train", range(34)))
+    assert longest < recipe.evaluation.max_latents < 2 * longest
+    assert parse(dump(recipe), "again") == recipe
+    # Three epochs of 34 rows in batches of 8.
+    assert own_recipe("cot", hub, {"kind": "jsonl", "train": str(data), "test_rows": 2}).stages[0].steps == 13
+
+
+@pytest.mark.parametrize("method", sorted(trainable()))
+def test_every_method_is_trained_by_name(method: str, hub: Path, tmp_path: Path) -> None:
+    data, output = save_problems(tmp_path / "mine.jsonl"), tmp_path / "run"
+    how: dict[str, Any] = {"device": "cpu", "steps": 1, "precision": "fp32", "quiet": True}
+    system = unspoken.train(method, model=hub, data=data, output=output, **how)
+    first = system.answer("What is 2 plus 2?")
+    data.unlink()  # the model must answer without its data
+    assert unspoken.load(output, device="cpu").answer("What is 2 plus 2?").tokens == first.tokens
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(hub: Path, tmp_path: Path) -> None:
+    chainless = tmp_path / "chainless.jsonl"
+    chainless.write_text("".join(f'{{"question": "{n}?", "answer": {n}}}\n' for n in range(30)))
+    with pytest.raises(ValueError, match=r"codi learns from explicit chains, and the rows of .* have none"):
+        own_recipe("codi", hub, chainless)
+    assert own_recipe("answer-only", hub, chainless).stages[0].name == "answer_only"
+    for arguments, message in (
+        (("soft thinking", hub, chainless), "there is no method 'soft thinking' to train"),
+        (("cod", hub, chainless), "did you mean 'codi'"),
+        (("cot", hub, tmp_path / "nothing.jsonl"), "there is no file"),
+        (("cot", tmp_path / "nothing", chainless), "cannot be loaded"),
+        (("answer-only", hub, chainless, ["stepps=3"]), "stepps is not a known key"),
+        (("answer-only", hub, chainless, ["evaluation.problms=3"]), "did you mean 'problems'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_recipe(*arguments)
+    with pytest.raises(ValueError, match="validation_problems is 9, but the data holds 3 out"):
+        unspoken.train(
+            "answer-only", model=hub, data=chainless, output=tmp_path / "run", evaluation={"validation_problems": 9}
+        )
+
+
+def test_no_method_has_the_name_of_a_recipe() -> None:
+    assert not set(trainable()) & {name for name, _, _ in shipped()}
+
+
+def test_the_command_line_trains_a_method_too(hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    given = ["codi", "--model", str(hub), "--data", str(data)]
+    for arguments, message in (
+        (["train", *given[:3]], "--model and --data go together"),
+        (["train", "codi"], "'codi' is a method, not a recipe; give it --model and --data"),
+        (["run", "colar", *given[1:]], "there is no method 'colar' to train"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            called(arguments)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        called(["run", *given, "--show"])
+    assert parse(capsys.readouterr().out, "shown").name == "codi"
+    output = tmp_path / "run"
+    with pytest.raises(SystemExit) as stopped:
+        called(["train", *given, "--output", str(output), "--set", "steps=1", "--device", "cpu", "--report-to", "none"])
+    assert stopped.value.code == 0
+    with pytest.raises(SystemExit):
+        called(["generate", str(output), "What is 2 plus 2?", "--device", "cpu", "--json"])
+    answered = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answered["latent_steps"] == 6 and answered["system"] == "codi"
+
+
+def called(arguments: list[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["unspoken", *arguments])
+        main()
