@@ -23,7 +23,7 @@ from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.engine import StopRule, rollout
 
 RAGGED = (LATENTS, 2, 0)
 
@@ -36,7 +36,7 @@ def explicit(hub: Hub) -> Agreement:
     _replies(found, hub, reasoner, "tokens")
     ids, mask = hub.prompt_format.prompts(hub.problems)
     coupled = CoupledReasoner(model=model, end_id=-1, pad_id=0)
-    chain = coupled.reason(ids, mask, StopRule(max_latents=LATENTS, fixed=True))
+    chain = rollout(coupled, ids, mask, StopRule(max_latents=LATENTS, fixed=True))
     assert chain.support_ids is not None
     with torch.no_grad():
         for row, spans in enumerate(hub.spans):

@@ -13,6 +13,7 @@ from torch import Tensor
 from unspoken.evaluation.corruption import Ablation, ablate, ablation_summary
 from unspoken.evaluation.teacher_forcing import answer_tokens, read_back, sentence_pairs
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.reasoning.picking import ForcedTokens
 from unspoken.tasks import ProseTask
 from unspoken.tasks.prose import EOS, PAD
 
@@ -67,9 +68,9 @@ def test_decoded_tokens_do_not_depend_on_the_company(variant: str, task: ProseTa
     # What a corrupted condition gives is what the pair makes of that chain after that prime.
     sentences = sentence_pairs(task, 6)
     chain = read_back(system_of(model), task, sentences, 6).chain.select(torch.tensor([1]))
-    prime = None if variant == "mono" else six.tokens[:1, :PRIME]
+    sample = None if variant == "mono" else ForcedTokens(six.tokens[:1, :PRIME])
     length = int(chain.lengths[0])
-    assert torch.equal(six.decoded["other sentence"][:1, :length], model.speak(chain, prime=prime)[:, :length])
+    assert torch.equal(six.decoded["other sentence"][:1, :length], model.speak(chain, sample=sample)[:, :length])
 
 
 def test_a_random_string_has_the_length_and_the_markers_of_the_sentence(

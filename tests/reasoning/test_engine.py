@@ -85,7 +85,7 @@ def test_the_mask_has_no_holes(reasoner: JepaReasonerModel) -> None:
 def test_a_coupled_chain_records_its_tokens_with_weight_one() -> None:
     model = tiny_language_model("unspoken")
     reasoner = CoupledReasoner(model=model, end_id=9, pad_id=0)
-    chain = reasoner.reason(prompts(), None, StopRule(max_latents=8))
+    chain = rollout(reasoner, prompts(), None, StopRule(max_latents=8))
     assert chain.support_ids is not None
     assert chain.support_weights is not None
     assert chain.support_ids.shape == (*chain.mask.shape, 1)

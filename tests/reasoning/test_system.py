@@ -71,7 +71,7 @@ def by_hand(kind: str) -> tuple[LatentChain, Tensor]:
         return reasoner.respond(IDS, REAL, max_tokens=6)
     if kind == "coupled":
         coupled = CoupledReasoner(model=model, end_id=END, pad_id=PAD)
-        chain = coupled.reason(IDS, REAL, StopRule(max_latents=6))
+        chain = rollout(coupled, IDS, REAL, StopRule(max_latents=6))
         return chain, coupled.speak(chain)
     chain = model.reason(IDS, REAL, StopRule(max_latents=6))
     return chain, model.read_out(chain) if kind == "nearest" else model.speak(chain)

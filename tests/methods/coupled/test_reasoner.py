@@ -8,7 +8,7 @@ from conformance import left_padded
 from tiny_models import FAMILIES, PAD, prompts, tiny_language_model
 
 from unspoken.methods.coupled.reasoner import CoupledReasoner
-from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.engine import StopRule, rollout
 
 ENDS = {"unspoken": 9, "llama": 7, "qwen2": 11, "gpt2": 4}
 
@@ -20,7 +20,7 @@ def test_greedy_generation_of_the_library_gives_the_same_tokens(family: str, pad
     rows = [row[(index % 3 if padded else 0) :] for index, row in enumerate(prompts())]
     ids, mask = left_padded(rows)
     reasoner = CoupledReasoner(model=model, end_id=ENDS[family], pad_id=PAD)
-    spoken = reasoner.speak(reasoner.reason(ids, mask, StopRule(max_latents=8)))
+    spoken = reasoner.speak(rollout(reasoner, ids, mask, StopRule(max_latents=8)))
     expected = model.generate(
         ids, attention_mask=mask, max_new_tokens=8, do_sample=False, eos_token_id=ENDS[family], pad_token_id=PAD
     )[:, ids.shape[1] :]

@@ -90,7 +90,7 @@ def test_a_loaded_pair_generates_like_any_causal_language_model(variant: str, tm
 def test_the_answer_is_cut_at_its_first_end(variant: str) -> None:
     model = tiny_pair(variant)
     chain = model.reason(prompts(), None, StopRule(max_latents=8, fixed=True))
-    output = model.talker.speak(chain, None, Sampler())
+    output = model.talker.speak(chain, Sampler())
     # Whatever is said most often becomes the end.
     model.config.eos_token_id = int(output.flatten().mode().values)
     expected = []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker, build_talker
-from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.picking import ForcedTokens, Sampler
 
 FORMS = ["mono causal", "mono bidirectional", "dual"]
 GREEDY = Sampler()
@@ -111,8 +111,8 @@ def test_padding_of_the_chain_changes_nothing(form: str) -> None:
     longer_tokens = torch.cat([tokens, torch.randint(0, VOCABULARY, (3, 4))], dim=1)
     padded = talker(longer, longer_mask, longer_tokens)[:, :6]
     torch.testing.assert_close(padded, talker(latents, mask, tokens), rtol=1e-4, atol=1e-4)
-    spoken = talker.speak(chain_of(longer, longer_mask), None, GREEDY)[:, :6]
-    assert torch.equal(spoken, talker.speak(chain_of(latents, mask), None, GREEDY))
+    spoken = talker.speak(chain_of(longer, longer_mask), GREEDY)[:, :6]
+    assert torch.equal(spoken, talker.speak(chain_of(latents, mask), GREEDY))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,9 +121,9 @@ def test_rows_of_different_length_do_not_disturb_each_other(form: str) -> None:
     talker = talker_of(form)
     latents, mask, _ = latents_of()
     mask = torch.arange(6)[None] < torch.tensor([[6], [2], [4]])
-    together = talker.speak(chain_of(latents * mask[..., None], mask), None, GREEDY)
+    together = talker.speak(chain_of(latents * mask[..., None], mask), GREEDY)
     for row, length in enumerate((6, 2, 4)):
-        alone = talker.speak(chain_of(latents[row : row + 1, :length], mask[row : row + 1, :length]), None, GREEDY)
+        alone = talker.speak(chain_of(latents[row : row + 1, :length], mask[row : row + 1, :length]), GREEDY)
         assert torch.equal(together[row, :length], alone[0])
 
 
@@ -144,7 +144,7 @@ def test_speaking_is_teacher_forcing_on_the_spoken_words(form: str) -> None:
     # Known mistake of other implementations: decoding starts from a token that training never showed.
     talker = talker_of(form)
     latents, mask, _ = latents_of(rows=8)
-    spoken = talker.speak(chain_of(latents, mask), None, GREEDY)
+    spoken = talker.speak(chain_of(latents, mask), GREEDY)
     assert torch.equal(talker(latents, mask, spoken).argmax(dim=-1), spoken)
     assert spoken.unique().numel() > 3
 
@@ -177,31 +177,25 @@ def test_a_dual_talker_is_taught_with_words() -> None:
         talker_of("dual")(latents, mask, None)
 
 
-# --- primes ----------------------------------------------------------------------------------------------------------
+# --- forced tokens ----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def test_a_prime_is_said_first_and_changes_what_follows() -> None:
+def test_forced_tokens_come_first_and_change_what_follows() -> None:
     talker = talker_of("dual")
     latents, mask, tokens = latents_of(rows=8)
     chain = chain_of(latents, mask)
-    primed = talker.speak(chain, tokens[:, :3], GREEDY)
+    primed = talker.speak(chain, ForcedTokens(tokens[:, :3]))
     assert torch.equal(primed[:, :3], tokens[:, :3])
     assert torch.equal(talker(latents, mask, primed).argmax(dim=-1)[:, 3:], primed[:, 3:])
-    assert not torch.equal(primed[:, 3:], talker.speak(chain, None, GREEDY)[:, 3:])
+    assert not torch.equal(primed[:, 3:], talker.speak(chain, GREEDY)[:, 3:])
 
 
 @torch.no_grad()
-def test_a_prime_as_long_as_the_chain_is_all_that_is_said() -> None:
+def test_as_many_forced_tokens_as_latents_are_the_output() -> None:
     latents, mask, tokens = latents_of()
     longer = torch.cat([tokens, tokens], dim=1)
-    assert torch.equal(talker_of("dual").speak(chain_of(latents, mask), longer, GREEDY), tokens)
-
-
-def test_a_mono_talker_cannot_be_primed() -> None:
-    latents, mask, tokens = latents_of()
-    with pytest.raises(ValueError, match="use a Dual-Talker"):
-        talker_of("mono causal").speak(chain_of(latents, mask), tokens[:, :1], GREEDY)
+    assert torch.equal(talker_of("dual").speak(chain_of(latents, mask), ForcedTokens(longer)), tokens)
 
 
 # --- picking ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from unspoken.backbone.checks import require
 from unspoken.backbone.vocabulary import head_of, scores
 from unspoken.chain import LatentChain
-from unspoken.reasoning.engine import LatentStep, StopRule, rollout
+from unspoken.reasoning.engine import LatentStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,8 @@ class CoupledReasoner:
             support_weights=torch.ones_like(token_B[:, None], dtype=row_BD.dtype),
         )
 
-    def reason(self, input_ids: Tensor, attention_mask: Tensor | None, stop: StopRule) -> LatentChain:
-        """Write the chain of tokens."""
-        return rollout(self, input_ids, attention_mask, stop)
-
     def speak(self, chain: LatentChain) -> Int[Tensor, "B N"]:
-        """The tokens of the chain: here thinking and speaking are the same."""
+        """The tokens of the chain, which are also the answer."""
         if chain.support_ids is None:
             raise ValueError("this chain has no tokens: it was not written by a coupled model")
         return torch.where(chain.mask, chain.support_ids[:, :, 0], self.pad_id)

@@ -111,23 +111,16 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         return self.reasoner.reason(input_ids, attention_mask, stop)
 
     @torch.no_grad()
-    def speak(
-        self,
-        chain: LatentChain,
-        *,
-        prime: Tensor | None = None,
-        sample: Sample | None = None,
-    ) -> Tensor:
+    def speak(self, chain: LatentChain, *, sample: Sample | None = None) -> Tensor:
         """Decode a finished chain: ``[B, N]`` tokens, padded after the first end-of-sequence.
 
         Args:
             chain: any chain of this model's width, on any device; the tokens are returned on the same device.
-            prime: ``[B, P]`` tokens to start with (Dual-Talker only).
             sample: how the tokens are chosen; None takes the most likely ones.
         """
         home = chain.mask.device
-        chain, prime = moved((chain, prime), self.device)
-        tokens_BN = self.talker.speak(chain, prime, sample or Sampler())
+        chain = moved(chain, self.device)
+        tokens_BN = self.talker.speak(chain, sample or Sampler())
         ended = (tokens_BN == self.config.end_id).long()
         after_end = (ended.cumsum(dim=1) - ended) > 0
         pad = self.config.end_id if self.config.pad_token_id is None else self.config.pad_token_id

@@ -44,10 +44,8 @@ class MonoTalker(nn.Module):
         ).last_hidden_state
         return self.lm_head(hidden)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, sample: Sample) -> Int[Tensor, "B N"]:
-        """One pass; every position is picked on its own."""
-        if prime is not None:
-            raise ValueError("a Mono-Talker has no token input, so it cannot be primed; use a Dual-Talker")
+    def speak(self, chain: LatentChain, sample: Sample) -> Int[Tensor, "B N"]:
+        """One pass; the token of each position is chosen independently."""
         return sample(self(chain.latents, chain.mask), _every_row(chain), 0)
 
 
@@ -97,18 +95,15 @@ class DualTalker(nn.Module):
         start = torch.full_like(tokens[:, :1], self.start_id)
         return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
 
-    def speak(self, chain: LatentChain, prime: Tensor | None, sample: Sample) -> Int[Tensor, "B N"]:
-        """Token by token, one token a latent; the tokens of ``prime`` ``[B, P]`` come first, unchanged.
+    def speak(self, chain: LatentChain, sample: Sample) -> Int[Tensor, "B N"]:
+        """Token by token, one token a latent.
 
-        Sentences are as short as their chain, so each step runs the decoder anew instead of keeping two caches.
+        Sentences are as short as their chain, so each step runs the decoder on the full prefix, without a cache.
         """
         encoded, rows = self._encode(chain.latents, chain.mask), _every_row(chain)
         tokens = torch.full((len(chain), 1), self.start_id, device=chain.mask.device)
         for step in range(chain.mask.shape[1]):
-            if prime is not None and step < prime.shape[1]:
-                token = prime[:, step : step + 1]
-            else:
-                token = sample(self._decode(tokens, encoded, chain.mask)[:, -1:], rows, step)
+            token = sample(self._decode(tokens, encoded, chain.mask)[:, -1:], rows, step)
             tokens = torch.cat([tokens, token], dim=1)
         return tokens[:, 1:]
 
@@ -118,5 +113,9 @@ def _every_row(chain: LatentChain) -> Int[Tensor, " B"]:
 
 
 def build_talker(kind: str, config: UnspokenConfig, encoder_layers: int) -> MonoTalker | DualTalker:
-    """The Talker a configuration asks for."""
+    """A Talker with random weights.
+
+    Args:
+        kind: "mono" or "dual".
+    """
     return MonoTalker(config) if kind == "mono" else DualTalker(config, encoder_layers)
