@@ -239,7 +239,7 @@ def test_a_broken_row_is_named_with_its_file(tmp_path: Path, row: Any, message: 
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
     config = JsonlConfig(train=str(path))
     refused(f"{re.escape(str(path))}, {message}", config)
-    refused("mend the row, or set skip_malformed to leave such rows out", config)
+    refused("fix the row, or set skip_malformed to leave such rows out", config)
     left = JsonlConfig(train=str(path), skip_malformed=True).build()
     assert left.dropped == {"train: malformed": 1}
     assert sum(left.size(split) for split in ("train", "validation", "held_out")) == 10
@@ -296,7 +296,7 @@ def test_a_broken_table_is_named(tmp_path: Path, content: str, message: str) -> 
         ("mine.json", b'[{"question": ', "mine.json, line 1: not a JSON list"),
         ("mine.jsonl", b"\xff\xfe", "cannot read .*mine.jsonl: .*; it must be JSON in UTF-8"),
         ("mine.csv", b"question,answer\n\xe9?,1\n", "cannot read .*mine.csv: .*; it must be CSV in UTF-8"),
-        ("mine.parquet", b"question,answer", "mine.parquet: not Parquet .*; mend the file"),
+        ("mine.parquet", b"question,answer", "mine.parquet: not Parquet .*; fix the file"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(

@@ -432,7 +432,7 @@ def test_a_malformed_row_is_refused_with_its_place(tmp_path: Path, changes: dict
     with pytest.raises(ValueError, match=message) as caught:
         task(tests=(path,))
     assert str(caught.value).startswith(f"{path}, row 2: ")
-    assert str(caught.value).endswith("; mend the row")
+    assert str(caught.value).endswith("; fix the row")
     assert "\n" not in str(caught.value)
 
 

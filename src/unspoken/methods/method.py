@@ -129,10 +129,10 @@ class Context:
 
     @cached_property
     def markers(self) -> Markers:
-        """What stands around a chain."""
+        """Tokens before and after a chain."""
         if self.traits.markers is not None:
             return self.prompt_format.markers
-        end = (self.tokenizer.eos_token_id,)  # no text has it inside, so it needs no token of its own
+        end = (self.tokenizer.eos_token_id,)  # it occurs in no text, so no further token is needed
         return Markers(open=end, end=end)
 
     @property
@@ -218,7 +218,7 @@ class Objective:
     # --- checks ----------------------------------------------------------------------------------------------------
 
     def check_stage(self, stage: Stage) -> None:
-        """Refuse what the recipe states beside the objective.
+        """Refuse keys of the stage other than its objective.
 
         Raises:
             ValueError: a key that this objective has no use for, or one that it needs is missing.
@@ -228,10 +228,10 @@ class Objective:
         check_steps(stage)
 
     def check_line(self, line: Line, run: Recipe) -> None:
-        """Refuse what does not go with the stages before it, with the task or with the recipe.
+        """Refuse a stage that does not fit the stages before it, the task or the recipe.
 
         Raises:
-            ValueError: what does not go together, and what to change.
+            ValueError: names what does not fit, and what to change.
         """
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
@@ -417,7 +417,7 @@ def refuse_cacheless(method: str, run: Recipe) -> None:
     """Refuse what a method cannot have whose latents are written one after another into a growing cache.
 
     Raises:
-        ValueError: an attention that would be compiled anew for each length, or checkpointing, which drops the cache.
+        ValueError: the attention would be compiled for each length, or checkpointing would drop the cache.
     """
     if run.attention == "flex_attention":
         raise ValueError(

@@ -79,7 +79,7 @@ class Rows:
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Rows:
-        """The same rows in memory that the device can read by itself; the loader asks for it."""
+        """The same rows in pinned memory; the loader calls it."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Rows:

@@ -232,7 +232,7 @@ class Grammar:
 
     def _begun(self, chart: list[_Spans], end_PC: Bits) -> Bits:
         """Positions from which all that follows begins something that the root derives."""
-        # A symbol is begun at the end by nothing at all; a rule is, by whole parts and then a part that is begun.
+        # The empty rest begins every symbol; a rule is begun by complete symbols and then one that is begun.
         begun = [end_PC | _before(spans, end_PC) for spans in chart]
         for symbol in reversed(range(len(self.rules))):
             for rule in self.rules[symbol]:

@@ -1,4 +1,4 @@
-"""Training data as a map from index to batch, made a batch at a time, in batches of like length if wanted."""
+"""Training data as a map from indices to a batch, optionally in batches of similar lengths."""
 
 from __future__ import annotations
 

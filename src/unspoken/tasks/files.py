@@ -132,7 +132,7 @@ def read_rows(path: str) -> Source:
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not a JSON list ({error.msg}); mend the file") from None
+        raise ValueError(f"{path}, line {error.lineno}: not a JSON list ({error.msg}); fix the file") from None
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
 
@@ -153,7 +153,7 @@ def _read_csv(path: str) -> Source:
                     row = ValueError(f"it has {len(cells)} cells, and the header {len(names)}")
                 yield f"{path}, row {number}", row
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error}); mend the file") from None
+            raise ValueError(f"{path}, line {reader.line_num}: not CSV ({error}); fix the file") from None
 
     return rows(), hashlib.sha256(content).hexdigest()
 
@@ -167,7 +167,7 @@ def _read_parquet(path: str) -> Source:
     try:
         rows = parquet.read_table(io.BytesIO(content)).to_pylist()
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not Parquet ({' '.join(str(error).split())}); mend the file") from None
+        raise ValueError(f"{path}: not Parquet ({' '.join(str(error).split())}); fix the file") from None
     digest = hashlib.sha256(content).hexdigest()
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
 
@@ -297,7 +297,7 @@ class FileTask(ReasoningTask):
                 except ValueError as error:
                     if not config.skip_malformed:
                         raise ValueError(
-                            f"{where}: {error}; mend the row, or set skip_malformed to leave such rows out"
+                            f"{where}: {error}; fix the row, or set skip_malformed to leave such rows out"
                         ) from None
                     dropped[f"{name}: malformed"] += 1
                     continue
@@ -332,7 +332,7 @@ class FileTask(ReasoningTask):
         return read_source(source, "train" if name == "train" else "test")
 
     def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
-        """Splits that are cut from so many training rows: the key that sets the size of each, and its size."""
+        """Splits that are cut from the training rows: the key that sets the size of each, and its size."""
         count = self.config.validation_rows
         return {"validation": ("validation_rows", tenth_of(rows) if count is None else count)}
 

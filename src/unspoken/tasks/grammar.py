@@ -262,17 +262,17 @@ class GrammarTask(BaseTask):
         return {**batch, "answer_mask": torch.from_numpy(mask)}
 
     def questions(self, problems: GrammarProblems) -> list[str]:
-        """The beginnings that are given."""
+        """The prompts as text."""
         return self.tokenizer.batch_decode(self.prompts(problems)[0], skip_special_tokens=True)
 
     def text(self, problems: GrammarProblems) -> list[str]:
-        """The strings with all their symbols."""
+        """The full strings."""
         return self.tokenizer.batch_decode(problems.ids_BT.tolist(), skip_special_tokens=True)
 
     # --- grading -----------------------------------------------------------------------------------------------
 
     def answers(self, problems: GrammarProblems) -> Tensor:
-        """How the strings go on: ``[B, N]``."""
+        """The right completions ``[B, N]``."""
         import torch
 
         return torch.from_numpy(problems.window(0, self.config.steps))

@@ -114,7 +114,7 @@ def _state(source: str) -> tuple[str, int, int]:
 
 @lru_cache(maxsize=4)
 def _task(config: JsonlConfig, _states: tuple[tuple[str, int, int], ...]) -> JsonlTask:
-    """Files are read and a tokenizer is trained once, though training asks for the task again and again."""
+    """Cached, since training builds the task often, and reading files and training a tokenizer take long."""
     return JsonlTask(config)
 
 

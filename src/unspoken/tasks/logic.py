@@ -87,7 +87,7 @@ class LogicConfig:
         hops: numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
         concepts: how many there are, the options included; at least four more than the two lines need.
         edges: sentences before the question, at most; not every graph allows as many. At least one a concept.
-        spelled: share of the problems whose names are made up anew, and are thus read letter by letter. Without any,
+        spelled: fraction of the problems with invented names, which are read letter by letter. Without any,
             a model never learns to read the names in published files.
         tests: published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``),
             each a test set named after its file without the suffix, beside the made-up one named "test".
@@ -167,7 +167,7 @@ class LogicTask(ReasoningTask):
                 try:
                     self._published[name].append(_problem(row, name, renamed=config.renamed))
                 except ValueError as error:
-                    raise ValueError(f"{where}: {error}; mend the row") from None
+                    raise ValueError(f"{where}: {error}; fix the row") from None
             if not self._published[name]:
                 raise ValueError(f"{path} has no rows; tests lists JSON files of ProsQA questions")
         self.tests = ("test", *self._published)
@@ -220,7 +220,7 @@ class LogicTask(ReasoningTask):
         return ProblemList(self._published[split][int(index)] for index in indices)
 
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A question typed by a person. Names may be any: those that this task does not know are spelled.
+        """A question typed by a person, with any names: those that this task does not know are spelled.
 
         Raises:
             ValueError: the question is empty, or a sentence cannot be read.
@@ -231,7 +231,9 @@ class LogicTask(ReasoningTask):
 
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
-        hops = random.choice(self.config.hops)  # chosen once, whatever split the graph falls in
+        hops = random.choice(
+            self.config.hops
+        )  # before the split is known, so that all splits have the same distribution
         graph = _draw(random, hops, self.config)
         while _split_of(graph) != split:
             graph = _draw(random, hops, self.config)
@@ -391,7 +393,7 @@ def _read(question: str) -> _Asked:
 
 
 def _own_names(question: _Asked, key: str) -> dict[str, str]:
-    """A name of this task for every name of a question, drawn from the key.
+    """A name of this task for every name of a question, a random choice seeded by the key.
 
     Raises:
         ValueError: it has more people or concepts than this task.

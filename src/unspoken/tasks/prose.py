@@ -132,7 +132,7 @@ class ProseConfig:
 
 @lru_cache(maxsize=2)
 def _task(config: ProseConfig, texts: tuple[str | None, ...]) -> ProseTask:
-    """A tokenizer takes seconds to train, and training asks for the task again and again."""
+    """Cached, since training builds the task often, and its tokenizer takes seconds to train."""
     return ProseTask(config, texts)
 
 
@@ -156,7 +156,7 @@ class ProseTask(BaseTask):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the data that this task makes: by content where there are files, by name where there are none."""
+        """A hash of the settings and of the files' content, or of the names of data sets on the hub."""
         digests = [None if text is None else hashlib.sha256(text.encode()).hexdigest() for text in self._texts]
         names = [source for source, text in zip(self.config.sources, self._texts, strict=True) if text is None]
         return digest({"kind": self.config.kind, **asdict(self.config), "train": names, "digests": digests})

@@ -1,4 +1,4 @@
-"""A problem as token ids: what a task gives to a method."""
+"""A problem as token ids, the form in which tasks give problems to methods."""
 
 from __future__ import annotations
 

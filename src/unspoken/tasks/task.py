@@ -156,7 +156,7 @@ class Task(Protocol):
         """
 
     def questions(self, problems: Any) -> list[str]:
-        """What is asked, as text; where the task is answerable, `parse` reads it back."""
+        """The problems as text; where the task is answerable, `parse` reads it back."""
 
     def spans(self, problems: Any, prompt_format: PromptFormat | None = None) -> list[Spans]:
         """The tokens of each problem.
@@ -169,9 +169,9 @@ class Task(Protocol):
         """
 
     def prompts(self, problems: Any, prompt_format: PromptFormat | None = None) -> tuple[Tensor, Tensor]:
-        """What a model is given to answer: token ids ``[B, T]``, padded on the left, and their mask ``[B, T]``.
+        """The prompts of `spans` as token ids ``[B, T]``, padded on the left, and their mask ``[B, T]``.
 
-        Row by row the prompts of `spans`, without the cost of tokenising chains and answers.
+        Chains and answers are not tokenised.
         """
 
     def rows(
@@ -192,7 +192,7 @@ class Task(Protocol):
     ) -> dict[str, Tensor]:
         """Samples as rows that a Talker learns from: like `rows`, ``answer_mask`` being true on what it learns to give.
 
-        These are the chains and answers of `rows`, unless the task has better ones.
+        By default these are the chains and answers of `rows`.
         """
 
     def grade(self, answers: Tensor | Sequence[str], problems: Any) -> Grades:
@@ -214,7 +214,7 @@ class Task(Protocol):
 
 
 class BaseTask(Task):
-    """What most tasks have in common: endless splits, data named by the settings, and no typed problems."""
+    """Defaults of a task: endless splits, a fingerprint of the settings alone, and no typed problems."""
 
     tests: tuple[str, ...] = ("test",)
 
@@ -288,7 +288,7 @@ def digest(content: Any) -> str:
 
 
 def split_of(number: int, classes: int) -> str:
-    """The split of a problem by a hash of it: of so many equal classes the last is test, the one before validation."""
+    """The split of a problem by its hash: the last of the equal classes is test, the one before it validation."""
     return {classes - 2: "validation", classes - 1: "test"}.get(number % classes, "train")
 
 
@@ -313,7 +313,7 @@ def require_as_many(answers: Sized, problems: Sized) -> None:
 
 
 def exact_tokens(answers: Tensor | Sequence[str], right: Tensor, *, filler: int) -> Tensor:
-    """Which tokens of right answers ``[B, M]`` were given, ``[B, M]``; whatever follows them is ignored.
+    """Which tokens of right answers ``[B, M]`` were given, ``[B, M]``; later tokens are ignored.
 
     Args:
         answers: ``[B, N]``; what is missing counts as ``filler``, which no right answer holds.

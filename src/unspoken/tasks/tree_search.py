@@ -427,5 +427,5 @@ class TreeSearchTask(BaseTask):
 
 
 def searches_trees(task: object) -> TypeGuard[TreeSearchTask]:
-    """Whether a task is this one: what is known of its latents is measured on no other."""
+    """Whether a task is this one, the only one whose latents have known mixtures."""
     return isinstance(task, TreeSearchTask)

@@ -20,7 +20,7 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def explain_oom(work: str, remedy: str) -> Iterator[None]:
-    """Inside, running out of memory ends in one line.
+    """Inside, running out of memory ends in an error of one line.
 
     Args:
         work: what needs the memory, with the sizes that decide how much.
@@ -39,7 +39,7 @@ def explain_oom(work: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
-    """Inside, a disk that is full, or that nobody may write to, ends in one line.
+    """Inside, a disk that is full or cannot be written to ends in an error of one line.
 
     Args:
         folder: what is written.

@@ -35,7 +35,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         if distributed.is_main_process():
             if lock.lock_counter == 1:
-                path.unlink(missing_ok=True)  # while it is locked: whoever waits for it notices and makes its own
+                path.unlink(missing_ok=True)  # while it is locked: a waiting run notices and makes its own file
             lock.release()
 
 

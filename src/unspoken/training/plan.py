@@ -144,7 +144,7 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
     )
 
     def memory(ranks: int) -> dict[str, float] | None:
-        """Gigabytes on each of so many GPUs; None where the batch cannot be divided."""
+        """Gigabytes on each GPU; None where the batch cannot be divided among them."""
         if batch % ranks and not objective.writes_data:
             return None
         rows_here = batch if objective.writes_data else batch // ranks

@@ -121,7 +121,7 @@ class Recipe:
             the machine multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
         threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
         attention: entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
-            ``"flex_attention"`` skips what a mask hides, so it suits stage 1 on long rows; it trains on CUDA alone.
+            ``"flex_attention"`` skips masked blocks, which is faster in stage 1 on long rows; it needs CUDA.
         group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     """
 

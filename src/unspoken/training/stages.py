@@ -160,7 +160,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
             return stage.objective.write(
                 load_start(run.recipe, start), context, folder, device=run.device, manifest=facts
             )
-    # One stream of random starting weights a stage, whatever ran before it in this process.
+    # The starting weights of a stage do not depend on what ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     model = build(run.recipe, context, start)
     trainer = StageTrainer(

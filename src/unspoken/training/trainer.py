@@ -49,9 +49,9 @@ Validator = Callable[[PreTrainedModel], dict[str, float]]
 
 
 def loading(device: torch.device) -> dict[str, Any]:
-    """How batches are made: beside the step and copied without a wait where there is a GPU, in the step on a CPU.
+    """Settings of the loader: worker processes and asynchronous copies with a GPU, none on a CPU.
 
-    A batch is a pure function of its position, so it is the same whoever makes it.
+    A batch is a pure function of its position, so it is the same in every process.
     """
     if device.type != "cuda":
         return {"dataloader_num_workers": 0, "dataloader_pin_memory": False}

@@ -49,7 +49,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Coconut(DecoderObjective):
-    """One stage: latents stand in for the first steps of the explicit chain, and what is left is learned as text.
+    """One stage: latents replace the first steps of the explicit chain, and the rest is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
     "none"; each stage starts from the one before it. A chain with fewer steps gets as many latents as any other, since
@@ -136,7 +136,7 @@ class Coconut(DecoderObjective):
         return model
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """Rows in which latents stand in for the first steps."""
+        """Rows in which latents replace the first steps."""
         from unspoken.methods.coconut.objective import batch_of
 
         markers, pad = context.markers, context.tokenizer.pad_token_id

@@ -75,7 +75,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
         max_latents=context.full_cap,
         open_ids=list(context.opening),
         eos_token_id=end,
-        # A chat prompt holds end tokens; where they also pad, a prompt without a mask must be taken as it is.
+        # A chat prompt contains end tokens; where these also pad, a mask cannot be derived from the ids.
         pad_token_id=None if pad == end else pad,
     )
     reasoner = JepaReasonerModel._from_config(config, attn_implementation=context.attention)

@@ -168,7 +168,7 @@ class TalkerLoss(Objective):
     answers_from_latents: ClassVar[bool] = True
 
     def check_stage(self, stage: Stage) -> None:
-        """It may have a shape of its own."""
+        """The stage may set its own shape of the Talker; adapters and fewer blocks are refused."""
         if stage.lora is not None:
             raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
         refuse_blocks(stage)

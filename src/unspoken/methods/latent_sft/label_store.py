@@ -46,7 +46,7 @@ def _key_entry(key: str) -> tuple[int, int]:
 
 
 def _opened(path: Path, remedy: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """A block, mapped into memory (only what is looked at is read), and the facts in its header."""
+    """A block, mapped into memory (only the rows in use are read), and the facts in its header."""
     try:
         with safe_open(path, framework="pt") as block:
             facts = dict(json.loads(block.metadata()["labels"]))
@@ -216,7 +216,7 @@ class LabelWriter:
         self._flush(least=self._rows_a_block)
 
     def _flush(self, least: int = 1) -> None:
-        """Write the rows that wait as a block, if they are so many or take much memory."""
+        """Write the waiting rows as a block, if there are ``least`` of them or they take much memory."""
         if len(self._waiting) < least and self._waiting_bytes < _BLOCK_BYTES:
             return
         keys, latents = zip(*self._waiting, strict=True)

@@ -49,7 +49,7 @@ def labelled_rows(context: Context) -> int:
 
 
 def shuffled(indices: Indices, rows: int, seed: int) -> tuple[Indices, Indices]:
-    """Epoch of each index, and which of so many rows it is there."""
+    """Epoch of each index, and its row in the order of that epoch."""
     epochs, positions = np.divmod(indices, rows)
     pairs = zip(epochs.tolist(), positions, strict=True)
     return epochs, np.array([_permutation(rows, seed, epoch)[position] for epoch, position in pairs])
@@ -99,7 +99,7 @@ def write_labels(
     device: torch.device,
     manifest: dict[str, Any],
 ) -> Path:
-    """Write the labels and publish them beside the plain decoder that stage 2 starts from.
+    """Write the labels and publish them together with the plain decoder that stage 2 starts from.
 
     Safe to kill: it continues after the last block on disk.
 

@@ -25,7 +25,7 @@ class LabelIdentity:
 
     Attributes:
         data: fingerprint of the word problems.
-        split, seed: which of them, and the seed of whatever was drawn on the way.
+        split, seed: of the problems, and the seed of all random numbers.
         tokenizer: hash of the tokenizer.
         rate: chain tokens a latent stands for (the compression rate r).
         latent: distributions over the vocabulary, or hidden states.

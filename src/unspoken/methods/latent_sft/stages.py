@@ -241,7 +241,7 @@ class Labels(DecoderObjective):
         return labels_cost(model, lengths, shape_of(context.line))
 
     def training_rows(self, steps: int, batch_size: int, size: int | None) -> int:
-        """All training problems, where there are fewer than it asks for."""
+        """All training problems where there are fewer than ``rows``."""
         return self.rows if size is None else min(self.rows, size)
 
 
@@ -266,7 +266,7 @@ class Stage2(DecoderObjective):
     noise: Noise | None = field(default_factory=Noise)
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
-        """It reasons by itself."""
+        """Always: its model writes its own latents."""
         return True
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
@@ -288,7 +288,7 @@ class Stage2(DecoderObjective):
         return labelled_batches(self, context)
 
     def row_length(self, spans: Spans, context: Context) -> int:
-        """Latents stand for the whole chain."""
+        """Latents replace the chain."""
         return len(spans.prompt) - (-len(spans.chain) // shape_of(context.line).rate) + len(spans.answer)
 
     def rows_of(self, indices: Indices, context: Context) -> Indices:
