@@ -208,5 +208,5 @@ def claims_error_output() -> bool:
     try:
         asked: int = dist.distributed_c10d._get_default_store().add("unspoken-failed", 1)
     except RuntimeError:
-        return False  # whoever kept the count has ended already
+        return False  # the rank that kept the count has ended already
     return asked == 1

@@ -1,10 +1,9 @@
 """The token sequences of Latent-SFT: what stands where, what it is, and what is supervised.
 
 A chain of thought is cut into chunks ``S_1 .. S_N`` of r tokens (r is the compression rate, the last chunk may be
-shorter), and each chunk has a slot for one latent ``Z_i``. Spans come from whoever tokenised the problem and are never
-searched for, so marker ids may occur anywhere in a text. Every function below takes the problems, the ids around the
-chain, ``rate`` (tokens a chunk) and the id that stands at padding and at slots; an empty batch or a rate below 1 is a
-ValueError.
+shorter), and each chunk has a slot for one latent ``Z_i``. Spans come from the task and are never searched for, so
+marker ids may occur anywhere in a text. Every function below takes the problems, the ids around the chain, ``rate``
+(tokens a chunk) and the id at padding and at slots; an empty batch or a rate below 1 is a ValueError.
 
 Source: Latent-SFT (arXiv 2510.15522), latent token induction and supervision; the positions are those of its second
 version.

@@ -104,8 +104,8 @@ def train(
 
     Raises:
         ValueError: the folder belongs to another recipe or is in use by another run, a stage is missing, a file was
-            damaged, the pretrained backbone cannot be had or has fewer blocks than the recipe wants, or several ranks
-            cannot train a stage together; or the loss diverged, or there was too little memory.
+            damaged, the pretrained backbone cannot be loaded or has fewer blocks than the recipe asks for, or several
+            ranks cannot train a stage together; or the loss diverged, or there was too little memory.
         OSError: the disk is full.
     """
     distributed.init_distributed()

@@ -36,7 +36,7 @@ def _describe(kind: Any) -> str:
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:
-    """A value as a type wants it."""
+    """A value converted to a type."""
     origin = typing.get_origin(kind)
     if origin in (Union, types.UnionType):
         return _convert_union(kind, value, where)
