@@ -41,7 +41,6 @@ class CoconutMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        """See `unspoken.methods.coconut.systems.systems`."""
         from unspoken.methods.coconut.systems import systems
 
         return systems(model, stage=stage, max_answer=max_answer)

@@ -35,7 +35,6 @@ class CodiMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        """See `unspoken.methods.codi.systems.systems`."""
         from unspoken.methods.codi.systems import systems
 
         return systems(model, stage=stage, max_answer=max_answer)

@@ -32,7 +32,6 @@ class CoupledMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        """See `unspoken.methods.coupled.systems.systems`."""
         from unspoken.methods.coupled.systems import systems
 
         return systems(model, stage=stage, max_answer=max_answer, end_id=end_id, pad_id=pad_id)

@@ -50,13 +50,11 @@ class JepaReasonerMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        """See `unspoken.methods.jepa_reasoner.systems.systems`."""
         from unspoken.methods.jepa_reasoner.systems import systems
 
         return systems(model, stage=stage)
 
     def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
-        """See `unspoken.methods.jepa_reasoner.systems.require_answering`."""
         from unspoken.methods.jepa_reasoner.systems import require_answering
 
         require_answering(model)

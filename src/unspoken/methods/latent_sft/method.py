@@ -47,7 +47,6 @@ class LatentSFTMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        """See `unspoken.methods.latent_sft.systems.systems`."""
         from unspoken.methods.latent_sft.systems import systems
 
         return systems(model, stage=stage, max_answer=max_answer)
