@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM
 import unspoken
 from unspoken.backbone.folder import verify
 from unspoken.cli import main
+from unspoken.experiment import measure_run
 from unspoken.methods.catalogue import trainable
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.reasoning.picking import Sampler
@@ -390,3 +391,50 @@ def called(arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["unspoken", *arguments])
         main()
+
+
+# --- evaluating --------------------------------------------------------------------------------------------------
+
+
+def test_a_system_is_measured_as_a_run_is(tmp_path: Path) -> None:
+    recipe = tiny_recipe("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
+    runs = quiet_train(recipe, tmp_path)
+    expected = measure_run(recipe, runs, command="", say=lambda _: None)
+    system = unspoken.load(tmp_path, device="cpu")
+    evaluation = system.evaluate(problems=10)
+    name = next(name for name in expected["systems"] if not name.endswith(("nearest row", "pretrain")))
+    assert evaluation.results["systems"]["talker"]["exact_match"] == expected["systems"][name]["exact_match"]
+    found = evaluation.results["probes"]["controls"]["talker"]
+    assert found == expected["probes"]["controls"][name]
+    assert [row[0].text for row in evaluation.table().rows] == ["test", *found]
+    assert "zero vectors" in repr(evaluation) and "<table" in evaluation._repr_html_()
+    assert "probes" not in system.evaluate(problems=4, controls=False).results["probes"]
+
+
+def test_a_plain_model_is_measured_on_a_file(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl", rows=8)
+    soft = unspoken.load(hub, unspoken.SoftThinking(max_latents=3), device="cpu")
+    evaluation = soft.evaluate(data, problems=6)
+    assert (evaluation.accuracy, evaluation.results["problems"]) == (0.0, 6)
+    assert {"zero", "swap", "no chain", "random mixtures"} < set(evaluation.results["probes"]["controls"][soft.name])
+
+
+def test_what_cannot_be_measured_is_refused_in_one_line(hub: Path, run: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    plain = unspoken.load(hub, device="cpu")
+    for given, message in (
+        (None, "hub records no task to be measured on"),
+        (tmp_path / "nothing.jsonl", "there is no file"),
+        ({"kind": "arithmetik"}, "did you mean 'arithmetic'"),
+        ({"kind": "tree_search"}, "the task tree_search has tokens that hub does not know"),
+        (3, "data is 3; give a file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plain.evaluate(given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not a tree-search problem"):
+        unspoken.load(run, device="cpu").evaluate(data)
+    how: dict[str, Any] = {"device": "cpu", "steps": 1, "precision": "fp32", "quiet": True}
+    trained = unspoken.train("answer-only", model=hub, data=data, output=tmp_path / "run", **how)
+    with pytest.raises(ValueError, match=r"has learned from rows of .*; leave it out"):
+        trained.evaluate(data)
+    assert trained.evaluate(controls=False).results["problems"] == 4

@@ -16,7 +16,7 @@ from unspoken.tasks.prompt_format import PromptFormat, TextFormat
 
 TASK = ArithmeticConfig(steps=(1, 2, 3), largest=20).build()
 PROMPT_FORMAT = PromptFormat(tokenizer=TASK.tokenizer)
-TEXT_FORMAT = TextFormat(prompt_format=PROMPT_FORMAT, task=TASK)
+TEXT_FORMAT = TextFormat(prompt_format=PROMPT_FORMAT, trained_on=TASK.config)
 
 
 def tiny_word_system(family: str = "unspoken", **settings: Any) -> System:

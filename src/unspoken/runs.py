@@ -81,8 +81,7 @@ def open_system(
             place,
             name=Path(place).parent.name,
             max_answer=traits.answer_cap or recipe.evaluation.max_answer,
-            # Problems out of files are plain questions; the files may lie elsewhere by now.
-            task=None if traits.from_files else recipe.task.build(),
+            trained_on=recipe.task,
             device=chosen,
         )
     return system if reasoning is None else reasoning.applied(system)

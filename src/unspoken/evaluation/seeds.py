@@ -19,20 +19,22 @@ from unspoken.tasks.task import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class SeedModels:
-    """The trained folders of one seed.
+    """The trained folders of one seed, or a system that is open already.
 
     Attributes:
         measured: the stages that are measured, by name.
         stages: every stage's folder, by name, for its curve.
         teachers: for a stage that learned from labels, the folder of the model that made them.
         device: where they are measured.
+        opened: is measured in place of folders.
     """
 
     seed: int
-    measured: dict[str, Path]
-    stages: dict[str, Path]
+    measured: dict[str, Path] = field(default_factory=dict)
+    stages: dict[str, Path] = field(default_factory=dict)
     teachers: dict[str, Path] = field(default_factory=dict)
     device: torch.device = CPU
+    opened: System | None = None
 
 
 def capped(system: System, traits: Traits) -> System:
@@ -63,6 +65,8 @@ def measured_systems(entry: SeedModels, traits: Traits, max_answer: int) -> Iter
 
     Of two Talkers of one Reasoner the second is named by its stage too, and the nearest rows are not read again.
     """
+    if entry.opened is not None:
+        yield entry.opened.name, [capped(entry.opened, traits)]
     names: set[str] = set()
     for stage, folder in entry.measured.items():
         systems = stage_systems(load_model(folder, device=entry.device), stage, traits, max_answer)

@@ -15,7 +15,7 @@ from unspoken.methods import catalogue
 from unspoken.placement import CPU
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat, TextFormat
-from unspoken.tasks.task import Task
+from unspoken.tasks.task import TaskConfig
 
 
 def load_model(
@@ -47,7 +47,12 @@ def load_model(
 
 
 def load_system(
-    source: str | Path, *, name: str, max_answer: int | None = None, task: Task | None = None, **settings: Any
+    source: str | Path,
+    *,
+    name: str,
+    max_answer: int | None = None,
+    trained_on: TaskConfig | None = None,
+    **settings: Any,
 ) -> System:
     """The model of a folder as it was trained to answer, with its tokenizer.
 
@@ -56,15 +61,16 @@ def load_system(
         name: of the system.
         max_answer: cap of an answer where the folder records none; by default 256 tokens, or a quarter of the positions
             that the model has.
-        task: that reads problems, see `TextFormat`, with the tokenizer that it may have.
+        trained_on: see `TextFormat`; a tokenizer of its own is the model's.
         settings: as of `load_model`.
 
     Raises:
         ValueError: as `load_model`; or the tokenizer is missing or names no end of an answer.
     """
-    model, own = load_model(source, **settings), None if task is None else task.tokenizer
-    tokenizer = load_answer_tokenizer(source) if own is None else own
-    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    own = None if trained_on is None or trained_on.traits.from_files else trained_on.build().tokenizer
+    model, tokenizer = load_model(source, **settings), own or load_answer_tokenizer(source)
     cap = max_answer or min(256, (getattr(model.config, "max_position_embeddings", None) or 1024) // 4)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     system = catalogue.systems(model, stage=name, max_answer=cap, end_id=end, pad_id=pad)[0]
-    return replace(system, text_format=TextFormat(prompt_format=PromptFormat(tokenizer=tokenizer), task=task))
+    text_format = TextFormat(prompt_format=PromptFormat(tokenizer=tokenizer), trained_on=trained_on)
+    return replace(system, text_format=text_format)

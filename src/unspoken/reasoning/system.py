@@ -5,8 +5,9 @@ Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -22,7 +23,9 @@ from unspoken.reasoning.speakers import Request, SameStack, Speaker
 from unspoken.tasks.prompt_format import TextFormat
 
 if TYPE_CHECKING:
+    from unspoken.measuring import Evaluation
     from unspoken.reasoning.inspection import Chain, TextAnswer
+    from unspoken.tasks.task import TaskConfig
 
 # What a step of a chain is: the row of one token, a mixture of rows, an output of the stack as it is, or a vector that
 # is trained to be something else.
@@ -266,6 +269,32 @@ class System:
             "intervene": forced_steps(self.reasoner, tokens[:, :steps]),
             "sample": ForcedTokens(tokens[:, steps:]),
         }
+
+    def evaluate(
+        self,
+        data: str | Path | Mapping[str, Any] | TaskConfig | None = None,
+        *,
+        problems: int = 200,
+        controls: bool = True,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Answer test problems, once with the system's own chains and once with each kind of altered chain.
+
+        Args:
+            data: a file of problems with ``question`` and ``answer``, or the ``task`` of a recipe; by default what the
+                system was trained on, of which the test sets are used.
+            problems: of each test set; smaller sets are used in full.
+            controls: also answer from zeroed, averaged, shuffled, swapped, cut and missing chains.
+            batch_size: problems answered at once.
+            seed: of random changes to chains.
+
+        Raises:
+            ValueError: the problems cannot be read, are none of the system's, or it has learned from them.
+        """
+        from unspoken.measuring import measured
+
+        return measured(self, data, problems=problems, controls=controls, batch_size=batch_size, seed=seed)
 
     # --- what it costs -------------------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN, Markers, Spans
 
 if TYPE_CHECKING:
-    from unspoken.tasks.task import Task
+    from unspoken.tasks.task import Task, TaskConfig
 
 DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -163,11 +163,19 @@ class TextFormat:
 
     Attributes:
         prompt_format: of the model's tokenizer.
-        task: what the model has learned, if it must read a problem; without it, any question in words is one.
+        trained_on: the task that the model has learned, where that is known.
     """
 
     prompt_format: PromptFormat
-    task: Task | None = None
+    trained_on: TaskConfig | None = None
+
+    @cached_property
+    def task(self) -> Task | None:
+        """What reads a problem; None where any question in words is one.
+
+        Problems out of files are plain questions, and the files may lie elsewhere by now.
+        """
+        return None if self.trained_on is None or self.trained_on.traits.from_files else self.trained_on.build()
 
     @property
     def tokenizer(self) -> Any:

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
     if dataclasses.is_dataclass(kind):
         if hasattr(kind, "kind"):
-            return _one_of([kind], value, where)
+            return one_of([kind], value, where)
         return read(typing.cast("type[Any]", kind), value, where)
     if origin is tuple and isinstance(value, list | tuple):
         element = typing.get_args(kind)[0]
@@ -67,7 +67,7 @@ def _convert_union(kind: Any, value: Any, where: str) -> Any:
     classes = [option for option in options if dataclasses.is_dataclass(option)]
     others = [option for option in options if option not in classes]
     if classes and (isinstance(value, Mapping) or others in ([], [type(None)])):
-        return _convert(classes[0], value, where) if len(classes) == 1 else _one_of(classes, value, where)
+        return _convert(classes[0], value, where) if len(classes) == 1 else one_of(classes, value, where)
     for option in others:
         try:
             return _convert(option, value, where)
@@ -85,7 +85,7 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _one_of(classes: list[Any], value: Any, where: str) -> Any:
+def one_of(classes: Sequence[Any], value: Any, where: str) -> Any:
     """Choose among dataclasses by the key ``kind``."""
     if not isinstance(value, Mapping):
         raise SettingsError(f"{where} is {value!r}; it must be a mapping with a 'kind'")
@@ -138,7 +138,7 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
 def _field_value(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
     """A field's value out of a mapping."""
     if "choices" in field.metadata:
-        return _one_of(list(field.metadata["choices"]()), value, where)
+        return one_of(list(field.metadata["choices"]()), value, where)
     return _convert(hint, value, where)
 
 
