@@ -26,6 +26,7 @@ from unspoken.tasks import (
     TreeSearchConfig,
 )
 from unspoken.tasks.catalogue import TASKS
+from unspoken.tasks.cups import CupsConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import Spans
 from unspoken.tasks.task import Grades, Problems, Task
@@ -136,6 +137,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "prose": lambda _: ProseConfig(train="python-help", vocabulary=400, length=32),
     "arithmetic": lambda _: ArithmeticConfig(),
     "logic": lambda _: LogicConfig(hops=(2, 3), concepts=12, edges=18, spelled=0.5),
+    "cups": lambda _: CupsConfig(),
     "grade_school": grade_school,
     "competition": competition,
     "jsonl": jsonl,

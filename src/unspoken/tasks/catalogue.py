@@ -15,6 +15,7 @@ from typing import Any
 from unspoken.plugins import offered
 from unspoken.tasks.arithmetic import ArithmeticConfig
 from unspoken.tasks.competition import CompetitionConfig
+from unspoken.tasks.cups import CupsConfig
 from unspoken.tasks.grade_school import GradeSchoolConfig
 from unspoken.tasks.grammar import GrammarConfig
 from unspoken.tasks.jsonl import JsonlConfig
@@ -30,6 +31,7 @@ TASKS: tuple[type[Any], ...] = (
     ArithmeticConfig,
     GradeSchoolConfig,
     LogicConfig,
+    CupsConfig,
     CompetitionConfig,
     JsonlConfig,
 )
