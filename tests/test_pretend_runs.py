@@ -66,8 +66,17 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
     left_out = ("answer_only", "hidden_encoder", "hidden_labels", "hidden_autonomy")
     outcome = there(pretend_jobs.run, "words", tmp_path, FEW, left_out)
     _check(outcome, "words")
-    assert outcome.systems == ["autonomy", "codi", "cot", "second", "soft thinking", "talker", "talker, nearest row"]
-    assert set(outcome.answers) == {"autonomy", "codi", "cot", "second", "talker"}
+    assert outcome.systems == [
+        "autonomy",
+        "codi",
+        "cot",
+        "icot",
+        "second",
+        "soft thinking",
+        "talker",
+        "talker, nearest row",
+    ]
+    assert set(outcome.answers) == {"autonomy", "codi", "cot", "icot", "second", "talker"}
 
 
 @pytest.mark.slow

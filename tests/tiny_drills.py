@@ -97,6 +97,11 @@ stages:
     start: cot
     objective: {{kind: codi, latents: 2, distance_weight: 0.5, teacher_weight: 0.5, divide_by_std: false,
       last_step: true, separate_teacher: true, projection: {{width: 8, dropout: 0.1}}}}
+  - <<: *stage
+    name: icot
+    start: cot
+    objective: {{kind: icot, pretrain_steps: 0, steps_per_token: 1, remove_all_beyond: 1, smoothing: 0.5,
+      from_right: true, reset_optimizer: false, keep_position: true, eos_separators: false}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}
 threads: 1
 """

@@ -15,6 +15,7 @@ from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.defaults import TrainingFacts
+from unspoken.methods.icot.method import IcotMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
@@ -37,6 +38,7 @@ METHODS: tuple[Method, ...] = (
     LatentSFTMethod(),
     CoconutMethod(),
     CodiMethod(),
+    IcotMethod(),
     CoupledMethod(),
 )
 
