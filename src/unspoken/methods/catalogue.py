@@ -17,6 +17,7 @@ from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.methods.pause.method import PauseMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ METHODS: tuple[Method, ...] = (
     LatentSFTMethod(),
     CoconutMethod(),
     CodiMethod(),
+    PauseMethod(),
     CoupledMethod(),
 )
 
