@@ -19,6 +19,7 @@ from unspoken.methods.icot.method import IcotMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.methods.pause.method import PauseMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ METHODS: tuple[Method, ...] = (
     CoconutMethod(),
     CodiMethod(),
     IcotMethod(),
+    PauseMethod(),
     CoupledMethod(),
 )
 

@@ -1,0 +1,61 @@
+"""What a folder records of its pauses, and the row of the table that they are read from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseSettings:
+    """What a folder records beside its weights: ``generation_config.json``, key ``pause``.
+
+    Attributes:
+        token: that is repeated.
+        pauses: how often.
+        open_ids, end_ids: tokens of the markers around the pauses.
+    """
+
+    token: int
+    pauses: int
+    open_ids: tuple[int, ...]
+    end_ids: tuple[int, ...]
+
+    def attach(self, model: PreTrainedModel) -> None:
+        """Record the settings in the model's generation config instead of those of a stage before."""
+        config = model.generation_config
+        config.pause = asdict(self)
+        config.use_cache = True
+        config.__dict__.pop("latent", None)
+        # Otherwise the library makes a new one out of the model's config when it loads the folder.
+        config._from_model_config = False
+
+    @staticmethod
+    def recorded(model: PreTrainedModel) -> PauseSettings | None:
+        """The settings that a model was saved with, if any."""
+        recorded = getattr(getattr(model, "generation_config", None), "pause", None)
+        if recorded is None:
+            return None
+        markers = {name: tuple(recorded[name]) for name in ("open_ids", "end_ids")}
+        return PauseSettings(**{**recorded, **markers})
+
+
+@torch.no_grad()
+def append_row(model: PreTrainedModel, like: int) -> None:
+    """Append a row to the input table and to the head, both copies of the rows of another token."""
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    rows = len(ends[0].weight) + 1
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    for weight in (weight for end in ends for weight in end.parameters() if len(weight) == rows):
+        weight[-1] = weight[like]
+
+
+def train_last_row(model: PreTrainedModel) -> None:
+    """Unfreeze the last row of the input table alone, where adapters have frozen everything."""
+    table: Any = model.get_input_embeddings()
+    table.weight.requires_grad_(True)
+    last = torch.arange(len(table.weight), device=table.weight.device)[:, None] == len(table.weight) - 1
+    table.weight.register_hook(lambda gradient: gradient * last.to(gradient))
