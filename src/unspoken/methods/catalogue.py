@@ -18,6 +18,7 @@ from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.methods.pccot.method import PccotMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ METHODS: tuple[Method, ...] = (
     LatentSFTMethod(),
     CoconutMethod(),
     CodiMethod(),
+    PccotMethod(),
     CoupledMethod(),
 )
 
