@@ -35,7 +35,8 @@ def counted(system: System, prompt_lengths: Int[Tensor, " *B"], answer: Answer) 
     Returns:
         ``latent_steps`` (of a coupled model: reasoning tokens), ``markers`` (tokens around the chain that are appended
         by force), ``spoken_tokens`` (of the answer, its end included), ``sequential_passes`` (forward passes that wait
-        for one another, the prompt's included) and ``flops`` (of prompt, chain and answer, see `System.flops`).
+        for one another, the prompt's included), ``latent_positions`` (latents in all passes that read them, more than
+        the steps where these are refined together) and ``flops`` (of prompt, chain and answer, see `System.flops`).
     """
     steps, tokens = (float(lengths.double().mean()) for lengths in (answer.chain.lengths, answer.lengths))
     return {
@@ -43,6 +44,7 @@ def counted(system: System, prompt_lengths: Int[Tensor, " *B"], answer: Answer) 
         "markers": float(system.markers),
         "spoken_tokens": tokens,
         "sequential_passes": system.sequential_passes(steps, tokens),
+        "latent_positions": float(system.latent_positions(steps)),
         "flops": float(system.flops(prompt_lengths, answer).mean()),
     }
 

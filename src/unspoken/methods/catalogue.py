@@ -20,6 +20,7 @@ from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
 from unspoken.methods.pause.method import PauseMethod
+from unspoken.methods.pccot.method import PccotMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ METHODS: tuple[Method, ...] = (
     CodiMethod(),
     IcotMethod(),
     PauseMethod(),
+    PccotMethod(),
     CoupledMethod(),
 )
 

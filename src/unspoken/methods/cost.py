@@ -12,7 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from unspoken.methods.method import Context
-from unspoken.reasoning.flops import attention_width
+from unspoken.reasoning.flops import attention_width, multiplied
 from unspoken.reasoning.superposition import positions_at_once
 
 _MEASURED = 64  # problems whose lengths are measured
@@ -116,6 +116,20 @@ class StackPass:
         if checkpointing:
             return self.positions * (FULL * hidden * layers + block)
         return self.positions * block * layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionPass(StackPass):
+    """Latents of one row that are projected: two products and no attention."""
+
+    def flops(self, *, again: bool) -> float:
+        """Forward, and backward for inputs and weights."""
+        return 3 * 2 * self.positions * multiplied(self.stack)
+
+    def saved_bytes(self, width: int, *, eager: bool, checkpointing: bool) -> float:
+        """Inputs of both products and of the norm, and what comes before the activation."""
+        outer, inner = self.stack[1].in_features, self.stack[1].out_features
+        return self.positions * (width * (outer + 2 * inner) + FULL * outer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,6 +53,53 @@ def blocks_of(rows: Sequence[tuple[IDS, int, IDS, IDS]], pad_id: int) -> dict[st
     }
 
 
+class CachedReading:
+    """Rows that are read a few columns at a time, into a cache through which gradients flow.
+
+    Args:
+        decoder: a causal language model.
+        mask: ``[B, T]``, 1 at real tokens and latents, of all that will be read.
+
+    Raises:
+        ValueError: activation checkpointing is on, which drops the cache.
+    """
+
+    def __init__(self, decoder: PreTrainedModel, mask: Tensor) -> None:
+        if decoder.training and decoder.is_activation_checkpointing:
+            raise ValueError(
+                "activation checkpointing is on, but it drops the key-value cache in which latents are kept; turn "
+                "activation_checkpointing off"
+            )
+        self.cache = DynamicCache(config=decoder.config)
+        self._mask_BT = mask
+        self._positions_BT = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        self._columns = 0
+
+    def __call__(self, model: PreTrainedModel, new_BTD: Tensor, **how: Any) -> Any:
+        """Outputs of the decoder or of its stack for the next columns.
+
+        Raises:
+            ValueError: the model ignores the cache that it is given: a latent would not see the prompt.
+        """
+        begin, self._columns = self._columns, self._columns + new_BTD.shape[1]
+        outputs = model(
+            inputs_embeds=new_BTD,
+            attention_mask=self._mask_BT[:, : self._columns],
+            position_ids=self._positions_BT[:, begin : self._columns],
+            past_key_values=self.cache,
+            use_cache=True,
+            **how,
+        )
+        if not begin:
+            require_filled(self.cache, type(model).__name__)
+        return outputs
+
+    def go_back(self, columns: int) -> None:
+        """Forget the last columns, see `unspoken.reasoning.block.allow_rollback`."""
+        self.cache.crop(-columns)
+        self._columns -= columns
+
+
 def latent_pass(
     decoder: PreTrainedModel,
     input_ids: Tensor,
@@ -82,46 +129,24 @@ def latent_pass(
         mean something where the row has a latent.
 
     Raises:
-        ValueError: activation checkpointing is on, which drops the cache; or the model ignores the cache that it is
-            given: a latent would not see the prompt.
+        ValueError: as `CachedReading`.
     """
-    if decoder.training and decoder.is_activation_checkpointing:
-        raise ValueError(
-            "activation checkpointing is on, but it drops the key-value cache in which latents are kept; turn "
-            "activation_checkpointing off"
-        )
     embed = decoder.get_input_embeddings()
     length, latents = input_ids.shape[1], latent_mask.shape[1]
     mask_BS = torch.cat([attention_mask, latent_mask.to(attention_mask.dtype)], dim=1)
     order_BS = real_last(mask_BS.bool())
     mask_BT = torch.cat([mask_BS.gather(1, order_BS), text_mask], dim=1)
-    positions_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
     tokens_BS = F.pad(input_ids, (0, latents)).gather(1, order_BS)
     latent_BS = order_BS >= length
-    cache = DynamicCache(config=decoder.config)
-
-    def advance(model: PreTrainedModel, new_BTD: Tensor, end: int, **others: Any) -> Any:
-        begin = end - new_BTD.shape[1]
-        outputs = model(
-            inputs_embeds=new_BTD,
-            attention_mask=mask_BT[:, :end],
-            position_ids=positions_BT[:, begin:end],
-            past_key_values=cache,
-            use_cache=True,
-            **others,
-        )
-        if not begin:
-            require_filled(cache, type(model).__name__)
-        return outputs
-
+    read = CachedReading(decoder, mask_BT)
     new_BTD = embed(tokens_BS[:, :length])
     outputs_BND = [new_BTD[:, :0]]
     for column in range(length, length + latents):
-        hidden_BTD = advance(decoder.base_model, new_BTD, column).last_hidden_state
+        hidden_BTD = read(decoder.base_model, new_BTD).last_hidden_state
         new_BTD = latent_of(hidden_BTD[:, -1:]).to(new_BTD.dtype)
         outputs_BND.append(new_BTD)
         new_BTD = torch.where(latent_BS[:, column, None, None], new_BTD, embed(tokens_BS[:, column, None]))
-    outputs = advance(decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), mask_BT.shape[1], **how)
+    outputs = read(decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), **how)
     # Latents from the left again, as the mask of the caller has them.
     missing_B1 = (~latent_mask).sum(dim=1, keepdim=True)
     columns_BN = (torch.arange(latents, device=missing_B1.device) + missing_B1).clamp(max=latents - 1)

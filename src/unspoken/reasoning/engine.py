@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache, StaticCache
 
 from unspoken.chain import LatentChain, real_last
 from unspoken.placement import moved
+from unspoken.reasoning.block import BlockReasoner, allow_rollback, refined
 from unspoken.reasoning.cache import ReservedCache, require_filled
 from unspoken.reasoning.picking import Sample, upload
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
@@ -163,18 +164,23 @@ class Decoder:
             self._static = StaticSteps(method.stack, self.cache, self.mask)
 
     @torch.no_grad()
-    def step(self) -> LatentStep | None:
+    def step(self) -> list[LatentStep]:
         """One pass of the stack over what is new, and what each row makes of the last output.
 
         Waits for the device once at most, and not at all while chains of fixed length are written or markers are read.
+        The first step of a `BlockReasoner` takes the passes of all its chains.
 
         Returns:
-            The latent step of all rows, if one of them is in its chain; it means nothing for the others.
+            The latent steps of all rows, if one of them is in its chain; they mean nothing for the others.
         """
+        steps = self._refine(self.method) if not self.columns and isinstance(self.method, BlockReasoner) else []
+        if steps and all(row.phase is Phase.OVER for row in self.rows):
+            return steps
         hidden = self._pass()
         rows, count = self.rows, len(self.rows)
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
+        steps += [] if latent_step is None else [latent_step]
         chosen_B = self._choose(answering, hidden) if answering else None
         done, recorded, chosen = self._read(in_chain, latent_step, chosen_B)
         tokens, feeds_latent = [0] * count, [0] * count
@@ -188,12 +194,50 @@ class Decoder:
             tokens[index] = rows[index].read_token(chosen[index])
         if latent_step is not None and not in_marker and not answering:
             self.inputs = latent_step.next_input[:, None]
-            return latent_step
+            return steps
         self.inputs = self.method.embed_prompt(upload(tokens, hidden.device)[:, None])
         if latent_step is not None and any(feeds_latent):
             latents = latent_step.next_input[:, None].to(self.inputs.dtype)
             self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
-        return latent_step
+        return steps
+
+    def _refine(self, method: BlockReasoner) -> list[LatentStep]:
+        """All passes over the chains but the last one, whose inputs are what is read next."""
+        size, counts = len(self.rows), {row.max_latents for row in self.rows}
+        assert len(counts) == 1, "chains that are refined together have one length"
+        count = counts.pop()
+        if count == 0:
+            return []
+        allow_rollback(self.cache, type(self.method.stack).__name__)
+        steps: list[LatentStep] = []
+
+        def read(new_BTD: Tensor) -> Tensor:
+            self.inputs = new_BTD
+            hidden_BTD = self._outputs()
+            self.cache.crop(-count)
+            self.columns -= count
+            return hidden_BTD
+
+        def inputs_of(together: LatentStep) -> Tensor:  # slot after slot, B rows each
+            self._latent_steps = 0
+            slots = (slice(first, first + size) for first in range(0, count * size, size))
+            steps[:] = [self._intervened(together.select(rows)) for rows in slots]
+            return torch.stack([step.next_input for step in steps], dim=1).to(self.dtype)
+
+        guess_RD = method.guess(count).to(self.dtype).repeat_interleave(size, dim=0)
+        never = torch.zeros(len(guess_RD), dtype=torch.bool, device=guess_RD.device)
+        guess_BND = inputs_of(LatentStep(latent=guess_RD, next_input=guess_RD, done=never))
+        self.inputs, _ = refined(
+            read,
+            self.inputs,
+            guess_BND,
+            method.iterations,
+            lambda hidden_BND: inputs_of(self.method.step(hidden_BND.transpose(0, 1).flatten(0, 1))),
+        )
+        for row in self.rows:
+            for _ in range(count):
+                row.read_latent(done=0, recorded=1)
+        return steps
 
     def regroup(self, joining: Decoder | None = None) -> None:
         """Drop rows that are over or cancelled and take in those of another decoder that has read its prompts.
@@ -242,11 +286,15 @@ class Decoder:
 
     def _pass(self) -> Tensor:
         """The output ``[B, D]`` of the last column."""
+        return self._outputs()[:, -1]
+
+    def _outputs(self) -> Tensor:
+        """The outputs ``[B, T, D]`` of all columns that are new."""
         begin, self.columns = self.columns, self.columns + self.inputs.shape[1]
         # A copy, because some models scale what they are given in place, and the chain records it.
         inputs, positions = self.inputs.to(self.dtype, copy=True), self.positions[:, begin : self.columns]
         if begin and self._static is not None:
-            return self._static(inputs, positions)[:, -1]
+            return self._static(inputs, positions)
         outputs = self.method.stack(
             inputs_embeds=inputs,
             attention_mask=None if self.mask is None else self.mask[:, : self.columns],
@@ -257,15 +305,16 @@ class Decoder:
         if not begin:
             require_filled(self.cache, type(self.method.stack).__name__)
         hidden: Tensor = outputs.last_hidden_state
-        return hidden[:, -1]
+        return hidden
 
     def _latent_step(self, in_chain: Sequence[int], hidden: Tensor) -> LatentStep:
         if self.selective and len(in_chain) < len(self.rows):
             lines = {index: line for line, index in enumerate(in_chain)}
             line_of_row = upload([lines.get(index, 0) for index in range(len(self.rows))], hidden.device)
-            latent_step = self.method.step(hidden[upload(in_chain, hidden.device)]).select(line_of_row)
-        else:
-            latent_step = self.method.step(hidden)
+            return self._intervened(self.method.step(hidden[upload(in_chain, hidden.device)]).select(line_of_row))
+        return self._intervened(self.method.step(hidden))
+
+    def _intervened(self, latent_step: LatentStep) -> LatentStep:
         if self.intervene is not None:
             latent_step = self.intervene(latent_step, self._latent_steps)
         self._latent_steps += 1
@@ -327,7 +376,8 @@ def rollout(
         stop: the cap, or a fixed length.
         intervene: changes every step on its way into chain and loop, for measurements of robustness.
         static: whether steps have fixed shapes, so that a GPU can replay them, see `unspoken.reasoning.static`.
-            By default they do on a GPU, for models that allow it. Numbers differ from the plain loop's by rounding.
+            By default they do on a GPU, for models that allow it; a cache of constant size cannot go back, as that of a
+            `BlockReasoner` must. Numbers differ from the plain loop's by rounding.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
@@ -379,13 +429,11 @@ def respond(
             "positions and needs at least one prompt token"
         )
     inputs, lengths = _prompts(method, *moved((input_ids, attention_mask, given), method.stack.device))
-    static = has_static_steps(method.stack, inputs.device, static)
+    static = not isinstance(method, BlockReasoner) and has_static_steps(method.stack, inputs.device, static)
     decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=static)
     steps: list[LatentStep] = []
     while any(row.phase is not Phase.OVER for row in rows):
-        latent_step = decoder.step()
-        if latent_step is not None:
-            steps.append(latent_step)
+        steps += decoder.step()
     recorded = [row.recorded + [0] * (len(steps) - len(row.recorded)) for row in rows]
     mask = upload(recorded, inputs.device).bool().view(size, len(steps))
     reasons = upload([row.reason for row in rows], inputs.device)

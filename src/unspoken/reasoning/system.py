@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken.chain import LatentChain, StopReason
+from unspoken.reasoning.block import BlockReasoner
 from unspoken.reasoning.engine import Intervention, Reasoner, RowTargets, StopRule
 from unspoken.reasoning.flops import stack_flops
 from unspoken.reasoning.picking import FREE, ForcedTokens, Sample
@@ -72,7 +73,6 @@ class System:
         stop: when a chain ends, if a request says nothing else.
         max_tokens: cap of an answer, if a request says nothing else.
         chain_kind: what a step of the chain is.
-        parallel_chain: all steps of a chain are written in one pass.
         unsaid: tokens at the start of a continuation that the latents stand for, one each, and that are not said.
         targets: the rows that the latents point at, where they are trained to.
         table_size: weights of the table that an output is scored against.
@@ -89,7 +89,6 @@ class System:
     stop: StopRule
     max_tokens: int
     chain_kind: ChainKind
-    parallel_chain: bool = False
     unsaid: int = 0
     targets: RowTargets | None = None
     table_size: int
@@ -128,6 +127,11 @@ class System:
     def markers(self) -> int:
         """Tokens around the chain that are appended by force."""
         return len(self.opening) + len(self.speaker.marker)
+
+    @property
+    def iterations(self) -> int | None:
+        """Passes over all latents together after the first one; None where they are written one after another."""
+        return self.reasoner.iterations if isinstance(self.reasoner, BlockReasoner) else None
 
     @property
     def positions(self) -> int | None:
@@ -303,9 +307,13 @@ class System:
 
         The opening of a chain counts as in an explicit chain, where the model writes it itself.
         """
-        chain = min(steps, 1) if self.parallel_chain else steps
+        chain = steps if self.iterations is None else min(steps, 1) * self.iterations
         opening = len(self.opening) if self.speaker.same_stack else 0
         return opening + chain + self.speaker.passes(steps, tokens)
+
+    def latent_positions(self, steps: Any) -> Any:
+        """Latents that go through the stack, in each pass that reads them, given latent steps, a number or ``[B]``."""
+        return steps * (1 + (self.iterations or 0))
 
     def flops(self, prompt: Int[Tensor, " *B"], answer: Answer) -> Float[Tensor, " B"]:
         """Floating-point operations of answers, each as if it were given alone and with a cache.
@@ -325,9 +333,13 @@ class System:
         scored = (tokens + thought * self.scorings).double()
         # The last token that is said is never read.
         positions = (prompt + self.markers + latents + tokens - 1).double()
-        spoken = self.speaker.flops(latents.double()) + self.step_flops * latents.double()
-        total: Tensor = stack_flops(self.reasoner.stack, positions) + 2 * self.table_size * scored + spoken
-        return total
+        stack, steps = self.reasoner.stack, latents.double()
+        total: Tensor = stack_flops(stack, positions) + 2 * self.table_size * scored + self.speaker.flops(steps)
+        if self.iterations is None:
+            return total + self.step_flops * steps
+        before = (prompt + len(self.opening)) + torch.zeros_like(steps)
+        block = stack_flops(stack, before + steps) - stack_flops(stack, before)
+        return total + self.iterations * (block + self.step_flops * steps)
 
 
 def opened(

@@ -73,23 +73,23 @@ class Job(Row):
         self._reported = 0
         self._steps: list[LatentStep] = []
 
-    def report_step(self, latent_step: LatentStep | None, index: int) -> None:
+    def report_step(self, latent_steps: Sequence[LatentStep], index: int) -> None:
         """Report what the last step of the decoder brought.
 
         Args:
-            latent_step: of all its rows.
+            latent_steps: of all its rows.
             index: of this one among them.
         """
         over, tokens = self.phase is Phase.OVER, self.tokens[self._reported :]
         if isinstance(self.speaker, AnswerDecoding):
             capped = over and self.tokens[-1] not in self.speaker.end_ids
         else:
-            assert latent_step is not None
             capped = self.reason is StopReason.CAP
-            if self.recorded[-1]:
-                self._steps.append(latent_step.select(slice(index, index + 1)))
+            recorded = self.recorded[len(self.recorded) - len(latent_steps) :]
+            kept = [step for step, one in zip(latent_steps, recorded, strict=True) if one]
+            self._steps += [step.select(slice(index, index + 1)) for step in kept]
             if over:
-                reason = upload([self.reason], latent_step.latent.device)
+                reason = upload([self.reason], latent_steps[-1].latent.device)
                 mask = torch.ones((1, len(self._steps)), dtype=torch.bool, device=reason.device)
                 tokens = self.speaker(chain_of(self._steps, mask, reason))
         if tokens or over:
@@ -164,6 +164,6 @@ class Batch:
 
 
 def _step(decoder: Decoder) -> None:
-    latent_step = decoder.step()
+    latent_steps = decoder.step()
     for index, row in enumerate(cast(list[Job], decoder.rows)):
-        row.report_step(latent_step, index)
+        row.report_step(latent_steps, index)

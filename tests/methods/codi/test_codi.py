@@ -26,12 +26,14 @@ from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.codi.configuration import CodiConfig
-from unspoken.methods.codi.model import CodiForCausalLM, CodiOutput
-from unspoken.methods.codi.objective import batch_of, before_value, distances
-from unspoken.methods.codi.stages import LEARNING, Codi, Projection
-from unspoken.methods.codi.systems import CodiReasoner, system
+from unspoken.methods.codi.model import CodiForCausalLM
+from unspoken.methods.codi.stages import Codi
+from unspoken.methods.codi.systems import CodiReasoner
+from unspoken.methods.distillation_loss import batch_of, before_value, distances
 from unspoken.methods.loading import load_model
 from unspoken.methods.rows import explicit_rows
+from unspoken.methods.self_distillation import LEARNING, Projection
+from unspoken.methods.self_distilled import SelfDistilledOutput
 from unspoken.reasoning.engine import Reasoner, StopRule, rollout
 from unspoken.reasoning.flops import multiplied, stack_flops
 from unspoken.tasks.arithmetic import ArithmeticConfig
@@ -83,7 +85,7 @@ def batch(spans: Sequence[Spans] = SPANS, *, latents: int = 3, last_step: bool =
     return batch_of(spans, MARKERS, BOX, latents=latents, last_step=last_step, pad_id=PAD)
 
 
-def outputs_of(model: CodiForCausalLM, given: dict[str, Any], **how: Any) -> CodiOutput:
+def outputs_of(model: CodiForCausalLM, given: dict[str, Any], **how: Any) -> SelfDistilledOutput:
     return model(**{name: piece for name, piece in given.items() if name != "target_mask"}, **how)
 
 
@@ -331,7 +333,7 @@ def test_a_row_is_the_same_alone_and_with_more_padding(family: str) -> None:
 def test_it_thinks_and_answers_as_training_had_it(family: str) -> None:
     model = codi(family)
     rows = [row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
-    mine = system(model, name="codi", max_tokens=4)
+    mine = model.system(name="codi", max_tokens=4)
     answer = mine.respond(*left_padded(rows))
     assert answer.chain.lengths.tolist() == [3] * 6
     output = [tokens[:length].tolist() for tokens, length in zip(answer.tokens, answer.lengths, strict=True)]
@@ -354,7 +356,7 @@ def test_it_thinks_and_answers_as_training_had_it(family: str) -> None:
 @torch.no_grad()
 def test_an_answer_s_cost_counts_the_projection() -> None:
     model = codi()
-    mine = system(model, name="codi", max_tokens=4)
+    mine = model.system(name="codi", max_tokens=4)
     answer = mine.respond(prompts())
     assert mine.sequential_passes(3, 4) == len(mine.opening) + 3 + 2 + 4
     assert model.projection is not None

@@ -1,4 +1,4 @@
-"""What CODI reads and minimises (Shen et al., arXiv 2502.21074; published code zhenyi4/codi at 4fd88d4).
+"""What teacher and student read and minimise (CODI, Shen et al., arXiv 2502.21074; code zhenyi4/codi at 4fd88d4).
 
 Axes: B batch, L states of one position, D width.
 """
@@ -15,10 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unspoken import distributed
-from unspoken.methods.codi.model import CodiOutput
-from unspoken.methods.codi.stages import Codi
 from unspoken.methods.latent_pass import blocks_of, text_loss, with_text_places
 from unspoken.methods.rows import explicit_rows
+from unspoken.methods.self_distillation import SelfDistillation
+from unspoken.methods.self_distilled import SelfDistilledOutput
 from unspoken.places import at
 from unspoken.tasks.spans import Markers, Spans
 
@@ -94,20 +94,24 @@ def _std(values_LBD: Float[Tensor, "L B D"]) -> Float[Tensor, " L"]:
     return (squares_L / (count - 1)).sqrt()
 
 
-def codi_loss(objective: Codi, outputs: CodiOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+def distillation_loss(
+    objective: SelfDistillation, outputs: SelfDistilledOutput, batch: dict[str, Any]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of the student's answer and of the teacher's text, in nats a token, and the distance of states."""
     assert outputs.logits is not None and outputs.teacher_logits is not None
     assert outputs.states is not None and outputs.teacher_states is not None
     if "places" not in batch:
         batch = with_places(batch)
-    mean = distributed.rank_weighted_mean
+    mean, rows, first = distributed.rank_weighted_mean, len(batch["text_ids"]), objective.first_state
     teacher_targets = batch["teacher_targets"]
     student = text_loss(outputs.logits, batch)
     teacher = mean(F.cross_entropy(outputs.teacher_logits.float(), teacher_targets), len(teacher_targets))
-    own_L = distances(outputs.states, outputs.teacher_states, divide_by_std=objective.divide_by_std)
-    layers_L = mean(own_L, len(batch["text_ids"]))
+    own_L = distances(outputs.states[first:], outputs.teacher_states[first:], divide_by_std=objective.divide_by_std)
+    layers_L = mean(own_L, rows)
     distance = layers_L.mean()
     terms = {"student_loss": student, "teacher_loss": teacher, "distance": distance}
-    terms |= {f"distance_{layer}": value for layer, value in enumerate(layers_L)}
+    terms |= {f"distance_{layer}": value for layer, value in enumerate(layers_L, start=first)}
+    if outputs.residual is not None:
+        terms["residual"] = mean(outputs.residual, rows)
     loss = student + objective.teacher_weight * teacher + objective.distance_weight * distance
     return loss, {name: value.detach() for name, value in terms.items()}

@@ -1,0 +1,91 @@
+"""The model of PCCoT: a causal language model with a learned row that stands in for latents not known yet.
+
+Axes: B batch, P prompt tokens, N latents, M tokens after the latents, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from unspoken.methods.latent_pass import CachedReading
+from unspoken.methods.pccot.configuration import PccotConfig
+from unspoken.methods.self_distilled import SelfDistilledModel
+from unspoken.reasoning.block import allow_rollback, refined
+from unspoken.reasoning.system import System
+
+
+class PccotForCausalLM(SelfDistilledModel):
+    """A causal language model that guesses a fixed number of hidden states and refines them before it answers.
+
+    Raises:
+        ValueError: a layer of the decoder keeps a recurrent state.
+    """
+
+    config_class = PccotConfig
+    config: PccotConfig
+
+    def __init__(self, config: PccotConfig) -> None:
+        super().__init__(config)
+        allow_rollback(DynamicCache(config=self.decoder.config), type(self.decoder).__name__)
+        table: Any = self.decoder.get_input_embeddings()
+        self.latent_row = nn.Parameter(torch.zeros_like(table.weight[0]))
+
+    def start_from(self, base: PreTrainedModel) -> None:
+        """Copy the weights of a causal language model of the same shape; the latent row is the mean of its rows."""
+        super().start_from(base)
+        table: Any = self.decoder.get_input_embeddings()
+        with torch.no_grad():
+            self.latent_row.copy_(table.weight.mean(dim=0))
+
+    def student(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        latent_mask: Tensor,
+        text_ids: Tensor,
+        text_mask: Tensor,
+        *,
+        cut_gradient: bool = False,
+    ) -> tuple[Any, Tensor, Tensor | None]:
+        """Guess the latents, refine them and read the text with those of the last pass.
+
+        Args:
+            cut_gradient: latents are made of outputs through which no gradient flows.
+        """
+        embed, latents = self.decoder.get_input_embeddings(), latent_mask.shape[1]
+        reading = CachedReading(self.decoder, torch.cat([attention_mask, latent_mask.long(), text_mask], dim=1))
+        allow_rollback(reading.cache, type(self.decoder).__name__)
+
+        def read(new_BTD: Tensor) -> Tensor:
+            hidden_BTD: Tensor = reading(self.decoder.base_model, new_BTD).last_hidden_state
+            reading.go_back(latents)
+            return hidden_BTD.detach() if cut_gradient else hidden_BTD
+
+        guess_BND = self.latent_row.expand(len(input_ids), latents, -1)
+        new_BTD, chains = refined(read, embed(input_ids), guess_BND, self.config.iterations, self.latent)
+        outputs = reading(self.decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), output_hidden_states=True)
+        return outputs, chains[-1], _residual(chains)
+
+    def system(self, *, name: str, max_tokens: int) -> System:
+        """The student path."""
+        from unspoken.methods.pccot.systems import PccotReasoner
+
+        return PccotReasoner(model=self).system(name=name, max_tokens=max_tokens)
+
+
+@torch.no_grad()
+def _residual(chains: list[Tensor]) -> Tensor | None:
+    """Norm of the last change of the latents over their norm, mean over the rows; None if they never change."""
+    if len(chains) == 1:
+        return None
+    before, after = (latents_BND.float().flatten(1) for latents_BND in chains[-2:])
+    return ((after - before).norm(dim=1) / after.norm(dim=1)).mean()
+
+
+AutoConfig.register(PccotConfig.model_type, PccotConfig)
+AutoModelForCausalLM.register(PccotConfig, PccotForCausalLM)

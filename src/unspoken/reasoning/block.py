@@ -1,0 +1,82 @@
+"""Latents that are guessed all at once and refined together, by Jacobi iteration (PCCoT, arXiv 2506.18582).
+
+A chain in which each latent is made of the output before it, ``z_n = f(prompt, z_0 .. z_{n-1})``, is a triangular
+system of equations. Written one after another, N latents take N passes. Guessed and refined together they take as many
+passes as there are iterations, and after t of them the first t latents are those of the sequential chain.
+
+Axes: B batch, P prompt positions, N latents, D latent width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
+
+
+@runtime_checkable
+class BlockReasoner(Protocol):
+    """An `unspoken.reasoning.engine.Reasoner` whose latents are guessed all at once and refined together.
+
+    Its chains have ``max_latents`` steps in every row, whatever ``step`` says of their end.
+    """
+
+    @property
+    def iterations(self) -> int:
+        """How often all latents are refined; without it they are what is guessed."""
+        ...
+
+    def guess(self, count: int) -> Float[Tensor, "N D"]:
+        """What stands in for so many latents in the first pass."""
+        ...
+
+
+def refined(
+    read: Callable[[Float[Tensor, "B _ D"]], Float[Tensor, "B _ D"]],
+    prompt: Float[Tensor, "B P D"],
+    guess: Float[Tensor, "B N D"],
+    iterations: int,
+    latents_of: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]],
+) -> tuple[Float[Tensor, "B _ D"], list[Float[Tensor, "B N D"]]]:
+    """Refine a chain; all but the last of the ``iterations + 1`` passes over its latents.
+
+    Args:
+        read: runs what follows the cache through the stack, takes the last N positions out of the cache again and
+            returns the outputs of these positions and of all others that were read. The first call reads the prompt.
+        prompt, guess: what enters the first block; without iterations the guess is the chain.
+        latents_of: makes latents of the outputs before them.
+
+    Returns:
+        What the last pass has to read, followed by what comes after the chain; and the latents of every pass.
+    """
+    length, count = prompt.shape[1], guess.shape[1]
+    chains, new, before = [guess], torch.cat([prompt, guess], dim=1), guess[:, :0]
+    for iteration in range(iterations):
+        hidden = read(new)
+        if iteration == 0:
+            before, hidden = hidden[:, length - 1 : length], hidden[:, length:]
+        new = latents_of(torch.cat([before, hidden[:, : count - 1]], dim=1)).to(guess.dtype)
+        chains.append(new)
+    return new, chains
+
+
+def allow_rollback(cache: Cache, name: str) -> None:
+    """Make an empty cache keep what it takes to remove its last positions again with ``cache.crop``.
+
+    Args:
+        name: of the model.
+
+    Raises:
+        ValueError: a layer keeps a recurrent state, which cannot go back.
+    """
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        raise ValueError(
+            f"{name} has layers with a recurrent state, which cannot go back to the end of the prompt as latents are "
+            "refined together; choose a model with attention alone"
+        )
+    if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+        cache.activate_past_recording()
