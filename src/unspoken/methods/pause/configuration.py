@@ -46,11 +46,10 @@ class PauseSettings:
 @torch.no_grad()
 def append_row(model: PreTrainedModel, like: int) -> None:
     """Append a row to the input table and to the head, both copies of the rows of another token."""
+    model.resize_token_embeddings(len(model.get_input_embeddings().weight) + 1, mean_resizing=False)
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
-    rows = len(ends[0].weight) + 1
-    model.resize_token_embeddings(rows, mean_resizing=False)
-    for weight in (weight for end in ends for weight in end.parameters() if len(weight) == rows):
-        weight[-1] = weight[like]
+    for parameter in (parameter for end in ends for parameter in end.parameters()):
+        parameter[-1] = parameter[like]
 
 
 def train_last_row(model: PreTrainedModel) -> None:

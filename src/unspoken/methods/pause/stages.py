@@ -76,7 +76,7 @@ class Pause(Objective):
             raise ValueError(
                 f"filler is {self.filler!r}, but {before.filler!r} in {line.before.name!r} before it; set the same"
             )
-        if before.replaced is None or (self.replaced is not None and self.replaced < before.replaced):
+        if self.replaced is not None and (before.replaced is None or self.replaced < before.replaced):
             raise ValueError(
                 f"replaced is {self.replaced}, but {before.replaced} in {line.before.name!r} before it; later stages "
                 "of a curriculum replace more steps"
