@@ -208,7 +208,8 @@ class Decoder:
         count = counts.pop()
         if count == 0:
             return []
-        allow_rollback(self.cache, type(self.method.stack).__name__)
+        if method.iterations:
+            allow_rollback(self.cache, type(self.method.stack).__name__)
         steps: list[LatentStep] = []
 
         def read(new_BTD: Tensor) -> Tensor:
