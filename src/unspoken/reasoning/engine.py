@@ -377,8 +377,8 @@ def rollout(
         stop: the cap, or a fixed length.
         intervene: changes every step on its way into chain and loop, for measurements of robustness.
         static: whether steps have fixed shapes, so that a GPU can replay them, see `unspoken.reasoning.static`.
-            By default they do on a GPU, for models that allow it; a cache of constant size cannot go back, as that of a
-            `BlockReasoner` must. Numbers differ from the plain loop's by rounding.
+            By default they do on a GPU, for models that allow it; a cache of constant size cannot go back, as it must
+            where latents are refined together. Numbers differ from the plain loop's by rounding.
 
     Returns:
         The chain. Rows that finish early go on being computed with the batch, but the record ignores them.
@@ -430,7 +430,8 @@ def respond(
             "positions and needs at least one prompt token"
         )
     inputs, lengths = _prompts(method, *moved((input_ids, attention_mask, given), method.stack.device))
-    static = not isinstance(method, BlockReasoner) and has_static_steps(method.stack, inputs.device, static)
+    goes_back = isinstance(method, BlockReasoner) and method.iterations > 0
+    static = not goes_back and has_static_steps(method.stack, inputs.device, static)
     decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=static)
     steps: list[LatentStep] = []
     while any(row.phase is not Phase.OVER for row in rows):

@@ -23,7 +23,7 @@ class PccotForCausalLM(SelfDistilledModel):
     """A causal language model that guesses a fixed number of hidden states and refines them before it answers.
 
     Raises:
-        ValueError: a layer of the decoder keeps a recurrent state.
+        ValueError: a layer of the decoder keeps a recurrent state, and latents are refined.
     """
 
     config_class = PccotConfig
@@ -31,7 +31,8 @@ class PccotForCausalLM(SelfDistilledModel):
 
     def __init__(self, config: PccotConfig) -> None:
         super().__init__(config)
-        allow_rollback(DynamicCache(config=self.decoder.config), type(self.decoder).__name__)
+        if config.iterations:
+            allow_rollback(DynamicCache(config=self.decoder.config), type(self.decoder).__name__)
         table: Any = self.decoder.get_input_embeddings()
         self.latent_row = nn.Parameter(torch.zeros_like(table.weight[0]))
 
@@ -59,7 +60,8 @@ class PccotForCausalLM(SelfDistilledModel):
         """
         embed, latents = self.decoder.get_input_embeddings(), latent_mask.shape[1]
         reading = CachedReading(self.decoder, torch.cat([attention_mask, latent_mask.long(), text_mask], dim=1))
-        allow_rollback(reading.cache, type(self.decoder).__name__)
+        if self.config.iterations:
+            allow_rollback(reading.cache, type(self.decoder).__name__)
 
         def read(new_BTD: Tensor) -> Tensor:
             hidden_BTD: Tensor = reading(self.decoder.base_model, new_BTD).last_hidden_state
