@@ -512,7 +512,7 @@ def test_a_folder_is_loaded_completely_or_not_at_all(family: str, settings: dict
     auto = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     out = auto.generate(prompts(), max_new_tokens=4, return_chain=True)
     assert out.sequences[:, 5:8].tolist() == [[*MARKERS.open, *MARKERS.end]] * 6
-    assert torch.equal(out.chain.latents, one.respond(prompts()).chain.latents)
+    torch.testing.assert_close(out.chain.latents, one.respond(prompts()).chain.latents, rtol=1e-4, atol=2e-5)
     weights = load_file(tmp_path / "model.safetensors")
     del weights["latent_row"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
