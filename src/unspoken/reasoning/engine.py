@@ -173,7 +173,7 @@ class Decoder:
         Returns:
             The latent steps of all rows, if one of them is in its chain; they mean nothing for the others.
         """
-        steps = self._refine(self.method) if not self.columns and isinstance(self.method, BlockReasoner) else []
+        steps = self._refine()
         if steps and all(row.phase is Phase.OVER for row in self.rows):
             return steps
         hidden = self._pass()
@@ -201,8 +201,11 @@ class Decoder:
             self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
         return steps
 
-    def _refine(self, method: BlockReasoner) -> list[LatentStep]:
-        """All passes over the chains but the last one, whose inputs are what is read next."""
+    def _refine(self) -> list[LatentStep]:
+        """All passes over the chains of a `BlockReasoner` but the last one, whose inputs are what is read next; once."""
+        method = self.method
+        if self.columns or not isinstance(method, BlockReasoner):
+            return []
         size, counts = len(self.rows), {row.max_latents for row in self.rows}
         assert len(counts) == 1, "chains that are refined together have one length"
         count = counts.pop()
@@ -391,6 +394,12 @@ def rollout(
 
 
 @torch.no_grad()
+def _is_static(method: Reasoner, inputs: Tensor, wanted: bool | None) -> bool:
+    """Whether steps have fixed shapes; the cache of refined latents goes back, which one of constant size cannot."""
+    goes_back = isinstance(method, BlockReasoner) and method.iterations > 0
+    return not goes_back and has_static_steps(method.stack, inputs.device, wanted)
+
+
 def respond(
     method: Reasoner,
     input_ids: Int[Tensor, "B T"],
@@ -430,9 +439,7 @@ def respond(
             "positions and needs at least one prompt token"
         )
     inputs, lengths = _prompts(method, *moved((input_ids, attention_mask, given), method.stack.device))
-    goes_back = isinstance(method, BlockReasoner) and method.iterations > 0
-    static = not goes_back and has_static_steps(method.stack, inputs.device, static)
-    decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=static)
+    decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=_is_static(method, inputs, static))
     steps: list[LatentStep] = []
     while any(row.phase is not Phase.OVER for row in rows):
         steps += decoder.step()

@@ -36,7 +36,7 @@ from unspoken.reasoning.flops import stack_flops
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.speakers import SameStack
 from unspoken.reasoning.system import System
-from unspoken.serving.batch import Batch, JobRow, Progress
+from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.tasks.tree_search import TreeSearchConfig
@@ -163,11 +163,11 @@ def test_order_and_origin_of_pauses_mean_nothing() -> None:
 
 @pytest.mark.parametrize("pauses", [3, 12])
 @torch.no_grad()
-def test_pauses_cost_positions_and_one_pass(pauses: int) -> None:
+def test_pauses_cost_positions_and_no_pass(pauses: int) -> None:
     model = paused(pauses=pauses)
     mine = system_of(model)
     answer = mine.respond(prompts())
-    assert mine.sequential_passes(pauses, 4) == len(MARKERS.open) + 1 + len(MARKERS.end) + 4
+    assert mine.sequential_passes(pauses, 4) == len(MARKERS.open) + len(MARKERS.end) + 4
     lengths = answer.lengths.double()
     expected = stack_flops(model.base_model, 5 + 1 + pauses + 2 + lengths - 1) + 2 * (VOCABULARY + 1) * 16 * lengths
     torch.testing.assert_close(mine.flops(torch.tensor(5), answer), expected)
@@ -176,11 +176,13 @@ def test_pauses_cost_positions_and_one_pass(pauses: int) -> None:
 @torch.no_grad()
 def test_it_is_served() -> None:
     mine = system_of(paused())
-    served = Served(system=mine, answer_tokens=4, spell=lambda *_: (), text=str)
+    served = Served(system=mine)
     progress: list[list[Progress]] = [[] for _ in ROWS]
     jobs = [served.job(row.tolist(), 4, Sampler(temperature=0)) for row in ROWS]
     computed = Batch(mine.reasoner)
-    computed.join([JobRow(job, reported.append) for job, reported in zip(jobs, progress, strict=True)])
+    for job, reported in zip(jobs, progress, strict=True):
+        job.report = reported.append
+    computed.join(jobs)
     while computed.rows:
         computed.step()
     answer = mine.respond(*left_padded(ROWS))

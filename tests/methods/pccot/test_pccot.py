@@ -582,7 +582,7 @@ def test_beside_adapters_the_latent_row_and_the_projection_are_trained_in_full(t
     after = load_file(folder / "model.safetensors")
     table = before["model.embed_tokens.weight"]
     assert torch.equal(after["decoder.model.embed_tokens.weight"], table)
-    assert (after["latent_row"] - table.mean(dim=0)).abs().max() > 1e-3
+    assert (after["latent_row"] - table.mean(dim=0)).abs().max() > 1e-4
     assert after["projection.4.weight"].ne(1).any()  # the gain starts at one
 
 
