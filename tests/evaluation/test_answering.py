@@ -92,7 +92,7 @@ def test_answers_are_graded_on_what_was_said(task: TreeSearchTask) -> None:
     problems = task.sample("test", np.arange(4))
     said = task.answers(problems)
     said[2, 0] = END
-    spoken = replace(system_of(model_of("coupled")), speaker=Separate(say=lambda *_: said, end_ids=(END,)))
+    spoken = replace(system_of(model_of("coupled")), speaker=Separate(decode=lambda *_: said, end_ids=(END,)))
     assert answer_trees(spoken, task, problems, batch_size=4).correct.tolist() == [True, True, False, True]
 
 

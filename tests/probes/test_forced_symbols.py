@@ -159,7 +159,7 @@ def believer(name: str) -> System:
         follows = ((forced == FREE) | (forced == right)).all(dim=1, keepdim=True)
         return torch.where(forced != FREE, forced, torch.where(follows, right, PAD))
 
-    speaker = Separate(say=say, end_ids=(1,), samples=True, reads_tokens=True)
+    speaker = Separate(decode=say, end_ids=(1,), samples=True, reads_tokens=True)
     return replace(string_system("reasoner"), name=name, speaker=speaker)
 
 

@@ -117,11 +117,11 @@ def test_what_a_finished_chain_says_needs_no_prompt_unless_the_stack_says_it(kin
     answer = system.respond(IDS, REAL, max_tokens=6)
     if kind in THINKERS:
         with pytest.raises(ValueError, match="give respond the prompts"):
-            system.say(answer.chain)
+            system.decode(answer.chain)
         forced = system.respond(IDS, REAL, forced=(9,)).tokens
         assert not torch.equal(forced, system.respond(IDS, REAL).tokens)
         return
-    assert torch.equal(system.say(answer.chain).tokens, answer.tokens)
+    assert torch.equal(system.decode(answer.chain).tokens, answer.tokens)
     with pytest.raises(ValueError, match="no tokens can be put before an answer"):
         system.respond(IDS, REAL, forced=(9,))
 

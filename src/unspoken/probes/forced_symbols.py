@@ -143,7 +143,7 @@ def _primed(view: View, half: int) -> dict[str, Outcomes]:
     primes = {"right": first, "wrong": corrupted(first, every, 1.0, torch.tensor(SYMBOLS), view.seed)}
     primed = {}
     for name, prime in primes.items():
-        tokens = view.system.say(view.graded.chain, ForcedTokens(prime)).tokens
+        tokens = view.system.decode(view.graded.chain, ForcedTokens(prime)).tokens
         symbols = view.task.grade(tokens, view.problems).per_symbol
         assert symbols is not None
         primed[name] = symbols[:, half:].cpu().numpy().astype(np.float64)

@@ -79,6 +79,7 @@ class ReservedCache(DynamicCache):
             return F.pad(kept, (0, 0, columns - kept.shape[2], 0))
 
         for depth, layer in enumerate(self.layers):
+            assert type(layer) is ReservedLayer  # others forget columns
             layers = [(cache.layers[depth], index) for cache, index in sources]
             layer.update(
                 torch.cat([aligned(source.keys, index) for source, index in layers]),

@@ -73,12 +73,11 @@ class LatentGenerationConfig:
     @staticmethod
     def recorded(model: PreTrainedModel) -> LatentGenerationConfig | None:
         """The settings that a model was saved with, if any."""
-        found = getattr(getattr(model, "generation_config", None), "latent", None)
-        if found is None:
+        saved = getattr(getattr(model, "generation_config", None), "latent", None)
+        if saved is None:
             return None
-        return LatentGenerationConfig(
-            **{**found, "open_ids": tuple(found["open_ids"]), "end_ids": tuple(found["end_ids"])}
-        )
+        markers = {name: tuple(saved[name]) for name in ("open_ids", "end_ids")}
+        return LatentGenerationConfig(**saved | markers)
 
     @staticmethod
     def of(model: PreTrainedModel) -> LatentGenerationConfig:
@@ -87,13 +86,13 @@ class LatentGenerationConfig:
         Raises:
             ValueError: it has none.
         """
-        found = LatentGenerationConfig.recorded(model)
-        if found is None:
+        settings = LatentGenerationConfig.recorded(model)
+        if settings is None:
             raise ValueError(
                 "this model's generation config has no 'latent' settings: it was not trained by Latent-SFT; "
                 "pass latent=LatentGenerationConfig(...) to reason with it anyway"
             )
-        return found
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +268,7 @@ def latent_generate(
         return_chain: also return the chain, with its distributions.
 
     Returns:
-        ``[B, T + M]``: prompt, both markers, answer. Between the markers nothing was said.
+        ``[B, T + M]``: prompt, both markers, answer. There are no tokens between the markers.
 
     Raises:
         ValueError: the model has no latent settings and none were given, prompts are padded on the right, or beams.

@@ -181,8 +181,8 @@ class Decoder:
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
         steps += [] if latent_step is None else [latent_step]
-        chosen_B = self._choose(answering, hidden) if answering else None
-        done, recorded, chosen = self._read(in_chain, latent_step, chosen_B)
+        next_tokens = self._choose(answering, hidden) if answering else None
+        done, recorded, chosen = self._read(in_chain, latent_step, next_tokens)
         tokens, feeds_latent = [0] * count, [0] * count
         for index in in_chain:
             feeds_latent[index] = rows[index].read_latent(done[index], recorded[index])
@@ -248,6 +248,7 @@ class Decoder:
 
         Afterwards all rows end in the same column, and the columns that no row uses any more are given up.
         """
+        assert self._static is None
         decoders = [self] if joining is None else [self, joining]
         staying = [
             (decoder, index, row)
@@ -325,16 +326,16 @@ class Decoder:
         return latent_step
 
     def _read(
-        self, in_chain: Sequence[int], latent_step: LatentStep | None, chosen: Tensor | None
+        self, in_chain: Sequence[int], latent_step: LatentStep | None, next_tokens: Tensor | None
     ) -> tuple[list[int], list[int], list[int]]:
         """Of every row, whether its chain is done, whether the step is recorded, and the next token."""
-        values = [] if chosen is None else [chosen]
+        values = [] if next_tokens is None else [next_tokens]
         if latent_step is not None and not all(self.rows[index].fixed for index in in_chain):
             done, recorded = latent_step.done, latent_step.recorded
             values += [done.long(), (torch.ones_like(done) if recorded is None else recorded).long()]
         numbers = torch.stack(values).tolist() if values else []  # the one wait of a step
         zeros = [0] * len(self.rows)
-        tokens = zeros if chosen is None else numbers.pop(0)
+        tokens = zeros if next_tokens is None else numbers.pop(0)
         return (*(numbers or (zeros, [1] * len(zeros))), tokens)
 
     def _phases(self) -> list[list[int]]:

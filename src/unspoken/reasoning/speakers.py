@@ -110,13 +110,13 @@ def _no_flops(_latents: Tensor) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Separate:
-    """A finished chain is said, one token a latent: by a Talker, by the nearest rows, or as the tokens it is made of.
+    """A finished chain is read, one token a latent: by a Talker, by the nearest rows, or as the tokens it is made of.
 
     Attributes:
-        say: a chain ``[B, N]`` and how tokens are chosen, to tokens ``[B, N]``; without ``samples`` the second is None.
+        decode: a chain ``[B, N]`` and how tokens are chosen (None without ``samples``) to tokens ``[B, N]``.
         end_ids: tokens that end an answer.
         samples: it is a model of its own, whose tokens can be drawn or forced.
-        reads_tokens: what it says depends on what it has said so far.
+        reads_tokens: each token depends on those before it.
         chain_tokens: the chain is made of the answer's tokens: no step of it is silent.
         chain_passes: sequential forward passes of speaking, given the latent steps.
         chain_flops: floating-point operations ``[B]`` of speaking, given the latent steps ``[B]``.
@@ -125,7 +125,7 @@ class Separate:
     same_stack: ClassVar[bool] = False
     marker: ClassVar[tuple[int, ...]] = ()
 
-    say: Callable[[LatentChain, Sample | None], Int[Tensor, "B N"]]
+    decode: Callable[[LatentChain, Sample | None], Int[Tensor, "B N"]]
     end_ids: tuple[int, ...]
     samples: bool = False
     reads_tokens: bool = False
@@ -150,7 +150,7 @@ class Separate:
         chain = request.chain
         if chain is None:
             chain = rollout(reasoner, request.input_ids, request.attention_mask, request.stop, request.intervene)
-        return chain, self.say(chain, request.sample)
+        return chain, self.decode(chain, request.sample)
 
     def passes(self, steps: float, tokens: float) -> float:
         """Sequential forward passes of speaking, given latent steps and tokens of the answer."""

@@ -38,8 +38,8 @@ class Answer:
     """A batch of answers.
 
     Attributes:
-        chain: what was thought.
-        tokens: ``[B, M]``, what was said; anything may stand after a row's end.
+        chain: what it reasoned.
+        tokens: ``[B, M]`` of the answer; anything may stand after a row's end.
         lengths: ``[B]``, tokens of each answer, its end included.
     """
 
@@ -100,7 +100,7 @@ class System:
 
     @property
     def explicit(self) -> bool:
-        """Its chain is made of tokens: a chain of thought, said where others are silent."""
+        """Its chain is made of tokens: a chain of thought, written out where others are silent."""
         return self.chain_kind == "tokens" and self.stop.max_latents > 0
 
     @property
@@ -241,7 +241,7 @@ class System:
         return self._answer(*self.speaker.respond(self.reasoner, request))
 
     @torch.no_grad()
-    def say(self, chain: LatentChain, sample: Sample | None = None) -> Answer:
+    def decode(self, chain: LatentChain, sample: Sample | None = None) -> Answer:
         """What a separate speaker makes of finished chains.
 
         Raises:
@@ -249,13 +249,13 @@ class System:
         """
         if isinstance(self.speaker, SameStack):
             raise ValueError(f"{self.name} answers with the stack that thinks; give respond the prompts and the chain")
-        return self._answer(chain, self.speaker.say(chain, sample))
+        return self._answer(chain, self.speaker.decode(chain, sample))
 
-    def _answer(self, thought: LatentChain, tokens: Int[Tensor, "B M"]) -> Answer:
+    def _answer(self, chain: LatentChain, tokens: Int[Tensor, "B M"]) -> Answer:
         ends = torch.tensor(self.speaker.end_ids, device=tokens.device)
         before = (torch.isin(tokens, ends).cumsum(dim=1) == 0).sum(dim=1)
-        most = torch.full_like(before, tokens.shape[1]) if self.speaker.same_stack else thought.lengths
-        return Answer(chain=thought, tokens=tokens, lengths=torch.minimum(before + 1, most))
+        most = torch.full_like(before, tokens.shape[1]) if self.speaker.same_stack else chain.lengths
+        return Answer(chain=chain, tokens=tokens, lengths=torch.minimum(before + 1, most))
 
     def forcing(self, tokens: Int[Tensor, "B W"]) -> dict[str, Any]:
         """What `respond` is given so that the system says some tokens, whatever it would say itself.
@@ -329,9 +329,9 @@ class System:
         tokens = answer.lengths if self.speaker.same_stack else torch.zeros_like(latents)
         # The end of a chain that is a marker is scored and not recorded.
         ended = (answer.chain.stop == StopReason.END).long() if self.speaker.same_stack else 0
-        thought = latents + ended if self.scorings else torch.zeros_like(latents)
-        scored = (tokens + thought * self.scorings).double()
-        # The last token that is said is never read.
+        scored_latents = latents + ended if self.scorings else torch.zeros_like(latents)
+        scored = (tokens + scored_latents * self.scorings).double()
+        # The last token of an answer is never read.
         positions = (prompt + self.markers + latents + tokens - 1).double()
         stack, steps = self.reasoner.stack, latents.double()
         total: Tensor = stack_flops(stack, positions) + 2 * self.table_size * scored + self.speaker.flops(steps)

@@ -1,7 +1,7 @@
 """The server: endpoints on an event loop that never computes, before an engine that does nothing else.
 
-It listens on the loopback device unless told otherwise, and then wants a key. Nothing in a request can make it load or
-run code: models come from the folder that it was started with.
+It listens on the loopback device unless another address is given, and then wants a key. Nothing in a request can make
+it load or run code: models come from the folder that it was started with.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ async def _answer(flight: _Flight, form: Form) -> Response:
 
 
 async def _stream(flight: _Flight, form: Form, *, counted: bool) -> AsyncIterator[str]:
-    """Server-sent events: words as they are said, whatever was thought before them."""
+    """Server-sent events: an answer token by token, however long its chain was."""
     shown = [""] * len(flight.tokens)
     try:
         if form.chat:
@@ -395,10 +395,10 @@ def _metrics(engine: Engine, seen: Counter[int]) -> str:
     ]
     lines += [f'unspoken_http_responses_total{{code="{code}"}} {count}' for code, count in sorted(seen.items())]
     for name, kind, text, value in (
-        ("answers_total", "counter", "Answers said to their end.", counters.answers),
+        ("answers_total", "counter", "Answers that were completed.", counters.answers),
         ("failures_total", "counter", "Answers lost to an error of the model.", counters.failures),
         ("prompt_tokens_total", "counter", "Prompt tokens of these answers.", counters.prompt_tokens),
-        ("spoken_tokens_total", "counter", "Tokens said.", counters.spoken_tokens),
+        ("spoken_tokens_total", "counter", "Tokens of answers.", counters.spoken_tokens),
         ("latent_steps_total", "counter", "Steps of the chains of these answers.", counters.latent_steps),
         ("stack_passes_total", "counter", "Passes of the stack over the running batch.", counters.passes),
         ("answer_seconds_total", "counter", "Time from admission to the last word.", round(counters.seconds, 6)),

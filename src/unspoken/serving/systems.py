@@ -65,7 +65,7 @@ class Served:
             )
 
         def decode_chain(chain: LatentChain) -> list[int]:
-            answer = system.say(chain, sample)
+            answer = system.decode(chain, sample)
             tokens: list[int] = answer.tokens[0, : int(answer.lengths[0])].tolist()
             return tokens
 

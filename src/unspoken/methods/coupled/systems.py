@@ -56,7 +56,7 @@ def _coupled(model: PreTrainedModel, name: str, max_answer: int, end_id: int | N
         name=name,
         model=model,
         reasoner=reasoner,
-        speaker=Separate(say=lambda chain, _sample: reasoner.speak(chain), end_ids=(end,), chain_tokens=True),
+        speaker=Separate(decode=lambda chain, _sample: reasoner.speak(chain), end_ids=(end,), chain_tokens=True),
         stop=StopRule(max_latents=max_answer),
         max_tokens=max_answer,
         chain_kind="tokens",

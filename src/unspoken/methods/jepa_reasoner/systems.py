@@ -31,7 +31,7 @@ def systems(model: PreTrainedModel, *, stage: str) -> list[System]:
 def _pair(model: JepaReasonerForCausalLM, name: str) -> System:
     dual = model.config.talker_kind == "dual"
     speaker = Separate(
-        say=lambda chain, sample: model.speak(chain, sample=sample),
+        decode=lambda chain, sample: model.speak(chain, sample=sample),
         end_ids=(model.config.end_id,),
         samples=True,
         reads_tokens=dual,
@@ -43,7 +43,7 @@ def _pair(model: JepaReasonerForCausalLM, name: str) -> System:
 
 
 def _nearest_row(model: JepaReasonerModel, name: str) -> System:
-    speaker = Separate(say=lambda chain, _sample: model.read_out(chain), end_ids=(model.config.end_id,))
+    speaker = Separate(decode=lambda chain, _sample: model.read_out(chain), end_ids=(model.config.end_id,))
     return _system(model, model, speaker, name)
 
 
