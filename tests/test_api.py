@@ -384,6 +384,13 @@ def test_the_command_line_trains_a_method_too(hub: Path, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         called(["generate", str(output), "What is 2 plus 2?", "--device", "cpu", "--json"])
     answered = json.loads(capsys.readouterr().out.splitlines()[-1])
+    other = save_problems(tmp_path / "other.jsonl", rows=6)
+    with pytest.raises(SystemExit):
+        called(["eval", str(output), "--data", str(other), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out)["problems"] == 6
+    with pytest.raises(SystemExit):
+        called(["convert", str(hub), str(tmp_path / "reasoner")])
+    assert unspoken.load(tmp_path / "reasoner", device="cpu").chain_kind == "latent"
     assert answered["latent_steps"] == 6 and answered["system"] == "codi"
 
 

@@ -30,9 +30,11 @@ RecipeName = Annotated[
     str,
     typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a method, with --model and --data."),
 ]
+AnyModel = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run folder, the folder of one model, or a name on the hub.")
+]
 Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
 Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 
 
 def _leads() -> bool:
@@ -157,23 +159,32 @@ def train(
 
 @app.command()
 def eval(
-    folder: RunFolder,
+    folder: AnyModel,
     probe: Annotated[
         list[str] | None,
         typer.Option(help="Also measure an optional probe: geometry (hidden states beside embeddings). Repeatable."),
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k.")] = 0,
+    data: Annotated[str | None, typer.Option(help="Measure any model on these problems, controls included.")] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Of --data.")] = 200,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json."""
+    if data is not None:
+        from unspoken.api import load
+        from unspoken.draw.table import print_table
+
+        evaluation = load(folder, device=device).evaluate(data, problems=problems)
+        print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
+        return
     from unspoken.experiment import measure_run, open_run
     from unspoken.probes.catalogue import optional_probe
     from unspoken.probes.pass_at_k import PassAtKProbe
 
     console = _console(quiet=quiet)
-    recipe, runs = open_run(folder, device)
+    recipe, runs = open_run(Path(folder), device)
     results = measure_run(
         recipe,
         runs,
@@ -186,8 +197,21 @@ def eval(
 
 
 @app.command()
+def convert(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder, or a hub name.")],
+    output: Annotated[Path, typer.Argument(help="Where the converted model is saved.")],
+    to: Annotated[str, typer.Option(help="jepa-reasoner, codi, or another package's method.")] = "jepa-reasoner",
+) -> None:
+    """Make a pretrained model one of another method, with its weights and without any training."""
+    from unspoken.api import convert as convert_model
+
+    convert_model(model, to=to, output=output, device="cpu")
+    print(output)
+
+
+@app.command()
 def generate(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one model.")],
+    model: AnyModel,
     problem: Annotated[
         str | None, typer.Argument(help="A problem of the run's task; '-' reads lines from standard input.")
     ] = None,
@@ -210,7 +234,7 @@ def generate(
 
 @app.command()
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or the folder of one model.")],
+    model: AnyModel,
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
     stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
     device: Device = "auto",

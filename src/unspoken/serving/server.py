@@ -93,7 +93,7 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
 
 
 def serve(
-    run: Path,
+    run: str | Path,
     *,
     seed: int = 0,
     stage: str | None = None,
