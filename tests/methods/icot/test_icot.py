@@ -34,7 +34,7 @@ from unspoken.reasoning.engine import StopRule
 from unspoken.reasoning.picking import Sampler
 from unspoken.report.answers import answer_problems
 from unspoken.serving import open_served
-from unspoken.serving.batch import Batch, JobRow, Progress
+from unspoken.serving.batch import Batch, Progress
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.context import context_of
@@ -416,8 +416,9 @@ def test_the_folder_is_a_plain_language_model_s_that_answers_without_a_chain(sta
     answer = next(answer_problems(output, [None], stage="icot"))
     served, reports = open_served(output, stage="icot"), list[Progress]()
     batch = Batch(served.system.reasoner)
-    job = served.job(served.spell(answer["problem"], False), served.answer_tokens, Sampler())
-    batch.join([JobRow(job, reports.append)])
+    job = served.job(served.prompt(answer["problem"], chat=False), served.answer_tokens, Sampler())
+    job.report = reports.append
+    batch.join([job])
     while batch.rows:
         batch.step()
     assert served.text([token for progress in reports for token in progress.tokens]) == answer["answer"]
