@@ -1,9 +1,8 @@
-"""Forced words are said, reach exactly what can hear them, and are never counted against an answer they are part of."""
+"""Forced tokens are given, reach exactly what reads them, and never count against an answer they belong to."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,30 +10,26 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import enliven, tiny_config
-from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system, word_view
 from torch import Tensor
-from unspoken.evaluation.word_containment import (
-    ForcedDecoding,
-    WordEffect,
-    answer_words,
-    containment_summary,
-    forced_decoding,
-    word_containment,
-)
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation import word_containment as measured
-from unspoken.evaluation.answering import answer_questions
+from unspoken.evaluation import forced_tokens as measured
+from unspoken.evaluation.answering import answer
+from unspoken.evaluation.forced_tokens import Effect, ForcedDecoding, answer_tokens, effects_of, forced_decoding
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
+from unspoken.probes.forced_tokens import ForcedTokensProbe, Reading
 from unspoken.reasoning.picking import FREE
 from unspoken.reasoning.system import System
 from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.task import ProblemList
 
+PROBE = ForcedTokensProbe()
 PROBLEMS = TASK.sample("test", range(7))
 PAD, END = PROMPT_FORMAT.tokenizer.pad_token_id, PROMPT_FORMAT.tokenizer.eos_token_id
-WORDS = torch.tensor([token for token in range(len(PROMPT_FORMAT.tokenizer)) if token not in (PAD, END)])
+TOKENS = torch.tensor([token for token in range(len(PROMPT_FORMAT.tokenizer)) if token not in (PAD, END)])
 
 
 def pair(kind: str) -> list[System]:
@@ -71,75 +66,77 @@ KINDS = ("explicit", "silent", "hidden", "answer only", "mono", "dual")
 
 
 def forced(kind: str, batch_size: int = 7) -> ForcedDecoding:
-    found = forced_decoding(system_of(kind), PROMPT_FORMAT, PROBLEMS, batch_size)
-    assert found is not None
-    return found
+    return forced_decoding(system_of(kind), TASK, PROBLEMS, PROMPT_FORMAT, batch_size)
 
 
-# --- forcing words ----------------------------------------------------------------------------------------
+def effects(kind: str, batch_size: int, seed: int) -> list[Effect]:
+    """What tokens of any kind do: untrained models hardly ever give numbers."""
+    return effects_of(forced(kind, batch_size), TASK, PROBLEMS, PROMPT_FORMAT, TOKENS, seed)
+
+
+# --- forcing tokens ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_said_without_force_is_what_the_system_answers(kind: str) -> None:
-    one, answers = forced(kind), answer_questions(system_of(kind), PROMPT_FORMAT, PROBLEMS, 7)
-    chain, said = one.run(None)
+def test_tokens_without_force_are_those_of_the_answer(kind: str) -> None:
+    one, answers = forced(kind), answer(system_of(kind), TASK, PROBLEMS, PROMPT_FORMAT, batch_size=7)
+    chain, tokens = one.run(None)
     assert torch.equal(chain.latents, answers.chain.latents)
-    ended = (said == END).cumsum(dim=1) > 0
-    spoken = said[:, one.answer_from :]
-    assert torch.equal(spoken[~ended[:, one.answer_from :]], answers.tokens[~ended[:, one.answer_from :]])
+    written = tokens[:, one.answer_from :]
+    assert torch.equal(written, answers.filled(END, written.shape[1]))
     assert one.answer_from == (6 if kind == "explicit" else 0)
     if kind == "explicit":
         assert chain.support_ids is not None
-        assert torch.equal(said[:, :6][chain.mask], chain.support_ids[:, :, 0][chain.mask])
-    again, free = one.run(torch.full_like(said, FREE))
-    assert torch.equal(free, said)
+        assert torch.equal(tokens[:, :6][chain.mask], chain.support_ids[:, :, 0][chain.mask])
+    again, free = one.run(torch.full_like(tokens, FREE))
+    assert torch.equal(free, tokens)
     assert torch.equal(again.latents, chain.latents)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_forced_word_is_said_and_nothing_before_it_changes(kind: str) -> None:
+def test_a_forced_token_is_given_and_nothing_before_it_changes(kind: str) -> None:
     one = forced(kind)
     chain, clean = one.run(None)
     for at in (1, one.answer_from + 1):
-        words = torch.full_like(clean, FREE)
-        words[:, at] = torch.where(clean[:, at] == WORDS[40], WORDS[41], WORDS[40])
-        again, said = one.run(words)
-        # Where the row is still speaking: not every chain or answer is as long as that.
+        given = torch.full_like(clean, FREE)
+        given[:, at] = torch.where(clean[:, at] == TOKENS[40], TOKENS[41], TOKENS[40])
+        again, tokens = one.run(given)
+        # Where the row has not ended: not every chain or answer is as long as that.
         first = one.answer_from if at > one.answer_from else 0
-        spoken = torch.isin(clean[:, first : at + 1], WORDS).all(dim=1)
-        assert spoken.sum() > 3
-        assert torch.equal(said[spoken, at], words[spoken, at])
-        assert torch.equal(said[:, first:at], clean[:, first:at])
+        running = torch.isin(clean[:, first : at + 1], TOKENS).all(dim=1)
+        assert running.sum() > 3
+        assert torch.equal(tokens[running, at], given[running, at])
+        assert torch.equal(tokens[:, first:at], clean[:, first:at])
         if kind == "explicit" and at == 1:
-            assert torch.equal(again.latents[spoken, 0], chain.latents[spoken, 0])
-            rows = system_of(kind).model.get_input_embeddings()(words[spoken, 1])
-            assert torch.equal(again.latents[spoken, 1], rows)
+            assert torch.equal(again.latents[running, 0], chain.latents[running, 0])
+            rows = system_of(kind).model.get_input_embeddings()(given[running, 1])
+            assert torch.equal(again.latents[running, 1], rows)
         else:
             assert torch.equal(again.latents, chain.latents)
 
 
 @pytest.mark.parametrize("kind", ["explicit", "dual"])
 def test_forced_rows_are_the_same_in_any_company(kind: str) -> None:
-    words = torch.full_like(forced(kind).run(None)[1], FREE)
-    words[::2, 1], words[1::2, 3] = WORDS[30], WORDS[31]
-    together = forced(kind).run(words)[1]
-    assert torch.equal(forced(kind, 2).run(words)[1], together)
+    given = torch.full_like(forced(kind).run(None)[1], FREE)
+    given[::2, 1], given[1::2, 3] = TOKENS[30], TOKENS[31]
+    together = forced(kind).run(given)[1]
+    assert torch.equal(forced(kind, 2).run(given)[1], together)
 
 
 def test_nearest_rows_are_read_off_and_cannot_be_forced() -> None:
-    _, nearest = pair("mono")
+    talker, nearest = pair("mono")
     assert nearest.name == "mono, nearest row"
-    assert forced_decoding(nearest, PROMPT_FORMAT, PROBLEMS, 7) is None
-    assert word_containment(nearest, PROMPT_FORMAT, PROBLEMS, 7, seed=0) is None
+    assert PROBE.applies(talker, TASK)
+    assert not PROBE.applies(nearest, TASK)
 
 
-def test_words_that_may_be_forced_are_those_of_right_answers() -> None:
-    some = [ReasoningProblem(question="", chains=(), answer=answer, key="") for answer in ("7", "12", "7")]
-    assert answer_words(some, PROMPT_FORMAT).tolist() == sorted(
-        [*PROMPT_FORMAT.encode("7"), *PROMPT_FORMAT.encode("12")]
-    )
-    # With one word there is no wrong one.
-    assert word_containment(tiny_word_system(), PROMPT_FORMAT, [PROBLEMS[0]], 7, seed=0) is None
+def test_tokens_that_may_be_forced_are_those_of_right_answers() -> None:
+    some = asked("7", "12", "7")
+    expected = sorted([*PROMPT_FORMAT.encode("7"), *PROMPT_FORMAT.encode("12")])
+    assert answer_tokens(some, PROMPT_FORMAT).tolist() == expected
+    # With one token there is no wrong one.
+    view = word_view(tiny_word_system(), 2)
+    assert PROBE.measure(replace(view, problems=view.problems.select([0]))) is None
 
 
 # --- what comes of it ------------------------------------------------------------------------------------------------
@@ -155,41 +152,41 @@ def test_words_that_may_be_forced_are_those_of_right_answers() -> None:
         ("dual", True, True),
     ],
 )
-def test_wrong_words_reach_an_explicit_chain_alone(
-    monkeypatch: pytest.MonkeyPatch, kind: str, contained: bool, changes: bool
-) -> None:
-    monkeypatch.setattr(measured, "answer_words", lambda *_: WORDS)  # untrained models hardly ever say numbers
-    effects = word_containment(system_of(kind), PROMPT_FORMAT, PROBLEMS, 3, seed=1)
-    assert effects is not None
-    last = effects[-1]
+def test_wrong_tokens_reach_an_explicit_chain_alone(kind: str, contained: bool, changes: bool) -> None:
+    last = effects(kind, batch_size=3, seed=1)[-1]
     assert last.latents_identical is contained
     assert (last.largest_latent_change == 0.0) is contained
-    _, forced, later, changed, _, _ = last.counts.sum(axis=0)
-    assert forced > 3
+    _, replaced, later, changed, _, _ = last.counts.sum(axis=0)
+    assert replaced > 3
     assert later > 3
     assert bool(changed) is changes
 
 
 @pytest.mark.parametrize("kind", ["explicit", "dual"])
 def test_a_rate_of_zero_does_nothing(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr(measured, "answer_words", lambda *_: WORDS)
     monkeypatch.setattr(measured, "RATES", (0.0,))
-    effects = word_containment(system_of(kind), PROMPT_FORMAT, PROBLEMS, 7, seed=0)
-    assert effects is not None
-    assert effects[0].counts[:, 0].sum() > 10
-    assert not effects[0].counts[:, 1:].any()
-    assert (effects[0].latents_identical, effects[0].largest_latent_change) == (True, 0.0)
+    (nothing,) = effects(kind, batch_size=7, seed=0)
+    assert nothing.counts[:, 0].sum() > 10
+    assert not nothing.counts[:, 1:].any()
+    assert (nothing.latents_identical, nothing.largest_latent_change) == (True, 0.0)
 
 
-# A chain of four places and an answer of four; the second problem is answered wrong, the third says no box.
+# A chain of four positions and an answer of four; the second problem is answered wrong, the third has no box.
 CHAINS = ("5 + 7 =", "5 + 7 12", "12 7 5 12", "9 + 3 =")
 ANSWERS = ("\\boxed{12}", "\\boxed{7}", "12 12 12", "\\boxed{12}")
-ASKED = [ReasoningProblem(question="", chains=(), answer=answer, key="") for answer in ("12", "9", "12", "12") * 10]
+
+
+def asked(*answers: str) -> ProblemList[ReasoningProblem]:
+    """Problems with these right answers."""
+    return ProblemList(ReasoningProblem(question="", chains=(), answer=answer, key="") for answer in answers)
+
+
+ASKED = asked(*("12", "9", "12", "12") * 10)
 NUMBERS = {token for number in ("12", "9") for token in PROMPT_FORMAT.encode(number)}
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, sealed: bool = False) -> list[Tensor]:
-    """A system that loses its answer when a word of its chain was wrong; the words that are forced on it."""
+def scripted(wider: int = 0, *, isolated: bool = False, seed: int = 3) -> tuple[list[Effect], list[Tensor]]:
+    """Effects on a system that loses its answer when a token of its chain was wrong, and what was forced on it."""
     rows = [
         [*PROMPT_FORMAT.encode(chain), *PROMPT_FORMAT.encode(answer), *[END] * (4 - len(PROMPT_FORMAT.encode(answer)))]
         for chain, answer in zip(CHAINS, ANSWERS, strict=True)
@@ -197,100 +194,98 @@ def scripted(monkeypatch: pytest.MonkeyPatch, wider: int = 0, *, sealed: bool = 
     clean = torch.nn.functional.pad(torch.tensor(rows * 10), (0, wider), value=END)
     given = []
 
-    def run(words: Tensor | None) -> tuple[LatentChain, Tensor]:
-        latents, said = torch.zeros(40, 2, 4), clean.clone()
-        if words is not None:
-            given.append(words)
-            said = torch.where(words == FREE, clean, words)
-            lost = (words[:, :4] != FREE).any(dim=1) & (words[:, 5] == FREE)
-            said[lost, 5] = PROMPT_FORMAT.encode("3")[0]
+    def run(forced: Tensor | None) -> tuple[LatentChain, Tensor]:
+        latents, tokens = torch.zeros(40, 2, 4), clean.clone()
+        if forced is not None:
+            given.append(forced)
+            tokens = torch.where(forced == FREE, clean, forced)
+            lost = (forced[:, :4] != FREE).any(dim=1) & (forced[:, 5] == FREE)
+            tokens[lost, 5] = PROMPT_FORMAT.encode("3")[0]
             latents[0, 1, 2] = -0.25
         mask = torch.ones(40, 2, dtype=torch.bool)
-        return LatentChain(latents=latents, mask=mask, stop=torch.zeros(40, dtype=torch.long)), said
+        return LatentChain(latents=latents, mask=mask, stop=torch.zeros(40, dtype=torch.long)), tokens
 
-    found = ForcedDecoding(says="its words", run=run, answer_from=4, sealed=sealed)
-    monkeypatch.setattr(measured, "forced_decoding", lambda *_: found)
-    return given
+    decoding = ForcedDecoding(output_kind="its tokens", run=run, answer_from=4, chain_isolated=isolated)
+    others = answer_tokens(ASKED, PROMPT_FORMAT)
+    return effects_of(decoding, TASK, ASKED, PROMPT_FORMAT, others, seed), given
 
 
-def test_effects_are_counted_as_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = scripted(monkeypatch)
-    effects = word_containment(tiny_word_system(), PROMPT_FORMAT, ASKED, 7, seed=3)
-    assert effects is not None
+def test_effects_are_counted_as_by_hand() -> None:
     kinds = set()
-    for effect, words in zip(effects, given, strict=True):
+    for effect, given in zip(*scripted(), strict=True):
         assert effect.largest_latent_change == 0.25
         assert not effect.latents_identical
         for row, counts in enumerate(effect.counts.tolist()):
             clean = [*PROMPT_FORMAT.encode(CHAINS[row % 4]), *PROMPT_FORMAT.encode(ANSWERS[row % 4])]
-            can = [place for place, token in enumerate(clean) if token in NUMBERS]
-            forced = [place for place in range(8) if words[row, place] != FREE]
+            can = [at for at, token in enumerate(clean) if token in NUMBERS]
+            forced = [at for at in range(8) if given[row, at] != FREE]
             assert set(forced) <= set(can)
-            assert all(int(words[row, place]) in NUMBERS - {clean[place]} for place in forced)
-            later = [place for place in range(len(clean)) if forced and place > forced[0] and place not in forced]
+            assert all(int(given[row, at]) in NUMBERS - {clean[at]} for at in forced)
+            later = [at for at in range(len(clean)) if forced and at > forced[0] and at not in forced]
             lost = bool(forced) and forced[0] < 4
-            # The number in the box is the sixth word.
+            # The number in the box is the sixth token.
             judged = bool(forced) and row % 4 in (0, 3) and 5 not in forced
-            changed = [place for place in later if lost and place == 5]
+            changed = [at for at in later if lost and at == 5]
             assert counts == [len(can), len(forced), len(later), len(changed), judged, judged and lost]
             kinds.add((row % 4 in (0, 3), 5 in forced, lost))
-    # Answers that are right, forced themselves, behind a wrong word, and all of it together.
+    # Answers that are right, forced themselves, after a wrong token, and all of it together.
     assert len(kinds) >= 6
 
 
-def test_places_do_not_depend_on_the_system_and_low_rates_are_part_of_high_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    system = tiny_word_system()
-    narrow = scripted(monkeypatch)
-    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=3)
-    wide = scripted(monkeypatch, wider=5)
-    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=3)
+def test_positions_do_not_depend_on_the_system_and_low_rates_are_part_of_high_ones() -> None:
+    (_, narrow), (_, wide) = scripted(), scripted(wider=5)
     for one, other in zip(narrow, wide, strict=True):
         assert torch.equal(one, other[:, :8])
     low, high = narrow
     assert torch.equal(low[low != FREE], high[low != FREE])
     assert 0 < (low != FREE).sum() < (high != FREE).sum()
-    another = scripted(monkeypatch)
-    word_containment(system, PROMPT_FORMAT, ASKED, 7, seed=4)
+    _, another = scripted(seed=4)
     assert not torch.equal(another[1], high)
 
 
-def test_a_reasoner_whose_latents_hear_words_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    scripted(monkeypatch, sealed=True)
+def test_a_reasoner_whose_latents_read_forced_tokens_is_an_error() -> None:
     with pytest.raises(AssertionError, match="finished before it"):
-        word_containment(tiny_word_system(), PROMPT_FORMAT, ASKED, 7, seed=3)
+        scripted(isolated=True)
 
 
 def test_a_box_begins_where_it_is_opened() -> None:
-    found: Callable[..., int] = measured._box_from
     for text in ("5 + 7 \\boxed{12}", "\\boxed{12}", "5 \\boxed{7} \\boxed{12}"):
         row = [*PROMPT_FORMAT.encode(text), END, END]
-        assert found(row, PROMPT_FORMAT.tokenizer) == row.index(PROMPT_FORMAT.box[0])
+        assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == row.index(PROMPT_FORMAT.box[0])
     row = [*PROMPT_FORMAT.encode("5 + 7"), END]
-    assert found(row, PROMPT_FORMAT.tokenizer) == len(row)
+    assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == len(row)
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- the probe -----------------------------------------------------------------------------------------------------
 
 
-def effect(*rows: list[float], change: float = 0.0) -> WordEffect:
-    return WordEffect(
-        says="its words", counts=np.array(rows), latents_identical=change == 0, largest_latent_change=change
-    )
+def test_a_system_is_measured_by_what_its_tokens_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "answer_tokens", lambda *_: TOKENS)
+    reading = PROBE.measure(word_view(system_of("explicit"), 7, batch_size=3, seed=1))
+    assert reading is not None
+    assert reading.output_kind == "its explicit chain and its answer"
+    for effect, other in zip(reading.effects, effects("explicit", batch_size=7, seed=1), strict=True):
+        assert effect.counts.tolist() == other.counts.tolist()
 
 
-def test_the_summary_weighs_words_and_answers_alike() -> None:
+def effect(*rows: list[float], change: float = 0.0) -> Effect:
+    return Effect(counts=np.array(rows), latents_identical=change == 0, largest_latent_change=change)
+
+
+def reading(*effects: Effect) -> Reading:
+    return Reading(output_kind="its tokens", effects=list(effects))
+
+
+def test_the_summary_weighs_tokens_and_answers_alike() -> None:
     nothing = effect([0.0, 0, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0])
     first, second = (
         effect([4.0, 2, 2, 1, 1, 1], [4, 1, 3, 0, 1, 0]),
         effect([4.0, 2, 1, 1, 1, 1], [8, 3, 2, 0, 0, 0], change=0.5),
     )
-    found = containment_summary({"cot": [[nothing, first], [nothing, second]]})
-    assert found is not None
+    found = PROBE.summarise({"cot": [reading(nothing, first), reading(nothing, second)]}, baseline=None)
     assert (found["problems"], found["rates"]) == (2, [0.1, 0.3])
     quiet, loud = found["systems"]["cot"]["effects"]
-    assert found["systems"]["cot"]["says"] == "its words"
+    assert found["systems"]["cot"]["says"] == "its tokens"
     assert (quiet["forced"]["mean"], quiet["later_changed"], quiet["answers_lost"], quiet["judged"]) == (
         0,
         None,
@@ -305,4 +300,3 @@ def test_the_summary_weighs_words_and_answers_alike() -> None:
     assert (quiet["latents_identical"], loud["latents_identical"]) == (True, False)
     assert (quiet["largest_latent_change"], loud["largest_latent_change"]) == (0.0, 0.5)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert containment_summary({}) is None

@@ -15,16 +15,21 @@ import pytest
 from unspoken.report.page import render, write_page
 
 Results = dict[str, Any]
+NEAREST = "jepa-reasoner, nearest row"
 WITH_A_TALKER = [
     "Does the chain do anything?",
     "Does speech reach the chain?",
-    "Where latents lie",
     "Chains, latent by latent",
 ]
 
 
 def titles(page: str) -> list[str]:
     return [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
+
+
+def headings(page: str) -> list[str]:
+    """Headings within sections."""
+    return [html.unescape(title) for title in re.findall(r"<h4>(.*?)</h4>", page)]
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -34,15 +39,15 @@ def test_a_complete_file_fills_every_section_but_the_one_about_odds(
 ) -> None:
     page = render([complete(depth=depth, seeds=seeds)])
     assert titles(page) == [
-        "Beside the paper",
+        "What an answer costs",
         "Accuracy by step",
         *WITH_A_TALKER[:2],
         "What a latent is made of",
         *WITH_A_TALKER[2:],
         "Training",
-        "What an answer costs",
         "How to make it again",
     ]
+    assert headings(page) == ["Accuracy against cost", *MIXING, "Beside the paper", "Where latents lie"]
     for number in ("98.00\xa0%", "99.87\xa0%", "99.89\xa0%", "1.72\xa0%", "14.5", "298 k"):
         assert number in page, number
 
@@ -57,13 +62,14 @@ def test_a_sweep_without_a_talker_leaves_out_what_needs_one(sweep: Results) -> N
 def test_known_odds_have_their_own_section_and_finding(ambiguous: Results) -> None:
     page = render([ambiguous])
     assert "Do coefficients match known odds?" in titles(page)
-    assert "Beside the paper" not in titles(page)
+    assert "Beside the paper" not in headings(page)
     assert "off by 3.0" in page
 
 
 def test_results_that_hold_nothing_but_systems_make_a_page(complete: Callable[..., Results]) -> None:
     results = complete()
-    bare = {key: results[key] for key in ("name", "size", "seeds", "problems", "systems")}
+    bare = {key: results[key] for key in ("name", "size", "seeds", "problems", "baseline", "systems", "tests")}
+    bare["probes"] = {}
     assert titles(render([bare])) == ["What an answer costs"]
 
 
@@ -73,10 +79,11 @@ def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) ->
     results["name"] = results["size"] = results["command"] = results["recipe"]["summary"] = bad
     results["systems"][bad] = results["systems"]["coupled"]
     results["differences"][f"{bad} - coupled"] = results["differences"]["jepa-reasoner - coupled"]
-    results["inside"][bad] = results["inside"]["jepa-reasoner, nearest row"]
-    results["controls"][bad] = results["controls"]["zero"]
-    results["examples"][0]["kind"] = bad
-    results["examples"][0]["spoken"] = [bad]
+    probes = results["probes"]
+    probes["steps"][bad] = probes["steps"][NEAREST]
+    probes["mixture"]["systems"][bad] = probes["mixture"]["systems"][NEAREST]
+    probes["controls"][bad] = {bad: probes["controls"]["jepa-reasoner"]["zero"]}
+    probes["trees"]["examples"][0] |= {"kind": bad, "spoken": [bad]}
     for entry in results["training"]:
         entry["stages"][bad] = entry["stages"]["sst"]
     for page in (render([results]), render([results, results])):
@@ -86,7 +93,7 @@ def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) ->
 def test_a_chain_that_speech_reached_raises_an_alarm(complete: Callable[..., Results]) -> None:
     results = complete()
     assert 'class="statement alarm"' not in render([results])
-    results["containment"]["latents_identical"] = False
+    results["probes"]["resampled_answers"]["jepa-reasoner"]["latents_identical"] = False
     assert 'class="statement alarm"' in render([results])
 
 
