@@ -39,7 +39,11 @@ def model_of(kind: str) -> PreTrainedModel:
         backbone.l2_output = True
         talker = tiny_config("unspoken", vocab_size=21) if kind == "pair" else None
         config = JepaReasonerConfig(
-            backbone_config=backbone, talker_config=talker, pad_token_id=PAD, eos_token_id=END, max_latents=2 * TASK.answer_length
+            backbone_config=backbone,
+            talker_config=talker,
+            pad_token_id=PAD,
+            eos_token_id=END,
+            max_latents=2 * TASK.answer_length,
         )
         build = JepaReasonerModel if talker is None else JepaReasonerForCausalLM
         model = build._from_config(config, attn_implementation="eager")

@@ -15,6 +15,7 @@ from unspoken.draw.section import Section
 from unspoken.draw.table import Table, grids
 from unspoken.probes.pass_at_k import PassAtKProbe, pass_at
 
+
 @pytest.mark.parametrize("k", range(1, 7))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_draw(k: int) -> None:
     for right in range(7):

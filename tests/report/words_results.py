@@ -60,8 +60,7 @@ def _cost(steps: tuple[float, int, float]) -> Results:
 
 def _controls(own: float, kept: dict[str, float]) -> Results:
     return {
-        name: {"exact_match": rate(own * left), "difference": change(own * left - own)}
-        for name, left in kept.items()
+        name: {"exact_match": rate(own * left), "difference": change(own * left - own)} for name, left in kept.items()
     }
 
 

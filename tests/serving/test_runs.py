@@ -11,7 +11,7 @@ from tiny_models import enliven, tiny_config
 from tiny_recipe import quiet_train, tiny_recipe
 from tiny_words import PROMPT_FORMAT, TASK
 
-from unspoken.evaluation.answering import answer_questions
+from unspoken.evaluation.answering import answer
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
@@ -53,7 +53,7 @@ def test_the_models_of_a_run_are_served_by_name(start: Any, tmp_path: Path) -> N
                     client.completions.create(model=name, prompt=expected["problem"], temperature=1)
 
 
-def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> None:
+def test_a_talker_answers_reasoning_problems_from_the_chain_after_the_open_marker() -> None:
     size = {"vocab_size": len(TASK.tokenizer), "max_position_embeddings": 160}
     config = JepaReasonerConfig(
         backbone_config=tiny_config("unspoken", l2_output=True, **size),
@@ -69,7 +69,8 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
     system = catalogue.systems(model.eval(), stage="pair", max_answer=3)[0]
     assert system.max_tokens == 7
     served, found = served_questions(system, TASK, PROMPT_FORMAT), set()
-    for problem in TASK.sample("test", range(5)):
+    problems = TASK.sample("test", range(5))
+    for row, problem in enumerate(problems):
         news: list[Said] = []
         batch = Batch(served.system.reasoner)
         batch.join(
@@ -77,8 +78,8 @@ def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> 
         )
         while batch.rows:
             batch.step()
-        answer = answer_questions(system, PROMPT_FORMAT, [problem], 1)
-        assert served.text(news[0].words) == PROMPT_FORMAT.decode(answer.tokens)[0]
-        assert news[0].latents == int(answer.chain.lengths[0])
+        expected = answer(system, TASK, problems.select([row]), PROMPT_FORMAT, batch_size=1)
+        assert served.text(news[0].words) == PROMPT_FORMAT.decode(expected.tokens)[0]
+        assert news[0].latents == int(expected.chain.lengths[0])
         found.add(served.text(news[0].words))
     assert len(found) >= 3

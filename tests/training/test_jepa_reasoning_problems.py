@@ -105,8 +105,9 @@ def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(train
     assert costs["dual"]["sequential_passes"] > costs["mono"]["sequential_passes"]
     probes = results["probes"]
     controls = probes["controls"]["mono"]
-    assert {"swap", "zero", "noise"} <= set(controls)
-    assert not {"no chain", "forced answer"} & set(controls)
+    # Without a chain a Talker gets a single zero vector; nothing can be put before what it says.
+    assert {"swap", "zero", "noise", "no chain"} <= set(controls)
+    assert not {"random mixtures", "forced answer"} & set(controls)
     for key in ("geometry", "superposition"):
         assert "mono" not in probes[key]
     assert "mono" not in probes["pass_at_k"]["systems"]
