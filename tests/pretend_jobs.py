@@ -24,6 +24,8 @@ from unspoken import machine
 from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import measure_run, models_of, open_run, run_experiment
 from unspoken.placement import CPU, moved
+from unspoken.probes.geometry import GeometryProbe
+from unspoken.probes.pass_at_k import PassAtKProbe
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.speakers import SameStack
 from unspoken.report.answers import answer_problems
@@ -109,7 +111,7 @@ def run(name: str, folder: Path, overrides: tuple[str, ...] = (), without: tuple
         waits=waits,
     )
     if name in ("trees", "words"):
-        for stage_name in models_of(finished).final:
+        for stage_name in models_of(finished).measured:
             (answer,) = answer_problems(folder / "run", [None], stage=stage_name, device=device)
             outcome.answers[stage_name] = answer["answer"]
             outcome.served[stage_name] = served(folder / "run", stage_name, answer["problem"])
@@ -142,7 +144,8 @@ def served(folder: Path, stage: str, problem: str) -> str:
 def look_inside(folder: Path) -> dict[str, Any]:
     """What is measured on request alone: geometry of hidden states, and noisy chains."""
     recipe, runs = open_run(folder / "run", install())
-    return measure_run(recipe, runs, command="", say=lambda _: None, analyses=["geometry"], samples=2)["words"]
+    optional = [GeometryProbe(), PassAtKProbe(2)]
+    return measure_run(recipe, runs, command="", say=lambda _: None, optional=optional)["probes"]
 
 
 def resume(folder: Path, there_first: bool) -> bool:

@@ -33,9 +33,10 @@ def test_the_reasoner_solves_the_tiny_task_and_the_controls_do_not(place):
     results = json.loads((place / "runs/tree-search-tiny/results.json").read_text())
     assert results["systems"]["jepa-reasoner"]["exact_match"]["mean"] >= 0.95
     for name in ("zero", "noise", "swap", "no chain"):
-        assert results["controls"][name]["exact_match"]["mean"] < 0.25, name
-    assert results["containment"]["latents_identical"]
-    assert results["containment"]["answers_changed"] > 0.5
+        assert results["probes"]["controls"]["jepa-reasoner"][name]["exact_match"]["mean"] < 0.25, name
+    resampled = results["probes"]["resampled_answers"]["jepa-reasoner"]
+    assert resampled["latents_identical"]
+    assert resampled["answers_changed"] > 0.5
 
 
 def test_a_second_call_trains_nothing_and_measures_again(place):

@@ -86,7 +86,7 @@ def test_word_problems_with_every_choice_and_all_that_is_measured_on_request(the
     assert {"answer_only", "hidden_autonomy"} < set(outcome.systems)
     found = there(pretend_jobs.look_inside, tmp_path)
     assert {"cot", "autonomy"} <= set(found["geometry"])
-    assert {"cot", "autonomy"} <= set(found["samples"]["systems"])
+    assert {"cot", "autonomy"} <= set(found["pass_at_k"]["systems"])
 
 
 @pytest.mark.parametrize("there_first", [True, False], ids=["begun there", "begun on the CPU"])

@@ -9,6 +9,8 @@ from typing import Any
 from tiny_models import tiny_language_model
 from torch import Tensor
 
+from unspoken.evaluation.answering import answer
+from unspoken.probes.probe import View
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.system import System
 from unspoken.tasks.arithmetic import ArithmeticConfig
@@ -26,6 +28,20 @@ def tiny_word_system(family: str = "unspoken", **settings: Any) -> System:
     how = {"open_ids": markers.open, "end_ids": markers.end, "top_k": 5, "max_latents": 6, **settings}
     system = causal_lm_system(model, LatentGenerationConfig(**how), name=family, max_tokens=3)
     return replace(system, text_format=TEXT_FORMAT)
+
+
+def word_view(system: System, problems: int = 6, *, batch_size: int = 4, **rest: Any) -> View:
+    """A system and its answers to the first test problems."""
+    test = TASK.sample("test", range(problems))
+    return View(
+        system=system,
+        task=TASK,
+        problems=test,
+        answers=answer(system, TASK, test, PROMPT_FORMAT, batch_size=batch_size),
+        prompt_format=PROMPT_FORMAT,
+        batch_size=batch_size,
+        **{"seed": 0, **rest},
+    )
 
 
 def saved(system: System, folder: Path) -> Path:

@@ -1,10 +1,15 @@
 """Each control removes what its name says and keeps the rest."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from tiny_models import tiny_pair
+from tiny_words import table_rows, tiny_word_system, word_view
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.controls import CONTROLS
+from unspoken.evaluation.controls import CONTROLS, altered_chains
+from unspoken.methods import catalogue
 
 
 @pytest.fixture
@@ -64,3 +69,39 @@ def test_truncate_keeps_the_first_half(chain):
     assert torch.equal(other.latents[:, 0], chain.latents[:, 0])
     assert not other.latents[0, 2:].any()
     assert torch.equal(other.latents[0, :2], chain.latents[0, :2])
+
+
+# --- of a system -------------------------------------------------------------------------------------------------
+
+
+def test_mixtures_of_rows_become_other_mixtures():
+    system = tiny_word_system("unspoken")
+    chain = word_view(system).graded.chain
+    other = altered_chains(system, chain, 0)
+    assert set(other) == {*CONTROLS, "random mixtures"} - {"noise"}
+    latents, weights = other["random mixtures"].latents, chain.support_weights
+    # The same weights on other rows: what a latent could be at most, by the longest row.
+    assert not latents[~chain.mask].any()
+    assert not torch.allclose(latents, chain.latents)
+    assert latents.norm(dim=-1).max() <= weights.sum(dim=-1).max() * table_rows(system).norm(dim=-1).max() * 1.001
+    # The stack that answers needs no latent at all.
+    assert other["no chain"].lengths.tolist() == [0] * len(chain)
+
+
+def test_hidden_states_become_noise_and_a_talker_keeps_one_latent():
+    hidden = tiny_word_system(feed="hidden")
+    assert set(altered_chains(hidden, word_view(hidden).graded.chain, 0)) == set(CONTROLS)
+    talker, _ = catalogue.systems(tiny_pair("mono"), stage="pair", max_answer=4)
+    chain = talker.respond(torch.randint(3, 20, (3, 5))).chain
+    other = altered_chains(talker, chain, 0)
+    assert set(other) == set(CONTROLS)
+    assert other["no chain"].lengths.tolist() == [1] * 3
+
+
+def test_what_is_drawn_depends_on_the_seed_alone(chain):
+    system = replace(tiny_word_system(), chain_kind="hidden")
+    one, again, another = (altered_chains(system, chain, seed) for seed in (1, 1, 2))
+    for name in one:
+        assert torch.equal(one[name].latents, again[name].latents), name
+    for name in ("noise", "shuffle"):
+        assert not torch.equal(one[name].latents, another[name].latents), name

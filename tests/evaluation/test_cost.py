@@ -9,24 +9,25 @@ from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch.utils.flop_counter import FlopCounterMode
 
 from unspoken.chain import LatentChain, StopReason
-from unspoken.evaluation.answering import answer_questions
-from unspoken.evaluation.cost import cost
+from unspoken.evaluation.answering import answer
+from unspoken.evaluation.cost import counted, seconds
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.systems import talker_flops
 from unspoken.reasoning.flops import multiplied, stack_flops
 from unspoken.reasoning.system import Answer
+from unspoken.tasks.task import Problems
 
 # Of the tiny models: two blocks with four matrices of attention and two of the feed-forward part.
 BLOCKS = 2 * (4 * 16 * 24 + 2 * 16 * 32)
 ATTENTION = 2 * 24
 
 
-def answers(latents: list[int], words: list[int]) -> Answer:
+def answers(latents: list[int], tokens: list[int]) -> Answer:
     mask = torch.arange(max(latents))[None] < torch.tensor(latents)[:, None]
     chain = LatentChain(
         latents=torch.zeros(*mask.shape, WIDTH), mask=mask, stop=torch.full((len(latents),), StopReason.CAP)
     )
-    return Answer(chain=chain, tokens=mask.long(), lengths=torch.tensor(words))
+    return Answer(chain=chain, tokens=mask.long(), lengths=torch.tensor(tokens))
 
 
 def test_a_stack_costs_two_a_weight_and_four_a_channel_and_pair() -> None:
@@ -66,36 +67,45 @@ def test_a_dual_talker_also_reads_what_its_encoder_made() -> None:
 
 def test_the_count_is_what_a_counter_sees_in_the_running_model() -> None:
     system = tiny_word_system("unspoken", top_k=3)
-    (problem,) = TASK.sample("test", [0])
+    problems = TASK.sample("test", [0])
     with FlopCounterMode(display=False) as counter:
-        given = answer_questions(system, PROMPT_FORMAT, [problem], 1)
-    asked = len(PROMPT_FORMAT.prompt(problem.question))
-    expected = float(system.flops(torch.tensor([asked]), given))
+        given = answer(system, TASK, problems, PROMPT_FORMAT, batch_size=1)
+    asked = len(PROMPT_FORMAT.prompt(problems[0].question))
+    expected = counted(system, torch.tensor([asked]), given)["flops"]
     # The running model scores the whole square of the prompt, also what a position may not see, and mixes three rows.
     read = asked + len(system.opening)
     expected += 4 * ATTENTION * read * (read - 1) / 2 + 2 * 3 * 16 * int(given.chain.lengths)
     assert counter.get_total_flops() == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize(("seconds", "asked_alone"), [(10.0, 3), (1e-9, 1)])
+def test_means_of_answers_are_counted_as_the_system_does() -> None:
+    system = tiny_word_system("unspoken", top_k=3)
+    found = counted(system, torch.tensor([5, 3]), answers([4, 2], [2, 1]))
+    flops = system.flops(torch.tensor([5, 3]), answers([4, 2], [2, 1]))
+    assert (found["latent_steps"], found["markers"], found["spoken_tokens"]) == (3, 2, 1.5)
+    assert found["sequential_passes"] == 6.5
+    assert found["flops"] == float(flops.mean())
+    assert flops[0] > flops[1]
+
+
+@pytest.mark.parametrize(("spent", "asked_alone"), [(10.0, 3), (1e-9, 1)])
 def test_few_problems_are_answered_one_by_one_where_that_takes_long(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, asked_alone: int
+    monkeypatch: pytest.MonkeyPatch, spent: float, asked_alone: int
 ) -> None:
-    monkeypatch.setattr("unspoken.evaluation.cost._SECONDS_ALONE", seconds)
-    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr("unspoken.evaluation.cost._SECONDS_ALONE", spent)
+    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", 3)
+    asked: list[tuple[list[str], int]] = []
 
-    def respond(start: int, stop: int, batch_size: int) -> Answer:
-        asked.append((start, stop))
-        return answers([2] * (stop - start), [1] * (stop - start))
+    def respond(problems: Problems, batch_size: int) -> Answer:
+        asked.append(([problem.key for problem in problems], batch_size))  # type: ignore[attr-defined]
+        return answers([2] * len(problems), [1] * len(problems))
 
-    found = cost(
-        respond,
-        5,
-        parameters=7,
-        passes=lambda steps, words: steps + words,
-        flops=lambda given: given.chain.lengths.double(),
-        batch_size=5,
-        alone=3,
-    )
-    assert asked == [*((at, at + 1) for at in range(asked_alone)), (0, 5)]
-    assert (found.latent_steps, found.sequential_passes, found.flops, found.parameters) == (2, 3, 2, 7)
+    problems = TASK.sample("test", range(5))
+    keys = [problem.key for problem in problems]
+    found = seconds(respond, problems, 5, alone=True)
+    assert asked == [*(([key], 1) for key in keys[:asked_alone]), (keys, 5)]
+    assert found["seconds_alone"] > 0
+    assert found["seconds_batched"] > 0
+    asked.clear()
+    assert list(seconds(respond, problems, 2, alone=False)) == ["seconds_batched"]
+    assert asked == [(keys, 2)]

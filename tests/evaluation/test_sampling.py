@@ -1,9 +1,8 @@
-"""Noisy chains and pass@k: the estimator by counting, and noise that belongs to a row alone."""
+"""Noisy chains: what is drawn at a step, and noise that belongs to a row alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from unspoken.chain import LatentChain
 from unspoken.evaluation import sampling
 from unspoken.evaluation.answering import Graded
-from unspoken.evaluation.sampling import NoisyReasoner, draw, pass_at
+from unspoken.evaluation.sampling import NoisyReasoner, draw
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.system import System
 
@@ -25,30 +24,6 @@ PROBLEMS = TASK.sample("test", range(5))
 
 def sources(count: int, first: int = 0) -> tuple[torch.Generator, ...]:
     return tuple(torch.Generator().manual_seed(first + index) for index in range(count))
-
-
-# --- the estimator ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("k", range(1, 7))
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_draw(k: int) -> None:
-    for right in range(7):
-        draws = [True] * right + [False] * (6 - right)
-        subsets = [any(subset) for subset in combinations(draws, k)]
-        (found,) = pass_at(k, np.array([right]), 6)
-        assert found == pytest.approx(sum(subsets) / len(subsets), abs=1e-12), right
-
-
-def test_pass_at_k_keeps_the_order_of_problems_and_large_numbers() -> None:
-    assert pass_at(1, np.array([3, 0, 4]), 4).tolist() == [0.75, 0.0, 1.0]
-    assert 0.9 < pass_at(512, np.array([5]), 1024)[0] < 1
-
-
-@pytest.mark.parametrize(("k", "right"), [(0, 1), (5, 1), (2, 5), (2, -1)])
-def test_what_cannot_be_counted_is_refused(k: int, right: int) -> None:
-    with pytest.raises(ValueError, match="draws") as caught:
-        pass_at(k, np.array([right]), 4)
-    assert "\n" not in str(caught.value)
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
@@ -128,7 +103,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, batch_size: int, seed: int) -> tup
     """The noise of each problem's draws, and which draws were right: every second noise leads to the right answer."""
     noise: dict[str, list[int]] = {}
 
-    def answer(system: System, _format: Any, problems: Any, rows: int) -> Graded:
+    def answer(system: System, task: Any, problems: Any, _format: Any, *, batch_size: int) -> Graded:
+        rows = batch_size
+        assert task is TASK
         assert isinstance(system.reasoner, NoisyReasoner)
         assert rows == len(problems) == len(system.reasoner.generators)
         sources = [source.initial_seed() for source in system.reasoner.generators]
@@ -139,8 +116,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch, batch_size: int, seed: int) -> tup
         right = torch.tensor([source % 2 == 0 for source in sources])
         return Graded(chain=chain, tokens=torch.zeros(rows, 1).long(), lengths=right.long(), correct=right)
 
-    monkeypatch.setattr(sampling, "answer_questions", answer)
-    correct = draw(tiny_word_system("llama"), PROMPT_FORMAT, PROBLEMS, batch_size, draws=4, seed=seed)
+    monkeypatch.setattr(sampling, "answer", answer)
+    system = tiny_word_system("llama")
+    correct = draw(system, TASK, PROBLEMS, PROMPT_FORMAT, batch_size=batch_size, draws=4, seed=seed)
     return noise, correct
 
 
@@ -153,8 +131,3 @@ def test_noise_belongs_to_seed_problem_and_draw(monkeypatch: pytest.MonkeyPatch)
     assert again == noise
     other, _ = recorded(monkeypatch, 7, 1)
     assert not {source for several in other.values() for source in several} & {s for row in noise.values() for s in row}
-
-
-def test_hidden_states_have_no_weights_to_put_noise_on() -> None:
-    with pytest.raises(ValueError, match="weights"):
-        draw(tiny_word_system(feed="hidden"), PROMPT_FORMAT, PROBLEMS, 5, draws=2, seed=0)

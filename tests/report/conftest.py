@@ -1,9 +1,9 @@
-"""A results file written by hand: small, complete, and free of any trained model."""
+"""Results written by hand: small, complete, and free of any trained model."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from words_results import words_results
 
 Results = dict[str, Any]
 NAMES = "ABCDEFGHIJKLMNO"
+NEAREST = "jepa-reasoner, nearest row"
 
 
 def _rate(mean: float, seeds: int) -> Results:
@@ -35,6 +36,7 @@ def _mean(value: Any, seeds: int) -> Results:
 def _cost(passes: float) -> Results:
     return {
         "latent_steps": 4.0,
+        "markers": 0.0,
         "spoken_tokens": 4.0,
         "sequential_passes": passes,
         "flops": 14_533_632.0,
@@ -48,17 +50,23 @@ def _mixture(depth: int, seeds: int) -> Results:
     below = depth - 1
     numbers = {"rank": 0.05, "rank_inner": 0.03, "major": 0.99, "major_inner": 0.98}
     lists = {"rank_steps": 0.03, "major_steps": 0.98, "right_steps": 0.97, "other_steps": -0.0001}
-    found = {key: _mean(value, seeds) for key, value in numbers.items()}
-    found |= {key: _mean([value] * below, seeds) for key, value in lists.items()}
-    return found | {"right_inner": _mean(0.97, seeds), "other_inner": _mean(0.04, seeds)}
+    readings = {key: _mean(value, seeds) for key, value in numbers.items()}
+    readings |= {key: _mean([value] * below, seeds) for key, value in lists.items()}
+    return readings | {"right_inner": _mean(0.97, seeds), "other_inner": _mean(0.04, seeds)}
 
 
-def _inside(depth: int, seeds: int) -> Results:
+def _steps(depth: int, seeds: int) -> Results:
     accuracy = {topic: _mean([0.98] * (depth + 1), seeds) for topic in ("step", "up_to")}
-    return {
-        "steps": {"rollout": accuracy, "forced": accuracy},
-        "mixture": {kind: _mixture(depth, seeds) for kind in ("rollout", "forced")},
-    }
+    return {"rollout": accuracy, "forced": accuracy}
+
+
+def _mixtures(names: Sequence[str], depth: int, seeds: int) -> Results:
+    kinds = {kind: _mixture(depth, seeds) for kind in ("rollout", "forced")}
+    return {"reference": {"no_sibling": 1 / 14, "true_mixture": 1 / 105}, "systems": dict.fromkeys(names, kinds)}
+
+
+def _system(mean: float, passes: float, chain: str, seeds: int) -> Results:
+    return {"exact_match": _rate(mean, seeds), "ended": 1.0, "cost": _cost(passes), "chain": chain}
 
 
 def _curve(*, mixing: bool = False) -> Results:
@@ -101,9 +109,14 @@ def _complete(depth: int = 3, seeds: int = 1) -> Results:
             "steps_of": ["sst", "talker"],
         },
     ]
-    better = {"mean": 0.48, "low": 0.45, "high": 0.51, "p": 0.0002}
+    better, lost = ({"mean": mean, "low": mean - 0.03, "high": mean + 0.03, "p": 0.0002} for mean in (0.48, -0.98))
+    systems = {
+        "jepa-reasoner": _system(0.98, 5.0, "latent", seeds),
+        NEAREST: _system(0.98, 4.0, "latent", seeds),
+        "coupled": _system(0.5, 4.0, "tokens", seeds),
+    }
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "tree-search",
         "size": "tiny",
         "command": "unspoken run tree-search",
@@ -116,33 +129,37 @@ def _complete(depth: int = 3, seeds: int = 1) -> Results:
         },
         "seeds": list(range(seeds)),
         "problems": 200,
-        "systems": {
-            "jepa-reasoner": {"cost": _cost(5.0), "exact_match": _rate(0.98, seeds), "ended": 1.0},
-            "jepa-reasoner, nearest row": {"cost": _cost(4.0), "exact_match": _rate(0.98, seeds), "ended": 1.0},
-            "coupled": {"cost": _cost(4.0), "exact_match": _rate(0.5, seeds), "ended": 1.0},
+        "baseline": "coupled",
+        "systems": systems,
+        "tests": {"test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}},
+        "differences": {f"{name} - coupled": better for name in ("jepa-reasoner", NEAREST)},
+        "probes": {
+            "controls": {
+                "jepa-reasoner": {
+                    name: {"exact_match": _rate(0.0, seeds), "difference": lost, "symbol_accuracy": 0.07}
+                    for name in ("zero", "noise", "swap")
+                }
+            },
+            "steps": {NEAREST: _steps(depth, seeds)},
+            "mixture": _mixtures([NEAREST], depth, seeds),
+            "resampled_answers": {
+                "jepa-reasoner": {
+                    "talker_seeds": 5,
+                    "temperature": 20.0,
+                    "problems": 200,
+                    "answers_changed": 0.99,
+                    "latents_identical": True,
+                }
+            },
+            "trees": {
+                "examples": [_example(depth)],
+                "plane": {
+                    "explained": [0.17, 0.14],
+                    "names": {name: [index % 4 - 1.5, index // 4 - 1.5] for index, name in enumerate(NAMES)},
+                    "predictions": [{"at": [0.1, 0.2], "name": "A"}, {"at": [-0.5, 0.5], "name": "O"}],
+                },
+            },
         },
-        "differences": {
-            "jepa-reasoner - coupled": better,
-            "jepa-reasoner, nearest row - coupled": better,
-        },
-        "controls": {
-            name: {"exact_match": _rate(0.0, seeds), "symbol_accuracy": 0.07} for name in ("zero", "noise", "swap")
-        },
-        "inside": {"jepa-reasoner, nearest row": _inside(depth, seeds)},
-        "reference": {"no_sibling": 1 / 14, "true_mixture": 1 / 105},
-        "containment": {
-            "talker_seeds": 5,
-            "temperature": 20.0,
-            "problems": 200,
-            "answers_changed": 0.99,
-            "latents_identical": True,
-        },
-        "pca": {
-            "explained": [0.17, 0.14],
-            "names": {name: [index % 4 - 1.5, index // 4 - 1.5] for index, name in enumerate(NAMES)},
-            "predictions": [{"at": [0.1, 0.2], "name": "A"}, {"at": [-0.5, 0.5], "name": "O"}],
-        },
-        "examples": [_example(depth)],
         "training": [
             {"seed": seed, "stages": {stage["name"]: _curve(mixing=stage["name"] == "sst") for stage in stages}}
             for seed in range(seeds)
@@ -152,7 +169,7 @@ def _complete(depth: int = 3, seeds: int = 1) -> Results:
 
 @pytest.fixture
 def complete() -> Callable[..., Results]:
-    """Makes a results file; ``depth`` and ``seeds`` may be given."""
+    """Makes results; ``depth`` and ``seeds`` may be given."""
     return _complete
 
 
@@ -161,10 +178,8 @@ def sweep() -> Results:
     """A run whose last stages are Reasoners alone: no Talker, no baseline, nothing to control."""
     results = _complete(seeds=2)
     names = ("sst_k1", "sst_k4")
-    one, inside = results["systems"]["coupled"], results["inside"]["jepa-reasoner, nearest row"]
-    results["systems"] = dict.fromkeys(names, one)
-    results["inside"] = dict.fromkeys(names, inside)
-    results |= {"differences": {}, "controls": {}, "containment": None, "examples": [], "pca": None}
+    results["probes"] = {"steps": dict.fromkeys(names, _steps(3, 2)), "mixture": _mixtures(names, 3, 2)}
+    _replace_systems(results, dict.fromkeys(names, _system(0.5, 4.0, "latent", 2)))
     for entry in results["training"]:
         entry["stages"] = {"pretrain": _curve()} | {name: _curve(mixing=True) for name in names}
     return results
@@ -175,9 +190,8 @@ def ambiguous() -> Results:
     """A run in which several leaves may be meant, so that the odds of every node are known."""
     results = _complete()
     results["recipe"]["task"]["targets"] = 2
-    inside = results["inside"]["jepa-reasoner, nearest row"]
     keys = ("distance", "uniform_distance", "entropy", "true_entropy", "largest", "true_largest", "outside")
-    inside["calibration"] = {
+    calibration = {
         "forced": {
             "error": _mean(0.03, 1),
             "error_steps": _mean([0.03, 0.03], 1),
@@ -190,13 +204,22 @@ def ambiguous() -> Results:
             for truth in (0.0, 0.5, 1.0)
         ],
     }
-    results["systems"] = {"sst": results["systems"]["coupled"]}
-    results["inside"] = {"sst": inside}
-    results |= {"differences": {}, "controls": {}, "containment": None, "examples": [], "pca": None}
+    results["probes"] = {
+        "steps": {"sst": _steps(3, 1)},
+        "mixture": _mixtures(["sst"], 3, 1),
+        "calibration": {"sst": calibration},
+    }
+    _replace_systems(results, {"sst": _system(0.5, 4.0, "latent", 1)})
     return results
+
+
+def _replace_systems(results: Results, systems: Results) -> None:
+    """Systems that are compared with nothing."""
+    tests = {"test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}}
+    results |= {"systems": systems, "tests": tests, "baseline": None, "differences": {}}
 
 
 @pytest.fixture
 def word_run() -> Results:
-    """A run on word problems, with everything that can be measured on them."""
+    """A run on reasoning problems, with everything that can be measured on them."""
     return words_results()

@@ -12,19 +12,25 @@ from typing import Any
 
 import pytest
 
-from unspoken.evaluation.results import upgraded
 from unspoken.report.page import render, write_page
 
 Results = dict[str, Any]
-WITH_A_TALKER = ["Does the chain do anything?", "Does speech reach the chain?", "Chains, latent by latent"]
-
-
-def page_of(*every: Results) -> str:
-    return render([upgraded(results) for results in every])
+NEAREST = "jepa-reasoner, nearest row"
+ALONG = ["Along SST, teacher-forced", "Along SST, rollout"]
+WITH_A_TALKER = [
+    "Does the chain do anything?",
+    "Does speech reach the chain?",
+    "Chains, latent by latent",
+]
 
 
 def titles(page: str) -> list[str]:
     return [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
+
+
+def headings(page: str) -> list[str]:
+    """Headings within sections."""
+    return [html.unescape(title) for title in re.findall(r'<h4 class="run-in">(.*?)</h4>', page)]
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -32,7 +38,7 @@ def titles(page: str) -> list[str]:
 def test_a_complete_file_fills_every_section_but_the_one_about_odds(
     complete: Callable[..., Results], depth: int, seeds: int
 ) -> None:
-    page = page_of(complete(depth=depth, seeds=seeds))
+    page = render([complete(depth=depth, seeds=seeds)])
     assert titles(page) == [
         "What an answer costs",
         "Accuracy by step",
@@ -42,30 +48,30 @@ def test_a_complete_file_fills_every_section_but_the_one_about_odds(
         "Training",
         "How to make it again",
     ]
-    assert "Beside the paper" in page
-    assert "Where latents lie" in page
+    assert headings(page) == ["Accuracy against cost", *ALONG, "Beside the paper", "Where latents lie"]
     for number in ("98.00\xa0%", "99.87\xa0%", "99.89\xa0%", "1.72\xa0%", "14.5", "298 k"):
         assert number in page, number
 
 
 def test_a_sweep_without_a_talker_leaves_out_what_needs_one(sweep: Results) -> None:
-    page = page_of(sweep)
+    page = render([sweep])
     assert not set(WITH_A_TALKER) & set(titles(page))
     assert "Against coupled" not in page
     assert "sst_k4" in page
 
 
 def test_known_odds_have_their_own_section_and_finding(ambiguous: Results) -> None:
-    page = page_of(ambiguous)
+    page = render([ambiguous])
     assert "Do coefficients match known odds?" in titles(page)
-    assert "Beside the paper" not in page
+    assert "Beside the paper" not in headings(page)
     assert "off by 3.0" in page
 
 
 def test_results_that_hold_nothing_but_systems_make_a_page(complete: Callable[..., Results]) -> None:
     results = complete()
-    bare = {key: results[key] for key in ("name", "size", "seeds", "problems", "systems")}
-    assert titles(page_of(bare)) == ["What an answer costs"]
+    bare = {key: results[key] for key in ("name", "size", "seeds", "problems", "baseline", "systems", "tests")}
+    bare["probes"] = {}
+    assert titles(render([bare])) == ["What an answer costs"]
 
 
 def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) -> None:
@@ -74,29 +80,30 @@ def test_everything_from_outside_is_escaped(complete: Callable[..., Results]) ->
     results["name"] = results["size"] = results["command"] = results["recipe"]["summary"] = bad
     results["systems"][bad] = results["systems"]["coupled"]
     results["differences"][f"{bad} - coupled"] = results["differences"]["jepa-reasoner - coupled"]
-    results["inside"][bad] = results["inside"]["jepa-reasoner, nearest row"]
-    results["controls"][bad] = results["controls"]["zero"]
-    results["examples"][0]["kind"] = bad
-    results["examples"][0]["spoken"] = [bad]
+    probes = results["probes"]
+    probes["steps"][bad] = probes["steps"][NEAREST]
+    probes["mixture"]["systems"][bad] = probes["mixture"]["systems"][NEAREST]
+    probes["controls"][bad] = {bad: probes["controls"]["jepa-reasoner"]["zero"]}
+    probes["trees"]["examples"][0] |= {"kind": bad, "spoken": [bad]}
     for entry in results["training"]:
         entry["stages"][bad] = entry["stages"]["sst"]
-    for page in (page_of(results), page_of(results, results)):
+    for page in (render([results]), render([results, results])):
         assert "<img" not in page
 
 
 def test_a_chain_that_speech_reached_raises_an_alarm(complete: Callable[..., Results]) -> None:
     results = complete()
-    assert 'class="statement alarm"' not in page_of(results)
-    results["containment"]["latents_identical"] = False
-    assert 'class="statement alarm"' in page_of(results)
+    assert 'class="statement alarm"' not in render([results])
+    results["probes"]["resampled_answers"]["jepa-reasoner"]["latents_identical"] = False
+    assert 'class="statement alarm"' in render([results])
 
 
 def test_a_page_replaces_the_old_one_and_leaves_nothing_beside_it(
     complete: Callable[..., Results], tmp_path: Path
 ) -> None:
     target = tmp_path / "new" / "report.html"
-    write_page([upgraded(complete())], target)
-    write_page([upgraded(complete(depth=4))], target)
+    write_page([complete()], target)
+    write_page([complete(depth=4)], target)
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
     with pytest.raises(ValueError, match="no results"):
         write_page([], target)
@@ -117,7 +124,7 @@ def test_no_page_scrolls_sideways_or_complains(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str, width: int
 ) -> None:
     made = request.getfixturevalue(kind)
-    page = page_of(made(depth=4, seeds=3) if kind == "complete" else made)
+    page = render([made(depth=4, seeds=3) if kind == "complete" else made])
     # A browser window cannot be as narrow as a telephone, but a frame can.
     (tmp_path / "frame.html").write_text(
         f'<!doctype html><title>none</title><iframe style="border:0;width:{width}px;height:800px" '

@@ -1,4 +1,4 @@
-"""Runs on word problems: what page and terminal say and leave out, from results made up by hand."""
+"""Runs on reasoning problems: what page and terminal say and leave out, from results made up by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tag_balance import unbalanced
 from words_results import words_results
 
 from unspoken.draw.chains import SHOWN_STEPS
-from unspoken.report.findings import chain_verdict, finding
+from unspoken.probes.controls import chain_verdict
+from unspoken.report.findings import finding
 from unspoken.report.page import render
 from unspoken.report.terminal import print_results
 
@@ -31,15 +32,15 @@ CONTROLS = (
     "zero",
     "mean",
 )  # fmt: skip
-SECTIONS = [
+SECTIONS = TESTS, COST, VERDICTS, SEVERAL, CHAINS, HOLDS, GEOMETRY, TRAINING, RECIPE = [
     "Accuracy on every test set",
-    "Several chains a problem",
+    "What an answer costs",
     "Does the chain do anything?",
+    "Several chains a problem",
     "Chains, latent by latent",
     "How much does a latent hold?",
     "Hidden states beside embeddings",
     "Training",
-    "What an answer costs",
     "How to make it again",
 ]
 
@@ -51,7 +52,7 @@ def sections(page: str) -> dict[str, str]:
     return {"head": text[0]} | dict(zip(text[1::2], text[2::2], strict=True))
 
 
-def strip(steps: list[tuple[dict[str, float], float]], chunks: list[str], system: str = "latent_sft_2") -> Results:
+def chain(steps: list[tuple[dict[str, float], float]], chunks: list[str], system: str = "latent_sft_2") -> Results:
     return {
         "system": system,
         "kind": "right",
@@ -64,11 +65,11 @@ def strip(steps: list[tuple[dict[str, float], float]], chunks: list[str], system
     }
 
 
-def strips_page(*strips: Results) -> str:
+def chains_page(*chains: Results) -> str:
     results = words_results()
-    results["words"]["strips"] = list(strips)
+    results["probes"]["chains"] = list(chains)
     page = render([results])
-    return page[page.index('id="strips"') : page.index('id="superposition"')]
+    return page[page.index('id="chains"') : page.index('id="superposition"')]
 
 
 def printed(results: Results, **console: Any) -> str:
@@ -86,7 +87,7 @@ def test_a_complete_run_has_every_section_of_its_own_and_none_of_trees() -> None
     assert unbalanced(page) == []
     assert "<script" not in page
     # The recipe itself is printed as it is, and stages keep the names under which it knows them.
-    text = " ".join(sections(page).values()).split("The resolved recipe")[0]
+    text = " ".join(sections(page).values()).split("The resolved recipe")[0].replace("chain none", "")
     foreign = set(re.findall(r"\b(?:routes?|trees?|talker|coupled|none|nan|\w+_2)\b", text, re.IGNORECASE))
     assert foreign == {"encoder_2", "decoder_2", "union_2", "labels_2", "latent_sft_2"}
 
@@ -94,20 +95,20 @@ def test_a_complete_run_has_every_section_of_its_own_and_none_of_trees() -> None
 def test_every_system_has_its_exact_match_difference_and_cost() -> None:
     found = sections(render([words_results()]))
     for name in SYSTEMS:
-        for part in ("head", SECTIONS[0], SECTIONS[7]):
+        for part in ("head", TESTS, COST):
             assert name in found[part], (name, part)
-    for fact in ("59.83 %", "Against cot", "−1.4", "−3.8 to +1.0", "−42.9", "of gsm8k-aug", "boxed"):
+    for fact in ("59.83 %", "Against cot", "−1.4", "−3.8 to +1.0", "−42.9", "of gsm8k-aug", "whose answer is right"):
         assert fact in found["head"], fact
     # Made up as 0.5983 times 1.35 on the last set, and times 0.21 on the second.
     for fact in ("gsm8k-aug", "gsm-hard", "svamp", "multiarith", "80.77 %", "12.56 %"):
-        assert fact in found[SECTIONS[0]], fact
+        assert fact in found[TESTS], fact
     # 12.44 latents, 6 marker tokens and 4 tokens of the answer.
-    assert re.search(r"latent sft 2\s+12\.44\s+6\s+4\s+22\.44", found[SECTIONS[7]])
-    assert "30.6 M" in found[SECTIONS[7]]
+    assert re.search(r"latent sft 2\s+12\.44\s+6\s+4\s+22\.44", found[COST])
+    assert "30.6 M" in found[COST]
 
 
 def test_every_control_is_shown_with_its_difference_and_a_verdict() -> None:
-    found = sections(render([words_results()]))[SECTIONS[2]]
+    found = sections(render([words_results()]))[VERDICTS]
     for name in CONTROLS:
         assert name in found, name
     # 0.5983 times 0.02 is left of it after the swap.
@@ -117,7 +118,7 @@ def test_every_control_is_shown_with_its_difference_and_a_verdict() -> None:
 
 
 def test_superposition_is_told_with_everything_needed_to_judge_it() -> None:
-    found = sections(render([words_results()]))[SECTIONS[4]]
+    found = sections(render([words_results()]))[HOLDS]
     # ECR@50 was made up as 2 * 50 / (50 + 2.75); two thirds of a chain a seed were left out of the other system's.
     for fact in ("1.90", "1.33", "explicit", "M 4.21", "N_naive 3.02", "0.942", "0.63", "2.71", "reconstructions"):
         assert fact in found, fact
@@ -125,7 +126,7 @@ def test_superposition_is_told_with_everything_needed_to_judge_it() -> None:
 
 def test_hidden_states_are_compared_in_numbers_and_in_a_picture() -> None:
     page = render([words_results()])
-    found = sections(page)[SECTIONS[5]]
+    found = sections(page)[GEOMETRY]
     for fact in ("0.98", "41.37", "231.4", "88.2", "0.012 ± 0.087", "1684.20", "0.831", "41.2 % and 15.3 %"):
         assert fact in found, fact
     assert re.search(r"latent sft 2\s+2,488 hidden states a seed\s+0\.98\s+20\.68\s", found)
@@ -134,7 +135,7 @@ def test_hidden_states_are_compared_in_numbers_and_in_a_picture() -> None:
 
 
 def test_several_chains_are_shown_beside_the_clean_one() -> None:
-    found = sections(render([words_results()]))[SECTIONS[1]]
+    found = sections(render([words_results()]))[SEVERAL]
     # Of the made-up answers a draw misses, each doubling of k finds a third.
     assert re.search(r"Clean chain\s+pass@1\s+pass@2\s+pass@4\s+pass@6", found)
     assert re.search(r"latent sft 2\s+59\.83 %.*53\.85 %.*69\.23 %.*79\.49 %.*86\.33 %", found, re.DOTALL)
@@ -147,8 +148,9 @@ def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> Non
     assert "random weights" in sections(render([results]))["Training"]
     results["recipe"]["backbone"] = "some/model"
     found = sections(render([results]))["Training"]
-    for fact in ("next token, no chain", "stage 1, encoder", "stage 2", "some/model", "the answer leaks"):
+    for fact in ("next token, positions answer, chain none", "stage1, train encoder", "stage2", "some/model"):
         assert fact in found, fact
+    assert "In encoder_2, decoder_2 and union_2 answers come from the latents of the right chain" in found
     assert "random weights" not in found
     assert "the search is found" not in found
 
@@ -156,25 +158,31 @@ def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> Non
 @pytest.mark.parametrize(
     ("change", "gone"),
     [
-        ({"geometry": None}, SECTIONS[5]),
-        ({"samples": None}, SECTIONS[1]),
-        ({"samples": {"draws": 4, "systems": {}}}, SECTIONS[1]),
-        ({"strips": []}, SECTIONS[3]),
-        ({"controls": {}}, SECTIONS[2]),
-        ({"superposition": {}}, SECTIONS[4]),
-        ({"tests": {"test": words_results()["words"]["tests"]["svamp"]}}, SECTIONS[0]),
+        ({"geometry": None}, GEOMETRY),
+        ({"pass_at_k": None}, SEVERAL),
+        ({"pass_at_k": {"draws": 4, "systems": {}}}, SEVERAL),
+        ({"chains": []}, CHAINS),
+        ({"controls": {}}, VERDICTS),
+        ({"superposition": {}}, HOLDS),
     ],
 )
 def test_a_part_that_was_not_measured_is_left_out(change: Results, gone: str) -> None:
     results = words_results()
-    results["words"] |= change
+    results["probes"] |= change
     assert list(sections(render([results]))) == ["head", *(title for title in SECTIONS if title != gone)]
+    printed(results)
+
+
+def test_a_single_test_set_has_no_section_of_its_own() -> None:
+    results = words_results()
+    results["tests"] = {"test": results["tests"]["svamp"]}
+    assert list(sections(render([results]))) == ["head", *(title for title in SECTIONS if title != TESTS)]
     printed(results)
 
 
 def test_chains_of_one_kind_only_leave_out_parallelism() -> None:
     results = words_results()
-    for entry in results["words"]["superposition"].values():
+    for entry in results["probes"]["superposition"].values():
         entry["parallelism"] = None
     page = render([results])
     assert "Effective compression" in page
@@ -193,16 +201,15 @@ def test_without_a_baseline_nothing_is_compared() -> None:
 def test_everything_from_outside_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>\"'&"
     results = words_results()
-    words = results["words"]
-    for entry in words["strips"]:
+    probes = results["probes"]
+    for entry in probes["chains"]:
         entry |= {"question": bad, "answer": bad, "said": bad, "kind": bad, "system": bad}
         entry["steps"][0]["tokens"] = [[bad, 0.9], ["<b>", 0.1]]
         entry["chunks"] = [f"<b>{bad}</b>", *entry["chunks"]]
     results["systems"][bad] = results["systems"]["cot"]
-    words["steps"][bad] = words["steps"]["cot"]
-    words["tests"][bad] = words["tests"]["svamp"]
-    words["controls"][bad] = {bad: words["controls"]["cot"]["swap"]}
-    words["superposition"][bad] = words["superposition"]["latent_sft_2"]
+    results["tests"][bad] = results["tests"]["svamp"]
+    probes["controls"][bad] = {bad: probes["controls"]["cot"]["swap"]}
+    probes["superposition"][bad] = probes["superposition"]["latent_sft_2"]
     page = render([results])
     assert "<img" not in page
     assert not re.search(r"<b>(?!latent|cot|hidden|no induction|&lt;|\d+<|–<)", page)
@@ -217,11 +224,11 @@ def test_word_problems_and_trees_share_a_page(complete: Callable[..., Results]) 
     assert "Against cot" in page
 
 
-# --- strips ------------------------------------------------------------------------------------------------------
+# --- chains ------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_is_shared_where_the_explicit_piece_has_it_whole() -> None:
-    page = strips_page(strip([({"18": 0.6, "1": 0.2, "+": 0.1, " apple": 0.1}, 0.5)], ["<<18+3 apples"]))
+    page = chains_page(chain([({"18": 0.6, "1": 0.2, "+": 0.1, " apple": 0.1}, 0.5)], ["<<18+3 apples"]))
     shared = re.findall(r'<li class="(\w+)" style="--w:(\d+)%" title="([^"]*)"', page)
     assert shared == [
         ("shared", "60", "18"),
@@ -233,45 +240,45 @@ def test_a_token_is_shared_where_the_explicit_piece_has_it_whole() -> None:
 
 
 def test_the_longer_of_two_tokens_is_marked() -> None:
-    page = strips_page(strip([({">": 0.5, ">>": 0.5}, 0.1)], ["8>> >"]))
+    page = chains_page(chain([({">": 0.5, ">>": 0.5}, 0.1)], ["8>> >"]))
     assert '<p class="piece">8<mark>&gt;&gt;</mark> <mark>&gt;</mark></p>' in page
 
 
 def test_white_space_is_made_visible() -> None:
-    page = strips_page(strip([({" two\n": 0.5, "": 0.5}, 0.1)], ["x"]))
+    page = chains_page(chain([({" two\n": 0.5, "": 0.5}, 0.1)], ["x"]))
     assert "<code>␣two↵</code>" in page
     assert "<code>∅</code>" in page
 
 
 def test_a_chain_that_ended_early_leaves_pieces_without_a_latent() -> None:
-    page = strips_page(strip([({"5": 1.0}, 0.0)] * 2, ["5", "6", "7"]))
+    page = chains_page(chain([({"5": 1.0}, 0.0)] * 2, ["5", "6", "7"]))
     assert page.count("no latent") == 1
     assert [re.sub("<[^>]+>", "", band) for band in re.findall(r'<p class="piece[^"]*">(.*?)</p>', page)] == list("567")
 
 
 def test_a_chain_that_ran_on_is_cut_and_says_so() -> None:
-    page = strips_page(strip([({"5": 1.0}, 0.0)] * (SHOWN_STEPS + 93), ["5"]))
+    page = chains_page(chain([({"5": 1.0}, 0.0)] * (SHOWN_STEPS + 93), ["5"]))
     assert page.count('class="latent"') == SHOWN_STEPS
     assert "and 93 more steps" in page
     assert page.count('class="piece none"') == SHOWN_STEPS - 1
 
 
 def test_without_pieces_there_is_no_band() -> None:
-    page = strips_page(strip([({"5": 1.0}, 0.0)], []))
+    page = chains_page(chain([({"5": 1.0}, 0.0)], []))
     assert 'class="piece' not in page
     assert 'class="chain bare"' in page
 
 
-def test_entropy_has_one_scale_for_all_strips() -> None:
-    page = strips_page(strip([({"5": 1.0}, 0.5), ({"5": 1.0}, 1.0)], []), strip([({"5": 1.0}, 2.0)], []))
+def test_entropy_has_one_scale_for_all_chains() -> None:
+    page = chains_page(chain([({"5": 1.0}, 0.5), ({"5": 1.0}, 1.0)], []), chain([({"5": 1.0}, 2.0)], []))
     assert re.findall(r"--e:(\d+)%", page) == ["25", "50", "100"]
     assert "0.50 nats" in page
 
 
 def test_latents_above_pieces_come_first_and_are_open() -> None:
     step = [({"5": 1.0}, 0.5)]
-    page = strips_page(
-        strip(step, ["5"], "cot"), strip(step, [], "soft thinking"), strip(step, ["5"]), strip(step, ["5"])
+    page = chains_page(
+        chain(step, ["5"], "cot"), chain(step, [], "soft thinking"), chain(step, ["5"]), chain(step, ["5"])
     )
     assert re.findall(r'<details class="strips"( open)?><summary>([^<]*) <span>([^<]*)<', page) == [
         (" open", "latent sft 2", "2 chains"),
@@ -294,21 +301,21 @@ def lines(page: str, label: str) -> list[list[tuple[float, float]]]:
 
 def test_an_entropy_line_ends_with_its_last_frequent_step() -> None:
     results = words_results()
-    entry = results["words"]["superposition"]["latent_sft_2"]
+    entry = results["probes"]["superposition"]["latent_sft_2"]
     entry["entropy"] = {"mean": [1.0, 0.8, 0.6, 0.4], "count": [100, 90, 10, 9]}
-    results["words"]["superposition"] = {"latent_sft_2": entry}
+    results["probes"]["superposition"] = {"latent_sft_2": entry}
     page = render([results])
     (line,) = lines(page, "Entropy of the latents by step")
     assert len(line) == 3
     # Every chain counts once for each of its steps: (100 + 72 + 6 + 3.6) / 209.
-    assert "0.87" in sections(page)[SECTIONS[4]]
+    assert "0.87" in sections(page)[HOLDS]
 
 
 def test_compression_rises_from_left_to_right_whatever_the_order_in_the_file() -> None:
     results = words_results()
-    entry = results["words"]["superposition"]["latent_sft_2"]
+    entry = results["probes"]["superposition"]["latent_sft_2"]
     entry["ecr"] = {"100": 1.6, "5": 0.4, "10": 0.9}
-    results["words"]["superposition"] = {"latent_sft_2": entry}
+    results["probes"]["superposition"] = {"latent_sft_2": entry}
     (line,) = lines(render([results]), "Effective compression rate at K")
     assert line == sorted(line)
     assert [y for _, y in line] == sorted((y for _, y in line), reverse=True)
@@ -317,9 +324,9 @@ def test_compression_rises_from_left_to_right_whatever_the_order_in_the_file() -
 @pytest.mark.parametrize("questions", [1, 7, 1285])
 def test_questions_are_drawn_from_the_smallest_to_the_largest(questions: int) -> None:
     results = words_results()
-    entry = results["words"]["superposition"]["latent_sft_2"]
+    entry = results["probes"]["superposition"]["latent_sft_2"]
     entry["parallelism"]["points"] = [1 + 3 * (index * 7919 % questions) / questions for index in range(questions)]
-    results["words"]["superposition"] = {"latent_sft_2": entry}
+    results["probes"]["superposition"] = {"latent_sft_2": entry}
     (line,) = lines(render([results]), "N_eff of every question, latent sft 2")
     assert len(line) == min(questions, 120)
     assert line == sorted(line)
@@ -337,7 +344,7 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
 
 
 @pytest.mark.parametrize(
-    ("controls", "said"),
+    ("controls", "expected"),
     [
         (
             {"swap": control(-0.4), "zero": control(-0.123)},
@@ -383,8 +390,8 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
         ({"forced answer": control(0.0)}, ["Answering right after the chain costs nothing detectable."]),
     ],
 )
-def test_a_verdict_claims_no_more_than_its_tests(controls: Results, said: list[str]) -> None:
-    assert chain_verdict(controls) == said
+def test_a_verdict_claims_no_more_than_its_tests(controls: Results, expected: list[str]) -> None:
+    assert chain_verdict(controls) == expected
 
 
 def test_of_equals_none_is_called_the_best() -> None:
@@ -410,7 +417,7 @@ def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> 
 
 def test_a_second_explicit_chain_is_no_system_that_reasons_in_latents() -> None:
     results = words_results()
-    results["words"]["explicit"].append("latent_sft_2")
+    results["systems"]["latent_sft_2"]["chain"] = "tokens"
     text = finding(results)
     assert "latent sft 2" not in text and "the best of 4 systems that reason in latents" in text
 

@@ -1,4 +1,4 @@
-"""A results file of a word-problem run, made up: the shape of a real one, with numbers that fit together."""
+"""A results file of a run on reasoning problems, made up: the shape of a real one, with numbers that fit together."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SYSTEMS: dict[str, tuple[float, tuple[float, int, float]]] = {
     "no_induction": (0.5510, (12.52, 6, 4.0)),
     "soft thinking": (0.5893, (24.9, 6, 4.0)),
 }
+KINDS = {"cot": "tokens", "answer_only": None, "hidden_2": "hidden"}  # of chains; the others are superpositions
 TESTS = {"gsm8k-aug": 1.0, "gsm-hard": 0.21, "svamp": 1.04, "multiarith": 1.35}
 CONTROLS = {
     "swap": 0.02,
@@ -47,8 +48,9 @@ def change(mean: float, spread: float = 0.024) -> Results:
 def _cost(steps: tuple[float, int, float]) -> Results:
     return {
         "latent_steps": steps[0],
+        "markers": float(steps[1]),
         "spoken_tokens": steps[2],
-        "sequential_passes": sum(steps) + 1,
+        "sequential_passes": sum(steps),
         "flops": 61.2e6 * (40 + sum(steps)),
         "seconds_batched": 0.0021 * sum(steps),
         "seconds_alone": 0.0134 * sum(steps),
@@ -56,14 +58,9 @@ def _cost(steps: tuple[float, int, float]) -> Results:
     }
 
 
-def _steps(steps: tuple[float, int, float]) -> Results:
-    return {"latents": steps[0], "marker": steps[1], "answer": steps[2], "total": sum(steps)}
-
-
 def _controls(own: float, kept: dict[str, float]) -> Results:
     return {
-        name: {"exact_match": rate(own * share), "difference": change(own * share - own)}
-        for name, share in kept.items()
+        name: {"exact_match": rate(own * left), "difference": change(own * left - own)} for name, left in kept.items()
     }
 
 
@@ -101,7 +98,7 @@ def _step(entropy: float, tokens: dict[str, float]) -> Results:
     return {"tokens": [[text, weight] for text, weight in tokens.items()], "entropy": entropy}
 
 
-def _strips() -> list[Results]:
+def _chains() -> list[Results]:
     pears = (
         "Ann has 5 pears. Bo has 3 more pears than Ann. Cy has 2 times as many pears as Bo. "
         "How many pears do Ann and Cy have together?"
@@ -148,17 +145,17 @@ def _strips() -> list[Results]:
     chunks = ["<<48", "-9", "=39", ">> <<", "48*", "2=", "96>>", "<<96", "-39", "=57", ">>"]
     common = {"right": (pears, "21", "\\boxed{21}", True), "wrong": (coins, "57", "\\boxed{87}", False)}
 
-    def strip(system: str, kind: str, steps: list[Results], pieces: list[str]) -> Results:
+    def chain(system: str, kind: str, steps: list[Results], pieces: list[str]) -> Results:
         question, answer, said, correct = common[kind]
         found = {"system": system, "kind": kind, "question": question, "answer": answer, "said": said}
         return found | {"correct": correct, "steps": steps, "chunks": pieces}
 
     return [
-        strip("latent_sft_2", "right", right, by_two),
-        strip("latent_sft_2", "wrong", wrong, chunks),
-        strip("latent_sft_4", "right", wide, by_four),
-        strip("soft thinking", "wrong", endless, []),
-        strip("cot", "right", spoken, explicit),
+        chain("latent_sft_2", "right", right, by_two),
+        chain("latent_sft_2", "wrong", wrong, chunks),
+        chain("latent_sft_4", "right", wide, by_four),
+        chain("soft thinking", "wrong", endless, []),
+        chain("cot", "right", spoken, explicit),
     ]
 
 
@@ -198,14 +195,16 @@ def _samples() -> Results:
     return {"draws": 6, "systems": {name: rates(SYSTEMS[name][0]) for name in ("cot", "latent_sft_2", "soft thinking")}}
 
 
-def _curve(steps: int, best: float, *, lost: float = 2.2) -> Results:
+def _curve(steps: int, best: float, *, free: bool) -> Results:
+    """A stage's; where answers are free, their latents are counted."""
     at = [steps * index // 8 for index in range(9)]
     return {
+        **({"latents": [12.0] * 9} if free else {}),
         "selected_step": at[-2],
         "steps": at,
         "exact_match": [best * (1 - math.exp(-index / 2)) for index in range(9)],
         "loss_steps": at[1:],
-        "loss": [lost * math.exp(-index / 2.5) + 0.11 for index in range(8)],
+        "loss": [2.2 * math.exp(-index / 2.5) + 0.11 for index in range(8)],
         "seconds": 2.1 * steps,
     }
 
@@ -234,7 +233,7 @@ def words_results() -> Results:
     useless = {name: 0.99 for name in CONTROLS if name != "random mixtures"} | {"noise": 0.99}
     stages = _stages()
     return {
-        "schema": 1,
+        "schema": 2,
         "name": "latent-sft",
         "size": "small",
         "command": "unspoken run latent-sft --size small --seeds 3",
@@ -249,25 +248,22 @@ def words_results() -> Results:
         "problems": PROBLEMS,
         "baseline": BASELINE,
         "systems": {
-            name: {"exact_match": rate(mean), "ended": 0.994, "cost": _cost(steps)}
+            name: {
+                "exact_match": rate(mean),
+                "ended": 0.994,
+                "cost": _cost(steps),
+                "chain": KINDS.get(name, "superposition"),
+            }
             for name, (mean, steps) in SYSTEMS.items()
         },
         "differences": {
             f"{name} - {BASELINE}": change(mean - own[BASELINE]) for name, mean in own.items() if name != BASELINE
         },
-        "inside": {},
-        "controls": {},
-        "examples": [],
-        "pca": None,
-        "reference": {},
-        "containment": None,
-        "words": {
-            "tests": {
-                test: {name: {"exact_match": rate(min(0.99, mean * ease))} for name, mean in own.items()}
-                for test, ease in TESTS.items()
-            },
-            "explicit": ["cot"],
-            "steps": {name: _steps(steps) for name, (_, steps) in SYSTEMS.items()},
+        "tests": {
+            test: {name: {"exact_match": rate(min(0.99, mean * ease))} for name, mean in own.items()}
+            for test, ease in TESTS.items()
+        },
+        "probes": {
             "controls": {
                 "cot": _controls(own["cot"], CONTROLS),
                 "latent_sft_2": _controls(own["latent_sft_2"], CONTROLS),
@@ -282,16 +278,16 @@ def words_results() -> Results:
                 "no_induction": _superposition(2, parallel=True, level=1.1),
                 "soft thinking": _superposition(1, parallel=False, level=0.5),
             },
-            "strips": _strips(),
+            "chains": _chains(),
             "geometry": _geometry(),
-            "samples": _samples(),
+            "pass_at_k": _samples(),
         },
         "training": [
             {
                 "seed": seed,
                 "stages": {
                     # A stage that writes labels has no curve.
-                    stage["name"]: _curve(4000, 0.6)
+                    stage["name"]: _curve(4000, 0.6, free=stage["objective"]["kind"] != "stage1")
                     for stage in stages
                     if stage["objective"]["kind"] != "labels"
                 },

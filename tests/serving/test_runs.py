@@ -54,7 +54,7 @@ def test_the_models_of_a_run_are_served_by_name(start: Any, tmp_path: Path) -> N
                     client.completions.create(model=name, prompt=expected["problem"], temperature=1)
 
 
-def test_a_talker_says_word_problems_from_the_chain_behind_the_open_marker() -> None:
+def test_a_talker_answers_reasoning_problems_from_the_chain_after_the_open_marker() -> None:
     size = {"vocab_size": len(TASK.tokenizer), "max_position_embeddings": 160}
     config = JepaReasonerConfig(
         backbone_config=tiny_config("unspoken", l2_output=True, **size),

@@ -13,7 +13,7 @@ from tiny_recipe import collated, quiet_train
 from transformers import AutoModelForCausalLM
 
 from unspoken.chain import StopReason
-from unspoken.experiment import final_stages, measure_run, open_run
+from unspoken.experiment import measure_run, measured_stages, open_run
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
@@ -99,11 +99,11 @@ def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
 
 def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained: Path) -> None:
     recipe, runs = open_run(trained)
-    assert final_stages(recipe) == ["cot", "coconut"]
+    assert measured_stages(recipe) == ["cot", "coconut"]
     results = measure_run(recipe, runs, command="", say=lambda _: None)
     json.dumps(results, allow_nan=False)
-    assert results["words"]["steps"]["coconut"]["latents"] == 4
-    assert "noise" in results["words"]["controls"]["coconut"]
+    assert results["systems"]["coconut"]["cost"]["latent_steps"] == 4
+    assert "noise" in results["probes"]["controls"]["coconut"]
 
 
 @pytest.mark.parametrize(

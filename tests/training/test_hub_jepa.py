@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.backbone.folder import read_manifest
-from unspoken.experiment import final_stages, measure_run, open_run
+from unspoken.experiment import measure_run, measured_stages, open_run
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.training import recipe as recipes
@@ -238,7 +238,7 @@ def test_a_published_pair_answers_through_the_library(trained: Path) -> None:
 
 def test_a_run_is_compared_with_the_equally_trained_baseline_and_records_what_was_seen(trained: Path) -> None:
     recipe, runs = open_run(trained)
-    assert final_stages(recipe) == ["cot", "mono", "dual", "coupled"]
+    assert measured_stages(recipe) == ["cot", "mono", "dual", "coupled"]
     results = measure_run(recipe, runs, command="", say=lambda _: None)
     assert results["baseline"] == "coupled"
     assert {"mono - coupled", "dual - coupled", "cot - coupled"} <= set(results["differences"])

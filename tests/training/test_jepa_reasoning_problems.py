@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ from tiny_recipe import quiet_train
 from transformers import AutoModelForCausalLM
 
 from unspoken.backbone.folder import read_manifest
-from unspoken.evaluation.answering import answer_questions
-from unspoken.experiment import final_stages, measure_run, open_run
+from unspoken.evaluation.answering import answer
+from unspoken.experiment import measure_run, measured_stages, open_run
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.loading import load_model
+from unspoken.probes.geometry import GeometryProbe
+from unspoken.probes.pass_at_k import PassAtKProbe
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.recipe import Recipe
@@ -72,42 +75,42 @@ def test_a_reasoner_is_watched_for_collapse(trained: Path) -> None:
 
 def test_a_chain_may_be_padded_and_answered_in_any_company(trained: Path) -> None:
     recipe = line()
-    prompt_format, problems = (
-        PromptFormat(tokenizer=recipe.tokenizer()),
-        recipe.task.build().sample("test", np.arange(7)),
-    )
+    prompt_format, task = PromptFormat(tokenizer=recipe.tokenizer()), recipe.task.build()
+    ask = partial(answer, task=task, problems=task.sample("test", np.arange(7)), prompt_format=prompt_format)
     for stage in ("mono", "dual"):
         systems = catalogue.systems(load_model(trained / "seed-0" / stage / "model"), stage=stage, max_answer=5)
         for system in systems:
             assert system.opening == tuple(prompt_format.markers.open)
-            together = answer_questions(system, prompt_format, problems, 7)
-            alone = answer_questions(system, prompt_format, problems, 1)
+            together = ask(system, batch_size=7)
+            alone = ask(system, batch_size=1)
             assert torch.equal(together.tokens, alone.tokens)
             assert torch.equal(together.lengths, alone.lengths)
             torch.testing.assert_close(together.chain.latents, alone.chain.latents, rtol=1e-4, atol=2e-5)
-            again = answer_questions(system, prompt_format, problems, 3, chain=together.chain)
+            again = ask(system, batch_size=3, chain=together.chain)
             assert torch.equal(again.tokens, together.tokens)
             with pytest.raises(ValueError, match="no tokens can be put before"):
-                answer_questions(system, prompt_format, problems, 7, boxed=True)
+                ask(system, batch_size=7, boxed=True)
 
 
 def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(trained: Path) -> None:
     recipe, runs = open_run(trained)
-    assert final_stages(recipe) == ["cot", "mono", "dual"]
-    results = measure_run(recipe, runs, command="", say=lambda _: None, analyses=["geometry"], samples=2)
+    assert measured_stages(recipe) == ["cot", "mono", "dual"]
+    results = measure_run(recipe, runs, command="", say=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(2)])
     json.dumps(results, allow_nan=False)
     assert set(results["systems"]) >= {"mono", "mono, nearest row", "dual"}
-    steps = results["words"]["steps"]
-    assert results["words"]["explicit"] == ["cot"]
-    assert steps["mono"]["total"] == steps["mono"]["latents"] + 1
-    assert steps["mono, nearest row"]["total"] == steps["mono"]["latents"]
-    assert steps["dual"]["total"] > steps["mono"]["total"]
-    controls = results["words"]["controls"]["mono"]
-    assert {"swap", "zero", "noise"} <= set(controls)
-    assert not {"no chain", "forced answer"} & set(controls)
-    for piece in ("geometry", "superposition"):
-        assert "mono" not in results["words"][piece]
-    assert "mono" not in results["words"]["samples"]["systems"]
+    assert [name for name, entry in results["systems"].items() if entry["chain"] == "tokens"] == ["cot"]
+    costs = {name: entry["cost"] for name, entry in results["systems"].items()}
+    assert costs["mono"]["sequential_passes"] == costs["mono"]["latent_steps"] + 1
+    assert costs["mono, nearest row"]["sequential_passes"] == costs["mono"]["latent_steps"]
+    assert costs["dual"]["sequential_passes"] > costs["mono"]["sequential_passes"]
+    probes = results["probes"]
+    controls = probes["controls"]["mono"]
+    # Without a chain a Talker gets a single zero vector; nothing can be put before what it says.
+    assert {"swap", "zero", "noise", "no chain"} <= set(controls)
+    assert not {"random mixtures", "forced answer"} & set(controls)
+    for key in ("geometry", "superposition"):
+        assert "mono" not in probes[key]
+    assert "mono" not in probes["pass_at_k"]["systems"]
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ import pytest
 import torch
 from tiny_recipe import collated, quiet_train
 from transformers import PreTrainedModel
-from unspoken.evaluation.word_containment import containment_summary, word_containment
 
-from unspoken.evaluation.answering import answer_questions, first_problems
-from unspoken.experiment import final_stages
-from unspoken.methods import catalogue
+from unspoken.evaluation.answering import answer, first_problems
+from unspoken.evaluation.seeds import stage_systems
+from unspoken.experiment import measured_stages
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.latent_sft.stages import Labels, Stage2
 from unspoken.methods.loading import load_model
+from unspoken.probes.forced_tokens import ForcedTokensProbe, Reading
+from unspoken.probes.probe import View
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe, load
@@ -59,7 +60,7 @@ def test_every_stage_is_built_on_no_device_and_gets_its_first_batch(size: str) -
 @pytest.mark.parametrize("size", SIZES)
 def test_all_methods_are_measured_and_every_answer_fits(size: str) -> None:
     recipe = load("prosqa", size)
-    assert final_stages(recipe) == MEASURED[size]
+    assert measured_stages(recipe) == MEASURED[size]
     task, prompt_format = recipe.task.build(), PromptFormat(tokenizer=recipe.tokenizer())
     spans = [prompt_format.spans(problem) for problem in task.sample("validation", range(200))]
     assert max(len(one.chain) for one in spans) < recipe.evaluation.max_latents
@@ -94,17 +95,27 @@ def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> N
     task, prompt_format = recipe.task.build(), PromptFormat(tokenizer=recipe.tokenizer())
     own, published = (first_problems(task, test, 9) for test in task.tests)
     assert (len(own), len(published)) == (9, 1)
-    actual = {}
-    for name in final_stages(recipe):
+    probe = ForcedTokensProbe()
+    readings: dict[str, list[Reading]] = {}
+    for name in measured_stages(recipe):
         model = load_model(tmp_path / "run" / "seed-0" / name / "model")
-        for system in catalogue.systems(model, stage=name, max_answer=6):
-            assert answer_questions(system, prompt_format, published, 5).tokens.shape[0] == 1
-            effects = word_containment(system, prompt_format, own, 5, seed=0)
-            if effects is not None:
-                actual[system.name] = [effects]
-    assert set(actual) == {*MEASURED["tiny"], "soft thinking"}
-    summary = containment_summary(actual)
-    assert summary is not None
+        for system in stage_systems(model, name, task.traits, 6):
+            assert answer(system, task, published, prompt_format, batch_size=5).tokens.shape[0] == 1
+            if probe.applies(system, task):
+                own_view = View(
+                    system=system,
+                    task=task,
+                    problems=own,
+                    answers=None,
+                    prompt_format=prompt_format,
+                    batch_size=5,
+                    seed=0,
+                )
+                reading = probe.measure(own_view)
+                assert reading is not None
+                readings[system.name] = [reading]
+    assert set(readings) == {*MEASURED["tiny"], "soft thinking"}
+    summary = probe.summarise(readings, baseline=None)
     json.dumps(summary, allow_nan=False)
     for name, entry in summary["systems"].items():
         assert entry["says"].startswith("its explicit chain" if name == "cot" else ("its answer", "all that"))

@@ -13,20 +13,24 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
-from tiny_recipe import built, collated, quiet_stage, quiet_train, tiny_recipe
+from tiny_recipe import built, collated, quiet_stage, quiet_train
 from transformers import AutoModelForCausalLM, TrainerCallback
-from unspoken.evaluation.words import evaluate_words
-from unspoken.report.results import read_results
 
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import read_manifest
 from unspoken.evaluation.outcomes import unpacked
-from unspoken.evaluation.seeds import SeedModels
-from unspoken.experiment import final_stages, measure_run, models_of, open_run
+from unspoken.evaluation.results import read_results
+from unspoken.experiment import measure_run, measured_stages, models_of, open_run
 from unspoken.methods.coupled import stages as coupled
 from unspoken.methods.coupled.systems import SOFT_THINKING
 from unspoken.methods.latent_sft.model import LatentSFTModel
+from unspoken.probes.catalogue import default_probes
+from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.geometry import GeometryProbe
+from unspoken.probes.pass_at_k import PassAtKProbe
+from unspoken.probes.probe import Probe
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
 from unspoken.training.adapters import add_adapters, merged
 from unspoken.training.context import context_of
@@ -323,44 +327,44 @@ def test_the_manifest_tells_the_line(trained: Path) -> None:
 
 def test_the_results_hold_every_system_every_control_and_plain_json(trained: Path) -> None:
     recipe = line()
-    models: list[SeedModels] = [models_of(run) for run in seed_runs(recipe, trained, 1)]
-    results = evaluate_words(
-        recipe.task.build(),  # type: ignore[arg-type]
-        recipe.tokenizer(),
-        models,
-        baseline="cot",
+    (models,) = (models_of(run) for run in seed_runs(recipe, trained, 1))
+    asked = Asked(
+        task=recipe.task.build(),
+        prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
         problems=12,
         batch_size=5,
         max_answer=5,
-    )
-    json.dumps(results, allow_nan=False)
-    assert final_stages(recipe) == ["cot", "autonomy", "answer_only"]
-    assert set(results["systems"]) == {"cot", SOFT_THINKING, "autonomy", "answer_only"}
-    assert set(results["words"]["controls"]["autonomy"]) >= {"no chain", "forced answer", "swap", "random mixtures"}
-    assert results["words"]["steps"]["answer_only"]["latents"] == 0
-    assert results["words"]["steps"]["autonomy"]["total"] > results["words"]["steps"]["answer_only"]["total"]
-    assert "answer_only" not in results["words"]["controls"]
-    assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
-    remaining = results["outcomes"]["test"]
-    assert remaining["problems"] == 12
-    for name, system in results["systems"].items():
-        (text,) = remaining["right"][name]
-        assert unpacked(text, 12).mean() == pytest.approx(system["exact_match"]["mean"])
-        # Twelve problems are few enough that all of them are timed.
-        assert remaining["cost"][name]["flops"] == pytest.approx(system["cost"]["flops"])
-        assert remaining["cost"][name]["sequential_passes"] == pytest.approx(system["cost"]["sequential_passes"])
-    assert remaining["cost"]["answer_only"]["flops"] < remaining["cost"]["cot"]["flops"]
-    other = evaluate_words(
-        recipe.task.build(),  # type: ignore[arg-type]
-        recipe.tokenizer(),
-        [replace(models[0], final={"cot": models[0].final["cot"]})],
         baseline="cot",
-        problems=11,
-        batch_size=11,
-        max_answer=5,
-    )["outcomes"]["test"]
-    assert other["fingerprint"] != remaining["fingerprint"], "eleven problems are not the same set as twelve"
-    assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(remaining["right"]["cot"][0], 12)[:11].tolist()
+    )
+    results = evaluate([models], asked, default_probes(), say=lambda _: None)
+    json.dumps(results, allow_nan=False)
+    assert measured_stages(recipe) == ["cot", "autonomy", "answer_only"]
+    assert {name: entry["chain"] for name, entry in results["systems"].items()} == {
+        "cot": "tokens",
+        SOFT_THINKING: "superposition",
+        "autonomy": "superposition",
+        "answer_only": None,
+    }
+    assert set(results["probes"]["controls"]) == {"cot", "autonomy"}, "a variant of a stage is not controlled"
+    controls = {"no chain", "forced answer", "swap", "random mixtures"}
+    assert set(results["probes"]["controls"]["autonomy"]) >= controls
+    costs = {name: entry["cost"] for name, entry in results["systems"].items()}
+    assert costs["answer_only"]["latent_steps"] == 0
+    assert costs["autonomy"]["sequential_passes"] > costs["answer_only"]["sequential_passes"]
+    assert set(results["differences"]) == {f"{name} - cot" for name in (SOFT_THINKING, "autonomy", "answer_only")}
+    kept = results["outcomes"]["test"]
+    assert kept["problems"] == 12
+    for name, system in results["systems"].items():
+        (text,) = kept["right"][name]
+        assert unpacked(text, 12).mean() == pytest.approx(system["exact_match"]["mean"])
+        assert kept["cost"][name]["flops"] == system["cost"]["flops"]
+        assert kept["cost"][name]["sequential_passes"] == system["cost"]["sequential_passes"]
+    assert kept["cost"]["answer_only"]["flops"] < kept["cost"]["cot"]["flops"]
+    fewer = replace(asked, problems=11, batch_size=11)
+    alone = replace(models, measured={"cot": models.measured["cot"]})
+    other = evaluate([alone], fewer, [], say=lambda _: None)["outcomes"]["test"]
+    assert other["fingerprint"] != kept["fingerprint"], "eleven problems are not the same set as twelve"
+    assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(kept["right"]["cot"][0], 12)[:11].tolist()
 
 
 def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Path, tmp_path: Path) -> None:
@@ -368,38 +372,23 @@ def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Pat
     shutil.copytree(trained, run)
     recipe, runs = open_run(run)
 
-    def measured(**options: Any) -> dict[str, Any]:
-        measure_run(recipe, runs, command="", say=lambda _: None, **options)
-        words: dict[str, Any] = read_results(run)["words"]
-        return words
+    def measured(*optional: Probe) -> dict[str, Any]:
+        measure_run(recipe, runs, command="", say=lambda _: None, optional=optional)
+        probes: dict[str, Any] = read_results(run)["probes"]
+        return probes
 
     plain = measured()
-    assert plain["geometry"] is None
-    assert plain["samples"] is None
-    words = measured(analyses=["geometry"], samples=3)
-    assert words | {"geometry": None, "samples": None} == plain
-    assert set(words["geometry"]) == {"cot", SOFT_THINKING, "autonomy"}
-    assert words["samples"]["draws"] == 3
-    assert set(words["samples"]["systems"]) == {"cot", SOFT_THINKING, "autonomy"}
-    for rates in words["samples"]["systems"].values():
+    assert not {"geometry", "pass_at_k"} & plain.keys()
+    both = measured(GeometryProbe(), PassAtKProbe(3))
+    geometry, samples = both.pop("geometry"), both.pop("pass_at_k")
+    assert both == plain
+    assert set(geometry) == {"cot", SOFT_THINKING, "autonomy"}
+    assert samples["draws"] == 3
+    assert set(samples["systems"]) == {"cot", SOFT_THINKING, "autonomy"}
+    for rates in samples["systems"].values():
         assert list(rates) == ["1", "2", "3"]
         assert rates["1"]["problems"] == 12
         assert rates["1"]["mean"] <= rates["2"]["mean"] <= rates["3"]["mean"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"analyses": ["geometri"]}, "no analysis 'geometri'; choose from geometry"),
-        ({"analyses": ["geometry"]}, "for word problems, and this run is about tree search"),
-        ({"samples": 2}, "for word problems, and this run is about tree search"),
-    ],
-)
-def test_what_a_run_cannot_be_asked_for_is_refused_before_anything_is_measured(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        measure_run(tiny_recipe(), [], command="", say=lambda _: None, **options)
 
 
 # --- recipes that cannot be ------------------------------------------------------------------------------------------

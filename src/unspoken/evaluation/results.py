@@ -58,7 +58,6 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         "recipe",
         "seeds",
         "problems",
-        "differences",
         "outcomes",
         "training",
         "overlap",
@@ -72,6 +71,7 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         "baseline": baseline,
         "systems": {name: _system(name, entry, problems, baseline) for name, entry in systems.items()},
         "tests": tests,
+        "differences": results.get("differences", {}),
         "probes": {key: summary for key, summary in _probes(results).items() if summary},
     }
 

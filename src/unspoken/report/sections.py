@@ -57,7 +57,7 @@ def measured_sections(results: Results) -> list[Section]:
     """The headline first; what a page and a terminal have in common."""
     made = [tests_section(results), cost_section(results), *(probe.section(results) for probe in probes())]
     parts = [section for section in made if section is not None]
-    if any(entry.get("cost") for entry in results["systems"].values()):
+    if not parts or any(entry.get("cost") for entry in results["systems"].values()):
         return [accuracy_section(results), *parts]
     # Where nothing was answered, the first thing that was measured is the headline.
     first, *others = parts

@@ -78,9 +78,9 @@ def _objectives(results: Results) -> dict[str, Mapping[str, Any]]:
 
 
 def _described(objective: Mapping[str, Any]) -> str:
-    """What a stage trains: its kind, and the settings that are words."""
-    words = [str(value) for value in objective.values() if isinstance(value, str)]
-    return ", ".join(word.replace("_", " ") for word in words)
+    """What a stage trains: its kind, and the settings that are words, with their names."""
+    words = [value if key == "kind" else f"{key} {value}" for key, value in objective.items() if isinstance(value, str)]
+    return ", ".join(words).replace("_", " ")
 
 
 def _curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
-from unspoken.evaluation.words import before_latents, distributions
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.answering import answer_questions
+from unspoken.evaluation.answering import answer
+from unspoken.evaluation.distributions import before_latents, distributions
 
 LENGTHS = (0, 0, 6, 2, 4, 1, 5)
 PROBLEMS = TASK.sample("test", range(len(LENGTHS)))
@@ -21,7 +21,7 @@ def test_distributions_of_a_batch_are_those_of_single_rows(family: str, batch_si
     system = tiny_word_system(family, temperature=0.7)
     mask = torch.arange(6)[None] < torch.tensor(LENGTHS)[:, None]
     chain = LatentChain(latents=torch.randn(7, 6, 16) * mask[..., None], mask=mask, stop=torch.zeros(7).long())
-    found = distributions(system, PROMPT_FORMAT, PROBLEMS, chain, batch_size)
+    found = distributions(system, TASK, PROBLEMS, PROMPT_FORMAT, chain, batch_size)
     assert [len(steps) for steps in found] == list(LENGTHS)
     model, prompt_format = system.model, PROMPT_FORMAT
     prompts = [(*prompt_format.prompt(problem.question), *prompt_format.markers.open) for problem in PROBLEMS]
@@ -38,7 +38,7 @@ def test_distributions_of_a_batch_are_those_of_single_rows(family: str, batch_si
 def test_what_is_fed_back_as_it_is_was_made_from_itself(family: str) -> None:
     # The one system that records the stack's outputs while it thinks, from a cache.
     system = tiny_word_system(family, feed="hidden")
-    chain = answer_questions(system, PROMPT_FORMAT, PROBLEMS, 3).chain
+    chain = answer(system, TASK, PROBLEMS, PROMPT_FORMAT, batch_size=3).chain
     assert bool(chain.mask.any())
-    for row, hidden in enumerate(before_latents(system, PROMPT_FORMAT, PROBLEMS, chain, 4)):
+    for row, hidden in enumerate(before_latents(system, TASK, PROBLEMS, PROMPT_FORMAT, chain, 4)):
         torch.testing.assert_close(hidden, chain.latents[row, : int(chain.lengths[row])], rtol=1e-4, atol=1e-4)

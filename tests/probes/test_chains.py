@@ -1,0 +1,90 @@
+"""Chains written out: the tokens of each latent, and the piece of the explicit chain that it stands for."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tag_balance import unbalanced
+from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system, word_view
+
+from unspoken.draw.page import to_html
+from unspoken.draw.section import Fold
+from unspoken.probes.chains import ChainsProbe
+from unspoken.probes.probe import View
+from unspoken.reasoning.teacher import Teacher
+from unspoken.tasks import TreeSearchConfig
+
+PROBE = ChainsProbe()
+RIGHT = [False, True, False, True, True, False]
+
+
+def view(teacher_rate: int | None = None, *, right: list[bool] = RIGHT, **settings: Any) -> View:
+    """A system whose answers count as right where we say so."""
+    plain = word_view(tiny_word_system("llama", **settings))
+    teacher = None
+    if teacher_rate is not None:
+        teacher = Teacher(rate=teacher_rate, chain=lambda _: plain.graded.chain)
+    return replace(plain, answers=replace(plain.graded, correct=torch.tensor(right)), teacher=teacher)
+
+
+def test_two_right_chains_and_a_wrong_one_are_written_out() -> None:
+    looked_at = view()
+    entries = PROBE.measure(looked_at)
+    assert entries is not None
+    json.dumps(entries, allow_nan=False)
+    assert [(entry["kind"], entry["correct"]) for entry in entries] == [("right", True)] * 2 + [("wrong", False)]
+    problems, chain = looked_at.problems, looked_at.graded.chain
+    assert chain.support_ids is not None and chain.support_weights is not None
+    tokenizer = PROMPT_FORMAT.tokenizer
+    for entry, row in zip(entries, (1, 3, 0), strict=True):
+        assert entry["question"] == problems.select([row])[0].question  # type: ignore[index]
+        assert entry["said"] == PROMPT_FORMAT.decode(looked_at.graded.tokens[row : row + 1])[0]
+        assert len(entry["steps"]) == int(chain.lengths[row])
+        for step, weights, ids in zip(entry["steps"], chain.support_weights[row], chain.support_ids[row]):
+            assert [token for token, _ in step["tokens"]] == [tokenizer.decode([int(token)]) for token in ids[:5]]
+            assert [weight for _, weight in step["tokens"]] == pytest.approx(weights[:5].tolist(), abs=1e-4)
+            assert step["entropy"] == pytest.approx(float(-(weights * weights.log()).nansum()), abs=1e-3)
+        assert entry["chunks"] == [], "nothing cut the chains that it learned from"
+
+
+@pytest.mark.parametrize(("settings", "rate", "tokens"), [({}, 2, 2), ({"top_k": 1}, None, 1)])
+def test_the_explicit_chain_is_cut_as_training_cuts_it(settings: Any, rate: int | None, tokens: int) -> None:
+    looked_at = view(rate, **settings)
+    entries = PROBE.measure(looked_at)
+    assert entries is not None
+    for entry, row in zip(entries, (1, 3, 0), strict=True):
+        explicit = list(TASK.spans(looked_at.problems.select([row]), PROMPT_FORMAT)[0].chain)
+        cut = [explicit[at : at + tokens] for at in range(0, len(explicit), tokens)]
+        assert entry["chunks"] == [PROMPT_FORMAT.tokenizer.decode(piece) for piece in cut]
+
+
+def test_examples_are_of_the_first_seed_and_of_chains_with_tokens() -> None:
+    assert PROBE.measure(replace(view(), first_seed=False)) is None
+    assert PROBE.measure(view(max_latents=0)) is None
+    nothing_wrong = PROBE.measure(view(right=[True] * 6))
+    assert nothing_wrong is not None and [entry["kind"] for entry in nothing_wrong] == ["right", "right"]
+    assert PROBE.applies(tiny_word_system(), TASK)
+    assert not PROBE.applies(tiny_word_system(), TreeSearchConfig(depth=2).build()), "the answer itself is the chain"
+
+
+def test_the_section_shows_every_chain_of_every_system() -> None:
+    one, other = PROBE.measure(view(2)), PROBE.measure(view())
+    assert one is not None and other is not None
+    for entry in other:
+        entry["system"] = "other_one"
+    summary = PROBE.summarise({"llama": [one], "other_one": [other]}, baseline=None)
+    assert summary == [*one, *other]
+    systems = {name: {"chain": "superposition"} for name in ("llama", "other_one")}
+    section = PROBE.section({"systems": systems, "probes": {"chains": summary}})
+    assert section is not None
+    folds = [block for block in section.blocks if isinstance(block, Fold)]
+    assert [(fold.summary, fold.remark, fold.opened) for fold in folds] == [
+        ("llama", "3 chains", True),
+        ("other one", "3 chains", False),
+    ]
+    assert unbalanced(to_html(section.blocks)) == []
+    assert PROBE.section({"systems": {}, "probes": {}}) is None
