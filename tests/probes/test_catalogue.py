@@ -49,7 +49,7 @@ def test_probes_are_measured_by_default_or_where_they_are_asked_for() -> None:
     optional = [probe.key for probe in probes() if probe.optional]
     assert {"geometry", "pass_at_k"} <= set(optional)
     assert [*default_probes(), *map(optional_probe, optional)] == sorted(probes(), key=lambda probe: probe.optional)
-    with pytest.raises(ValueError, match="there is no optional probe 'geometri'; choose from .*geometry"):
+    with pytest.raises(ValueError, match=r"there is no optional probe 'geometri'; choose from .*geometry"):
         optional_probe("geometri")
     with pytest.raises(ValueError, match="there is no optional probe 'controls'"):
         optional_probe("controls")
@@ -100,7 +100,7 @@ def test_a_broken_package_is_named_in_one_line(
 def test_two_packages_with_one_key_are_refused(install: Callable[..., None]) -> None:
     install("first")
     install("second")
-    with pytest.raises(ValueError, match="of (first|second) has the key 'mine' of another one"):
+    with pytest.raises(ValueError, match=r"of (first|second) has the key 'mine' of another one"):
         probes()
 
 

@@ -44,7 +44,7 @@ def test_two_right_chains_and_a_wrong_one_are_written_out() -> None:
         assert entry["question"] == problems.select([row])[0].question  # type: ignore[index]
         assert entry["said"] == PROMPT_FORMAT.decode(looked_at.graded.tokens[row : row + 1])[0]
         assert len(entry["steps"]) == int(chain.lengths[row])
-        for step, weights, ids in zip(entry["steps"], chain.support_weights[row], chain.support_ids[row]):
+        for step, weights, ids in zip(entry["steps"], chain.support_weights[row], chain.support_ids[row], strict=False):
             assert [token for token, _ in step["tokens"]] == [tokenizer.decode([int(token)]) for token in ids[:5]]
             assert [weight for _, weight in step["tokens"]] == pytest.approx(weights[:5].tolist(), abs=1e-4)
             assert step["entropy"] == pytest.approx(float(-(weights * weights.log()).nansum()), abs=1e-3)

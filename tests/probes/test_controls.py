@@ -43,7 +43,9 @@ class Planted(System):
     def respond(self, input_ids: Tensor, attention_mask: Tensor | None = None, **request: Any) -> Answer:
         prompts = [tuple(PROMPT_FORMAT.prompt(problem.question)) for problem in PROBLEMS]
         assert attention_mask is not None
-        asked = [prompts.index(tuple(row[mask.bool()].tolist())) for row, mask in zip(input_ids, attention_mask)]
+        asked = [
+            prompts.index(tuple(row[mask.bool()].tolist())) for row, mask in zip(input_ids, attention_mask, strict=True)
+        ]
         chain = request.get("chain")
         if chain is None:
             latents = CODES[asked][:, None].expand(-1, 3, -1)
