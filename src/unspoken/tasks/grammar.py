@@ -15,7 +15,6 @@ Axes: B strings, T tokens, P prompt tokens, N symbols of a completion.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
@@ -33,7 +32,7 @@ from unspoken.tasks.context_free import (
     last_places,
 )
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import Array, BaseTask, Grades, Indices, Traits, check_split, digest, exact_tokens, split_of
+from unspoken.tasks.task import Array, Indices, SymbolTask, Traits, check_split, digest, split_of
 from unspoken.tasks.tokenizing import by_character
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class GrammarProblems:
         return np.where(inside, np.take_along_axis(self.ids_BT, np.where(inside, columns, 0), axis=1), PAD)
 
 
-class GrammarTask(BaseTask):
+class GrammarTask(SymbolTask):
     """Makes, prints and grades grammar problems."""
 
     def __init__(self, config: GrammarConfig) -> None:
@@ -276,18 +275,6 @@ class GrammarTask(BaseTask):
         import torch
 
         return torch.from_numpy(problems.window(0, self.config.steps))
-
-    def grade(self, answers: Tensor | Sequence[str], problems: GrammarProblems) -> Grades:
-        """Which symbols are the string's own; what follows them is ignored, and a missing one is wrong.
-
-        Args:
-            answers: tokens ``[B, N]``.
-
-        Raises:
-            ValueError: texts, or not as many answers as problems.
-        """
-        per_symbol = exact_tokens(answers, self.answers(problems), filler=PAD)
-        return Grades(correct=per_symbol.all(dim=1), per_symbol=per_symbol)
 
     def valid(self, answers_BN: Tensor, problems: GrammarProblems) -> Tensor:
         """Whether prompt and completion begin *some* string of the language, ``[B]``.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -243,6 +244,19 @@ class BaseTask(Task):
     def parse(self, text: str) -> Problems:
         """Raises ValueError: this task is not answerable."""
         raise ValueError(f"no problem of {self.config.kind} can be typed; take one from a split")
+
+
+class SymbolTask(BaseTask):
+    """A task whose answers are tokens of its own vocabulary, graded one by one; id 0 is padding."""
+
+    @abstractmethod
+    def answers(self, problems: Any) -> Tensor:
+        """Right answers ``[B, M]``, without padding."""
+
+    def grade(self, answers: Tensor | Sequence[str], problems: Any) -> Grades:
+        """Which tokens are those of the right answer; later ones are ignored, and a missing one is wrong."""
+        per_symbol = exact_tokens(answers, self.answers(problems), filler=0)
+        return Grades(correct=per_symbol.all(dim=1), per_symbol=per_symbol)
 
 
 @runtime_checkable

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import Array, BaseTask, Grades, Indices, Traits, check_split, exact_tokens
+from unspoken.tasks.task import Array, Indices, SymbolTask, Traits, check_split
 from unspoken.tasks.tokenizing import by_character
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class TreeProblems:
         )
 
 
-class TreeSearchTask(BaseTask):
+class TreeSearchTask(SymbolTask):
     """Makes, prints, draws and grades tree-search problems."""
 
     def __init__(self, config: TreeSearchConfig) -> None:
@@ -398,18 +398,6 @@ class TreeSearchTask(BaseTask):
     def answers(self, problems: TreeProblems) -> Tensor:
         """Right answers ``[B, depth + 1]``: the route and end-of-sequence."""
         return self.rows(problems)["input_ids"][:, self.prompt_length :]
-
-    def grade(self, answers: Tensor | Sequence[str], problems: TreeProblems) -> Grades:
-        """Exact match of the route and its end; whatever follows the first end-of-sequence is ignored.
-
-        Args:
-            answers: tokens ``[B, N]``.
-
-        Raises:
-            ValueError: texts, or not as many answers as problems.
-        """
-        per_symbol = exact_tokens(answers, self.answers(problems), filler=PAD)
-        return Grades(correct=per_symbol.all(dim=1), per_symbol=per_symbol)
 
     # --- what is known about the answer ------------------------------------------------------------------------
 

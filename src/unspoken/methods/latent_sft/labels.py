@@ -5,7 +5,7 @@ Axes: N latents of a problem, K entries of a label, D latent width, V vocabulary
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -56,10 +56,6 @@ class LabelIdentity:
             raise ValueError(f"rate is {self.rate} and width {self.width}; both are at least 1")
         if self.latent == "superposition" and self.top_k is not None and self.width > self.top_k:
             raise ValueError(f"width is {self.width}, but top_k keeps {self.top_k} entries; make the width that number")
-
-    def difference(self, other: LabelIdentity) -> str | None:
-        """The first facts that differ, with this identity's value and then the other's; None if all agree."""
-        return differing_facts(asdict(self), asdict(other))
 
     def stored_superposition(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
         """A superposition label as it is stored, copied to the CPU.
