@@ -59,6 +59,7 @@ EVERY = [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
 def model_of(
     kind: Any, config_class: Any, base: PreTrainedModel, projection: dict[str, Any] | None, **settings: Any
 ) -> Any:
+    attention = base.config._attn_implementation  # a configuration around another one resets its attention
     config = config_class(
         base_config=base.config,
         latents=LATENTS,
@@ -69,7 +70,7 @@ def model_of(
         pad_token_id=PAD,
         **settings,
     )
-    model = kind._from_config(config, attn_implementation=base.config._attn_implementation)
+    model = kind._from_config(config, attn_implementation=attention)
     model.start_from(base)
     if model.projection is not None:
         enliven(model.projection, "talker")
