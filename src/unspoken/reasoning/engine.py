@@ -202,7 +202,7 @@ class Decoder:
         return steps
 
     def _refine(self) -> list[LatentStep]:
-        """All passes over the chains of a `BlockReasoner` but the last one, whose inputs are what is read next; once."""
+        """All passes of a `BlockReasoner` over its chains but the last one, whose inputs are what is read next."""
         method = self.method
         if self.columns or not isinstance(method, BlockReasoner):
             return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +51,15 @@ SPANS = [
     Spans(prompt=(4, 9, 8), steps=((19,), (18, 3)), answer=(5, 8, 19, 9, END)),
 ]
 LATENTS = 4
+# One family with rotary positions and one with absolute ones is quick; the others are slow tests.
+QUICK = ("unspoken", "gpt2")
+EVERY = [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in FAMILIES]
 
 
 def model_of(
     kind: Any, config_class: Any, base: PreTrainedModel, projection: dict[str, Any] | None, **settings: Any
 ) -> Any:
+    attention = base.config._attn_implementation  # a configuration around another one resets its attention
     config = config_class(
         base_config=base.config,
         latents=LATENTS,
@@ -67,7 +70,7 @@ def model_of(
         pad_token_id=PAD,
         **settings,
     )
-    model = kind._from_config(config, attn_implementation=base.config._attn_implementation)
+    model = kind._from_config(config, attn_implementation=attention)
     model.start_from(base)
     if model.projection is not None:
         enliven(model.projection, "talker")
@@ -162,10 +165,11 @@ def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) ->
 # --- the shared engine -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[*product(FAMILIES, ("eager",)), ("unspoken", "sdpa"), ("llama", "sdpa")], ids="-".join)
+@pytest.fixture(params=[*EVERY, pytest.param("llama-sdpa", marks=pytest.mark.slow)])
 def reasoner(request: pytest.FixtureRequest) -> PccotReasoner:
+    family, _, attention = request.param.partition("-")
     # With as many iterations as latents the chain is the sequential one, which the suite expects.
-    return PccotReasoner(model=pccot(*request.param, iterations=CAP))
+    return PccotReasoner(model=pccot(family, attention or "eager", iterations=CAP))
 
 
 class TestConformance(ReasonerConformance):
@@ -194,7 +198,7 @@ class TestConformance(ReasonerConformance):
 # --- identities ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @torch.no_grad()
 def test_after_some_iterations_as_many_latents_are_the_sequential_chain_s(family: str) -> None:
     expected = codi(family).system(name="codi", max_tokens=4).respond(prompts())
@@ -269,7 +273,8 @@ def test_a_changed_latent_is_fed_back_as_in_the_sequential_chain() -> None:
 # --- the loss --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "attention"), [*product(FAMILIES, ("eager",)), ("llama", "sdpa")])
+@pytest.mark.parametrize("attention", ["eager", pytest.param("sdpa", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", EVERY)
 @pytest.mark.parametrize("iterations", [1, 3])
 def test_a_padded_batch_is_the_naive_loop_in_latents_loss_and_gradients(
     family: str, attention: str, iterations: int
@@ -305,7 +310,7 @@ def test_a_cut_gradient_ends_at_the_pass_before() -> None:
     assert (gradients(through, model)[name] - ours[name]).abs().max() > 0.05 * ours[name].abs().max()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @torch.no_grad()
 def test_a_row_is_the_same_alone_and_with_more_padding(family: str) -> None:
     model, given = pccot(family), batch()
@@ -333,7 +338,7 @@ def ragged() -> list[Tensor]:
     return [row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY)
 @torch.no_grad()
 def test_it_thinks_and_answers_as_training_had_it(family: str) -> None:
     model, rows = pccot(family), ragged()
@@ -562,10 +567,15 @@ def trained(folder: Path, *overrides: str) -> tuple[PreTrainedModel, Path]:
     return load_model(path), path
 
 
-def test_a_training_step_is_deterministic_and_moves_every_weight(tmp_path: Path) -> None:
-    (one, folder), (two, _) = (trained(tmp_path / name) for name in ("one", "two"))
+@pytest.mark.slow
+def test_a_training_step_is_deterministic(tmp_path: Path) -> None:
+    (one, _), (two, _) = (trained(tmp_path / name) for name in ("one", "two"))
     for name, weight in one.state_dict().items():
         assert torch.equal(two.state_dict()[name], weight), name
+
+
+def test_a_training_step_moves_every_weight(tmp_path: Path) -> None:
+    one, folder = trained(tmp_path)
     (mine,) = catalogue.systems(one, stage="pccot", max_answer=5)
     assert (mine.stop, mine.iterations) == (StopRule(max_latents=3, fixed=True), 2)
     before = load_file(folder.parent.parent / "cot" / "model" / "model.safetensors")
@@ -575,6 +585,7 @@ def test_a_training_step_is_deterministic_and_moves_every_weight(tmp_path: Path)
     assert not np.allclose(after["latent_row"], mean, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_beside_adapters_the_latent_row_and_the_projection_are_trained_in_full(tmp_path: Path) -> None:
     lora = ("stages.pccot.lora={rank: 4}", "stages.pccot.optimizer={name: adamw, lr: 0.01, lr_rest: null}")
     _, folder = trained(tmp_path, *lora)
