@@ -181,8 +181,7 @@ class Decoder:
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
         steps += [] if latent_step is None else [latent_step]
-        next_tokens = self._choose(answering, hidden) if answering else None
-        done, recorded, chosen = self._read(in_chain, latent_step, next_tokens)
+        done, recorded, chosen = self._read(in_chain, latent_step, self._choose(answering, hidden))
         tokens, feeds_latent = [0] * count, [0] * count
         for index in in_chain:
             feeds_latent[index] = rows[index].read_latent(done[index], recorded[index])
@@ -345,8 +344,10 @@ class Decoder:
             indices[row.phase].append(index)
         return indices
 
-    def _choose(self, answering: Sequence[int], hidden: Tensor) -> Tensor:
-        """The next token ``[B]`` of every row that answers; what other rows get means nothing."""
+    def _choose(self, answering: Sequence[int], hidden: Tensor) -> Tensor | None:
+        """The next token ``[B]`` of every row that answers, if one does; what other rows get means nothing."""
+        if not answering:
+            return None
         selected = upload(answering, hidden.device) if self.selective else None
         scores = cast(AnsweringReasoner, self.method).logits(hidden if selected is None else hidden[selected])
         chosen = scores.argmax(dim=-1)
