@@ -42,12 +42,15 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two workers with one thread each: two torch processes that both use all cores slow each other down.
+# Two workers with one thread each: two torch processes that both use all cores slow each other down. Each begins with
+# a half of the tests, so that few modules make what they share twice.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(DEV)
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
 
 # An environment of its own: what looks at the pins must not change them. A package that could not be looked up fails.
 audit: $(DEV)
