@@ -274,11 +274,11 @@ def recipes(as_json: AsJson = False) -> None:
     from unspoken.report.terminal import print_recipes
     from unspoken.training.recipe import shipped
 
-    found = shipped()
+    listed = shipped()
     if as_json:
-        print(json.dumps([{"name": name, "size": size, "summary": summary} for name, size, summary in found]))
+        print(json.dumps([{"name": name, "size": size, "summary": summary} for name, size, summary in listed]))
     else:
-        print_recipes(found, Console())
+        print_recipes(listed, Console())
 
 
 @app.command()
@@ -312,7 +312,7 @@ def main() -> None:
             print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError:
-        # What a rank says whose peers are gone; the first of them has told why.
+        # The message of a rank whose peers are gone; the first of them has printed why.
         if not several or distributed.claims_error_output():
             raise
         sys.exit(2)

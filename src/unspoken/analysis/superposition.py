@@ -63,7 +63,7 @@ def exit_rate(stop: Int[Tensor, " B"]) -> float:
     """Share of free rows that ended their chain by themselves; the others ran into the cap.
 
     Args:
-        stop: one `StopReason` value a row; rows that were told how many steps to take do not count.
+        stop: one `StopReason` value a row; rows with a fixed number of steps do not count.
 
     Raises:
         ValueError: no row was free to end.

@@ -147,8 +147,8 @@ def tested(mean: float, drawn: Outcomes) -> Difference:
     """
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     p = min(1.0, 2 * (1 + beyond) / (1 + len(drawn)))
-    found = interval(mean, drawn)
-    return Difference(mean=mean, low=found.low, high=found.high, p=float(p))
+    span = interval(mean, drawn)
+    return Difference(mean=mean, low=span.low, high=span.high, p=float(p))
 
 
 def paired_difference(first: Outcomes, second: Outcomes, *, draws: int = 5000, seed: int = 0) -> Difference:

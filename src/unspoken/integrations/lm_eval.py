@@ -55,7 +55,7 @@ class Spent:
 
     Attributes:
         latents: silent steps; of an explicit chain, its tokens. A coupled model has none: its steps are its words.
-        tokens: words said, their end included.
+        tokens: of the answer, their end included.
         cut: the chain met its cap.
     """
 
@@ -104,7 +104,7 @@ class UnspokenLM(LM):
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
-        # The harness's command line says "cuda:0" where nobody said anything.
+        # The harness's command line says "cuda:0" where no device is named.
         unnamed = device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available())
         place = resolve_device("auto" if unnamed or device is None else device)
         # Prompts with worked examples are long; plain attention would copy every key at each step.
@@ -139,16 +139,16 @@ class UnspokenLM(LM):
             group_fn=lambda args: args[1],
             group_by="gen_kwargs",
         )
-        found: list[tuple[str, Spent]] = []
+        processed: list[tuple[str, Spent]] = []
         for batch in track(list(asked.get_batched(n=self.batch_size)), "answering", disable=disable_tqdm):
             how = normalize_gen_kwargs(batch[0][1], self.max_gen_toks)
             if how["do_sample"]:
                 raise ValueError("generation is greedy; leave do_sample and temperature out of the generation settings")
             answers = self._answer([args[0] for args in batch], int(how["max_gen_toks"]))
             for args, (text, spent) in zip(batch, answers, strict=True):
-                found.append((postprocess_generated_text(text, how["until"], None), spent))
-                self.cache_hook.add_partial("generate_until", args, found[-1][0])
-        ordered = asked.get_original(found)
+                processed.append((postprocess_generated_text(text, how["until"], None), spent))
+                self.cache_hook.add_partial("generate_until", args, processed[-1][0])
+        ordered = asked.get_original(processed)
         self.spent += [spent for _, spent in ordered]
         _log.info("size and cost so far: %s", self.get_model_info())
         return [text for text, _ in ordered]
@@ -194,8 +194,8 @@ class UnspokenLM(LM):
         Raises:
             ValueError: the method gives text no likelihood, since it thinks in latents first.
         """
-        found: list[tuple[float, bool]] = self._text_model.loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return found
+        scores: list[tuple[float, bool]] = self._text_model.loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return scores
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in nats.
@@ -203,8 +203,8 @@ class UnspokenLM(LM):
         Raises:
             ValueError: as `loglikelihood`.
         """
-        found: list[float] = self._text_model.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-        return found
+        scores: list[float] = self._text_model.loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+        return scores
 
     @cached_property
     def _text_model(self) -> Any:
@@ -290,15 +290,15 @@ def local_files(
     """
     import datasets
 
-    found = {}
+    splits = {}
     for split, name in {**files, **(data_files or {})}.items():
         path = Path(data_dir) / name
         try:
             rows, _digest = read_rows(str(path))
         except FileNotFoundError:
             raise ValueError(f"there is no file {path}; name its folder: --metadata data_dir=FOLDER") from None
-        found[split] = datasets.Dataset.from_list([row_fields(row) for _where, row in rows])
-    return found
+        splits[split] = datasets.Dataset.from_list([row_fields(row) for _where, row in rows])
+    return splits
 
 
 def tree_search(*, problems: int = 2000, depth: int = 4, shuffle_edges: bool = False, **_: Any) -> dict[str, Any]:
