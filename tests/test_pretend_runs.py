@@ -70,13 +70,16 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "autonomy",
         "codi",
         "cot",
+        "filler",
         "icot",
+        "pause",
+        "pccot",
         "second",
         "soft thinking",
         "talker",
         "talker, nearest row",
     ]
-    assert set(outcome.answers) == {"autonomy", "codi", "cot", "icot", "second", "talker"}
+    assert set(outcome.answers) == {"autonomy", "codi", "cot", "filler", "icot", "pause", "pccot", "second", "talker"}
 
 
 @pytest.mark.slow

@@ -102,6 +102,13 @@ stages:
     start: cot
     objective: {{kind: icot, pretrain_steps: 0, steps_per_token: 1, remove_all_beyond: 1, smoothing: 0.5,
       from_right: true, reset_optimizer: false, keep_position: true, eos_separators: false}}
+  - <<: *stage
+    name: pccot
+    start: cot
+    objective: {{kind: pccot, latents: 3, iterations: 2, distance_weight: 0.5, teacher_weight: 0.5,
+      divide_by_std: false, last_step: true, cut_gradient: true, projection: {{width: 8, dropout: 0.1}}}}
+  - {{<<: *stage, name: pause, start: cot, objective: {{kind: pause, pauses: 2}}}}
+  - {{<<: *stage, name: filler, start: cot, objective: {{kind: pause, pauses: 2, filler: '.', replaced: 1}}}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}
 threads: 1
 """

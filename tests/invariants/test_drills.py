@@ -154,7 +154,7 @@ def test_a_full_disk_is_one_clear_line(drill: Drill) -> None:
     for moment, name in (("begin", ""), ("middle", "model.safetensors"), ("middle", "optimizer.pt"), ("end", "")):
         with (
             a_disk_that_can_fill() as fill,
-            pytest.raises(OSError, match=r"could not be written \(.+\); make") as error,
+            pytest.raises(OSError, match=r"could not be written \(.+\); free space") as error,
         ):
             drill.hit(lambda _, fill=fill, name=name: fill(room_but_for(name)), moment)
         assert str(error.value).startswith(f"{drill.folder}/")

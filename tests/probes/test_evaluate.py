@@ -131,7 +131,16 @@ def test_every_key_is_there_and_every_number_is_one(run: Run) -> None:
     ]
     assert (results["schema"], results["seeds"], results["problems"], results["baseline"]) == (2, [3, 4], 5, "cot")
     assert list(results["systems"]) == SYSTEMS
-    costs = ("latent_steps", "markers", "spoken_tokens", "sequential_passes", "flops", *SECONDS, "parameters")
+    costs = (
+        "latent_steps",
+        "markers",
+        "spoken_tokens",
+        "sequential_passes",
+        "latent_positions",
+        "flops",
+        *SECONDS,
+        "parameters",
+    )
     for entry in results["systems"].values():
         assert list(entry) == ["exact_match", "ended", "cost", "chain"]
         assert set(entry["cost"]) == set(costs)

@@ -205,9 +205,8 @@ class Decoder:
         method = self.method
         if self.columns or not isinstance(method, BlockReasoner):
             return []
-        size, counts = len(self.rows), {row.max_latents for row in self.rows}
-        assert len(counts) == 1, "chains that are refined together have one length"
-        count = counts.pop()
+        size = len(self.rows)
+        (count,) = {row.max_latents for row in self.rows}  # chains that are refined together have one length
         if count == 0:
             return []
         if method.iterations:

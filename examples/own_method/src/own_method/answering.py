@@ -46,6 +46,15 @@ class HesitatingReasoner:
         """Scores of the next token."""
         return scores(hidden, head_of(self.model)).float()
 
+    @property
+    def iterations(self) -> int:
+        """0: the chain depends on nothing, so that it is read in one pass with the prompt as it was guessed."""
+        return 0
+
+    def guess(self, count: int) -> Tensor:
+        """The row of the marker, everywhere."""
+        return self.embed_prompt(torch.full((count, 1), self.token_id, device=self.stack.device))[:, 0]
+
     def step(self, hidden: Tensor) -> LatentStep:
         """Hesitate."""
         ids = torch.full((len(hidden), 1), self.token_id, device=hidden.device)
@@ -69,7 +78,6 @@ def systems(model: PreTrainedModel, *, stage: str, max_answer: int) -> list[Syst
             stop=StopRule(max_latents=settings["times"], fixed=True),
             max_tokens=max_answer,
             chain_kind="latent",
-            parallel_chain=True,
             table_size=model.get_output_embeddings().weight.numel(),
             scorings=0,
         )

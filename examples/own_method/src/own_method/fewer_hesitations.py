@@ -26,7 +26,7 @@ class FewerHesitationsProbe(Probe):
 
     def applies(self, system: System, task: Task) -> bool:
         """Of systems whose chain is written in one pass."""
-        return system.parallel_chain
+        return system.iterations == 0
 
     def measure(self, view: View) -> dict[int, Outcomes]:
         """Whether each problem is answered right ``[B]``, by the number of hesitations: none, half of them, all."""
