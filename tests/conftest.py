@@ -48,6 +48,12 @@ def _one_thread_and_known_noise() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _few_problems_against_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of single problems are of no use in tests, and measuring them takes a third of a tiny evaluation."""
+    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", 2)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked "gpu" need one, or a device that stands in for it (`on_device`)."""
     if torch.cuda.is_available() or "UNSPOKEN_TEST_DEVICE" in os.environ:
