@@ -42,9 +42,9 @@ lint: $(DEV)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Two workers with one thread each: two torch processes that both use all cores slow each other down. Each begins with
-# a half of the tests, so that few modules make what they share twice.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
+# Two workers with one thread each: two torch processes that both use all cores slow each other down. A file is tested by
+# one of them, so that what its tests share is made once.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 test: lint
 	$(PYTEST) -m "not slow"
