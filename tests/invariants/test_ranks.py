@@ -228,9 +228,18 @@ def test_the_same_losses_checkpoints_and_results_on_any_number_of_ranks(name: st
         for metric, value in manifests(one)[stage]["validation"].items():
             assert manifest["validation"][metric] == pytest.approx(value, abs=1e-3), (stage, metric)
     results = [json.loads((run / "results.json").read_text()) for run in (one, several)]
-    for part in ("systems", "controls"):
-        first, second = ({key: row["exact_match"] for key, row in content[part].items()} for content in results)
-        assert first == second
+    first, second = ({key: row["exact_match"] for key, row in content["systems"].items()} for content in results)
+    assert first == second
+    first, second = (
+        {
+            (system, control): entry["exact_match"]
+            for system, entries in content["probes"]["controls"].items()
+            for control, entry in entries.items()
+        }
+        for content in results
+    )
+    assert first
+    assert first == second
 
 
 def untimed(content: Any) -> Any:
