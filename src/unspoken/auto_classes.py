@@ -37,9 +37,7 @@ class _Added(dict[str, Any]):
 class _Finder(MetaPathFinder):
     """Meets the import of the library's table of configurations, once."""
 
-    def find_spec(
-        self, fullname: str, path: Any, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """The library's own module, after which `_extend` runs."""
         if fullname != MODULE:
             return None

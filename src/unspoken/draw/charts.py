@@ -13,7 +13,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from unspoken.draw.formats import coefficient, joined, steps
+from unspoken.draw.formats import coefficient
 
 Point = tuple[float, float]
 Tick = tuple[float, str]
@@ -343,13 +343,6 @@ def _cell_drawing(marks: Iterable[Markup], label: str) -> Markup:
     return element("svg", *marks, class_="interval", role="img", aria_label=label, width="100%", height=20)
 
 
-def _bar(start: float, length: float, colour: str) -> Markup:
-    """From 0 to 1, as wide as the cell."""
-    return element(
-        "rect", class_=f"bar {colour}", x=f"{100 * start:.2f}%", y=3, width=f"{100 * length:.2f}%", height=14
-    )
-
-
 def interval_bar(
     mean: float, low: float, high: float, classes: str, *, ticks: Sequence[float] = (), bar: bool = True
 ) -> Markup:
@@ -361,7 +354,9 @@ def interval_bar(
     """
     base = 17.5 if bar else 10
     marks = [element("line", class_="grid", x1=0, x2="100%", y1=base, y2=base)]
-    marks += [_bar(0, mean, classes)] if bar else []
+    if bar:
+        width = f"{100 * mean:.2f}%"
+        marks.append(element("rect", class_=f"bar {classes}", x="0.00%", y=3, width=width, height=14))
     marks.append(element("line", class_="whisker", x1=f"{100 * low:.2f}%", x2=f"{100 * high:.2f}%", y1=10, y2=10))
     marks += [] if bar else [element("circle", class_=f"dot {classes}", cx=f"{100 * mean:.2f}%", cy=10, r=4)]
     for tick in ticks:
@@ -375,12 +370,3 @@ def interval_bar(
 def rate_bar(rate: Mapping[str, Any], classes: str, *, bar: bool = True) -> Markup:
     """A rate with ``mean``, ``low`` and ``high`` as a bar, or as a dot, see `interval_bar`."""
     return interval_bar(rate["mean"], rate["low"], rate["high"], classes, bar=bar)
-
-
-def stacked_bar(lengths: Sequence[tuple[float, str]], longest: float) -> Markup:
-    """Numbers of steps, each with its colour, one after the other on a scale that ends at ``longest``."""
-    starts = [sum(length for length, _ in lengths[:index]) for index in range(len(lengths))]
-    bars = [
-        _bar(start / longest, size / longest, colour) for start, (size, colour) in zip(starts, lengths, strict=True)
-    ]
-    return _cell_drawing(bars, f"{joined([steps(size) for size, _ in lengths])} steps")

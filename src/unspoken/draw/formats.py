@@ -20,11 +20,6 @@ def bare_percent(share: float, digits: int = 2) -> str:
     return signed_minus(f"{100 * share:.{digits}f}")
 
 
-def percent_range(low: float, high: float, digits: int = 2) -> str:
-    """An interval in per cent, without the sign: ``97.79 – 99.24``."""
-    return f"{bare_percent(low, digits)} – {bare_percent(high, digits)}"
-
-
 def points(difference: float, digits: int = 1) -> str:
     """A difference of two shares in percentage points, with its sign unless it rounds to zero."""
     text = f"{100 * difference:+.{digits}f}"

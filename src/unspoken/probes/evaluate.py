@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from unspoken.chain import StopReason
 from unspoken.evaluation.answering import Graded, answer, first_problems
@@ -76,6 +77,7 @@ class TestSet:
     """A test set and what every system did with it, by system.
 
     Attributes:
+        prompt_lengths: tokens ``[B]`` of the prompts; None until an answer is counted.
         right: outcomes ``[B]`` of each seed.
         ended: of each seed the rate of chains that ended by themselves; nothing where their length is fixed.
         spent: of each seed what its answers cost.
@@ -83,6 +85,7 @@ class TestSet:
     """
 
     problems: Problems
+    prompt_lengths: Tensor | None = None
     right: dict[str, list[Outcomes]] = field(default_factory=lambda: defaultdict(list))
     ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     spent: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
@@ -102,9 +105,10 @@ class TestSet:
         stop = answers.chain.stop
         if not bool((stop == StopReason.FIXED).all()):
             self.ended[system.name].append(float((stop == StopReason.END).double().mean()))
-        if not asked.task.traits.continues:  # to read sentences and say them again is no answer that has a cost
-            lengths = asked.task.prompts(self.problems, asked.prompt_format)[1].sum(dim=1)
-            self.spent[system.name].append(counted(system, lengths, answers))
+        if not asked.task.traits.continues:  # to read sentences and decode them again is no answer that has a cost
+            if self.prompt_lengths is None:
+                self.prompt_lengths = asked.task.prompts(self.problems, asked.prompt_format)[1].sum(dim=1)
+            self.spent[system.name].append(counted(system, self.prompt_lengths, answers))
             if timed:
                 timed_answer = partial(asked.answer, system)
                 self.seconds[system.name] = seconds(timed_answer, self.problems, asked.batch_size, alone=alone)
