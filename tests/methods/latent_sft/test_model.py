@@ -21,7 +21,9 @@ from unspoken.methods.latent_sft.objective import token_losses
 from unspoken.methods.latent_sft.stages import LatentShape
 from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
 from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, encoder_rows
+from unspoken.places import at
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.superposition import embedding_table, mix
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.prompt_format import PromptFormat
@@ -296,6 +298,64 @@ def test_stage_two_is_judged_before_each_latent_and_each_word(family: str, atten
     torch.testing.assert_close(out.before_targets, torch.cat([targets for targets, _ in by_hand]), **CLOSE)
     torch.testing.assert_close(out.before_slots, torch.cat([slots for _, slots in by_hand]), **CLOSE)
     assert torch.equal(out.head, model.decoder.get_output_embeddings().weight)
+
+
+# --- stage 2 on the decoder's own latents ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [{"top_k": 3}, {"top_k": None, "temperature": 0.5}, {"latent": "hidden"}])
+@torch.no_grad()
+def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str, shape: dict[str, Any]) -> None:
+    model, row = joint(family, has_encoder=False, **shape), BATCH[3]
+    rows = compact([row])
+    given = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(5))
+    config = model.config.latent_shape
+    generation = LatentGenerationConfig(
+        open_ids=MARKERS.open,
+        end_ids=MARKERS.end,
+        top_k=config.top_k,
+        temperature=config.temperature,
+        feed=config.latent,
+    )
+    head = torch.tensor([[*row.prompt, *MARKERS.open]])
+    chain = rollout(CausalLMReasoner(model.decoder, generation), head, None, StopRule(max_latents=4, fixed=True))
+    for own, passes in ((4, 1), (4, 3), (4, 4), (3, 4)):
+        fed = slots_read(model, rows, given, torch.arange(4) < own, passes)
+        expected, alike = chain.latents[0], min(own, passes)
+        torch.testing.assert_close(fed[:alike], expected[:alike], **CLOSE)
+        torch.testing.assert_close(fed[own:], given[own:])
+        assert all((fed[place] - expected[place]).abs().max() > 1e-3 for place in range(alike, 4))
+
+
+def test_own_latents_are_computed_without_a_gradient() -> None:
+    model, rows = joint(has_encoder=False, top_k=3), compact(BATCH[3:])
+    given = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(5))
+    own = torch.tensor([False, True, True, False])
+    weight = model.decoder.base_model.layers[0].ffn.up_proj.weight
+
+    def gradient(latents_ND: Tensor, **how: Any) -> Tensor:
+        loss = model(decoder=rows, weights=latents_ND, ids=None, **how).before_targets.square().sum()
+        return torch.autograd.grad(loss, weight)[0]
+
+    required = gradient(slots_read(model, rows, given, own, 2))
+    torch.testing.assert_close(gradient(given, own=own, rollout_passes=2), required, **CLOSE)
+    assert not torch.allclose(gradient(given), required, **CLOSE)
+
+
+@torch.no_grad()
+def slots_read(model: LatentSFTModel, rows: Rows, given: Tensor, own: Tensor, passes: int) -> Tensor:
+    """What stands at the slots in the last pass through the decoder."""
+    seen: list[Tensor] = []
+    hook = model.decoder.base_model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append(kwargs["inputs_embeds"].detach().clone()), with_kwargs=True
+    )
+    try:
+        model(decoder=rows, weights=given, ids=None, own=own, rollout_passes=passes)
+    finally:
+        hook.remove()
+    assert len(seen) == passes + 1
+    return at(seen[-1], rows.slots_at)
 
 
 def test_rows_that_do_not_belong_together_are_refused() -> None:

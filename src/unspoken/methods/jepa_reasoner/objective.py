@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from unspoken import distributed
 from unspoken.methods.jepa_reasoner.stages import SST
+from unspoken.methods.rollouts import stretches
 from unspoken.places import at, padding_mask, places_of
 
 
@@ -72,16 +73,7 @@ def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
     if not objective.rollout_latents or not torch.is_grad_enabled():
         return given
     able = (batch if "able" in batch else sst_places(objective, batch))["able"]
-    return {**given, "own": _own(objective, able), "rollout_passes": objective.rollout_passes}
-
-
-def _own(objective: SST, able: Bool[Tensor, "B T"]) -> Bool[Tensor, "B T"]:
-    """A stretch of neighbours in every row, among the positions that could be latents of a rollout."""
-    draws_B2 = distributed.draw_rank_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
-    count_B = 1 + (draws_B2[:, 0] * objective.rollout_latents).long()
-    first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
-    place_BT = able.cumsum(dim=1) - 1
-    return able & (place_BT >= first_B[:, None]) & (place_BT < (first_B + count_B)[:, None])
+    return {**given, "own": stretches(able, objective.rollout_latents), "rollout_passes": objective.rollout_passes}
 
 
 def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

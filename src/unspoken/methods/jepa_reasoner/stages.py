@@ -16,6 +16,7 @@ from unspoken.methods.method import (
     refuse_blocks,
     refuse_talker,
 )
+from unspoken.methods.rollouts import check_rollout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,11 +56,7 @@ class SST(Objective):
     rollout_passes: int = 1
 
     def __post_init__(self) -> None:
-        if self.rollout_latents < 0 or self.rollout_passes < 1:
-            raise ValueError(
-                f"rollout_latents is {self.rollout_latents} and rollout_passes {self.rollout_passes}; they must be at "
-                "least 0 and 1"
-            )
+        check_rollout(self.rollout_latents, self.rollout_passes)
         if self.k <= 0:
             raise ValueError(f"k is {self.k}; it must be positive")
         if not 0 <= self.momentum <= 1:
@@ -153,10 +150,15 @@ class SST(Objective):
         )
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """One pass through the blocks."""
+        """One pass through the blocks, and those that compute the model's own latents."""
         from unspoken.methods.cost import RowCost, StackPass
 
-        return RowCost(tokens=lengths.total, passes=(StackPass(stack=model.backbone, positions=lengths.total),))
+        stack, passes = model.backbone, self.rollout_passes if self.rollout_latents else 0
+        return RowCost(
+            tokens=lengths.total,
+            passes=(StackPass(stack=stack, positions=lengths.total),)
+            + passes * (StackPass(stack=stack, positions=lengths.total, graded=False),),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

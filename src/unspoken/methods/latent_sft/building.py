@@ -69,16 +69,19 @@ def labels_cost(model: Any, lengths: Lengths, shape: LatentShape) -> RowCost:
     )
 
 
-def stage2_cost(model: Any, lengths: Lengths, shape: LatentShape) -> RowCost:
-    """Of stage 2."""
+def stage2_cost(model: Any, lengths: Lengths, shape: LatentShape, *, rollout_passes: int) -> RowCost:
+    """Of stage 2; ``rollout_passes`` compute the decoder's own latents without a gradient."""
     latents, answered = _latents(lengths, shape), lengths.end + lengths.answer
     tokens = lengths.prompt + latents + answered
     head = model.decoder.get_output_embeddings().weight
     supervised = (answered,) if shape.latent == "hidden" else (answered, float(latents))
+    stack = model.decoder.base_model
     return RowCost(
         tokens=tokens,
-        passes=(StackPass(stack=model.decoder.base_model, positions=tokens),),
-        scores=tuple(Scores(head=head, supervised=count, pieces=True) for count in supervised),
+        passes=(StackPass(stack=stack, positions=tokens),)
+        + rollout_passes * (StackPass(stack=stack, positions=tokens, graded=False),),
+        scores=tuple(Scores(head=head, supervised=count, pieces=True) for count in supervised)
+        + rollout_passes * _read_out(head, shape, latents, graded=False),
     )
 
 

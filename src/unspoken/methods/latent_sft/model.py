@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
@@ -24,7 +24,7 @@ from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.masks import causal, induction, supervision
 from unspoken.methods.rows import Rows
 from unspoken.places import at
-from unspoken.reasoning.latents import Noise
+from unspoken.reasoning.latents import Noise, Readout
 from unspoken.reasoning.superposition import (
     Head,
     distribution,
@@ -103,15 +103,18 @@ class LatentSFTModel(AroundDecoder):
 
     def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
         """The decoder's input at every slot."""
-        return self._latents_of(self.summaries(rows), noise)
+        return self._latents_of(self.summaries(rows), self.config.latent_shape.readout, noise)
 
-    def _latents_of(self, summaries: Float[Tensor, "N D"], noise: Noise | None) -> Float[Tensor, "N D"]:
+    def _latents_of(
+        self, outputs: Float[Tensor, "N D"], readout: Readout, noise: Noise | None = None
+    ) -> Float[Tensor, "N D"]:
+        """Superpositions that outputs of a stack stand for, or the outputs themselves without a vocabulary step."""
         shape = self.config.latent_shape
         if shape.latent == "hidden":
-            return summaries
+            return outputs
         return superpose(
-            summaries,
-            readout_of(self.decoder, shape.readout),
+            outputs,
+            readout_of(self.decoder, readout),
             embedding_table(self.decoder),
             top_k=shape.top_k,
             temperature=shape.temperature,
@@ -143,6 +146,8 @@ class LatentSFTModel(AroundDecoder):
         weights: Float[Tensor, "N K"] | None = None,
         ids: Tensor | None = None,
         noise: Noise | None = None,
+        own: Bool[Tensor, " N"] | None = None,
+        rollout_passes: int = 1,
     ) -> LatentSFTOutput:
         """Predict chunks, end and answer from the latents alone (stage 1), or latents, end and answer (stage 2).
 
@@ -151,6 +156,9 @@ class LatentSFTModel(AroundDecoder):
             encoder: of `rows.encoder_rows`; stage 1 makes the latents here.
             weights, ids: stage 2's latents in the order of the slots; with ids None, ``weights`` are the vectors.
             noise: on the latents of stage 1, in training mode alone.
+            own: slots of stage 2 that read the decoder's own latents, as in a rollout, and not the given ones.
+            rollout_passes: passes without gradients that compute those latents. After n passes, the first n consecutive
+                own latents of a row equal those of a rollout; later ones follow a given latent.
 
         Raises:
             ValueError: encoder and decoder rows do not hold the same number of slots, or there are not as many
@@ -161,8 +169,8 @@ class LatentSFTModel(AroundDecoder):
             if encoder.latents != decoder.latents:
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
             summaries = self.summaries(encoder)
-            latents_ND = self._latents_of(summaries, noise)
             shape, stack = self.config.latent_shape, self.decoder.base_model
+            latents_ND = self._latents_of(summaries, shape.readout, noise)
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder.position, stack)
             position: Tensor | None = decoder.position
@@ -173,8 +181,17 @@ class LatentSFTModel(AroundDecoder):
             latents_ND = weights if ids is None else mix(weights, ids, embedding_table(self.decoder))
             mask, position = None, None  # rows are padded on the right, which no earlier token sees
         inputs_BTD = self.decoder.get_input_embeddings()(decoder.ids)
-        flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
-        hidden_BTD = _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
+
+        def hidden_after(latents_ND: Tensor) -> Tensor:
+            flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
+            return _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
+
+        given_ND = latents_ND
+        for _ in range(0 if own is None else rollout_passes):
+            with torch.no_grad():
+                fed_ND = self._latents_of(at(hidden_after(latents_ND), decoder.slots_at - 1), "head")
+            latents_ND = torch.where(own[:, None], fed_ND.to(given_ND.dtype), given_ND)
+        hidden_BTD = hidden_after(latents_ND)
         # Every row begins with its prompt, so each of these has an output before it.
         return LatentSFTOutput(
             before_targets=at(hidden_BTD, decoder.targets_at - 1),

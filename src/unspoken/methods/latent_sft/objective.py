@@ -15,6 +15,7 @@ from torch import Tensor
 from unspoken import distributed
 from unspoken.methods.latent_sft.model import LatentSFTOutput
 from unspoken.methods.latent_sft.stages import Stage1, Stage2
+from unspoken.methods.rollouts import stretches
 from unspoken.methods.rows import Kind, Rows
 from unspoken.places import at, places_of
 from unspoken.reasoning.superposition import Head, in_pieces, positions_at_once, scorer
@@ -80,6 +81,16 @@ def stage1_loss(objective: Stage1, outputs: LatentSFTOutput, batch: dict[str, An
         hint = distributed.rank_weighted_mean(hints.mean(), len(hints))
         loss, terms["hint_loss"] = loss + objective.hint * hint, hint.detach()
     return loss, terms
+
+
+def stage2_inputs(objective: Stage2, batch: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the model's forward; a pass without gradients reads labels alone."""
+    given = {key: batch[key] for key in ("decoder", "weights", "ids")}
+    if not objective.rollout_latents or not torch.is_grad_enabled():
+        return given
+    rows = batch["decoder"]
+    own_N = at(stretches(rows.slots, objective.rollout_latents), rows.slots_at)
+    return {**given, "own": own_N, "rollout_passes": objective.rollout_passes}
 
 
 def stage2_loss(objective: Stage2, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -17,6 +17,7 @@ from unspoken.methods.method import (
     refuse_blocks,
     refuse_talker,
 )
+from unspoken.methods.rollouts import check_rollout
 from unspoken.reasoning.latents import Noise, Readout
 
 if TYPE_CHECKING:
@@ -252,6 +253,9 @@ class Stage2(DecoderObjective):
     Attributes:
         ce_weight, kl_weight: of the two losses.
         noise: on the labels; null for none (the first version).
+        rollout_latents: ours, not the paper's: in every row a random stretch of 1 to this many latents is read as the
+            decoder's own superpositions, as in a rollout, with the same targets; 0 reads labels alone.
+        rollout_passes: see `LatentSFTModel.forward`; each costs a pass without a gradient.
     """
 
     kind: ClassVar[str] = "stage2"
@@ -264,6 +268,11 @@ class Stage2(DecoderObjective):
     ce_weight: float = 1.0
     kl_weight: float = 1.0
     noise: Noise | None = field(default_factory=Noise)
+    rollout_latents: int = 0
+    rollout_passes: int = 1
+
+    def __post_init__(self) -> None:
+        check_rollout(self.rollout_latents, self.rollout_passes)
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """Always: its model writes its own latents."""
@@ -303,20 +312,20 @@ class Stage2(DecoderObjective):
         return stage2_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        from unspoken.methods.latent_sft.objective import stage2_loss
+        from unspoken.methods.latent_sft.objective import stage2_inputs, stage2_loss
 
-        outputs = model(decoder=batch["decoder"], weights=batch["weights"], ids=batch["ids"])
-        return stage2_loss(self, outputs, batch)
+        return stage2_loss(self, model(**stage2_inputs(self, batch)), batch)
 
     def teacher(self, line: Line) -> Line | None:
         """The models that wrote the labels."""
         return None if line.before is None else line.before.before
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """One pass over latents and answer."""
+        """One pass over latents and answer, and those that compute the decoder's own latents."""
         from unspoken.methods.latent_sft.building import stage2_cost
 
-        return stage2_cost(model, lengths, shape_of(context.line))
+        passes = self.rollout_passes if self.rollout_latents else 0
+        return stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
 
 
 def shape_of(line: Line) -> LatentShape:
