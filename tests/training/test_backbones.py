@@ -16,6 +16,7 @@ from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
 from unspoken.backbone.depth import require_same_blocks
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.rows import explicit_rows
+from unspoken.tasks.cups import CupsConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import recipe as recipes
@@ -95,6 +96,13 @@ def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
     ):
         built(recipe, "cot")
     require_rows(tiny_hub_model("llama", vocab_size=100), PromptFormat(tokenizer=tokenizer_of_letters()))
+
+
+def test_a_tokenizer_of_few_words_is_checked_by_the_tokens_of_its_own_prompts() -> None:
+    tokenizer = CupsConfig().build().tokenizer
+    require_rows(tiny_hub_model("llama", vocab_size=len(tokenizer)), PromptFormat(tokenizer=tokenizer))
+    with pytest.raises(ValueError, match="tokens beyond the 3 rows"):
+        require_rows(tiny_hub_model("llama", vocab_size=3), PromptFormat(tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("name", ["cot", "sst", "coconut", "encoder"])

@@ -73,7 +73,7 @@ def require_rows(model: PreTrainedModel, prompt_format: PromptFormat) -> None:
     """
     tokenizer, rows = prompt_format.tokenizer, model.get_input_embeddings().weight.shape[0]
     markers = prompt_format.markers
-    ids = {*markers.open, *markers.end, *prompt_format.prompt("1 + 1?"), tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ids = {*markers.open, *markers.end, *prompt_format.prompt(""), tokenizer.eos_token_id, tokenizer.pad_token_id}
     beyond = sorted(token for token in ids if token is not None and token >= rows)
     if beyond:
         names = ", ".join(f"{tokenizer.convert_ids_to_tokens(token)!r} ({token})" for token in beyond)

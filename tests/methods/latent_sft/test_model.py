@@ -319,7 +319,9 @@ def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str, sha
         feed=config.latent,
     )
     head = torch.tensor([[*row.prompt, *MARKERS.open]])
-    chain = rollout(CausalLMReasoner(model.decoder, generation), head, None, StopRule(max_latents=4, fixed=True))
+    chain = rollout(
+        CausalLMReasoner(model=model.decoder, settings=generation), head, None, StopRule(max_latents=4, fixed=True)
+    )
     for own, passes in ((4, 1), (4, 3), (4, 4), (3, 4)):
         fed = slots_read(model, rows, given, torch.arange(4) < own, passes)
         expected, alike = chain.latents[0], min(own, passes)
