@@ -186,11 +186,12 @@ class LatentSFTModel(AroundDecoder):
             flat = inputs_BTD.flatten(0, 1).index_copy(0, decoder.slots_at, latents_ND.to(inputs_BTD.dtype))
             return _hidden(self.decoder.base_model, flat.view_as(inputs_BTD), mask, position)
 
-        given_ND = latents_ND
-        for _ in range(0 if own is None else rollout_passes):
-            with torch.no_grad():
-                fed_ND = self._latents_of(at(hidden_after(latents_ND), decoder.slots_at - 1), "head")
-            latents_ND = torch.where(own[:, None], fed_ND.to(given_ND.dtype), given_ND)
+        if own is not None:
+            given_ND = latents_ND
+            for _ in range(rollout_passes):
+                with torch.no_grad():
+                    fed_ND = self._latents_of(at(hidden_after(latents_ND), decoder.slots_at - 1), "head")
+                latents_ND = torch.where(own[:, None], fed_ND.to(given_ND.dtype), given_ND)
         hidden_BTD = hidden_after(latents_ND)
         # Every row begins with its prompt, so each of these has an output before it.
         return LatentSFTOutput(
