@@ -68,19 +68,21 @@ def published_loop(model: UnspokenForCausalLM, settings: LatentGenerationConfig,
 
 
 def dense_on_host(rows: Rows) -> torch.Tensor:
-    """The supervision mask the way a collator would fill it: a row at a time, on the CPU."""
-    batch, length = rows.ids.shape
-    mask = torch.zeros(batch, 1, length, length, dtype=torch.bool)
-    for row in range(batch):
-        kinds, chunks = rows.kind[row].tolist(), rows.chunk[row].tolist()
-        for query in range(int(rows.length[row])):
-            for key in range(query + 1):
-                if kinds[query] == Kind.TEXT:
-                    own = chunks[key] == chunks[query] and kinds[key] in (Kind.LATENT, Kind.TEXT)
-                    mask[row, 0, query, key] = own
-                else:
-                    mask[row, 0, query, key] = kinds[key] != Kind.TEXT
-    return mask
+    """The supervision mask as the published collator makes it: a row and a chunk at a time, on the CPU."""
+    length = rows.ids.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool).tril()
+    masks = []
+    for kind, chunk, real in zip(rows.kind, rows.chunk, rows.length.tolist(), strict=True):
+        mask = earlier.clone()
+        mask[:, kind == Kind.TEXT] = False
+        for number in range(1, int(chunk.max()) + 1):
+            latent, *text = (chunk == number).nonzero()[:, 0].tolist()
+            if text:
+                mask[latent + 1 : text[-1] + 1] = False
+                mask[latent + 1 : text[-1] + 1, latent : text[-1] + 1] = earlier[1 : len(text) + 1, : len(text) + 1]
+        mask[real:] = False
+        masks.append(mask)
+    return torch.stack(masks)[:, None]
 
 
 @cache

@@ -31,7 +31,10 @@ RecipeName = Annotated[
     typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a method, with --model and --data."),
 ]
 AnyModel = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run folder, the folder of one model, or a name on the hub.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run folder, a model folder, a name on the hub, or tree-search, which is included."
+    ),
 ]
 Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
 Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]

@@ -11,22 +11,26 @@ from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_system
 from unspoken.reasoning.soft_thinking import Reasoning
 from unspoken.reasoning.system import System
+from unspoken.storage import MODEL
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.resolve import RECIPE
 from unspoken.training.settings import read
 from unspoken.training.stages import SeedRun
+from unspoken.weights import shipped_model
 
 
 def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple[Recipe | None, str | Path]:
     """The recipe, if there is one, and the model that a folder, a seed and a stage mean.
 
     Args:
-        source: a run folder, the folder of one model, or the name of a model on the hub.
+        source: a run folder, the folder of one model, the name of a model on the hub, or of one that comes with the
+            package (``tree-search``).
         seed, stage: which model of a run folder; by default the last stage that answers from latents.
 
     Raises:
         ValueError: there is no such model.
     """
+    source = shipped_model(source) or source
     folder = Path(source)
     if (folder / RECIPE).is_file():
         recipe = parse((folder / RECIPE).read_text(), str(folder / RECIPE))
@@ -79,9 +83,14 @@ def open_system(
             )
         system = load_system(
             place,
-            name=Path(place).parent.name,
+            name=_stage_name(Path(place)),
             max_answer=traits.answer_cap or recipe.evaluation.max_answer,
             trained_on=recipe.task,
             device=chosen,
         )
     return system if reasoning is None else reasoning.applied(system)
+
+
+def _stage_name(folder: Path) -> str:
+    """Of the stage that published a model; elsewhere, of its folder."""
+    return folder.parent.name if folder.name == MODEL else folder.name
