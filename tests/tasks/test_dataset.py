@@ -141,5 +141,5 @@ def test_ranks_together_read_the_batches_of_one_process(ranks: int) -> None:
 
 
 def test_half_a_batch_is_refused() -> None:
-    with pytest.raises(ValueError, match="10 samples do not fill batches of 4"):
+    with pytest.raises(AssertionError, match="10 samples do not fill batches of 4"):
         by_length(lambda places: places, size=10, batch_size=4, seed=0)

@@ -73,5 +73,5 @@ def test_every_test_set_has_its_own_keys_and_counts() -> None:
 
 
 def test_an_overlap_has_at_least_one_word() -> None:
-    with pytest.raises(ValueError, match="words is 0"):
+    with pytest.raises(AssertionError, match="words is 0"):
         overlap([], {}, words=0)

@@ -25,9 +25,8 @@ from itertools import combinations, islice
 from random import Random
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
-from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, split_of
+from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
+from unspoken.tasks.task import ProblemList, split_of
 from unspoken.tasks.tokenizing import WORD, by_word
 
 if TYPE_CHECKING:
@@ -110,25 +109,18 @@ def _words() -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArithmeticConfig:
-    """What a made-up word problem looks like.
-
-    Attributes:
-        steps: numbers of steps that occur, each equally often; 1 to 6.
-        largest: no number in a problem, given or computed, is above it; at least 20. Each number is one token.
-        operations: what a step may be. Only adding and subtracting join two people's quantities, so one of them is
-            needed.
-    """
+class ArithmeticConfig(MadeUpConfig):
+    """What a made-up word problem looks like."""
 
     kind: ClassVar[str] = "arithmetic"
 
-    steps: tuple[int, ...] = (2, 3, 4)
-    largest: int = 99
+    steps: tuple[int, ...] = (2, 3, 4)  # numbers of steps that occur, each equally often; 1 to 6
+    largest: int = 99  # no number in a problem, given or computed, is above it; at least 20. Each number is one token.
+    # What a step may be. Only adding and subtracting join two people's quantities, so one of them is needed.
     operations: tuple[Operation, ...] = ("add", "subtract", "multiply")
 
     def __post_init__(self) -> None:
-        if not self.steps or len(set(self.steps)) < len(self.steps) or not all(1 <= step <= 6 for step in self.steps):
-            raise ValueError(f"steps is {self.steps}; it must list different numbers from 1 to 6")
+        check_numbers("steps", self.steps, 6)
         if self.largest < 20:
             raise ValueError(f"largest is {self.largest}; it must be at least 20, or there are too few problems")
         if len(set(self.operations)) < len(self.operations):
@@ -136,13 +128,7 @@ class ArithmeticConfig:
         if not {"add", "subtract"} & set(self.operations):
             raise ValueError(f"operations is {self.operations}; it must hold add or subtract, which join two people")
 
-    @property
-    def traits(self) -> Traits:
-        """Chains of equations, made and not read."""
-        return Traits(markers=(OPEN, END))
-
     def build(self) -> ArithmeticTask:
-        """The task of this configuration."""
         return ArithmeticTask(self)
 
 
@@ -178,7 +164,7 @@ def _orders(needs: Sequence[frozenset[int]], done: tuple[int, ...] = ()) -> Iter
             yield from _orders(needs, (*done, step))
 
 
-class ArithmeticTask(ReasoningTask):
+class ArithmeticTask(MadeUpTask):
     """Makes and reads made-up word problems."""
 
     def __init__(self, config: ArithmeticConfig) -> None:
@@ -189,17 +175,8 @@ class ArithmeticTask(ReasoningTask):
         """One token a word, number, stop and sign."""
         return by_word([*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words()])
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """Make the problems with the given indices."""
-        self.size(split)
-        return ProblemList(self._make(split, int(index), seed) for index in indices)
-
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A question typed by a person.
-
-        Raises:
-            ValueError: the question is empty or holds a word that this task does not know.
-        """
+        """A question typed by a person, of words that this task knows."""
         problems = super().parse(text)
         known = {*_words(), *map(str, range(self.config.largest + 1))}
         for word in re.findall(WORD, problems[0].question):

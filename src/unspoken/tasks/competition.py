@@ -22,7 +22,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import FileConfig, FileTask, Source, field_of, read_source, row_fields, text_of
+from unspoken.tasks.files import (
+    FileConfig,
+    FileTask,
+    Source,
+    field_of,
+    read_source,
+    row_fields,
+    text_of,
+    unknown_fields,
+)
 from unspoken.tasks.grading import boxed
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN
@@ -33,24 +42,16 @@ Profile = Literal["as_released", "boxed_only"]
 
 @dataclass(frozen=True, kw_only=True)
 class CompetitionConfig(FileConfig):
-    """Which files, see `FileConfig`, and what follows a chain.
-
-    Attributes:
-        profile: what follows the chain in training rows. "as_released" is the whole solution in prose, as in the
-            authors' data, where most of the reasoning may well happen; "boxed_only" is the boxed answer alone.
-    """
+    """Which files, see `FileConfig`, and what follows a chain."""
 
     kind: ClassVar[str] = "competition"
 
     validation_rows: int = 500
+    # What follows the chain in training rows. "as_released" is the whole solution in prose, as in the authors' data,
+    # where most of the reasoning may well happen; "boxed_only" is the boxed answer alone.
     profile: Profile = "boxed_only"
 
     def build(self) -> CompetitionTask:
-        """The task of this configuration; reads all files.
-
-        Raises:
-            ValueError: a file is missing, a row is malformed, or too few training rows are left.
-        """
         return CompetitionTask(self)
 
 
@@ -77,10 +78,7 @@ class CompetitionTask(FileTask):
         elif "problem" in fields:
             question, answer = text_of(fields, "problem"), _short(fields, "answer")
         else:
-            raise ValueError(
-                f"unknown fields {', '.join(map(repr, fields)) or '(none)'}; known are problem, answer; prompt, "
-                "final_answer; and problem, cot, cot_answer"
-            )
+            raise unknown_fields(fields, "problem, answer; prompt, final_answer; and problem, cot, cot_answer")
         return ReasoningProblem(
             question=question,
             chains=(chain,) if chain else (),
@@ -98,7 +96,6 @@ class CompetitionTask(FileTask):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the data: what the files hold and how they are read, but not where they lie."""
         config = self.config
         return digest([config.kind, self._digests, config.validation_rows, config.profile, config.skip_malformed])
 

@@ -36,14 +36,10 @@ _TOGETHER = 128  # strings recognised at once: their tables still fit a cache
 
 
 class _Spans(NamedTuple):
-    """Where a symbol, or a row of symbols, can stand.
+    """Where a symbol, or a row of symbols, can stand."""
 
-    Attributes:
-        shortest: the least length of what it derives.
-        bits: ``[W, P, C]``; a bit of ``[w, p]`` is set for a string whose ``shortest + w`` tokens from p on it derives.
-    """
-
-    shortest: int
+    shortest: int  # the least length of what it derives
+    # ``[W, P, C]``; a bit of ``[w, p]`` is set for a string whose ``shortest + w`` tokens from p on it derives.
     bits: Bits
 
 
@@ -74,14 +70,12 @@ class Grammar:
 
     Symbols are numbered level by level: 0 is the root, and after the last symbol that has rules come the terminals.
 
-    Attributes:
-        rules: of each symbol, the rows of symbols that it may become, each equally likely. All derivations of a symbol
-            take the same number of levels.
-
     Raises:
         ValueError: the rules are not levelled.
     """
 
+    # Of each symbol, the rows of symbols that it may become, each equally likely. All derivations of a symbol take the
+    # same number of levels.
     rules: Rules
 
     def __post_init__(self) -> None:

@@ -20,71 +20,40 @@ from random import Random
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, ClassVar
 
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
 from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, split_of
+from unspoken.tasks.task import ProblemList, split_of
 from unspoken.tasks.tokenizing import by_word
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _SPLIT_CLASSES = 8  # six for training, one for validation, one for test
-_WORDS = (
-    "[PAD]",
-    "[EOS]",
-    OPEN,
-    END,
-    "\\boxed{",
-    "}",
-    ".",
-    "?",
-    "Cups",
-    "hold",
-    "Swap",
-    "Which",
-    "ball",
-    "is",
-    "in",
-    "cup",
-)
+_MARKERS = ("[PAD]", "[EOS]", OPEN, END, "\\boxed{", "}")
+_WORDS = (*_MARKERS, ".", "?", "Cups", "hold", "Swap", "Which", "ball", "is", "in", "cup")
 _SWAP = re.compile(r"Swap (\d+) (\d+)\.")
 _QUESTION = re.compile(r"Cups hold ((?:[A-Z] )*[A-Z])\.((?: Swap \d+ \d+\.)+) Which ball is in cup (\d+)\?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CupsConfig:
-    """What a problem looks like.
-
-    Attributes:
-        cups: how many; 2 to 9.
-        swaps: numbers of swaps that occur, each equally often; 1 to 40.
-
-    Raises:
-        ValueError: a number outside these.
-    """
+class CupsConfig(MadeUpConfig):
+    """What a problem looks like."""
 
     kind: ClassVar[str] = "cups"
 
-    cups: int = 5
-    swaps: tuple[int, ...] = (2, 3, 4)
+    cups: int = 5  # how many; 2 to 9
+    swaps: tuple[int, ...] = (2, 3, 4)  # numbers of swaps that occur, each equally often; 1 to 40
 
     def __post_init__(self) -> None:
         if not 2 <= self.cups <= 9:
             raise ValueError(f"cups is {self.cups}; it must be from 2 to 9")
-        if not self.swaps or len(set(self.swaps)) < len(self.swaps) or not all(1 <= n <= 40 for n in self.swaps):
-            raise ValueError(f"swaps is {self.swaps}; it must list different numbers from 1 to 40")
-
-    @property
-    def traits(self) -> Traits:
-        """Chains of states, made and not read."""
-        return Traits(markers=(OPEN, END))
+        check_numbers("swaps", self.swaps, 40)
 
     def build(self) -> CupsTask:
-        """The task of this configuration."""
         return CupsTask(self)
 
 
-class CupsTask(ReasoningTask):
+class CupsTask(MadeUpTask):
     """Makes and reads problems of swapped cups."""
 
     def __init__(self, config: CupsConfig) -> None:
@@ -95,17 +64,8 @@ class CupsTask(ReasoningTask):
         """One token a word, cup, ball and stop."""
         return by_word([*_WORDS, *map(str, range(1, self.config.cups + 1)), *ascii_uppercase[: self.config.cups]])
 
-    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
-        """Make the problems with the given indices."""
-        self.size(split)
-        return ProblemList(self._make(split, int(index), seed) for index in indices)
-
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A question typed by a person, with its chain and its answer.
-
-        Raises:
-            ValueError: it is no question of this task, or has other cups.
-        """
+        """A question typed by a person, with its chain and its answer."""
         match = _QUESTION.fullmatch(text.strip())
         balls = match[1].split(" ") if match else []
         swaps = [(int(first), int(second)) for first, second in _SWAP.findall(match[2])] if match else []

@@ -34,12 +34,8 @@ def by_length(
 
     Returns:
         What `GeneratedDataset` takes as its order.
-
-    Raises:
-        ValueError: the samples do not fill whole batches.
     """
-    if size % batch_size:
-        raise ValueError(f"{size} samples do not fill batches of {batch_size}; give whole batches")
+    assert size % batch_size == 0, f"{size} samples do not fill batches of {batch_size}"
     span = WINDOW * batch_size
 
     @lru_cache(maxsize=2)
@@ -53,17 +49,14 @@ def by_length(
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratedDataset(Dataset[Batch]):
-    """Samples ``first`` to ``first + size - 1`` of a stream.
+    """Samples ``first`` to ``first + size - 1`` of a stream."""
 
-    Attributes:
-        make: indices to a finished batch. Sample i is a pure function of i, so shuffling, sharding over ranks and
-            resuming need no state.
-        order: positions to the positions of the samples that are read there, see `by_length`; None changes nothing.
-    """
-
+    # Indices to a finished batch. Sample i is a pure function of i, so shuffling, sharding over ranks and resuming need
+    # no state.
     make: Callable[[NDArray[np.int64]], Batch]
     first: int
     size: int
+    # Positions to the positions of the samples that are read there, see `by_length`; None changes nothing.
     order: Order | None = None
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ import json
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -46,7 +46,7 @@ def _is_file(source: str) -> bool:
 
 
 def read_source(source: str, split: str) -> Source:
-    """The rows of a file or of a data set on the hub; files are CSV, Parquet or JSON, as their suffix says.
+    """The rows of a file or of a data set on the hub; files are CSV, Parquet or JSON by their suffix.
 
     Raises:
         ValueError: the source is missing or cannot be read.
@@ -93,12 +93,6 @@ def _read_hub(source: str, split: str) -> Source:
 
 
 def _content(path: str) -> bytes:
-    """What a file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it cannot be read.
-    """
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
@@ -190,23 +184,20 @@ def row_fields(row: Any) -> dict[str, Any]:
     return row
 
 
-def field_of(row: dict[str, Any], name: str) -> Any:
-    """A field of a row.
+def unknown_fields(fields: dict[str, Any], known: str) -> ValueError:
+    """The error of a row whose format is not known."""
+    return ValueError(f"unknown fields {', '.join(map(repr, fields)) or '(none)'}; known are {known}")
 
-    Raises:
-        ValueError: it is missing.
-    """
+
+def field_of(row: dict[str, Any], name: str) -> Any:
+    """A field of a row; a ValueError if it is missing."""
     if name not in row:
         raise ValueError(f"field {name!r} is missing")
     return row[name]
 
 
 def text_of(row: dict[str, Any], name: str) -> str:
-    """A field that holds text, without spaces around it.
-
-    Raises:
-        ValueError: it is missing, blank or no text.
-    """
+    """A field that holds text, without spaces around it; a ValueError if it is missing, blank or no text."""
     value = field_of(row, name)
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"field {name!r} is {value!r}; it must be text")
@@ -214,11 +205,7 @@ def text_of(row: dict[str, Any], name: str) -> str:
 
 
 def texts_of(row: dict[str, Any], name: str) -> list[str]:
-    """A field that holds a list of texts, without spaces around them.
-
-    Raises:
-        ValueError: it is missing or no such list.
-    """
+    """A field that holds a list of texts, without spaces around them; a ValueError if it is missing or no such list."""
     value = field_of(row, name)
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"field {name!r} is {value!r}; it must be a list of texts")
@@ -226,11 +213,7 @@ def texts_of(row: dict[str, Any], name: str) -> list[str]:
 
 
 def check_split_names(names: Iterable[str]) -> None:
-    """Refuse two splits of one name.
-
-    Raises:
-        ValueError: names the first such pair.
-    """
+    """Refuse two splits of one name, by a ValueError."""
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"{count} splits are named {name!r}; rename the file, since a test set is named by it")
@@ -238,22 +221,18 @@ def check_split_names(names: Iterable[str]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class FileConfig:
-    """Which files are read.
+    """Which files are read."""
 
-    Attributes:
-        train: a file (JSON lines, a JSON list, CSV or Parquet), or ``owner/name[:config]`` on the Hugging Face hub,
-            whose "train" split is read; null if nothing is trained.
-        validation_rows: training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500.
-            A question that occurs several times is held out with all its rows, so there may be a few more.
-        tests: files, or names on the hub, whose "test" split is read. A test set is named after its file without the
-            suffix, or by the name on the hub without the owner.
-        skip_malformed: leave out rows that cannot be read, with a count, instead of refusing the file.
-    """
-
+    # A file (JSON lines, a JSON list, CSV or Parquet), or ``owner/name[:config]`` on the Hugging Face hub, whose
+    # "train" split is read; null if nothing is trained.
     train: str | None = None
+    # Training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500. A question that
+    # occurs several times is held out with all its rows, so there may be a few more.
     validation_rows: int | None = None
+    # Files, or names on the hub, whose "test" split is read. A test set is named after its file without the suffix, or
+    # by the name on the hub without the owner.
     tests: tuple[str, ...] = ()
-    skip_malformed: bool = False
+    skip_malformed: bool = False  # leave out rows that cannot be read, with a count, instead of refusing the file
 
     def __post_init__(self) -> None:
         if self.train is None and not self.tests:
@@ -268,6 +247,14 @@ class FileConfig:
         return Traits(natural_language=True, from_files=True, markers=(OPEN, END))
 
 
+def chosen(rows: Sequence[ReasoningProblem], indices: Indices, split: str) -> ProblemList[ReasoningProblem]:
+    """Rows of a split that ends; an IndexError where there is no such row."""
+    for index in indices:
+        if not 0 <= index < len(rows):
+            raise IndexError(f"index {index} is outside split {split!r} of {len(rows)} problems")
+    return ProblemList(rows[int(index)] for index in indices)
+
+
 def tenth_of(rows: int) -> int:
     """Training rows that are held out where a recipe gives no number."""
     return max(1, min(rows // 10, _MOST_HELD_OUT))
@@ -275,6 +262,8 @@ def tenth_of(rows: int) -> int:
 
 class FileTask(ReasoningTask):
     """Problems from files; the backbone brings the tokenizer.
+
+    A fingerprint is of what the files hold and of how they are read, but not of where they lie.
 
     Attributes:
         dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
@@ -367,14 +356,11 @@ class FileTask(ReasoningTask):
         """
         rows = self._rows(split)
         count = len(rows)
-        for index in indices:
-            if index < 0 or (split != "train" and index >= count):
-                raise IndexError(f"index {index} is outside split {split!r} of {count} problems")
-        if split == "train":
-            return ProblemList(
-                rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices
-            )
-        return ProblemList(rows[int(index)] for index in indices)
+        if split != "train":
+            return chosen(rows, indices, split)
+        if any(index < 0 for index in indices):
+            raise IndexError(f"index {min(indices)} is outside split 'train'; indices count from 0")
+        return ProblemList(rows[epoch_order(seed, int(index) // count, count)[int(index) % count]] for index in indices)
 
     def _rows(self, split: str) -> list[ReasoningProblem]:
         if split not in self._problems:

@@ -22,7 +22,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
-from unspoken.tasks.files import FileConfig, FileTask, field_of, row_fields, text_of, texts_of
+from unspoken.tasks.files import FileConfig, FileTask, field_of, row_fields, text_of, texts_of, unknown_fields
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.task import digest
 
@@ -35,24 +35,16 @@ _PROSE_NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d+(?:,\d{3})*(?:\.\d+)?|\.\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class GradeSchoolConfig(FileConfig):
-    """Which files, see `FileConfig`, and what is read out of them.
-
-    Attributes:
-        chains: "equations" like ``<<5+3=8>> <<8*2=16>>``, or GSM8K's "prose" without them. GSM8k-Aug has equations.
-    """
+    """Which files, see `FileConfig`, and what is read out of them."""
 
     kind: ClassVar[str] = "grade_school"
 
     train: str
     validation_rows: int = 500
+    # "equations" like ``<<5+3=8>> <<8*2=16>>``, or GSM8K's "prose" without them. GSM8k-Aug has equations.
     chains: Chains = "equations"
 
     def build(self) -> GradeSchoolTask:
-        """The task of this configuration; reads all files.
-
-        Raises:
-            ValueError: a file is missing, a row is malformed, or too few training rows are left.
-        """
         return GradeSchoolTask(self)
 
 
@@ -80,11 +72,10 @@ class GradeSchoolTask(FileTask):
             equations = " ".join(_ANNOTATION.findall(solution))
             chain = equations if self.config.chains == "equations" else _ANNOTATION.sub("", solution).strip()
         else:
-            raise ValueError(
-                f"unknown fields {', '.join(map(repr, fields)) or '(none)'}; known are question, steps, answer "
-                "(GSM8k-Aug), question, answer (GSM8K), input, target (GSM-Hard, MultiArith) and Body, Question, "
-                "Answer (SVAMP)"
+            known = (
+                "question, steps, answer (GSM8k-Aug), question, answer (GSM8K), input, target (GSM-Hard, MultiArith)"
             )
+            raise unknown_fields(fields, f"{known} and Body, Question, Answer (SVAMP)")
         key = f"{split}:{digest([question, chain, answer])}"
         return ReasoningProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=key)
 
@@ -93,12 +84,8 @@ class GradeSchoolTask(FileTask):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the data: what the files hold and how they are read, but not where they lie."""
         read = {name: getattr(self.config, name) for name in ("kind", "validation_rows", "chains", "skip_malformed")}
         return digest({**read, "files": self._digests})
-
-
-# --- reading ---------------------------------------------------------------------------------------------------
 
 
 def _steps(row: dict[str, Any], kind: Chains) -> str:

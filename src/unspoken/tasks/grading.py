@@ -40,9 +40,6 @@ def boxed(text: str) -> str | None:
     return None
 
 
-# --- by name -----------------------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=2**16)
 def _same_mathematics(given: str, answer: str) -> bool:
     """Whether two texts are the same, or mean the same number or expression."""
@@ -75,19 +72,10 @@ def number_of(text: str) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _same_number(given: str, answer: str) -> bool:
-    value = number_of(given)
-    return value is not None and value == number_of(answer)
-
-
 def plain(text: str) -> str:
     """A text in one spelling: without case, repeated spaces, variants of letters and a full stop at the end."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split()).removesuffix(".").rstrip()
-
-
-def _same_string(given: str, answer: str) -> bool:
-    return plain(given) == plain(answer) != ""
 
 
 def choice_of(text: str) -> str | None:
@@ -96,25 +84,21 @@ def choice_of(text: str) -> str | None:
     return match[1].upper() if match else None
 
 
-def _same_choice(given: str, answer: str) -> bool:
-    label = choice_of(given)
-    return label is not None and label == choice_of(answer)
+def _same(form: Callable[[str], object]) -> Callable[[str, str], bool]:
+    """Whether two texts have one form, which is None of a text that cannot be an answer."""
+    return lambda given, answer: form(given) is not None and form(given) == form(answer)
 
 
 _GRADERS: dict[str, Callable[[str, str], bool]] = {
-    "number": _same_number,
+    "number": _same(number_of),
     "math": _same_mathematics,
-    "string": _same_string,
-    "choice": _same_choice,
+    "string": _same(lambda text: plain(text) or None),
+    "choice": _same(choice_of),
 }
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is no grader's; nothing is imported.
-
-    Raises:
-        ValueError: it is neither one of ours nor ``module:function``.
-    """
+    """Refuse a name that is neither one of ours nor ``module:function``, by a ValueError; nothing is imported."""
     if name not in _GRADERS and not _FUNCTION.fullmatch(name):
         raise ValueError(f"grader is {name!r}; known are {', '.join(_GRADERS)} and your own as module:function")
 
@@ -130,9 +114,6 @@ def answer_fault(name: str, answer: str) -> str | None:
     if not plain(answer):
         return f"the answer {answer!r} is blank"
     return None
-
-
-# --- a user's own ------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=16)

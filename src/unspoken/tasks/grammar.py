@@ -22,15 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unspoken.tasks.context_free import (
-    EOS,
-    LEVELS,
-    MARKERS,
-    PAD,
-    TERMINALS,
-    Grammar,
-    last_places,
-)
+from unspoken.tasks.context_free import EOS, LEVELS, MARKERS, PAD, TERMINALS, Grammar, last_places
 from unspoken.tasks.spans import Spans
 from unspoken.tasks.task import Array, Indices, SymbolTask, Traits, check_split, digest, split_of
 from unspoken.tasks.tokenizing import by_character
@@ -46,23 +38,18 @@ _SPLIT_CLASSES = 16  # fourteen for training, one for validation, one for test
 
 @dataclass(frozen=True, kw_only=True)
 class GrammarConfig:
-    """What a grammar problem looks like.
-
-    Attributes:
-        grammar_seed: names the grammar among those of its size.
-        levels: of production; 5 is the paper's. Strings have 600 to 700 symbols in the mean, 167 to 189 with four
-            levels, 46 to 51 with three.
-        rules: of each symbol. More of them leave more to chance: fewer next symbols can be known. With two rules and
-            three levels strings are so few that training strings begin like test strings; three rules are better there.
-        steps: symbols to give; 4 in the paper's test of token noise, 8 in its test of latent noise.
-    """
+    """What a grammar problem looks like."""
 
     kind: ClassVar[str] = "grammar"
 
-    grammar_seed: int = 0
+    grammar_seed: int = 0  # names the grammar among those of its size
+    # Of production; 5 is the paper's. Strings have 600 to 700 symbols in the mean, 167 to 189 with four levels, 46 to
+    # 51 with three.
     levels: int = 5
+    # Of each symbol. More of them leave more to chance: fewer next symbols can be known. With two rules and three
+    # levels strings are so few that training strings begin like test strings; three rules are better there.
     rules: int = 2
-    steps: int = 4
+    steps: int = 4  # symbols to give; 4 in the paper's test of token noise, 8 in its test of latent noise
 
     def __post_init__(self) -> None:
         if not 3 <= self.levels <= LEVELS:
@@ -97,29 +84,21 @@ class GrammarConfig:
         )
 
     def build(self) -> GrammarTask:
-        """The task of this configuration."""
         return GrammarTask(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GrammarProblems:
-    """A batch of problems.
+    """A batch of problems."""
 
-    Attributes:
-        ids_BT: token ids of the strings with all their symbols, padded on the left.
-        length_B: symbols of each string.
-        prompt_B: how many of them are given.
-    """
-
-    ids_BT: Array
-    length_B: Array
-    prompt_B: Array
+    ids_BT: Array  # token ids of the strings with all their symbols, padded on the left
+    length_B: Array  # symbols of each string
+    prompt_B: Array  # how many of them are given
 
     def __len__(self) -> int:
         return len(self.length_B)
 
     def select(self, rows: Indices) -> GrammarProblems:
-        """Some of the problems, in the order of ``rows``."""
         chosen = np.asarray(rows, dtype=np.int64)
         length_B = self.length_B[chosen]
         padding = self.ids_BT.shape[1] - int(length_B.max(initial=0))
@@ -163,10 +142,7 @@ class GrammarTask(SymbolTask):
     # --- making ------------------------------------------------------------------------------------------------
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> GrammarProblems:
-        """Make the problems with the given indices.
-
-        The prompt ends anywhere between the middle of the string and the last place that leaves a whole answer.
-        """
+        """A prompt ends anywhere between the middle of its string and the last place that leaves a whole answer."""
         check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
         strings: list[Array] = [np.zeros(0, dtype=np.int64)] * len(indices)
@@ -178,7 +154,8 @@ class GrammarTask(SymbolTask):
             noise = self._noise(split, indices[pending], seed, attempt)
             ids, lengths = self.grammar.derive(noise[:, 1:])
             for row, string, length, cut in zip(pending, ids, lengths, noise[:, 0], strict=True):
-                if split_of(_hash(string[-length:]), _SPLIT_CLASSES) == split:
+                byte = hashlib.sha256(string[-length:].astype(np.uint8).tobytes()).digest()[0]
+                if split_of(byte, _SPLIT_CLASSES) == split:
                     strings[row], length_B[row], cut_B[row] = string[-length:], length, cut
             pending, attempt = [row for row in pending if not length_B[row]], attempt + 1
         ids_BT = np.full((len(indices), length_B.max(initial=0)), PAD, dtype=np.int64)
@@ -200,12 +177,7 @@ class GrammarTask(SymbolTask):
     def rows(
         self, problems: GrammarProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
     ) -> dict[str, Tensor]:
-        """Strings with all their symbols and their end: what a model trains on.
-
-        Returns:
-            ``input_ids`` ``[B, T]``, padded on the left, ``attention_mask`` ``[B, T]`` and ``answer_mask`` ``[B, T]``,
-            true on the symbols to give.
-        """
+        """Strings ``[B, T]`` with all their symbols and their end, padded on the left; the answer is to be given."""
         import torch
 
         assert chain, "the grammar has no chain to leave out"
@@ -261,11 +233,9 @@ class GrammarTask(SymbolTask):
         return {**batch, "answer_mask": torch.from_numpy(mask)}
 
     def questions(self, problems: GrammarProblems) -> list[str]:
-        """The prompts as text."""
         return self.tokenizer.batch_decode(self.prompts(problems)[0], skip_special_tokens=True)
 
     def text(self, problems: GrammarProblems) -> list[str]:
-        """The full strings."""
         return self.tokenizer.batch_decode(problems.ids_BT.tolist(), skip_special_tokens=True)
 
     # --- grading -----------------------------------------------------------------------------------------------
@@ -280,7 +250,7 @@ class GrammarTask(SymbolTask):
         """Whether prompt and completion begin *some* string of the language, ``[B]``.
 
         A string may go on in several ways, so an answer that does not match can still be valid. One that ends early,
-        with end-of-sequence, is valid if the string is complete there. Fewer symbols are judged as they are.
+        with end-of-sequence, is valid if the string is complete there. Fewer symbols are graded as they are.
         """
         import torch
 
@@ -293,8 +263,3 @@ class GrammarTask(SymbolTask):
             rows = ended[:, step] & ~ended[:, :step].any(axis=1)
             valid_B[rows] = self.grammar.accepts(strings[rows, : prompt_BP.shape[1] + step])
         return torch.from_numpy(valid_B)
-
-
-def _hash(string: Array) -> int:
-    """A byte."""
-    return hashlib.sha256(string.astype(np.uint8).tobytes()).digest()[0]

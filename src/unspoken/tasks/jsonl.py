@@ -45,26 +45,21 @@ _SMALLEST = len(_MARKERS) + 256
 
 @dataclass(frozen=True, kw_only=True)
 class JsonlConfig(FileConfig):
-    """How the files of `FileConfig` are read.
-
-    Attributes:
-        test_rows: as validation_rows, of the "held_out" test set that is cut where tests names none.
-        question_column, answer_column: columns of question and answer.
-        chain_column: column of the chain; null reads "steps", or else "cot".
-        grader: how answers are compared: "math" (in value, as Math-Verify has it), "number", "string", "choice", or a
-            function of your own as "module:function", called with the answer and the problem. It is imported and run,
-            so use only recipes that you trust.
-        vocabulary: entries of a byte-pair tokenizer that is trained on the training rows, for a backbone that is
-            trained from random weights; null leaves the tokenizer to a pretrained backbone.
-    """
+    """How the files of `FileConfig` are read."""
 
     kind: ClassVar[str] = "jsonl"
 
-    test_rows: int | None = None
+    test_rows: int | None = None  # as validation_rows, of the "held_out" test set that is cut where tests names none
+    # question_column, answer_column: columns of question and answer
     question_column: str = "question"
-    chain_column: str | None = None
+    chain_column: str | None = None  # column of the chain; null reads "steps", or else "cot"
     answer_column: str = "answer"
+    # How answers are compared: "math" (in value, as Math-Verify has it), "number", "string", "choice", or a function of
+    # your own as "module:function", called with the answer and the problem. It is imported and run, so use only recipes
+    # that you trust.
     grader: str = "math"
+    # Entries of a byte-pair tokenizer that is trained on the training rows, for a backbone that is trained from random
+    # weights; null leaves the tokenizer to a pretrained backbone.
     vocabulary: int | None = None
 
     def __post_init__(self) -> None:
@@ -95,11 +90,7 @@ class JsonlConfig(FileConfig):
         )
 
     def build(self) -> JsonlTask:
-        """The task of this configuration; reads all files. As long as they do not change, it is the same object.
-
-        Raises:
-            ValueError: a file is missing, a row is malformed, or too few training rows are left.
-        """
+        """The task of this configuration, see `FileTask`: the same object as long as its files do not change."""
         sources = (*(() if self.train is None else (self.train,)), *self.tests)
         return _task(self, tuple(map(_state, sources)))
 
@@ -124,12 +115,11 @@ class JsonlTask(FileTask):
     config: JsonlConfig
 
     def __init__(self, config: JsonlConfig) -> None:
-        self._chained: bool | None = None  # whether training rows have chains, as the first of them says
+        self._chained: bool | None = None  # whether training rows have chains; the first row decides
         super().__init__(config)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies the data: what the files hold and how they are read, but not where they lie."""
         config = self.config
         columns = [config.question_column, config.chain_column, config.answer_column]
         held_out = [config.validation_rows, config.test_rows]
@@ -137,11 +127,7 @@ class JsonlTask(FileTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
-        """Byte pairs learned from the training rows with digits single, or None where the backbone brings its own.
-
-        Raises:
-            ValueError: the rows have too few byte pairs.
-        """
+        """Byte pairs learned from the training rows with digits single, or None where the backbone brings its own."""
         if self.config.vocabulary is None:
             return None
         texts = (
@@ -193,11 +179,7 @@ class JsonlTask(FileTask):
         )
 
     def _steps(self, fields: dict[str, Any], split: str) -> tuple[str, ...]:
-        """Steps of the chain: those of a list, or one text; none where the row has no chain.
-
-        Raises:
-            ValueError: it is neither text nor a list; or only some training rows have chains.
-        """
+        """Steps of the chain: those of a list, or one text; none where the row has no chain."""
         name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
         steps = _steps_of(fields.get(name), name)
         if split == "train":
@@ -210,11 +192,7 @@ class JsonlTask(FileTask):
 
 
 def _steps_of(value: Any, name: str) -> tuple[str, ...]:
-    """Steps of a cell without markers and spaces around them; none of an empty one.
-
-    Raises:
-        ValueError: it holds something else than text or a list of texts, or a list with a blank one.
-    """
+    """Steps of a cell without markers and spaces around them; none of an empty one."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _listed(value)
     steps = [value or ""] if value is None or isinstance(value, str) else value

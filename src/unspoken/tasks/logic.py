@@ -40,10 +40,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.tasks.arithmetic import NAMES
-from unspoken.tasks.files import check_split_names, read_rows, row_fields, text_of, texts_of
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
-from unspoken.tasks.spans import END, OPEN
-from unspoken.tasks.task import Indices, ProblemList, Traits, digest, split_of
+from unspoken.tasks.files import check_split_names, chosen, read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
+from unspoken.tasks.task import Indices, ProblemList, digest, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -80,33 +79,27 @@ _MORE_PARENTS = 2  # that an option has beside the end of its line, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogicConfig:
-    """What a question looks like; the sizes of the defaults are about those of ProsQA.
-
-    Attributes:
-        hops: numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
-        concepts: how many there are, the options included; at least four more than the two lines need.
-        edges: sentences before the question, at most; not every graph allows as many. At least one a concept.
-        spelled: fraction of the problems with invented names, which are read letter by letter. Without any,
-            a model never learns to read the names in published files.
-        tests: published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``),
-            each a test set named after its file without the suffix, beside the made-up one named "test".
-        renamed: people and concepts of published files get names of this task, one for one. The graphs stay as they
-            are, and a model that never learned to spell can read them.
-    """
+class LogicConfig(MadeUpConfig):
+    """What a question looks like; the sizes of the defaults are about those of ProsQA."""
 
     kind: ClassVar[str] = "logic"
 
+    # Numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
     hops: tuple[int, ...] = (3, 4, 5, 6)
-    concepts: int = 20
-    edges: int = 36
+    concepts: int = 20  # how many there are, the options included; at least four more than the two lines need
+    edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one a concept.
+    # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
+    # to read the names in published files.
     spelled: float = 0.0
+    # Published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``), each a test
+    # set named after its file without the suffix, beside the made-up one named "test".
     tests: tuple[str, ...] = ()
+    # People and concepts of published files get names of this task, one for one. The graphs stay as they are, and a
+    # model that never learned to spell can read them.
     renamed: bool = False
 
     def __post_init__(self) -> None:
-        if not self.hops or len(set(self.hops)) < len(self.hops) or not all(1 <= hops <= 8 for hops in self.hops):
-            raise ValueError(f"hops is {self.hops}; it must list different numbers from 1 to 8")
+        check_numbers("hops", self.hops, 8)
         fewest = 2 * max(self.hops) + _SPARE
         if not fewest <= self.concepts <= len(CONCEPTS):
             raise ValueError(
@@ -120,17 +113,8 @@ class LogicConfig:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
         check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
 
-    @property
-    def traits(self) -> Traits:
-        """Chains of sentences, made and not read."""
-        return Traits(markers=(OPEN, END))
-
     def build(self) -> LogicTask:
-        """The task of this configuration; reads the files.
-
-        Raises:
-            ValueError: a file is missing or empty, or a row is malformed.
-        """
+        """The task of this configuration, which reads its files."""
         return LogicTask(self)
 
 
@@ -149,7 +133,7 @@ class _Asked(NamedTuple):
     options: tuple[str, str]
 
 
-class LogicTask(ReasoningTask):
+class LogicTask(MadeUpTask):
     """Makes and reads questions about what is a kind of what."""
 
     def __init__(self, config: LogicConfig) -> None:
@@ -211,29 +195,20 @@ class LogicTask(ReasoningTask):
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
         """The problems with the given indices; a published test set has the order of its file."""
-        size = self.size(split)
-        if size is None:
-            return ProblemList(self._make(split, int(index), seed) for index in indices)
-        for index in indices:
-            if not 0 <= index < size:
-                raise IndexError(f"index {index} is outside split {split!r} of {size} problems")
-        return ProblemList(self._published[split][int(index)] for index in indices)
+        if split in self._published:
+            return chosen(self._published[split], indices, split)
+        return super().sample(split, indices, seed)
 
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
-        """A question typed by a person, with any names: those that this task does not know are spelled.
-
-        Raises:
-            ValueError: the question is empty, or a sentence cannot be read.
-        """
+        """A question typed by a person, with any names: those that this task does not know are spelled."""
         problems = super().parse(" ".join(text.split()))
         _read(problems[0].question)
         return problems
 
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
-        hops = random.choice(
-            self.config.hops
-        )  # before the split is known, so that all splits have the same distribution
+        # Before the split is known, so that all splits have the same distribution.
+        hops = random.choice(self.config.hops)
         graph = _draw(random, hops, self.config)
         while _split_of(graph) != split:
             graph = _draw(random, hops, self.config)
@@ -379,11 +354,7 @@ def _fact(sentence: str) -> tuple[str, str]:
 
 
 def _read(question: str) -> _Asked:
-    """A question with single spaces.
-
-    Raises:
-        ValueError: a sentence has another form.
-    """
+    """A question with single spaces; a ValueError where a sentence has another form."""
     *facts, last = re.split(r"(?<=[.?]) ", question)
     pairs = [_fact(sentence) for sentence in facts]
     asked = _ASKED.fullmatch(last)
@@ -393,11 +364,7 @@ def _read(question: str) -> _Asked:
 
 
 def _own_names(question: _Asked, key: str) -> dict[str, str]:
-    """A name of this task for every name of a question, a random choice seeded by the key.
-
-    Raises:
-        ValueError: it has more people or concepts than this task.
-    """
+    """A name of this task for every name of a question, a random choice seeded by the key."""
     random, own_name_of = Random(key), dict[str, str]()
     every = sorted({question.person, *question.options, *(name for pair in question.pairs for name in pair)})
     for kind, own in (("people", NAMES), ("concepts", CONCEPTS)):
@@ -412,7 +379,7 @@ def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
     """One row of a published file as a problem; graph and symbols beside the text are not needed.
 
     Args:
-        row: an object, or the line of text that should hold one.
+        row: see `row_fields`.
         source: first part of the key.
         renamed: give it names of this task.
 

@@ -36,12 +36,8 @@ def overlap(
         Plain data for a manifest: ``words``; ``rows``, how many were searched; and for each of ``tests`` the number of
         ``problems``, the keys of those that overlap (``problem_keys``), and of the rows they overlap with
         (``row_keys``), both in the order given.
-
-    Raises:
-        ValueError: ``words`` is below 1.
     """
-    if words < 1:
-        raise ValueError(f"words is {words}; an overlap has at least one word, and 13 are usual")
+    assert words > 0, f"words is {words}; an overlap has at least one word"
     asked: dict[str, list[ReasoningProblem]] = {name: list(problems) for name, problems in tests.items()}
     owners: dict[_Gram, set[tuple[str, int]]] = defaultdict(set)
     for name, problems in asked.items():

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from unspoken.tasks.task import BaseTask, Grades, Indices, ProblemList
+from unspoken.tasks.spans import END, OPEN
+from unspoken.tasks.task import Grades, Indices, ProblemList, Task, Traits
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,25 +28,16 @@ _STEP_END = re.compile(r"(?:(?<=>>)|(?<=[.!?]))(?=\s+\S)|(?<=\S)(?=[ \t]*\n\s*\S
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningProblem:
-    """One problem.
+    """One problem."""
 
-    Attributes:
-        question: what is asked.
-        chains: explicit chains of thought, all valid; the first is the one trained on. Empty where none is known.
-        answer: the right answer, without a box; empty where it is not known.
-        key: names the problem in any batch or file.
-        solution: the text after the chain, if it is more than the boxed answer.
-        given_steps: steps of the first chain where the data cuts it; joined, they are the chain.
-        grader: how an answer is compared with the right one, see `unspoken.tasks.grading.graded`.
-    """
-
-    question: str
+    question: str  # what is asked
+    # Explicit chains of thought, all valid; the first is the one trained on. Empty where none is known.
     chains: tuple[str, ...]
-    answer: str
-    key: str
-    solution: str = ""
-    given_steps: tuple[str, ...] = ()
-    grader: str = "math"
+    answer: str  # the right answer, without a box; empty where it is not known
+    key: str  # names the problem in any batch or file
+    solution: str = ""  # the text after the chain, if it is more than the boxed answer
+    given_steps: tuple[str, ...] = ()  # steps of the first chain where the data cuts it; joined, they are the chain
+    grader: str = "math"  # how an answer is compared with the right one, see `unspoken.tasks.grading.graded`
 
     def __post_init__(self) -> None:
         assert not self.given_steps or "".join(self.given_steps) == self.chains[0], "the steps are not the first chain"
@@ -58,7 +50,13 @@ class ReasoningProblem:
         return tuple(_STEP_END.split(self.chains[0])) if self.chains else ()
 
 
-class ReasoningTask(BaseTask):
+def check_numbers(key: str, numbers: tuple[int, ...], most: int) -> None:
+    """Refuse a setting that does not list different numbers from 1 to ``most``, by a ValueError."""
+    if not numbers or len(set(numbers)) < len(numbers) or not all(1 <= number <= most for number in numbers):
+        raise ValueError(f"{key} is {numbers}; it must list different numbers from 1 to {most}")
+
+
+class ReasoningTask(Task):
     """A task whose problems are asked in words."""
 
     @property
@@ -78,7 +76,6 @@ class ReasoningTask(BaseTask):
         return ProblemList([ReasoningProblem(question=question, chains=(), answer="", key="typed")])
 
     def questions(self, problems: Sequence[ReasoningProblem]) -> list[str]:
-        """What is asked."""
         return [problem.question for problem in problems]
 
     @cached_property
@@ -133,14 +130,7 @@ class ReasoningTask(BaseTask):
         }
 
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[ReasoningProblem]) -> Grades:
-        """Which texts hold the right answer in their last box.
-
-        Args:
-            answers: a text for each problem.
-
-        Raises:
-            ValueError: tokens instead of texts, not as many as problems, or a grader that cannot be used.
-        """
+        """Which texts hold the right answer in their last box."""
         import torch
 
         from unspoken.tasks.grading import graded
@@ -148,3 +138,24 @@ class ReasoningTask(BaseTask):
         if isinstance(answers, torch.Tensor):
             raise ValueError("this task grades texts, not tokens; decode them first (PromptFormat.decode)")
         return Grades(correct=torch.from_numpy(graded(answers, problems)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUpConfig:
+    """What problems look like that are made and not read, with an explicit chain between two markers."""
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(markers=(OPEN, END))
+
+
+class MadeUpTask(ReasoningTask):
+    """A task that makes its problems one by one."""
+
+    def sample(self, split: str, indices: Indices, seed: int = 0) -> ProblemList[ReasoningProblem]:
+        self.size(split)
+        return ProblemList(self._make(split, int(index), seed) for index in indices)
+
+    @abstractmethod
+    def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
+        """One problem, a pure function of (configuration, seed, split, index)."""

@@ -153,21 +153,15 @@ class PromptFormat:
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Generated rows as text, up to their end."""
-        texts: list[str] = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        return texts
+        return self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFormat:
-    """How a model reads what a person types, and how its tokens become text.
+    """How a model reads what a person types, and how its tokens become text."""
 
-    Attributes:
-        prompt_format: of the model's tokenizer.
-        trained_on: the task that the model has learned, where that is known.
-    """
-
-    prompt_format: PromptFormat
-    trained_on: TaskConfig | None = None
+    prompt_format: PromptFormat  # of the model's tokenizer
+    trained_on: TaskConfig | None = None  # the task that the model has learned, where that is known
 
     @cached_property
     def task(self) -> Task | None:
@@ -179,7 +173,6 @@ class TextFormat:
 
     @property
     def tokenizer(self) -> Any:
-        """Of the model."""
         return self.prompt_format.tokenizer
 
     def prompt(self, text: str) -> tuple[int, ...]:

@@ -24,17 +24,7 @@ from numpy.typing import NDArray
 
 from unspoken.tasks.files import HUB_NAME, epoch_order, hub_rows
 from unspoken.tasks.spans import Spans
-from unspoken.tasks.task import (
-    BaseTask,
-    Grades,
-    Indices,
-    ProblemList,
-    Traits,
-    check_split,
-    digest,
-    exact_tokens,
-    split_of,
-)
+from unspoken.tasks.task import Grades, Indices, ProblemList, Task, Traits, check_split, digest, exact_tokens, split_of
 from unspoken.tasks.tokenizing import EOS_TOKEN, PAD_TOKEN, byte_pairs
 
 if TYPE_CHECKING:
@@ -60,27 +50,22 @@ _LONGEST = 1024  # positions that a recipe's models are built for
 
 @dataclass(frozen=True, kw_only=True)
 class ProseConfig:
-    """Which texts, and how they are cut.
-
-    Attributes:
-        train: a text file in UTF-8 whose documents are parted by blank lines; ``owner/name[:config]``, a data set on
-            the hub whose rows have a field "text" (``allenai/c4:en``, ``Salesforce/wikitext:wikitext-103-raw-v1``);
-            "python-help", the reference that every Python brings along and the only choice that needs nothing; or a
-            list of these, whose documents are read in turn.
-        vocabulary: entries of the byte-pair tokenizer that is trained on the training documents, two markers and all
-            256 bytes among them.
-        length: tokens of a text.
-        sentence_tokens: the fewest and the most tokens of a sentence; shorter and longer ones are left out.
-        prime: first tokens of a sentence that the ablation gives to a Dual-Talker; 10 in the paper.
-    """
+    """Which texts, and how they are cut."""
 
     kind: ClassVar[str] = "prose"
 
+    # A text file in UTF-8 whose documents are parted by blank lines; ``owner/name[:config]``, a data set on the hub
+    # whose rows have a field "text" (``allenai/c4:en``, ``Salesforce/wikitext:wikitext-103-raw-v1``); "python-help",
+    # the reference that every Python brings along and the only choice that needs nothing; or a list of these, whose
+    # documents are read in turn.
     train: str | tuple[str, ...]
+    # Entries of the byte-pair tokenizer that is trained on the training documents, two markers and all 256 bytes among
+    # them.
     vocabulary: int = 4096
-    length: int = 128
+    length: int = 128  # tokens of a text
+    # The fewest and the most tokens of a sentence; shorter and longer ones are left out.
     sentence_tokens: tuple[int, ...] = (16, 40)
-    prime: int = 10
+    prime: int = 10  # first tokens of a sentence that the ablation gives to a Dual-Talker; 10 in the paper
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -122,11 +107,7 @@ class ProseConfig:
         return (self.train,) if isinstance(self.train, str) else self.train
 
     def build(self) -> ProseTask:
-        """The task of this configuration; reads all files. As long as they do not change, it is the same object.
-
-        Raises:
-            ValueError: a file cannot be read.
-        """
+        """Reads all files. As long as they do not change, the task is the same object."""
         return _task(self, tuple(_read(source) for source in self.sources))
 
 
@@ -136,7 +117,7 @@ def _task(config: ProseConfig, texts: tuple[str | None, ...]) -> ProseTask:
     return ProseTask(config, texts)
 
 
-class ProseTask(BaseTask):
+class ProseTask(Task):
     """Makes texts and sentences.
 
     Args:
@@ -165,10 +146,7 @@ class ProseTask(BaseTask):
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """Byte-level byte pairs (Sennrich et al., 2016), learned from the first 10,000 training documents.
 
-        Every text can be written, and there are exactly as many entries as the configuration says.
-
-        Raises:
-            ValueError: the documents have too few byte pairs.
+        Every text can be written, and there are exactly ``config.vocabulary`` entries.
         """
         documents = islice(self._documents("train", 0, 0), _TOKENIZER_DOCUMENTS)
         # The space makes a sentence the same tokens alone and after another one.
@@ -177,11 +155,7 @@ class ProseTask(BaseTask):
     # --- rows ----------------------------------------------------------------------------------------------------
 
     def size(self, split: str, kind: Kind = "texts") -> int | None:
-        """How many different rows a split has; None if it is streamed.
-
-        Raises:
-            ValueError: there is no such split.
-        """
+        """How many different rows a split has; None if it is streamed."""
         check_split(split)
         if self.streamed:
             return None
@@ -213,22 +187,16 @@ class ProseTask(BaseTask):
         return ProblemList(stream.take(indices))
 
     def first(self, split: str, most: int, *, kind: Kind = "texts") -> ProblemList[Row]:
-        """The first rows of a split: ``most`` of them, or all where there are fewer.
-
-        Raises:
-            ValueError: there is no such split, or it has no rows of this kind.
-        """
+        """The first rows of a split: ``most`` of them, or all where there are fewer; raises as `sample`."""
         size = self.size(split, kind)
         return self.sample(split, range(most if size is None else max(1, min(most, size))), kind=kind)
 
     def rows(
         self, problems: Sequence[Row], prompt_format: PromptFormat | None = None, *, chain: bool = True
     ) -> dict[str, Tensor]:
-        """Rows of either kind as a batch.
+        """Rows of either kind ``[B, T]``, padded on the left.
 
-        Returns:
-            ``input_ids`` ``[B, T]``, padded on the left, ``attention_mask`` ``[B, T]`` and ``answer_mask`` ``[B, T]``,
-            true on every real token but the first, which has nothing before it to be predicted from.
+        The answer is every token but the first, which has nothing before it to be predicted from.
         """
         import torch
 
@@ -264,20 +232,12 @@ class ProseTask(BaseTask):
         return self.rows(self.sample(split, indices, seed, kind="sentences"))
 
     def questions(self, problems: Sequence[Row]) -> list[str]:
-        """The texts."""
         return [self.text(row) for row in problems]
 
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[Row]) -> Grades:
         """Which tokens after the first are those of the text; what follows a row's end is ignored.
 
-        Args:
-            answers: tokens ``[B, N]``.
-
-        Returns:
-            Token by token where all rows have one length, as texts have.
-
-        Raises:
-            ValueError: text, or not as many answers as rows.
+        Graded token by token where all rows have one length, as texts have.
         """
         import torch
 
@@ -290,7 +250,6 @@ class ProseTask(BaseTask):
         return Grades(correct=(equal | after).all(dim=1), per_symbol=None if bool(after.any()) else equal)
 
     def text(self, ids: Sequence[int] | Row | Tensor) -> str:
-        """Tokens as text, without markers."""
         tokenizer: Any = self.tokenizer
         text: str = tokenizer.decode([int(token) for token in ids], skip_special_tokens=True)
         return text.strip()

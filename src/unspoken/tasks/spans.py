@@ -33,18 +33,12 @@ class Spans:
     A chain has two tokenisations: as one text, which explicit training and Latent-SFT read, and step by step, which
     Coconut replaces one after the other. Most tokenizers give the same tokens either way; one that merges letters
     across the border of two steps does not, and then both are stored.
-
-    Attributes:
-        prompt: everything before the open marker.
-        steps: the explicit chain, step by step, without markers.
-        answer: ends with the end-of-sequence token; empty where a model is to write it.
-        merged: the chain tokenised as one text, where that differs from the steps joined.
     """
 
-    prompt: tuple[int, ...]
-    steps: tuple[tuple[int, ...], ...]
-    answer: tuple[int, ...]
-    merged: tuple[int, ...] | None = None
+    prompt: tuple[int, ...]  # everything before the open marker
+    steps: tuple[tuple[int, ...], ...]  # the explicit chain, step by step, without markers
+    answer: tuple[int, ...]  # ends with the end-of-sequence token; empty where a model is to write it
+    merged: tuple[int, ...] | None = None  # the chain tokenised as one text, where that differs from the steps joined
 
     @cached_property
     def chain(self) -> tuple[int, ...]:

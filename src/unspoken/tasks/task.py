@@ -35,46 +35,37 @@ class Traits:
 
     Which stages can train a task follows from these: a method with an explicit chain needs ``has_chain``, one that
     replaces steps by latents needs ``has_steps``.
-
-    Attributes:
-        own_vocabulary: the vocabulary is the task's alone, so a pretrained backbone cannot be used.
-        natural_language: problems need the tokenizer of a pretrained backbone.
-        has_chain: an explicit chain stands before the answer, which can be compressed or left out. Where it is false,
-            the answer itself is the chain.
-        has_lengths: rows differ in length, so batches of like length can be made.
-        answerable: a person can type a problem, which `Task.parse` reads.
-        continues: rows are running text without problem and answer; models are compared by how well they predict it.
-        from_files: training and test rows come from files, so they may overlap.
-        selected_by: what checkpoints are selected by: right answers ("exact_match"), right symbols ("symbols"), or the
-            loss, where the prompt does not determine the answer.
-        markers: texts around a chain; None where the answer itself is the chain, and a method that needs a marker uses
-            the end-of-sequence token.
-        fixed_steps: steps of every chain, each one token, where the task's measurements fix their number; a method that
-            replaces steps then replaces all of them.
-        chain_cap, answer_cap: the most steps of a chain and tokens of an answer; None leaves them to the recipe.
-        row_tokens: mean tokens of a training row before its answer and from there on; None where they must be measured.
-        talker_tokens: mean tokens of a row of `Task.talker_rows` that are read, and that are learned; None where those
-            are the chain and the answer of a plain row.
-        vocabulary_size: entries of the tokenizer, where it takes long to train.
-        questions: problems with the same beginning that one row can hold; more than 1 only of an `AsksSeveral`.
     """
 
-    own_vocabulary: bool = False
-    natural_language: bool = False
+    own_vocabulary: bool = False  # the vocabulary is the task's alone, so a pretrained backbone cannot be used
+    natural_language: bool = False  # problems need the tokenizer of a pretrained backbone
+    # An explicit chain stands before the answer, which can be compressed or left out. Where it is false, the answer
+    # itself is the chain.
     has_chain: bool = True
-    has_lengths: bool = True
-    answerable: bool = True
+    has_lengths: bool = True  # rows differ in length, so batches of like length can be made
+    answerable: bool = True  # a person can type a problem, which `Task.parse` reads
+    # Rows are running text without problem and answer; models are compared by how well they predict it.
     continues: bool = False
-    from_files: bool = False
+    from_files: bool = False  # training and test rows come from files, so they may overlap
+    # What checkpoints are selected by: right answers ("exact_match"), right symbols ("symbols"), or the loss, where the
+    # prompt does not determine the answer.
     selected_by: Literal["exact_match", "symbols", "loss"] = "exact_match"
+    # Texts around a chain; None where the answer itself is the chain, and a method that needs a marker uses the
+    # end-of-sequence token.
     markers: tuple[str, str] | None = None
+    # Steps of every chain, each one token, where the task's measurements fix their number; a method that replaces steps
+    # then replaces all of them.
     fixed_steps: int | None = None
+    # chain_cap, answer_cap: the most steps of a chain and tokens of an answer; None leaves them to the recipe
     chain_cap: int | None = None
     answer_cap: int | None = None
+    # Mean tokens of a training row before its answer and from there on; None where they must be measured.
     row_tokens: tuple[float, float] | None = None
+    # Mean tokens of a row of `Task.talker_rows` that are read, and that are learned; None where those are the chain and
+    # the answer of a plain row.
     talker_tokens: tuple[float, float] | None = None
-    vocabulary_size: int | None = None
-    questions: int = 1
+    vocabulary_size: int | None = None  # entries of the tokenizer, where it takes long to train
+    questions: int = 1  # problems with the same beginning that one row can hold; more than 1 only of an `AsksSeveral`
 
     @property
     def has_steps(self) -> bool:
@@ -84,14 +75,10 @@ class Traits:
 
 @dataclass(frozen=True, kw_only=True)
 class Grades:
-    """Which answers are right.
+    """Which answers are right."""
 
-    Attributes:
-        correct: ``[B]``, true where the whole answer is right.
-        per_symbol: ``[B, M]``, true where a symbol is; None where an answer is not compared symbol by symbol.
-    """
-
-    correct: Tensor
+    correct: Tensor  # ``[B]``, true where the whole answer is right
+    # ``[B, M]``, true where a symbol is; None where an answer is not compared symbol by symbol.
     per_symbol: Tensor | None = None
 
 
@@ -119,7 +106,8 @@ class Task(Protocol):
     """Makes or reads problems, tokenises them, and grades answers.
 
     ``problems`` are always a batch that the same task's `sample` or `parse` gave. The splits are "train", "validation"
-    and the names of the test sets.
+    and the names of the test sets. By default they are endless, a fingerprint is of the settings alone, and no problem
+    can be typed.
 
     Attributes:
         config: the configuration that built this task, see `TaskConfig`.
@@ -127,15 +115,17 @@ class Task(Protocol):
     """
 
     config: Any
-    tests: tuple[str, ...]
+    tests: tuple[str, ...] = ("test",)
 
     @property
     def traits(self) -> Traits:
-        """The same as those of the configuration."""
+        """Those of the configuration."""
+        return self.config.traits
 
     @property
     def fingerprint(self) -> str:
         """Identifies the data of this task: sixteen hexadecimal digits."""
+        return digest({"kind": self.config.kind, **asdict(self.config)})
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast | None:
@@ -147,6 +137,8 @@ class Task(Protocol):
         Raises:
             ValueError: there is no such split.
         """
+        check_split(split, ("train", "validation", *self.tests))
+        return None
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> Problems:
         """The problems with the given indices, a pure function of (configuration, seed, split, index).
@@ -195,6 +187,7 @@ class Task(Protocol):
 
         By default these are the chains and answers of `rows`.
         """
+        return self.rows(self.sample(split, indices, seed), prompt_format)
 
     def grade(self, answers: Tensor | Sequence[str], problems: Any) -> Grades:
         """Which answers are right; also the reward of reinforcement learning.
@@ -212,41 +205,10 @@ class Task(Protocol):
         Raises:
             ValueError: it cannot be read, or the task is not answerable.
         """
-
-
-class BaseTask(Task):
-    """Defaults of a task: endless splits, a fingerprint of the settings alone, and no typed problems."""
-
-    tests: tuple[str, ...] = ("test",)
-
-    @property
-    def traits(self) -> Traits:
-        """Those of the configuration."""
-        traits: Traits = self.config.traits
-        return traits
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of the settings."""
-        return digest({"kind": self.config.kind, **asdict(self.config)})
-
-    def size(self, split: str) -> int | None:
-        """None: the splits are endless."""
-        check_split(split, ("train", "validation", *self.tests))
-        return None
-
-    def talker_rows(
-        self, indices: Indices, seed: int = 0, split: str = "train", prompt_format: PromptFormat | None = None
-    ) -> dict[str, Tensor]:
-        """Plain rows."""
-        return self.rows(self.sample(split, indices, seed), prompt_format)
-
-    def parse(self, text: str) -> Problems:
-        """Raises ValueError: this task is not answerable."""
         raise ValueError(f"no problem of {self.config.kind} can be typed; take one from a split")
 
 
-class SymbolTask(BaseTask):
+class SymbolTask(Task):
     """A task whose answers are tokens of its own vocabulary, graded one by one; id 0 is padding."""
 
     @abstractmethod
@@ -307,21 +269,13 @@ def split_of(number: int, classes: int) -> str:
 
 
 def check_split(split: str, splits: Sequence[str] = SPLITS) -> None:
-    """Refuse a split that a task does not have.
-
-    Raises:
-        ValueError: there is no such split.
-    """
+    """Refuse a split that a task does not have, by a ValueError."""
     if split not in splits:
         raise ValueError(f"there is no split {split!r}; this task has {', '.join(splits)}")
 
 
 def require_as_many(answers: Sized, problems: Sized) -> None:
-    """Refuse answers that do not belong to the problems.
-
-    Raises:
-        ValueError: there are not as many of them.
-    """
+    """Refuse answers of another number than the problems, by a ValueError."""
     if len(answers) != len(problems):
         raise ValueError(f"{len(answers)} answers for {len(problems)} problems; every problem needs one answer")
 

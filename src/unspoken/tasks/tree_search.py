@@ -52,23 +52,16 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, kw_only=True)
 class TreeSearchConfig:
-    """What a tree-search problem looks like.
-
-    Attributes:
-        depth: levels of the complete tree, 2 to 4; 4 is the paper's.
-        shuffle_edges: print the edges in random order instead of level by level.
-        targets: leaves listed after the target marker; 1 is the paper's task, 0 leaves the target unnamed.
-        repeat_targets: the same leaf may be listed several times, which weights it.
-        certain: share of the problems in which one leaf is listed ``targets`` times. They are not ambiguous, and a
-            model learns the search from them much sooner.
-    """
+    """What a tree-search problem looks like."""
 
     kind: ClassVar[str] = "tree_search"
 
-    depth: int = 4
-    shuffle_edges: bool = False
-    targets: int = 1
-    repeat_targets: bool = True
+    depth: int = 4  # levels of the complete tree, 2 to 4; 4 is the paper's
+    shuffle_edges: bool = False  # print the edges in random order instead of level by level
+    targets: int = 1  # leaves listed after the target marker; 1 is the paper's task, 0 leaves the target unnamed
+    repeat_targets: bool = True  # the same leaf may be listed several times, which weights it
+    # Share of the problems in which one leaf is listed ``targets`` times. They are not ambiguous, and a model learns
+    # the search from them much sooner.
     certain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -100,38 +93,24 @@ class TreeSearchConfig:
         )
 
     def build(self) -> TreeSearchTask:
-        """The task of this configuration."""
         return TreeSearchTask(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeProblems:
-    """A batch of problems.
+    """A batch of problems."""
 
-    Attributes:
-        names_BM: token ids of the node names in heap order.
-        targets_BA: heap indices of the listed leaves.
-        leaf_B: heap index of the leaf that the route leads to.
-        edges_BE: heap index of the child of each printed edge, in printing order.
-    """
-
-    names_BM: Array
-    targets_BA: Array
-    leaf_B: Array
-    edges_BE: Array
+    names_BM: Array  # token ids of the node names in heap order
+    targets_BA: Array  # heap indices of the listed leaves
+    leaf_B: Array  # heap index of the leaf that the route leads to
+    edges_BE: Array  # heap index of the child of each printed edge, in printing order
 
     def __len__(self) -> int:
         return len(self.leaf_B)
 
     def select(self, rows: Indices) -> TreeProblems:
-        """Some of the problems, in the order of ``rows``."""
         chosen = np.asarray(rows, dtype=np.int64)
-        return TreeProblems(
-            names_BM=self.names_BM[chosen],
-            targets_BA=self.targets_BA[chosen],
-            leaf_B=self.leaf_B[chosen],
-            edges_BE=self.edges_BE[chosen],
-        )
+        return TreeProblems(**{name: values[chosen] for name, values in vars(self).items()})
 
 
 class TreeSearchTask(SymbolTask):
@@ -160,7 +139,6 @@ class TreeSearchTask(SymbolTask):
     # --- making ------------------------------------------------------------------------------------------------
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> TreeProblems:
-        """Make the problems with the given indices."""
         check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
         names_BM = np.empty((len(indices), self.nodes), dtype=np.int64)
@@ -236,12 +214,7 @@ class TreeSearchTask(SymbolTask):
     def rows(
         self, problems: TreeProblems, prompt_format: PromptFormat | None = None, *, chain: bool = True
     ) -> dict[str, Tensor]:
-        """Problems with their routes.
-
-        Returns:
-            ``input_ids`` ``[B, T]``, ``attention_mask`` ``[B, T]`` (all ones: rows have one length) and
-            ``answer_mask`` ``[B, T]``, true on the route's names and the end-of-sequence token.
-        """
+        """Problems with their routes ``[B, T]``, all of one length; the answer is the route and end-of-sequence."""
         import torch
 
         assert chain, "tree search has no chain to leave out"
@@ -286,11 +259,7 @@ class TreeSearchTask(SymbolTask):
         return rows["input_ids"][:, : self.prompt_length], rows["attention_mask"][:, : self.prompt_length]
 
     def question_rows(self, problems: TreeProblems, questions: int) -> dict[str, Tensor]:
-        """Rows of one tree and several routes: to the problem's own leaf and to those that follow it in the tree.
-
-        Returns:
-            See `unspoken.tasks.task.AsksSeveral`.
-        """
+        """Rows of one tree and several routes: to the problem's own leaf and to those that follow it in the tree."""
         import torch
 
         leaves, shared = self.nodes - self.first_leaf, self.prompt_length - 2
@@ -323,11 +292,7 @@ class TreeSearchTask(SymbolTask):
         return self.tokenizer.convert_ids_to_tokens(ids[: ids.index(EOS)] if EOS in ids else ids)
 
     def parse(self, text: str) -> TreeProblems:
-        """Read a problem typed by a person, with or without a route after the route marker.
-
-        Raises:
-            ValueError: the text is not a problem of this task; the message says what is wrong.
-        """
+        """Read a problem typed by a person, with or without a route after the route marker."""
         pattern = r"(?P<edges>[^\[]*)\[ROOT\](?P<root>[^\[]*)\[TARGET\](?P<targets>[^\[]*)\[ROUTE\].*"
         match = re.fullmatch(pattern, text.strip())
         if match is None:
@@ -351,11 +316,7 @@ class TreeSearchTask(SymbolTask):
         )
 
     def _heap(self, edges: Sequence[str], root: str) -> list[str]:
-        """Names of the nodes in heap order.
-
-        Raises:
-            ValueError: the edges are no complete binary tree of this task's depth.
-        """
+        """Names of the nodes in heap order; a ValueError if the edges are no complete binary tree of this depth."""
         children: dict[str, list[str]] = {}
         for edge in edges:
             if len(edge) != 2 or any(name not in LETTERS for name in edge):
