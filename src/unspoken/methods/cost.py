@@ -21,21 +21,13 @@ FULL = 4  # bytes of float32: weights, gradients, optimiser state, residual stre
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """Mean numbers of tokens of a problem.
+    """Mean numbers of tokens of a problem."""
 
-    Attributes:
-        prompt: with the open marker.
-        chain: of the explicit chain.
-        end: of the marker that ends it.
-        answer: with its end-of-sequence token.
-        steps: of the explicit chain.
-    """
-
-    prompt: float
-    chain: float = 0.0
-    end: float = 0.0
-    answer: float
-    steps: float = 1.0
+    prompt: float  # with the open marker
+    chain: float = 0.0  # of the explicit chain
+    end: float = 0.0  # of the marker that ends it
+    answer: float  # with its end-of-sequence token
+    steps: float = 1.0  # of the explicit chain
 
     @property
     def total(self) -> float:
@@ -63,18 +55,13 @@ def measured_lengths(context: Context) -> Lengths:
 
 @dataclass(frozen=True, kw_only=True)
 class StackPass:
-    """Positions of one row that go through one stack of blocks.
-
-    Attributes:
-        graded: gradients flow through, even where no weight of it is trained.
-        across: positions of another stack that each one also sees.
-    """
+    """Positions of one row that go through one stack of blocks."""
 
     stack: Any
     positions: float
-    graded: bool = True
+    graded: bool = True  # gradients flow through, even where no weight of it is trained
     causal: bool = True
-    across: float = 0.0
+    across: float = 0.0  # positions of another stack that each one also sees
 
     def flops(self, *, again: bool) -> float:
         """Floating-point operations, forward and backward; ``again`` runs graded blocks a second time.
@@ -134,23 +121,14 @@ class ProjectionPass(StackPass):
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Positions of one row that are scored over the vocabulary.
+    """Positions of one row that are scored over the vocabulary."""
 
-    Attributes:
-        head: what scores them.
-        made: positions whose scores the model returns; 0 where the loss makes its own.
-        supervised: positions whose scores have a target.
-        graded: gradients flow through.
-        products: with a matrix as large as the head, a position.
-        pieces: made a piece at a time, and again in the backward pass.
-    """
-
-    head: torch.Tensor
-    made: float = 0.0
-    supervised: float
-    graded: bool = True
-    products: int = 1
-    pieces: bool = False
+    head: torch.Tensor  # what scores them
+    made: float = 0.0  # positions whose scores the model returns; 0 where the loss makes its own
+    supervised: float  # positions whose scores have a target
+    graded: bool = True  # gradients flow through
+    products: int = 1  # with a matrix as large as the head, a position
+    pieces: bool = False  # made a piece at a time, and again in the backward pass
 
     def flops(self, rows: int) -> float:
         """Floating-point operations of a row, ``rows`` of them at once."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,15 +45,10 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A stage and, one after another, the stages that it starts from.
+    """A stage and, one after another, the stages that it starts from."""
 
-    Attributes:
-        settings: of the stage.
-        before: the line of the stage that it starts from; None if it starts from the backbone.
-    """
-
-    settings: Stage
-    before: Line | None = None
+    settings: Stage  # of the stage
+    before: Line | None = None  # the line of the stage that it starts from; None if it starts from the backbone
 
     @property
     def name(self) -> str:
@@ -78,39 +74,24 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a stage is given to build its model, to make its batches and to be measured.
+    """What a stage is given to build its model, to make its batches and to be measured."""
 
-    Attributes:
-        line: the stage with those before it.
-        traits: of the task.
-        make_task: builds the task, which may read files.
-        prompt_format: how problems become tokens.
-        base: makes the causal language model of the recipe's backbone, in float32.
-        backbone_config: of that model, without its weights.
-        talker: shape of the Talker that the stage trains; None if it trains none.
-        talker_config: the latent width to the configuration of the Talker's blocks.
-        pretrained: the backbone has weights; otherwise it starts from random ones.
-        attention: of models that are built.
-        max_latents, max_answer, batch_size: caps of chain and answer, and problems answered at once.
-        seed: of the run.
-        folder: of the run's seed; None where nothing is read from it.
-    """
-
-    line: Line
-    traits: Traits
-    make_task: Callable[[], Task]
-    prompt_format: PromptFormat
-    base: Callable[[], PreTrainedModel]
-    backbone_config: Callable[[], PreTrainedConfig]
-    talker: TalkerShape | None
-    talker_config: Callable[[int], UnspokenConfig]
-    pretrained: bool
-    attention: Any
+    line: Line  # the stage with those before it
+    traits: Traits  # of the task
+    make_task: Callable[[], Task]  # builds the task, which may read files
+    prompt_format: PromptFormat  # how problems become tokens
+    base: Callable[[], PreTrainedModel]  # makes the causal language model of the recipe's backbone, in float32
+    backbone_config: Callable[[], PreTrainedConfig]  # of that model, without its weights
+    talker: TalkerShape | None  # shape of the Talker that the stage trains; None if it trains none
+    talker_config: Callable[[int], UnspokenConfig]  # the latent width to the configuration of the Talker's blocks
+    pretrained: bool  # the backbone has weights; otherwise it starts from random ones
+    attention: Any  # of models that are built
+    # max_latents, max_answer, batch_size: caps of chain and answer, and problems answered at once
     max_latents: int
     max_answer: int
     batch_size: int
-    seed: int = 0
-    folder: Path | None = None
+    seed: int = 0  # of the run
+    folder: Path | None = None  # of the run's seed; None where nothing is read from it
 
     @cached_property
     def task(self) -> Task:
@@ -143,9 +124,8 @@ class Context:
     @property
     def full_cap(self) -> int:
         """Cap of a chain that stands for everything after the prompt: explicit steps, end marker and answer."""
-        known = self.traits.chain_cap
-        if known is not None:
-            return known
+        if self.traits.chain_cap is not None:
+            return self.traits.chain_cap
         return self.max_latents + (len(self.markers.end) + self.max_answer if self.has_chain else 0)
 
     def generation(self, **changes: Any) -> LatentGenerationConfig:
@@ -170,22 +150,18 @@ class Context:
         return self.folder / line.name / MODEL
 
 
-def refuse_talker(kind: str, stage: Stage) -> None:
-    """Refuse a Talker's shape where none is trained."""
-    if stage.talker is not None:
-        raise ValueError(f"talker is set, but a {kind} stage trains none")
+class Late:
+    """A module of a method that is imported where it is first used, so that a recipe is read without torch.
 
+    Args:
+        name: of the module, for instance ``unspoken.methods.codi.building``.
+    """
 
-def refuse_blocks(stage: Stage) -> None:
-    """Refuse a number of blocks where all are kept."""
-    if stage.blocks is not None:
-        raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-
-def check_steps(stage: Stage) -> None:
-    """A stage that trains has one number of steps."""
-    if (stage.steps is None) == (not stage.steps_of):
-        raise ValueError("give exactly one of steps and steps_of")
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
 
 
 class Objective:
@@ -201,6 +177,8 @@ class Objective:
             `unspoken.backbone.checks`.
         starts_solved: its start does the same task, so the checkpoint before its first step may be selected too.
         writes_data: it trains nothing; `write` makes its folder.
+        trains_talker: the stage may have a Talker's shape of its own.
+        cuts_blocks: the stage may keep the first ``blocks`` of the backbone alone.
         answers_from_latents: its finished model writes a chain of latents and answers from it.
         recomputes: activation checkpointing may recompute its blocks.
     """
@@ -212,6 +190,8 @@ class Objective:
     first_rows: ClassVar[bool] = False
     starts_solved: ClassVar[bool] = False
     writes_data: ClassVar[bool] = False
+    trains_talker: ClassVar[bool] = False
+    cuts_blocks: ClassVar[bool] = False
     answers_from_latents: ClassVar[bool] = False
     recomputes: ClassVar[bool] = True
 
@@ -223,9 +203,12 @@ class Objective:
         Raises:
             ValueError: a key that this objective has no use for, or one that it needs is missing.
         """
-        refuse_talker(self.kind, stage)
-        refuse_blocks(stage)
-        check_steps(stage)
+        if stage.talker is not None and not self.trains_talker:
+            raise ValueError(f"talker is set, but a {self.kind} stage trains none")
+        if stage.blocks is not None and (stage.blocks < 1 or not self.cuts_blocks):
+            raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
+        if not self.writes_data and (stage.steps is None) == (not stage.steps_of):
+            raise ValueError("give exactly one of steps and steps_of")
 
     def check_line(self, line: Line, run: Recipe) -> None:
         """Refuse a stage that does not fit the stages before it, the task or the recipe.
@@ -244,11 +227,7 @@ class Objective:
         return last
 
     def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
-        """Refuse the configuration of a pretrained backbone that the stage cannot start from.
-
-        Raises:
-            ValueError: see above.
-        """
+        """Refuse the configuration of a pretrained backbone that the stage cannot start from, by a ValueError."""
 
     # --- model -----------------------------------------------------------------------------------------------------
 
@@ -331,7 +310,6 @@ class Objective:
 
         Args:
             start: the finished model of the stage that it starts from.
-            folder: of the stage.
             manifest: what the published folder records.
         """
         raise NotImplementedError
@@ -405,8 +383,7 @@ class DecoderObjective(Objective):
 
     def exported(self, model: Any) -> PreTrainedModel:
         """The plain causal language model."""
-        decoder: PreTrainedModel = model.decoder
-        return decoder
+        return model.decoder
 
     def adapted(self, model: Any) -> list[nn.Module]:
         """The blocks."""
@@ -476,10 +453,7 @@ class Method:
         """Refuse a loaded model of this method that cannot answer, or around whose backbone the method would be wrong.
 
         Args:
-            source: its folder, for the message.
-
-        Raises:
-            ValueError: see above.
+            source: its folder, for the message of the ValueError.
         """
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:

@@ -3,7 +3,8 @@
 A chain of thought is cut into chunks ``S_1 .. S_N`` of r tokens (r is the compression rate, the last chunk may be
 shorter), and each chunk has a slot for one latent ``Z_i``. Spans come from the task and are never searched for, so
 marker ids may occur anywhere in a text. Every function below takes the problems, the ids around the chain, ``rate``
-(tokens a chunk) and the id at padding and at slots; an empty batch or a rate below 1 is a ValueError.
+(tokens a chunk) and the id at padding and at slots; an empty batch, a rate below 1, or an empty chain where there must
+be latents, is a ValueError.
 
 Source: Latent-SFT (arXiv 2510.15522), latent token induction and supervision; the positions are those of its second
 version.
@@ -38,30 +39,19 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A batch of sequences, padded on the right.
+    """A batch of sequences, padded on the right."""
 
-    Attributes:
-        ids: ``[B, T]``, the padding id at padding and at latent slots.
-        kind: ``[B, T]``, one `Kind` a token; FINAL at padding, where it is never read.
-        chunk: ``[B, T]``, the number i, from 1, of a latent ``Z_i``, of the latent that chunk text follows (decoder)
-            or of the chunk that the text belongs to (encoder); 0 everywhere else.
-        position: ``[B, T]`` position ids, 0 at padding.
-        length: ``[B]``, real tokens of each row.
-        target: ``[B, T]``, true where token t is predicted by the output at t - 1 and supervised.
-        slots_at: ``[N]``, places of the latents, row by row, from left to right.
-        targets_at: ``[M]``, places of the targets, in the same order.
-        latents: number of latents of every row.
-    """
-
-    ids: Int[Tensor, "B T"]
-    kind: Int[Tensor, "B T"]
+    ids: Int[Tensor, "B T"]  # the padding id at padding and at latent slots
+    kind: Int[Tensor, "B T"]  # one `Kind` a token; FINAL at padding, where it is never read
+    # ``[B, T]``, the number i, from 1, of a latent ``Z_i``, of the latent that chunk text follows (decoder) or of the
+    # chunk that the text belongs to (encoder); 0 everywhere else.
     chunk: Int[Tensor, "B T"]
-    position: Int[Tensor, "B T"]
-    length: Int[Tensor, " B"]
-    target: Bool[Tensor, "B T"]
-    slots_at: Int[Tensor, " N"]
-    targets_at: Int[Tensor, " M"]
-    latents: tuple[int, ...]
+    position: Int[Tensor, "B T"]  # position ids, 0 at padding
+    length: Int[Tensor, " B"]  # real tokens of each row
+    target: Bool[Tensor, "B T"]  # true where token t is predicted by the output at t - 1 and supervised
+    slots_at: Int[Tensor, " N"]  # places of the latents, row by row, from left to right
+    targets_at: Int[Tensor, " M"]  # places of the targets, in the same order
+    latents: tuple[int, ...]  # number of latents of every row
 
     @property
     def real(self) -> Bool[Tensor, "B T"]:
@@ -88,34 +78,24 @@ class Rows:
 
 
 def latents_of(chain_length: int, rate: int) -> int:
-    """Number of latents of a chain: its length over the compression rate, rounded up.
-
-    Raises:
-        ValueError: a rate below 1.
-    """
+    """Number of latents of a chain: its length over the compression rate, rounded up; a ValueError below rate 1."""
     if rate < 1:
         raise ValueError(f"the compression rate is {rate}; it must be at least 1 token a latent")
     return -(-chain_length // rate)
 
 
 def encoder_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id: int) -> Rows:
-    """Input of the latent token encoder: ``prompt | open | S_1 L_1 S_2 L_2 .. S_N L_N | end``, without targets.
-
-    Raises:
-        ValueError: an empty chain.
-    """
+    """Input of the latent token encoder: ``prompt | open | S_1 L_1 S_2 L_2 .. S_N L_N | end``, without targets."""
     rows = []
     for row, latents in _with_latents(spans, rate):
         head = row.prompt + markers.open
-        ids, runs, position = [*head], [_Run(len(head), Kind.PROMPT, 0)], len(head)
+        runs, position = [_Run(head, Kind.PROMPT, 0)], len(head)
         for number in range(1, latents + 1):
             text = row.chain[(number - 1) * rate : number * rate]
-            ids += [*text, pad_id]
-            runs.append(_Run(len(text), Kind.TEXT, position, number))
-            runs.append(_Run(1, Kind.LATENT, position + len(text), number))
+            runs.append(_Run(text, Kind.TEXT, position, number))
+            runs.append(_Run((pad_id,), Kind.LATENT, position + len(text), number))
             position += len(text) + 1
-        runs.append(_Run(len(markers.end), Kind.FINAL, position))
-        rows.append(([*ids, *markers.end], runs))
+        rows.append([*runs, _Run(markers.end, Kind.FINAL, position)])
     return _batch(rows, pad_id)
 
 
@@ -135,22 +115,17 @@ def decoder_rows(
     Args:
         positions: "two_track" counts latents, end and answer as `compact_rows` does, as if no chunk text stood between
             them, and chunk text on from its latent; "plain" counts every token.
-
-    Raises:
-        ValueError: an empty chain.
     """
     rows = []
     for row, latents in _with_latents(spans, rate):
-        head, tail = row.prompt + markers.open, markers.end + row.answer
-        ids, runs, position = [*head], [_Run(len(head), Kind.PROMPT, 0)], len(head)
+        head = row.prompt + markers.open
+        runs, position = [_Run(head, Kind.PROMPT, 0)], len(head)
         for number in range(1, latents + 1):
             text = row.chain[number * rate : (number + 1) * rate]
-            ids += [pad_id, *text]
-            runs.append(_Run(1, Kind.LATENT, position, number))
-            runs.append(_Run(len(text), Kind.TEXT, position + 1, number, target=True))
+            runs.append(_Run((pad_id,), Kind.LATENT, position, number))
+            runs.append(_Run(text, Kind.TEXT, position + 1, number, target=True))
             position += 1 if positions == "two_track" else 1 + len(text)
-        runs.append(_Run(len(tail), Kind.FINAL, position, target=True))
-        rows.append(([*ids, *tail], runs))
+        rows.append([*runs, _Run(markers.end + row.answer, Kind.FINAL, position, target=True)])
     return _batch(rows, pad_id)
 
 
@@ -161,11 +136,10 @@ def compact_rows(spans: Sequence[Spans], markers: Markers, *, rate: int, pad_id:
     """
     rows = []
     for row, latents in _with_latents(spans, rate, needs_chain=False):
-        head, tail = row.prompt + markers.open, markers.end + row.answer
-        runs = [_Run(len(head), Kind.PROMPT, 0)]
-        runs += [_Run(1, Kind.LATENT, len(head) + before, before + 1) for before in range(latents)]
-        runs.append(_Run(len(tail), Kind.FINAL, len(head) + latents, target=True))
-        rows.append(([*head, *[pad_id] * latents, *tail], runs))
+        head = row.prompt + markers.open
+        slots = [_Run((pad_id,), Kind.LATENT, len(head) + before, before + 1) for before in range(latents)]
+        tail = _Run(markers.end + row.answer, Kind.FINAL, len(head) + latents, target=True)
+        rows.append([_Run(head, Kind.PROMPT, 0), *slots, tail])
     return _batch(rows, pad_id)
 
 
@@ -173,20 +147,17 @@ def explicit_rows(spans: Sequence[Spans], markers: Markers, *, pad_id: int) -> R
     """Ordinary text: ``prompt | open | chain | end | answer``. Targets are the chain, the end marker and the answer."""
     rows = []
     for row in spans:
-        head, tail = row.prompt + markers.open, markers.end + row.answer
-        runs = [
-            _Run(len(head), Kind.PROMPT, 0),
-            _Run(len(row.chain), Kind.TEXT, len(head), target=True),
-            _Run(len(tail), Kind.FINAL, len(head) + len(row.chain), target=True),
-        ]
-        rows.append(([*head, *row.chain, *tail], runs))
+        head = row.prompt + markers.open
+        text = _Run(row.chain, Kind.TEXT, len(head), target=True)
+        tail = _Run(markers.end + row.answer, Kind.FINAL, len(head) + len(row.chain), target=True)
+        rows.append([_Run(head, Kind.PROMPT, 0), text, tail])
     return _batch(rows, pad_id)
 
 
 class _Run(NamedTuple):
     """Neighbouring tokens that differ in nothing but their position, which counts up by one."""
 
-    tokens: int
+    ids: Sequence[int]
     kind: Kind
     position: int  # of the first token
     chunk: int = 0
@@ -209,18 +180,18 @@ def _integers(numbers: Iterable[int]) -> Tensor:
     return torch.from_numpy(np.fromiter(numbers, dtype=np.int64))
 
 
-def _batch(rows: Sequence[tuple[list[int], list[_Run]]], pad_id: int) -> Rows:
-    """Pad rows, given as token ids and as the runs that these make up, to the longest."""
+def _batch(rows: Sequence[Sequence[_Run]], pad_id: int) -> Rows:
+    """Pad rows, given as the runs that make them up, to the longest."""
     if not rows:
         raise ValueError("the batch is empty; give at least one problem")
-    length = torch.tensor([len(ids) for ids, _ in rows])
+    length = torch.tensor([sum(len(run.ids) for run in row) for row in rows])
     real = torch.arange(int(length.max())) < length[:, None]
     # All rows in one line, without padding: "real" takes and gives places in this order.
-    ids = _integers(token for row, _ in rows for token in row)
-    runs = _integers(number for _, row in rows for run in row for number in run).view(-1, len(_Run._fields))
-    tokens, kind, position, chunk, target = runs.repeat_interleave(runs[:, 0], dim=0).unbind(dim=1)
+    ids = _integers(token for row in rows for run in row for token in run.ids)
+    runs = _integers(number for row in rows for run in row for number in (len(run.ids), *run[1:])).view(-1, 5)
+    _, kind, position, chunk, target = runs.repeat_interleave(runs[:, 0], dim=0).unbind(dim=1)
     first = (runs[:, 0].cumsum(dim=0) - runs[:, 0]).repeat_interleave(runs[:, 0])
-    within = torch.arange(len(tokens)) - first
+    within = torch.arange(len(ids)) - first
 
     def spread(values: Tensor, filler: int) -> Tensor:
         spread_BT = torch.full(real.shape, filler)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unspoken.backbone.folder import MANIFEST, read_manifest, write_manifest
+from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.methods.latent_sft import label_store
 from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
 from unspoken.methods.latent_sft.labels import Label, LabelIdentity, differing_facts
@@ -389,21 +389,6 @@ def test_a_hash_that_the_manifest_leaves_out_is_missed(tmp_path: Path) -> None:
         LabelStore.open(tmp_path / "labels", identity())
 
 
-def test_flat_files_of_older_versions_are_refused_by_name(tmp_path: Path) -> None:
-    shard = tmp_path / "labels" / "rank-00000"
-    shard.mkdir(parents=True)
-    for name in ("offsets", "keys", "ids", "weights"):
-        (shard / f"{name}.bin").write_bytes(bytes(8))
-    content = {"identity": FACTS, "rows": 0, "ranks": 1, "slots": [0]}
-    write_manifest(tmp_path / "labels", content)
-    with pytest.raises(ValueError, match=r"labels holds labels of an older version .*; write the labels again$"):
-        LabelStore.open(tmp_path / "labels", identity())
-    (tmp_path / "labels").rename(tmp_path / ".labels.unfinished")
-    message = r"\.labels\.unfinished/rank-00000/\w+\.bin is a label file of an older version; remove .* to start again$"
-    with pytest.raises(ValueError, match=message):
-        LabelWriter(tmp_path / "labels", identity(), rows=0)
-
-
 def test_another_kind_of_folder_is_no_store(tmp_path: Path) -> None:
     write_json(tmp_path / MANIFEST, {"step": 7, "files": {}})
     with pytest.raises(ValueError, match=r"run.json is damaged or no manifest of labels"):
@@ -454,9 +439,9 @@ def test_a_vector_too_large_for_float16_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_other_kind_of_label_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="holds superposition labels; add them with append"):
+    with pytest.raises(AssertionError, match="holds superposition labels"):
         LabelWriter(tmp_path / "a", identity(), rows=1).append_vectors("key", WEIGHTS)
-    with pytest.raises(ValueError, match="holds hidden labels; add them with append_vectors"):
+    with pytest.raises(AssertionError, match="holds hidden labels"):
         LabelWriter(tmp_path / "b", identity(latent="hidden"), rows=1).append("key", IDS, WEIGHTS)
 
 
@@ -464,10 +449,10 @@ def test_a_rank_writes_its_share_and_no_row_more_or_less(tmp_path: Path) -> None
     writer = LabelWriter(tmp_path / "labels", identity(), rows=5, rank=1, world=2)
     assert writer.own_rows == range(2, 5)
     for row in range(2, 5):
-        with pytest.raises(ValueError, match=f"cannot finish before rows {row} to 4"):
+        with pytest.raises(AssertionError, match=f"cannot finish before rows {row} to 4"):
             writer.finish()
         writer.append("key", IDS, WEIGHTS)
-    with pytest.raises(ValueError, match="no row left for 'key'; rank 1 of 2 writes 3 rows from row 2 on"):
+    with pytest.raises(AssertionError, match=r"no row left for 'key': rank 1 writes range\(2, 5\)"):
         writer.append("key", IDS, WEIGHTS)
 
 
@@ -475,7 +460,7 @@ def test_a_rank_writes_its_share_and_no_row_more_or_less(tmp_path: Path) -> None
     "wrong", [{"rows": -1}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}, {"rows_a_block": 0}]
 )
 def test_impossible_shares_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="ranks count from 0"):
+    with pytest.raises(AssertionError, match="ranks count from 0"):
         LabelWriter(tmp_path / "labels", identity(), **{"rows": 1, **wrong})
 
 
@@ -488,7 +473,7 @@ def test_impossible_shares_are_refused(tmp_path: Path, wrong: dict[str, int]) ->
     ],
 )
 def test_impossible_identities_are_refused(wrong: dict[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=line):
+    with pytest.raises(AssertionError, match=line):
         identity(**wrong)
 
 
@@ -505,7 +490,7 @@ def test_a_store_appears_only_when_every_rank_has_finished(tmp_path: Path) -> No
         first.publish()
     append(second, problems[3])
     second.finish()
-    with pytest.raises(ValueError, match="rank 1 cannot publish"):
+    with pytest.raises(AssertionError, match="rank 1 cannot publish"):
         second.publish()
     assert not folder.exists()
     with pytest.raises(ValueError, match="not a finished folder"):

@@ -15,11 +15,11 @@ from tiny_models import PAD, VOCABULARY, WIDTH, tiny_config, tiny_language_model
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from unspoken.methods.latent_sft.building import gold_chain, stage_one_batch
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.objective import token_losses
 from unspoken.methods.latent_sft.stages import LatentShape
-from unspoken.methods.latent_sft.teacher import gold_chain, stage_one_batch
 from unspoken.methods.rows import Kind, Rows, compact_rows, decoder_rows, encoder_rows
 from unspoken.places import at
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig

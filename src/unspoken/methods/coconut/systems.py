@@ -15,5 +15,5 @@ def systems(model: PreTrainedModel, *, stage: str, max_answer: int) -> list[Syst
     settings = LatentGenerationConfig.recorded(decoder)
     if settings is None or settings.feed != "hidden" or not settings.fixed:
         return []
-    unsaid = settings.max_latents
-    return [causal_lm_system(decoder, settings, name=stage, max_tokens=max_answer, unsaid=unsaid)]
+    replaced = settings.max_latents
+    return [causal_lm_system(decoder, settings, name=stage, max_tokens=max_answer, replaced=replaced)]

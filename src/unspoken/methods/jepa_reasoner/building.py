@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 def first_blocks(config: PreTrainedConfig, count: int | None, stage: str) -> PreTrainedConfig:
     """The first N blocks of a stack (the paper's footnote on initialisation); all of them if ``count`` is None.
 
-    Raises:
-        ValueError: there are fewer blocks than the stage asks for.
+    A ValueError if there are fewer than the stage asks for.
     """
     cut = copy.deepcopy(config)
     if count is None:
@@ -53,12 +52,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     """The Reasoner of an SST stage with its starting weights.
 
     It has the first blocks and the input table of a causal language model, whose head, tied or not, is left out.
-
-    Args:
-        start: the model that it continues from; None for the recipe's backbone.
-
-    Raises:
-        ValueError: as `first_blocks`, or JEPA-Reasoner would be wrong around the model.
+    Arguments and errors are those of `Objective.build`.
     """
     if start is None and context.pretrained:
         start = context.base()
@@ -155,16 +149,12 @@ def forced_latents(model: JepaReasonerModel, objective: SST, batch: Batch) -> Te
 def talker_cost(model: Any, lengths: Lengths) -> RowCost:
     """Of a Talker's stage: a pass of the frozen Reasoner, and the Talker's own."""
     answered, talker = lengths.chain + lengths.end + lengths.answer, model.talker
-    passes: tuple[StackPass, ...]
+    passes = [StackPass(stack=model.reasoner.backbone, positions=lengths.total, graded=False)]
     if isinstance(talker, DualTalker):
-        head = talker.decoder.get_input_embeddings().weight if talker.lm_head is None else talker.lm_head.weight
-        passes = (
-            StackPass(stack=talker.encoder, positions=answered, causal=False),
-            StackPass(stack=talker.decoder, positions=answered, across=answered),
-        )
+        passes.append(StackPass(stack=talker.encoder, positions=answered, causal=False))
+        passes.append(StackPass(stack=talker.decoder, positions=answered, across=answered))
     else:
-        head = talker.lm_head.weight
-        passes = (StackPass(stack=talker.decoder, positions=answered, causal=talker.decoder.config.is_causal),)
-    reading = StackPass(stack=model.reasoner.backbone, positions=lengths.total, graded=False)
-    scores = Scores(head=head, made=answered, supervised=answered)
-    return RowCost(tokens=lengths.total, passes=(reading, *passes), scores=(scores,))
+        passes.append(StackPass(stack=talker.decoder, positions=answered, causal=talker.decoder.config.is_causal))
+    head = talker.decoder.get_input_embeddings() if talker.lm_head is None else talker.lm_head
+    scores = Scores(head=head.weight, made=answered, supervised=answered)
+    return RowCost(tokens=lengths.total, passes=tuple(passes), scores=(scores,))

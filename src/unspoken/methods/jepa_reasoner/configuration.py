@@ -54,8 +54,7 @@ class JepaReasonerConfig(PreTrainedConfig):
     def latent_dim(self) -> int:
         """Width of a latent."""
         assert isinstance(self.backbone_config, PreTrainedConfig)
-        width: int = self.backbone_config.hidden_size
-        return width
+        return self.backbone_config.hidden_size
 
     @property
     def end_id(self) -> int:

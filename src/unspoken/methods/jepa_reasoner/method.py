@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
-from unspoken.methods.method import Method, Objective
+from unspoken.methods.method import Late, Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
 
+    from unspoken.methods.jepa_reasoner import systems
     from unspoken.reasoning.system import System
+else:
+    systems = Late("unspoken.methods.jepa_reasoner.systems")
 
 
 class JepaReasonerMethod(Method):
@@ -25,12 +28,7 @@ class JepaReasonerMethod(Method):
 
     def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
         """Explicit chains, the Reasoner, and a Talker of four blocks as wide as the model."""
-        shape = {
-            "attention_size": facts.width,
-            "intermediate_size": 4 * facts.width,
-            "layers": 4,
-            "heads": facts.heads,
-        }
+        shape = {"attention_size": facts.width, "intermediate_size": 4 * facts.width, "layers": 4, "heads": facts.heads}
         talker = {
             "name": "talker",
             "start": "sst",
@@ -50,11 +48,7 @@ class JepaReasonerMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        from unspoken.methods.jepa_reasoner.systems import systems
-
-        return systems(model, stage=stage)
+        return systems.systems(model, stage=stage)
 
     def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
-        from unspoken.methods.jepa_reasoner.systems import require_answering
-
-        require_answering(model)
+        systems.require_answering(model)

@@ -25,18 +25,12 @@ from unspoken.reasoning.picking import Sample, Sampler
 
 @dataclass
 class JepaCausalOutput(ModelOutput):
-    """Teacher-forced outputs of the pair over the answer positions, moved to the left.
+    """Teacher-forced outputs of the pair over the answer positions, moved to the left."""
 
-    Attributes:
-        loss: mean cross-entropy, if labels were given.
-        logits: ``[B, N, V]``.
-        latents: ``[B, N, D]``, what the Talker was given.
-        tokens, mask: ``[B, N]``, the tokens it should write.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    latents: Tensor | None = None
+    loss: Tensor | None = None  # mean cross-entropy, if labels were given
+    logits: Tensor | None = None  # ``[B, N, V]``
+    latents: Tensor | None = None  # ``[B, N, D]``, what the Talker was given
+    # tokens, mask: ``[B, N]``, the tokens it should write
     tokens: Tensor | None = None
     mask: Tensor | None = None
 

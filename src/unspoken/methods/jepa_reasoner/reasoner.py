@@ -64,8 +64,6 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         self.register_buffer("target_table", torch.zeros_like(table, dtype=torch.float32, requires_grad=False))
         self.post_init()
 
-    # --- the target table (section 4.2) --------------------------------------------------------------------------
-
     @torch.no_grad()
     def start_target(self) -> None:
         """Copy the online table: done once, when SST starts."""
@@ -86,14 +84,11 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         """The online table; of its rows the directions alone count."""
         if self._turns_rows:
             return embedding_table(self.backbone)
-        weight: Tensor = self.backbone.get_input_embeddings().weight
-        return weight
+        return self.backbone.get_input_embeddings().weight
 
     def unit_table(self) -> Float[Tensor, "V D"]:
         """The directions that latents are trained towards."""
         return F.normalize(self.target_table.float(), dim=-1)
-
-    # --- teacher-forced pass -------------------------------------------------------------------------------------
 
     @property
     def scale(self) -> float | Tensor:
@@ -144,8 +139,6 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         assert latents is not None
         return latents
 
-    # --- the engine's contract -----------------------------------------------------------------------------------
-
     @property
     def stack(self) -> PreTrainedModel:
         """The blocks that the engine runs."""
@@ -171,8 +164,6 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
     ) -> LatentChain:
         """Write the chain. Nothing is sampled, and no decoded token is fed back."""
         return rollout(self, input_ids, attention_mask, stop or StopRule(max_latents=self.config.max_latents))
-
-    # --- read-out without a Talker -------------------------------------------------------------------------------
 
     def nearest_row(self, latents: Tensor) -> Tensor:
         """Token id of the nearest target row by angle, ``[..., D] -> [...]``, on the device of the latents."""

@@ -79,11 +79,7 @@ def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
 
 
 def require_answering(model: PreTrainedModel) -> None:
-    """Refuse a model of this method around whose backbone it would be wrong.
-
-    Raises:
-        ValueError: see above.
-    """
+    """Refuse a model of this method around whose backbone it would be wrong, by a ValueError."""
     reasoner = model.reasoner if isinstance(model, JepaReasonerForCausalLM) else model
     if isinstance(reasoner, JepaReasonerModel):
         require(reasoner.backbone, "JEPA-Reasoner")

@@ -70,17 +70,13 @@ class DualTalker(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False) if untied else None
 
     def _encode(self, latents: Tensor, mask: Tensor) -> Tensor:
-        encoded: Tensor = self.encoder(
+        return self.encoder(
             inputs_embeds=(latents * self.scale).to(self.encoder.dtype), attention_mask=mask.long(), use_cache=False
         ).last_hidden_state
-        return encoded
 
     def _decode(self, tokens: Tensor, encoded: Tensor, mask: Tensor) -> Tensor:
         hidden = self.decoder(
-            input_ids=tokens,
-            encoder_hidden_states=encoded,
-            encoder_attention_mask=mask.long(),
-            use_cache=False,
+            input_ids=tokens, encoder_hidden_states=encoded, encoder_attention_mask=mask.long(), use_cache=False
         ).last_hidden_state
         if self.lm_head is not None:
             return self.lm_head(hidden)

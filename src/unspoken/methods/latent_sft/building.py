@@ -1,19 +1,26 @@
-"""Models of Latent-SFT's stages, and what their rows take."""
+"""Models of Latent-SFT's stages, what they read, and what a row costs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
+from unspoken.chain import LatentChain
 from unspoken.methods.cost import Lengths, RowCost, Scores, StackPass
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import LatentShape
 from unspoken.methods.method import Context
+from unspoken.methods.rows import Rows, decoder_rows, encoder_rows
+from unspoken.placement import CPU, moved
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.tasks.spans import Spans
 
 
 def generation_of(shape: LatentShape, context: Context) -> LatentGenerationConfig:
@@ -35,7 +42,28 @@ def halves_of(base: PreTrainedModel, shape: LatentShape, context: Context, *, ha
     return model
 
 
-# --- cost ------------------------------------------------------------------------------------------------------------
+def stage_one_batch(spans: Sequence[Spans], prompt_format: PromptFormat, shape: LatentShape) -> dict[str, Rows]:
+    """Rows of encoder and decoder for the same problems."""
+    pad, markers = prompt_format.tokenizer.pad_token_id, prompt_format.markers
+    return {
+        "encoder": encoder_rows(spans, markers, rate=shape.rate, pad_id=pad),
+        "decoder": decoder_rows(spans, markers, rate=shape.rate, pad_id=pad, positions=shape.positions),
+    }
+
+
+@torch.no_grad()
+def gold_chain(model: LatentSFTModel, prompt_format: PromptFormat, spans: Sequence[Spans]) -> LatentChain:
+    """The encoder's latents of right chains.
+
+    The encoder has read the right chain, so the accuracy of answers from its latents is an upper bound (section 5.4).
+    """
+    shape = model.config.latent_shape
+    rows = encoder_rows(spans, prompt_format.markers, rate=shape.rate, pad_id=prompt_format.tokenizer.pad_token_id)
+    latents = moved(model.latents(moved(rows, model.device)), CPU)
+    counts = rows.slots.sum(dim=1)
+    mask = torch.arange(int(counts.max()))[None] < counts[:, None]
+    packed = latents.new_zeros((*mask.shape, latents.shape[-1])).masked_scatter(mask[..., None], latents)
+    return LatentChain(latents=packed, mask=mask, stop=torch.zeros_like(counts))
 
 
 def stage1_cost(model: Any, lengths: Lengths, shape: LatentShape, *, taught: bool) -> RowCost:

@@ -91,11 +91,7 @@ class LabelWriter:
         world: int = 1,
         rows_a_block: int = 256,
     ) -> None:
-        if rows < 0 or not 0 <= rank < world or rows_a_block < 1:
-            raise ValueError(
-                f"cannot write {rows} rows in blocks of {rows_a_block} as rank {rank} of {world}; "
-                "ranks count from 0 and a block has at least one row"
-            )
+        assert rows >= 0 and 0 <= rank < world and rows_a_block > 0, "ranks count from 0, a block has at least one row"
         if folder.exists():
             raise ValueError(f"{folder} exists already; open it, or remove it to write its labels again")
         self.folder, self.identity, self.rank = folder, identity, rank
@@ -133,7 +129,7 @@ class LabelWriter:
         """Add the label of row `next_row`, the problem with this key: token ids and probabilities, ``[N, K]`` each.
 
         Raises:
-            ValueError: the store holds another kind of label, all rows are there, or this one is not as it should be.
+            ValueError: the label is not as it should be.
             OSError: the disk refused a block. What was recorded before it stays good.
         """
         self._add(key, "superposition", ids, weights)
@@ -143,27 +139,22 @@ class LabelWriter:
         self._add(key, "hidden", vectors)
 
     def finish(self) -> None:
-        """Force the last rows of this rank to disk.
+        """Force the last rows of this rank to disk, once all are appended.
 
         Raises:
-            ValueError: rows are missing; the message names the first.
             OSError: the disk refused the block. What was recorded before it stays good.
         """
         first, last = self.next_row, self.own_rows.stop - 1
-        if first <= last:
-            raise ValueError(
-                f"{self.folder}: rank {self.rank} cannot finish before rows {first} to {last} are appended"
-            )
+        assert first > last, f"rank {self.rank} cannot finish before rows {first} to {last} are appended"
         self._flush()
 
     def publish(self) -> None:
         """Write the manifest and give the folder its name: the work of rank 0, once every rank has finished.
 
         Raises:
-            ValueError: another rank than 0 asks, or a rank has not finished; the message names it.
+            ValueError: a rank has not finished; the message names it.
         """
-        if self.rank != 0:
-            raise ValueError(f"{self.folder}: rank {self.rank} cannot publish; leave it to rank 0")
+        assert self.rank == 0, f"rank {self.rank} cannot publish"
         rows, world = self._facts["rows"], self._facts["ranks"]
         for rank in range(world):
             begun, expected = self._unfinished / _RANK.format(rank), self._bounds[rank + 1] - self._bounds[rank]
@@ -183,8 +174,6 @@ class LabelWriter:
     def _recorded(self, folder: Path) -> tuple[int, int]:
         """Blocks and rows that a rank has on disk."""
         remedy, rows = f"remove {self._unfinished} to start again", 0
-        if old := list(folder.glob("*.bin")):
-            raise ValueError(f"{old[0]} is a label file of an older version; {remedy}")
         # A block gets its name when all of it is on disk, so one that is missing before the last was lost.
         blocks = len(list(folder.glob("block-*")))
         for index in range(blocks):
@@ -195,14 +184,8 @@ class LabelWriter:
         return blocks, rows
 
     def _add(self, key: str, latent: LatentKind, *label: Tensor) -> None:
-        if self.identity.latent != latent:
-            method = "append_vectors" if self.identity.latent == "hidden" else "append"
-            raise ValueError(f"{self.folder} holds {self.identity.latent} labels; add them with {method}")
-        if self.next_row >= self.own_rows.stop:
-            raise ValueError(
-                f"{self.folder}: there is no row left for {key!r}; rank {self.rank} of {self._facts['ranks']} "
-                f"writes {len(self.own_rows)} rows from row {self.own_rows.start} on"
-            )
+        assert self.identity.latent == latent, f"the store holds {self.identity.latent} labels"
+        assert self.next_row < self.own_rows.stop, f"no row left for {key!r}: rank {self.rank} writes {self.own_rows}"
         try:
             # Copies: the caller may fill the same tensors with the next row before the block is full.
             stored = (self.identity.stored_vectors if latent == "hidden" else self.identity.stored_superposition)(
@@ -249,8 +232,6 @@ class LabelStore:
             ValueError: it is unfinished, holds other labels than expected, or a file is missing, truncated or changed.
         """
         manifest = read_manifest(folder)
-        if any(name.endswith(".bin") for name in manifest["files"]):
-            raise ValueError(f"{folder} holds labels of an older version (flat .bin files); write the labels again")
         identity, rows = manifest.get("identity"), manifest.get("rows")
         if not isinstance(identity, dict) or not isinstance(rows, int):
             raise ValueError(f"{folder / MANIFEST} is damaged or no manifest of labels: see identity, rows")

@@ -19,23 +19,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from unspoken import distributed
 from unspoken.backbone.folder import publish, remove, verify
 from unspoken.backbone.loading import load_config
-from unspoken.methods.latent_sft.building import generation_of
+from unspoken.methods.latent_sft.building import generation_of, stage_one_batch
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
 from unspoken.methods.latent_sft.labels import Label, LabelIdentity
 from unspoken.methods.latent_sft.stages import Labels, Stage2, shape_of
-from unspoken.methods.latent_sft.teacher import stage_one_batch
 from unspoken.methods.method import Batch, Context, Indices, Line
 from unspoken.methods.rows import compact_rows
 from unspoken.placement import CPU, moved
+from unspoken.reasoning.picking import generator_of
 from unspoken.reasoning.superposition import perturb
 from unspoken.storage import MODEL
 
 LABELS = "labels"
 _AT_ONCE = 64  # problems
-
-
-# --- which problems, and by whom ------------------------------------------------------------------------------------
 
 
 def _labels_line(context: Context) -> Line:
@@ -87,26 +84,13 @@ def label_identity(context: Context) -> LabelIdentity:
     )
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def write_labels(
-    start: PreTrainedModel,
-    context: Context,
-    folder: Path,
-    *,
-    device: torch.device,
-    manifest: dict[str, Any],
+    start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
 ) -> Path:
     """Write the labels and publish them together with the plain decoder that stage 2 starts from.
 
-    Safe to kill: it continues after the last block on disk.
-
-    Args:
-        start: encoder and decoder.
-        folder: of the stage.
-        manifest: what the published folder records.
+    Safe to kill: it continues after the last block on disk. Arguments are those of `Objective.write`.
     """
     model: Any = start.to(device).eval()
     shape, store, rows = shape_of(context.line), folder / LABELS, labelled_rows(context)
@@ -142,15 +126,8 @@ def write_labels(
     return distributed.run_on_main(publish_model)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
 def labelled_batches(objective: Stage2, context: Context) -> Callable[[Indices], Batch]:
-    """Rows of stage 2 with their labels: every epoch in another order, and with other noise.
-
-    Raises:
-        ValueError: the labels are missing, damaged or those of another run.
-    """
+    """Rows of stage 2 with their labels; a ValueError if these are missing, damaged or those of another run."""
     labels, shape, prompt_format = _labels_line(context), shape_of(context.line), context.prompt_format
     path = context.model_folder(labels) / LABELS
     store, rows = LabelStore.open(path, label_identity(context)), labelled_rows(context)
@@ -182,6 +159,4 @@ def _noisy(objective: Stage2, label: Label, name: str, end_id: int) -> Tensor:
     assert label.weights is not None and label.ids is not None
     if objective.noise is None:
         return label.weights
-    key = hashlib.sha256(name.encode()).digest()[:8]
-    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-    return perturb(label.weights, label.ids, generator, end_id=end_id, **asdict(objective.noise))
+    return perturb(label.weights, label.ids, generator_of(name), end_id=end_id, **asdict(objective.noise))

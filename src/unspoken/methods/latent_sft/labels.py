@@ -21,48 +21,31 @@ _TOLERANCE = 0.01  # of the sum of weights: what bfloat16, or float16 over a who
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIdentity:
-    """What a store of labels was made of. Labels of another identity are other labels, however alike.
+    """What a store of labels was made of. Labels of another identity are other labels, however alike."""
 
-    Attributes:
-        data: fingerprint of the word problems.
-        split, seed: of the problems, and the seed of all random numbers.
-        tokenizer: hash of the tokenizer.
-        rate: chain tokens a latent stands for (the compression rate r).
-        latent: distributions over the vocabulary, or hidden states.
-        width: numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state.
-        top_k: entries kept of a superposition, None for the whole vocabulary.
-        temperature: of the softmax over the vocabulary.
-        readout: the table that made the logits, the language-model head or the input embeddings.
-        encoder, decoder: fingerprints of the models.
-        precision: of the stored weights or vectors.
-    """
-
-    data: str
+    data: str  # fingerprint of the word problems
+    # split, seed: of the problems, and the seed of all random numbers
     split: str
     seed: int
-    tokenizer: str
-    rate: int
-    latent: LatentKind = "superposition"
-    width: int
-    top_k: int | None
-    temperature: float = 1.0
-    readout: Readout = "head"
+    tokenizer: str  # hash of the tokenizer
+    rate: int  # chain tokens a latent stands for (the compression rate r)
+    latent: LatentKind = "superposition"  # distributions over the vocabulary, or hidden states
+    width: int  # numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state
+    top_k: int | None  # entries kept of a superposition, None for the whole vocabulary
+    temperature: float = 1.0  # of the softmax over the vocabulary
+    readout: Readout = "head"  # the table that made the logits, the language-model head or the input embeddings
+    # encoder, decoder: fingerprints of the models
     encoder: str
     decoder: str
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Literal["float32", "float16"] = "float32"  # of the stored weights or vectors
 
     def __post_init__(self) -> None:
-        if self.rate < 1 or self.width < 1:
-            raise ValueError(f"rate is {self.rate} and width {self.width}; both are at least 1")
-        if self.latent == "superposition" and self.top_k is not None and self.width > self.top_k:
-            raise ValueError(f"width is {self.width}, but top_k keeps {self.top_k} entries; make the width that number")
+        assert self.rate > 0 and self.width > 0, f"rate is {self.rate} and width {self.width}; both are at least 1"
+        if self.latent == "superposition" and self.top_k is not None:
+            assert self.width <= self.top_k, f"width is {self.width}, but top_k keeps {self.top_k} entries"
 
     def stored_superposition(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
-        """A superposition label as it is stored, copied to the CPU.
-
-        Args:
-            ids: ``[N, K]``, token ids.
-            weights: ``[N, K]``, their probabilities.
+        """A superposition label as it is stored, copied to the CPU: token ids ``[N, K]`` and their probabilities.
 
         Raises:
             ValueError: they are no distributions of width K over token ids.
@@ -79,11 +62,7 @@ class LabelIdentity:
         return {"ids": ids.detach().to("cpu", torch.int32, copy=True), "weights": stored}
 
     def stored_vectors(self, vectors: Tensor) -> dict[str, Tensor]:
-        """A hidden-state label ``[N, D]`` as it is stored, copied to the CPU.
-
-        Raises:
-            ValueError: they are not finite, or not D wide.
-        """
+        """A hidden-state label ``[N, D]`` as it is stored, copied to the CPU; a ValueError unless finite and D wide."""
         return {"vectors": self._stored("vectors", vectors)}
 
     def _stored(self, name: str, values: Tensor) -> Tensor:
@@ -108,13 +87,9 @@ def differing_facts(recorded: dict[str, Any], expected: dict[str, Any]) -> str |
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """The latents that one problem's reasoning is taught to say.
+    """The latents that a model is trained to write for one problem."""
 
-    Attributes:
-        ids, weights: ``[N, K]``, a distribution a latent, None for hidden-state labels.
-        vectors: ``[N, D]``, a hidden state a latent, None for superposition labels.
-    """
-
+    # ids, weights: ``[N, K]``, a distribution a latent, None for hidden-state labels
     ids: Int[Tensor, "N K"] | None = None
     weights: Float[Tensor, "N K"] | None = None
-    vectors: Float[Tensor, "N D"] | None = None
+    vectors: Float[Tensor, "N D"] | None = None  # a hidden state a latent, None for superposition labels

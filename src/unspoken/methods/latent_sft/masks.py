@@ -27,12 +27,9 @@ def causal(rows: Rows) -> MaskMod:
 
 
 def induction(rows: Rows) -> MaskMod:
-    """The encoder's mask: causal, and no latent is seen by any token but itself.
+    """The encoder's mask of `encoder_rows`: causal, and no latent is seen by any token but itself.
 
     So each latent sums up the question and all the text before it, and none is made out of another.
-
-    Args:
-        rows: of `encoder_rows`.
     """
     earlier, text = causal(rows), rows.kind != Kind.LATENT
     return lambda b, h, q, kv: earlier(b, h, q, kv) & (text[b, kv] | (q == kv))

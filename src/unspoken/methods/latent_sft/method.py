@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.methods.method import Method, Objective
+from unspoken.methods.method import Late, Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,9 +14,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from unspoken.methods.latent_sft import systems
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
     from unspoken.tasks.prompt_format import PromptFormat
+else:
+    systems = Late("unspoken.methods.latent_sft.systems")
 
 
 class LatentSFTMethod(Method):
@@ -47,18 +50,12 @@ class LatentSFTMethod(Method):
     def systems(
         self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
     ) -> list[System]:
-        from unspoken.methods.latent_sft.systems import systems
-
-        return systems(model, stage=stage, max_answer=max_answer)
+        return systems.systems(model, stage=stage, max_answer=max_answer)
 
     def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
         """Refuse a model of stage 1, which cannot answer by itself."""
-        from unspoken.methods.latent_sft.systems import require_answering
-
-        require_answering(model, source)
+        systems.require_answering(model, source)
 
     def teacher(self, folder: Path, prompt_format: PromptFormat, *, device: torch.device) -> Teacher | None:
         """The encoder of stage 1."""
-        from unspoken.methods.latent_sft.systems import teacher
-
-        return teacher(folder, prompt_format, device=device)
+        return systems.teacher(folder, prompt_format, device=device)

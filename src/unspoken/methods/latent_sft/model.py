@@ -38,19 +38,12 @@ from unspoken.reasoning.superposition import (
 
 @dataclass
 class LatentSFTOutput(ModelOutput):
-    """Outputs of the decoder at supervised positions; the loss turns them into scores, a piece at a time.
+    """Outputs of the decoder at supervised positions; the loss turns them into scores, a piece at a time."""
 
-    Attributes:
-        before_targets: ``[M, D]``, the output before each supervised token, row by row.
-        before_slots: ``[N, D]``, the output before each latent, in the order of the slots.
-        summaries: ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone.
-        head: what turns them into scores; it is never trained.
-    """
-
-    before_targets: Tensor | None = None
-    before_slots: Tensor | None = None
-    summaries: Tensor | None = None
-    head: Head | None = None
+    before_targets: Tensor | None = None  # ``[M, D]``, the output before each supervised token, row by row
+    before_slots: Tensor | None = None  # ``[N, D]``, the output before each latent, in the order of the slots
+    summaries: Tensor | None = None  # ``[N, D]``, the encoder's output at each slot, in the same order; stage 1 alone
+    head: Head | None = None  # what turns them into scores; it is never trained
 
 
 class LatentSFTModel(AroundDecoder):
@@ -203,10 +196,9 @@ class LatentSFTModel(AroundDecoder):
 
 
 def _hidden(stack: PreTrainedModel, inputs_BTD: Tensor, mask: Any, position: Tensor | None) -> Tensor:
-    hidden: Tensor = stack(
+    return stack(
         inputs_embeds=inputs_BTD, attention_mask=mask, position_ids=position, use_cache=False
     ).last_hidden_state
-    return hidden
 
 
 AutoConfig.register(LatentSFTConfig.model_type, LatentSFTConfig)

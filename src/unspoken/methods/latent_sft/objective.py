@@ -61,7 +61,7 @@ def stage2_places(batch: dict[str, Any]) -> dict[str, Any]:
     rows = batch["decoder"]
     counts_B = torch.tensor(rows.latents, device=rows.ids.device)
     weights_N = torch.repeat_interleave(1.0 / counts_B.clamp(min=1), counts_B)
-    return {**batch, "slot_weights": weights_N, "thinking_rows": (counts_B > 0).sum()}
+    return {**batch, "slot_weights": weights_N, "rows_with_latents": (counts_B > 0).sum()}
 
 
 def stage1_loss(objective: Stage1, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,16 +102,16 @@ def stage2_loss(objective: Stage2, outputs: LatentSFTOutput, batch: dict[str, An
     if "slot_weights" not in batch:
         batch = stage2_places(batch)
     losses, _ = _supervised(outputs, batch)
-    spoken = distributed.rank_weighted_mean(losses.mean(), len(losses))
+    token_loss = distributed.rank_weighted_mean(losses.mean(), len(losses))
     if batch["ids"] is None:
         taught = F.normalize(batch["weights"].float(), dim=-1)
         slots = (F.normalize(outputs.before_slots.float(), dim=-1) - taught).square().sum(dim=-1)
     else:
         slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
-    thinking = batch["thinking_rows"]
-    silent = distributed.rank_weighted_mean((slots * batch["slot_weights"]).sum() / thinking.clamp(min=1), thinking)
-    loss = objective.ce_weight * spoken + objective.kl_weight * silent
-    return loss, {"token_loss": spoken.detach(), "latent_loss": silent.detach()}
+    rows = batch["rows_with_latents"]
+    latent_loss = distributed.rank_weighted_mean((slots * batch["slot_weights"]).sum() / rows.clamp(min=1), rows)
+    loss = objective.ce_weight * token_loss + objective.kl_weight * latent_loss
+    return loss, {"token_loss": token_loss.detach(), "latent_loss": latent_loss.detach()}
 
 
 def _supervised(outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -7,16 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import (
-    Batch,
-    Context,
-    DecoderObjective,
-    Indices,
-    Line,
-    Objective,
-    refuse_blocks,
-    refuse_talker,
-)
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Late, Line, Objective
 from unspoken.methods.rollouts import check_rollout
 from unspoken.reasoning.latents import Noise, Readout
 
@@ -30,33 +21,30 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Method as Property
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
+    from unspoken.methods.latent_sft import building, labelling, objective
     from unspoken.tasks.spans import Spans
     from unspoken.training.recipe import Recipe, Stage
+else:
+    building = Late("unspoken.methods.latent_sft.building")
+    labelling = Late("unspoken.methods.latent_sft.labelling")
+    objective = Late("unspoken.methods.latent_sft.objective")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one.
+    """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one."""
 
-    Attributes:
-        rate: tokens of the explicit chain that one latent stands for (r).
-        top_k: entries of a superposition; null keeps the whole vocabulary.
-        temperature: of the read-out.
-        readout: "head" (the paper's formula) or "table" (the published code).
-        latent: "superposition", or "hidden" for the ablation without the vocabulary step, ``Z_i = h_i``.
-        induction_mask, supervision_mask: false replaces the mask by a plain causal one (the ablations).
-        positions: of the decoder; "two_track" or "plain" (section 4.3).
-        chunk_sees: what chunk text may see besides its latent and itself; "none" is the paper's.
-    """
-
-    rate: int = 2
-    top_k: int | None = 10
-    temperature: float = 1.0
-    readout: Readout = "head"
+    rate: int = 2  # tokens of the explicit chain that one latent stands for (r)
+    top_k: int | None = 10  # entries of a superposition; null keeps the whole vocabulary
+    temperature: float = 1.0  # of the read-out
+    readout: Readout = "head"  # "head" (the paper's formula) or "table" (the published code)
+    # "superposition", or "hidden" for the ablation without the vocabulary step, ``Z_i = h_i``.
     latent: Literal["superposition", "hidden"] = "superposition"
+    # induction_mask, supervision_mask: false replaces the mask by a plain causal one (the ablations)
     induction_mask: bool = True
     supervision_mask: bool = True
-    positions: Literal["two_track", "plain"] = "two_track"
+    positions: Literal["two_track", "plain"] = "two_track"  # of the decoder; "two_track" or "plain" (section 4.3)
+    # What chunk text may see besides its latent and itself; "none" is the paper's.
     chunk_sees: Literal["none", "first_token", "prompt"] = "none"
 
     def __post_init__(self) -> None:
@@ -70,29 +58,25 @@ class LatentShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1(Objective):
-    """Stage 1: make latents that the decoder can use (section 5).
-
-    Attributes:
-        train: which half learns.
-        shape: what a latent is; given where a line of stages starts, inherited by the later ones.
-        mean: over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then
-            over the chunks of a row, then over rows (the paper's formula); see open point 4.
-        noise: on the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy
-            channel the encoder learns superpositions that are far from each other, which stage 2 can distinguish.
-        hint: weight of a second loss: the cross-entropy of the tokens that a latent must predict under its own
-            superposition over the whole vocabulary. Ours, off by default: it helps an encoder that starts from random
-            weights; the head of a pretrained model gives similar superpositions from the start.
-    """
+    """Stage 1: make latents that the decoder can use (section 5)."""
 
     kind: ClassVar[str] = "stage1"
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "stage1")
     chain_needed: ClassVar[bool] = True
     former_kind: ClassVar[str] = "compress"
 
-    train: Literal["encoder", "decoder", "union"]
+    train: Literal["encoder", "decoder", "union"]  # which half learns
+    # What a latent is; given where a line of stages starts, inherited by the later ones.
     shape: LatentShape | None = None
+    # Over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then over the
+    # chunks of a row, then over rows (the paper's formula); see open point 4.
     mean: Literal["tokens", "chunks"] = "tokens"
+    # On the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy channel the
+    # encoder learns superpositions that are far from each other, which stage 2 can distinguish.
     noise: Noise | None = None
+    # Weight of a second loss: the cross-entropy of the tokens that a latent must predict under its own superposition
+    # over the whole vocabulary. Ours, off by default: it helps an encoder that starts from random weights; the head of
+    # a pretrained model gives similar superpositions from the start.
     hint: float = 0.0
 
     def __post_init__(self) -> None:
@@ -121,25 +105,21 @@ class Stage1(Objective):
 
     @property
     def properties(self) -> Sequence[Property]:
-        """What the halves need, where the line starts."""
         if self.shape is None:
             return ()
         return ("Latent-SFT", "hidden states" if self.shape.latent == "hidden" else "superpositions")
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """Encoder and decoder, of which one or both learn."""
-        from unspoken.methods.latent_sft.building import halves_of
-
         model: Any = start
         if self.shape is not None:
             base = context.base() if start is None else start
-            model = halves_of(base, self.shape, context, has_encoder=True)
+            model = building.halves_of(base, self.shape, context, has_encoder=True)
         model.train_only(encoder=self.train != "decoder", decoder=self.train != "encoder")
         context.name_ends(model.decoder)
         return model
 
     def adapted(self, model: Any) -> list[nn.Module]:
-        """The halves that learn."""
         return [
             half
             for half in (model.decoder.base_model, model.encoder)
@@ -147,14 +127,11 @@ class Stage1(Objective):
         ]
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """Rows of encoder and decoder for the same problems."""
-        from unspoken.methods.latent_sft.teacher import stage_one_batch
-
         shape = shape_of(context.line)
 
         def make(indices: Indices) -> Batch:
             spans = context.task.spans(context.sample(indices, split), context.prompt_format)
-            return {**stage_one_batch(spans, context.prompt_format, shape)}
+            return {**building.stage_one_batch(spans, context.prompt_format, shape)}
 
         return make
 
@@ -164,15 +141,11 @@ class Stage1(Objective):
         return len(spans.prompt) + len(spans.chain) + latents + len(spans.answer)
 
     def with_places(self, batch: Batch) -> Batch:
-        from unspoken.methods.latent_sft.objective import stage1_places
-
-        return stage1_places(self, batch)
+        return objective.stage1_places(self, batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        from unspoken.methods.latent_sft.objective import stage1_loss
-
         outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
-        return stage1_loss(self, outputs, batch)
+        return objective.stage1_loss(self, outputs, batch)
 
     def answering(self, model: PreTrainedModel) -> PreTrainedModel:
         """Both halves: the decoder answers from the encoder's chains."""
@@ -180,15 +153,11 @@ class Stage1(Objective):
 
     def teacher_chain(self, model: Any, context: Context, problems: Any) -> LatentChain | None:
         """The encoder's latents of the right chains; answers from them serve to select checkpoints alone."""
-        from unspoken.methods.latent_sft.teacher import gold_chain
-
-        return gold_chain(model, context.prompt_format, context.task.spans(problems, context.prompt_format))
+        spans = context.task.spans(problems, context.prompt_format)
+        return building.gold_chain(model, context.prompt_format, spans)
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """Explicit chains to latents, and latents to the text of the chunks."""
-        from unspoken.methods.latent_sft.building import stage1_cost
-
-        return stage1_cost(model, lengths, shape_of(context.line), taught=self.train != "decoder")
+        return building.stage1_cost(model, lengths, shape_of(context.line), taught=self.train != "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,11 +179,9 @@ class Labels(DecoderObjective):
         """It takes no steps."""
         if stage.steps is not None or stage.steps_of:
             raise ValueError("a labels stage takes no steps; set objective.rows to the number of problems to label")
-        refuse_talker(self.kind, stage)
-        refuse_blocks(stage)
+        super().check_stage(stage)
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
-        """It trains nothing."""
         return False
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
@@ -225,21 +192,14 @@ class Labels(DecoderObjective):
     def write(
         self, start: PreTrainedModel, context: Context, folder: Path, *, device: torch.device, manifest: dict[str, Any]
     ) -> Path:
-        from unspoken.methods.latent_sft.labelling import write_labels
-
-        return write_labels(start, context, folder, device=device, manifest=manifest)
+        return labelling.write_labels(start, context, folder, device=device, manifest=manifest)
 
     def leftovers(self, folder: Path) -> list[Path]:
         """The store that was copied into the published folder."""
-        from unspoken.methods.latent_sft.labelling import LABELS
-
-        return [folder / LABELS]
+        return [folder / labelling.LABELS]
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """The encoder reads, and its outputs are read out."""
-        from unspoken.methods.latent_sft.building import labels_cost
-
-        return labels_cost(model, lengths, shape_of(context.line))
+        return building.labels_cost(model, lengths, shape_of(context.line))
 
     def training_rows(self, steps: int, batch_size: int, size: int | None) -> int:
         """All training problems where there are fewer than ``rows``."""
@@ -248,15 +208,7 @@ class Labels(DecoderObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2(DecoderObjective):
-    """Stage 2: the decoder writes the latents itself and learns when to stop (section 7).
-
-    Attributes:
-        ce_weight, kl_weight: of the two losses.
-        noise: on the labels; null for none (the first version).
-        rollout_latents: ours, not the paper's: in every row a random stretch of 1 to this many latents is read as the
-            decoder's own superpositions, as in a rollout, with the same targets; 0 reads labels alone.
-        rollout_passes: see `LatentSFTModel.forward`; each costs a pass without a gradient.
-    """
+    """Stage 2: the decoder writes the latents itself and learns when to stop (section 7)."""
 
     kind: ClassVar[str] = "stage2"
     starts_from: ClassVar[tuple[str | None, ...]] = ("labels",)
@@ -265,11 +217,14 @@ class Stage2(DecoderObjective):
     answers_from_latents: ClassVar[bool] = True
     former_kind: ClassVar[str] = "autonomy"
 
+    # ce_weight, kl_weight: of the two losses
     ce_weight: float = 1.0
     kl_weight: float = 1.0
-    noise: Noise | None = field(default_factory=Noise)
+    noise: Noise | None = field(default_factory=Noise)  # on the labels; null for none (the first version)
+    # Ours, not the paper's: in every row a random stretch of 1 to this many latents is read as the decoder's own
+    # superpositions, as in a rollout, with the same targets; 0 reads labels alone.
     rollout_latents: int = 0
-    rollout_passes: int = 1
+    rollout_passes: int = 1  # see `LatentSFTModel.forward`; each costs a pass without a gradient
 
     def __post_init__(self) -> None:
         check_rollout(self.rollout_latents, self.rollout_passes)
@@ -280,52 +235,37 @@ class Stage2(DecoderObjective):
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The decoder in training, whose folder will record how it reasons."""
-        from unspoken.methods.latent_sft.building import generation_of, halves_of
-
         assert start is not None
         shape = shape_of(context.line)
-        model = halves_of(start, shape, context, has_encoder=False)
-        generation_of(shape, context).attach(model.decoder)
+        model = building.halves_of(start, shape, context, has_encoder=False)
+        building.generation_of(shape, context).attach(model.decoder)
         model.train_only(encoder=False, decoder=True)
         context.name_ends(model.decoder)
         return model
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows with their labels: every epoch in another order, and with other noise."""
-        from unspoken.methods.latent_sft.labelling import labelled_batches
-
-        return labelled_batches(self, context)
+        return labelling.labelled_batches(self, context)
 
     def row_length(self, spans: Spans, context: Context) -> int:
         """Latents replace the chain."""
         return len(spans.prompt) - (-len(spans.chain) // shape_of(context.line).rate) + len(spans.answer)
 
     def rows_of(self, indices: Indices, context: Context) -> Indices:
-        """The labelled problems, shuffled."""
-        from unspoken.methods.latent_sft.labelling import labelled_rows, shuffled
-
-        return shuffled(indices, labelled_rows(context), context.seed)[1]
+        return labelling.shuffled(indices, labelling.labelled_rows(context), context.seed)[1]
 
     def with_places(self, batch: Batch) -> Batch:
-        from unspoken.methods.latent_sft.objective import stage2_places
-
-        return stage2_places(batch)
+        return objective.stage2_places(batch)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        from unspoken.methods.latent_sft.objective import stage2_inputs, stage2_loss
-
-        return stage2_loss(self, model(**stage2_inputs(self, batch)), batch)
+        return objective.stage2_loss(self, model(**objective.stage2_inputs(self, batch)), batch)
 
     def teacher(self, line: Line) -> Line | None:
-        """The models that wrote the labels."""
         return None if line.before is None else line.before.before
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """One pass over latents and answer, and those that compute the decoder's own latents."""
-        from unspoken.methods.latent_sft.building import stage2_cost
-
         passes = self.rollout_passes if self.rollout_latents else 0
-        return stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
+        return building.stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
 
 
 def shape_of(line: Line) -> LatentShape:

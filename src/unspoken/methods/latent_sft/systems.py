@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModel, PreTrainedModel
 
 from unspoken.backbone.loading import load_config, load_pretrained
+from unspoken.methods.latent_sft.building import gold_chain
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.methods.latent_sft.teacher import gold_chain
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.system import System
 from unspoken.reasoning.teacher import Teacher
@@ -38,20 +38,12 @@ def _settings(model: LatentSFTModel) -> LatentGenerationConfig:
         return recorded
     shape, markers = model.config.latent_shape, model.config.markers
     return LatentGenerationConfig(
-        open_ids=markers.open,
-        end_ids=markers.end,
-        top_k=shape.top_k,
-        temperature=shape.temperature,
-        feed=shape.latent,
+        open_ids=markers.open, end_ids=markers.end, top_k=shape.top_k, temperature=shape.temperature, feed=shape.latent
     )
 
 
 def require_answering(model: PreTrainedModel, source: str | Path) -> None:
-    """Refuse a model of this method that cannot answer.
-
-    Raises:
-        ValueError: it is one of stage 1.
-    """
+    """Refuse a model of stage 1, which cannot answer, by a ValueError."""
     if isinstance(model, LatentSFTModel):
         raise ValueError(
             f"{source} holds stage 1 of Latent-SFT, which cannot answer by itself; give a folder of a later stage"
