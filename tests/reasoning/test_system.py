@@ -178,7 +178,7 @@ def test_kinds_are_told_apart() -> None:
     assert having("silent") == [kind for kind in KINDS if kind != "coupled"]
     assert having("mixes_rows") == ["coupled", "explicit", "superposition", "full", "answer only"]
     assert having("targets") == ["mono", "dual", "nearest"]
-    assert {kind: system.unsaid for kind, system in systems.items() if system.unsaid} == {"coconut": 2}
+    assert {kind: system.replaced for kind, system in systems.items() if system.replaced} == {"coconut": 2}
     assert [kind for kind, system in systems.items() if system.speaker.reads_tokens] == ["dual", *THINKERS]
     # Markers, chain and answer; where a latent stands for each token, the chain is the answer.
     after = {kind: system.steps_after_prompt(4) for kind, system in systems.items()}

@@ -122,7 +122,7 @@ def test_what_was_measured_is_whole(trained: tuple[Path, dict[str, Any]]) -> Non
     assert "random prime" in corruption["systems"]["dual"]["conditions"]
     assert "random prime" not in corruption["systems"]["mono"]["conditions"]
     dual = next(sample for sample in corruption["samples"] if sample["system"] == "dual")
-    assert dual["said"]["other sentence"][:2] == dual["sentence"][:2], "the prime is said first"
+    assert dual["decoded"]["other sentence"][:2] == dual["sentence"][:2], "the prime is said first"
 
 
 def test_the_page_and_the_tables_show_it(

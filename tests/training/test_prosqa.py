@@ -118,5 +118,5 @@ def test_the_whole_line_runs_and_every_method_can_be_forced(tmp_path: Path) -> N
     summary = probe.summarise(readings, baseline=None)
     json.dumps(summary, allow_nan=False)
     for name, entry in summary["systems"].items():
-        assert entry["says"].startswith("its explicit chain" if name == "cot" else ("its answer", "all that"))
+        assert entry["output_kind"].startswith("its explicit chain" if name == "cot" else ("its answer", "all that"))
     assert all(effect["latents_identical"] for effect in summary["systems"]["jepa_mono"]["effects"])

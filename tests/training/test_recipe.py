@@ -93,7 +93,7 @@ def test_an_unknown_stage_is_named_with_the_nearest(worked: Recipe) -> None:
 
 
 def test_the_talker_has_the_latent_width_and_the_task_s_vocabulary(worked: Recipe) -> None:
-    talker = worked.talker_config(worked.talker_of(worked.stage("three")), hidden_size=8)
+    talker = worked.talker_config(worked.stage("three"), hidden_size=8)
     assert talker.hidden_size == worked.backbone.hidden_size
     assert talker.vocab_size == worked.backbone_config().vocab_size == len(worked.task.build().tokenizer)
     assert talker.attention_size == 24

@@ -22,17 +22,15 @@ from transformers.cache_utils import Cache, LinearAttentionCacheLayerMixin
 class BlockReasoner(Protocol):
     """An `unspoken.reasoning.engine.Reasoner` whose latents are guessed all at once and refined together.
 
-    Its chains have ``max_latents`` steps in every row, whatever ``step`` says of their end.
+    Its chains have ``max_latents`` steps in every row; the end that ``step`` returns does not count.
     """
 
     @property
     def iterations(self) -> int:
         """How often all latents are refined; without it they are what is guessed."""
-        ...
 
     def guess(self, count: int) -> Float[Tensor, "N D"]:
         """What stands in for so many latents in the first pass."""
-        ...
 
 
 def refined(
@@ -67,11 +65,7 @@ def refined(
 def allow_rollback(cache: Cache, name: str) -> None:
     """Make an empty cache keep what it takes to remove its last positions again with ``cache.crop``.
 
-    Args:
-        name: of the model.
-
-    Raises:
-        ValueError: a layer keeps a recurrent state, which cannot go back.
+    A ValueError if a layer of the named model keeps a recurrent state, which cannot go back.
     """
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         raise ValueError(

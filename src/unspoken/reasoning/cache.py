@@ -88,15 +88,7 @@ class ReservedCache(DynamicCache):
 
 
 def require_filled(cache: Cache, name: str) -> None:
-    """Refuse a model that took the cache and left it empty: each later step would see one position alone.
-
-    Args:
-        cache: after the first pass.
-        name: of the model.
-
-    Raises:
-        ValueError: no layer of the cache was written.
-    """
+    """Refuse, by a ValueError, a model that leaves its cache empty in the first pass: no step would see another one."""
     for layer in cache.layers:
         recurrent = getattr(layer, "has_previous_state", {})
         attended = layer.get_seq_length() if isinstance(layer, CacheLayerMixin) else 0

@@ -5,7 +5,7 @@ thought, ``top_k=10`` on a model that was only tuned on explicit chains is Soft 
 from labels it is Latent-SFT. A fixed length of 0 is the answer-only baseline, and a fixed number of hidden states is
 Coconut.
 
-Axes: B batch, T prompt tokens, N latent steps, M spoken tokens, D width, V vocabulary.
+Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -81,11 +81,7 @@ class LatentGenerationConfig:
 
     @staticmethod
     def of(model: PreTrainedModel) -> LatentGenerationConfig:
-        """The settings that a model was saved with.
-
-        Raises:
-            ValueError: it has none.
-        """
+        """The settings that a model was saved with; a ValueError if it has none."""
         settings = LatentGenerationConfig.recorded(model)
         if settings is None:
             raise ValueError(
@@ -99,20 +95,16 @@ class LatentGenerationConfig:
 class CausalLMReasoner:
     """A causal language model that feeds back its own next-token distribution until its most likely token ends it.
 
-    Attributes:
-        model: a decoder-only transformers model with a head.
-        settings: see `LatentGenerationConfig`.
-        noise: scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
-        generator: of the noise, on any device; torch's own of the model's device by default.
-
     Raises:
         ValueError: noise below 0, or noise on vectors that are no superpositions; or a model around which the latents
             would be wrong.
     """
 
-    model: PreTrainedModel
-    settings: LatentGenerationConfig
+    model: PreTrainedModel  # a decoder-only transformers model with a head
+    settings: LatentGenerationConfig  # see `LatentGenerationConfig`
+    # Scale of Gumbel noise on each superposition, to draw different chains; the stop looks at clean scores.
     noise: float = 0.0
+    # Of the noise, on any device; torch's own of the model's device by default.
     generator: torch.Generator | None = None
 
     def __post_init__(self) -> None:
@@ -132,13 +124,11 @@ class CausalLMReasoner:
     @property
     def stack(self) -> PreTrainedModel:
         """The model without its head."""
-        stack: PreTrainedModel = self.model.base_model
-        return stack
+        return self.model.base_model
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """Rows of the input table."""
-        embedded: Tensor = self.model.get_input_embeddings()(input_ids)
-        return embedded
+        return self.model.get_input_embeddings()(input_ids)
 
     def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """Scores of the next token."""
@@ -177,9 +167,9 @@ class CausalLMReasoner:
 
         Args:
             input_ids, attention_mask: questions without the open marker, padded on the left.
-            max_latents: cap of the chain, the settings' by default; 0 speaks at once.
+            max_latents: cap of the chain, the settings' by default; 0 answers at once.
             max_tokens: cap of the answer.
-            given: speak from this chain instead of thinking; every causal control does.
+            given: answer from this chain instead of writing one; every causal control does.
             forced: tokens that are appended by force after the end marker; they are not returned.
             sample: how the answer's tokens are chosen, see `unspoken.reasoning.row.AnswerDecoding`.
             config: names the tokens that end and pad an answer; the model's generation config by default.
@@ -205,12 +195,9 @@ class CausalLMReasoner:
 
 
 def causal_lm_system(
-    model: PreTrainedModel, settings: LatentGenerationConfig, *, name: str, max_tokens: int, unsaid: int = 0
+    model: PreTrainedModel, settings: LatentGenerationConfig, *, name: str, max_tokens: int, replaced: int = 0
 ) -> System:
-    """A causal language model that thinks as its settings say and answers with the stack that it thinks with.
-
-    Args:
-        name, max_tokens, unsaid: see `System`.
+    """A causal language model that reasons by its latent settings and answers with the same stack, see `System`.
 
     Raises:
         ValueError: as `CausalLMReasoner`, or nothing is named that could end an answer.
@@ -230,7 +217,7 @@ def causal_lm_system(
         stop=StopRule(max_latents=settings.max_latents, fixed=settings.fixed),
         max_tokens=max_tokens,
         chain_kind=kind,
-        unsaid=unsaid,
+        replaced=replaced,
         table_size=model.get_output_embeddings().weight.numel(),
         scorings=scorings,
     )
@@ -259,8 +246,8 @@ def latent_generate(
 
     ``model.generate(**inputs, custom_generate=latent_generate)`` works on any plain causal language model folder.
     ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options and stopping
-    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library keeps a
-    ``streamer`` to itself, so it hears the prompt alone; ``unspoken serve`` streams.
+    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library does not pass
+    a ``streamer`` on, so it is given the prompt alone; ``unspoken serve`` streams.
 
     Args:
         latent: the settings; those in the model's generation config by default.

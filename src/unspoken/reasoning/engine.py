@@ -1,10 +1,10 @@
 """The generation engine: one state machine that decodes the rows of every method.
 
-A method says how a prompt becomes vectors, what one output of the stack means, and when a row is done. The engine does
-what is common: the cache, positions of left-padded rows, the phase of every row, and the record. A method that answers
-with the stack it reasons with goes on in the same cache: each row writes its chain, reads the end marker, answers or is
-over, whatever its neighbours do. `rollout` and `respond` decode a batch from start to end; a server regroups the rows
-of a `Decoder` between two steps.
+A method defines how a prompt becomes vectors, what one output of the stack means, and when a row is done. The engine
+does what is common: the cache, positions of left-padded rows, the phase of every row, and the record. A method that
+answers with the stack it reasons with goes on in the same cache: each row writes its chain, reads the end marker,
+answers or is over, whatever its neighbours do. `rollout` and `respond` decode a batch from start to end; a server
+regroups the rows of a `Decoder` between two steps.
 
 Axes: B batch, R some of its rows, T prompt tokens, L columns of the cache, N latent steps, M tokens of an answer,
 D latent width, K entries of a distribution over the vocabulary, V vocabulary.
@@ -33,16 +33,12 @@ from unspoken.reasoning.static import StaticSteps, has_static_steps
 
 @dataclass(frozen=True, kw_only=True)
 class StopRule:
-    """When reasoning ends.
+    """When reasoning ends."""
 
-    Attributes:
-        max_latents: the cap. A row that meets it before its method says "done" is reported as `StopReason.CAP`.
-            Zero is the floor without a silent part, for methods that can speak without one.
-        fixed: write exactly ``max_latents`` steps in every row, whatever the method says.
-    """
-
+    # The cap. A row that meets it before its method ends the chain is reported as `StopReason.CAP`. Zero is no chain at
+    # all, for methods that can answer without one.
     max_latents: int
-    fixed: bool = False
+    fixed: bool = False  # write exactly ``max_latents`` steps in every row, whatever the method's own rule
 
     def __post_init__(self) -> None:
         if self.max_latents < 0:
@@ -51,21 +47,15 @@ class StopRule:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentStep:
-    """One step of silent reasoning, for a whole batch.
+    """One step of silent reasoning, for a whole batch."""
 
-    Attributes:
-        latent: what the chain records.
-        next_input: what enters the first block next.
-        done: rows for which this is the last step by the method's own rule.
-        recorded: rows in which the step belongs to the chain; None means all. A method whose end is a marker, not a
-            step, leaves the output at which it stops out.
-        support_ids, support_weights: the distribution over the vocabulary, where there is one.
-    """
-
-    latent: Float[Tensor, "B D"]
-    next_input: Float[Tensor, "B D"]
-    done: Bool[Tensor, " B"]
+    latent: Float[Tensor, "B D"]  # what the chain records
+    next_input: Float[Tensor, "B D"]  # what enters the first block next
+    done: Bool[Tensor, " B"]  # rows for which this is the last step by the method's own rule
+    # Rows in which the step belongs to the chain; None means all. A method whose end is a marker, not a step, leaves
+    # the output at which it stops out.
     recorded: Bool[Tensor, " B"] | None = None
+    # support_ids, support_weights: the distribution over the vocabulary, where there is one
     support_ids: Int[Tensor, "B K"] | None = None
     support_weights: Float[Tensor, "B K"] | None = None
 
@@ -86,23 +76,19 @@ class Reasoner(Protocol):
     @property
     def stack(self) -> PreTrainedModel:
         """A decoder-only transformers model without its head."""
-        ...
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
         """The prompt as vectors that the stack's first block accepts."""
-        ...
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Read one output of the stack."""
-        ...
 
 
 class AnsweringReasoner(Reasoner, Protocol):
-    """A method that also says its answer with the stack it thinks with."""
+    """A method that also answers with the stack it reasons with."""
 
     def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
         """Scores of the next token."""
-        ...
 
 
 @runtime_checkable
@@ -112,15 +98,12 @@ class RowTargets(Protocol):
     @property
     def target_table(self) -> Float[Tensor, "V D"]:
         """The rows; their directions count."""
-        ...
 
     def nearest_row(self, latents: Tensor) -> Tensor:
         """The token whose row is nearest to each latent, ``[..., D] -> [...]``."""
-        ...
 
     def read(self, input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None = None) -> Float[Tensor, "B T D"]:
         """Latents of a text that is known: the one at t stands for the token at t + 1."""
-        ...
 
 
 class Decoder:
@@ -307,8 +290,7 @@ class Decoder:
         )
         if not begin:
             require_filled(self.cache, type(self.method.stack).__name__)
-        hidden: Tensor = outputs.last_hidden_state
-        return hidden
+        return outputs.last_hidden_state
 
     def _latent_step(self, in_chain: Sequence[int], hidden: Tensor) -> LatentStep:
         if self.selective and len(in_chain) < len(self.rows):
@@ -363,7 +345,6 @@ class Decoder:
         return chosen if selected is None else chosen.new_zeros(len(hidden)).scatter(0, selected, chosen)
 
 
-@torch.no_grad()
 def rollout(
     method: Reasoner,
     input_ids: Int[Tensor, "B T"],
@@ -394,13 +375,13 @@ def rollout(
     return respond(method, input_ids, attention_mask, stop, None, None, intervene, static)[0]
 
 
-@torch.no_grad()
-def _is_static(method: Reasoner, inputs: Tensor, wanted: bool | None) -> bool:
+def _is_static(method: Reasoner, inputs: Tensor, requested: bool | None) -> bool:
     """Whether steps have fixed shapes; the cache of refined latents goes back, which one of constant size cannot."""
     goes_back = isinstance(method, BlockReasoner) and method.iterations > 0
-    return not goes_back and has_static_steps(method.stack, inputs.device, wanted)
+    return not goes_back and has_static_steps(method.stack, inputs.device, requested)
 
 
+@torch.no_grad()
 def respond(
     method: Reasoner,
     input_ids: Int[Tensor, "B T"],
@@ -475,10 +456,7 @@ def _prompts(
 ) -> tuple[Tensor, list[int]]:
     """Prompts and given chains as vectors ``[B, T + N, D]``, and how many columns of each row are real: its last ones.
 
-    Waits for the device once.
-
-    Raises:
-        ValueError: padding on the right of a prompt.
+    Waits for the device once. A ValueError where a prompt is padded on the right.
     """
     inputs = method.embed_prompt(input_ids)
     if attention_mask is None and given is None:
@@ -492,7 +470,7 @@ def _prompts(
         inputs, mask = torch.cat([inputs, latents], dim=1), torch.cat([mask, given.mask], dim=1)
     misplaced, *lengths = torch.cat([gap.long()[None], mask.sum(dim=1)]).tolist()
     if misplaced:
-        raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero behind a one")
+        raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero after a one")
     if given is not None and min(lengths) < mask.shape[1]:
         # What follows must come right after the last latent: windows, biases of distance and recurrent states count
         # columns, whatever a mask hides.

@@ -55,9 +55,9 @@ class TextAnswer:
     """One answer; as text it is ``text``.
 
     Attributes:
-        text: what was said, without its end.
+        text: without its end.
         tokens: the same as ids, the end included.
-        chain: what was thought before, or given.
+        chain: that it was made from.
         cost: see `Cost`.
     """
 
@@ -77,7 +77,7 @@ class Step:
     Attributes:
         tokens: texts with their weights in a superposition. Where latents are trained to point at rows, with the
             coefficients of these, by least squares, or with cosines where there are more rows than a latent has
-            numbers. Of hidden states what the head would say there, if it was asked; otherwise none.
+            numbers. Of hidden states the head's most likely tokens there, if they were scored; otherwise none.
         entropy: of the whole distribution, in nats; None without one.
         nearest: token whose row points most nearly where the latent does; None where rows mean nothing.
         norm: of the latent.
@@ -115,11 +115,7 @@ class Chain:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def steps(self, top: int = 5) -> list[Step]:
-        """What each step is made of.
-
-        Args:
-            top: most tokens of a step.
-        """
+        """What each step is made of: at most ``top`` tokens."""
         if not len(self):
             return []
         latents, rows = self.record.latents[0].float(), self._rows()
@@ -148,14 +144,10 @@ class Chain:
         return read
 
     def table(self, top: int = 5) -> Table:
-        """The steps as a table, which a terminal prints and a notebook draws.
-
-        Args:
-            top: most tokens of a step.
-        """
+        """The steps, of at most ``top`` tokens, as a table, which a terminal prints and a notebook draws."""
         rows = self._rows()
         if rows is None:
-            weighed = "the head says"
+            weighed = "by the head"
         else:
             weighed = "made of" if self.system.targets is None or self._solvable(rows) else "cosine with rows"
         columns = (
@@ -254,28 +246,15 @@ class Chain:
         return self._only([index for index in range(len(self)) if index != at])
 
     def truncate(self, steps: int) -> Chain:
-        """The first so many steps.
-
-        Raises:
-            ValueError: there are fewer.
-        """
+        """The first so many steps; a ValueError if there are fewer."""
         if not 0 <= steps <= len(self):
             raise ValueError(f"steps is {steps}, but {self!r}; give 0 to {len(self)}")
         return self._only(list(range(steps)))
 
     def _only(self, steps: list[int]) -> Chain:
         kept = torch.tensor(steps, dtype=torch.long, device=self.record.mask.device)
-        record = self.record
-        return replace(
-            self,
-            record=replace(
-                record,
-                latents=record.latents[:, kept],
-                mask=record.mask[:, kept],
-                support_ids=None if record.support_ids is None else record.support_ids[:, kept],
-                support_weights=None if record.support_weights is None else record.support_weights[:, kept],
-            ),
-        )
+        by_step = {name: value for name, value in vars(self.record).items() if name != "stop" and value is not None}
+        return replace(self, record=replace(self.record, **{name: value[:, kept] for name, value in by_step.items()}))
 
     def _changed(self, at: int, latent: Tensor, ids: Tensor | None = None, weights: Tensor | None = None) -> Chain:
         """The chain with another latent; without a distribution of its own, the step has none."""
@@ -298,11 +277,7 @@ class Chain:
         return step % len(self)
 
     def _token(self, token: str | int) -> int:
-        """The id of a token, given as it is or as the text that `steps` writes.
-
-        Raises:
-            ValueError: the vocabulary has no such token.
-        """
+        """The id of a token, given as it is or as the text that `steps` writes; a ValueError if there is none."""
         tokenizer: Any = self.system.texts.tokenizer
         if isinstance(token, int):
             if not 0 <= token < len(tokenizer):
@@ -366,4 +341,4 @@ def _check_chains(system: System, texts: Sequence[str], chains: Sequence[Chain])
         if chain.record.latents.shape[-1] != system.reasoner.stack.config.hidden_size:
             raise ValueError(f"{chain!r} has latents of another width than {system.name}; give a chain of its own")
         if not len(chain) and not system.speaker.same_stack:
-            raise ValueError(f"{system.name} says one token a latent, so it has none to say of an empty chain")
+            raise ValueError(f"{system.name} writes one token a latent, so an empty chain has no answer")

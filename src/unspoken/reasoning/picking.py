@@ -5,6 +5,7 @@ Axes: B batch, R some of its rows, N places in an answer, M tokens of an answer,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,11 @@ def draw(weights: Float[Tensor, "*B V"], generator: torch.Generator | None = Non
     source = weights.device if generator is None else generator.device
     noise = torch.empty_like(weights, device=source).exponential_(generator=generator)
     return (weights / noise.to(weights.device, non_blocking=True)).argmax(dim=-1)
+
+
+def generator_of(name: str) -> torch.Generator:
+    """A generator on the CPU that belongs to a name."""
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") >> 1)
 
 
 def upload(numbers: Sequence[Any], device: torch.device) -> Int[Tensor, "*B"]:

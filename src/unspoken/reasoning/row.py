@@ -13,22 +13,15 @@ from unspoken.reasoning.picking import Sample
 class AnswerDecoding:
     """How an answer follows a chain.
 
-    Attributes:
-        marker: tokens that close the chain; they are appended by force, never sampled.
-        max_tokens: cap of the answer after the marker, for each row.
-        end_ids: tokens that end an answer.
-        pad_id: fills answers after their end.
-        sample: how tokens are chosen; None takes the most likely ones.
-
     Raises:
         ValueError: no marker, or a cap below 1.
     """
 
-    marker: tuple[int, ...]
-    max_tokens: int
-    end_ids: tuple[int, ...]
-    pad_id: int
-    sample: Sample | None = None
+    marker: tuple[int, ...]  # tokens that close the chain; they are appended by force, never sampled
+    max_tokens: int  # cap of the answer after the marker, for each row
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    pad_id: int  # fills answers after their end
+    sample: Sample | None = None  # how tokens are chosen; None takes the most likely ones
 
     def __post_init__(self) -> None:
         if not self.marker or self.max_tokens < 1:
@@ -48,27 +41,19 @@ class Phase(IntEnum):
 
 @dataclass(kw_only=True, eq=False, slots=True)
 class Row:
-    """The state of one row, as far as the host must know it.
+    """The state of one row, as far as the host must know it."""
 
-    Attributes:
-        max_latents, fixed: when the chain ends, see `unspoken.reasoning.engine.StopRule`.
-        decoding: how the stack answers; where it is None the row is over with its chain.
-        index: which of the rows that share ``decoding`` it is.
-        cancelled: nobody waits for the answer; the row leaves its decoder when rows are regrouped.
-        recorded: of each latent step so far, whether it belongs to the chain.
-        reason: why the chain ended; before that, the reason if it reached its cap.
-        tokens: the answer so far.
-    """
-
+    # max_latents, fixed: when the chain ends, see `unspoken.reasoning.engine.StopRule`
     max_latents: int
     fixed: bool = False
-    decoding: AnswerDecoding | None = None
-    index: int = 0
-    cancelled: bool = False
+    decoding: AnswerDecoding | None = None  # how the stack answers; where it is None the row is over with its chain
+    index: int = 0  # which of the rows that share ``decoding`` it is
+    cancelled: bool = False  # nobody waits for the answer; the row leaves its decoder when rows are regrouped
     phase: Phase = field(init=False, default=Phase.CHAIN)
+    # Of each latent step so far, whether it belongs to the chain.
     recorded: list[int] = field(init=False, default_factory=list)
-    reason: StopReason = field(init=False)
-    tokens: list[int] = field(init=False, default_factory=list)
+    reason: StopReason = field(init=False)  # why the chain ended; before that, the reason if it reached its cap
+    tokens: list[int] = field(init=False, default_factory=list)  # the answer so far
     _marker_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:

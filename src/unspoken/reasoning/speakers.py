@@ -20,46 +20,31 @@ from unspoken.reasoning.row import AnswerDecoding
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a speaker is asked for, on any device.
+    """What a speaker is asked for, on any device."""
 
-    Attributes:
-        input_ids, attention_mask: prompts ``[B, T]``, padded on the left, with the tokens that open the chain.
-        stop: when the chain ends.
-        max_tokens: cap of the answer.
-        chain: answer from this chain instead of writing one.
-        forced: tokens that are appended by force before the answer.
-        sample: how the answer's tokens are chosen; None takes the most likely ones.
-        intervene: changes every latent step, see `unspoken.reasoning.engine`.
-    """
-
+    # input_ids, attention_mask: prompts ``[B, T]``, padded on the left, with the tokens that open the chain
     input_ids: Int[Tensor, "B T"]
     attention_mask: Tensor | None
-    stop: StopRule
-    max_tokens: int
-    chain: LatentChain | None = None
-    forced: tuple[int, ...] = ()
-    sample: Sample | None = None
-    intervene: Intervention | None = None
+    stop: StopRule  # when the chain ends
+    max_tokens: int  # cap of the answer
+    chain: LatentChain | None = None  # answer from this chain instead of writing one
+    forced: tuple[int, ...] = ()  # tokens that are appended by force before the answer
+    sample: Sample | None = None  # how the answer's tokens are chosen; None takes the most likely ones
+    intervene: Intervention | None = None  # changes every latent step, see `unspoken.reasoning.engine`
 
 
 @dataclass(frozen=True, kw_only=True)
 class SameStack:
-    """The stack that wrote the chain goes on in the same cache: it reads the end marker and then its own tokens.
-
-    Attributes:
-        marker: tokens that close the chain; they are appended by force.
-        end_ids: tokens that end an answer.
-        pad_id: fills answers after their end.
-    """
+    """The stack that wrote the chain goes on in the same cache: it reads the end marker and then its own tokens."""
 
     same_stack: ClassVar[bool] = True
     samples: ClassVar[bool] = True
     reads_tokens: ClassVar[bool] = True
     chain_tokens: ClassVar[bool] = False
 
-    marker: tuple[int, ...]
-    end_ids: tuple[int, ...]
-    pad_id: int
+    marker: tuple[int, ...]  # tokens that close the chain; they are appended by force
+    end_ids: tuple[int, ...]  # tokens that end an answer
+    pad_id: int  # fills answers after their end
 
     def decoding(self, max_tokens: int, forced: tuple[int, ...] = (), sample: Sample | None = None) -> AnswerDecoding:
         """How the engine decodes an answer."""
@@ -92,20 +77,12 @@ class SameStack:
         return (chain if given is None else given), tokens
 
     def passes(self, steps: float, tokens: float) -> float:
-        """Sequential forward passes of speaking, given latent steps and tokens of the answer."""
+        """Sequential forward passes of the answer, given latent steps and its tokens."""
         return len(self.marker) + tokens
 
     def flops(self, latents: Tensor) -> Tensor | float:
         """Floating-point operations ``[B]`` besides those of the stack that wrote the chain."""
         return 0.0
-
-
-def _no_passes(_steps: float) -> float:
-    return 0
-
-
-def _no_flops(_latents: Tensor) -> float:
-    return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,8 +95,8 @@ class Separate:
         samples: it is a model of its own, whose tokens can be drawn or forced.
         reads_tokens: each token depends on those before it.
         chain_tokens: the chain is made of the answer's tokens: no step of it is silent.
-        chain_passes: sequential forward passes of speaking, given the latent steps.
-        chain_flops: floating-point operations ``[B]`` of speaking, given the latent steps ``[B]``.
+        chain_passes: sequential forward passes of decoding, given the latent steps.
+        chain_flops: floating-point operations ``[B]`` of decoding, given the latent steps ``[B]``.
     """
 
     same_stack: ClassVar[bool] = False
@@ -130,8 +107,8 @@ class Separate:
     samples: bool = False
     reads_tokens: bool = False
     chain_tokens: bool = False
-    chain_passes: Callable[[float], float] = _no_passes
-    chain_flops: Callable[[Tensor], Tensor | float] = _no_flops
+    chain_passes: Callable[[float], float] = lambda _steps: 0
+    chain_flops: Callable[[Tensor], Tensor | float] = lambda _latents: 0.0
 
     def stop_rule(self, stop: StopRule, max_tokens: int) -> StopRule:
         """When the chain ends: it has a latent for every token of the answer."""
@@ -153,7 +130,7 @@ class Separate:
         return chain, self.decode(chain, request.sample)
 
     def passes(self, steps: float, tokens: float) -> float:
-        """Sequential forward passes of speaking, given latent steps and tokens of the answer."""
+        """Sequential forward passes of the answer, given latent steps and its tokens."""
         return self.chain_passes(steps)
 
     def flops(self, latents: Tensor) -> Tensor | float:
@@ -165,11 +142,7 @@ Speaker = SameStack | Separate
 
 
 def ends_and_pad(config: Any) -> tuple[tuple[int, ...], int]:
-    """Tokens that end an answer, and the one that fills rows after it, of a generation config.
-
-    Raises:
-        ValueError: nothing is named that could end an answer.
-    """
+    """Tokens that end an answer, and the one that fills rows after it; a ValueError if a config names no end."""
     ends = config.eos_token_id
     if ends is None:
         raise ValueError("the generation config has no eos_token_id: nothing could end an answer; set it")

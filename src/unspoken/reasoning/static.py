@@ -95,8 +95,7 @@ class StaticSteps:
             past_key_values=self._cache,
             use_cache=True,
         )
-        hidden_B1D: Tensor = outputs.last_hidden_state
-        return hidden_B1D
+        return outputs.last_hidden_state
 
 
 def _can_capture(tensor: Tensor) -> bool:

@@ -49,9 +49,6 @@ RECORDED = 256  # entries of a superposition that a chain keeps at most
 _CHUNK = 8192  # vocabulary entries looked at together: bounds the memory of full superpositions
 
 
-# --- a piece at a time -----------------------------------------------------------------------------------------------
-
-
 def rows_at_once(width: int) -> int:
     """Rows of ``width`` numbers that may exist at one time."""
     return max(1, NUMBERS // max(width, 1))
@@ -96,9 +93,6 @@ def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
             stacklevel=2,
         )
     return weight.detach()
-
-
-# --- superpositions --------------------------------------------------------------------------------------------------
 
 
 def choose(
@@ -198,17 +192,14 @@ class _Full(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         hidden, readout, table, mixed, log_total = ctx.saved_tensors
-        h, wanted = hidden.float(), gradients[0].float()
-        inner = (wanted * mixed).sum(dim=-1, keepdim=True)
+        h, gradient = hidden.float(), gradients[0].float()
+        inner = (gradient * mixed).sum(dim=-1, keepdim=True)
         result = torch.zeros_like(h)
         with torch.autocast(h.device.type, enabled=False):
             for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
                 weights = (h @ rows.float().T / ctx.temperature - log_total).exp()
-                result += (weights * (wanted @ entries.float().T - inner)) @ rows.float() / ctx.temperature
+                result += (weights * (gradient @ entries.float().T - inner)) @ rows.float() / ctx.temperature
         return result.to(hidden.dtype), None, None, None
-
-
-# --- noise -----------------------------------------------------------------------------------------------------------
 
 
 def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:

@@ -48,12 +48,7 @@ class Answer:
     lengths: Int[Tensor, " B"]
 
     def filled(self, fill: int, width: int | None = None) -> Int[Tensor, "B W"]:
-        """The tokens with one id after the end of every row.
-
-        Args:
-            fill: that id.
-            width: columns to come back with; those of ``tokens`` by default.
-        """
+        """The tokens with one id after the end of every row, in ``width`` columns; those of ``tokens`` by default."""
         column = torch.arange(self.tokens.shape[1], device=self.tokens.device)
         tokens = torch.where(column < self.lengths[:, None], self.tokens, fill)
         more = 0 if width is None else width - tokens.shape[1]
@@ -70,10 +65,10 @@ class System:
         reasoner: writes the chain.
         speaker: makes the answer.
         opening: tokens between a prompt and its first latent.
-        stop: when a chain ends, if a request says nothing else.
-        max_tokens: cap of an answer, if a request says nothing else.
+        stop: when a chain ends, unless a request has a rule of its own.
+        max_tokens: cap of an answer, unless a request has its own.
         chain_kind: what a step of the chain is.
-        unsaid: tokens at the start of a continuation that the latents stand for, one each, and that are not said.
+        replaced: tokens at the start of a continuation that the latents stand for, one each, and that are not written.
         targets: the rows that the latents point at, where they are trained to.
         table_size: weights of the table that an output is scored against.
         scorings: products with that table at each latent step; 2 where the whole vocabulary is mixed.
@@ -89,7 +84,7 @@ class System:
     stop: StopRule
     max_tokens: int
     chain_kind: ChainKind
-    unsaid: int = 0
+    replaced: int = 0
     targets: RowTargets | None = None
     table_size: int
     scorings: int = 1
@@ -100,7 +95,7 @@ class System:
 
     @property
     def explicit(self) -> bool:
-        """Its chain is made of tokens: a chain of thought, written out where others are silent."""
+        """Its chain is made of tokens: a chain of thought."""
         return self.chain_kind == "tokens" and self.stop.max_latents > 0
 
     @property
@@ -115,7 +110,7 @@ class System:
 
     @property
     def has_talker(self) -> bool:
-        """A model of its own says the finished chain."""
+        """A model of its own decodes the finished chain."""
         return self.speaker.samples and not self.speaker.same_stack
 
     @property
@@ -136,8 +131,7 @@ class System:
     @property
     def positions(self) -> int | None:
         """The most tokens and latents that fit the stack; None if nothing limits them."""
-        limit: int | None = getattr(self.reasoner.stack.config, "max_position_embeddings", None)
-        return limit
+        return getattr(self.reasoner.stack.config, "max_position_embeddings", None)
 
     def steps_after_prompt(self, max_tokens: int) -> int:
         """The most positions that a chain and an answer of so many tokens take after the prompt."""
@@ -152,11 +146,7 @@ class System:
 
     @property
     def texts(self) -> TextFormat:
-        """How it reads and writes text.
-
-        Raises:
-            ValueError: it was opened without a tokenizer.
-        """
+        """How it reads and writes text; a ValueError if it was opened without a tokenizer."""
         if self.text_format is None:
             raise ValueError(f"{self.name} has no tokenizer; open its folder with unspoken.load, or give token ids")
         return self.text_format
@@ -245,10 +235,10 @@ class System:
         """What a separate speaker makes of finished chains.
 
         Raises:
-            ValueError: the stack that thinks also answers, so that it must read the prompts: use `respond`.
+            ValueError: the stack that reasons also answers, so it must read the prompts: use `respond`.
         """
         if isinstance(self.speaker, SameStack):
-            raise ValueError(f"{self.name} answers with the stack that thinks; give respond the prompts and the chain")
+            raise ValueError(f"{self.name} answers with the stack that reasons; give respond the prompts and the chain")
         return self._answer(chain, self.speaker.decode(chain, sample))
 
     def _answer(self, chain: LatentChain, tokens: Int[Tensor, "B M"]) -> Answer:
@@ -258,7 +248,7 @@ class System:
         return Answer(chain=chain, tokens=tokens, lengths=torch.minimum(before + 1, most))
 
     def forcing(self, tokens: Int[Tensor, "B W"]) -> dict[str, Any]:
-        """What `respond` is given so that the system says some tokens, whatever it would say itself.
+        """Arguments of `respond` by which the system writes given tokens in place of its own.
 
         Args:
             tokens: `FREE` where it chooses. Of an explicit chain the first ``stop.max_latents`` columns are its steps,
@@ -269,10 +259,7 @@ class System:
         if not self.speaker.same_stack:
             return {"intervene": forced_steps(self.reasoner, tokens)}
         steps = self.stop.max_latents
-        return {
-            "intervene": forced_steps(self.reasoner, tokens[:, :steps]),
-            "sample": ForcedTokens(tokens[:, steps:]),
-        }
+        return {"intervene": forced_steps(self.reasoner, tokens[:, :steps]), "sample": ForcedTokens(tokens[:, steps:])}
 
     def evaluate(
         self,

@@ -11,12 +11,7 @@ from unspoken.tasks.spans import Spans
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """The model whose latents another one learned to write.
+    """The model whose latents another one learned to write."""
 
-    Attributes:
-        rate: tokens of an explicit chain that one latent stands for.
-        chain: the latents of problems whose chains are known, a row each.
-    """
-
-    rate: int
-    chain: Callable[[Sequence[Spans]], LatentChain]
+    rate: int  # tokens of an explicit chain that one latent stands for
+    chain: Callable[[Sequence[Spans]], LatentChain]  # the latents of problems whose chains are known, a row each

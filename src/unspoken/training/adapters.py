@@ -44,11 +44,7 @@ def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -
 
 
 def _require_reach(stack: PreTrainedModel, layers: list[str]) -> None:
-    """Refuse adapters that would leave experts as they are, or change a weight twice.
-
-    Raises:
-        ValueError: see above.
-    """
+    """Refuse adapters that would leave experts as they are, or change a weight twice, by a ValueError."""
     name = type(stack).__name__
     if len({id(stack.get_submodule(layer).weight) for layer in layers}) < len(layers):
         raise ValueError(

@@ -66,11 +66,7 @@ def _longest(batch: Batch) -> int:
 
 
 def require_rows(model: PreTrainedModel, prompt_format: PromptFormat) -> None:
-    """Refuse a table without a row for a token that every sample has.
-
-    Raises:
-        ValueError: names the tokens.
-    """
+    """Refuse a table without a row for a token that every sample has, by a ValueError that names the tokens."""
     tokenizer, rows = prompt_format.tokenizer, model.get_input_embeddings().weight.shape[0]
     markers = prompt_format.markers
     ids = {*markers.open, *markers.end, *prompt_format.prompt(""), tokenizer.eos_token_id, tokenizer.pad_token_id}

@@ -62,11 +62,7 @@ def _nothing_learned(*_: object) -> NoReturn:
 
 
 def save_converted(model: PreTrainedModel, prompt_format: PromptFormat, source: str | Path, folder: Path) -> None:
-    """Publish a converted model as any other: with its tokenizer and hashes of its files.
-
-    Raises:
-        ValueError: there is something at the folder already.
-    """
+    """Publish a converted model with its tokenizer and hashes of its files; a ValueError if the folder exists."""
     if folder.exists():
         raise ValueError(f"{folder} exists; choose another folder, or remove it")
     staging = folder.with_name(f".{folder.name}")

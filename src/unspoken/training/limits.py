@@ -20,14 +20,11 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def explain_oom(work: str, remedy: str) -> Iterator[None]:
-    """Inside, running out of memory ends in an error of one line.
+    """Inside, running out of memory ends in a ValueError of one line.
 
     Args:
         work: what needs the memory, with the sizes that decide how much.
         remedy: what to change.
-
-    Raises:
-        ValueError: there was not enough.
     """
     try:
         yield
@@ -39,14 +36,11 @@ def explain_oom(work: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
-    """Inside, a disk that is full or cannot be written to ends in an error of one line.
+    """Inside, a disk that is full or cannot be written to ends in an OSError of one line.
 
     Args:
         folder: what is written.
         others: further exceptions that the libraries raise for a failed write.
-
-    Raises:
-        OSError: the folder could not be written.
     """
     refusals: tuple[type[Exception], ...] = (OSError, *others)
     try:

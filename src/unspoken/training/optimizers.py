@@ -56,10 +56,7 @@ class Muon(torch.optim.Muon):
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
     """Newton-Schulz iteration of Muon on ``[N, A, B]`` matrices: singular values move towards 1, vectors stay.
 
-    Args:
-        coefficients: of the quintic polynomial that each step applies to the singular values.
-        steps: how often.
-        eps: smallest norm that a matrix is divided by.
+    Each step applies a quintic polynomial to the singular values; ``eps`` is the smallest norm to divide by.
     """
     linear, cubic, quintic = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
@@ -136,17 +133,14 @@ def is_matrix(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision) -> torch.optim.Optimizer:
-    """Sort the trainable parameters into matrices of the blocks and the rest (tables, heads, gains).
+    """The optimiser of all trainable parameters: matrices of the blocks, and the rest (tables, heads, gains).
 
     Args:
         precision: that the stage trains in; Muon follows it.
     """
-    matrices: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        (matrices if is_matrix(name, parameter) else rest).append(parameter)
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [parameter for name, parameter in trained if is_matrix(name, parameter)]
+    rest = [parameter for name, parameter in trained if not is_matrix(name, parameter)]
     if settings.name == "muon":
         return MuonWithAdamW(matrices, rest, settings, precision)
     groups: list[dict[str, Any]] = [

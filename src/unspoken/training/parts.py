@@ -62,21 +62,15 @@ class StackShape:
 
 @dataclass(frozen=True, kw_only=True)
 class TalkerShape:
-    """The Talker. Its width is the Reasoner's latent width.
+    """The Talker. Its width is the Reasoner's latent width."""
 
-    Attributes:
-        variant: ``"mono"`` or ``"dual"``.
-        causal: mask of the Mono-Talker; the Dual-Talker's decoder is always causal.
-        encoder_layers: blocks of the Dual-Talker's encoder; 1 if null.
-    """
-
-    variant: Literal["mono", "dual"] = "mono"
-    causal: bool = True
+    variant: Literal["mono", "dual"] = "mono"  # ``"mono"`` or ``"dual"``
+    causal: bool = True  # mask of the Mono-Talker; the Dual-Talker's decoder is always causal
     attention_size: int
     intermediate_size: int
     layers: int
     heads: int
-    encoder_layers: int | None = None
+    encoder_layers: int | None = None  # blocks of the Dual-Talker's encoder; 1 if null
 
     def __post_init__(self) -> None:
         if self.encoder_layers is not None and self.encoder_layers < 1:
@@ -103,27 +97,17 @@ class TalkerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How a stage's weights move.
+    """How a stage's weights move."""
 
-    Attributes:
-        name: ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
-        lr: peak learning rate of the matrices.
-        lr_rest: peak learning rate of everything else; the same as ``lr`` if null.
-        weight_decay: of the matrices; table and gains have none.
-        betas: of AdamW.
-        warmup_steps: linear warm-up.
-        schedule: decay to zero after the warm-up, or none.
-        clip: largest norm of the gradient.
-    """
-
+    # ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
     name: Literal["muon", "adamw"] = "muon"
-    lr: float = 0.02
-    lr_rest: float | None = 0.003
-    weight_decay: float = 0.0
-    betas: tuple[float, ...] = (0.9, 0.95)
-    warmup_steps: int = 20
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: float = 1.0
+    lr: float = 0.02  # peak learning rate of the matrices
+    lr_rest: float | None = 0.003  # peak learning rate of everything else; the same as ``lr`` if null
+    weight_decay: float = 0.0  # of the matrices; table and gains have none
+    betas: tuple[float, ...] = (0.9, 0.95)  # of AdamW
+    warmup_steps: int = 20  # linear warm-up
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"  # decay to zero after the warm-up, or none
+    clip: float = 1.0  # largest norm of the gradient
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or (self.lr_rest is not None and self.lr_rest <= 0):
@@ -141,14 +125,10 @@ class LoRA:
     """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends (section 5.3).
 
     An SST stage also trains the table, in full.
-
-    Attributes:
-        rank: of the adapters; their scale is 2, as published.
-        dropout: before them.
     """
 
-    rank: int = 64
-    dropout: float = 0.1
+    rank: int = 64  # of the adapters; their scale is 2, as published
+    dropout: float = 0.1  # before them
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:

@@ -47,10 +47,7 @@ class StageProgress(TrainerCallback):
     ) -> None:
         self.exact = (metrics or {}).get("eval_exact_match", self.exact)
         if not self.console.is_terminal and not self.console.quiet:
-            print(
-                f"{self.title}  step {state.global_step}/{state.max_steps}  {self._status(state)}",
-                flush=True,
-            )
+            print(f"{self.title}  step {state.global_step}/{state.max_steps}  {self._status(state)}", flush=True)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.bar.stop()

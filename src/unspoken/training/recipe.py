@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,35 +31,23 @@ _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One training run that ends in a folder.
+    """One training run that ends in a folder."""
 
-    Attributes:
-        name: of the folder, and what later stages refer to.
-        start: the stage whose best checkpoint this one continues from; null starts from random weights.
-        objective: what it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
-        steps: optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none.
-        steps_of: as many steps as these stages together, so that a baseline gets equal training.
-        stop_at: exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
-        batch_size: sequences a step.
-        optimizer: see `Optimizer`.
-        lora: adapters instead of full training; null trains all weights.
-        talker: shape of this stage's Talker; the recipe's if null.
-        blocks: how many of the backbone's blocks the Reasoner of an ``sst`` stage keeps, from the first; all if null.
-        evaluate_every: steps between two validations; a checkpoint is written at each.
-    """
-
-    name: str
-    start: str | None = None
+    name: str  # of the folder, and what later stages refer to
+    start: str | None = None  # the stage whose best checkpoint this one continues from; null starts from random weights
+    # What it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
     objective: Objective = field(metadata={"choices": objectives})
-    steps: int | None = None
-    steps_of: tuple[str, ...] = ()
+    steps: int | None = None  # optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none
+    steps_of: tuple[str, ...] = ()  # as many steps as these stages together, so that a baseline gets equal training
+    # Exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
     stop_at: float | None = None
-    batch_size: int = 64
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    lora: LoRA | None = None
-    talker: TalkerShape | None = None
+    batch_size: int = 64  # sequences a step
+    optimizer: Optimizer = field(default_factory=Optimizer)  # see `Optimizer`
+    lora: LoRA | None = None  # adapters instead of full training; null trains all weights
+    talker: TalkerShape | None = None  # shape of this stage's Talker; the recipe's if null
+    # How many of the backbone's blocks the Reasoner of an ``sst`` stage keeps, from the first; all if null.
     blocks: int | None = None
-    evaluate_every: int = 250
+    evaluate_every: int = 250  # steps between two validations; a checkpoint is written at each
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -79,18 +68,12 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a finished seed is measured.
+    """How a finished seed is measured."""
 
-    Attributes:
-        problems: test problems, the same for every seed and method.
-        validation_problems: problems that checkpoints are selected on during training.
-        batch_size: problems answered at once.
-        max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens.
-    """
-
-    problems: int = 2000
-    validation_problems: int = 500
-    batch_size: int = 500
+    problems: int = 2000  # test problems, the same for every seed and method
+    validation_problems: int = 500  # problems that checkpoints are selected on during training
+    batch_size: int = 500  # problems answered at once
+    # max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens
     max_latents: int = 128
     max_answer: int = 16
 
@@ -99,6 +82,15 @@ class Evaluation:
         if min(sizes) < 1:
             names = "problems, validation_problems, batch_size, max_latents and max_answer"
             raise ValueError(f"{names} must be at least 1")
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Inside, an error names a key of the recipe."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def learnable(task: Any) -> list[str]:
@@ -113,30 +105,27 @@ def learnable(task: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One experiment at one size.
-
-    Attributes:
-        backbone: a shape to train from random weights, or a pretrained model: a folder or a name on the hub.
-        precision: ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not, and Muon follows; ``"auto"`` is what
-            the machine multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
-        threads: of a CPU; all of them if null. Another number gives other last bits, and so another run.
-        attention: entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
-            ``"flex_attention"`` skips masked blocks, which is faster in stage 1 on long rows; it needs CUDA.
-        group_by_length: batches of like length (`by_length`): less padding, so faster steps, on the same samples.
-    """
+    """One experiment at one size."""
 
     name: str
     size: Size
     summary: str = ""
     task: TaskConfig = field(metadata={"choices": task_configs})
+    # A shape to train from random weights, or a pretrained model: a folder or a name on the hub.
     backbone: StackShape | str
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
+    # ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not, and Muon follows; ``"auto"`` is what the machine
+    # multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    # Entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
+    # ``"flex_attention"`` skips masked blocks, which is faster in stage 1 on long rows; it needs CUDA.
     attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
     activation_checkpointing: bool = False
+    # Batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     group_by_length: bool = False
+    # Of a CPU; all of them if null. Another number gives other last bits, and so another run.
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -162,11 +151,9 @@ class Recipe:
             lines[stage.name] = line
         shapes = {"talker": self.talker, **{f"stages ({stage.name}): talker": stage.talker for stage in self.stages}}
         for where, shape in shapes.items():
-            if shape is not None:
-                try:
+            with _named(where):
+                if shape is not None:
                     shape.stack(hidden_size=1)
-                except ValueError as error:
-                    raise ValueError(f"{where}: {error}") from None
 
     def _check_task(self) -> None:
         """Refuse keys of the recipe that do not fit the task's traits."""
@@ -221,10 +208,8 @@ class Recipe:
             )
         if line.settings.stop_at is not None and self.task.traits.continues:
             raise ValueError(f"{where}: stop_at is set, but {self.task.kind} has no answers to match; leave it out")
-        try:
+        with _named(where):
             objective.check_line(line, self)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
 
     def line(self, stage: Stage) -> Line:
         """A stage with those that it starts from."""
@@ -232,28 +217,26 @@ class Recipe:
         return Line(settings=stage, before=before)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The task's own tokenizer, or the pretrained backbone's.
-
-        Raises:
-            ValueError: the backbone has none.
-        """
+        """The task's own tokenizer, or the pretrained backbone's; a ValueError if that has none."""
         own = self.task.build().tokenizer
         if own is not None:
             return own
         from unspoken.backbone.loading import load_answer_tokenizer
 
         assert isinstance(self.backbone, str)
-        try:
+        with self.loading_backbone():
             return load_answer_tokenizer(self.backbone)
+
+    @contextmanager
+    def loading_backbone(self) -> Iterator[None]:
+        """Inside, a pretrained backbone that cannot be read ends in a ValueError of one line."""
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise ValueError(f"backbone {self.backbone!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
     def stage(self, name: str) -> Stage:
-        """A stage by name.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """A stage by name; a ValueError if there is none."""
         for stage in self.stages:
             if stage.name == name:
                 return stage
@@ -281,21 +264,15 @@ class Recipe:
             eos_token_id=tokenizer.eos_token_id,
         )
 
-    def talker_of(self, stage: Stage) -> TalkerShape:
-        """Shape of the Talker that a stage trains."""
-        shape = stage.talker or self.talker
-        assert shape is not None
-        return shape
-
-    def talker_config(self, talker: TalkerShape, *, hidden_size: int, vocab_size: int | None = None) -> UnspokenConfig:
-        """The Talker's blocks.
+    def talker_config(self, stage: Stage, hidden_size: int) -> UnspokenConfig:
+        """The blocks of the Talker that a stage trains.
 
         Args:
             hidden_size: the latent width, which a pretrained backbone knows and the recipe does not.
-            vocab_size: rows of its head; the tokenizer's by default.
         """
-        shape = talker.stack(hidden_size=hidden_size)
-        size = len(self.tokenizer()) if vocab_size is None else vocab_size
+        talker = stage.talker or self.talker
+        assert talker is not None
+        shape, size = talker.stack(hidden_size=hidden_size), len(self.tokenizer())
         return shape.config(vocab_size=size, positions=1024, is_causal=talker.causal, tie_word_embeddings=True)
 
 

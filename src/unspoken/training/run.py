@@ -26,10 +26,7 @@ def seed_runs(recipe: Recipe, output: Path, seeds: int, device: torch.device = C
 
 
 def device_for_all(device: str | torch.device) -> torch.device:
-    """The device that this process computes on.
-
-    Args:
-        device: see `unspoken.machine.resolve_device`.
+    """The device that this process computes on, see `unspoken.machine.resolve_device`.
 
     Raises:
         ValueError: there is no such device, or several processes would share one GPU.
@@ -67,11 +64,7 @@ def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[Non
 
 
 def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
-    """Inside, running out of memory while finished stages are measured ends in one line.
-
-    Raises:
-        ValueError: there was not enough.
-    """
+    """Inside, running out of memory while finished stages are measured ends in a ValueError of one line."""
     size = recipe.evaluation.batch_size
     return explain_oom(
         f"measuring with evaluation.batch_size {size}",

@@ -123,7 +123,11 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     for key in values:
         if key not in fields:
             raise SettingsError(f"{prefix}{key} is not a known key; {nearest(key, list(fields))}")
-    arguments = {key: _field_value(fields[key], hints[key], value, f"{prefix}{key}") for key, value in values.items()}
+    arguments = {}
+    for key, value in values.items():
+        choices = fields[key].metadata.get("choices")
+        where_key = f"{prefix}{key}"
+        arguments[key] = one_of(choices(), value, where_key) if choices else _convert(hints[key], value, where_key)
     for name in (name for name in fields if name not in arguments):
         if fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")
@@ -133,13 +137,6 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
         raise
     except ValueError as error:
         raise SettingsError(f"{where}: {error}" if where else str(error)) from None
-
-
-def _field_value(field: dataclasses.Field[Any], hint: Any, value: Any, where: str) -> Any:
-    """A field's value out of a mapping."""
-    if "choices" in field.metadata:
-        return one_of(list(field.metadata["choices"]()), value, where)
-    return _convert(hint, value, where)
 
 
 def as_mapping(settings: Any) -> Any:

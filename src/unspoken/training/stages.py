@@ -36,18 +36,13 @@ from unspoken.training.validation import validator_of
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """Where one seed of a recipe lives.
-
-    Attributes:
-        device: that it is trained and measured on.
-        reasons: why the machine chose the values that the recipe left to it.
-    """
+    """Where one seed of a recipe lives."""
 
     recipe: Recipe
     folder: Path
     seed: int
-    device: torch.device = CPU
-    reasons: dict[str, str] = field(default_factory=dict)
+    device: torch.device = CPU  # that it is trained and measured on
+    reasons: dict[str, str] = field(default_factory=dict)  # why the machine chose the values that the recipe left to it
 
     def stage_folder(self, stage: Stage) -> Path:
         """Working folder of a stage."""
@@ -81,10 +76,7 @@ def _machine(run: SeedRun) -> dict[str, Any]:
 
 
 def fingerprint(run: SeedRun) -> dict[str, Any]:
-    """What every published folder records about its origin.
-
-    ``overlap`` names the test problems that are among the training rows, for tasks that read both from files.
-    """
+    """What every published folder records about its origin; ``overlap`` of training and test rows out of files."""
     recipe, task, data = run.recipe, run.recipe.task, run.recipe.task.build().fingerprint
     return {
         "recipe": as_mapping(recipe),
@@ -119,8 +111,7 @@ def row_lengths(context: Context) -> Callable[[Indices], Indices]:
     def measure(indices: Indices) -> Indices:
         problems = context.sample(objective.rows_of(indices, context))
         if not context.has_chain:
-            real: Indices = context.task.rows(problems)["attention_mask"].sum(dim=1).numpy()
-            return real
+            return context.task.rows(problems)["attention_mask"].sum(dim=1).numpy()
         spans = context.task.spans(problems, context.prompt_format)
         return np.array([objective.row_length(row, context) for row in spans])
 
@@ -193,7 +184,7 @@ def settled(run: SeedRun) -> SeedRun:
 
 
 def _already(run: SeedRun, stage: Stage) -> bool:
-    """Whether the stage is finished and whole."""
+    """Whether the stage is finished; its files are verified."""
     if not run.finished(stage):
         return False
     verify(run.model_folder(stage.name))

@@ -174,7 +174,7 @@ class StageTrainer(Trainer):
             callbacks=[*callbacks, *stage.objective.callbacks()],
         )
         self._blank: PreTrainedModel | None = None
-        # The Trainer's word for weights that are shared out already, as `create_optimizer` does it.
+        # The Trainer's name for weights that are sharded already, as `create_optimizer` does it.
         self.is_distributed_loading_by_transformers = distributed.sharded()
         # Every rank computes the same target table; DDP would send rank 0's round before every step.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
@@ -286,7 +286,7 @@ class StageTrainer(Trainer):
 
     @contextmanager
     def _in_one_piece(self) -> Iterator[None]:
-        """Inside, the model is whole on every rank, whether or not they share its weights."""
+        """Inside, every rank has all weights of the model, whether or not they are sharded."""
         if self._blank is None:
             yield
             return

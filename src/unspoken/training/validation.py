@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from unspoken import distributed
 from unspoken.analysis.mixture import Siblings, measure, siblings
 from unspoken.chain import LatentChain, StopReason
+from unspoken.evaluation.seeds import capped
 from unspoken.evaluation.teacher_forcing import answer_tokens, decoded, forced_chain, next_tokens
 from unspoken.methods.catalogue import systems
 from unspoken.methods.method import Batch, Context
@@ -89,33 +90,20 @@ def system_of(model: PreTrainedModel, context: Context) -> System:
     """A stage's model as it answers the task's problems."""
     objective, traits = context.line.objective, context.traits
     end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
-    system = systems(
-        objective.answering(model),
-        stage=context.line.name,
-        max_answer=traits.answer_cap or objective.answer_tokens(context),
-        end_id=end,
-        pad_id=pad,
-    )[0]
-    if traits.fixed_steps is None:
-        return system
-    assert traits.answer_cap is not None
-    return system.of_length(traits.answer_cap - system.unsaid)
+    cap = traits.answer_cap or objective.answer_tokens(context)
+    named = {"stage": context.line.name, "max_answer": cap, "end_id": end, "pad_id": pad}
+    return capped(systems(objective.answering(model), **named)[0], traits)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Answers:
-    """Answers to some problems.
+    """Answers to some problems."""
 
-    Attributes:
-        chain: of all of them.
-        correct, per_symbol: see `unspoken.tasks.task.Grades`.
-        free: the model wrote its chains itself.
-    """
-
-    chain: LatentChain
+    chain: LatentChain  # of all of them
+    # correct, per_symbol: see `unspoken.tasks.task.Grades`
     correct: Tensor
     per_symbol: Tensor | None
-    free: bool
+    free: bool  # the model wrote its chains itself
 
 
 def _prompted(context: Context, problems: Any) -> list[tuple[Any, tuple[Tensor, Tensor]]]:
@@ -140,11 +128,11 @@ def _answers(
             grades = task.grade(context.prompt_format.decode(tokens), some)
         else:
             # The symbols that the latents stand for are not written, and not graded.
-            grades = task.grade(torch.nn.functional.pad(tokens, (system.unsaid, 0), value=pad), some)
+            grades = task.grade(torch.nn.functional.pad(tokens, (system.replaced, 0), value=pad), some)
         chains.append(answer.chain)
         if grades.per_symbol is not None:
-            symbols.append(grades.per_symbol[:, system.unsaid :])
-        correct.append(symbols[-1].all(dim=1) if symbols and system.unsaid else grades.correct)
+            symbols.append(grades.per_symbol[:, system.replaced :])
+        correct.append(symbols[-1].all(dim=1) if symbols and system.replaced else grades.correct)
     return _Answers(
         chain=LatentChain.concatenate(chains),
         correct=torch.cat(correct),
