@@ -150,7 +150,21 @@ def test_running_text_of_schema_1() -> None:
 
 def test_results_of_today_stay_as_they_are() -> None:
     results = upgraded(old(["coupled"]))
-    assert upgraded(results) is results
+    assert upgraded(results) == results
+
+
+def test_older_keys_of_summaries_are_read() -> None:
+    results = upgraded(old(["coupled"]))
+    forced = {"problems": 1, "systems": {"cot": {"says": "its answer", "effects": []}}}
+    chains = [{"system": "cot", "said": "3", "steps": [{"tokens": [["said", 1.0]]}]}]
+    corruption = {"samples": [{"said": {"none": "text"}}]}
+    before = {"forced_tokens": forced, "chains": chains, "corruption": corruption, "symbols": {"said": 1}}
+    assert upgraded(results | {"probes": before})["probes"] == {
+        "forced_tokens": {"problems": 1, "systems": {"cot": {"output_kind": "its answer", "effects": []}}},
+        "chains": [{"system": "cot", "response": "3", "steps": [{"tokens": [["said", 1.0]]}]}],
+        "corruption": {"samples": [{"decoded": {"none": "text"}}]},
+        "symbols": {"said": 1},
+    }
 
 
 def test_older_names_of_stages_and_keys_are_read(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def test_no_difference_is_rarely_called_one():
 
 
 def test_outcomes_of_different_shape_are_refused():
-    with pytest.raises(ValueError, match="paired"):
+    with pytest.raises(AssertionError, match="paired"):
         paired_difference(np.ones((3, 10)), np.ones((2, 10)))
 
 

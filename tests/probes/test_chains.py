@@ -42,7 +42,7 @@ def test_two_right_chains_and_a_wrong_one_are_written_out() -> None:
     tokenizer = PROMPT_FORMAT.tokenizer
     for entry, row in zip(entries, (1, 3, 0), strict=True):
         assert entry["question"] == problems.select([row])[0].question  # type: ignore[index]
-        assert entry["said"] == PROMPT_FORMAT.decode(looked_at.graded.tokens[row : row + 1])[0]
+        assert entry["response"] == PROMPT_FORMAT.decode(looked_at.graded.tokens[row : row + 1])[0]
         assert len(entry["steps"]) == int(chain.lengths[row])
         for step, weights, ids in zip(entry["steps"], chain.support_weights[row], chain.support_ids[row], strict=False):
             assert [token for token, _ in step["tokens"]] == [tokenizer.decode([int(token)]) for token in ids[:5]]

@@ -59,8 +59,8 @@ def test_readings_of_a_faithful_pair_and_their_section(task: ProseTask, monkeypa
     first = summary["samples"][0]
     assert first["sentence"] == task.text(views[0].problems[4])
     assert first["other"] == task.text(views[0].problems[5])
-    assert first["said"]["none"] == first["sentence"]
-    assert first["said"]["random prime"] != first["sentence"]
+    assert first["decoded"]["none"] == first["sentence"]
+    assert first["decoded"]["random prime"] != first["sentence"]
     section = PROBE.section({"probes": {"corruption": summary}})
     assert section is not None
     assert unbalanced(to_html(section.blocks)) == []

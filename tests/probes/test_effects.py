@@ -36,11 +36,11 @@ SUMMARY = {
     "rates": [0.1, 0.3],
     "systems": {
         "cot": {
-            "says": "its explicit chain and its answer",
+            "output_kind": "its explicit chain and its answer",
             "effects": [effect(0.25, 0.5, 1.75), effect(0.375, 0.75, 2.0)],
         },
-        "latent_sft_2": {"says": "its answer", "effects": [effect(0.0, None, 0.0)] * 2},
-        "jepa_mono": {"says": "all that its Talker says", "effects": [effect(0.0, 0.0, 0.0)] * 2},
+        "latent_sft_2": {"output_kind": "its answer", "effects": [effect(0.0, None, 0.0)] * 2},
+        "jepa_mono": {"output_kind": "all that its Talker says", "effects": [effect(0.0, 0.0, 0.0)] * 2},
     },
 }
 

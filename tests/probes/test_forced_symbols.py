@@ -17,8 +17,7 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.draw.page import to_html
 from unspoken.draw.section import Section
-from unspoken.evaluation.forced_symbols import containment, effect_summary
-from unspoken.evaluation.forcing import Effect, Run, forced_run
+from unspoken.evaluation.forcing import Effect, Run, containment, effect_summary, forced_run
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.methods import catalogue
 from unspoken.probes.forced_symbols import ForcedSymbolsProbe

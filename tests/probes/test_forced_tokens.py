@@ -285,7 +285,7 @@ def test_the_summary_weighs_tokens_and_answers_alike() -> None:
     found = PROBE.summarise({"cot": [reading(nothing, first), reading(nothing, second)]}, baseline=None)
     assert (found["problems"], found["rates"]) == (2, [0.1, 0.3])
     quiet, loud = found["systems"]["cot"]["effects"]
-    assert found["systems"]["cot"]["says"] == "its tokens"
+    assert found["systems"]["cot"]["output_kind"] == "its tokens"
     assert (quiet["forced"]["mean"], quiet["later_changed"], quiet["answers_lost"], quiet["judged"]) == (
         0,
         None,

@@ -77,7 +77,7 @@ def readers() -> list[System]:
     systems = [
         planted(exact, name="exact"),
         planted(norms, name="norms"),
-        planted(lambda *_: right[:, 2:], name="unmoved", unsaid=2),
+        planted(lambda *_: right[:, 2:], name="unmoved", replaced=2),
     ]
     reasoner = Ones(string_system("reasoner").reasoner)
     return [replace(system, reasoner=reasoner) for system in systems]
@@ -272,5 +272,5 @@ def test_noisy_latents_are_recorded_and_looped(kind: str, renormalise: bool) -> 
 
 @pytest.mark.parametrize("setting", [{"fraction": -0.1}, {"fraction": float("nan")}, {"fraction": 0.1, "seed": -1}])
 def test_negative_noise_is_refused(setting: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="neither can be negative"):
+    with pytest.raises(AssertionError, match="neither can be negative"):
         LatentNoise(**setting)

@@ -23,7 +23,7 @@ def summary() -> dict[str, Any]:
     for symbol in range(4):
         tokens[8 - symbol :, symbol] = PAD
     some = planted(lambda *_: tokens, name="some")
-    second = planted(lambda *_: right[:, 2:], name="second", unsaid=2)
+    second = planted(lambda *_: right[:, 2:], name="second", replaced=2)
     assert PROBE.applies(some, TASK)
     readings = {system.name: [PROBE.measure(string_view(system))] * 2 for system in (some, second)}
     return PROBE.summarise(readings, baseline=None)

@@ -98,8 +98,7 @@ def rollout_calibration(
 
 
 def _entropy(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    entropy: NDArray[np.float64] = -(fractions * np.log(np.clip(fractions, 1e-12, 1.0))).sum(axis=-1)
-    return entropy
+    return -(fractions * np.log(np.clip(fractions, 1e-12, 1.0))).sum(axis=-1)
 
 
 def valid_routes(tokens: Int[Tensor, "B M"], task: TreeSearchTask, problems: TreeProblems) -> Bool[Tensor, " B"]:

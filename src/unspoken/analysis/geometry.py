@@ -1,8 +1,8 @@
 """Are hidden states where token embeddings are? (Latent-SFT, arXiv 2510.15522, preliminary experiments)
 
 A method that feeds hidden states back as inputs assumes that they look like rows of the embedding table. These are the
-paper's measures of how far they do not, and the effective rank that tells how much room a mixture of rows has. The
-paper does not give estimators; ours are named with each function.
+paper's measures of how far they do not, and the effective rank of rows and states. The paper does not give estimators;
+ours are named with each function.
 
 Axes: V vocabulary, N hidden states, D width, P and Q points of a picture.
 """
@@ -24,38 +24,29 @@ _PICTURE = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Two clouds of vectors, compared.
+    """Two clouds of vectors, compared."""
 
-    Attributes:
-        embedding_norm, hidden_norm: mean L2 norm.
-        frechet: `frechet_distance`.
-        mmd: `squared_mmd` of at most 2,000 rows each.
-        cosine_mean, cosine_sd: over the pairs of an embedding and a hidden state out of the same rows.
-        embedding_rank, hidden_rank: `effective_rank`.
-    """
-
+    # embedding_norm, hidden_norm: mean L2 norm
     embedding_norm: float
     hidden_norm: float
-    frechet: float
-    mmd: float
+    frechet: float  # `frechet_distance`
+    mmd: float  # `squared_mmd` of at most 2,000 rows each
+    # cosine_mean, cosine_sd: over the pairs of an embedding and a hidden state out of the same rows
     cosine_mean: float
     cosine_sd: float
+    # embedding_rank, hidden_rank: `effective_rank`
     embedding_rank: float
     hidden_rank: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrincipalPlane:
-    """Two clouds on one plane, for a picture.
+    """Two clouds on one plane, for a picture."""
 
-    Attributes:
-        embeddings, hidden: coordinates on the two main axes.
-        explained: share of the variance on each axis.
-    """
-
+    # embeddings, hidden: coordinates on the two main axes
     embeddings: Float[Tensor, "P 2"]
     hidden: Float[Tensor, "Q 2"]
-    explained: tuple[float, float]
+    explained: tuple[float, float]  # share of the variance on each axis
 
 
 def geometry(embeddings: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], *, seed: int) -> Geometry:
@@ -73,9 +64,10 @@ def geometry(embeddings: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], *, 
     generator = torch.Generator().manual_seed(seed)
     some_embeddings, some_hidden = (_sample(rows, _SAMPLE, generator).double() for rows in (embeddings, hidden))
     cosine = F.normalize(some_embeddings, dim=-1) @ F.normalize(some_hidden, dim=-1).T
+    norms = [float(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).mean()) for rows in (embeddings, hidden)]
     return Geometry(
-        embedding_norm=_mean_norm(embeddings),
-        hidden_norm=_mean_norm(hidden),
+        embedding_norm=norms[0],
+        hidden_norm=norms[1],
         frechet=frechet_distance(embeddings, hidden),
         mmd=squared_mmd(some_embeddings, some_hidden),
         cosine_mean=float(cosine.mean()),
@@ -168,10 +160,6 @@ def _sample(rows: Float[Tensor, "N D"], most: int, generator: torch.Generator) -
     if len(rows) <= most:
         return rows
     return rows[torch.randperm(len(rows), generator=generator)[:most].to(rows.device)]
-
-
-def _mean_norm(rows: Float[Tensor, "N D"]) -> float:
-    return float(torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).mean())
 
 
 def _fit(rows: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, "D D"]]:

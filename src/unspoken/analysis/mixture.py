@@ -40,18 +40,14 @@ class Siblings:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Measures of every latent below the root.
+    """Measures of every latent below the root."""
 
-    Attributes:
-        rank: of the sibling plane among all planes, 1 for the nearest; equal distances have their mean rank.
-        right, other: coefficients of the projection on the sibling plane.
-        planes: number of planes.
-    """
-
+    # Of the sibling plane among all planes, 1 for the nearest; equal distances have their mean rank.
     rank: Float[Tensor, "B S"]
+    # right, other: coefficients of the projection on the sibling plane
     right: Float[Tensor, "B S"]
     other: Float[Tensor, "B S"]
-    planes: int
+    planes: int  # number of planes
 
     def summary(self) -> dict[str, object]:
         """Means for tables: over all nodes, over inner nodes alone (the leaf is named in the prompt), and a step."""

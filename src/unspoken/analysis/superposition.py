@@ -8,7 +8,7 @@ No formula of either was at hand. N_eff and N_naive follow the description of a 
 withdrew; ECR, the N_eff of the paper's first version and the top-2 score are reconstructions that agree with what the
 figures show, and may differ from the authors' own code.
 
-All of them need full distributions: a cached label of ten tokens says nothing about the fiftieth.
+All of them need full distributions: a cached label of ten tokens leaves the fiftieth open.
 
 Axes: T latent steps, V vocabulary, D latent width, M chains of one question, L tokens of a chain, S spans of a chain,
 R matchings of steps to spans, K entries of a distribution, B rows.
@@ -60,7 +60,7 @@ def average_by_step(values: Sequence[Float[Tensor, " _"]]) -> tuple[Float[Tensor
 
 
 def exit_rate(stop: Int[Tensor, " B"]) -> float:
-    """Share of free rows that ended their chain by themselves; the others ran into the cap.
+    """Rate of free rows that ended their chain by themselves; the others ran into the cap.
 
     Args:
         stop: one `StopReason` value a row; rows with a fixed number of steps do not count.
@@ -134,23 +134,15 @@ class Parallelism:
     """Among how many explicit chains one question's latents are undecided.
 
     With equal averaged scores N_eff is near M by itself; read it beside `n_naive`, `chains` and `ratio`.
-
-    Attributes:
-        chains: M, the upper bound of every N.
-        n_eff: exp of the entropy of the chains' weights, each latent matched to the nearest free span (the reworked
-            metric).
-        n_naive: the same for random one-to-one matchings, mean over 64.
-        n_eff_v1: the same with latent t matched to span t (the paper's first version).
-        top2: the second-largest weight over the largest, for `n_eff`.
-        top2_v1: the same for `n_eff_v1`.
     """
 
-    chains: int
+    chains: int  # M, the upper bound of every N
+    # Exp of the entropy of the chains' weights, each latent matched to the nearest free span (the reworked metric).
     n_eff: float
-    n_naive: float
-    n_eff_v1: float
-    top2: float
-    top2_v1: float
+    n_naive: float  # the same for random one-to-one matchings, mean over 64
+    n_eff_v1: float  # the same with latent t matched to span t (the paper's first version)
+    top2: float  # the second-largest weight over the largest, for `n_eff`
+    top2_v1: float  # the same for `n_eff_v1`
 
     @property
     def ratio(self) -> float:

@@ -6,7 +6,8 @@ Axes: B problems, M tokens of an answer, W symbols of a right answer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,35 +25,32 @@ from unspoken.tasks.task import Indices, Problems, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Graded(Answer):
-    """Answers, and whether they are right.
+    """Answers, and whether they are right."""
 
-    Attributes:
-        correct: ``[B]``. Where a method may leave the fixed steps of a chain out (`Traits.fixed_steps`), only what
-            comes after them counts, of every system.
-        per_symbol: ``[B, W]``, of every symbol; those that a chain stands for are not right. None where answers are
-            not compared symbol by symbol.
-    """
-
+    # ``[B]``. Where a method may leave the fixed steps of a chain out (`Traits.fixed_steps`), only what comes after
+    # them counts, of every system.
     correct: Bool[Tensor, " B"]
+    # ``[B, W]``, of every symbol; those that a chain stands for are not right. None where answers are not compared
+    # symbol by symbol.
     per_symbol: Bool[Tensor, "B W"] | None = None
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """Which answers ``[B]`` are right (0 or 1)."""
+        return self.correct.cpu().numpy().astype(np.float64)
 
     @property
     def hits(self) -> Outcomes:
         """Which symbols ``[B, W]`` are right (0 or 1)."""
         assert self.per_symbol is not None
-        hits: Outcomes = self.per_symbol.cpu().numpy().astype(np.float64)
-        return hits
+        return self.per_symbol.cpu().numpy().astype(np.float64)
 
     def select(self, rows: Indices) -> Graded:
         """Some of the answers."""
         chosen = torch.as_tensor(np.asarray(rows))
-        return Graded(
-            chain=self.chain.select(chosen),
-            tokens=self.tokens[chosen],
-            lengths=self.lengths[chosen],
-            correct=self.correct[chosen],
-            per_symbol=None if self.per_symbol is None else self.per_symbol[chosen],
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        some: dict[str, Any] = {name: value[chosen] for name, value in tensors.items()}
+        return replace(self, chain=self.chain.select(chosen), **some)
 
 
 def answer(
@@ -92,7 +90,7 @@ def answer(
     pad = int(prompt_format.tokenizer.pad_token_id)
     tokens = padded([response.tokens for response in responses], pad)
     texts = [text for batch in decoded for text in batch]
-    grades = task.grade(texts if task.traits.has_chain else F.pad(tokens, (system.unsaid, 0), value=pad), problems)
+    grades = task.grade(texts if task.traits.has_chain else F.pad(tokens, (system.replaced, 0), value=pad), problems)
     symbols, after = grades.per_symbol, task.traits.fixed_steps
     return Graded(
         chain=LatentChain.concatenate([response.chain for response in responses]),

@@ -1,6 +1,6 @@
-"""Does the chain do anything? The same model speaks from an altered chain, or from none.
+"""Does the chain do anything? The same model answers from an altered chain, or from none.
 
-The speaking half and its weights stay as they are. If accuracy survives a control, that part of the chain was not used.
+Its weights stay as they are. If accuracy survives a control, that part of the chain was not used.
 """
 
 from __future__ import annotations
@@ -19,11 +19,6 @@ from unspoken.reasoning.system import System
 Control = Callable[[LatentChain, torch.Generator], LatentChain]
 
 
-def _unit_like(chain: LatentChain, vectors: Tensor) -> Tensor:
-    norms = chain.latents.norm(dim=-1, keepdim=True)
-    return F.normalize(vectors, dim=-1) * norms
-
-
 def zero(chain: LatentChain, _: torch.Generator) -> LatentChain:
     """Every latent is the zero vector."""
     return chain.with_latents(torch.zeros_like(chain.latents))
@@ -39,7 +34,7 @@ def mean(chain: LatentChain, _: torch.Generator) -> LatentChain:
 def noise(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """Every latent is a Gaussian direction of the same norm (appendix C of JEPA-Reasoner)."""
     drawn = torch.randn(chain.latents.shape, generator=generator).to(chain.latents)
-    return chain.with_latents(_unit_like(chain, drawn))
+    return chain.with_latents(F.normalize(drawn, dim=-1) * chain.latents.norm(dim=-1, keepdim=True))
 
 
 def shuffle(chain: LatentChain, generator: torch.Generator) -> LatentChain:
@@ -64,7 +59,7 @@ def truncate(chain: LatentChain, _: torch.Generator) -> LatentChain:
 
 
 def absent(chain: LatentChain, _: torch.Generator) -> LatentChain:
-    """No chain at all: a single zero vector is all there is to speak from."""
+    """No chain at all: a single zero vector is all there is to answer from."""
     latents = torch.zeros_like(chain.latents)
     mask = torch.zeros_like(chain.mask)
     mask[:, 0] = True
@@ -80,11 +75,6 @@ CONTROLS: dict[str, Control] = {
     "truncate": truncate,
     "no chain": absent,
 }
-
-
-def _removed(chain: LatentChain) -> LatentChain:
-    """Nothing between the markers."""
-    return chain.with_latents(torch.zeros_like(chain.latents), torch.zeros_like(chain.mask))
 
 
 def _random_mixtures(chain: LatentChain, generator: torch.Generator, table: Tensor) -> LatentChain:
@@ -108,7 +98,7 @@ def altered_chains(system: System, chain: LatentChain, seed: int) -> dict[str, L
     names = [name for name in CONTROLS if not (name == "noise" and mixed)]
     altered = {name: CONTROLS[name](chain, generator()) for name in names}
     if system.speaker.same_stack:
-        altered["no chain"] = _removed(chain)
+        altered["no chain"] = chain.with_latents(torch.zeros_like(chain.latents), torch.zeros_like(chain.mask))
     if mixed:
         altered["random mixtures"] = _random_mixtures(chain, generator(), moved(embedding_table(system.model), CPU))
     return altered

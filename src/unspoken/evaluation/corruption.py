@@ -30,17 +30,11 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What a Talker made of the latents of sentences, by condition.
+    """What a Talker made of the latents of sentences, by condition."""
 
-    Attributes:
-        tokens: ``[B, N]``, the sentences with their ends.
-        scored: ``[B, N]``, true on their tokens after the prime and before the end.
-        decoded: ``[B, N]`` of each condition.
-    """
-
-    tokens: Int[Tensor, "B N"]
-    scored: Bool[Tensor, "B N"]
-    decoded: dict[str, Tensor]
+    tokens: Int[Tensor, "B N"]  # the sentences with their ends
+    scored: Bool[Tensor, "B N"]  # true on their tokens after the prime and before the end
+    decoded: dict[str, Tensor]  # ``[B, N]`` of each condition
 
     def right(self, condition: str) -> Outcomes:
         """Rate of the scored tokens of each sentence that came back, ``[B]``."""
@@ -63,8 +57,7 @@ def _partner(rows: int) -> Tensor:
 
 
 def _rates(hit: Tensor, counted: Tensor) -> Outcomes:
-    rates: Outcomes = ((hit & counted).sum(dim=1) / counted.sum(dim=1)).numpy().astype(np.float64)
-    return rates
+    return ((hit & counted).sum(dim=1) / counted.sum(dim=1)).numpy().astype(np.float64)
 
 
 @torch.no_grad()

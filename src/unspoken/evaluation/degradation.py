@@ -46,9 +46,6 @@ def summary(seeds: Sequence[Hits], *, draws: int = 2000, seed: int = 0) -> dict[
         ``seeds``, ``problems`` and ``levels``: for each, ``level``, ``symbol`` (each symbol on its own) and ``exact``
         (it and all before it), as lists over the symbols of ``mean``, ``low``, ``high``, ``seeds`` and ``relative``
         (``mean``, ``low``, ``high``, or None where nothing was right without the disturbance).
-
-    Raises:
-        ValueError: no level 0, or levels or shapes that differ between seeds.
     """
     levels, values = _stacked(seeds)
     means, drawn = _bootstrapped(values, draws, seed)
@@ -74,17 +71,10 @@ def comparison(first: Sequence[Hits], second: Sequence[Hits], *, draws: int = 50
     Returns:
         ``levels`` as in `summary`, whose entries have ``absolute`` and ``relative``: ``mean``, ``low``, ``high``, ``p``
         (``relative`` is None where one of them has nothing right without the disturbance).
-
-    Raises:
-        ValueError: as `summary`, or two systems that differ so.
     """
     levels, one = _stacked(first)
     others, two = _stacked(second)
-    if levels != others or one.shape != two.shape:
-        raise ValueError(
-            f"hits of shape {one.shape} at levels {levels} and of shape {two.shape} at levels {others} cannot be "
-            "paired; measure both systems with the same seeds, problems and levels"
-        )
+    assert levels == others and one.shape == two.shape, "hits of other seeds, problems or levels cannot be paired"
     means, drawn = _bootstrapped(np.stack([one, two]), draws, seed)
 
     def entry(level: int, kind: int, step: int) -> dict[str, Any]:
@@ -106,11 +96,8 @@ def _stacked(seeds: Sequence[Hits]) -> tuple[list[float], Outcomes]:
     """Levels in order, and ``[S, B, L, 2, M]``: each symbol on its own, and with all before it."""
     levels = sorted(seeds[0]) if seeds else []
     shapes = {values.shape for run in seeds for values in run.values()}
-    if not levels or levels[0] != 0 or any(sorted(run) != levels for run in seeds) or len(shapes) > 1:
-        raise ValueError(
-            f"hits have levels {[sorted(run) for run in seeds]} and shapes {sorted(shapes)}; every seed needs the same "
-            "levels, the clean level 0 among them, and the same problems and steps"
-        )
+    assert levels and levels[0] == 0, "the clean level 0 is missing"
+    assert all(sorted(run) == levels for run in seeds) and len(shapes) == 1, "seeds differ in levels, problems or steps"
     steps = np.stack([np.stack([run[level] for level in levels], axis=1) for run in seeds])
     return levels, np.stack([steps, steps.cumprod(axis=-1)], axis=3)
 

@@ -49,22 +49,12 @@ _COUNTS = ("words", "forced", "later", "changed", "judged", "lost")
 
 @dataclass(frozen=True, kw_only=True)
 class ForcedDecoding:
-    """How tokens are forced on a system that is asked some problems.
+    """How tokens are forced on a system that is asked some problems."""
 
-    Attributes:
-        output_kind: what its tokens are, for tables.
-        run: gives its tokens as ``[B, M]``, filled up with ends.
-        answer_from: the first position that can hold the answer.
-        chain_isolated: no token can reach its chain, whatever is forced.
-    """
-
-    output_kind: str
-    run: Run
-    answer_from: int
-    chain_isolated: bool
-
-
-# --- forcing tokens ----------------------------------------------------------------------------------------------
+    output_kind: str  # what its tokens are, for tables
+    run: Run  # gives its tokens as ``[B, M]``, filled up with ends
+    answer_from: int  # the first position that can hold the answer
+    chain_isolated: bool  # no token can reach its chain, whatever is forced
 
 
 def forced_decoding(
@@ -84,7 +74,7 @@ def forced_decoding(
             written.append(F.pad(some, (0, width - some.shape[1]), value=end))
         return LatentChain.concatenate(chains), torch.cat(written)
 
-    without_chain = "all that its Talker says" if system.has_talker else "its answer"
+    without_chain = "all that its Talker decodes" if system.has_talker else "its answer"
     return ForcedDecoding(
         output_kind="its explicit chain and its answer" if steps else without_chain,
         run=run,
@@ -99,9 +89,6 @@ def answer_tokens(problems: Problems, prompt_format: PromptFormat) -> Int[Tensor
     answers = [f"\\boxed{{{problem.answer}}}" for problem in problems]  # type: ignore[attr-defined]
     ids = {token for answer in answers for token in prompt_format.encode(answer)} - box
     return torch.tensor(sorted(token for token in ids if tokenizer.decode([token]).strip().isalnum()), dtype=torch.long)
-
-
-# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

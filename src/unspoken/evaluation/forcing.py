@@ -1,6 +1,6 @@
 """Wrong tokens: in a prompt, or forced on a system while it answers (JEPA-Reasoner, sections 6.2 and 6.6).
 
-Axes: B problems, T tokens of a prompt, M tokens of an answer, K tokens that may replace each other.
+Axes: B problems, T tokens of a prompt, M tokens or symbols of an answer, K tokens that may replace each other.
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.significance import Outcomes, ratios_of_counts
+from unspoken.reasoning.picking import FREE
 from unspoken.reasoning.system import System
 
+# Symbols that could be forced, that were, later symbols, and of these those that changed, that were right without
+# force, and with it. Later symbols are free ones after the first forced one of their row that could be forced.
+_COUNTS = ("forceable", "forced", "later", "changed", "right_clean", "right_forced")
 # Runs a system once, with these tokens ``[B, M]`` forced (`FREE` where it chooses; None: everywhere), and returns its
 # chain and its tokens.
 Run = Callable[[Tensor | None], tuple[LatentChain, Tensor]]
@@ -31,16 +35,9 @@ def corrupted(
 
     Exactly ``rate * n`` of a row's n masked tokens, rounded, become another of the alternatives, each as likely. With
     the same seed, what is wrong at a low rate is wrong in the same way at a higher one.
-
-    Raises:
-        ValueError: a rate outside 0..1, or fewer than two alternatives.
     """
     others = torch.unique(alternatives)
-    if not 0 <= rate <= 1 or len(others) < 2:
-        raise ValueError(
-            f"cannot corrupt at rate {rate} with {len(others)} different alternatives; the rate is between 0 and 1, "
-            "and there must be at least 2 tokens to choose from"
-        )
+    assert 0 <= rate <= 1 and len(others) > 1, f"cannot corrupt at rate {rate} with {len(others)} different tokens"
     order, choice = (torch.from_numpy(np.random.default_rng([seed, stream]).random(ids.shape)) for stream in range(2))
     rank = order.to(ids.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
     count = (rate * mask.sum(dim=1).double() + 0.5).floor()
@@ -82,17 +79,11 @@ def forced_run(
 
 @dataclass(frozen=True, kw_only=True)
 class Effect:
-    """What wrong tokens did to one model.
+    """What wrong tokens did to one model."""
 
-    Attributes:
-        counts: ``[B, K]``, a row a problem.
-        latents_identical: every latent of every chain kept its bits.
-        largest_latent_change: largest absolute change of an entry of a latent. A step that only one of both runs has
-            is compared with zeros.
-    """
-
-    counts: Outcomes
-    latents_identical: bool
+    counts: Outcomes  # ``[B, K]``, a row a problem
+    latents_identical: bool  # every latent of every chain kept its bits
+    # Largest absolute change of an entry of a latent. A step that only one of both runs has is compared with zeros.
     largest_latent_change: float
 
 
@@ -120,3 +111,47 @@ def summed(
         "largest_latent_change": max(effect.largest_latent_change for effect in seeds),
     }
     return ratios_of_counts(np.stack([effect.counts for effect in seeds]), names, draws=draws), latents
+
+
+@torch.no_grad()
+def containment(
+    run: Run, right: Int[Tensor, "B M"], *, alternatives: Int[Tensor, " K"], rate: float, seed: int
+) -> Effect:
+    """Force wrong symbols and compare with the answers without them.
+
+    Args:
+        run: of the system; it reasons anew each time.
+        right: the symbols of right answers.
+        alternatives: symbols that may be forced and that may be replaced; leave the end out.
+        rate: of the symbols of the clean answer that become wrong.
+        seed: of places and symbols.
+    """
+    chain, clean = run(None)
+    can = torch.isin(clean, alternatives)
+    wrong = corrupted(clean, can, rate, alternatives, seed)
+    forced = wrong != clean
+    again, given = run(torch.where(forced, wrong, FREE))
+    width = clean.shape[1]
+    given, right = (F.pad(one, (0, max(0, width - one.shape[1])), value=FREE)[:, :width] for one in (given, right))
+    later = can & ~forced & (forced.cumsum(dim=1) > 0)
+    groups = (can, forced, later, later & (given != clean), later & (clean == right), later & (given == right))
+    return effect_of([group.sum(dim=1) for group in groups], chain, again)
+
+
+def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000) -> dict[str, Any]:
+    """The effects on the models of several seeds, with 95 % intervals; plain values.
+
+    Returns:
+        ``seeds``, ``problems``; ``forced`` (rate of the symbols that could be), ``later_changed`` and
+        ``later_accuracy`` (``clean``, ``forced``), each ``mean``, ``low``, ``high`` or None where there was no later
+        symbol; ``latents_identical`` and ``largest_latent_change`` over all seeds.
+    """
+    ratio, latents = summed(seeds, _COUNTS, draws=draws)
+    return {
+        "seeds": len(seeds),
+        "problems": len(seeds[0].counts),
+        "forced": ratio("forced", "forceable"),
+        "later_changed": ratio("changed", "later"),
+        "later_accuracy": {"clean": ratio("right_clean", "later"), "forced": ratio("right_forced", "later")},
+        **latents,
+    }

@@ -25,23 +25,14 @@ class LatentNoise:
 
     The draw of a row at a step depends on the two and the seed alone: not on the batch, and not on the fraction, so
     that levels of noise are paired.
-
-    Attributes:
-        fraction: sigma over the largest absolute entry of the clean vector.
-        seed: of the draws.
-        renormalise: give the noisy vector the norm of the clean one before it is fed back and answered from.
-
-    Raises:
-        ValueError: a negative fraction or seed.
     """
 
-    fraction: float
-    seed: int = 0
-    renormalise: bool = True
+    fraction: float  # sigma over the largest absolute entry of the clean vector
+    seed: int = 0  # of the draws
+    renormalise: bool = True  # give the noisy vector the norm of the clean one before it is fed back and answered from
 
     def __post_init__(self) -> None:
-        if not self.fraction >= 0 or self.seed < 0:
-            raise ValueError(f"noise of fraction {self.fraction} and seed {self.seed}: neither can be negative")
+        assert self.fraction >= 0 and self.seed >= 0, "fraction and seed of noise: neither can be negative"
 
     def add(
         self, latents: Float[Tensor, "B D"], step: int, rows: Int[Tensor, " B"]

@@ -59,12 +59,7 @@ def fingerprint(task: Task, problems: Problems) -> str:
 def outcomes_of(
     fingerprint: str, right: Mapping[str, Sequence[Outcomes]], costs: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """The part of one test set, as described at the top of this file.
-
-    Args:
-        right: for each system its outcomes ``[P]``, seed by seed.
-        costs: for each system; systems whose cost means nothing are left out.
-    """
+    """The part of one test set, as described at the top of this file; systems without a cost are left out of it."""
     (count,) = {len(seed) for seeds in right.values() for seed in seeds} or {0}
     return {
         "problems": count,

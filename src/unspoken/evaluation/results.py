@@ -17,6 +17,11 @@ Results = Mapping[str, Any]
 # Names of stages and keys that older results have.
 _KINDS = {"compress": "stage1", "autonomy": "stage2"}
 _KEYS = {"own_latents": "rollout_latents", "own_passes": "rollout_passes"}
+_SUMMARY_KEYS = {
+    "forced_tokens": ("says", "output_kind"),
+    "chains": ("said", "response"),
+    "corruption": ("said", "decoded"),
+}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -42,26 +47,13 @@ def read_results(path: Path) -> dict[str, Any]:
     return upgraded(results)
 
 
-# --- older results -----------------------------------------------------------------------------------------------
-
-
 def upgraded(results: dict[str, Any]) -> dict[str, Any]:
     """Results of any schema in the layout of this one."""
     if results.get("schema") == SCHEMA:
-        return results
+        return {**results, "probes": _renamed(results["probes"])}
     problems, systems = results.get("words") or {}, results.get("systems") or {}
     baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
-    copied = (
-        "name",
-        "size",
-        "command",
-        "recipe",
-        "seeds",
-        "problems",
-        "outcomes",
-        "training",
-        "overlap",
-    )
+    copied = ("name", "size", "command", "recipe", "seeds", "problems", "outcomes", "training", "overlap")
     tests = problems.get("tests") or {
         "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
     }
@@ -72,8 +64,19 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         "systems": {name: _system(name, entry, problems, baseline) for name, entry in systems.items()},
         "tests": tests,
         "differences": results.get("differences", {}),
-        "probes": {key: summary for key, summary in _probes(results).items() if summary},
+        "probes": _renamed({key: summary for key, summary in _probes(results).items() if summary}),
     }
+
+
+def _renamed(probes: dict[str, Any]) -> dict[str, Any]:
+    """Summaries with today's names of keys."""
+
+    def with_new_key(content: Any, old: str, new: str) -> Any:
+        if isinstance(content, dict):
+            return {new if key == old else key: with_new_key(value, old, new) for key, value in content.items()}
+        return [with_new_key(value, old, new) for value in content] if isinstance(content, list) else content
+
+    return {key: with_new_key(summary, *_SUMMARY_KEYS.get(key, ("", ""))) for key, summary in probes.items()}
 
 
 def _system(name: str, entry: dict[str, Any], problems: Results, baseline: str | None) -> dict[str, Any]:
@@ -158,9 +161,6 @@ def _with_differences(results: Results) -> dict[str, Any]:
     }
 
 
-# --- facts -------------------------------------------------------------------------------------------------------
-
-
 def summary_of(results: Results, probe: str) -> Any:
     """What a probe summarised; empty where it was not measured."""
     return results["probes"].get(probe) or {}
@@ -188,8 +188,7 @@ def reasoners(results: Results) -> list[str]:
 
 def difference(results: Results, system: str) -> Mapping[str, Any] | None:
     """The paired test of a system against the baseline, if there is one."""
-    entry: Mapping[str, Any] | None = results.get("differences", {}).get(f"{system} - {results['baseline']}")
-    return entry
+    return results.get("differences", {}).get(f"{system} - {results['baseline']}")
 
 
 def differs(entry: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ Axes: B batch, D width, P problems.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from unspoken.evaluation.answering import answer
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import LatentStep
+from unspoken.reasoning.picking import generator_of
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
@@ -33,14 +33,10 @@ class NoisyReasoner(CausalLMReasoner):
     """Draws chains with a source of noise for each row, so that a row's noise does not depend on its neighbours.
 
     Sources are on the CPU, and so is what is drawn: a seed means the same on every device, at a copy either way a step.
-
-    Attributes:
-        noise: scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at.
-        generators: one for each row of the batch, used up by one chain.
     """
 
-    noise: float = 1.0
-    generators: tuple[torch.Generator, ...]
+    noise: float = 1.0  # scale of the Gumbel noise; of an explicit chain, the temperature it is sampled at
+    generators: tuple[torch.Generator, ...]  # one for each row of the batch, used up by one chain
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """One step of every row; an explicit chain ends where its end marker is drawn, others as without noise."""
@@ -98,14 +94,9 @@ def draw(
     correct = []
     for start in range(0, len(rows), batch_size):
         some = rows[start : start + batch_size]
-        sources = tuple(_generator(f"{seed}:{keys[row]}:{number}") for row, number in some)
+        sources = tuple(generator_of(f"{seed}:{keys[row]}:{number}") for row, number in some)
         noisy = NoisyReasoner(model=clean.model, settings=clean.settings, generators=sources)
         asked = problems.select([row for row, _ in some])
         answers = answer(replace(system, reasoner=noisy), task, asked, prompt_format, batch_size=len(some))
         correct.append(answers.correct.numpy())
     return np.concatenate(correct).reshape(len(problems), draws)
-
-
-def _generator(key: str) -> torch.Generator:
-    digest = hashlib.sha256(key.encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -19,39 +19,29 @@ from unspoken.tasks.task import Traits
 
 @dataclass(frozen=True, kw_only=True)
 class SeedModels:
-    """The trained folders of one seed, or a system that is open already.
-
-    Attributes:
-        measured: the stages that are measured, by name.
-        stages: every stage's folder, by name, for its curve.
-        teachers: for a stage that learned from labels, the folder of the model that made them.
-        device: where they are measured.
-        opened: is measured in place of folders.
-    """
+    """The trained folders of one seed, or a system that is open already."""
 
     seed: int
-    measured: dict[str, Path] = field(default_factory=dict)
-    stages: dict[str, Path] = field(default_factory=dict)
+    measured: dict[str, Path] = field(default_factory=dict)  # the stages that are measured, by name
+    stages: dict[str, Path] = field(default_factory=dict)  # every stage's folder, by name, for its curve
+    # For a stage that learned from labels, the folder of the model that made them.
     teachers: dict[str, Path] = field(default_factory=dict)
-    device: torch.device = CPU
-    opened: System | None = None
+    device: torch.device = CPU  # where they are measured
+    opened: System | None = None  # is measured in place of folders
 
 
 def capped(system: System, traits: Traits) -> System:
     """The system with the caps of a task; where the task fixes the length of its answers, they have that length."""
     if traits.fixed_steps is None or traits.answer_cap is None:
         return system
-    return system.of_length(traits.answer_cap - system.unsaid)
+    return system.of_length(traits.answer_cap - system.replaced)
 
 
 def stage_systems(model: PreTrainedModel, stage: str, traits: Traits, max_answer: int) -> list[System]:
     """The systems of a stage with the caps of a task; the first is the stage as it was trained.
 
     Its name is that of the stage. Where the answer itself is the chain, a Reasoner with its Talker is named by the
-    method.
-
-    Args:
-        max_answer: cap of an answer, where the task has none of its own.
+    method. ``max_answer`` is the cap of an answer, where the task has none of its own.
     """
     cap = traits.answer_cap or max_answer
     systems = catalogue.systems(model, stage=stage, max_answer=cap)

@@ -19,19 +19,14 @@ _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """A success rate with its 95 % interval.
+    """A success rate with its 95 % interval."""
 
-    Attributes:
-        mean, low, high: of the rate over all seeds and problems.
-        seeds: the rate of each seed.
-        problems: how many problems each seed answered.
-    """
-
+    # mean, low, high: of the rate over all seeds and problems
     mean: float
     low: float
     high: float
-    seeds: list[float]
-    problems: int
+    seeds: list[float]  # the rate of each seed
+    problems: int  # how many problems each seed answered
 
 
 def rate(outcomes: Outcomes) -> Rate:
@@ -157,8 +152,7 @@ def paired_difference(first: Outcomes, second: Outcomes, *, draws: int = 5000, s
     Interval and p-value from a bootstrap over seeds and problems, so that one seed that goes the other way counts as
     such.
     """
-    if first.shape != second.shape:
-        raise ValueError(f"outcomes of shape {first.shape} and {second.shape} cannot be paired")
+    assert first.shape == second.shape, f"outcomes of shape {first.shape} and {second.shape} cannot be paired"
     difference = first - second
     drawn = bootstrap_means(difference[..., None], draws=draws, seed=seed)[:, 0]
     return tested(float(difference.mean()), drawn)

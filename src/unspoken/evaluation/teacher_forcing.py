@@ -91,9 +91,6 @@ def decoded(system: System, batch: Batch, chain: LatentChain, prime: Tensor | No
     return Answer(chain=chain, tokens=tokens, lengths=lengths)
 
 
-# --- sentences of running text -----------------------------------------------------------------------------------
-
-
 def sentence_pairs(task: Task, most: int) -> Problems:
     """The first test sentences in order of length, so that neighbours are about as long; an odd one out is left out.
 

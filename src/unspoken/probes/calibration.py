@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -13,23 +13,18 @@ from unspoken.draw.charts import Axis, Frame, circle, element, line_chart, span
 from unspoken.draw.formats import PERCENT_1, TWO_DECIMALS, Format, bare_percent, percent
 from unspoken.draw.section import Block, Figure, Key, Panel, Section
 from unspoken.draw.table import Cell, Column, Table, number, text
-from unspoken.evaluation.results import Results, averaged, step_names, summary_of
+from unspoken.evaluation.results import Results, averaged, step_names
 from unspoken.evaluation.significance import seed_means
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.tree_latents import reasons_in_trees, tree_latents
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 
 class CalibrationProbe(Probe):
     """Coefficients beside the odds, teacher-forced and in rollout."""
 
-    key: ClassVar[str] = "calibration"
+    key = "calibration"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Tree search that leaves the target open, Talker left out."""
         return reasons_in_trees(system, task) and task.config.targets != 1
 
     def measure(self, view: View) -> dict[str, Any]:
@@ -45,15 +40,21 @@ class CalibrationProbe(Probe):
             "valid_routes": float(valid_routes(view.graded.tokens, task, problems).double().mean()),
         }
 
-    def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
-        """Means over seeds, by system."""
-        return {name: _over_seeds(seeds) for name, seeds in readings.items()}
+    def over_seeds(self, seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Means over seeds; the points of the figure belong to the same true values in every seed."""
+        errors = ("error", "error_steps", "uniform_error")
+        points = [seed["forced"]["points"] for seed in seeds]
+        return {
+            "forced": seed_means([{key: seed["forced"][key] for key in errors} for seed in seeds]),
+            "rollout": seed_means([seed["rollout"] for seed in seeds]),
+            **seed_means([{"valid_routes": seed["valid_routes"]} for seed in seeds]),
+            "points": [
+                {key: float(np.mean([point[key] for point in same])) for key in same[0]}
+                for same in zip(*points, strict=True)
+            ],
+        }
 
-    def section(self, results: Results) -> Section | None:
-        """A chart and a table a system."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         blocks: list[Block] = []
         for name, entry in summary.items():
             error, uniform = (bare_percent(averaged(entry["forced"][key]), 1) for key in ("error", "uniform_error"))
@@ -69,24 +70,6 @@ class CalibrationProbe(Probe):
             blocks.append(Figure([_panel(entry["points"], name if len(summary) > 1 else "")], caption, "beside"))
             blocks.append(_rollout_table(entry["rollout"], title))
         return Section(self.key, "Do coefficients match known odds?", blocks)
-
-
-def _over_seeds(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean over seeds; the points of the figure belong to the same true values in every seed."""
-    errors = ("error", "error_steps", "uniform_error")
-    points = [seed["forced"]["points"] for seed in seeds]
-    return {
-        "forced": seed_means([{key: seed["forced"][key] for key in errors} for seed in seeds]),
-        "rollout": seed_means([seed["rollout"] for seed in seeds]),
-        **seed_means([{"valid_routes": seed["valid_routes"]} for seed in seeds]),
-        "points": [
-            {key: float(np.mean([point[key] for point in same])) for key in same[0]}
-            for same in zip(*points, strict=True)
-        ],
-    }
-
-
-# --- drawing -----------------------------------------------------------------------------------------------------
 
 
 def _panel(points: Sequence[Mapping[str, float]], title: str) -> Panel:

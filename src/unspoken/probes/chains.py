@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unspoken.draw import chains
 from unspoken.draw.formats import count
 from unspoken.draw.section import Block, Fold, Key, Legend, Paragraph, Section
-from unspoken.evaluation.results import Results, explicit, label, summary_of
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.evaluation.results import Results, explicit, label
+from unspoken.probes.probe import Probe, System, Task, View
 
 _TOKENS = 5  # of a latent that are shown
 
@@ -24,7 +20,6 @@ class ChainsProbe(Probe):
     key = "chains"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Where problems have an explicit chain."""
         return task.traits.has_chain
 
     def measure(self, view: View) -> list[dict[str, Any]] | None:
@@ -38,14 +33,9 @@ class ChainsProbe(Probe):
         return [_written_out(view, row) for row in [*right[:2].tolist(), *wrong[:1].tolist()]]
 
     def summarise(self, readings: Mapping[str, Sequence[list[dict[str, Any]]]], *, baseline: str | None) -> Any:
-        """All chains, one after the other."""
         return [chain for seeds in readings.values() for chain in seeds[0]]
 
-    def section(self, results: Results) -> Section | None:
-        """Chains of some problems, a column a latent; all systems but the first are folded."""
-        entries = summary_of(results, self.key)
-        if not entries:
-            return None
+    def draw(self, entries: Any, results: Results) -> Section | None:
         # One scale for all chains, so that columns of two of them can be compared.
         most = max((step["entropy"] for entry in entries for step in entry["steps"]), default=0.0) or 1.0
         keys = [
@@ -89,7 +79,7 @@ def _written_out(view: View, row: int) -> dict[str, Any]:
         "kind": "right" if correct else "wrong",
         "question": problem.question,
         "answer": problem.answer,
-        "said": view.prompt_format.decode(answers.tokens[row : row + 1])[0],
+        "response": view.prompt_format.decode(answers.tokens[row : row + 1])[0],
         "correct": correct,
         "steps": steps[: int(chain.lengths[row])],
         "chunks": [tokenizer.decode(list(chunk)) for chunk in chunks],
@@ -112,7 +102,7 @@ def _chain(results: Results, entry: Mapping[str, Any], most: float) -> chains.Ch
         remark=remark,
         label=f"{label(entry['system'])}, {entry['kind']}: {remark}",
         question=entry["question"],
-        spoken=entry["said"],
+        response=entry["response"],
         answer=entry["answer"],
         steps=entry["steps"],
         pieces=entry["chunks"],

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unspoken.draw.formats import p_value, percent, points
 from unspoken.draw.section import Section, Verdicts
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import Results, differs, label, summary_of
 from unspoken.probes import token_noise
-from unspoken.probes.probe import Probe
+from unspoken.probes.probe import Probe, System, Task
 from unspoken.tasks.context_free import SYMBOLS
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 
 class ClaimsProbe(Probe):
@@ -24,7 +20,6 @@ class ClaimsProbe(Probe):
     key = "claims"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of nothing."""
         return False
 
     def section(self, results: Results) -> Section | None:

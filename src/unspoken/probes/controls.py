@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,10 @@ from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import BARE_PERCENT_1, POINTS, bare_percent, count, joined, percent, points
 from unspoken.draw.section import Section, Verdicts
 from unspoken.draw.table import UNKNOWN, Cell, Column, Table, estimate, text
-from unspoken.evaluation.results import Results, differs, label, summary_of
+from unspoken.evaluation.results import Results, differs, label
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.probes.colours import system_colours
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.evaluation.answering import Graded
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.probes.probe import Probe, System, Task, View
 
 _PROBLEMS = 500  # that are answered again from every altered chain
 FORCED = "forced answer"
@@ -46,21 +41,11 @@ _SHORT = {"no chain": "none", FORCED: "forced", "random mixtures": "random", "no
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What became of the answers of one system of one seed.
+    """What became of the answers of one system of one seed."""
 
-    Attributes:
-        own: ``[B]``, whether they are right from the system's own chains.
-        altered: the same by control.
-        symbols: by control the share of right symbols, where answers are compared symbol by symbol.
-    """
-
-    own: Outcomes
-    altered: dict[str, Outcomes]
-    symbols: dict[str, float]
-
-
-def _outcomes(answers: Graded) -> Outcomes:
-    return answers.correct.numpy().astype(np.float64)
+    own: Outcomes  # ``[B]``, whether they are right from the system's own chains
+    altered: dict[str, Outcomes]  # the same by control
+    symbols: dict[str, float]  # by control the share of right symbols, where answers are compared symbol by symbol
 
 
 class ControlsProbe(Probe):
@@ -87,8 +72,8 @@ class ControlsProbe(Probe):
             altered[FORCED] = some.answer(chain=chain, boxed=True)
         after = view.task.traits.fixed_steps or 0
         return Reading(
-            own=_outcomes(some.graded),
-            altered={name: _outcomes(answers) for name, answers in altered.items()},
+            own=some.graded.outcomes,
+            altered={name: answers.outcomes for name, answers in altered.items()},
             symbols={
                 name: float(answers.per_symbol[:, after:].double().mean())
                 for name, answers in altered.items()
@@ -96,34 +81,23 @@ class ControlsProbe(Probe):
             },
         )
 
-    def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
-        """By system and control ``exact_match``, ``difference`` and, where there is one, ``symbol_accuracy``."""
-        return {name: _summary(seeds) for name, seeds in readings.items()}
+    def over_seeds(self, seeds: Sequence[Reading]) -> dict[str, Any]:
+        """By control ``exact_match``, ``difference`` and, where there is one, ``symbol_accuracy``."""
+        own = np.stack([seed.own for seed in seeds])
+        summary: dict[str, dict[str, Any]] = {}
+        for name in seeds[0].altered:
+            outcomes = np.stack([seed.altered[name] for seed in seeds])
+            summary[name] = {
+                "exact_match": asdict(rate(outcomes)),
+                "difference": asdict(paired_difference(outcomes, own)),
+            }
+            if name in seeds[0].symbols:
+                summary[name]["symbol_accuracy"] = float(np.mean([seed.symbols[name] for seed in seeds]))
+        return summary
 
-    def section(self, results: Results) -> Section | None:
-        """A column a system, and what follows from it."""
-        controls = summary_of(results, self.key)
-        if not controls:
-            return None
+    def draw(self, controls: Any, results: Results) -> Section | None:
         verdicts = [(label(system), chain_verdict(entries)) for system, entries in controls.items()]
         return Section(self.key, "Does the chain do anything?", [Verdicts(verdicts), _table(results, controls)])
-
-
-def _summary(seeds: Sequence[Reading]) -> dict[str, Any]:
-    own = np.stack([seed.own for seed in seeds])
-    summary: dict[str, dict[str, Any]] = {}
-    for name in seeds[0].altered:
-        outcomes = np.stack([seed.altered[name] for seed in seeds])
-        summary[name] = {
-            "exact_match": asdict(rate(outcomes)),
-            "difference": asdict(paired_difference(outcomes, own)),
-        }
-        if name in seeds[0].symbols:
-            summary[name]["symbol_accuracy"] = float(np.mean([seed.symbols[name] for seed in seeds]))
-    return summary
-
-
-# --- the table ---------------------------------------------------------------------------------------------------
 
 
 def _table(results: Results, controls: Mapping[str, Any]) -> Table:
@@ -187,25 +161,14 @@ def _control(entry: Mapping[str, Any] | None) -> Cell:
     )
 
 
-# --- what follows ------------------------------------------------------------------------------------------------
-
-
 def own_accuracy(controls: Mapping[str, Mapping[str, Any]]) -> float:
     """Accuracy of a system from its own chains, on the problems of its controls."""
     entry = next(iter(controls.values()))
-    own: float = entry["exact_match"]["mean"] - entry["difference"]["mean"]
-    return own
+    return entry["exact_match"]["mean"] - entry["difference"]["mean"]
 
 
 def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Whether the chain of a system does anything, out of its controls' paired differences.
-
-    Args:
-        controls: by name, each with its accuracy and its ``difference`` to the system with its own chain.
-
-    Returns:
-        Sentences, the most important first.
-    """
+    """Whether the chain of a system does anything, out of its controls' paired differences: sentences, in order."""
     asked = next(iter(controls.values()))["exact_match"]
     answers = asked["problems"] * len(asked["seeds"])
     right = round(own_accuracy(controls) * answers)
@@ -237,15 +200,17 @@ def _emptied(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str]:
 
 def _disturbed(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str]:
     """What it costs to disturb a chain, or the text after it."""
-    sentences, subjects = [], {"shuffle": "its order", "truncate": "its second half"}
+    subjects = {"shuffle": "its order", "truncate": "its second half"}
     used = [f"{subject} ({points(-lost[name])} points)" for name, subject in subjects.items() if name in lost]
-    if used:
-        sentences.append(_sentence(f"{joined(used)} {'matters' if len(used) == 1 else 'matter'}"))
     unused = [subject for name, subject in subjects.items() if name in change and name not in lost]
-    if unused:
-        sentences.append(
-            _sentence(f"{joined(unused)} {'makes' if len(unused) == 1 else 'make'} no detectable difference")
+    sentences = [
+        f"{text[:1].upper()}{text[1:]} {verb if len(some) > 1 else one_verb}."
+        for some, one_verb, verb in (
+            (used, "matters", "matter"),
+            (unused, "makes no detectable difference", "make no detectable difference"),
         )
+        if some and (text := joined(some))
+    ]
     if "forced answer" in lost:
         sentences.append(
             f"Answering right after the chain costs {bare_percent(lost['forced answer'], 1)} points: "
@@ -254,7 +219,3 @@ def _disturbed(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str
     elif "forced answer" in change:
         sentences.append("Answering right after the chain costs nothing detectable.")
     return sentences
-
-
-def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."

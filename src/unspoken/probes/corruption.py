@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import PERCENT_1, count, percent, points
 from unspoken.draw.section import Block, Heading, Paragraph, Section
 from unspoken.draw.table import UNKNOWN, Cell, Column, Table, estimate, text
-from unspoken.evaluation.results import Results, differs, label, summary_of
-from unspoken.probes.probe import Probe, View
+from unspoken.evaluation.results import Results, differs, label
+from unspoken.probes.probe import Probe, System, Task, View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unspoken.evaluation.corruption import Ablation
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 # By condition: what is wrong, and what the paper reports of a few sentences.
 CONDITIONS = {
@@ -34,10 +32,9 @@ _SAMPLES = 3
 class CorruptionProbe(Probe):
     """Sentences decoded from wrong latents and after wrong first words."""
 
-    key: ClassVar[str] = "corruption"
+    key = "corruption"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Running text, decoded by a Talker."""
         return task.traits.continues and system.has_talker
 
     def measure(self, view: View) -> dict[str, Any]:
@@ -64,11 +61,7 @@ class CorruptionProbe(Probe):
             "samples": [sample for seeds in readings.values() for seed in seeds for sample in seed["samples"]],
         }
 
-    def section(self, results: Results) -> Section | None:
-        """The rates by corruption, and a few sentences."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         blocks: list[Block] = [_table(summary)]
         if summary["samples"]:
             about = "Decoded from the first seed’s test sentences, the given first tokens included."
@@ -89,7 +82,7 @@ def _samples(view: View, ablation: Ablation) -> list[dict[str, Any]]:
             "system": view.system.name,
             "sentence": as_text(tokens[row]),
             "other": as_text(tokens[row + 1]),
-            "said": {name: as_text(decoded[row]) for name, decoded in ablation.decoded.items()},
+            "decoded": {name: as_text(tokens[row]) for name, tokens in ablation.decoded.items()},
         }
         for row in range(middle - middle % 2, len(tokens), 2)[:_SAMPLES]
     ]
@@ -138,7 +131,7 @@ def _table(summary: Mapping[str, Any]) -> Table:
 def _sentence(sample: Mapping[str, Any]) -> Table:
     rows = [
         [text("the sentence"), text(sample["sentence"])],
-        *([text(name), text(sample["said"][name])] for name in CONDITIONS if name in sample["said"]),
+        *([text(name), text(sample["decoded"][name])] for name in CONDITIONS if name in sample["decoded"]),
         [text("the other sentence"), text(sample["other"], classes="muted")],
     ]
     columns = [Column("Latents or prime"), Column(f"Decoded by {label(sample['system'])}", classes="")]

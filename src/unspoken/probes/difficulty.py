@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,10 @@ from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import count
 from unspoken.draw.section import Section
 from unspoken.draw.table import Cell, Column, Table, estimate, text
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import Outcomes, rate
 from unspoken.probes.colours import system_colours
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.probes.probe import Probe, System, Task, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +38,6 @@ class DifficultyProbe(Probe):
     key = "difficulty"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Where problems have an explicit chain."""
         return task.traits.has_chain
 
     def measure(self, view: View) -> Reading | None:
@@ -50,7 +45,7 @@ class DifficultyProbe(Probe):
         steps = np.array([len(problem.steps) for problem in view.questions])
         if len(np.unique(steps[steps > 0])) < 2:
             return None
-        return Reading(steps=steps, correct=view.graded.correct.numpy().astype(np.float64))
+        return Reading(steps=steps, correct=view.graded.outcomes)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
         """See the top of this file; problems without a known chain are left out."""
@@ -67,11 +62,7 @@ class DifficultyProbe(Probe):
             },
         }
 
-    def section(self, results: Results) -> Section | None:
-        """A row a system, a column a number of steps."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         colours = system_colours(results)
 
         def read(name: str, number: str) -> Cell:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from unspoken.draw.formats import PERCENT_1, coefficient
@@ -40,14 +39,6 @@ def effect_table(
         systems: the cell that names each system, and its effects.
         groups: of each effect a title over its columns, and what a terminal writes before their heads.
     """
-
-    def read(system: tuple[Cell, Sequence[Effect]], index: int, cell: Callable[[Effect], Cell]) -> Cell:
-        return cell(system[1][index])
-
-    columns = [Column("System", lambda system: system[0])]
-    for index, (group, before) in enumerate(groups):
-        columns += [
-            Column(head, partial(read, index=index, cell=cell), before + short, group)
-            for (head, short), cell in kinds.items()
-        ]
-    return Table.of(systems, columns, **rest)
+    heads = [Column(head, None, before + short, group) for group, before in groups for head, short in kinds]
+    rows = [[name, *(cell(effect) for effect in effects for cell in kinds.values())] for name, effects in systems]
+    return Table(columns=[Column("System"), *heads], rows=rows, **rest)

@@ -41,23 +41,14 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How systems are asked, the same for all.
+    """How systems are asked, the same for all."""
 
-    Attributes:
-        task: whose test sets are answered.
-        prompt_format: how its problems become tokens.
-        problems: of each test set; smaller sets are used in full.
-        batch_size: problems answered at once.
-        max_answer: cap of an answer, where the task has none of its own.
-        baseline: the stage that others are compared with.
-    """
-
-    task: Task
-    prompt_format: PromptFormat
-    problems: int
-    batch_size: int
-    max_answer: int
-    baseline: str | None = None
+    task: Task  # whose test sets are answered
+    prompt_format: PromptFormat  # how its problems become tokens
+    problems: int  # of each test set; smaller sets are used in full
+    batch_size: int  # problems answered at once
+    max_answer: int  # cap of an answer, where the task has none of its own
+    baseline: str | None = None  # the stage that others are compared with
 
     def tests(self) -> dict[str, TestSet]:
         """The test sets by name; of running text, its sentences."""
@@ -74,22 +65,17 @@ class Asked:
 
 @dataclass
 class TestSet:
-    """A test set and what every system did with it, by system.
-
-    Attributes:
-        prompt_lengths: tokens ``[B]`` of the prompts; None until an answer is counted.
-        right: outcomes ``[B]`` of each seed.
-        ended: of each seed the rate of chains that ended by themselves; nothing where their length is fixed.
-        spent: of each seed what its answers cost.
-        seconds: of the first seed.
-    """
+    """A test set and what every system did with it, by system."""
 
     problems: Problems
-    prompt_lengths: Tensor | None = None
-    right: dict[str, list[Outcomes]] = field(default_factory=lambda: defaultdict(list))
+    prompt_lengths: Tensor | None = None  # tokens ``[B]`` of the prompts; None until an answer is counted
+    right: dict[str, list[Outcomes]] = field(default_factory=lambda: defaultdict(list))  # outcomes ``[B]`` of each seed
+    # Of each seed the rate of chains that ended by themselves; nothing where their length is fixed.
     ended: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    # Of each seed what its answers cost.
     spent: dict[str, list[dict[str, float]]] = field(default_factory=lambda: defaultdict(list))
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    # What the system and the first seed add to that: the number of parameters, and seconds.
+    fixed: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def answer(self, system: System, asked: Asked, *, timed: bool, alone: bool) -> Graded | None:
         """Let a system of one seed answer all problems, and keep what it did.
@@ -101,7 +87,7 @@ class TestSet:
         answers = asked.answer(system, self.problems, asked.batch_size)
         if answers is None:
             return None
-        self.right[system.name].append(answers.correct.numpy().astype(np.float64))
+        self.right[system.name].append(answers.outcomes)
         stop = answers.chain.stop
         if not bool((stop == StopReason.FIXED).all()):
             self.ended[system.name].append(float((stop == StopReason.END).double().mean()))
@@ -111,7 +97,8 @@ class TestSet:
             self.spent[system.name].append(counted(system, self.prompt_lengths, answers))
             if timed:
                 timed_answer = partial(asked.answer, system)
-                self.seconds[system.name] = seconds(timed_answer, self.problems, asked.batch_size, alone=alone)
+                times = seconds(timed_answer, self.problems, asked.batch_size, alone=alone)
+                self.fixed[system.name] = {"parameters": system.parameters, **times}
         return answers
 
     def cost(self, name: str) -> dict[str, float] | None:
@@ -119,7 +106,7 @@ class TestSet:
         if name not in self.spent:
             return None
         means = {key: float(np.mean([one[key] for one in self.spent[name]])) for key in self.spent[name][0]}
-        return means | self.seconds[name]
+        return means | self.fixed[name]
 
     def rates(self) -> dict[str, dict[str, Any]]:
         """Exact match of every system."""
@@ -145,10 +132,10 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
     tests = asked.tests()
     first = next(iter(tests.values()))
     readings: dict[str, dict[str, list[Any]]] = {probe.key: defaultdict(list) for probe in probes}
-    facts: dict[str, dict[str, Any]] = {}
+    chains: dict[str, str | None] = {}
     for view in _views(seeds, tests, asked, say):
         system = view.system
-        facts[system.name] = _facts(view)
+        chains[system.name] = system.chain_kind if view.has_chain else None
         for probe in probes:
             if probe.applies(system, asked.task):
                 say(f"seed {view.seed}  {system.name}: {probe.key.replace('_', ' ')}")
@@ -169,8 +156,8 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
             name: {
                 **rates[name],
                 "ended": float(np.mean(first.ended[name])) if name in first.ended else None,
-                "cost": _with_parameters(first.cost(name), facts[name].pop("parameters")),
-                **facts[name],
+                "cost": first.cost(name),
+                "chain": chains[name],
             }
             for name in rates
         },
@@ -212,19 +199,6 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
                     teacher=teacher,
                     most=asked.problems,
                 )
-
-
-def _facts(view: View) -> dict[str, Any]:
-    """What a system is: sentences about it are made of these."""
-    system = view.system
-    return {
-        "chain": system.chain_kind if view.has_chain else None,
-        "parameters": system.parameters,
-    }
-
-
-def _with_parameters(cost: dict[str, float] | None, parameters: int) -> dict[str, float] | None:
-    return None if cost is None else cost | {"parameters": parameters}
 
 
 def _differences(right: Mapping[str, Sequence[Outcomes]], baseline: str | None) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Forced wrong symbols: what they do to later symbols and to latents (JEPA-Reasoner, section 6.6).
 
 The summary holds ``half`` (the symbols that a primed Talker is given), ``systems`` (system -> what
-`unspoken.evaluation.forced_symbols.effect_summary` returns) and ``prime`` (``exact_match`` and ``symbol_accuracy`` of a
+`unspoken.evaluation.forcing.effect_summary` returns) and ``prime`` (``exact_match`` and ``symbol_accuracy`` of a
 Dual-Talker's second half after a ``right`` and a ``wrong`` first one).
 """
 
@@ -17,18 +17,16 @@ from unspoken.draw.formats import percent
 from unspoken.draw.section import Block, Paragraph, Section
 from unspoken.draw.table import text
 from unspoken.evaluation.outcomes import PAIR
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import Outcomes, rate
 from unspoken.probes.effects import Kinds, effect_table, latents_cell, rate_of
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.tasks.context_free import EOS, SYMBOLS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from unspoken.evaluation.forcing import Effect
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 RATE = 0.25  # of the symbols of an answer that are forced to be wrong
 PROBLEMS = 200  # on which they are
@@ -43,16 +41,11 @@ _EFFECTS: Kinds = {
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one model made of wrong symbols.
+    """What one model made of wrong symbols."""
 
-    Attributes:
-        effect: on later symbols and on latents.
-        half: symbols that a primed Talker is given.
-        primed: hits ``[B, M]`` of the others after right and wrong ones; empty where a system does not read its symbols.
-    """
-
-    effect: Effect
-    half: int
+    effect: Effect  # on later symbols and on latents
+    half: int  # symbols that a primed Talker is given
+    # Hits ``[B, M]`` of the others after right and wrong ones; empty where a system does not read its symbols.
     primed: Mapping[str, Outcomes]
 
 
@@ -69,21 +62,19 @@ class ForcedSymbolsProbe(Probe):
         """Wrong symbols in the answers to the first problems; a primed Dual-Talker answers all."""
         import torch
 
-        from unspoken.evaluation.forced_symbols import containment
-        from unspoken.evaluation.forcing import forced_run
+        from unspoken.evaluation.forcing import containment, forced_run
 
         half, system = view.task.traits.fixed_steps, view.system
         assert half is not None
         few = view.first(PROBLEMS)
         run = forced_run(system, *few.task.prompts(few.problems, few.prompt_format), fill=EOS)
-        right = _right(few)[:, system.unsaid :]
+        right = _right(few)[:, system.replaced :]
         effect = containment(run, right, alternatives=torch.tensor(SYMBOLS), rate=RATE, seed=view.seed)
         primed = _primed(view, half) if system.name == PAIR and system.speaker.reads_tokens else {}
         return Reading(effect=effect, half=half, primed=primed)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
-        """See the top of this file."""
-        from unspoken.evaluation.forced_symbols import effect_summary
+        from unspoken.evaluation.forcing import effect_summary
 
         primed: dict[str, list[Outcomes]] = {}
         for reading in (reading for seeds in readings.values() for reading in seeds):
@@ -101,11 +92,7 @@ class ForcedSymbolsProbe(Probe):
             },
         }
 
-    def section(self, results: Results) -> Section | None:
-        """What wrong symbols do to later ones and to latents, and whether the Talker follows them."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         note = (
             "Some of the symbols that a system gives are replaced by wrong ones while it answers. Later symbols are "
             "those after the first wrong one. Coconut has finished its chain when it answers, so its latents stay as "

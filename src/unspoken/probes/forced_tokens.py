@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from unspoken.draw.formats import count, percent
 from unspoken.draw.section import Section
 from unspoken.draw.table import text
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
 from unspoken.probes.effects import Kinds, effect_table, latents_cell, rate_of
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 
 if TYPE_CHECKING:
     from unspoken.evaluation.forcing import Effect
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 _PROBLEMS = 200  # that are asked
 _EFFECTS: Kinds = {
@@ -59,16 +57,16 @@ class ForcedTokensProbe(Probe):
         """The effects on the models of several seeds, with 95 % intervals.
 
         Returns:
-            ``problems``, ``rates`` and ``systems``: for each ``says``, what its tokens are, and ``effects``, one for
-            each rate, with ``forced`` (rate of the tokens that could be), ``later_changed`` and ``answers_lost`` (each
-            ``mean``, ``low``, ``high``, or None where there was nothing to change or to lose), ``judged`` (how many
-            answers count, over all seeds), ``latents_identical`` and ``largest_latent_change`` over all seeds.
+            ``problems``, ``rates`` and ``systems``: for each ``output_kind``, what its tokens are, and ``effects``, one
+            for each rate, with ``forced`` (rate of the tokens that could be), ``later_changed`` and ``answers_lost``
+            (each ``mean``, ``low``, ``high``, or None where there was nothing to change or to lose), ``judged`` (how
+            many answers count, over all seeds), ``latents_identical`` and ``largest_latent_change`` over all seeds.
         """
         from unspoken.evaluation.forced_tokens import RATES, summary
 
         systems = {
             name: {
-                "says": seeds[0].output_kind,
+                "output_kind": seeds[0].output_kind,
                 "effects": [summary(each) for each in zip(*(seed.effects for seed in seeds), strict=True)],
             }
             for name, seeds in readings.items()
@@ -76,13 +74,9 @@ class ForcedTokensProbe(Probe):
         problems = len(next(iter(readings.values()))[0].effects[0].counts)
         return {"problems": problems, "rates": list(RATES), "systems": systems}
 
-    def section(self, results: Results) -> Section | None:
-        """What wrong tokens do to later ones, answers and latents of everything that answers."""
-        entry = summary_of(results, self.key)
-        if not entry:
-            return None
+    def draw(self, entry: Any, results: Results) -> Section | None:
         systems = [
-            (text(label(name), f"forced: {system['says']}"), system["effects"])
+            (text(label(name), f"forced: {system['output_kind']}"), system["effects"])
             for name, system in entry["systems"].items()
         ]
         note = (

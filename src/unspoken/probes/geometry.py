@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +17,8 @@ from unspoken.draw import clouds
 from unspoken.draw.formats import ONE_DECIMAL, THREE_DECIMALS, TWO_DECIMALS, coefficient, count, joined, percent
 from unspoken.draw.section import Block, Figure, Key, Panel, Section
 from unspoken.draw.table import Cell, Column, Table, reading, text
-from unspoken.evaluation.results import Results, label, summary_of
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.evaluation.results import Results, label
+from unspoken.probes.probe import Probe, System, Task, View
 
 _PROBLEMS = 200  # whose chains are taken
 
@@ -76,12 +72,7 @@ class GeometryProbe(Probe):
                 summary[name]["plane"] = seeds[0]["plane"]
         return summary
 
-    def section(self, results: Results) -> Section | None:
-        """Hidden states beside the rows of the embedding table."""
-        entries = summary_of(results, self.key)
-        if not entries:
-            return None
-
+    def draw(self, entries: Any, results: Results) -> Section | None:
         def cosine(entry: tuple[str, Mapping[str, Any]]) -> Cell:
             return text(f"{coefficient(entry[1]['cosine_mean'], 3)} ± {coefficient(entry[1]['cosine_sd'], 3)}")
 

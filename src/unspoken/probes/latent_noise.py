@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,12 +19,8 @@ from unspoken.draw.section import Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, estimate, number, text
 from unspoken.evaluation.degradation import Hits, degradation
 from unspoken.evaluation.outcomes import PAIR
-from unspoken.evaluation.results import Results, label, summary_of
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.evaluation.results import Results, label
+from unspoken.probes.probe import Probe, System, Task, View
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.15)
 # The paper's values: sigma over the largest entry -> exact match of the last four symbols.
@@ -37,17 +33,11 @@ _KINDS = {"renormalised": True, "free": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What noise did to one model; both by kind of noise.
+    """What noise did to one model; both by kind of noise."""
 
-    Attributes:
-        hits: of the second half of the answers, at each level.
-        norm_ratios: of noise and latent, a mean for each level.
-        unsaid: symbols that latents stand for.
-    """
-
-    hits: Mapping[str, Hits]
-    norm_ratios: Mapping[str, list[float]]
-    unsaid: int
+    hits: Mapping[str, Hits]  # of the second half of the answers, at each level
+    norm_ratios: Mapping[str, list[float]]  # of noise and latent, a mean for each level
+    replaced: int  # symbols that latents stand for
 
 
 class LatentNoiseProbe(Probe):
@@ -56,7 +46,6 @@ class LatentNoiseProbe(Probe):
     key = "latent_noise"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of systems that continue strings."""
         return task.traits.fixed_steps is not None
 
     def measure(self, view: View) -> Reading:
@@ -76,11 +65,10 @@ class LatentNoiseProbe(Probe):
                 chain, ratio = noisy_chain(system.reasoner, ids, mask, system.stop, noise, **how)
                 hits[kind][fraction] = view.answer(chain=chain).hits[:, half:]
                 ratios[kind].append(ratio)
-        return Reading(hits=hits, norm_ratios=ratios, unsaid=system.unsaid)
+        return Reading(hits=hits, norm_ratios=ratios, replaced=system.replaced)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
-        """See the top of this file."""
-        against = next((name for name, seeds in readings.items() if seeds[0].unsaid), None)
+        against = next((name for name, seeds in readings.items() if seeds[0].replaced), None)
         kinds = {}
         for kind in _KINDS:
             hits = {name: [reading.hits[kind] for reading in seeds] for name, seeds in readings.items()}
@@ -94,11 +82,7 @@ class LatentNoiseProbe(Probe):
         first = next(iter(readings.values()))[0]
         return {"half": first.hits["free"][0.0].shape[1], "against": against, **kinds}
 
-    def section(self, results: Results) -> Section | None:
-        """Exact match of the last symbols with noise on every latent, beside the paper's."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         kept, free, half = summary["renormalised"], summary["free"], summary["half"]
         levels = [level["level"] for level in next(iter(kept["systems"].values()))["levels"]]
         rows = [[text(label(name)), *_cells(kept, name, 0), *_cells(free, name, 1)] for name in kept["systems"]]

@@ -33,11 +33,7 @@ _AGAIN = (
 
 
 def mixing_blocks(results: Results, reference: Reference) -> list[Block]:
-    """Rank, larger coefficient and coefficients along SST, teacher-forced and in rollout.
-
-    Args:
-        reference: levels of the rank.
-    """
+    """Rank, larger coefficient and coefficients along SST, teacher-forced and in rollout; ``reference`` ranks."""
     stages = _stages(results)
     curves = [curve for stage in stages for _, curve in stage_curves(results, stage)]
     kinds = [kind for kind in KINDS if any(f"{kind}_rank" in curve for curve in curves)]

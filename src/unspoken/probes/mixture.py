@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from unspoken.draw.formats import PERCENT, THREE_DECIMALS, percent
 from unspoken.draw.section import Block, Heading, Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, number, text
-from unspoken.evaluation.results import Results, averaged, is_ambiguous, step_names, summary_of
+from unspoken.evaluation.results import Results, averaged, is_ambiguous, step_names
 from unspoken.evaluation.significance import seed_means
 from unspoken.probes.mixing_curves import mixing_blocks
 from unspoken.probes.paper import PAPER, compares_to_paper, paper_table
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.tree_latents import KINDS, reasons_in_trees, tree_latents
 from unspoken.tasks.tree_search import LETTERS
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 Readings = Mapping[str, Mapping[str, Any]]  # means over seeds by reading, teacher-forced and in rollout
 
@@ -26,14 +22,12 @@ Readings = Mapping[str, Mapping[str, Any]]  # means over seeds by reading, teach
 class MixtureProbe(Probe):
     """Rank of the sibling plane and the two coefficients, see `unspoken.analysis.mixture`."""
 
-    key: ClassVar[str] = "mixture"
+    key = "mixture"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Tree search, Talker left out."""
         return reasons_in_trees(system, task)
 
     def measure(self, view: View) -> dict[str, dict[str, Any]]:
-        """The means of each kind of latents."""
         from unspoken.analysis.mixture import measure, siblings
 
         latents = tree_latents(view)
@@ -59,20 +53,12 @@ class MixtureProbe(Probe):
         }
         return {"reference": reference_levels(len(LETTERS)), "systems": systems}
 
-    def section(self, results: Results) -> Section | None:
-        """A table, curves along SST, and the paper's measures."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         systems, reference = summary["systems"], summary["reference"] or {}
         blocks: list[Block] = [_table(results, systems, reference), *mixing_blocks(results, reference)]
         if compares_to_paper(results):
             blocks += [Heading("Beside the paper"), paper_table(results, systems, reference)]
         return Section(self.key, "What a latent is made of", blocks)
-
-
-def _means(entry: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {kind: {key: averaged(value) for key, value in entry[kind].items()} for kind in KINDS if kind in entry}
 
 
 def _mean_coefficient(means: Mapping[str, Any], key: str) -> float:
@@ -98,7 +84,10 @@ def _row(name: str, readings: Readings, pick: str | int, classes: str = "") -> l
 
 def _table(results: Results, systems: Mapping[str, Any], reference: Mapping[str, float]) -> Table:
     """Every step of one system, or the inner nodes of several and all their nodes."""
-    every = {name: _means(entry) for name, entry in systems.items()}
+    every = {
+        name: {kind: {key: averaged(value) for key, value in entry[kind].items()} for kind in KINDS if kind in entry}
+        for name, entry in systems.items()
+    }
     first = next(iter(every.values()))
     if len(every) == 1:
         depth = len(next(iter(first.values()))["rank_steps"]) + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,9 @@ from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import PERCENT_1, TWO_DECIMALS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import Column, Table, drawing, estimate, text
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import bootstrap_means, interval
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.probes.probe import Probe, System, Task, View
 
 _DRAWS = 2000
 
@@ -26,10 +22,9 @@ _DRAWS = 2000
 class NextTokenProbe(Probe):
     """Accuracy and perplexity of the next token, on as many test texts as the recipe asks for problems."""
 
-    key: ClassVar[str] = "next_token"
+    key = "next_token"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Running text, and no Talker to decode it."""
         return task.traits.continues and not system.has_talker
 
     def measure(self, view: View) -> dict[str, Any] | None:
@@ -51,11 +46,7 @@ class NextTokenProbe(Probe):
             "systems": {name: _with_intervals(seeds) for name, seeds in readings.items()},
         }
 
-    def section(self, results: Results) -> Section | None:
-        """A table, a row a stage."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         return Section(self.key, "What is known of the next token", [_table(summary)])
 
 

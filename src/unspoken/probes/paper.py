@@ -13,19 +13,12 @@ from unspoken.evaluation.results import Results, averaged
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """What JEPA-Reasoner (arXiv 2512.19171v3, section 5.1) reports for tree search.
+    """What JEPA-Reasoner (arXiv 2512.19171v3, section 5.1) reports for tree search."""
 
-    Attributes:
-        exact_match: of the complete route.
-        major: the right child has the larger of the two coefficients.
-        rank: of the sibling plane among all planes, as a fraction.
-        parameters: of the Reasoner.
-    """
-
-    exact_match: float = 0.9987
-    major: float = 0.9989
-    rank: float = 0.0172
-    parameters: float = 42e6
+    exact_match: float = 0.9987  # of the complete route
+    major: float = 0.9989  # the right child has the larger of the two coefficients
+    rank: float = 0.0172  # of the sibling plane among all planes, as a fraction
+    parameters: float = 42e6  # of the Reasoner
 
 
 PAPER = Paper()
@@ -39,12 +32,7 @@ def compares_to_paper(results: Results) -> bool:
 
 
 def paper_table(results: Results, mixtures: Mapping[str, Any], reference: Mapping[str, float] | None) -> Table:
-    """The paper's measures beside ours, a column a Reasoner.
-
-    Args:
-        mixtures: by Reasoner, see `unspoken.probes.mixture`.
-        reference: levels of the rank.
-    """
+    """The paper's measures beside ours, a column a Reasoner; ``mixtures`` by Reasoner, ``reference`` ranks."""
     # A Reasoner with a Talker is measured under the name of its read-out without one.
     alone = {name.removesuffix(NEAREST): name for name in mixtures}
     systems = {name: results["systems"][name] for name in alone if name in results["systems"]}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,7 @@ from unspoken.draw.table import Cell, Column, Table, estimate, text
 from unspoken.evaluation.results import Results, label, summary_of
 from unspoken.evaluation.significance import rate
 from unspoken.probes.colours import system_colours
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.probes.probe import Probe, System, Task, View
 
 
 def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]:
@@ -34,14 +30,10 @@ def pass_at(k: int, right: NDArray[np.int64], draws: int) -> NDArray[np.float64]
 
     Returns:
         ``[P]``.
-
-    Raises:
-        ValueError: k is not from 1 to ``draws``, or a count is not from 0 to ``draws``.
     """
-    if not 1 <= k <= draws:
-        raise ValueError(f"pass@{k} out of {draws} draws is not defined; k goes from 1 to {draws}")
-    if right.size and not (right.min() >= 0 and right.max() <= draws):
-        raise ValueError(f"counts of right draws go from {right.min()} to {right.max()}; they must be 0 to {draws}")
+    assert 1 <= k <= draws and ((right >= 0) & (right <= draws)).all(), (
+        f"pass@{k} of {right} right out of {draws} draws"
+    )
     none_right = [math.comb(draws - count, k) / math.comb(draws, k) for count in range(draws + 1)]
     return 1 - np.array(none_right)[right]
 
@@ -81,8 +73,7 @@ class PassAtKProbe(Probe):
             draws=self.draws,
             seed=view.seed,
         )
-        right: NDArray[np.int64] = drawn.sum(axis=1)
-        return right
+        return drawn.sum(axis=1)
 
     def summarise(self, readings: Mapping[str, Sequence[NDArray[np.int64]]], *, baseline: str | None) -> dict[str, Any]:
         """``draws``, and ``systems``: by name and k the rate over seeds and problems.

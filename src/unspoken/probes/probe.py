@@ -13,46 +13,38 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from unspoken.draw.section import Section
+from unspoken.evaluation.results import Results, summary_of
+
 if TYPE_CHECKING:
     from unspoken.chain import LatentChain
-    from unspoken.draw.section import Section
     from unspoken.evaluation.answering import Graded
-    from unspoken.evaluation.results import Results
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
     from unspoken.tasks.problems import ReasoningProblem
     from unspoken.tasks.prompt_format import PromptFormat
     from unspoken.tasks.task import Problems, Task
+else:
+    System = Task = Any
+
+__all__ = ["Probe", "System", "Task", "View"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One system of one seed, with its answers to the first test set.
+    """One system of one seed, with its answers to the first test set."""
 
-    Attributes:
-        system: what is looked at.
-        task: what it was trained on.
-        problems: of the first test set. Where the task is running text they are sentences.
-        answers: the system's own, free answers to them; None where there is nothing to answer.
-        prompt_format: how problems become tokens.
-        batch_size: problems answered at once.
-        seed: of the training run, and of everything random that a probe draws.
-        first_seed: of several seeds this is the first, of which examples are shown.
-        as_trained: it answers as its stage was trained to, not in another way that is compared with that.
-        teacher: what made the latents that it learned from, if anything did.
-        most: how many problems the recipe asks for, of which there may be fewer; None for as many as there are.
-    """
-
-    system: System
-    task: Task
-    problems: Problems
-    answers: Graded | None
-    prompt_format: PromptFormat
-    batch_size: int
-    seed: int
-    first_seed: bool = True
-    as_trained: bool = True
-    teacher: Teacher | None = None
+    system: System  # what is looked at
+    task: Task  # what it was trained on
+    problems: Problems  # of the first test set. Where the task is running text they are sentences.
+    answers: Graded | None  # the system's own, free answers to them; None where there is nothing to answer
+    prompt_format: PromptFormat  # how problems become tokens
+    batch_size: int  # problems answered at once
+    seed: int  # of the training run, and of everything random that a probe draws
+    first_seed: bool = True  # of several seeds this is the first, of which examples are shown
+    as_trained: bool = True  # it answers as its stage was trained to, not in another way that is compared with that
+    teacher: Teacher | None = None  # what made the latents that it learned from, if anything did
+    # How many problems the recipe asks for, of which there may be fewer; None for as many as there are.
     most: int | None = None
 
     @cached_property
@@ -65,8 +57,7 @@ class View:
     def questions(self) -> Sequence[ReasoningProblem]:
         """The problems, of a task that asks in words."""
         problems: Any = self.problems
-        asked: Sequence[ReasoningProblem] = problems
-        return asked
+        return problems
 
     @property
     def has_chain(self) -> bool:
@@ -88,19 +79,12 @@ class View:
         answers = None if self.answers is None else self.answers.select(rows)
         return replace(self, problems=self.problems.select(rows), answers=answers)
 
-    def answer(self, *, chain: LatentChain | None = None, boxed: bool = False) -> Graded:
-        """The problems answered anew, see `unspoken.evaluation.answering.answer`."""
+    def answer(self, **how: Any) -> Graded:
+        """The problems answered anew, from another chain for instance, see `unspoken.evaluation.answering.answer`."""
         from unspoken.evaluation.answering import answer
 
-        return answer(
-            self.system,
-            self.task,
-            self.problems,
-            self.prompt_format,
-            batch_size=self.batch_size,
-            chain=chain,
-            boxed=boxed,
-        )
+        asked = (self.system, self.task, self.problems, self.prompt_format)
+        return answer(*asked, batch_size=self.batch_size, **how)
 
 
 class Probe:
@@ -122,8 +106,8 @@ class Probe:
         """The reading of one system of one seed; None where its answers leave nothing to measure."""
         return None
 
-    def summarise(self, readings: Mapping[str, Sequence[Any]], *, baseline: str | None) -> dict[str, Any] | None:
-        """What results keep, as plain values.
+    def summarise(self, readings: Mapping[str, Sequence[Any]], *, baseline: str | None) -> Any:
+        """What results keep, as plain values: by default `over_seeds` of each system.
 
         Args:
             readings: of every system that has any, one a seed.
@@ -132,8 +116,18 @@ class Probe:
         Returns:
             None if nothing is worth keeping.
         """
+        summaries = {name: self.over_seeds(seeds) for name, seeds in readings.items()}
+        return {name: summary for name, summary in summaries.items() if summary is not None} or None
+
+    def over_seeds(self, seeds: Sequence[Any]) -> Any:
+        """The readings of one system as plain values; None if nothing is worth keeping."""
         return None
 
     def section(self, results: Results) -> Section | None:
         """The part of the page about results that hold a summary; None where there is nothing to show."""
+        summary = summary_of(results, self.key)
+        return self.draw(summary, results) if summary else None
+
+    def draw(self, summary: Any, results: Results) -> Section | None:
+        """The section of a summary that holds something."""
         return None

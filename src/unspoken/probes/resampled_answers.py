@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 from unspoken.draw.formats import count, percent, steps
 from unspoken.draw.section import Paragraph, Section
-from unspoken.evaluation.results import Results, label, summary_of
-from unspoken.probes.probe import Probe, View
+from unspoken.evaluation.results import Results, label
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.tasks.tree_search import searches_trees
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 _PROBLEMS, _DRAWS, _TEMPERATURE = 200, 5, 20.0
 
@@ -21,7 +17,7 @@ _PROBLEMS, _DRAWS, _TEMPERATURE = 200, 5, 20.0
 class ResampledAnswersProbe(Probe):
     """The answer may change, the chain must stay the same to the last bit; of the first seed."""
 
-    key: ClassVar[str] = "resampled_answers"
+    key = "resampled_answers"
 
     def applies(self, system: System, task: Task) -> bool:
         """Tree search with a Talker; of other tasks wrong tokens are forced, which asks the same."""
@@ -48,15 +44,10 @@ class ResampledAnswersProbe(Probe):
             "latents_identical": all(torch.equal(first.chain.latents, other.chain.latents) for other in others),
         }
 
-    def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
-        """The reading of each system."""
-        return {name: seeds[0] for name, seeds in readings.items()}
+    def over_seeds(self, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return seeds[0]
 
-    def section(self, results: Results) -> Section | None:
-        """A sentence a system."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         more = (
             "Containment holds by construction: no spoken token ever enters the Reasoner. It bounds what a wrong word "
             "can do, not what a wrong latent can do."
@@ -66,12 +57,9 @@ class ResampledAnswersProbe(Probe):
 
 
 def _statement(system: str, entry: Mapping[str, Any]) -> Paragraph:
-    contained = entry["latents_identical"]
-    outcome = (
-        "and not one bit of any chain."
-        if contained
-        else "AND SO DID THE CHAINS: a spoken token reached the Reasoner, which must not happen."
-    )
+    contained, outcome = entry["latents_identical"], "and not one bit of any chain."
+    if not contained:
+        outcome = "AND SO DID THE CHAINS: a spoken token reached the Reasoner, which must not happen."
     text = (
         f"{f'{system}, ' if system else ''}{count(entry['talker_seeds'], 'seed')} of the Talker at temperature "
         f"{steps(entry['temperature'])}, {count(entry['problems'], 'problem')}: the words of "

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from unspoken.draw.charts import Axis, Frame, Line, line_chart, rates
 from unspoken.draw.section import Figure, Key, Panel, Section
-from unspoken.evaluation.results import Results, averaged, step_names, summary_of
+from unspoken.evaluation.results import Results, averaged, step_names
 from unspoken.evaluation.significance import seed_means
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.tree_latents import reasons_in_trees, tree_latents
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 Accuracy = dict[str, list[float]]
 
@@ -24,10 +22,9 @@ Accuracy = dict[str, list[float]]
 class StepsProbe(Probe):
     """Accuracy of the nearest name of every latent, in rollout and teacher-forced."""
 
-    key: ClassVar[str] = "steps"
+    key = "steps"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Tree search, Talker left out."""
         return reasons_in_trees(system, task)
 
     def measure(self, view: View) -> dict[str, Accuracy]:
@@ -36,20 +33,10 @@ class StepsProbe(Probe):
         right = latents.task.answers(latents.problems)
         return {kind: _accuracy(latents.targets.nearest_row(values), right) for kind, values in latents.kinds.items()}
 
-    def summarise(
-        self, readings: Mapping[str, Sequence[dict[str, Accuracy]]], *, baseline: str | None
-    ) -> dict[str, Any]:
-        """Means over seeds, by system."""
-        return {
-            name: {kind: seed_means([seed[kind] for seed in seeds]) for kind in seeds[0]}
-            for name, seeds in readings.items()
-        }
+    def over_seeds(self, seeds: Sequence[dict[str, Accuracy]]) -> dict[str, Any]:
+        return {kind: seed_means([seed[kind] for seed in seeds]) for kind in seeds[0]}
 
-    def section(self, results: Results) -> Section | None:
-        """Curves over the steps."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         caption = (
             "Nearest name of every latent, Talker left out. Look for a gap between the two: under teacher forcing each "
             "step reads the true names before it, in rollout it reads the model’s own latents, which training never "
@@ -60,10 +47,7 @@ class StepsProbe(Probe):
 
 def _accuracy(tokens: Tensor, answers: Tensor) -> Accuracy:
     right = tokens[:, : answers.shape[1]] == answers
-    return {
-        "step": right.double().mean(dim=0).tolist(),
-        "up_to": right.cumprod(dim=1).double().mean(dim=0).tolist(),
-    }
+    return {"step": right.double().mean(dim=0).tolist(), "up_to": right.cumprod(dim=1).double().mean(dim=0).tolist()}
 
 
 def _panels(summary: Mapping[str, Any]) -> list[Panel]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +13,15 @@ from unspoken.draw.charts import Axis, Frame, Level, Line, Tick, line_chart, lin
 from unspoken.draw.formats import PERCENT_1, STEPS, THREE_DECIMALS, TWO_DECIMALS, coefficient
 from unspoken.draw.section import Block, Figure, Heading, Key, Panel, Paragraph, Section
 from unspoken.draw.table import Cell, Column, Table, number, reading, text
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
+from unspoken.evaluation.significance import seed_means
 from unspoken.probes.colours import system_colours
-from unspoken.probes.probe import Probe, View
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
+from unspoken.probes.probe import Probe, System, Task, View
 
 _PROBLEMS = 200  # whose chains are taken apart
 _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 _PARALLELISM = ("chains", "n_eff", "n_naive", "ratio", "n_eff_v1", "top2", "top2_v1")
+_AVERAGED = ("questions", *_PARALLELISM)
 _LEAST = 0.1  # the entropy line ends where fewer chains than this share still run
 _WIDTH = 430  # pixels of a chart of all systems
 _SHOWN = 120  # points of one system's picture
@@ -73,18 +71,25 @@ class SuperpositionProbe(Probe):
             "parallelism": _parallel_chains(view, problems, full, chain.latents),
         }
 
-    def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
-        """By system the numbers averaged over seeds; lists by step and by question are the first seed's."""
-        return {name: _summary(seeds) for name, seeds in readings.items()}
+    def over_seeds(self, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Numbers averaged over seeds; lists by step and by question are the first seed's."""
+        means = seed_means([{key: seed[key] for key in ("top1", "exit_rate", "ecr_left_out")} for seed in seeds])
+        rates = seed_means([seed["ecr"] for seed in seeds])
+        several = seeds[0]["parallelism"]
+        if several is not None:
+            averages = seed_means([{name: seed["parallelism"][name] for name in _AVERAGED} for seed in seeds])
+            several = several | {name: value["mean"] for name, value in averages.items()}
+        return {
+            **seeds[0],
+            **{name: value["mean"] for name, value in means.items()},
+            "ecr": {k: value["mean"] for k, value in rates.items()},
+            "parallelism": several,
+        }
 
-    def section(self, results: Results) -> Section | None:
-        """Effective compression, entropy along the chain, and effective parallelism, with their controls."""
-        entries = summary_of(results, self.key)
-        if not entries:
-            return None
+    def draw(self, entries: Any, results: Results) -> Section | None:
         caption = (
             "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
-            "chain that says the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
+            "chain of the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
             "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
             "that the model gives; a line ends where fewer than a tenth of the chains still run."
         )
@@ -117,31 +122,6 @@ def _parallel_chains(view: View, problems: Any, full: Sequence[Any], latents: An
         **{name: float(np.mean([getattr(reading, name) for reading in readings])) for name in _PARALLELISM},
         "points": [round(reading.n_eff, 4) for reading in readings],
     }
-
-
-def _summary(seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    def mean(*path: str) -> float:
-        values = []
-        for seed in seeds:
-            value: Any = seed
-            for key in path:
-                value = value[key]
-            values.append(value)
-        return float(np.mean(values))
-
-    first = seeds[0]
-    several = first["parallelism"]
-    if several is not None:
-        several = several | {name: mean("parallelism", name) for name in several if name != "points"}
-    return {
-        **first,
-        **{name: mean(name) for name in ("top1", "exit_rate", "ecr_left_out")},
-        "ecr": {k: mean("ecr", k) for k in first["ecr"]},
-        "parallelism": several,
-    }
-
-
-# --- covered tokens and entropy ----------------------------------------------------------------------------------
 
 
 def _rates(entry: Mapping[str, Any]) -> list[tuple[int, float]]:
@@ -229,9 +209,6 @@ def _numbers(entries: Mapping[str, Any]) -> Table:
         "it is cut to what is fed back."
     )
     return Table.of(entries.items(), columns, title="what a latent holds (ECR is a reconstruction)", note=note)
-
-
-# --- parallel chains ---------------------------------------------------------------------------------------------
 
 
 def _parallelism(results: Results, entries: Mapping[str, Any]) -> list[Block]:

@@ -17,39 +17,28 @@ import numpy as np
 from unspoken.draw.formats import BARE_PERCENT_1, PERCENT_1
 from unspoken.draw.section import Section
 from unspoken.draw.table import Cell, Column, Table, number, text
-from unspoken.evaluation.results import Results, label, summary_of
+from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import Outcomes, rate
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """The symbols of one model.
+    """The symbols of one model."""
 
-    Attributes:
-        hits: ``[B, W]``, which are right.
-        unsaid: symbols that a latent stands for; they come first.
-        half: of all symbols.
-        valid: ``[B]``; None where some symbols are not given.
-    """
-
-    hits: Outcomes
-    unsaid: int
-    half: int
-    valid: Outcomes | None
+    hits: Outcomes  # ``[B, W]``, which are right
+    replaced: int  # symbols that a latent stands for; they come first
+    half: int  # of all symbols
+    valid: Outcomes | None  # ``[B]``; None where some symbols are not given
 
 
 def valid_continuations(view: View, tokens: Tensor) -> Outcomes:
     """Whether prompts and tokens ``[B, M]`` begin some string of the grammar, ``[B]``."""
     grammar: Any = view.task  # the only task that fixes the length of its answers
-    valid: Outcomes = grammar.valid(tokens, view.problems).numpy().astype(np.float64)
-    return valid
+    return grammar.valid(tokens, view.problems).numpy().astype(np.float64)
 
 
 class SymbolsProbe(Probe):
@@ -58,35 +47,27 @@ class SymbolsProbe(Probe):
     key = "symbols"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of systems that continue strings."""
         return task.traits.fixed_steps is not None
 
     def measure(self, view: View) -> Reading:
-        """The symbols of the system's own answers."""
-        half, unsaid = view.task.traits.fixed_steps, view.system.unsaid
+        half, replaced = view.task.traits.fixed_steps, view.system.replaced
         assert half is not None
-        valid = None if unsaid else valid_continuations(view, view.graded.tokens)
-        return Reading(hits=view.graded.hits, unsaid=unsaid, half=half, valid=valid)
+        valid = None if replaced else valid_continuations(view, view.graded.tokens)
+        return Reading(hits=view.graded.hits, replaced=replaced, half=half, valid=valid)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
-        """See the top of this file."""
         first = next(iter(readings.values()))[0]
         steps, valid = {}, {}
         for name, seeds in readings.items():
-            unsaid = seeds[0].unsaid
-            means = np.mean([reading.hits[:, unsaid:].mean(axis=0) for reading in seeds], axis=0)
-            steps[name] = [None] * unsaid + means.tolist()
+            replaced = seeds[0].replaced
+            means = np.mean([reading.hits[:, replaced:].mean(axis=0) for reading in seeds], axis=0)
+            steps[name] = [None] * replaced + means.tolist()
             outcomes = [reading.valid for reading in seeds if reading.valid is not None]
             if outcomes:
                 valid[name] = asdict(rate(np.stack(outcomes)))
         return {"symbols": first.hits.shape[1], "half": first.half, "steps": steps, "valid": valid}
 
-    def section(self, results: Results) -> Section | None:
-        """A row a system."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
-
+    def draw(self, summary: Any, results: Results) -> Section | None:
         def symbol(name: str, step: int) -> Cell:
             return number(summary["steps"][name][step], BARE_PERCENT_1)
 

@@ -10,8 +10,8 @@ in some string of the grammar.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,13 +23,9 @@ from unspoken.evaluation.degradation import Hits, degradation
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import Results, differs, summary_of
 from unspoken.probes.colours import BASELINE_COLOUR
-from unspoken.probes.probe import Probe, View
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.symbols import valid_continuations
 from unspoken.tasks.context_free import SYMBOLS
-
-if TYPE_CHECKING:
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 Kind = Literal["absolute", "relative"]
 
@@ -67,37 +63,28 @@ class TokenNoiseProbe(Probe):
     key = "token_noise"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of systems that continue strings and give the first half."""
-        return task.traits.fixed_steps is not None and not system.unsaid
+        return task.traits.fixed_steps is not None and not system.replaced
 
     def measure(self, view: View) -> Reading:
         """Answers of half the length to prompts in which some symbols are wrong."""
         import torch
 
-        from unspoken.evaluation.answering import answer
         from unspoken.evaluation.forcing import corrupted
 
         half = view.task.traits.fixed_steps
         assert half is not None
-        short, symbols = view.system.of_length(half), torch.tensor(SYMBOLS)
+        short, symbols = replace(view, system=view.system.of_length(half)), torch.tensor(SYMBOLS)
         ids, mask = view.task.prompts(view.problems, view.prompt_format)
         hits, valid = {}, []
         for rate in RATES:
-            answers = answer(
-                short,
-                view.task,
-                view.problems,
-                view.prompt_format,
-                batch_size=view.batch_size,
-                # Markers and padding stay as they are.
-                prompts=(corrupted(ids, torch.isin(ids, symbols), rate, symbols, view.seed), mask),
-            )
+            # Markers and padding stay as they are.
+            wrong = corrupted(ids, torch.isin(ids, symbols), rate, symbols, view.seed)
+            answers = short.answer(prompts=(wrong, mask))
             hits[rate] = answers.hits[:, :half]
             valid.append(float(valid_continuations(view, answers.tokens).mean()))
         return Reading(hits=hits, valid=valid)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:
-        """See the top of this file."""
         hits = {name: [reading.hits for reading in seeds] for name, seeds in readings.items()}
         return {
             "half": next(iter(hits.values()))[0][0.0].shape[1],
@@ -119,9 +106,6 @@ class TokenNoiseProbe(Probe):
         return Section("token-noise", "Wrong tokens in the prompt", [curves, *tables])
 
 
-# --- what results hold -------------------------------------------------------------------------------------------
-
-
 def levels(results: Results) -> list[float]:
     """The measured rates of wrong tokens."""
     systems = summary_of(results, "token_noise").get("systems")
@@ -139,8 +123,7 @@ def accuracy(results: Results, name: str, kind: Kind, level: int, step: int) -> 
     if name not in systems:
         return None
     entry: Mapping[str, Any] = systems[name]["levels"][level]["symbol"][step]
-    value: Mapping[str, float] | None = entry if kind == "absolute" else entry["relative"]
-    return value
+    return entry if kind == "absolute" else entry["relative"]
 
 
 def _printed(kind: Kind, level: float, step: int, column: int) -> float | None:
@@ -149,9 +132,6 @@ def _printed(kind: Kind, level: float, step: int, column: int) -> float | None:
     if rows is None or step >= len(rows):
         return None
     return rows[step][column] / (1.0 if kind == "absolute" else PAPER[0.0][step][column])
-
-
-# --- curves ------------------------------------------------------------------------------------------------------
 
 
 def noise_curves(results: Results) -> list[list[Panel]]:
@@ -187,9 +167,6 @@ def _panel(results: Results, kind: Kind, step: int, y: Axis) -> Panel:
     label = f"Accuracy of step {step + 1} against the rate of wrong tokens, {kind}"
     drawing = line_chart(frame, [line for line in lines if line.points], label=label, extra=spans)
     return Panel(title=f"Step {step + 1}", remark=kind, drawing=drawing)
-
-
-# --- numbers -----------------------------------------------------------------------------------------------------
 
 
 def _table(results: Results, kind: Kind) -> Table:

@@ -14,10 +14,8 @@ from unspoken.tasks.tree_search import searches_trees
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unspoken.probes.probe import View
+    from unspoken.probes.probe import System, Task, View
     from unspoken.reasoning.engine import RowTargets
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 KINDS = {"forced": "teacher-forced", "rollout": "rollout"}
 
@@ -29,22 +27,15 @@ def reasons_in_trees(system: System, task: Task) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TreeLatents:
-    """The latents of a system by how they came about, one for each token of an answer.
+    """The latents of a system by how they came about, one for each token of an answer."""
 
-    Attributes:
-        task, problems: what they answer.
-        targets: the rows that they point at.
-        rollout: of the system's own chains ``[B, N, D]``; zeros after a chain's end.
-        forced: of the right answers ``[B, N, D]``.
-        complete: chains with a latent for every name ``[B]``.
-    """
-
+    # task, problems: what they answer
     task: TreeSearchTask
     problems: TreeProblems
-    targets: RowTargets
-    rollout: Tensor
-    forced: Tensor
-    complete: Tensor
+    targets: RowTargets  # the rows that they point at
+    rollout: Tensor  # of the system's own chains ``[B, N, D]``; zeros after a chain's end
+    forced: Tensor  # of the right answers ``[B, N, D]``
+    complete: Tensor  # chains with a latent for every name ``[B]``
 
     @property
     def kinds(self) -> dict[str, Tensor]:

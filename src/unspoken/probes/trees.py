@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from unspoken.draw import clouds, trees
 from unspoken.draw.formats import coefficient, count, joined, percent
 from unspoken.draw.section import Block, Figure, Heading, Key, Legend, Panel, Paragraph, Section
-from unspoken.evaluation.results import Results, summary_of
-from unspoken.probes.probe import Probe, View
+from unspoken.evaluation.results import Results
+from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.tree_latents import TreeLatents, tree_latents
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS, searches_trees
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unspoken.reasoning.system import System
-    from unspoken.tasks.task import Task
 
 _DOTS_OF = 150  # problems whose latents are in the cloud
 
@@ -25,7 +23,7 @@ _DOTS_OF = 150  # problems whose latents are in the cloud
 class TreesProbe(Probe):
     """A few chains taken apart, and names and latents on two principal components."""
 
-    key: ClassVar[str] = "trees"
+    key = "trees"
 
     def applies(self, system: System, task: Task) -> bool:
         """Tree search by a Reasoner with its Talker, whose words are drawn beside its latents."""
@@ -42,11 +40,7 @@ class TreesProbe(Probe):
         """Those of the first system: Talkers of one Reasoner have the same chains."""
         return next(iter(readings.values()))[0]
 
-    def section(self, results: Results) -> Section | None:
-        """A small tree a latent, and the cloud."""
-        summary = summary_of(results, self.key)
-        if not summary:
-            return None
+    def draw(self, summary: Any, results: Results) -> Section | None:
         keys = [
             Key("mass", "shade: coefficient of the name"),
             Key("right", "ring: right name"),
@@ -60,9 +54,6 @@ class TreesProbe(Probe):
         if summary["plane"]:
             blocks += [Heading("Where latents lie"), _cloud(summary["plane"])]
         return Section(self.key, "Chains, latent by latent", blocks)
-
-
-# --- measuring ---------------------------------------------------------------------------------------------------
 
 
 def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
@@ -129,9 +120,6 @@ def _plane(latents: TreeLatents) -> dict[str, Any]:
             for point, name in zip(points, answers, strict=True)
         ],
     }
-
-
-# --- drawing -----------------------------------------------------------------------------------------------------
 
 
 def _example_figure(entry: Mapping[str, Any]) -> Figure:
