@@ -108,11 +108,13 @@ class Planted(System):
         return Answer(chain=chain, tokens=tokens, lengths=torch.full((len(tokens),), tokens.shape[1]))
 
 
-def planted(reply: Callable[[Tensor, LatentChain | None], Tensor], *, name: str = "planted", unsaid: int = 0) -> System:
+def planted(
+    reply: Callable[[Tensor, LatentChain | None], Tensor], *, name: str = "planted", replaced: int = 0
+) -> System:
     """A system that answers by a function."""
     base = string_system("reasoner")
     fields = {key: getattr(base, key) for key in base.__dataclass_fields__}
-    return Planted(**fields | {"name": name, "unsaid": unsaid}, reply=reply).of_length(TASK.config.steps - unsaid)
+    return Planted(**fields | {"name": name, "replaced": replaced}, reply=reply).of_length(TASK.config.steps - replaced)
 
 
 def string_view(system: System, problems: int = 8, *, batch_size: int = 8, seed: int = 0) -> View:

@@ -25,11 +25,11 @@ from tiny_recipe import one_stage, quiet_stage, quiet_train, verify_finished_fol
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
 from unspoken.backbone.folder import read_manifest
+from unspoken.methods.latent_sft.building import stage_one_batch
 from unspoken.methods.latent_sft.label_store import LabelStore
 from unspoken.methods.latent_sft.labelling import LABELS, label_identity
 from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.methods.latent_sft.stages import Labels
-from unspoken.methods.latent_sft.teacher import stage_one_batch
 from unspoken.serving import Served, app
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import Recipe

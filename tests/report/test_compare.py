@@ -175,7 +175,7 @@ def test_the_page_of_several_runs_shows_costs_frontier_and_tests() -> None:
     assert re.search(r"1 · cot a tiny 2 75\.00 % 60\.00 – 85\.00 3 20 20\.0 M 100 – −25\.0", text)
     assert re.search(r"3 · answer only a tiny 2 0\.00 % [\d. –]+ 3 4 4\.00 M 100 passes, FLOPs −100\.0", text)
     assert re.search(r"5 · latent b tiny 3 100\.00 % [\d. –]+ 3 10 10\.0 M 100 all three", text)
-    assert "4 · cot of b tiny is the most accurate system that says its chain of thought" in text
+    assert "4 · cot of b tiny is the most accurate system with an explicit chain of thought" in text
     assert "corrected after Holm for 4 tests" in text
 
 

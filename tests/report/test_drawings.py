@@ -8,9 +8,23 @@ import random
 
 import pytest
 
-from unspoken.draw.charts import Frame, Level, Line, line_chart, linear, logarithmic, nice_ticks, rates
+from unspoken.draw.charts import Frame, Level, Line, Point, line_chart, linear, logarithmic, nice_ticks, rates
 from unspoken.draw.clouds import spread
-from unspoken.draw.trees import Step, boxes, draw, layout, size
+from unspoken.draw.trees import RADIUS, VALUE_DROP, Step, draw, layout, size
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def boxes(centre: Point, value: str) -> list[Box]:
+    """A node's circle with its letter, and the value below; digits of the page are 0.58 em of 10 pixels wide."""
+    x, y = centre
+    half = 0.58 * 10 * len(value) / 2
+    base = y + RADIUS + VALUE_DROP
+    return [(x - RADIUS, y - RADIUS, x + RADIUS, y + RADIUS), (x - half, base - 7.5, x + half, base)]
+
+
+def overlap(one: Box, two: Box) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
@@ -21,8 +35,8 @@ def test_no_label_of_a_tree_covers_another(depth: int) -> None:
     # The longest value that is ever written.
     labels = [box for centre in centres for box in boxes(centre, "−0.12")]
     for one, two in itertools.combinations(labels, 2):
-        assert not one.overlaps(two)
-    assert all(box.left >= 0 and box.right <= width and box.top >= 0 and box.bottom <= height for box in labels)
+        assert not overlap(one, two)
+    assert all(left >= 0 and right <= width and top >= 0 and bottom <= height for left, top, right, bottom in labels)
 
 
 def test_a_parent_stands_above_the_middle_of_its_children() -> None:

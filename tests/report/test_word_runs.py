@@ -58,7 +58,7 @@ def chain(steps: list[tuple[dict[str, float], float]], chunks: list[str], system
         "kind": "right",
         "question": "How many?",
         "answer": "18",
-        "said": "\\boxed{18}",
+        "response": "\\boxed{18}",
         "correct": True,
         "steps": [{"tokens": [list(pair) for pair in tokens.items()], "entropy": entropy} for tokens, entropy in steps],
         "chunks": chunks,
@@ -203,7 +203,7 @@ def test_everything_from_outside_is_escaped() -> None:
     results = words_results()
     probes = results["probes"]
     for entry in probes["chains"]:
-        entry |= {"question": bad, "answer": bad, "said": bad, "kind": bad, "system": bad}
+        entry |= {"question": bad, "answer": bad, "response": bad, "kind": bad, "system": bad}
         entry["steps"][0]["tokens"] = [[bad, 0.9], ["<b>", 0.1]]
         entry["chunks"] = [f"<b>{bad}</b>", *entry["chunks"]]
     results["systems"][bad] = results["systems"]["cot"]

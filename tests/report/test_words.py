@@ -33,7 +33,7 @@ Results = dict[str, Any]
         (formats.quantity(42_489_600), "42.5 M"),
         (formats.quantity(999_700), "1.00 M"),
         (formats.quantity(12), "12.0"),
-        (formats.milliseconds(0.000513), "0.51"),
+        (formats.MILLISECONDS(0.000513), "0.51"),
         (formats.coefficient(-0.0001), "0.00"),
         (formats.coefficient(-0.12), "−0.12"),
         (formats.duration(54.98), "55 s"),

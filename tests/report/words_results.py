@@ -146,8 +146,8 @@ def _chains() -> list[Results]:
     common = {"right": (pears, "21", "\\boxed{21}", True), "wrong": (coins, "57", "\\boxed{87}", False)}
 
     def chain(system: str, kind: str, steps: list[Results], pieces: list[str]) -> Results:
-        question, answer, said, correct = common[kind]
-        found = {"system": system, "kind": kind, "question": question, "answer": answer, "said": said}
+        question, answer, response, correct = common[kind]
+        found = {"system": system, "kind": kind, "question": question, "answer": answer, "response": response}
         return found | {"correct": correct, "steps": steps, "chunks": pieces}
 
     return [

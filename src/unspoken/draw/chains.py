@@ -16,25 +16,19 @@ _SPACES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 @dataclass(frozen=True, kw_only=True)
 class Chain:
-    """The chain of one problem.
+    """The chain of one problem."""
 
-    Attributes:
-        title, remark: above it.
-        label: what it is, for a reader who does not see it.
-        steps: of each latent its ``tokens``, pairs of text and weight, and its ``entropy`` in nats.
-        pieces: of the explicit chain; none where it was not cut.
-        most: entropy of the highest bar.
-    """
-
+    # title, remark: above it
     title: str
     remark: str
-    label: str
+    label: str  # what it is, for a reader who does not see it
     question: str
-    spoken: str
+    response: str
     answer: str
+    # Of each latent its ``tokens``, pairs of text and weight, and its ``entropy`` in nats.
     steps: Sequence[Mapping[str, Any]]
-    pieces: Sequence[str]
-    most: float
+    pieces: Sequence[str]  # of the explicit chain; none where it was not cut
+    most: float  # entropy of the highest bar
     template: ClassVar[str] = "chain"
 
     @property

@@ -64,23 +64,17 @@ class Line:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A point with its interval, and the number by which a legend names it.
-
-    Attributes:
-        low, high: ends of the interval of y.
-        colour: class of the style sheet.
-        filled: a dot instead of a ring.
-        hint: shown where the pointer rests on it.
-    """
+    """A point with its interval, and the number by which a legend names it."""
 
     x: float
     y: float
+    # low, high: ends of the interval of y
     low: float
     high: float
     number: int
-    colour: str
-    filled: bool = True
-    hint: str = ""
+    colour: str  # class of the style sheet
+    filled: bool = True  # a dot instead of a ring
+    hint: str = ""  # shown where the pointer rests on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +184,7 @@ def polyline(points: Iterable[Point], classes: str) -> Markup:
 
 
 def svg(width: float, height: float, content: Iterable[Markup], *, label: str, classes: str = "") -> Markup:
-    """A drawing at its natural size; narrower screens shrink it."""
+    """A drawing at its natural size, which narrower screens shrink; ``label`` describes it to who does not see it."""
     width, height = _short(float(width)), _short(float(height))  # type: ignore[assignment]
     box = f"0 0 {width} {height}"
     return element(
@@ -247,12 +241,7 @@ def _along(pixels: Sequence[Point]) -> list[Point]:
 
 
 def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterable[Markup] = ()) -> Markup:
-    """Lines over axes, levels below them and their names in front.
-
-    Args:
-        label: what the drawing shows, for a reader who does not see it.
-        extra: marks already in pixels, drawn last.
-    """
+    """Lines over axes, levels below them and their names in front; ``extra`` marks, in pixels, are drawn last."""
     marks = _axes(frame)
     for line in lines:
         pixels = [frame.at(x, y) for x, y in line.points]
@@ -271,11 +260,7 @@ def scatter(frame: Frame, marks: Sequence[Mark], stair: Sequence[Point], *, labe
     """Numbered points with their intervals, in front of a line of steps.
 
     A number stands where it covers neither a point, nor an interval, nor another number; from far away a thin line
-    leads to its point.
-
-    Args:
-        stair: corners of the line, in values.
-        label: what the drawing shows, for a reader who does not see it.
+    leads to its point. ``stair`` are the corners of the line, in values.
     """
     parts = _axes(frame)
     if stair:
@@ -339,19 +324,13 @@ def _names(
 # --- bars in the cells of a table --------------------------------------------------------------------------------
 
 
-def _cell_drawing(marks: Iterable[Markup], label: str) -> Markup:
-    return element("svg", *marks, class_="interval", role="img", aria_label=label, width="100%", height=20)
-
-
-def interval_bar(
-    mean: float, low: float, high: float, classes: str, *, ticks: Sequence[float] = (), bar: bool = True
-) -> Markup:
-    """A rate from 0 to 100 % with its interval, as wide as its cell.
+def rate_bar(rate: Mapping[str, Any], classes: str, *, bar: bool = True) -> Markup:
+    """A rate, with ``mean``, ``low`` and ``high``, from 0 to 100 %, as wide as its cell.
 
     Args:
-        ticks: rates to mark with a small open diamond.
         bar: draw a bar from 0 up to the mean; else a dot at the mean.
     """
+    mean, low, high = rate["mean"], rate["low"], rate["high"]
     base = 17.5 if bar else 10
     marks = [element("line", class_="grid", x1=0, x2="100%", y1=base, y2=base)]
     if bar:
@@ -359,14 +338,5 @@ def interval_bar(
         marks.append(element("rect", class_=f"bar {classes}", x="0.00%", y=3, width=width, height=14))
     marks.append(element("line", class_="whisker", x1=f"{100 * low:.2f}%", x2=f"{100 * high:.2f}%", y1=10, y2=10))
     marks += [] if bar else [element("circle", class_=f"dot {classes}", cx=f"{100 * mean:.2f}%", cy=10, r=4)]
-    for tick in ticks:
-        # A nested drawing has its origin in per cent and its shape in pixels.
-        diamond = element("path", class_=f"diamond {classes}", d="M0-4.5 4.5 0 0 4.5-4.5 0z")
-        marks.append(element("svg", diamond, x=f"{100 * tick:.2f}%", y=10, overflow="visible"))
     label = f"{coefficient(100 * mean)} %, interval {coefficient(100 * low)} to {coefficient(100 * high)} %"
-    return _cell_drawing(marks, label)
-
-
-def rate_bar(rate: Mapping[str, Any], classes: str, *, bar: bool = True) -> Markup:
-    """A rate with ``mean``, ``low`` and ``high`` as a bar, or as a dot, see `interval_bar`."""
-    return interval_bar(rate["mean"], rate["low"], rate["high"], classes, bar=bar)
+    return element("svg", *marks, class_="interval", role="img", aria_label=label, width="100%", height=20)

@@ -16,7 +16,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def bare_percent(share: float, digits: int = 2) -> str:
-    """``0.9987`` as ``99.87``, for columns whose head says that they hold per cents."""
+    """``0.9987`` as ``99.87``, for columns of per cents."""
     return signed_minus(f"{100 * share:.{digits}f}")
 
 
@@ -43,16 +43,6 @@ def quantity(number: float, digits: int = 3) -> str:
         if abs(number) >= factor * (1 - 0.5 * 10**-digits):
             return f"{_significant(number / factor, digits)} {unit}"
     return _significant(number, digits)
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as milliseconds to three digits and no more than two decimals, without the unit."""
-    return _significant(1000 * seconds, 3)
-
-
-def megaflops(flops: float) -> str:
-    """Floating-point operations in millions, written as milliseconds are, without the unit."""
-    return _significant(flops / 1e6, 3)
 
 
 def duration(seconds: float) -> str:
@@ -113,14 +103,14 @@ class Format:
 
 PERCENT = Format(bare_percent, " %")
 PERCENT_1 = Format(partial(bare_percent, digits=1), " %")
-PERCENT_0 = Format(partial(bare_percent, digits=0), " %")
 BARE_PERCENT_1 = Format(partial(bare_percent, digits=1))
 POINTS = Format(points, between=" to ")
 TWO_DECIMALS = Format(coefficient)
 THREE_DECIMALS = Format(partial(coefficient, digits=3))
 ONE_DECIMAL = Format(partial(coefficient, digits=1))
 STEPS = Format(steps)
-MILLISECONDS = Format(milliseconds)
-MEGAFLOPS = Format(megaflops)
+# To three digits and no more than two decimals, without the unit.
+MILLISECONDS = Format(lambda seconds: _significant(1000 * seconds, 3))
+MEGAFLOPS = Format(lambda flops: _significant(flops / 1e6, 3))
 QUANTITY = Format(quantity)
 P_VALUE = Format(bare_p_value)

@@ -19,23 +19,16 @@ _LOOSE = (" %", " points", "p = ", "p < ")
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a page has about one run.
-
-    Attributes:
-        prefix: of its anchors, which are its own on a page of several runs.
-        finding: what came out, in a sentence or two.
-        facts: how it was measured.
-        headline: the numbers at the top.
-    """
+    """What a page has about one run."""
 
     name: str
     size: str
     title: str
-    finding: str
-    facts: str
-    headline: Sequence[Block]
+    finding: str  # what came out, in a sentence or two
+    facts: str  # how it was measured
+    headline: Sequence[Block]  # the numbers at the top
     sections: Sequence[Section]
-    prefix: str = ""
+    prefix: str = ""  # of its anchors, which are its own on a page of several runs
 
 
 def _prose(text: str) -> str:

@@ -59,40 +59,28 @@ class Legend:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One drawing: a title with a remark in lighter type, a legend, and a line below, its number and a remark.
-
-    Attributes:
-        width: in pixels, where the line below must not widen the panel.
-        classes: of the style sheet; ``miss`` raises the remark below.
-    """
+    """One drawing: a title with a remark in lighter type, a legend, and a line below, its number and a remark."""
 
     drawing: Markup
     title: str = ""
     remark: str = ""
     legend: Sequence[Key] = ()
     below: tuple[str, str] | None = None
-    width: float = 0.0
-    classes: str = ""
+    width: float = 0.0  # in pixels, where the line below must not widen the panel
+    classes: str = ""  # of the style sheet; ``miss`` raises the remark below
 
 
 @dataclass(frozen=True)
 class Figure:
-    """Panels side by side as far as they fit, and what to look for in them.
+    """Panels side by side as far as they fit, and what to look for in them."""
 
-    Attributes:
-        panels: several that belong together stand one below the other.
-        legend: of all panels.
-        strip: on a phone the panels stay side by side and are swiped through.
-        classes: of the style sheet: ``beside`` (the caption stands to the right), ``example``.
-    """
-
-    panels: Sequence[Panel | Sequence[Panel]]
+    panels: Sequence[Panel | Sequence[Panel]]  # several that belong together stand one below the other
     caption: str = ""
-    classes: str = ""
+    classes: str = ""  # of the style sheet: ``beside`` (the caption stands to the right), ``example``
     title: str = ""
     remark: str = ""
-    legend: Sequence[Key] = ()
-    strip: bool = False
+    legend: Sequence[Key] = ()  # of all panels
+    strip: bool = False  # on a phone the panels stay side by side and are swiped through
     template: ClassVar[str] = "figure"
 
 

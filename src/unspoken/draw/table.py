@@ -18,24 +18,15 @@ from unspoken.draw.formats import NO_VALUE, PERCENT, Format
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, or a number with its format and interval.
+    """A text, or a number with its format and interval."""
 
-    Attributes:
-        value: None, where nothing was measured, is written as a dash.
-        interval: low and high end; below the number on a page.
-        note: a line below that.
-        short: what a terminal writes in place of the value.
-        drawing: below the text, on a page only.
-        classes: of the style sheet: ``strong``, ``muted``.
-    """
-
-    value: float | str | None = None
+    value: float | str | None = None  # None, where nothing was measured, is written as a dash
     format: Format = PERCENT
-    interval: tuple[float, float] | None = None
-    note: str = ""
-    short: str | None = None
-    drawing: Markup | str = ""
-    classes: str = ""
+    interval: tuple[float, float] | None = None  # low and high end; below the number on a page
+    note: str = ""  # a line below that
+    short: str | None = None  # what a terminal writes in place of the value
+    drawing: Markup | str = ""  # below the text, on a page only
+    classes: str = ""  # of the style sheet: ``strong``, ``muted``
 
     @property
     def text(self) -> str:
@@ -79,22 +70,15 @@ def drawing(markup: Markup, short: str = "") -> Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column and, for tables made by `Table.of`, how it reads the entry of a row.
+    """The head of a column and, for tables made by `Table.of`, how it reads the entry of a row."""
 
-    Attributes:
-        head: on a page, the unit after ``|`` on a second line.
-        read: the cell of an entry.
-        short: heads on a terminal, ``|`` between them: of the text, and of the interval and the note if they are shown
-            there. By default the title; empty where the column is not on a terminal.
-        group: a title over neighbouring columns.
-        classes: of the style sheet: ``num`` (to the right), ``wide`` (left out on a phone), ``graphic``.
-    """
-
-    head: str = ""
-    read: Callable[[Any], Cell] | None = None
+    head: str = ""  # on a page, the unit after ``|`` on a second line
+    read: Callable[[Any], Cell] | None = None  # the cell of an entry
+    # Heads on a terminal, ``|`` between them: of the text, and of the interval and the note if they are shown there. By
+    # default the title; empty where the column is not on a terminal.
     short: str | None = None
-    group: str = ""
-    classes: str = "num"
+    group: str = ""  # a title over neighbouring columns
+    classes: str = "num"  # of the style sheet: ``num`` (to the right), ``wide`` (left out on a phone), ``graphic``
 
     @property
     def title(self) -> tuple[str, str]:
@@ -117,21 +101,15 @@ def reading(head: str, key: str, write: Format, short: str | None = None, group:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table; the first cell of each row names it.
-
-    Attributes:
-        title: above it on a terminal; on a page its name for those who hear it read.
-        note: what to look for in it, below it on a page.
-        classes: of the style sheet.
-        terminal: whether a terminal shows it as it is, with rows and columns exchanged (rows of one name become one), a
-            group of columns at a time, or not at all.
-    """
+    """A table; the first cell of each row names it."""
 
     columns: Sequence[Column]
     rows: Sequence[Sequence[Cell]]
-    title: str = ""
-    note: str = ""
-    classes: str = ""
+    title: str = ""  # above it on a terminal; on a page its name for those who hear it read
+    note: str = ""  # what to look for in it, below it on a page
+    classes: str = ""  # of the style sheet
+    # Whether a terminal shows it as it is, with rows and columns exchanged (rows of one name become one), a group of
+    # columns at a time, or not at all.
     terminal: Literal["as it is", "transposed", "by group", "absent"] = "as it is"
     template: ClassVar[str] = "table"
 
@@ -166,8 +144,6 @@ class Table:
 
         return str(to_html([self]))
 
-
-# --- on a terminal -----------------------------------------------------------------------------------------------
 
 Grid = list[list[str]]  # the head first
 

@@ -15,32 +15,7 @@ DROP = 54  # pixels between levels
 RADIUS = 11
 SHOWN_FROM = 0.05  # smaller coefficients are within the noise of the read-out and would only clutter
 _MARGIN_TOP, _MARGIN_SIDE, _BELOW = 18, 4, 34
-_VALUE_SIZE = 10.0
-_VALUE_DROP = 13  # from the circle's lower edge to the baseline of the value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Box:
-    """The rectangle of a label, in pixels."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
-
-    def overlaps(self, other: Box) -> bool:
-        """Whether two labels have a pixel in common."""
-        across = self.left < other.right and other.left < self.right
-        return across and self.top < other.bottom and other.top < self.bottom
-
-
-def boxes(centre: Point, value: str) -> list[Box]:
-    """A node's circle with its letter, and the value below; digits of the page's sans serif are 0.58 em wide."""
-    x, y = centre
-    half = 0.58 * _VALUE_SIZE * len(value) / 2
-    base = y + RADIUS + _VALUE_DROP
-    node = Box(left=x - RADIUS, top=y - RADIUS, right=x + RADIUS, bottom=y + RADIUS)
-    return [node, Box(left=x - half, top=base - 0.75 * _VALUE_SIZE, right=x + half, bottom=base)]
+VALUE_DROP = 13  # from the circle's lower edge to the baseline of the value
 
 
 def _pitch(depth: int) -> float:
@@ -65,19 +40,12 @@ def size(depth: int) -> Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One latent of one problem.
+    """One latent of one problem."""
 
-    Attributes:
-        heap: names of the tree in heap order.
-        coefficients: of the latent, by name.
-        right: the name that this step should mean.
-        spoken: the name that was spoken for it, if any.
-    """
-
-    heap: Sequence[str]
-    coefficients: Mapping[str, float]
-    right: str
-    spoken: str | None
+    heap: Sequence[str]  # names of the tree in heap order
+    coefficients: Mapping[str, float]  # of the latent, by name
+    right: str  # the name that this step should mean
+    spoken: str | None  # the name that was spoken for it, if any
 
     @property
     def depth(self) -> int:
@@ -97,7 +65,7 @@ class Step:
 
 
 def _link(parent: Point, left: Point, right: Point, parent_value: str) -> Markup:
-    start = parent[1] + RADIUS + (_VALUE_DROP + 4 if parent_value else 0)
+    start = parent[1] + RADIUS + (VALUE_DROP + 4 if parent_value else 0)
     end = left[1] - RADIUS
     arms = f"M{left[0]:.1f} {end:g}V{end - 8:g}H{right[0]:.1f}V{end:g}"
     return element("path", class_="link", d=f"M{parent[0]:.1f} {start:g}V{end - 8:g}{arms}")
@@ -117,7 +85,7 @@ def _node(step: Step, centre: Point, name: str) -> Markup:
     letter = "letter full" if weight > 0.7 else "letter some" if weight >= SHOWN_FROM else "letter"
     marks.append(element("text", name, class_=letter, x=x, y=y, dy=".36em"))
     if written := step.value(name):
-        marks.append(element("text", written, class_="value", x=x, y=y + RADIUS + _VALUE_DROP))
+        marks.append(element("text", written, class_="value", x=x, y=y + RADIUS + VALUE_DROP))
     if name == step.spoken:
         marks.append(circle((x + RADIUS - 1, y - RADIUS + 1), "spoken", 4.5))
     return element("g", *marks)

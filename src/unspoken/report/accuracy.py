@@ -3,21 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import MEGAFLOPS, MILLISECONDS, P_VALUE, PERCENT_1, POINTS, QUANTITY, STEPS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, drawing, estimate, number, reading, text
-from unspoken.evaluation.results import (
-    Results,
-    averaged,
-    difference,
-    differs,
-    is_ambiguous,
-    label,
-    summary_of,
-)
+from unspoken.evaluation.results import Results, averaged, difference, differs, is_ambiguous, label, summary_of
 from unspoken.probes.colours import system_colours
 from unspoken.probes.paper import PAPER, compares_to_paper
 from unspoken.report.findings import each_seed
@@ -104,26 +95,15 @@ def _note(results: Results, *, compared: bool) -> str:
     return " ".join(sentence for sentence, holds in sentences if holds)
 
 
-# --- cost --------------------------------------------------------------------------------------------------------
-
-
-def _costs(results: Results) -> dict[str, dict[str, Any]]:
-    return {
+def cost_section(results: Results) -> Section | None:
+    """What an answer costs: its steps one after another, passes, operations and seconds."""
+    costs = {
         name: entry["cost"] | {"ended": entry["ended"]}
         for name, entry in results["systems"].items()
         if entry.get("cost")
     }
-
-
-def cost_section(results: Results) -> Section | None:
-    """What an answer costs: its steps one after another, passes, operations and seconds."""
-    costs = _costs(results)
     if not costs:
         return None
-    return Section("cost", "What an answer costs", [_cost_table(costs)])
-
-
-def _cost_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
     columns = [
         Column("System", lambda entry: text(label(entry[0]))),
         reading("Latent steps", "latent_steps", STEPS, "steps"),
@@ -141,4 +121,5 @@ def _cost_table(costs: Mapping[str, Mapping[str, Any]]) -> Table:
         "passes that wait for one another, markers around a chain included. MFLOPs: millions of floating-point operations of "
         "matrix products. Times are of this machine, first seed."
     )
-    return Table.of(costs.items(), columns, title="cost of one answer", note=note)
+    table = Table.of(costs.items(), columns, title="cost of one answer", note=note)
+    return Section("cost", "What an answer costs", [table])

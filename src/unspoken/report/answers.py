@@ -87,13 +87,9 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
     print(f"\n{result['tree']}\n" if "tree" in result else "")
     verdict = ""
     if "correct" in result:
-        wanted = "route" if "tree" in result else "answer"
-        verdict = "  right" if result["correct"] else f"  wrong: the {wanted} is {result['expected']}"
-    made = (
-        count(result["latent_steps"], "silent step")
-        if result["silent"]
-        else count(result["latent_steps"], "spoken token")
-    )
+        what = "route" if "tree" in result else "answer"
+        verdict = "  right" if result["correct"] else f"  wrong: the {what} is {result['expected']}"
+    made = count(result["latent_steps"], "silent step" if result["silent"] else "spoken token")
     ended = ", cut off at the cap" if result["stopped"] == "cap" else ""
     text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
     console.print(text, style="bold" if console.is_terminal else "", highlight=False, soft_wrap=True)

@@ -1,8 +1,8 @@
 """Systems of one run or of several side by side: accuracy against cost, and paired tests where problems are the same.
 
-Test sets are never mixed: systems are compared only where they answered the same problems, which results tell by a
-fingerprint (`unspoken.evaluation.outcomes`). Results that are older than fingerprints are told apart by task, test set
-and number of problems; of them nobody knows which problems were answered rightly.
+Test sets are never mixed: systems are compared only where they answered the same problems, by the fingerprint in their
+results (`unspoken.evaluation.outcomes`). Results that are older than fingerprints are identified by task, test set and
+number of problems; they do not keep which problems were answered rightly.
 """
 
 from __future__ import annotations
@@ -45,39 +45,25 @@ _DECADE = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One system of one run on one test set.
+    """One system of one run on one test set."""
 
-    Attributes:
-        run: its title, told from others of the same name.
-        colour: class out of the style sheet.
-        explicit: it says its chain of thought in tokens, so others may be compared with it.
-        rate: accuracy with its interval.
-        cost: means a problem, by the keys of `COSTS` and ``latent_steps``; empty where nothing was counted.
-        right: outcomes ``[P]`` by seed; None in results that do not keep them.
-    """
-
-    run: str
+    run: str  # its title, with a number where several have the same name
     system: str
-    colour: str
-    explicit: bool
-    rate: Mapping[str, Any]
+    colour: str  # class out of the style sheet
+    explicit: bool  # its chain of thought is made of tokens, so others may be compared with it
+    rate: Mapping[str, Any]  # accuracy with its interval
+    # Means a problem, by the keys of `COSTS` and ``latent_steps``; empty where nothing was counted.
     cost: Mapping[str, float]
-    right: Mapping[int, Outcomes] | None
+    right: Mapping[int, Outcomes] | None  # outcomes ``[P]`` by seed; None in results that do not keep them
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSet:
-    """Problems, and every system that answered them.
+    """Problems, and every system that answered them."""
 
-    Attributes:
-        name: for a heading.
-        fingerprint: of the problems; empty in older results.
-        described: task, test set and number of problems, which tell older results apart.
-    """
-
-    name: str
-    fingerprint: str
-    described: str
+    name: str  # for a heading
+    fingerprint: str  # of the problems; empty in older results
+    described: str  # task, test set and number of problems, which tell older results apart
     entries: tuple[Entry, ...]
 
     @property
@@ -381,7 +367,7 @@ def _tests(one: ProblemSet) -> tuple[list[Column], str]:
     if against is None or not tested:
         return [], ""
     name = f"{one.entries.index(against) + 1} · {against.system}"
-    kind = "that says its chain of thought" if against.explicit else "of all"
+    kind = "with an explicit chain of thought" if against.explicit else "of all"
     some = {test.seeds for test in tested.values()} != {len(against.right or ())}
 
     def difference(row: tuple[int, Entry]) -> Cell:

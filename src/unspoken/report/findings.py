@@ -1,7 +1,7 @@
 """What came out of a run, in one or two sentences made from its numbers alone.
 
-A sentence never claims more than its test: a difference is called one only where its interval leaves out zero, and one
-seed is said to be one.
+A sentence never claims more than its test: a difference is called one only where its interval leaves out zero, and a
+single seed is named as such.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ def _spoken_text(results: Results) -> str | None:
     best = max(every, key=lambda name: every[name]["conditions"]["none"]["right"]["mean"])
     own, other = (every[best]["conditions"][name] for name in ("none", "other sentence"))
     return (
-        f"From the latents of an unseen sentence the Talker ({label(best)}) says "
-        f"{percent(own['right']['mean'], 1)} of its tokens. From those of another sentence it says "
+        f"From the latents of an unseen sentence the Talker ({label(best)}) decodes "
+        f"{percent(own['right']['mean'], 1)} of its tokens. From those of another sentence it decodes "
         f"{percent(other['right']['mean'], 1)} of them, and {percent(other['other']['mean'], 1)} of the other’s."
         f"{_seeds_caveat(results)}"
     )
 
 
 def _next_token(results: Results) -> str | None:
-    """The stage that predicts plain text best, where no Talker says any."""
+    """The stage that predicts plain text best, where no Talker decodes any."""
     language = summary_of(results, "next_token").get("systems")
     if not language:
         return None

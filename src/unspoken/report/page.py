@@ -41,14 +41,11 @@ def render(every: Sequence[Results]) -> str:
 
 
 def write_page(results_list: Sequence[Results], target: Path) -> None:
-    """Write one self-contained page about some runs.
+    """Write one self-contained page about some runs; a ValueError if there are none.
 
     Args:
-        results_list: contents of results files (`unspoken.evaluation.results.read_results`), at least one.
+        results_list: contents of results files (`unspoken.evaluation.results.read_results`).
         target: where to; replaced in one move, so a reader sees the old page or the new one.
-
-    Raises:
-        ValueError: no results were given.
     """
     if not results_list:
         raise ValueError("there are no results to write a page about")

@@ -66,12 +66,12 @@ def _memory(facts: dict[str, Any]) -> Table:
 
 
 def _rounded(value: float) -> str:
-    """Two decimals below ten, fewer above; what would round to nothing is said to be little."""
+    """Two decimals below ten, fewer above; what would round to nothing is ``<0.01``."""
     if 0 < value < 0.005:
         return "<0.01"
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
 _ROUNDED = Format(_rounded)
-# ``4.96e18``: budgets of training are spoken of in powers of ten.
+# ``4.96e18``: budgets of training are known by their powers of ten.
 _OPERATIONS = Format(lambda value: f"{value:.2e}".replace("e+", "e"))

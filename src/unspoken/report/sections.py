@@ -38,9 +38,6 @@ def tests_section(results: Results) -> Section | None:
     return Section("tests", "Accuracy on every test set", [table])
 
 
-# --- how it was made ---------------------------------------------------------------------------------------------
-
-
 def recipe_section(results: Results) -> Section | None:
     """The command and the resolved recipe."""
     blocks: list[Block] = [Code(results["command"])] if results.get("command") else []
@@ -48,9 +45,6 @@ def recipe_section(results: Results) -> Section | None:
         resolved = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
         blocks.append(Code(resolved, "The resolved recipe"))
     return Section("recipe", "How to make it again", blocks) if blocks else None
-
-
-# --- in their order ----------------------------------------------------------------------------------------------
 
 
 def measured_sections(results: Results) -> list[Section]:

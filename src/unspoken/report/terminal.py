@@ -17,12 +17,7 @@ from unspoken.report.sections import measured_sections
 
 
 def print_results(results: Results, console: Console) -> None:
-    """Everything a run measured, in under a hundred columns.
-
-    Args:
-        results: content of a results file.
-        console: a terminal gets tables, anything else plain aligned text.
-    """
+    """Everything a run measured, in under a hundred columns: tables on a terminal, elsewhere plain aligned text."""
     for section in measured_sections(results):
         print_section(section, console)
     seconds = training_time(results)

@@ -7,22 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from unspoken.draw.charts import (
-    Axis,
-    Frame,
-    Line,
-    Point,
-    circle,
-    line_chart,
-    linear,
-    logarithmic,
-    rates,
-    training_steps,
-)
+from unspoken.draw.charts import Axis, Frame, Line, circle, line_chart, linear, logarithmic, rates, training_steps
 from unspoken.draw.formats import duration, joined
 from unspoken.draw.section import Figure, Key, Panel, Section
 from unspoken.draw.table import Cell, Column, Table, text
-from unspoken.evaluation.results import Results
+from unspoken.evaluation.results import Results, stage_curves
 
 _COLOUR = "c1"
 
@@ -56,7 +45,7 @@ def _stages_table(results: Results) -> Table:
     scratch = backbone if isinstance(backbone, str) else "random weights"
 
     def curves(name: str) -> list[Mapping[str, Any]]:
-        return [entry["stages"][name] for entry in results["training"] if name in entry["stages"]]
+        return [curve for _, curve in stage_curves(results, name)]
 
     def time(name: str) -> Cell:
         times = [entry["seconds"] for entry in curves(name) if entry.get("seconds")]
@@ -72,48 +61,31 @@ def _stages_table(results: Results) -> Table:
     return Table.of(results["training"][0]["stages"], columns, classes="narrow", terminal="absent")
 
 
-def _objectives(results: Results) -> dict[str, Mapping[str, Any]]:
-    """The recipe's objective of every stage."""
-    return {stage["name"]: stage.get("objective", {}) for stage in results.get("recipe", {}).get("stages", ())}
-
-
 def _described(objective: Mapping[str, Any]) -> str:
     """What a stage trains: its kind, and the settings that are words, with their names."""
     words = [value if key == "kind" else f"{key} {value}" for key, value in objective.items() if isinstance(value, str)]
     return ", ".join(words).replace("_", " ")
 
 
-def _curves(results: Results, stage: str) -> list[tuple[int, Mapping[str, Any]]]:
-    return [
-        (entry["seed"], entry["stages"][stage]) for entry in results.get("training", ()) if stage in entry["stages"]
-    ]
-
-
 def training_panels(results: Results) -> list[list[Panel]]:
     """For every stage its loss and its exact match on validation problems, a thin line a seed."""
     groups = []
     entries = results.get("training") or ()
+    objectives = {stage["name"]: stage.get("objective", {}) for stage in results.get("recipe", {}).get("stages", ())}
     for stage in entries[0]["stages"] if entries else ():
-        curves = _curves(results, stage)
-        objective = _objectives(results).get(stage, {})
+        curves = stage_curves(results, stage)
         x = training_steps(step for _, curve in curves for step in (*curve["steps"], *curve["loss_steps"]))
         losses = [value for _, curve in curves for value in curve["loss"]]
         group = []
         if losses:
             wide = max(losses) > 20 * max(min(losses), 1e-5)
             y = logarithmic(losses, power, most=5) if wide else linear([0.0, *losses], count=4)
-            lines = [
-                Line(points=_points(curve["loss_steps"], curve["loss"]), classes=f"{_COLOUR} thin", hint=f"seed {seed}")
-                for seed, curve in curves
-            ]
+            lines = [_thin(seed, curve["loss_steps"], curve["loss"]) for seed, curve in curves]
             frame = Frame(x=replace(x, title=""), y=y, width=243, height=140, bottom=22, left=42)
             axis = "loss, logarithmic" if wide else "loss"
             drawing = line_chart(frame, lines, label=f"Loss of stage {stage}")
-            group.append(
-                Panel(
-                    title=stage, remark=_described(objective), legend=(Key(f"{_COLOUR} plain", axis),), drawing=drawing
-                )
-            )
+            legend, remark = (Key(f"{_COLOUR} plain", axis),), _described(objectives.get(stage, {}))
+            group.append(Panel(title=stage, remark=remark, legend=legend, drawing=drawing))
         if any("exact_match" in curve for _, curve in curves):
             group.append(_validation(stage, curves, x))
         groups.append(group)
@@ -128,18 +100,17 @@ def power(value: float) -> str:
     return f"10{str(round(math.log10(value))).translate(digits)}"
 
 
-def _points(steps: Sequence[float], values: Sequence[float]) -> list[Point]:
-    return list(zip(steps, values, strict=False))
+def _thin(seed: int, steps: Sequence[float], values: Sequence[float]) -> Line:
+    """The line of one seed."""
+    return Line(points=list(zip(steps, values, strict=False)), classes=f"{_COLOUR} thin", hint=f"seed {seed}")
 
 
 def _validation(stage: str, curves: list[tuple[int, Mapping[str, Any]]], x: Axis) -> Panel:
     frame = Frame(x=x, y=rates(), width=243, height=140, bottom=34, left=42)
     lines, chosen = [], []
     for seed, curve in curves:
-        points = _points(curve["steps"], curve.get("exact_match", ()))
-        lines.append(Line(points=points, classes=f"{_COLOUR} thin", hint=f"seed {seed}"))
-        for step, value in points:
-            if step == curve.get("selected_step"):
-                chosen.append(circle(frame.at(step, value), f"dot {_COLOUR}", 3.5))
+        lines.append(_thin(seed, curve["steps"], curve.get("exact_match", ())))
+        kept = [point for point in lines[-1].points if point[0] == curve.get("selected_step")]
+        chosen += [circle(frame.at(*point), f"dot {_COLOUR}", 3.5) for point in kept]
     drawing = line_chart(frame, lines, label=f"Exact match during stage {stage}", extra=chosen)
     return Panel(title="", legend=(Key(f"{_COLOUR} dotted", "exact match"),), drawing=drawing)
