@@ -389,6 +389,21 @@ def test_a_hash_that_the_manifest_leaves_out_is_missed(tmp_path: Path) -> None:
         LabelStore.open(tmp_path / "labels", identity())
 
 
+def test_flat_files_of_older_versions_are_refused_by_name(tmp_path: Path) -> None:
+    shard = tmp_path / "labels" / "rank-00000"
+    shard.mkdir(parents=True)
+    for name in ("offsets", "keys", "ids", "weights"):
+        (shard / f"{name}.bin").write_bytes(bytes(8))
+    content = {"identity": FACTS, "rows": 0, "ranks": 1, "slots": [0]}
+    write_manifest(tmp_path / "labels", content)
+    with pytest.raises(ValueError, match=r"labels holds labels of an older version .*; write the labels again$"):
+        LabelStore.open(tmp_path / "labels", identity())
+    (tmp_path / "labels").rename(tmp_path / ".labels.unfinished")
+    message = r"\.labels\.unfinished/rank-00000/\w+\.bin is a label file of an older version; remove .* to start again$"
+    with pytest.raises(ValueError, match=message):
+        LabelWriter(tmp_path / "labels", identity(), rows=0)
+
+
 def test_another_kind_of_folder_is_no_store(tmp_path: Path) -> None:
     write_json(tmp_path / MANIFEST, {"step": 7, "files": {}})
     with pytest.raises(ValueError, match=r"run.json is damaged or no manifest of labels"):

@@ -174,6 +174,8 @@ class LabelWriter:
     def _recorded(self, folder: Path) -> tuple[int, int]:
         """Blocks and rows that a rank has on disk."""
         remedy, rows = f"remove {self._unfinished} to start again", 0
+        if old := list(folder.glob("*.bin")):
+            raise ValueError(f"{old[0]} is a label file of an older version; {remedy}")
         # A block gets its name when all of it is on disk, so one that is missing before the last was lost.
         blocks = len(list(folder.glob("block-*")))
         for index in range(blocks):
@@ -232,6 +234,8 @@ class LabelStore:
             ValueError: it is unfinished, holds other labels than expected, or a file is missing, truncated or changed.
         """
         manifest = read_manifest(folder)
+        if any(name.endswith(".bin") for name in manifest["files"]):
+            raise ValueError(f"{folder} holds labels of an older version (flat .bin files); write the labels again")
         identity, rows = manifest.get("identity"), manifest.get("rows")
         if not isinstance(identity, dict) or not isinstance(rows, int):
             raise ValueError(f"{folder / MANIFEST} is damaged or no manifest of labels: see identity, rows")
