@@ -167,8 +167,8 @@ def _fit(rows: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor,
     mean = rows.mean(dim=0, dtype=torch.float64)
     covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
     # In parts, because a whole table in float64 takes gigabytes.
-    for part in rows.split(8_192):
-        centred = part.double() - mean
+    for rows_at_once in rows.split(8_192):
+        centred = rows_at_once.double() - mean
         covariance += centred.T @ centred
     return mean, covariance / (len(rows) - 1)
 

@@ -60,11 +60,11 @@ def _shared(tokens: Sequence[str], piece: str) -> tuple[set[str], list[tuple[str
     shared = {token for token, pattern in patterns.items() if re.search(pattern, piece)}
     # Of tokens that begin at one character the longest is marked.
     longest_first = sorted((patterns[token] for token in shared), key=len, reverse=True)
-    parts, end = [], 0
+    pieces, end = [], 0
     for match in re.finditer("|".join(longest_first), piece) if shared else ():
-        parts += [(piece[end : match.start()], False), (match[0], True)]
+        pieces += [(piece[end : match.start()], False), (match[0], True)]
         end = match.end()
-    return shared, [part for part in (*parts, (piece[end:], False)) if part[0]]
+    return shared, [(text, marked) for text, marked in (*pieces, (piece[end:], False)) if text]
 
 
 def _bounded(token: str) -> str:

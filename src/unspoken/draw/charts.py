@@ -262,23 +262,23 @@ def scatter(frame: Frame, marks: Sequence[Mark], stair: Sequence[Point], *, labe
     A number stands where it covers neither a point, nor an interval, nor another number; from far away a thin line
     leads to its point. ``stair`` are the corners of the line, in values.
     """
-    parts = _axes(frame)
+    drawn = _axes(frame)
     if stair:
-        parts.append(polyline([frame.at(*point) for point in stair], "c0 thin"))
+        drawn.append(polyline([frame.at(*point) for point in stair], "c0 thin"))
     line = _along([frame.at(*point) for point in stair])
     marks = sorted(marks, key=lambda mark: mark.filled)  # what is on the line lies in front
     at = [frame.at(mark.x, mark.y) for mark in marks]
     spans = [(frame.at(mark.x, mark.high)[1], frame.at(mark.x, mark.low)[1]) for mark in marks]
     for mark, (x, y), (top, bottom) in zip(marks, at, spans, strict=True):
         dot = circle((x, y), f"{'dot' if mark.filled else 'ring open'} {mark.colour}", 4.5)
-        parts.append(element("g", element("title", mark.hint), span((x, top), (x, bottom), mark.colour), dot))
+        drawn.append(element("g", element("title", mark.hint), span((x, top), (x, bottom), mark.colour), dot))
     for mark, point, name in zip(marks, at, _names(frame, marks, at, spans, line), strict=True):
         if math.dist(point, name) > _NEAR:
             (x1, y1), (x2, y2) = _towards(point, name, 6), _towards(name, point, 7)
-            parts.append(element("line", class_="lead", x1=x1, y1=y1, x2=x2, y2=y2))
+            drawn.append(element("line", class_="lead", x1=x1, y1=y1, x2=x2, y2=y2))
         classes = f"name middle {mark.colour}"
-        parts.append(element("text", mark.number, class_=classes, x=name[0], y=name[1], dy=".35em"))
-    return svg(frame.width, frame.height, parts, label=label)
+        drawn.append(element("text", mark.number, class_=classes, x=name[0], y=name[1], dy=".35em"))
+    return svg(frame.width, frame.height, drawn, label=label)
 
 
 _NEAR = 14  # pixels between a point and a number that needs no line

@@ -10,14 +10,14 @@ MINUS = "−"
 NO_VALUE = "–"
 
 
-def percent(share: float, digits: int = 2) -> str:
+def percent(rate: float, digits: int = 2) -> str:
     """``0.9987`` as ``99.87 %``."""
-    return f"{bare_percent(share, digits)} %"
+    return f"{bare_percent(rate, digits)} %"
 
 
-def bare_percent(share: float, digits: int = 2) -> str:
+def bare_percent(rate: float, digits: int = 2) -> str:
     """``0.9987`` as ``99.87``, for columns of per cents."""
-    return signed_minus(f"{100 * share:.{digits}f}")
+    return signed_minus(f"{100 * rate:.{digits}f}")
 
 
 def points(difference: float, digits: int = 1) -> str:
@@ -80,8 +80,8 @@ def signed_minus(text: str) -> str:
 
 
 def _significant(number: float, digits: int) -> str:
-    whole = len(f"{abs(number):.0f}") if abs(number) >= 1 else 1
-    return signed_minus(f"{number:,.{max(0, digits - whole)}f}")
+    digits_before = len(f"{abs(number):.0f}") if abs(number) >= 1 else 1
+    return signed_minus(f"{number:,.{max(0, digits - digits_before)}f}")
 
 
 @dataclass(frozen=True)

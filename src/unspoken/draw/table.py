@@ -162,9 +162,11 @@ def grids(table: Table) -> list[tuple[str, Grid]]:
         return []
     if table.terminal == "by group":
         first, *rest = zip(table.columns, zip(*table.rows, strict=True), strict=True)
-        parts = [(title, zip(first, *group, strict=True)) for title, group in groupby(rest, lambda pair: pair[0].group)]
+        groups = [
+            (title, zip(first, *group, strict=True)) for title, group in groupby(rest, lambda pair: pair[0].group)
+        ]
         every = []
-        for title, (columns, cells) in parts:
+        for title, (columns, cells) in groups:
             rows = [row for row in zip(*cells, strict=True) if any(cell.value is not None for cell in row[1:])]
             every += [(f"{title}: {table.title}", _grid(columns, rows))] if title else []
         return every

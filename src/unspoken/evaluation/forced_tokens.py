@@ -106,7 +106,8 @@ def effects_of(
     can = torch.isin(clean, others)
     # Drawn position by position, so that a draw does not depend on how much a system may write.
     draw, choice = (
-        torch.from_numpy(np.random.default_rng([seed, part]).random(clean.shape[::-1]).T.copy()) for part in range(2)
+        torch.from_numpy(np.random.default_rng([seed, stream]).random(clean.shape[::-1]).T.copy())
+        for stream in range(2)
     )
     wrong = another(clean, others, choice)
     is_text = ~torch.isin(clean, torch.tensor([tokenizer.eos_token_id, tokenizer.pad_token_id]))

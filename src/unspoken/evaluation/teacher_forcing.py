@@ -37,8 +37,8 @@ def next_tokens(system: System, batch: Batch, batch_size: int) -> dict[str, Outc
         ``accuracy`` ``[B]`` and, of a language model, ``loss`` ``[B]`` in nats a token.
     """
     right, losses, model = [], [], system.model
-    parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
-    for ids, mask in (moved(part, model.device) for part in parts):
+    batches = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
+    for ids, mask in (moved(some, model.device) for some in batches):
         if system.targets is not None:
             predicted = system.targets.nearest_row(system.targets.read(ids, mask)[:, :-1])
         else:
@@ -68,10 +68,10 @@ def forced_chain(system: System, batch: Batch, batch_size: int) -> LatentChain:
         batch_size: rows read at once.
     """
     home = batch["input_ids"].device
-    parts = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
+    batches = zip(batch["input_ids"].split(batch_size), batch["attention_mask"].split(batch_size), strict=True)
     assert system.targets is not None
     device = system.model.device
-    latents_BTD = torch.cat([moved(system.targets.read(*moved(part, device)), home) for part in parts])
+    latents_BTD = torch.cat([moved(system.targets.read(*moved(some, device)), home) for some in batches])
     latents, mask = pack(latents_BTD[:, :-1], batch["answer_mask"][:, 1:])
     stop = torch.full((len(mask),), int(StopReason.FIXED), device=mask.device)
     return LatentChain(latents=latents, mask=mask, stop=stop)

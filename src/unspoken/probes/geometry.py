@@ -107,7 +107,7 @@ class GeometryProbe(Probe):
 
 
 def _plane(name: str, plane: Mapping[str, Any]) -> Figure:
-    explained = joined([percent(share, 1) for share in plane["explained"]])
+    explained = joined([percent(fraction, 1) for fraction in plane["explained"]])
     caption = (
         f"Both on the plane of most variance of the two together, which explains {explained} of it: distances "
         "here are only a hint."

@@ -241,7 +241,7 @@ def _points_panel(results: Results, system: str, entry: Mapping[str, Any]) -> Pa
     ordered = sorted(entry["points"])
     last, gaps = max(1, len(ordered) - 1), max(1, min(len(ordered), _SHOWN) - 1)
     drawn = dict.fromkeys(round(gap * (len(ordered) - 1) / gaps) for gap in range(gaps + 1))
-    ticks = tuple((share, f"{100 * share:g} %") for share in (0, 0.5, 1))
+    ticks = tuple((fraction, f"{100 * fraction:g} %") for fraction in (0, 0.5, 1))
     x = Axis(low=0, high=1, ticks=ticks, title="share of questions")
     y = linear([1.0, *ordered, entry["chains"]])
     levels = (

@@ -145,9 +145,9 @@ class CausalLMReasoner:
             uniform = drawn.to(weights, non_blocking=True).clamp(min=1e-20)
             weights = F.softmax(weights.clamp(min=1e-20).log() - self.noise * (-uniform.log()).log(), dim=-1)
         latent = hidden if self.settings.feed == "hidden" else mix(weights, ids, embedding_table(self.model))
-        kept, places = heaviest(weights, ids)
+        kept, kept_ids = heaviest(weights, ids)
         return LatentStep(
-            latent=latent, next_input=latent, done=done, recorded=~done, support_ids=places, support_weights=kept
+            latent=latent, next_input=latent, done=done, recorded=~done, support_ids=kept_ids, support_weights=kept
         )
 
     def respond(

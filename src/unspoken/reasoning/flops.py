@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 def multiplied(module: nn.Module) -> int:
     """Weights of a module that every position is multiplied with: of its linear layers, not of its tables."""
-    return sum(part.weight.numel() for part in module.modules() if isinstance(part, nn.Linear | Conv1D))
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear | Conv1D))
 
 
 def attention_width(config: Any) -> int:

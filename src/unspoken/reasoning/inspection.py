@@ -134,8 +134,8 @@ class Chain:
                 best = kept.topk(min(top, int((kept > 0).sum())))
                 shown = zip(ids[0, step][best.indices].tolist(), best.values.tolist(), strict=True)
             elif weighed is not None and self.system.targets is not None:
-                places = weighed[step].abs().topk(min(top, weighed.shape[1])).indices
-                shown = zip(places.tolist(), weighed[step, places].tolist(), strict=True)
+                strongest = weighed[step].abs().topk(min(top, weighed.shape[1])).indices
+                shown = zip(strongest.tolist(), weighed[step, strongest].tolist(), strict=True)
             else:
                 shown = zip((), (), strict=True)
             nearest = None if cosines is None or not latent.any() else self._name(int(cosines[step].argmax()))
@@ -209,11 +209,11 @@ class Chain:
         if total <= 0 or min(weights.values()) < 0:
             raise ValueError(f"the weights are {dict(weights)}; give at least one above 0 and none below")
         ids = torch.tensor([self._token(token) for token in weights], device=self.record.latents.device)
-        shares = torch.tensor([weight / total for weight in weights.values()], device=ids.device)
+        fractions = torch.tensor([weight / total for weight in weights.values()], device=ids.device)
         if self.system.targets is not None:
-            direction = F.normalize(shares @ F.normalize(rows[ids].float(), dim=-1), dim=-1)
+            direction = F.normalize(fractions @ F.normalize(rows[ids].float(), dim=-1), dim=-1)
             return self._changed(at, direction * self.record.latents[0, at].float().norm())
-        return self._changed(at, mix(shares[None], ids[None], rows)[0], ids, shares)
+        return self._changed(at, mix(fractions[None], ids[None], rows)[0], ids, fractions)
 
     def swap(self, other: Chain, step: int | None = None) -> Chain:
         """The latents of another chain in place of this one's.

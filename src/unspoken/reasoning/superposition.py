@@ -126,8 +126,8 @@ def heaviest(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> tuple[Te
     """What a chain records of superpositions: the `RECORDED` largest weights, which then sum to less than 1."""
     if weights.shape[-1] <= RECORDED:
         return weights, ids
-    kept, places = weights.topk(RECORDED, dim=-1)
-    return kept, ids.gather(-1, places)
+    kept, order = weights.topk(RECORDED, dim=-1)
+    return kept, ids.gather(-1, order)
 
 
 def mix(weights: Float[Tensor, "*N K"], ids: Int[Tensor, "*N K"], table: Float[Tensor, "V D"]) -> Float[Tensor, "*N D"]:
@@ -180,9 +180,9 @@ class _Full(torch.autograd.Function):
             for rows, entries in zip(readout.split(_CHUNK), table.split(_CHUNK), strict=True):
                 scores = h @ rows.float().T / temperature
                 higher = torch.maximum(top, scores.max(dim=-1, keepdim=True).values)
-                shrink, part = (top - higher).exp(), (scores - higher).exp()
-                total = total * shrink + part.sum(dim=-1, keepdim=True)
-                mixed = mixed * shrink + part @ entries.float()
+                shrink, weights = (top - higher).exp(), (scores - higher).exp()
+                total = total * shrink + weights.sum(dim=-1, keepdim=True)
+                mixed = mixed * shrink + weights @ entries.float()
                 top = higher
         mixed = mixed / total
         ctx.save_for_backward(hidden, readout, table, mixed, top + total.log())

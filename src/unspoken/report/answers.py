@@ -97,5 +97,5 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
         return
     print("\nstep  nearest  made of")
     for index, step in enumerate(result["chain"]):
-        parts = "  ".join(f"{name} {coefficient(weight)}" for name, weight in step["coefficients"].items())
-        print(f"{index + 1:4}  {step['nearest']:7}  {parts}")
+        coefficients = "  ".join(f"{name} {coefficient(weight)}" for name, weight in step["coefficients"].items())
+        print(f"{index + 1:4}  {step['nearest']:7}  {coefficients}")

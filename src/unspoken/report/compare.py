@@ -81,7 +81,7 @@ class ProblemSet:
 # --- what is compared --------------------------------------------------------------------------------------------
 
 
-def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) -> Iterator[ProblemSet]:
+def _sets(results: Results, run: str, colours: Mapping[str, str], position: int) -> Iterator[ProblemSet]:
     """The test sets of one run; of results without outcomes the first alone, whose cost is known."""
     tests, task = results["tests"], results.get("recipe", {}).get("task")
     kept: Mapping[str, Any] = results.get("outcomes") or {next(iter(tests), "test"): {}}
@@ -115,7 +115,7 @@ def _sets(results: Results, run: str, colours: Mapping[str, str], place: int) ->
             name=f"{about or run}: {count(problems, 'test problem')}",
             fingerprint=outcomes.get("fingerprint", ""),
             # Results that do not even name their task are like no others.
-            described=json.dumps([task or place, test, problems], sort_keys=True),
+            described=json.dumps([task or position, test, problems], sort_keys=True),
             entries=entries,
         )
 
@@ -124,14 +124,14 @@ def problem_sets(every: Sequence[Results]) -> list[ProblemSet]:
     """All systems of all runs, by the problems that they answered; sets that most runs share come first."""
     names = [f"{results.get('name', 'run')} {results.get('size', '')}".strip() for results in every]
     sets: list[ProblemSet] = []
-    for place, results in enumerate(every):
-        again = names.count(names[place]) > 1
-        run = f"{names[place]} (run {place + 1})" if again else names[place]
+    for position, results in enumerate(every):
+        again = names.count(names[position]) > 1
+        run = f"{names[position]} (run {position + 1})" if again else names[position]
         if len(every) == 1:
             colours = system_colours(results)
         else:
-            colours = dict.fromkeys(results["systems"], SERIES[place % len(SERIES)])
-        for new in _sets(results, run, colours, place):
+            colours = dict.fromkeys(results["systems"], SERIES[position % len(SERIES)])
+        for new in _sets(results, run, colours, position):
             same = next((index for index, known in enumerate(sets) if known.same_as(new)), None)
             if same is None:
                 sets.append(new)

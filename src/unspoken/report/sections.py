@@ -50,11 +50,11 @@ def recipe_section(results: Results) -> Section | None:
 def measured_sections(results: Results) -> list[Section]:
     """The headline first; what a page and a terminal have in common."""
     made = [tests_section(results), cost_section(results), *(probe.section(results) for probe in probes())]
-    parts = [section for section in made if section is not None]
-    if not parts or any(entry.get("cost") for entry in results["systems"].values()):
-        return [accuracy_section(results), *parts]
+    shown = [section for section in made if section is not None]
+    if not shown or any(entry.get("cost") for entry in results["systems"].values()):
+        return [accuracy_section(results), *shown]
     # Where nothing was answered, the first thing that was measured is the headline.
-    first, *others = parts
+    first, *others = shown
     return [Section("result", "", first.blocks), *others]
 
 

@@ -45,22 +45,22 @@ class _Spans(NamedTuple):
 
 def _join(first: _Spans, second: _Spans) -> _Spans:
     """Where the first can stand with the second right after it."""
-    places = first.bits.shape[1]
+    positions = first.bits.shape[1]
     bits = np.zeros((len(first.bits) + len(second.bits) - 1, *first.bits.shape[1:]), dtype=np.uint8)
-    for more, starts_PC in enumerate(first.bits[: max(places - first.shortest, 0)]):
+    for more, starts_PC in enumerate(first.bits[: max(positions - first.shortest, 0)]):
         length = first.shortest + more
-        both = starts_PC[: places - length] & second.bits[:, length:]
-        bits[more : more + len(second.bits), : places - length] |= both
+        both = starts_PC[: positions - length] & second.bits[:, length:]
+        bits[more : more + len(second.bits), : positions - length] |= both
     return _Spans(first.shortest + second.shortest, bits)
 
 
 def _before(spans: _Spans, goal_PC: Bits) -> Bits:
     """The positions ``[P, C]`` at which such a span starts that ends on a goal."""
-    places = len(goal_PC)
+    positions = len(goal_PC)
     starts_at_PC = np.zeros_like(goal_PC)
-    for more, starts_PC in enumerate(spans.bits[: max(places - spans.shortest, 0)]):
+    for more, starts_PC in enumerate(spans.bits[: max(positions - spans.shortest, 0)]):
         length = spans.shortest + more
-        starts_at_PC[: places - length] |= starts_PC[: places - length] & goal_PC[length:]
+        starts_at_PC[: positions - length] |= starts_PC[: positions - length] & goal_PC[length:]
     return starts_at_PC
 
 

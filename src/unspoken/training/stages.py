@@ -96,7 +96,7 @@ def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
     if recipe.group_by_length:
         lengths = row_lengths(context)
         order = by_length(
-            lambda places: lengths(places + first), size=size, batch_size=stage.batch_size, seed=context.seed
+            lambda positions: lengths(positions + first), size=size, batch_size=stage.batch_size, seed=context.seed
         )
     return GeneratedDataset(make=objective.collate(context), first=first, size=size, order=order)
 
