@@ -54,24 +54,36 @@ class Job(Row):
         stop: when the chain ends.
         speaker: how the stack that reasons also answers; or, where something else reads the finished chain, what makes
             tokens of a chain of one row.
+        keep_chain: whether ``chain`` is kept where the stack that reasons also answers.
 
     Attributes:
         report: receives every progress, in the thread that computes; it must return at once. Set it before the job
             joins a batch.
+        submitted: when, by the monotonic clock.
+        chain: of the answer that is over, where it was kept and has steps.
     """
 
     report: Callable[[Progress], None]
+    submitted: float
 
     def __init__(
-        self, prompt: Sequence[int], stop: StopRule, speaker: AnswerDecoding | Callable[[LatentChain], list[int]]
+        self,
+        prompt: Sequence[int],
+        stop: StopRule,
+        speaker: AnswerDecoding | Callable[[LatentChain], list[int]],
+        *,
+        keep_chain: bool = False,
     ) -> None:
         decoding = speaker if isinstance(speaker, AnswerDecoding) else None
         super().__init__(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding)
         self.prompt = list(prompt)
         self.speaker = speaker
+        self.chain: LatentChain | None = None
+        self._keep_chain = keep_chain or decoding is None
         self._finished = False
         self._reported = 0
         self._steps: list[LatentStep] = []
+        self._steps_seen = 0
 
     def report_step(self, latent_steps: Sequence[LatentStep], index: int) -> None:
         """Report what the last step of the decoder brought.
@@ -81,22 +93,31 @@ class Job(Row):
             index: of this one among them.
         """
         over, tokens = self.phase is Phase.OVER, self.tokens[self._reported :]
+        if self._keep_chain:
+            self._keep_steps(latent_steps, index, over)
         if isinstance(self.speaker, AnswerDecoding):
             capped = over and self.tokens[-1] not in self.speaker.end_ids
         else:
             capped = self.reason is StopReason.CAP
-            recorded = self.recorded[len(self.recorded) - len(latent_steps) :]
-            kept = [step for step, one in zip(latent_steps, recorded, strict=True) if one]
-            self._steps += [step.select(slice(index, index + 1)) for step in kept]
             if over:
-                reason = upload([self.reason], latent_steps[-1].latent.device)
-                mask = torch.ones((1, len(self._steps)), dtype=torch.bool, device=reason.device)
-                tokens = self.speaker(chain_of(self._steps, mask, reason))
+                assert self.chain is not None
+                tokens = self.speaker(self.chain)
         if tokens or over:
             self._reported += len(tokens)
             self._finished = over
             latents = sum(self.recorded)
             self.report(Progress(tokens=tuple(tokens), over=over, latents=latents, capped=over and capped))
+
+    def _keep_steps(self, latent_steps: Sequence[LatentStep], index: int, over: bool) -> None:
+        new = self.recorded[self._steps_seen :]  # none where the row was in another phase
+        self._steps_seen += len(new)
+        for step, recorded in zip(latent_steps[len(latent_steps) - len(new) :], new, strict=True):
+            if recorded:
+                self._steps.append(step.select(slice(index, index + 1)))
+        if over and self._steps:
+            reason = upload([self.reason], self._steps[-1].latent.device)
+            mask = torch.ones((1, len(self._steps)), dtype=torch.bool, device=reason.device)
+            self.chain = chain_of(self._steps, mask, reason)
 
     def fail(self, reason: str) -> None:
         """Report that there will be no answer, unless there is one."""

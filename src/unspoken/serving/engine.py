@@ -23,7 +23,8 @@ class Limits:
         batch_size: answers that are computed at once.
         queue: answers that may wait for their turn beside those.
         prompt_tokens: cap of a prompt.
-        answer_tokens: the most that a request may ask for.
+        answer_tokens: cap of an answer.
+        body_seconds: time for the body of a request to arrive.
 
     Raises:
         ValueError: a limit below 1.
@@ -33,6 +34,7 @@ class Limits:
     queue: int = 256
     prompt_tokens: int = 4096
     answer_tokens: int = 1024
+    body_seconds: int = 30
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -75,6 +77,7 @@ class Engine:
         self._batch = Batch(method)
         self._waiting: deque[Job] = deque()
         self._running = 0
+        self._unfinished: set[Job] = set()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="unspoken-model", daemon=True)
@@ -118,12 +121,13 @@ class Engine:
             Closing: `close` was called.
         """
         for index, job in enumerate(jobs):
-            job.report = self._counted(job, index, report)
+            job.report, job.submitted = self._counted(job, index, report), time.monotonic()
         with self._changed:
             if self._closing:
                 raise Closing
-            if len(self._waiting) + self._running + len(jobs) > self.limits.batch_size + self.limits.queue:
+            if len(self._unfinished) + len(jobs) > self.limits.batch_size + self.limits.queue:
                 raise QueueFull
+            self._unfinished.update(jobs)
             self._waiting.extend(jobs)
             self._changed.notify_all()
 
@@ -132,21 +136,34 @@ class Engine:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
+            self._unfinished.difference_update(jobs)
             self._waiting = deque(job for job in self._waiting if not job.cancelled)
 
-    def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
-        began = time.monotonic()
+    def finish(self, job: Job) -> None:
+        """The answer is complete before the model has ended it: the job counts as answered and leaves the batch."""
+        self._leave(job, answered=True)
+        self.cancel([job])
 
+    def _leave(self, job: Job, *, answered: bool) -> None:
+        """A job is over: its place is free before anybody hears of it, unless it has been given up already."""
+        with self._changed:
+            if job not in self._unfinished:
+                return
+            self._unfinished.discard(job)
+        counters = self.counters
+        if not answered:
+            counters.failures += 1
+            return
+        counters.answers += 1
+        counters.prompt_tokens += len(job.prompt)
+        counters.latent_steps += sum(job.recorded)
+        counters.seconds += time.monotonic() - job.submitted
+
+    def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
         def count(progress: Progress) -> None:
-            counters = self.counters
-            counters.spoken_tokens += len(progress.tokens)
-            if progress.failure:
-                counters.failures += 1
-            elif progress.over:
-                counters.answers += 1
-                counters.prompt_tokens += len(job.prompt)
-                counters.latent_steps += progress.latents
-                counters.seconds += time.monotonic() - began
+            self.counters.spoken_tokens += len(progress.tokens)
+            if progress.over:
+                self._leave(job, answered=not progress.failure)
             report(index, progress)
 
         return count
