@@ -7,6 +7,7 @@ log.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,18 @@ class FieldRule:
     treatment: Literal["applied", "ignored", "refused"]
     note: str
     neutral: tuple[Any, ...] = ()
+
+    @property
+    def allowed(self) -> str:
+        """Values that ask for nothing, as JSON."""
+        return ", ".join(["null", *(json.dumps(value) for value in self.neutral)])
+
+    @property
+    def line(self) -> str:
+        """The field's line in the table of the page on serving."""
+        treatment = f"refused unless {self.allowed}" if self.treatment == "refused" else self.treatment
+        where = "both" if len(self.endpoints) > 1 else self.endpoints[0]
+        return f"| `{self.name}` | {where} | {treatment} | {self.note} |"
 
 
 def _rule(
@@ -121,8 +134,8 @@ def applied_fields(body: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any
         if rule.treatment == "applied":
             applied[name] = value
         elif rule.treatment == "refused" and value is not None and value not in rule.neutral:
-            neutral = " or ".join(map(repr, rule.neutral)) or "null"
-            raise Refusal(400, f"{name} is not supported ({rule.note}); leave it out or at {neutral}", field=name)
+            message = f"{name} is not supported ({rule.note}); leave it out, or send one of: {rule.allowed}"
+            raise Refusal(400, message, field=name)
     log_ignored(name for name in body if name not in rules)
     return applied
 

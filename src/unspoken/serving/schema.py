@@ -76,7 +76,7 @@ class TextPart(_Fields):
 
 
 class Message(_Fields):
-    """A turn of a chat."""
+    """A turn of a chat; the ``name`` of who wrote it is ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[TextPart], Field(max_length=64, fail_fast=True)]
@@ -180,5 +180,5 @@ def request_of(body: Any, endpoint: Endpoint) -> ChatRequest | CompletionRequest
         raise Refusal(400, f"{field}: {first['msg']}", field=field) from None
     for entry in [fields.get("stream_options"), *fields.get("messages", ())]:
         known = Message if entry is not fields.get("stream_options") else StreamOptions
-        log_ignored(name for name in entry or () if name not in known.model_fields)
+        log_ignored(name for name in entry or () if name not in known.model_fields and name != "name")
     return request

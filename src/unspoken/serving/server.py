@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import time
 import uuid
 from collections import Counter
@@ -32,16 +31,17 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unspoken.serving.bodies import BODY_BYTES
+from unspoken.serving.connections import connection_settings
 from unspoken.serving.engine import Engine, Limits
 from unspoken.serving.fields import Endpoint
 from unspoken.serving.flight import Flight, answered, streamed
+from unspoken.serving.keys import KEY_VARIABLE, checked_key, read_key
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.responses import Form, error_of
 from unspoken.serving.schema import REQUESTS
 from unspoken.serving.systems import Served, open_served
 from unspoken.serving.work import Work, unknown_model, work_of
 
-KEY_VARIABLE = "UNSPOKEN_API_KEY"
 _BEARER = HTTPBearer(auto_error=False)
 _HELD_BYTES = 2**26  # of all bodies that are being received or read
 _SHORT_BODY = 2**14
@@ -118,6 +118,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    api_key_file: str | Path | None = None,
     limits: Limits | None = None,
     drain_seconds: int = 30,
 ) -> None:
@@ -128,18 +129,25 @@ def serve(
     Args:
         run, seed, stage, device: see `open_served`.
         host, port: where to listen.
-        api_key: see `app`; the environment variable ``UNSPOKEN_API_KEY`` by default.
+        api_key: see `app`.
+        api_key_file: a file that holds the key; without either, the environment variable ``UNSPOKEN_API_KEY`` counts.
         limits: see `Limits`.
         drain_seconds: patience with answers in the making.
 
     Raises:
-        ValueError: there is no such model, or the address is open to others and there is no key.
+        ValueError: there is no such model, or the address is open to others and there is no key, or no client could
+            send it.
+        OSError: the file with the key cannot be read.
     """
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    key = read_key(api_key_file) if api_key is None else checked_key(api_key, "api_key")
     if key is None and not _is_loopback(host):
-        raise ValueError(f"host {host} is open to others: set {KEY_VARIABLE}, or listen on 127.0.0.1")
+        raise ValueError(
+            f"host {host} is open to others: set {KEY_VARIABLE} or give a file with a key, or listen on 127.0.0.1"
+        )
     served = open_served(run, seed=seed, stage=stage, device=device)
-    uvicorn.run(app(served, limits=limits, api_key=key), host=host, port=port, timeout_graceful_shutdown=drain_seconds)
+    limits = limits or Limits()
+    api, settings = app(served, limits=limits, api_key=key), connection_settings(limits)
+    uvicorn.run(api, host=host, port=port, timeout_graceful_shutdown=drain_seconds, **settings)
 
 
 def _is_loopback(host: str) -> bool:
@@ -322,7 +330,7 @@ async def _broken(_: Request, _error: Exception) -> Response:
 
 
 class _Counter:
-    """Counts answers by status."""
+    """Counts answers by status, and ends requests in order that a shutdown gives up."""
 
     def __init__(self, app: ASGIApp, seen: Counter[int]) -> None:
         self.app = app
@@ -330,13 +338,24 @@ class _Counter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
 
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self.seen[message["status"]] += 1
             await send(message)
 
-        await self.app(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except asyncio.CancelledError:  # the deadline of a shutdown; an answer that has begun is cut off
+            if not started:
+                content = error_of(503, "the server is shutting down; try again in a second", _CODES[503])
+                await _json(content, 503, {"Connection": "close"})(scope, receive, counted)
 
 
 def _metrics(engine: Engine, seen: Counter[int]) -> str:
