@@ -243,7 +243,9 @@ def serve(
     device: Device = "auto",
     host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    api_key: Annotated[str | None, typer.Option(envvar="UNSPOKEN_API_KEY", help="What clients must send.")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that clients must send; or set UNSPOKEN_API_KEY.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Answers computed at once.")] = 32,
     queue: Annotated[int, typer.Option(min=1, help="Answers that may wait beside those.")] = 256,
     prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt.")] = 4096,
@@ -254,7 +256,8 @@ def serve(
     from unspoken.serving import serve as serve_run
 
     limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
-    serve_run(model, seed=seed, stage=stage, device=device, host=host, port=port, api_key=api_key, limits=limits)
+    where = {"host": host, "port": port, "api_key_file": api_key_file}
+    serve_run(model, seed=seed, stage=stage, device=device, limits=limits, **where)
 
 
 @app.command()

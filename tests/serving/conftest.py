@@ -13,12 +13,22 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from tiny_hub import save_tokenizer
+from tiny_models import tiny_language_model
 from tiny_words import tiny_word_system
 from torch import Tensor
+from transformers import AutoTokenizer
 
+from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.engine import LatentStep
-from unspoken.serving import Served, app
+from unspoken.serving import Limits, Served, app
+from unspoken.serving.connections import connection_settings
+from unspoken.tasks.prompt_format import PromptFormat, TextFormat
 
+TEMPLATE = (
+    "{% for message in messages %}[{{ message.role }}|{{ message.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant|{% endif %}"
+)
 WORDS = 8  # of an answer, where a request names no number
 
 
@@ -38,7 +48,14 @@ class Running:
 
 @contextlib.contextmanager
 def running(served: Served, **how: Any) -> Iterator[Running]:
-    config = uvicorn.Config(app(served, **how), host="127.0.0.1", port=0, log_level="critical", ws="none")
+    limits, patience = how.pop("limits", None) or Limits(), how.pop("drain_seconds", 30)
+    settings: dict[str, Any] = {
+        **connection_settings(limits),
+        "log_config": None,
+        "log_level": "critical",
+        "timeout_graceful_shutdown": patience,
+    }
+    config = uvicorn.Config(app(served, limits=limits, **how), host="127.0.0.1", port=0, **settings)
     server = uvicorn.Server(config)
     # Not uvicorn's own choice of loop: the policy of the test process must stay as it is.
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
@@ -115,4 +132,24 @@ def wait() -> Any:
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[Running]:
     with running(tiny_served()) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chatting(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """An untrained model of single letters with a chat template, which takes every turn."""
+    folder = tmp_path_factory.mktemp("letters")
+    size = save_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = TEMPLATE
+    model = tiny_language_model("llama", vocab_size=size, max_position_embeddings=512)
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=5, max_latents=3)
+    system = causal_lm_system(model, settings, name="chatting", max_tokens=12)
+    text_format = TextFormat(prompt_format=PromptFormat(tokenizer=tokenizer))
+    return Served(system=replace(system, text_format=text_format))
+
+
+@pytest.fixture(scope="module")
+def chat_server(chatting: Served) -> Iterator[Running]:
+    with running(chatting) as server:
         yield server

@@ -155,18 +155,13 @@ def test_what_cannot_be_done_is_refused_in_the_official_form(start: Any, served:
             with pytest.raises(openai.BadRequestError) as long:
                 client.completions.create(model="tiny", prompt=" ".join(QUESTIONS[:10]))
             assert long.value.code == "context_length_exceeded"
-            # 60 tokens may come in, but of the model's 160 places the chain may need 6, its end 1, and the answer 100.
-            with pytest.raises(openai.BadRequestError, match="at most 53 fit"):
-                client.completions.create(model="tiny", prompt=" ".join(QUESTIONS[:10]), max_tokens=100)
-            with pytest.raises(openai.BadRequestError, match="max_tokens is 101; this server says at most 100"):
-                client.chat.completions.create(model="tiny", messages=message, max_tokens=101)
-            with pytest.raises(openai.BadRequestError, match="one message of the role 'user'"):
+            with pytest.raises(openai.BadRequestError, match="one problem of the task 'arithmetic'"):
                 client.chat.completions.create(model="tiny", messages=[*message, *message])
             with pytest.raises(openai.BadRequestError, match="unknown word"):
                 client.completions.create(model="tiny", prompt="Colourless green ideas")
             with pytest.raises(openai.BadRequestError) as extra:
-                client.chat.completions.create(model="tiny", messages=message, stop=["."])
-            assert extra.value.param == "stop"
+                client.chat.completions.create(model="tiny", messages=message, presence_penalty=0.5)
+            assert extra.value.param == "presence_penalty"
             with pytest.raises(openai.BadRequestError, match=r"temperature is 0\.001"):
                 client.chat.completions.create(model="tiny", messages=message, temperature=0.001)
         # Health and counters need no key; there is no page that loads scripts from elsewhere.

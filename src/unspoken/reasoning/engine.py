@@ -159,7 +159,7 @@ class Decoder:
         steps = self._refine()
         if steps and all(row.phase is Phase.OVER for row in self.rows):
             return steps
-        hidden = self._pass()
+        hidden = self._outputs()[:, -1]
         rows, count = self.rows, len(self.rows)
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
@@ -183,10 +183,17 @@ class Decoder:
             self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
         return steps
 
+    def read(self, columns: int) -> int:
+        """Read some columns of the prompts before the first step, which reads the last one; how many are left."""
+        rest, self.inputs = self.inputs[:, columns:], self.inputs[:, :columns]
+        self._outputs()
+        self.inputs = rest
+        return rest.shape[1]
+
     def _refine(self) -> list[LatentStep]:
         """All passes of a `BlockReasoner` over its chains but the last one, whose inputs are what is read next."""
         method = self.method
-        if self.columns or not isinstance(method, BlockReasoner):
+        if self._latent_steps or not isinstance(method, BlockReasoner):
             return []
         size = len(self.rows)
         (count,) = {row.max_latents for row in self.rows}  # chains that are refined together have one length
@@ -269,10 +276,6 @@ class Decoder:
 
     def _new_cache(self) -> ReservedCache:
         return ReservedCache(self.method.stack.config, self.positions.shape[1], padded=self.mask is not None)
-
-    def _pass(self) -> Tensor:
-        """The output ``[B, D]`` of the last column."""
-        return self._outputs()[:, -1]
 
     def _outputs(self) -> Tensor:
         """The outputs ``[B, T, D]`` of all columns that are new."""

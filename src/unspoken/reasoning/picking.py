@@ -54,13 +54,25 @@ class Sampler:
     """Turns scores into tokens: the arg-max, or a draw at a temperature.
 
     A draw is made where its generator is, so a seed means the same on every device.
+
+    Args:
+        temperature: 0 picks the most likely token.
+        generator: of the draws.
+        top_p: draws are from the most likely tokens that have this probability together (nucleus sampling,
+            arXiv 1904.09751); 1 keeps all.
+
+    Raises:
+        ValueError: a negative temperature, or a ``top_p`` that is not in (0, 1].
     """
 
-    def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None) -> None:
+    def __init__(self, temperature: float = 0.0, generator: torch.Generator | None = None, top_p: float = 1.0) -> None:
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; it cannot be negative (0 picks the most likely token)")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p}; it is above 0 and at most 1 (1 draws from all tokens)")
         self.temperature = temperature
         self.generator = generator
+        self.top_p = top_p
 
     def __call__(
         self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"] | None = None, first: int = 0
@@ -68,7 +80,13 @@ class Sampler:
         """Tokens of a batch, wherever they stand."""
         if self.temperature == 0:
             return scores.argmax(dim=-1)
-        return draw(torch.softmax(scores.float() / self.temperature, dim=-1), self.generator)
+        weights = torch.softmax(scores.float() / self.temperature, dim=-1)
+        if self.top_p < 1:
+            ordered, ids = weights.sort(dim=-1, descending=True)
+            # A token stays as long as those before it have less than top_p; the first one always does.
+            kept = ordered.cumsum(dim=-1) - ordered < self.top_p
+            weights = torch.zeros_like(weights).scatter(-1, ids, ordered * kept)
+        return draw(weights, self.generator)
 
 
 class ForcedTokens:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from unspoken.reasoning.engine import Reasoner
 from unspoken.serving.batch import Batch, Job, Progress
+from unspoken.serving.queue import Queue
 
 _log = logging.getLogger(__name__)
+_LAST_STEP = 10  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,19 +21,31 @@ class Limits:
     """What a server accepts.
 
     Attributes:
-        batch_size: answers that are computed at once.
+        batch_size: answers that are computed at once; those to one request have at most three quarters of them.
+        batch_tokens: positions of these answers together, each counted with the longest one's; likewise.
+        piece_tokens: tokens of prompts that are read between two steps.
         queue: answers that may wait for their turn beside those.
         prompt_tokens: cap of a prompt.
-        answer_tokens: the most that a request may ask for.
+        answer_tokens: cap of an answer.
+        connections: open at once, or fewer where the system lets the process open fewer files.
+        head_seconds: time for the head of a request to arrive, and for a connection to wait for one.
+        body_seconds: time for its body.
+        write_seconds: time for a client to take what it was sent.
 
     Raises:
         ValueError: a limit below 1.
     """
 
     batch_size: int = 32
+    batch_tokens: int = 2**14
+    piece_tokens: int = 512
     queue: int = 256
     prompt_tokens: int = 4096
     answer_tokens: int = 1024
+    connections: int = 512
+    head_seconds: int = 10
+    body_seconds: int = 30
+    write_seconds: int = 60
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -72,9 +85,10 @@ class Engine:
     def __init__(self, method: Reasoner, limits: Limits) -> None:
         self.limits = limits
         self.counters = Counters()
-        self._batch = Batch(method)
-        self._waiting: deque[Job] = deque()
+        self._batch = Batch(method, limits.piece_tokens)
+        self._waiting = Queue()
         self._running = 0
+        self._unfinished: set[Job] = set()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="unspoken-model", daemon=True)
@@ -99,11 +113,11 @@ class Engine:
         self._thread.start()
 
     def close(self) -> None:
-        """Refuse new work, finish what was taken, and return when that is done."""
+        """Refuse new work, finish what was taken, and return when that is done, or after ten seconds."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(_LAST_STEP)
 
     def submit(self, jobs: Sequence[Job], report: Callable[[int, Progress], None]) -> None:
         """Take some jobs, all or none.
@@ -118,13 +132,15 @@ class Engine:
             Closing: `close` was called.
         """
         for index, job in enumerate(jobs):
-            job.report = self._counted(job, index, report)
+            job.report, job.submitted = self._counted(job, index, report), time.monotonic()
+            job.request = jobs
         with self._changed:
             if self._closing:
                 raise Closing
-            if len(self._waiting) + self._running + len(jobs) > self.limits.batch_size + self.limits.queue:
+            if len(self._unfinished) + len(jobs) > self.limits.batch_size + self.limits.queue:
                 raise QueueFull
-            self._waiting.extend(jobs)
+            self._unfinished.update(jobs)
+            self._waiting.add(jobs)
             self._changed.notify_all()
 
     def cancel(self, jobs: Sequence[Job]) -> None:
@@ -132,35 +148,82 @@ class Engine:
         with self._changed:
             for job in jobs:
                 job.cancelled = True
-            self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            self._unfinished.difference_update(jobs)
+            self._waiting.drop_cancelled()
+
+    def finish(self, job: Job) -> None:
+        """The answer is complete before the model has ended it: the job counts as answered and leaves the batch."""
+        self._leave(job, answered=True)
+        self.cancel([job])
+
+    def _leave(self, job: Job, *, answered: bool) -> None:
+        """A job is over: its place is free before anybody hears of it, unless it has been given up already."""
+        with self._changed:
+            if job not in self._unfinished:
+                return
+            self._unfinished.discard(job)
+        counters = self.counters
+        if not answered:
+            counters.failures += 1
+            return
+        counters.answers += 1
+        counters.prompt_tokens += len(job.prompt)
+        counters.latent_steps += sum(job.recorded)
+        counters.seconds += time.monotonic() - job.submitted
 
     def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
-        began = time.monotonic()
-
         def count(progress: Progress) -> None:
-            counters = self.counters
-            counters.spoken_tokens += len(progress.tokens)
-            if progress.failure:
-                counters.failures += 1
-            elif progress.over:
-                counters.answers += 1
-                counters.prompt_tokens += len(job.prompt)
-                counters.latent_steps += progress.latents
-                counters.seconds += time.monotonic() - began
+            self.counters.spoken_tokens += len(progress.tokens)
+            if progress.over:
+                self._leave(job, answered=not progress.failure)
             report(index, progress)
 
         return count
+
+    def _admitted(self) -> list[Job]:
+        """The next rows to compute: so many that the batch stays within its tokens, and reading within its budget."""
+        batch, limits = self._batch, self.limits
+        joining, prompts, budget = list[Job](), list[int](), batch.budget
+        held: dict[
+            int, tuple[int, int]
+        ] = {}  # of everybody (0) and of each request: rows, and positions of the longest
+
+        def extended(key: int, job: Job) -> tuple[int, int]:
+            rows, longest = held.get(key, (0, 0))
+            return rows + 1, max(longest, job.length)
+
+        def fits(job: Job) -> bool:
+            for key, reserve in ((0, 0), (id(job.request), 4)):
+                rows, longest = extended(key, job)
+                places, tokens = limits.batch_size, limits.batch_tokens
+                if reserve:  # no request may have everything
+                    places, tokens = places - places // reserve, tokens - tokens // reserve
+                if rows > 1 and (rows > places or rows * longest > tokens):
+                    return False
+            is_long = len(job.prompt) > limits.piece_tokens
+            return is_long or not prompts or (len(prompts) + 1) * max(*prompts, len(job.prompt)) <= budget
+
+        def hold(job: Job) -> None:
+            held[0], held[id(job.request)] = extended(0, job), extended(id(job.request), job)
+
+        for row in batch.rows:
+            hold(row)
+        while held.get(0, (0, 0))[0] < limits.batch_size and (job := self._waiting.take(fits)) is not None:
+            hold(job)
+            joining.append(job)
+            if len(job.prompt) <= limits.piece_tokens:
+                prompts.append(len(job.prompt))
+        return joining
 
     def _work(self) -> None:
         batch = self._batch
         while True:
             with self._changed:
                 self._running = len(batch.rows)
-                self._changed.wait_for(lambda: self._waiting or batch.rows or self._closing)
-                if not self._waiting and not batch.rows:
+                self._changed.wait_for(lambda: len(self._waiting) or batch.rows or self._closing)
+                if not len(self._waiting) and not batch.rows:
                     return
-                free = max(0, self.limits.batch_size - len(batch.rows))
-                joining = [self._waiting.popleft() for _ in range(min(free, len(self._waiting)))]
+                joining = self._admitted()
                 self._running += len(joining)
             try:
                 batch.join(joining)

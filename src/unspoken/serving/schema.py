@@ -1,58 +1,113 @@
-"""What clients send and get: the part of the OpenAI API that makes sense for a model that answers one problem.
+"""The fields of requests that are applied, see `unspoken.serving.fields`, and what they must be.
 
-A field that would change the answer and is not listed here is refused, never ignored. ``usage`` counts the prompt (with
-the tokens that open the chain), the spoken tokens with their end, and apart from both, in
-``completion_tokens_details.reasoning_tokens``, the latent steps: they are no part of ``completion_tokens``, since they
-are no tokens.
+Lists have caps, and validation stops at the first bad entry, so that no body costs more than a few milliseconds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from unspoken.serving.fields import Endpoint, applied_fields, log_ignored
+from unspoken.serving.refusal import Refusal
 
 _LOWEST_TEMPERATURE = 0.01  # below it scores are divided by next to nothing
+_PROMPTS = 64
+_MESSAGES = 1024
+_STOPS = 16
+
+Strings = Annotated[list[str], Field(min_length=1, max_length=_PROMPTS, fail_fast=True)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, fail_fast=True)]
+Temperature = Annotated[
+    float, Field(ge=0, le=2, description="Of the answer's tokens; 0, the default, takes the most likely ones.")
+]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Of drawn tokens.")]
+Tokens = Annotated[
+    int, Field(ge=1, description="The most tokens of the answer; the chain has its own cap. It is cut to what fits.")
+]
 
 
-Tokens = Annotated[int, Field(ge=1, description="The most words to say; the latent part has its own cap.")]
-Temperature = Annotated[float, Field(ge=0, le=2, description="Of the words, 0 by default; the chain is never drawn.")]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, description="Of the words, where they are drawn.")]
+def _prompts(value: Any) -> Any:
+    """A single prompt as a list of one: texts and token ids are told apart by their first entry."""
+    if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
+        return [value]
+    return value
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+def _stops(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
-class StreamOptions(_Strict):
-    """What a stream tells beside its words."""
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1000)]],
+    Field(max_length=_STOPS, fail_fast=True, description="Texts before which the answer ends."),
+    BeforeValidator(_stops, json_schema_input_type=str | list[str]),
+]
 
-    include_usage: bool = False
+
+class _Fields(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
 
 
-class TextPart(_Strict):
+class StreamOptions(_Fields):
+    """What a stream has besides the answer."""
+
+    include_usage: bool | None = Field(None, description="A last chunk with the usage of the request.")
+
+
+class Extension(_Fields):
+    """What this server adds to the API; answers have it under the same name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    chain: bool = Field(False, description="Add the latent steps of the answer; of one answer in a request.")
+    coefficients: Annotated[int, Field(ge=0, le=20)] = Field(
+        5, description="The most tokens of a step, with the weights that they have in it."
+    )
+
+
+class TextPart(_Fields):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Strict):
-    """A turn."""
+class Message(_Fields):
+    """A turn of a chat; the ``name`` of who wrote it is ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=64, fail_fast=True)]
+
+    def turn(self) -> dict[str, str]:
+        """Role and text, with the older name of the developer's role."""
+        content = self.content
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class _Request(_Strict):
+class _Request(_Fields):
     model: str
     max_tokens: Tokens | None = None
     temperature: Temperature | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Seed | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=16, description="Answers to each prompt.")] | None = None
+    stop: Stops | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    unspoken: Extension | None = None
+
+    @property
+    def top(self) -> int | None:
+        """How many of the most likely tokens are wanted at each place; None where no log-probabilities are."""
+        raise NotImplementedError
+
+    def requested_tokens(self) -> int | None:
+        """The most tokens of the answer, where the request names a number."""
+        return self.max_tokens
 
     def checked_temperature(self) -> float:
         """The temperature; without one the most likely tokens are chosen.
@@ -63,7 +118,7 @@ class _Request(_Strict):
         temperature = self.temperature or 0.0
         if 0 < temperature < _LOWEST_TEMPERATURE:
             raise ValueError(
-                f"temperature is {temperature}; it is 0, for the most likely words, or at least {_LOWEST_TEMPERATURE}"
+                f"temperature is {temperature}; it is 0, for the most likely tokens, or at least {_LOWEST_TEMPERATURE}"
             )
         return temperature
 
@@ -71,103 +126,59 @@ class _Request(_Strict):
 class CompletionRequest(_Request):
     """Body of ``/v1/completions``."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: Annotated[
+        Strings | Annotated[list[Ids], Field(min_length=1, max_length=_PROMPTS, fail_fast=True)],
+        BeforeValidator(_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
+    logprobs: Annotated[int, Field(ge=0, le=20, description="Of so many of the most likely tokens.")] | None = None
 
-    def texts(self) -> list[str]:
-        """The problems, one an answer."""
-        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+    @property
+    def top(self) -> int | None:
+        """See `ChatRequest.top`."""
+        return self.logprobs
 
 
 class ChatRequest(_Request):
     """Body of ``/v1/chat/completions``."""
 
-    messages: list[Message]
-    max_completion_tokens: Tokens | None = None  # the newer name of max_tokens
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MESSAGES, fail_fast=True)]
+    max_completion_tokens: Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
-    def texts(self) -> list[str]:
-        """The problem.
+    @property
+    def top(self) -> int | None:
+        """How many of the most likely tokens are wanted at each place; None where no log-probabilities are."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
-        Raises:
-            ValueError: there is more to the chat than a problem.
-        """
-        if len(self.messages) != 1 or self.messages[0].role != "user":
-            raise ValueError(
-                "messages must be one message of the role 'user': this model answers one problem and reads no other "
-                "turns"
-            )
-        content = self.messages[0].content
-        return [content if isinstance(content, str) else "".join(part.text for part in content)]
+    def requested_tokens(self) -> int | None:
+        """The most tokens of the answer, where the request names a number."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class Form:
-    """How answers are written down for one of the two endpoints.
+REQUESTS: dict[Endpoint, type[ChatRequest | CompletionRequest]] = {
+    "chat": ChatRequest,
+    "completions": CompletionRequest,
+}
 
-    Args:
-        chat: the chat endpoint's way.
-        name: what the model is called.
-        number: the request's own.
-        created: Unix time in seconds.
+
+def request_of(body: Any, endpoint: Endpoint) -> ChatRequest | CompletionRequest:
+    """A decoded body as a request.
+
+    Raises:
+        Refusal: a field is not what it must be, or asks for what this server does not do.
     """
-
-    def __init__(self, *, chat: bool, name: str, number: str, created: int) -> None:
-        self.chat = chat
-        self._head = {
-            "id": f"{'chatcmpl' if chat else 'cmpl'}-{number}",
-            "object": "chat.completion" if chat else "text_completion",
-            "created": created,
-            "model": name,
-        }
-
-    def answer(self, texts: list[str], capped: list[bool], usage: dict[str, Any]) -> dict[str, Any]:
-        """All answers of a request."""
-        choices = []
-        for index, (text, cut) in enumerate(zip(texts, capped, strict=True)):
-            message = {"role": "assistant", "content": text, "refusal": None}
-            choices.append(_choice(index, {"message": message} if self.chat else {"text": text}, _reason(cut)))
-        return self._head | {"choices": choices, "usage": usage}
-
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first chunk of a choice of a chat."""
-        return self._chunk([_choice(index, {"delta": {"role": "assistant", "content": ""}}, None)])
-
-    def piece(self, index: int, text: str) -> dict[str, Any]:
-        """A few words of a choice."""
-        return self._chunk([_choice(index, {"delta": {"content": text}} if self.chat else {"text": text}, None)])
-
-    def closing(self, index: int, capped: bool) -> dict[str, Any]:
-        """The last chunk of a choice."""
-        return self._chunk([_choice(index, {"delta": {}} if self.chat else {"text": ""}, _reason(capped))])
-
-    def counted(self, usage: dict[str, Any]) -> dict[str, Any]:
-        """The last chunk of a stream that was asked for its usage."""
-        return self._chunk([]) | {"usage": usage}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return self._head | {"object": kind, "choices": choices}
-
-
-def _choice(index: int, content: dict[str, Any], reason: str | None) -> dict[str, Any]:
-    return {"index": index, **content, "logprobs": None, "finish_reason": reason}
-
-
-def _reason(capped: bool) -> str:
-    return "length" if capped else "stop"
-
-
-def usage_of(prompt_tokens: int, spoken_tokens: int, latent_steps: int) -> dict[str, Any]:
-    """What a request cost."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": spoken_tokens,
-        "total_tokens": prompt_tokens + spoken_tokens,
-        "completion_tokens_details": {"reasoning_tokens": latent_steps},
-    }
-
-
-def error_of(status: int, message: str, code: str | None = None, field: str | None = None) -> dict[str, Any]:
-    """An error as clients expect it: one line of at most 500 characters."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    line = " ".join(message.split())
-    shown = line if len(line) <= 500 else line[:499] + "…"
-    return {"error": {"message": shown, "type": kind, "param": field, "code": code}}
+    if not isinstance(body, Mapping):
+        raise Refusal(400, "the body is not a JSON object")
+    fields = applied_fields(body, endpoint)
+    try:
+        request = REQUESTS[endpoint].model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        path = [str(key) for key in first["loc"]]
+        field = ".".join([path[0], *(key for key in path[1:] if key.isdigit() or key.islower())])
+        raise Refusal(400, f"{field}: {first['msg']}", field=field) from None
+    for entry in [fields.get("stream_options"), *fields.get("messages", ())]:
+        known = Message if entry is not fields.get("stream_options") else StreamOptions
+        log_ignored(name for name in entry or () if name not in known.model_fields and name != "name")
+    return request

@@ -11,11 +11,11 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import os
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,32 +23,36 @@ import torch
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import PlainTextResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspoken.reasoning.picking import Sampler
-from unspoken.serving.batch import Job, Progress
-from unspoken.serving.engine import Closing, Engine, Limits, QueueFull
-from unspoken.serving.schema import ChatRequest, CompletionRequest, Form, error_of, usage_of
+from unspoken.serving.bodies import BODY_BYTES
+from unspoken.serving.connections import connection_settings
+from unspoken.serving.engine import Engine, Limits
+from unspoken.serving.fields import Endpoint
+from unspoken.serving.flight import Flight, answered, streamed
+from unspoken.serving.keys import KEY_VARIABLE, checked_key, read_key
+from unspoken.serving.refusal import Refusal
+from unspoken.serving.responses import Form, error_of
+from unspoken.serving.schema import REQUESTS
 from unspoken.serving.systems import Served, open_served
+from unspoken.serving.work import Work, unknown_model, work_of
 
-KEY_VARIABLE = "UNSPOKEN_API_KEY"
 _BEARER = HTTPBearer(auto_error=False)
-_BODY_BYTES = 2**20
-_CODES = {401: "invalid_api_key", 404: "not_found", 413: "request_too_large", 429: "queue_full", 503: "shutting_down"}
-
-
-class Refusal(HTTPException):
-    """An answer other than 200, with the code that tells clients why and the field that it is about."""
-
-    def __init__(self, status: int, message: str, *, code: str | None = None, field: str | None = None) -> None:
-        later = {"Retry-After": "1"} if status in (429, 503) else None
-        super().__init__(status, message, later)
-        self.code = code
-        self.field = field
+_HELD_BYTES = 2**26  # of all bodies that are being received or read
+_SHORT_BODY = 2**14
+_CODES = {
+    401: "invalid_api_key",
+    404: "not_found",
+    408: "request_timeout",
+    413: "request_too_large",
+    429: "queue_full",
+    503: "shutting_down",
+}
 
 
 def app(served: Served, *, limits: Limits | None = None, api_key: str | None = None) -> FastAPI:
@@ -62,21 +66,34 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
     Raises:
         ValueError: the system's stack cannot be shared by rows that come and go.
     """
-    engine = Engine(served.system.reasoner, limits or Limits())
-    seen: Counter[int] = Counter()
+    limits = limits or Limits()
+    engine, desk, seen = Engine(served.system.reasoner, limits), Desk(served, limits), Counter[int]()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         await run_in_threadpool(engine.close)
+        desk.close()
 
-    api = FastAPI(title="unspoken", lifespan=lifespan, docs_url=None, redoc_url=None)
-    api.add_middleware(_Gate, seen=seen)
+    async def with_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
+        if api_key is None:
+            return
+        if given is None or not hmac.compare_digest(given.credentials.encode(), api_key.encode()):
+            message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
+            raise Refusal(401, message, close=True)
+
+    api = FastAPI(title="unspoken", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    api.add_middleware(_Counter, seen=seen)
     api.add_exception_handler(HTTPException, _refused)
-    api.add_exception_handler(RequestValidationError, _malformed)
     api.add_exception_handler(Exception, _broken)
-    api.include_router(_endpoints(served, engine, api_key))
+    api.include_router(_endpoints(served, engine, desk, with_key))
+    schema = _schema(api)
+
+    @api.get("/openapi.json", dependencies=[Depends(with_key)], include_in_schema=False)
+    async def openapi() -> Response:
+        """What clients may send, for programs that read such schemas."""
+        return _json(schema)
 
     @api.get("/health")
     async def health() -> Response:
@@ -101,6 +118,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    api_key_file: str | Path | None = None,
     limits: Limits | None = None,
     drain_seconds: int = 30,
 ) -> None:
@@ -111,18 +129,25 @@ def serve(
     Args:
         run, seed, stage, device: see `open_served`.
         host, port: where to listen.
-        api_key: see `app`; the environment variable ``UNSPOKEN_API_KEY`` by default.
+        api_key: see `app`.
+        api_key_file: a file that holds the key; without either, the environment variable ``UNSPOKEN_API_KEY`` counts.
         limits: see `Limits`.
         drain_seconds: patience with answers in the making.
 
     Raises:
-        ValueError: there is no such model, or the address is open to others and there is no key.
+        ValueError: there is no such model, or the address is open to others and there is no key, or no client could
+            send it.
+        OSError: the file with the key cannot be read.
     """
-    key = api_key or os.environ.get(KEY_VARIABLE) or None
+    key = read_key(api_key_file) if api_key is None else checked_key(api_key, "api_key")
     if key is None and not _is_loopback(host):
-        raise ValueError(f"host {host} is open to others: set {KEY_VARIABLE}, or listen on 127.0.0.1")
+        raise ValueError(
+            f"host {host} is open to others: set {KEY_VARIABLE} or give a file with a key, or listen on 127.0.0.1"
+        )
     served = open_served(run, seed=seed, stage=stage, device=device)
-    uvicorn.run(app(served, limits=limits, api_key=key), host=host, port=port, timeout_graceful_shutdown=drain_seconds)
+    limits = limits or Limits()
+    api, settings = app(served, limits=limits, api_key=key), connection_settings(limits)
+    uvicorn.run(api, host=host, port=port, timeout_graceful_shutdown=drain_seconds, **settings)
 
 
 def _is_loopback(host: str) -> bool:
@@ -135,20 +160,9 @@ def _is_loopback(host: str) -> bool:
 # --- endpoints -------------------------------------------------------------------------------------------------------
 
 
-def _endpoints(served: Served, engine: Engine, api_key: str | None) -> APIRouter:
-    async def with_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
-        if api_key is None:
-            return
-        if given is None or not hmac.compare_digest(given.credentials.encode(), api_key.encode()):
-            raise Refusal(401, "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'")
-
+def _endpoints(served: Served, engine: Engine, desk: Desk, with_key: Any) -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=[Depends(with_key)])
     card = {"id": served.system.name, "object": "model", "created": int(time.time()), "owned_by": "unspoken"}
-
-    def known(name: str) -> None:
-        if name != served.system.name:
-            message = f"there is no model {name!r} here; the one that is served is {served.system.name!r}"
-            raise Refusal(404, message, code="model_not_found", field="model")
 
     @router.get("/models")
     async def models() -> Response:
@@ -158,176 +172,141 @@ def _endpoints(served: Served, engine: Engine, api_key: str | None) -> APIRouter
     @router.get("/models/{name}")
     async def model(name: str) -> Response:
         """What is known of a model."""
-        known(name)
+        if name != served.system.name:
+            raise unknown_model(name, served)
         return _json(card)
 
-    @router.post("/chat/completions")
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer the problem of a chat's only message."""
-        return await answer(body, request, chat=True)
+    @router.post("/chat/completions", openapi_extra=_body_of("chat"))
+    async def chat(request: Request) -> Response:
+        """Answer the last message of a chat."""
+        return await answer(request, "chat")
 
-    @router.post("/completions")
-    async def complete(body: CompletionRequest, request: Request) -> Response:
+    @router.post("/completions", openapi_extra=_body_of("completions"))
+    async def complete(request: Request) -> Response:
         """Answer problems."""
-        return await answer(body, request, chat=False)
+        return await answer(request, "completions")
 
-    async def answer(body: ChatRequest | CompletionRequest, request: Request, *, chat: bool) -> Response:
-        known(body.model)
+    async def answer(request: Request, endpoint: Endpoint) -> Response:
         try:
-            # Long texts take a while to tokenise.
-            jobs = await run_in_threadpool(_jobs, served, engine.limits, body, chat)
-        except ValueError as error:
-            raise Refusal(400, str(error)) from None
-        flight = _Flight(served, engine, jobs)
-        form = Form(chat=chat, name=served.system.name, number=uuid.uuid4().hex, created=int(time.time()))
-        if body.stream:
-            counted = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_stream(flight, form, counted=counted), media_type="text/event-stream")
+            async with desk.body(request) as body:
+                work = await desk.read(endpoint, body)
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody reads it; the number is nginx's
+        flight = Flight(served, engine, work)
+        form = Form(
+            chat=endpoint == "chat",
+            name=served.system.name,
+            number=uuid.uuid4().hex,
+            created=int(time.time()),
+            token_text=served.token_text,
+        )
+        asked = work.request
+        if asked.stream:
+            counted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
+            return StreamingResponse(streamed(flight, form, counted=counted), media_type="text/event-stream")
         try:
-            return await _unless_gone(_answer(flight, form), request)
+            return await _unless_gone(answered(flight, form), request)
         finally:
             flight.end()
 
     return router
 
 
-def _jobs(served: Served, limits: Limits, body: ChatRequest | CompletionRequest, chat: bool) -> list[Job]:
-    """What is to be done for a request.
+class Desk:
+    """Receives bodies and has them read in threads, so that neither time nor memory grows with what clients send.
 
-    Raises:
-        ValueError: the task cannot read a text, or something is out of bounds.
-    """
-    requested = body.max_tokens
-    if isinstance(body, ChatRequest):
-        requested = requested if body.max_completion_tokens is None else body.max_completion_tokens
-    max_tokens = min(served.answer_tokens, limits.answer_tokens) if requested is None else requested
-    if max_tokens > limits.answer_tokens:
-        raise ValueError(f"max_tokens is {max_tokens}; this server says at most {limits.answer_tokens}")
-    temperature, device, jobs = body.checked_temperature(), served.system.reasoner.stack.device, []
-    for index, text in enumerate(body.texts()):
-        generator = torch.Generator(device)
-        if body.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed((body.seed + index) % 2**63)
-        job = served.job(served.prompt(text, chat=chat), max_tokens, Sampler(temperature, generator))
-        positions = served.system.positions
-        most = limits.prompt_tokens if positions is None else min(limits.prompt_tokens, positions - job.steps_left)
-        if len(job.prompt) > most:
-            raise Refusal(
-                400,
-                f"the prompt has {len(job.prompt)} tokens; with {job.steps_left} steps of thinking and speaking behind "
-                f"it, at most {max(0, most)} fit",
-                code="context_length_exceeded",
-            )
-        jobs.append(job)
-    return jobs
-
-
-class _Flight:
-    """The answers of one request, on their way from the engine's thread to the event loop.
-
-    Raises:
-        Refusal: the engine takes nothing more.
+    Args:
+        served: for what is asked.
+        limits: of prompts, and of the time that a body may take.
     """
 
-    def __init__(self, served: Served, engine: Engine, jobs: Sequence[Job]) -> None:
-        self.served = served
-        self.tokens: list[list[int]] = [[] for _ in jobs]
-        self.capped = [False] * len(jobs)
-        self._engine = engine
-        self._jobs = jobs
-        self._latents = [0] * len(jobs)
-        self._progress: asyncio.Queue[tuple[int, Progress]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+    def __init__(self, served: Served, limits: Limits) -> None:
+        self._served = served
+        self._limits = limits
+        self._held = 0
+        # Short bodies have a thread of their own: they never wait for the tokens of long ones.
+        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="unspoken-prompts") for _ in range(2)]
 
-        def report(index: int, progress: Progress) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: a second signal ended the server at once
-                loop.call_soon_threadsafe(self._progress.put_nowait, (index, progress))
-
-        try:
-            engine.submit(jobs, report)
-        except QueueFull:
-            raise Refusal(429, "as many answers are waiting as may wait; try again in a second") from None
-        except Closing:
-            raise Refusal(503, "the server is shutting down; try again in a second") from None
-
-    async def progress(self) -> AsyncIterator[tuple[int, Progress]]:
-        """Every token of the answers, until all of them are over.
+    @contextlib.asynccontextmanager
+    async def body(self, request: Request) -> AsyncIterator[bytes]:
+        """The bytes of a request, which count as long as they are in use.
 
         Raises:
-            Refusal: the model failed.
+            Refusal: they are too many, come too slowly, are no JSON by their type, or others hold too many.
         """
-        left = len(self._jobs)
-        while left:
-            index, progress = await self._progress.get()
-            if progress.failure:
-                raise Refusal(500, f"the model failed: {progress.failure}", code="model_failed")
-            self.tokens[index] += progress.tokens
-            self._latents[index], self.capped[index] = progress.latents, progress.capped
-            left -= progress.over
-            yield index, progress
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise Refusal(415, "send the body as application/json", code="unsupported_type", close=True)
+        body, seconds = bytearray(), self._limits.body_seconds
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    async for chunk in request.stream():
+                        self._take(len(body), len(chunk))
+                        body += chunk
+            except TimeoutError:
+                raise Refusal(408, f"the body was not complete after {seconds} seconds", close=True) from None
+            yield bytes(body)
+        finally:
+            self._held -= len(body)
 
-    def end(self) -> None:
-        """Nobody listens any more: what is not over yet gives up its place."""
-        self._engine.cancel(self._jobs)
+    def _take(self, received: int, more: int) -> None:
+        if received + more > BODY_BYTES:
+            raise Refusal(413, f"the request is larger than {BODY_BYTES} bytes", close=True)
+        if self._held + more > _HELD_BYTES:
+            raise Refusal(429, "too many bytes of requests are waiting; try again in a second", close=True)
+        self._held += more
 
-    def usage(self) -> dict[str, Any]:
-        """What it cost."""
-        prompts = sum(len(job.prompt) for job in self._jobs)
-        return usage_of(prompts, sum(map(len, self.tokens)), sum(self._latents) if self.served.system.silent else 0)
+    async def read(self, endpoint: Endpoint, body: bytes) -> Work:
+        """The work that a body asks for.
 
+        Raises:
+            Refusal: see `work_of`.
+        """
+        threads = self._threads[len(body) > _SHORT_BODY]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(threads, work_of, self._served, self._limits, endpoint, body)
 
-async def _answer(flight: _Flight, form: Form) -> Response:
-    async for _ in flight.progress():
-        pass
-    return _json(form.answer([flight.served.text(tokens) for tokens in flight.tokens], flight.capped, flight.usage()))
-
-
-async def _stream(flight: _Flight, form: Form, *, counted: bool) -> AsyncIterator[str]:
-    """Server-sent events: an answer token by token, however long its chain was."""
-    shown = [""] * len(flight.tokens)
-    try:
-        if form.chat:
-            yield _event(form.opening(0))
-        async for index, progress in flight.progress():
-            text = flight.served.text(flight.tokens[index])
-            # A letter may need several tokens; until it is whole, the end of the text is a replacement.
-            if len(text) > len(shown[index]) and (progress.over or not text.endswith("\ufffd")):
-                yield _event(form.piece(index, text[len(shown[index]) :]))
-                shown[index] = text
-            if progress.over:
-                yield _event(form.closing(index, progress.capped))
-        if counted:
-            yield _event(form.counted(flight.usage()))
-        yield "data: [DONE]\n\n"
-    except Refusal as refusal:
-        yield _event(error_of(refusal.status_code, str(refusal.detail), refusal.code))
-    finally:
-        flight.end()
+    def close(self) -> None:
+        """End the threads."""
+        for threads in self._threads:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _event(content: dict[str, Any]) -> str:
-    return f"data: {json.dumps(content)}\n\n"
-
-
-async def _unless_gone(answer: Any, request: Request) -> Response:
+async def _unless_gone(answer: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:
     """The answer, unless its client hangs up first."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    response, departure = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    content, departure = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({response, departure}, return_when=asyncio.FIRST_COMPLETED)
-        if response.done():
-            result: Response = response.result()
-            return result
-        return Response(status_code=499)  # nobody reads it; the number is nginx's
+        await asyncio.wait({content, departure}, return_when=asyncio.FIRST_COMPLETED)
+        if content.done():
+            return _json(content.result())
+        return Response(status_code=499)
     finally:
-        response.cancel()
+        content.cancel()
         departure.cancel()
+
+
+def _body_of(endpoint: Endpoint) -> dict[str, Any]:
+    """What the schema says of a body, which is checked outside FastAPI."""
+    name = REQUESTS[endpoint].__name__
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(api: FastAPI) -> dict[str, Any]:
+    """The schema of the API with that of the bodies."""
+    schema = get_openapi(title=api.title, version=api.version, routes=api.routes)
+    parts: dict[str, Any] = {}
+    for request in REQUESTS.values():
+        model = request.model_json_schema(ref_template="#/components/schemas/{model}")
+        parts |= model.pop("$defs", {}) | {request.__name__: model}
+    schema.setdefault("components", {}).setdefault("schemas", {}).update(parts)
+    return schema
 
 
 # --- errors, and what is counted -------------------------------------------------------------------------------------
@@ -346,19 +325,12 @@ async def _refused(_: Request, error: Exception) -> Response:
     return _json(content, status, dict(error.headers or {}))
 
 
-async def _malformed(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"][1:])
-    return _json(error_of(400, f"{field}: {first['msg']}" if field else first["msg"], field=field or None), 400)
-
-
 async def _broken(_: Request, _error: Exception) -> Response:
     return _json(error_of(500, "the server failed; its log says why"), 500)
 
 
-class _Gate:
-    """Counts answers by status and stops bodies that are too large, on their way in."""
+class _Counter:
+    """Counts answers by status, and ends requests in order that a shutdown gives up."""
 
     def __init__(self, app: ASGIApp, seen: Counter[int]) -> None:
         self.app = app
@@ -369,22 +341,21 @@ class _Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        received = 0
-
-        async def measured() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > _BODY_BYTES:
-                raise Refusal(413, f"the request is larger than {_BODY_BYTES} bytes")
-            return message
+        started = False
 
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self.seen[message["status"]] += 1
             await send(message)
 
-        await self.app(scope, measured, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except asyncio.CancelledError:  # the deadline of a shutdown; an answer that has begun is cut off
+            if not started:
+                content = error_of(503, "the server is shutting down; try again in a second", _CODES[503])
+                await _json(content, 503, {"Connection": "close"})(scope, receive, counted)
 
 
 def _metrics(engine: Engine, seen: Counter[int]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -77,10 +77,23 @@ class PromptFormat:
         """
         return (*self._start, *self.encode(self._prompt_text(question)))
 
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The turns of a chat in the words of the chat template, the instruction before the last one.
+
+        Args:
+            turns: each with ``role`` and ``content``; the last one is a user's.
+
+        Raises:
+            ValueError: the template refuses them.
+        """
+        return self.encode(unopened(self._chat(turns)))
+
     def _prompt_text(self, question: str) -> str:
         """The prompt as text, without the tokens that the tokenizer puts before every text."""
         assert isinstance(self.tokenizer, PreTrainedTokenizerBase)
-        return question if self.tokenizer.chat_template is None else unopened(self._chat(question))
+        if self.tokenizer.chat_template is None:
+            return question
+        return unopened(self._chat([{"role": "user", "content": question}]))
 
     @cached_property
     def _start(self) -> tuple[int, ...]:
@@ -91,26 +104,30 @@ class PromptFormat:
         starts = [start for start in range(len(framed)) if framed[start : start + len(bare)] == bare]
         return framed[: starts[0]] if starts else ()
 
-    def _chat(self, question: str) -> str:
-        """The question as a user turn, in the words of the chat template."""
+    def _chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+        """Turns in the words of the chat template."""
         from jinja2.exceptions import TemplateError
 
-        text, template = f"{INSTRUCTION}\n{question}", self.tokenizer.get_chat_template()
+        question, template = turns[-1]["content"], self.tokenizer.get_chat_template()
+        texts = [(turn["role"], turn["content"]) for turn in turns[:-1]]
+        texts.append((turns[-1]["role"], f"{INSTRUCTION}\n{question}"))
         if "strftime_now" in template:
             # Labels and resumed runs need the same prompts every day.
             template = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{template}"
+        refused = "a user turn" if len(turns) == 1 else f"the turns {', '.join(role for role, _ in texts)}"
         # Some templates take a text, others a list of parts.
-        for content in (text, [{"type": "text", "text": text}]):
+        for in_parts in (False, True):
+            messages = [
+                {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
+                for role, text in texts
+            ]
             try:
                 prompt: Any = self.tokenizer.apply_chat_template(
-                    [{"role": "user", "content": content}],
-                    chat_template=template,
-                    add_generation_prompt=True,
-                    tokenize=False,
+                    messages, chat_template=template, add_generation_prompt=True, tokenize=False
                 )
             except TemplateError as error:
                 raise ValueError(
-                    f"the tokenizer's chat template refuses a user turn ({error}); set its chat_template to null or to "
+                    f"the tokenizer's chat template refuses {refused} ({error}); set its chat_template to null or to "
                     "one that takes it"
                 ) from None
             if question.strip() in prompt:
@@ -187,6 +204,29 @@ class TextFormat:
         if not text.strip():
             raise ValueError("the question is empty; type one")
         return self.prompt_format.prompt(text.strip())
+
+    def chat(self, turns: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+        """The turns of a chat as tokens, without what opens a chain; empty system turns are left out.
+
+        Args:
+            turns: each with ``role`` and ``content``.
+
+        Raises:
+            ValueError: as `prompt`; the last turn is not a user's, or the model reads one problem and no other turns.
+        """
+        turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+        if not turns or turns[-1]["role"] != "user":
+            raise ValueError("the last message is not a user's; send the question as the last message")
+        if len(turns) == 1:
+            return self.prompt(turns[0]["content"])
+        one_problem = "and reads neither system messages nor earlier turns; send it as one user message"
+        if self.trained_on is not None and self.task is not None:
+            raise ValueError(f"this model answers one problem of the task {self.trained_on.kind!r} {one_problem}")
+        if self.tokenizer.chat_template is None:
+            raise ValueError(f"this model has no chat template: it answers one question {one_problem}")
+        if not turns[-1]["content"].strip():
+            raise ValueError("the question is empty; type one")
+        return self.prompt_format.chat(turns)
 
     def continued(self, text: str) -> tuple[int, ...]:
         """A text outside a chat, which stands for itself, as tokens; it must be a problem all the same.

@@ -1,0 +1,50 @@
+"""Jobs that wait, and which of them is taken next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from unspoken.serving.batch import Job
+
+_PATIENCE = 100  # times that a job lets others pass before it
+
+
+class Queue:
+    """Jobs that wait. Requests take turns, so that none waits for all jobs of another one."""
+
+    def __init__(self) -> None:
+        self._turns: deque[deque[Job]] = deque()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._turns))
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Put the jobs of one request at the end."""
+        self._turns.append(deque(jobs))
+
+    def drop_cancelled(self) -> None:
+        """Leave out what nobody waits for any more."""
+        kept = (deque(job for job in jobs if not job.cancelled) for jobs in self._turns)
+        self._turns = deque(jobs for jobs in kept if jobs)
+
+    def take(self, fits: Callable[[Job], bool]) -> Job | None:
+        """The first job that fits, of the request whose turn it is, or of those after it.
+
+        A job that was passed over too often is waited for: then nothing else is taken.
+
+        Args:
+            fits: whether a job can be taken now.
+        """
+        for place, jobs in enumerate(self._turns):
+            if fits(jobs[0]):
+                del self._turns[place]
+                job = jobs.popleft()
+                if jobs:
+                    self._turns.append(jobs)
+                for passed in list(self._turns)[:place]:
+                    passed[0].skipped += 1
+                return job
+            if jobs[0].skipped >= _PATIENCE:
+                return None
+        return None
