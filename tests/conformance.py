@@ -163,3 +163,27 @@ class CausalConformance(ReasonerConformance):
         reasoner.model.save_pretrained(folder)
         attention = reasoner.model.config._attn_implementation
         return replace(reasoner, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention))
+
+
+class LatentConformance(ReasonerConformance):
+    """The same for reasoners of a `LatentModel`, in their field ``model``."""
+
+    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        decoder = reasoner.model.decoder
+        out = decoder(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        logits: Tensor = out.logits
+        return logits
+
+    def reload(self, reasoner: Any, folder: Path) -> Any:
+        reasoner.model.save_pretrained(folder)
+        attention = reasoner.model.config._attn_implementation
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).reasoner()
+
+    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
+        # The length is fixed: the other tests compare chains that differ in their vectors alone.
+        chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))
+        assert chain.lengths.tolist() == [CAP] * 6
+        assert (chain.stop == StopReason.FIXED).all()
+        assert torch.pdist(chain.latents.flatten(1)).min() > 0.1

@@ -23,3 +23,10 @@ class TrainingFacts:
     steps: int
     width: int
     heads: int
+
+
+def distilled(facts: TrainingFacts, objective: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """One stage of self-distillation, from the model itself. Without its last step a chain of one step is empty."""
+    kind = objective["kind"]
+    stage = {"name": kind, "objective": {**objective, "last_step": facts.steps == 1}, "epochs": 8}
+    return {kind: [stage]} if facts.steps else {}

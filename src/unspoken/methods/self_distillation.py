@@ -108,7 +108,8 @@ class SelfDistillation(DecoderObjective):
 
     # --- what a method says ------------------------------------------------------------------------------------------
 
-    def model_class(self) -> type[SelfDistilledModel]:
+    @staticmethod
+    def model_class() -> type[SelfDistilledModel]:
         """The model in training and finished."""
         raise NotImplementedError
 

@@ -5,18 +5,21 @@ Axes: B batch, P prompt tokens, N latents, M tokens after the latents, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from unspoken.methods.latent_model import LatentReasoner
 from unspoken.methods.latent_pass import CachedReading
 from unspoken.methods.pccot.configuration import PccotConfig
+from unspoken.methods.pccot.stages import Pccot
 from unspoken.methods.self_distilled import SelfDistilledModel
 from unspoken.reasoning.block import allow_rollback, refined
-from unspoken.reasoning.system import System
 
 
 class PccotForCausalLM(SelfDistilledModel):
@@ -26,6 +29,7 @@ class PccotForCausalLM(SelfDistilledModel):
         ValueError: a layer of the decoder keeps a recurrent state, and latents are refined.
     """
 
+    title: ClassVar[str] = Pccot.title
     config_class = PccotConfig
     config: PccotConfig
 
@@ -73,11 +77,25 @@ class PccotForCausalLM(SelfDistilledModel):
         outputs = reading(self.decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), output_hidden_states=True)
         return outputs, chains[-1], _residual(chains)
 
-    def system(self, *, name: str, max_tokens: int) -> System:
-        """The student path."""
-        from unspoken.methods.pccot.systems import PccotReasoner
+    def reasoner(self) -> PccotReasoner:
+        """Guesses and refines."""
+        return PccotReasoner(model=self)
 
-        return PccotReasoner(model=self).system(name=name, max_tokens=max_tokens)
+
+@dataclass(frozen=True, kw_only=True)
+class PccotReasoner(LatentReasoner):
+    """Guesses every latent with the latent row and refines all of them together."""
+
+    model: PccotForCausalLM
+
+    @property
+    def iterations(self) -> int:
+        """Passes over all latents after the first one."""
+        return self.model.config.iterations
+
+    def guess(self, count: int) -> Float[Tensor, "N D"]:
+        """The latent row, everywhere."""
+        return self.model.latent_row.expand(count, -1)
 
 
 @torch.no_grad()
