@@ -90,7 +90,7 @@ stages:
   - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: stage2}}}}
   - {{<<: *adapted, name: sst, start: cot, objective: {{kind: sst}}}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
-  - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1}}}}
+  - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1, mixed: 0.5}}}}
   - {{<<: *adapted, name: second, start: first, objective: {{kind: coconut, replaced: 2, rest: none}}}}
   - <<: *stage
     name: codi
