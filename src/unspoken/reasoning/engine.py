@@ -235,6 +235,7 @@ class Decoder:
             guess_BND,
             method.iterations,
             lambda hidden_BND: inputs_of(self.method.step(hidden_BND.transpose(0, 1).flatten(0, 1))),
+            method.shift,
         )
         for row in self.rows:
             for _ in range(count):
