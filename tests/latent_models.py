@@ -49,7 +49,7 @@ def outputs_of(model: LatentModel, given: Mapping[str, Any], **how: Any) -> Any:
 
 
 def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    names, weights = zip(*model.named_parameters(), strict=True)
+    names, weights = zip(*((name, one) for name, one in model.named_parameters() if one.requires_grad), strict=True)
     return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True), strict=True))
 
 

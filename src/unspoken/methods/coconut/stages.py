@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
+from unspoken.methods.carrier import Carrier, Steps
+from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
 from unspoken.tasks.spans import Spans
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coconut(DecoderObjective):
+class Coconut(Carrier):
     """One stage: latents replace the first steps of the explicit chain, and the rest is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
@@ -97,6 +98,15 @@ class Coconut(DecoderObjective):
     def latents(self) -> int:
         """Length of every chain of this stage."""
         return self.replaced * self.latents_per_step
+
+    @property
+    def latents_a_step(self) -> int:
+        return self.latents_per_step
+
+    def replaced_steps(self, spans: Spans, index: int, seed: int) -> Steps:
+        """All of the chain where no step is left to be learned as text."""
+        stage = self.read_at(spans, index, seed)
+        return spans.steps[: stage.replaced] if stage.rest == "explicit" else spans.steps
 
     def read_at(self, spans: Spans, index: int, seed: int) -> Coconut:
         """The stage at which a training problem is read, a pure function of run and sample."""
