@@ -107,6 +107,10 @@ stages:
     start: cot
     objective: {{kind: pccot, latents: 3, iterations: 2, distance_weight: 0.5, teacher_weight: 0.5,
       divide_by_std: false, last_step: true, cut_gradient: true, projection: {{width: 8, dropout: 0.1}}}}
+  - <<: *stage
+    name: sim_cot
+    start: first
+    objective: {{kind: sim_cot, weight: 0.5, pseudo_steps: true, carrier: {{kind: coconut, replaced: 2, rest: none}}}}
   - {{<<: *stage, name: pause, start: cot, objective: {{kind: pause, pauses: 2}}}}
   - {{<<: *stage, name: filler, start: cot, objective: {{kind: pause, pauses: 2, filler: '.', replaced: 1}}}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}

@@ -21,6 +21,7 @@ from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.method import Method, Objective
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
+from unspoken.methods.sim_cot.method import SimCotMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ METHODS: tuple[Method, ...] = (
     IcotMethod(),
     PauseMethod(),
     PccotMethod(),
+    SimCotMethod(),
     CoupledMethod(),
 )
 
