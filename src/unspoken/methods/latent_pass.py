@@ -180,7 +180,7 @@ def block_pass(
         iterations: passes over all latents after the first one.
         latent_of, shift: see `unspoken.reasoning.block.refined`.
         cut_gradient: latents are made of outputs through which no gradient flows.
-        reread: prompt tokens that the last pass reads once more, for their outputs.
+        reread: last prompt tokens that every pass reads, for their outputs in the last one.
         how: further arguments of the pass over the text.
 
     Returns:
@@ -195,16 +195,20 @@ def block_pass(
     if iterations:
         allow_rollback(reading.cache, type(decoder).__name__)
 
+    again_BTD = embed(input_ids)[:, input_ids.shape[1] - reread :]
+
     def read(new_BTD: Tensor) -> Tensor:
+        first = not reading.cache.get_seq_length()
+        new_BTD = new_BTD if first else torch.cat([again_BTD, new_BTD], dim=1)
         hidden_BTD: Tensor = reading(decoder.base_model, new_BTD).last_hidden_state
-        reading.go_back(latents)
+        reading.go_back(reread + latents)
+        hidden_BTD = hidden_BTD if first else hidden_BTD[:, reread:]
         return hidden_BTD.detach() if cut_gradient else hidden_BTD
 
     guess_BND = guess.expand(len(input_ids), latents, -1)
     new_BTD, chains = refined(read, embed(input_ids), guess_BND, iterations, latent_of, shift)
-    if iterations and reread:
-        reading.go_back(reread)
-        new_BTD = torch.cat([embed(input_ids[:, -reread:]), new_BTD], dim=1)
+    if iterations:
+        new_BTD = torch.cat([again_BTD, new_BTD], dim=1)
     return reading(decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), **how), chains
 
 
