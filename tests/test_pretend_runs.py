@@ -72,6 +72,7 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "cot",
         "filler",
         "icot",
+        "lotus",
         "pause",
         "pccot",
         "second",
@@ -80,7 +81,7 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "talker",
         "talker, nearest row",
     ]
-    latent = {"autonomy", "codi", "icot", "pccot", "second", "sim_cot", "talker"}
+    latent = {"autonomy", "codi", "icot", "lotus", "pccot", "second", "sim_cot", "talker"}
     assert set(outcome.answers) == {"cot", "filler", "pause", *latent}
 
 

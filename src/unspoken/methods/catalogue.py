@@ -18,6 +18,7 @@ from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.icot.method import IcotMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
+from unspoken.methods.lotus.method import LotusMethod
 from unspoken.methods.method import Method, Objective
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
@@ -42,6 +43,7 @@ METHODS: tuple[Method, ...] = (
     CoconutMethod(),
     CodiMethod(),
     IcotMethod(),
+    LotusMethod(),
     PauseMethod(),
     PccotMethod(),
     SimCotMethod(),
