@@ -73,6 +73,7 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "filler",
         "icot",
         "lotus",
+        "mux",
         "pause",
         "pccot",
         "second",
@@ -81,7 +82,7 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "talker",
         "talker, nearest row",
     ]
-    latent = {"autonomy", "codi", "icot", "lotus", "pccot", "second", "sim_cot", "talker"}
+    latent = {"autonomy", "codi", "icot", "lotus", "mux", "pccot", "second", "sim_cot", "talker"}
     assert set(outcome.answers) == {"cot", "filler", "pause", *latent}
 
 

@@ -116,6 +116,11 @@ stages:
     name: lotus
     start: loop
     objective: {{kind: lotus, replaced: 2, latents_per_step: 2, iterations: 1, latent_weight: 0.5, add_row: true}}
+  - <<: *stage
+    name: mux
+    start: cot
+    objective: {{kind: mux, weight: 0.5, decay: 0.8, temperature: 2, random_cuts: false,
+      carrier: {{kind: codi, latents: 2, last_step: true}}}}
   - {{<<: *stage, name: pause, start: cot, objective: {{kind: pause, pauses: 2}}}}
   - {{<<: *stage, name: filler, start: cot, objective: {{kind: pause, pauses: 2, filler: '.', replaced: 1}}}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}

@@ -20,6 +20,7 @@ from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
 from unspoken.methods.lotus.method import LotusMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.methods.mux.method import MuxMethod
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
 from unspoken.methods.sim_cot.method import SimCotMethod
@@ -44,6 +45,7 @@ METHODS: tuple[Method, ...] = (
     CodiMethod(),
     IcotMethod(),
     LotusMethod(),
+    MuxMethod(),
     PauseMethod(),
     PccotMethod(),
     SimCotMethod(),
