@@ -160,9 +160,9 @@ def test_a_decoder_that_is_given_the_step_learns_to_repeat_it() -> None:
     model = model_on("codi")
     added = step_targets([((9,),), ((12,),), ((17,),)], [1] * 3, [()] * 3, end_id=END, pad_id=PAD)
     thoughts = model.carrier.get_input_embeddings()(torch.tensor([[9], [12], [17]])).detach()
-    optimizer = torch.optim.Adam(model.step_decoder.parameters(), 0.02)
+    optimizer = torch.optim.Adam(model.step_decoder.parameters(), 0.01)
     losses = []
-    for _ in range(40):
+    for _ in range(150):
         loss = ON["codi"].added_loss(model.read(thoughts, added), added)
         optimizer.zero_grad()
         loss.backward()
