@@ -111,11 +111,11 @@ stages:
     name: sim_cot
     start: first
     objective: {{kind: sim_cot, weight: 0.5, pseudo_steps: true, carrier: {{kind: coconut, replaced: 2, rest: none}}}}
-  - {{<<: *stage, name: loop, start: cot, objective: {{kind: lotus, replaced: 1, latents_per_step: 2}}}}
+  - {{<<: *stage, name: loop, start: cot, objective: {{kind: lotus, replaced: 1, latents_per_step: 2, add_row: false}}}}
   - <<: *stage
     name: lotus
     start: loop
-    objective: {{kind: lotus, replaced: 2, latents_per_step: 2, iterations: 1, latent_weight: 0.5, add_row: true}}
+    objective: {{kind: lotus, replaced: 2, latents_per_step: 2, iterations: 1, latent_weight: 0.5, add_row: false}}
   - <<: *stage
     name: mux
     start: cot
