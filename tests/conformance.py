@@ -76,6 +76,10 @@ class ReasonerConformance:
         """The method after its model went to disk and back."""
         raise NotImplementedError
 
+    def expected(self, reasoner: Any, prompt_T: Tensor, stop: StopRule) -> tuple[Tensor, StopReason]:
+        """Latents ``[N, D]`` of one row, and why they end."""
+        return naive_chain(reasoner, prompt_T, stop)
+
     def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
         # Otherwise the other tests would compare chains that are all alike.
         chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP))
@@ -87,14 +91,14 @@ class ReasonerConformance:
         stop = StopRule(max_latents=CAP, fixed=fixed)
         for prompt in prompts():
             chain = rollout(reasoner, prompt[None], None, stop)
-            assert_row_is(chain, 0, *naive_chain(reasoner, prompt, stop))
+            assert_row_is(chain, 0, *self.expected(reasoner, prompt, stop))
 
     @pytest.mark.parametrize("fixed", [False, True])
     def test_a_batch_equals_its_rows(self, reasoner: Reasoner, fixed: bool) -> None:
         stop = StopRule(max_latents=CAP, fixed=fixed)
         chain = rollout(reasoner, prompts(), None, stop)
         for row, prompt in enumerate(prompts()):
-            assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
+            assert_row_is(chain, row, *self.expected(reasoner, prompt, stop))
 
     @pytest.mark.parametrize("filler", [PAD, 7])
     def test_left_padded_rows_equal_each_row_alone(self, reasoner: Reasoner, filler: int) -> None:
@@ -103,14 +107,14 @@ class ReasonerConformance:
         ids, mask = left_padded(rows, filler)
         chain = rollout(reasoner, ids, mask, stop)
         for row, prompt in enumerate(rows):
-            assert_row_is(chain, row, *naive_chain(reasoner, prompt, stop))
+            assert_row_is(chain, row, *self.expected(reasoner, prompt, stop))
 
     def test_padding_the_whole_batch_changes_nothing(self, reasoner: Reasoner) -> None:
         stop = StopRule(max_latents=CAP)
         ids, mask = left_padded([*prompts(), prompts(rows=1, length=9)[0]])
         padded = rollout(reasoner, ids, mask, stop)
         for row, prompt in enumerate(prompts()):
-            assert_row_is(padded, row, *naive_chain(reasoner, prompt, stop))
+            assert_row_is(padded, row, *self.expected(reasoner, prompt, stop))
 
     def test_a_mask_of_ones_is_no_mask(self, reasoner: Reasoner) -> None:
         stop = StopRule(max_latents=CAP)
@@ -163,3 +167,27 @@ class CausalConformance(ReasonerConformance):
         reasoner.model.save_pretrained(folder)
         attention = reasoner.model.config._attn_implementation
         return replace(reasoner, model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention))
+
+
+class LatentConformance(ReasonerConformance):
+    """The same for reasoners of a `LatentModel`, in their field ``model``."""
+
+    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
+        decoder = reasoner.model.decoder
+        out = decoder(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        logits: Tensor = out.logits
+        return logits
+
+    def reload(self, reasoner: Any, folder: Path) -> Any:
+        reasoner.model.save_pretrained(folder)
+        attention = reasoner.model.config._attn_implementation
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).reasoner()
+
+    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
+        # The length is fixed: the other tests compare chains that differ in their vectors alone.
+        chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))
+        assert chain.lengths.tolist() == [CAP] * 6
+        assert (chain.stop == StopReason.FIXED).all()
+        assert torch.pdist(chain.latents.flatten(1)).min() > 0.1

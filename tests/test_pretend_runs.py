@@ -72,14 +72,18 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "cot",
         "filler",
         "icot",
+        "lotus",
+        "mux",
         "pause",
         "pccot",
         "second",
+        "sim_cot",
         "soft thinking",
         "talker",
         "talker, nearest row",
     ]
-    assert set(outcome.answers) == {"autonomy", "codi", "cot", "filler", "icot", "pause", "pccot", "second", "talker"}
+    latent = {"autonomy", "codi", "icot", "lotus", "mux", "pccot", "second", "sim_cot", "talker"}
+    assert set(outcome.answers) == {"cot", "filler", "pause", *latent}
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ stages:
   - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: stage2}}}}
   - {{<<: *adapted, name: sst, start: cot, objective: {{kind: sst}}}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
-  - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1}}}}
+  - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1, mixed: 0.5}}}}
   - {{<<: *adapted, name: second, start: first, objective: {{kind: coconut, replaced: 2, rest: none}}}}
   - <<: *stage
     name: codi
@@ -107,6 +107,20 @@ stages:
     start: cot
     objective: {{kind: pccot, latents: 3, iterations: 2, distance_weight: 0.5, teacher_weight: 0.5,
       divide_by_std: false, last_step: true, cut_gradient: true, projection: {{width: 8, dropout: 0.1}}}}
+  - <<: *stage
+    name: sim_cot
+    start: first
+    objective: {{kind: sim_cot, weight: 0.5, pseudo_steps: true, carrier: {{kind: coconut, replaced: 2, rest: none}}}}
+  - {{<<: *stage, name: loop, start: cot, objective: {{kind: lotus, replaced: 1, latents_per_step: 2, add_row: false}}}}
+  - <<: *stage
+    name: lotus
+    start: loop
+    objective: {{kind: lotus, replaced: 2, latents_per_step: 2, iterations: 1, latent_weight: 0.5, add_row: false}}
+  - <<: *stage
+    name: mux
+    start: cot
+    objective: {{kind: mux, weight: 0.5, decay: 0.8, temperature: 2, random_cuts: false,
+      carrier: {{kind: codi, latents: 2, last_step: true}}}}
   - {{<<: *stage, name: pause, start: cot, objective: {{kind: pause, pauses: 2}}}}
   - {{<<: *stage, name: filler, start: cot, objective: {{kind: pause, pauses: 2, filler: '.', replaced: 1}}}}
 evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}

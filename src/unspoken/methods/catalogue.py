@@ -18,9 +18,12 @@ from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.icot.method import IcotMethod
 from unspoken.methods.jepa_reasoner.method import JepaReasonerMethod
 from unspoken.methods.latent_sft.method import LatentSFTMethod
+from unspoken.methods.lotus.method import LotusMethod
 from unspoken.methods.method import Method, Objective
+from unspoken.methods.mux.method import MuxMethod
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
+from unspoken.methods.sim_cot.method import SimCotMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -41,8 +44,11 @@ METHODS: tuple[Method, ...] = (
     CoconutMethod(),
     CodiMethod(),
     IcotMethod(),
+    LotusMethod(),
+    MuxMethod(),
     PauseMethod(),
     PccotMethod(),
+    SimCotMethod(),
     CoupledMethod(),
 )
 

@@ -1,4 +1,4 @@
-"""Configuration of models of self-distillation, whose latents are hidden states, projected or as they are."""
+"""Configuration of models that write latents made of hidden states before they answer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from unspoken.methods.self_distillation import Projection
 
 
 @strict
-class SelfDistilledConfig(PreTrainedConfig):
-    """Configuration of a `SelfDistilledModel`.
+class LatentConfig(PreTrainedConfig):
+    """Configuration of a `LatentModel`.
 
     Args:
         base_config: of the causal language model, any decoder-only one.
         latents: in every chain.
         open_ids, end_ids: tokens of the markers around the chain.
-        projection: fields of `Projection`; None feeds hidden states back as they are.
     """
 
     sub_configs_defaults = {"base_config": SubConfigSpec(config_class=AutoConfig, model_type="unspoken")}
@@ -28,12 +27,22 @@ class SelfDistilledConfig(PreTrainedConfig):
     latents: int = 6
     open_ids: list[int] | None = None
     end_ids: list[int] | None = None
-    projection: dict[str, Any] | None = None
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
+
+
+@strict
+class SelfDistilledConfig(LatentConfig):
+    """Configuration of a `SelfDistilledModel`.
+
+    Args:
+        projection: fields of `Projection`; None feeds hidden states back as they are.
+    """
+
+    projection: dict[str, Any] | None = None
 
     @property
     def latent_projection(self) -> Projection | None:

@@ -23,3 +23,17 @@ class TrainingFacts:
     steps: int
     width: int
     heads: int
+
+
+def distilled(facts: TrainingFacts, objective: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """One stage of self-distillation, from the model itself. Without its last step a chain of one step is empty."""
+    kind = objective["kind"]
+    stage = {"name": kind, "objective": {**objective, "last_step": facts.steps == 1}, "epochs": 8}
+    return {kind: [stage]} if facts.steps else {}
+
+
+def on_codi(facts: TrainingFacts, kind: str) -> dict[str, list[dict[str, Any]]]:
+    """One stage of CODI with the loss of another kind of stage added, see `unspoken.methods.carrier`."""
+    stages = distilled(facts, {"kind": "codi"}).get("codi", [])
+    added = [{**one, "name": kind, "objective": {"kind": kind, "carrier": one["objective"]}} for one in stages]
+    return {kind: added} if added else {}

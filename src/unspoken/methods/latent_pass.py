@@ -1,4 +1,4 @@
-"""The training pass of methods whose latents are hidden states that are fed back, one after another.
+"""The training passes of methods whose latents are hidden states that are fed back, one after another or together.
 
 Rows are three blocks whose borders are the same in every row: ``prompt | latents | text``, where the text begins with
 the end marker.
@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 from unspoken import distributed
 from unspoken.chain import real_last
 from unspoken.places import at, places_of
+from unspoken.reasoning.block import allow_rollback, refined
 from unspoken.reasoning.cache import require_filled
 
 IDS = Sequence[int]
@@ -152,6 +153,63 @@ def latent_pass(
     columns_BN = (torch.arange(latents, device=missing_B1.device) + missing_B1).clamp(max=latents - 1)
     latents_BND = torch.cat(outputs_BND, dim=1)
     return outputs, latents_BND.gather(1, columns_BN[:, :, None].expand(-1, -1, latents_BND.shape[-1]))
+
+
+def block_pass(
+    decoder: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    latent_mask: Tensor,
+    text_ids: Tensor,
+    text_mask: Tensor,
+    *,
+    guess: Tensor,
+    iterations: int,
+    latent_of: Callable[[Tensor], Tensor],
+    shift: int = 1,
+    cut_gradient: bool = False,
+    reread: int = 0,
+    **how: Any,
+) -> tuple[Any, list[Tensor]]:
+    """Guess as many latents in every row, refine them together, then read the text with those of the last pass.
+
+    Args:
+        decoder: a causal language model.
+        latent_mask: true everywhere; its width is the number of latents.
+        guess: ``[D]``, what stands in for a latent in the first pass.
+        iterations: passes over all latents after the first one.
+        latent_of, shift: see `unspoken.reasoning.block.refined`.
+        cut_gradient: latents are made of outputs through which no gradient flows.
+        reread: last prompt tokens that every pass reads, for their outputs in the last one.
+        how: further arguments of the pass over the text.
+
+    Returns:
+        Outputs of the last pass, latents and text being its last N + M positions, and the latents ``[B, N, D]`` of
+        every pass.
+
+    Raises:
+        ValueError: as `CachedReading`, or a layer keeps a recurrent state.
+    """
+    embed, latents = decoder.get_input_embeddings(), latent_mask.shape[1]
+    reading = CachedReading(decoder, torch.cat([attention_mask, latent_mask.long(), text_mask], dim=1))
+    if iterations:
+        allow_rollback(reading.cache, type(decoder).__name__)
+
+    again_BTD = embed(input_ids)[:, input_ids.shape[1] - reread :]
+
+    def read(new_BTD: Tensor) -> Tensor:
+        first = not reading.cache.get_seq_length()
+        new_BTD = new_BTD if first else torch.cat([again_BTD, new_BTD], dim=1)
+        hidden_BTD: Tensor = reading(decoder.base_model, new_BTD).last_hidden_state
+        reading.go_back(reread + latents)
+        hidden_BTD = hidden_BTD if first else hidden_BTD[:, reread:]
+        return hidden_BTD.detach() if cut_gradient else hidden_BTD
+
+    guess_BND = guess.expand(len(input_ids), latents, -1)
+    new_BTD, chains = refined(read, embed(input_ids), guess_BND, iterations, latent_of, shift)
+    if iterations:
+        new_BTD = torch.cat([again_BTD, new_BTD], dim=1)
+    return reading(decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), **how), chains
 
 
 def with_text_places(batch: dict[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,6 @@ class Objective:
         first_rows: it reads the first training problems, whatever the stages before it have read.
         properties: what a model must have so that the method computes the right thing with it, see
             `unspoken.backbone.checks`.
-        starts_solved: its start does the same task, so the checkpoint before its first step may be selected too.
         writes_data: it trains nothing; `write` makes its folder.
         trains_talker: the stage may have a Talker's shape of its own.
         cuts_blocks: the stage may keep the first ``blocks`` of the backbone alone.
@@ -188,7 +187,6 @@ class Objective:
     steps_needed: ClassVar[bool] = False
     chain_needed: ClassVar[bool] = False
     first_rows: ClassVar[bool] = False
-    starts_solved: ClassVar[bool] = False
     writes_data: ClassVar[bool] = False
     trains_talker: ClassVar[bool] = False
     cuts_blocks: ClassVar[bool] = False
@@ -323,6 +321,13 @@ class Objective:
         return None
 
     # --- validation ------------------------------------------------------------------------------------------------
+
+    def candidate(self, step: int) -> bool:
+        """Whether the checkpoint after so many optimiser steps may be selected.
+
+        By default all but the start: its score is luck, or that of the stage before.
+        """
+        return step > 0
 
     def answer_tokens(self, context: Context) -> int:
         """Cap of an answer while the stage is validated."""

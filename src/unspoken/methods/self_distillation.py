@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
+from unspoken.methods.carrier import Carrier, Steps
+from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +53,7 @@ class Projection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelfDistillation(DecoderObjective):
+class SelfDistillation(Carrier):
     """One model is teacher and student: the student's state after latents learns from the state after explicit text.
 
     The teacher reads the explicit chain and the answer, and learns both as text. The student reads the question, writes
@@ -108,7 +109,8 @@ class SelfDistillation(DecoderObjective):
 
     # --- what a method says ------------------------------------------------------------------------------------------
 
-    def model_class(self) -> type[SelfDistilledModel]:
+    @staticmethod
+    def model_class() -> type[SelfDistilledModel]:
         """The model in training and finished."""
         raise NotImplementedError
 
@@ -178,10 +180,13 @@ class SelfDistillation(DecoderObjective):
 
         return make
 
+    def replaced_steps(self, spans: Spans, index: int = 0, seed: int = 0) -> Steps:
+        """What the teacher reads between the markers."""
+        return spans.steps if self.last_step else spans.steps[:-1]
+
     def row_length(self, spans: Spans, context: Context) -> int:
         """Of both sequences together."""
-        chain = spans.steps if self.last_step else spans.steps[:-1]
-        return 2 * (len(spans.prompt) + len(spans.answer)) + sum(map(len, chain))
+        return 2 * (len(spans.prompt) + len(spans.answer)) + sum(map(len, self.replaced_steps(spans)))
 
     def with_places(self, batch: Batch) -> Batch:
         """See `unspoken.methods.distillation_loss.with_places`."""

@@ -7,27 +7,18 @@ tokens of the teacher.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import AroundDecoder
-from unspoken.backbone.checks import Needs, require
-from unspoken.backbone.vocabulary import scores
-from unspoken.chain import LatentChain
 from unspoken.methods.configuration import SelfDistilledConfig
+from unspoken.methods.latent_model import LatentModel
 from unspoken.methods.rows import Rows
-from unspoken.methods.self_distillation import ANSWERING, Projection
+from unspoken.methods.self_distillation import Projection
 from unspoken.places import at
-from unspoken.reasoning.engine import LatentStep, StopRule
-from unspoken.reasoning.flops import multiplied
-from unspoken.reasoning.speakers import SameStack, ends_and_pad
-from unspoken.reasoning.superposition import readout_of
-from unspoken.reasoning.system import System
 
 
 @dataclass
@@ -52,14 +43,6 @@ class SelfDistilledOutput(ModelOutput):
     residual: Tensor | None = None
 
 
-@dataclass
-class LatentAnswerOutput(ModelOutput):
-    """``sequences`` ``[B, P + M]`` (prompt, markers and answer) and the chain that the answer was made from."""
-
-    sequences: Tensor | None = None
-    chain: LatentChain | None = None
-
-
 def projection_of(shape: Projection, width: int) -> nn.Sequential:
     """``LN(W_2 gelu(W_1 dropout(h)))``, from hidden states to inputs of one width."""
     inner = shape.width or width
@@ -67,28 +50,17 @@ def projection_of(shape: Projection, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, *([nn.LayerNorm(width)] if shape.norm else []))
 
 
-class SelfDistilledModel(AroundDecoder, GenerationMixin):
+class SelfDistilledModel(LatentModel):
     """A causal language model that writes a fixed number of projected hidden states before it answers."""
 
     config: SelfDistilledConfig
 
     def __init__(self, config: SelfDistilledConfig) -> None:
         super().__init__(config)
-        how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
         table: Any = self.decoder.get_input_embeddings()
         shape = config.latent_projection
         self.projection = None if shape is None else projection_of(shape, table.weight.shape[1])
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The head of the decoder."""
-        head: nn.Module = self.decoder.get_output_embeddings()
-        return head
-
-    def start_from(self, base: PreTrainedModel) -> None:
-        """Copy the weights of a causal language model of the same shape."""
-        self.decoder.load_state_dict(base.state_dict(), strict=True)
 
     def student(
         self, input_ids: Tensor, attention_mask: Tensor, latent_mask: Tensor, text_ids: Tensor, text_mask: Tensor
@@ -98,14 +70,6 @@ class SelfDistilledModel(AroundDecoder, GenerationMixin):
         Returns:
             Outputs of the last pass with hidden states, the text being its last M positions; latents ``[B, N, D]``; and
             the residual of `SelfDistilledOutput`.
-        """
-        raise NotImplementedError
-
-    def system(self, *, name: str, max_tokens: int) -> System:
-        """How it answers.
-
-        Raises:
-            ValueError: the latents would be wrong around the decoder, or nothing is named that could end an answer.
         """
         raise NotImplementedError
 
@@ -156,99 +120,8 @@ class SelfDistilledModel(AroundDecoder, GenerationMixin):
             residual=residual,
         )
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Int[Tensor, "B P"],
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int = 16,
-        return_chain: bool = False,
-    ) -> Tensor | LatentAnswerOutput:
-        """Write the latents, then the most likely answer.
-
-        Args:
-            input_ids, attention_mask: prompts without the open marker, padded on the left.
-            max_new_tokens: cap of the answer.
-            return_chain: also return the chain.
-
-        Returns:
-            ``[B, P + M]``, prompt, both markers and answer, padded after its end; or `LatentAnswerOutput`.
-
-        Raises:
-            ValueError: as `unspoken.reasoning.system.System.respond`.
-        """
-        mine = self.system(name=self.config.model_type, max_tokens=max_new_tokens)
-        answer = mine.respond(input_ids, attention_mask)
-        markers = torch.tensor([*mine.opening, *mine.speaker.marker], device=input_ids.device)
-        tokens = answer.filled(ends_and_pad(self.generation_config)[1])
-        sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), tokens], dim=1)
-        return LatentAnswerOutput(sequences=sequences, chain=answer.chain) if return_chain else sequences
-
 
 def _states_at(states_LBTD: tuple[Tensor, ...], column_B: Int[Tensor, " B"]) -> Float[Tensor, "L B D"]:
     """Hidden states of one position of each row."""
     row_B = torch.arange(len(column_B), device=column_B.device)
     return torch.stack([states_BTD[row_B, column_B] for states_BTD in states_LBTD])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfDistilledReasoner:
-    """Feeds back hidden states, projected. It names no end of its own: chains have a fixed number of steps.
-
-    Attributes:
-        title: of the method, for messages.
-
-    Raises:
-        ValueError: the latents would be wrong around the model's decoder.
-    """
-
-    title: ClassVar[str]
-
-    model: SelfDistilledModel
-
-    def __post_init__(self) -> None:
-        require(self.model.decoder, Needs(method=self.title, properties=ANSWERING))
-
-    @property
-    def stack(self) -> PreTrainedModel:
-        """The decoder without its head."""
-        stack: PreTrainedModel = self.model.decoder.base_model
-        return stack
-
-    def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Rows of the input table."""
-        embedded: Tensor = self.model.get_input_embeddings()(input_ids)
-        return embedded
-
-    def logits(self, hidden: Float[Tensor, "B D"]) -> Float[Tensor, "B V"]:
-        """Scores of the next token."""
-        return scores(hidden, readout_of(self.model.decoder, "head")).float()
-
-    def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
-        """Project."""
-        latent = self.model.latent(hidden)
-        never = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
-        return LatentStep(latent=latent, next_input=latent, done=never)
-
-    def system(self, *, name: str, max_tokens: int) -> System:
-        """The student path of the model.
-
-        Raises:
-            ValueError: nothing is named that could end an answer.
-        """
-        model, config = self.model, self.model.config
-        ends, pad = ends_and_pad(model.generation_config)
-        return System(
-            name=name,
-            model=model,
-            reasoner=self,
-            speaker=SameStack(marker=tuple(config.end_ids or ()), end_ids=ends, pad_id=pad),
-            opening=tuple(config.open_ids or ()),
-            stop=StopRule(max_latents=config.latents, fixed=True),
-            max_tokens=max_tokens,
-            chain_kind="hidden" if model.projection is None else "latent",
-            table_size=model.decoder.get_output_embeddings().weight.numel(),
-            scorings=0,
-            step_flops=0 if model.projection is None else 2 * multiplied(model.projection),
-        )

@@ -1,8 +1,9 @@
-"""Latents that are guessed all at once and refined together, by Jacobi iteration (PCCoT, arXiv 2506.18582).
+"""Latents that are guessed all at once and refined together (PCCoT, arXiv 2506.18582; LOTUS, arXiv 2606.31779).
 
 A chain in which each latent is made of the output before it, ``z_n = f(prompt, z_0 .. z_{n-1})``, is a triangular
 system of equations. Written one after another, N latents take N passes. Guessed and refined together they take as many
-passes as there are iterations, and after t of them the first t latents are those of the sequential chain.
+passes as there are iterations, and after t of them the first t latents are those of the sequential chain (Jacobi
+iteration). A latent may instead be made of its own output in the pass before, as in a looped transformer.
 
 Axes: B batch, P prompt positions, N latents, D latent width.
 """
@@ -29,6 +30,11 @@ class BlockReasoner(Protocol):
     def iterations(self) -> int:
         """How often all latents are refined; without it they are what is guessed."""
 
+    @property
+    def shift(self) -> int:
+        """1 if a latent is made of the output before it, 0 if it is made of its own."""
+        ...
+
     def guess(self, count: int) -> Float[Tensor, "N D"]:
         """What stands in for so many latents in the first pass."""
 
@@ -39,6 +45,7 @@ def refined(
     guess: Float[Tensor, "B N D"],
     iterations: int,
     latents_of: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]],
+    shift: int = 1,
 ) -> tuple[Float[Tensor, "B _ D"], list[Float[Tensor, "B N D"]]]:
     """Refine a chain; all but the last of the ``iterations + 1`` passes over its latents.
 
@@ -46,7 +53,7 @@ def refined(
         read: runs what follows the cache through the stack, takes the last N positions out of the cache again and
             returns the outputs of these positions and of all others that were read. The first call reads the prompt.
         prompt, guess: what enters the first block; without iterations the guess is the chain.
-        latents_of: makes latents of the outputs before them.
+        latents_of: makes latents of outputs: of those before them, or with ``shift`` 0 of their own.
 
     Returns:
         What the last pass has to read, followed by what comes after the chain; and the latents of every pass.
@@ -57,7 +64,8 @@ def refined(
         hidden = read(new)
         if iteration == 0:
             before, hidden = hidden[:, length - 1 : length], hidden[:, length:]
-        new = latents_of(torch.cat([before, hidden[:, : count - 1]], dim=1)).to(guess.dtype)
+        made_of = torch.cat([before, hidden], dim=1)[:, 1 - shift :][:, :count]
+        new = latents_of(made_of).to(guess.dtype)
         chains.append(new)
     return new, chains
 

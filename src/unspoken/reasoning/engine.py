@@ -200,7 +200,7 @@ class Decoder:
         if count == 0:
             return []
         if method.iterations:
-            allow_rollback(self.cache, type(self.method.stack).__name__)
+            allow_rollback(self.cache, type(method.stack).__name__)
         steps: list[LatentStep] = []
 
         def read(new_BTD: Tensor) -> Tensor:
@@ -219,13 +219,11 @@ class Decoder:
         guess_RD = method.guess(count).to(self.dtype).repeat_interleave(size, dim=0)
         never = torch.zeros(len(guess_RD), dtype=torch.bool, device=guess_RD.device)
         guess_BND = inputs_of(LatentStep(latent=guess_RD, next_input=guess_RD, done=never))
-        self.inputs, _ = refined(
-            read,
-            self.inputs,
-            guess_BND,
-            method.iterations,
-            lambda hidden_BND: inputs_of(self.method.step(hidden_BND.transpose(0, 1).flatten(0, 1))),
-        )
+
+        def latents_of(hidden_BND: Tensor) -> Tensor:
+            return inputs_of(method.step(hidden_BND.transpose(0, 1).flatten(0, 1)))
+
+        self.inputs, _ = refined(read, self.inputs, guess_BND, method.iterations, latents_of, method.shift)
         for row in self.rows:
             for _ in range(count):
                 row.read_latent(done=0, recorded=1)

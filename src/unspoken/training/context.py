@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.backbone.around import AroundDecoder
 from unspoken.backbone.checks import Method, Needs, require
 from unspoken.backbone.loading import load_config, load_pretrained
 from unspoken.methods import catalogue
@@ -87,8 +88,9 @@ def build(recipe: Recipe, context: Context, start: Path | None) -> PreTrainedMod
     objective = context.line.objective
     before = None if start is None else load_start(recipe, start)
     if before is not None:
+        inner = before.decoder if isinstance(before, AroundDecoder) else before
         for name in objective.properties:
-            require(before, name)
+            require(inner, name)
     model = objective.build(before, context)
     if context.line.settings.lora is not None:
         add_adapters(model, objective, context.line.settings.lora)

@@ -272,17 +272,16 @@ class StageTrainer(Trainer):
             metrics = {f"eval_{name}": value for name, value in reading.items()}
             self.log(dict(metrics))
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            # The checkpoint before the first step is a candidate only where the start does the same task: otherwise its
-            # score is luck, or the start's and not the stage's.
-            if self.state.global_step > 0 or self.objective.starts_solved:
+            if self.objective.candidate(self.state.global_step):
                 distributed.run_on_main(lambda: self._keep(reading))
-            if self.state.global_step > 0 and self._enough(reading.get("exact_match", 0.0)):
+            if self._enough(self.state.global_step, reading.get("exact_match", 0.0)):
                 self.control.should_training_stop = True
         return metrics
 
-    def _enough(self, exact_match: float) -> bool:
-        """Whether this exact match on the validation problems ends the stage."""
-        return self.stage.stop_at is not None and exact_match >= self.stage.stop_at
+    def _enough(self, step: int, exact_match: float) -> bool:
+        """Whether this exact match on the validation problems ends the stage after so many steps."""
+        enough = self.stage.stop_at
+        return enough is not None and step > 0 and self.objective.candidate(step) and exact_match >= enough
 
     @contextmanager
     def _in_one_piece(self) -> Iterator[None]:
@@ -410,7 +409,7 @@ class StageTrainer(Trainer):
         if newest is not None:
             self.args.eval_on_start = False
             before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
-            if any(self._enough(entry.get("eval_exact_match", 0.0)) for entry in before.log_history if entry["step"]):
+            if any(self._enough(entry["step"], entry.get("eval_exact_match", 0.0)) for entry in before.log_history):
                 self.state = before  # the stage had ended and was killed before it was published
                 return distributed.run_on_main(self._finish)
         self.train(resume_from_checkpoint=newest)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
 from torch import Tensor
 
@@ -17,6 +20,7 @@ from unspoken.methods.coconut.stages import Coconut, Row
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import Spans
+from unspoken.training.context import context_of
 
 OPEN, END = (5,), (7, 6)
 SPANS = Spans(prompt=(3, 4), steps=((10, 11), (12,), (13, 14)), answer=(18, 1))
@@ -76,6 +80,28 @@ def test_a_stage_replaces_the_first_steps_by_latents(
 ) -> None:
     assert row_of(replaced, **how) == Row(prompt=(3, 4, 5), latents=latents, end=END, text=text)
     assert Coconut(replaced=replaced, **how).latents == latents
+
+
+def test_mixed_stages_are_drawn_evenly_from_those_that_a_problem_has() -> None:
+    stage, problems = Coconut(replaced=2, rest="none", mixed=0.4), 3000
+    drawn = [stage.read_at(SPANS, index, 5) for index in range(problems)]
+    assert drawn == [stage.read_at(SPANS, index, 5) for index in range(problems)]
+    assert drawn != [stage.read_at(SPANS, index, 6) for index in range(problems)]
+    # Three steps: stages 0 to 3, of which the last has no explicit step and as many latents as this one.
+    rows = Counter(one.row(SPANS, OPEN, END) for one in drawn)
+    share = {(row.latents, len(row.text)): count / problems for row, count in rows.items()}
+    # The stage itself has no explicit step either.
+    assert share == pytest.approx({(0, 7): 0.1, (2, 5): 0.1, (4, 4): 0.1, (4, 2): 0.7}, abs=0.03)
+    assert Coconut(replaced=2).read_at(SPANS, 0, 5) == Coconut(replaced=2)
+
+
+def test_training_reads_mixed_stages_and_validation_does_not() -> None:
+    recipe = drilled("words", None, "stages.first.objective.replaced=2", "stages.first.objective.latents_per_step=1")
+    for split, counts in (("train", {0, 1, 2}), ("validation", {2})):
+        make = recipe.stage("first").objective.collate(context_of(recipe, recipe.stage("first")), split)
+        batch = make(np.arange(40))
+        assert set(batch["latent_mask"].sum(dim=1).tolist()) == counts
+        assert batch["latent_mask"].shape == (40, 2)
 
 
 def test_four_latents_then_four_tokens() -> None:
@@ -162,6 +188,8 @@ def test_a_stage_that_means_nothing_is_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"replaced is -?1 and latents_per_step \d; they must be at least 0 and") as it:
         Coconut(**values)
     assert "\n" not in str(it.value)
+    with pytest.raises(ValueError, match="mixed is 5"):
+        Coconut(replaced=1, mixed=5)
 
 
 @pytest.mark.parametrize("part", ["prompt", "end", "text"])

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import CAP, ReasonerConformance, left_padded
+from conformance import LatentConformance, left_padded
+from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
 from safetensors.torch import load_file, save_file
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -20,39 +21,27 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, TrainerCallback
 
 from unspoken.backbone.checks import Needs, require
-from unspoken.chain import StopReason
 from unspoken.methods import catalogue
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
-from unspoken.methods.codi.configuration import CodiConfig
 from unspoken.methods.codi.model import CodiForCausalLM
 from unspoken.methods.codi.stages import Codi
-from unspoken.methods.codi.systems import CodiReasoner
 from unspoken.methods.distillation_loss import batch_of, before_value, distances
 from unspoken.methods.loading import load_model
 from unspoken.methods.rows import explicit_rows
 from unspoken.methods.self_distillation import LEARNING, Projection
-from unspoken.methods.self_distilled import SelfDistilledOutput
-from unspoken.reasoning.engine import Reasoner, StopRule, rollout
+from unspoken.reasoning.engine import Reasoner, StopRule
 from unspoken.reasoning.flops import multiplied, stack_flops
 from unspoken.tasks.arithmetic import ArithmeticConfig
 from unspoken.tasks.prompt_format import PromptFormat
-from unspoken.tasks.spans import Markers, Spans
+from unspoken.tasks.spans import Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.context import context_of
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-MARKERS = Markers(open=(2,), end=(7, 6))
-BOX = (5, 8)
-# Prompts, chains and answers all of different length, with the numbers of the answer in the prompt too.
-SPANS = [
-    Spans(prompt=(3, 11, 5, 8, 13), steps=((13, 14), (15,), (4, 4)), answer=(5, 8, 13, 14, 9, END)),
-    Spans(prompt=(12,), steps=((16, 17),), answer=(5, 8, 10, 9, END)),
-    Spans(prompt=(4, 9, 8), steps=((19,), (18, 3)), answer=(5, 8, 19, 9, END)),
-]
 OBJECTIVE = Codi(latents=3)
 
 
@@ -61,32 +50,15 @@ def codi(
     attention: str = "eager",
     *,
     latents: int = 3,
-    projection: dict[str, Any] | None = {"width": 24},  # noqa: B006
+    projection: dict[str, Any] | None = NARROW,
     **settings: Any,
 ) -> CodiForCausalLM:
     base = tiny_language_model(family, attention, **settings)
-    config = CodiConfig(
-        base_config=base.config,
-        latents=latents,
-        open_ids=list(MARKERS.open),
-        end_ids=list(MARKERS.end),
-        projection=projection,
-        eos_token_id=END,
-        pad_token_id=PAD,
-    )
-    model = CodiForCausalLM._from_config(config, attn_implementation=attention)
-    model.start_from(base)
-    if model.projection is not None:
-        enliven(model.projection, "talker")
-    return model.eval()
+    return around(CodiForCausalLM, base, latents=latents, projection=projection)
 
 
 def batch(spans: Sequence[Spans] = SPANS, *, latents: int = 3, last_step: bool = False) -> dict[str, Any]:
     return batch_of(spans, MARKERS, BOX, latents=latents, last_step=last_step, pad_id=PAD)
-
-
-def outputs_of(model: CodiForCausalLM, given: dict[str, Any], **how: Any) -> SelfDistilledOutput:
-    return model(**{name: piece for name, piece in given.items() if name != "target_mask"}, **how)
 
 
 def naive(model: CodiForCausalLM, row: Spans, latents: int) -> dict[str, Tensor]:
@@ -129,43 +101,16 @@ def naive_terms(model: CodiForCausalLM, spans: Sequence[Spans], latents: int = 3
     }
 
 
-def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True), strict=True))
-
-
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    for name, gradient in theirs.items():
-        largest = float(gradient.abs().max())
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=2e-4 * max(largest, 1e-3), msg=name)
-
-
 # --- the shared engine -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[*product(FAMILIES, ("eager",)), ("unspoken", "sdpa"), ("llama", "sdpa")], ids="-".join)
-def reasoner(request: pytest.FixtureRequest) -> CodiReasoner:
-    return CodiReasoner(model=codi(*request.param))
+def reasoner(request: pytest.FixtureRequest) -> Reasoner:
+    return codi(*request.param).reasoner()
 
 
-class TestConformance(ReasonerConformance):
-    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
-        decoder = reasoner.model.decoder
-        return decoder(input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False).logits
-
-    def reload(self, reasoner: Any, folder: Path) -> CodiReasoner:
-        reasoner.model.save_pretrained(folder)
-        attention = reasoner.model.config._attn_implementation
-        return CodiReasoner(model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention))
-
-    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
-        # The length is fixed: the other tests compare chains that differ in their vectors alone.
-        chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))
-        assert chain.lengths.tolist() == [CAP] * 6
-        assert (chain.stop == StopReason.FIXED).all()
-        assert torch.pdist(chain.latents.flatten(1)).min() > 0.1
+class TestConformance(LatentConformance):
+    """Nothing but what every model with a fixed number of latents has."""
 
 
 # --- the loss --------------------------------------------------------------------------------------------------------

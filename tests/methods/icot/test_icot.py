@@ -37,6 +37,7 @@ from unspoken.serving import open_served
 from unspoken.serving.batch import Batch, Progress
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import recipe as recipes
+from unspoken.training import stages
 from unspoken.training.context import context_of
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
@@ -423,6 +424,20 @@ def test_the_folder_is_a_plain_language_model_s_that_answers_without_a_chain(sta
         batch.step()
     assert served.text([token for progress in reports for token in progress.tokens]) == answer["answer"]
     assert (reports[-1].over, reports[-1].latents) == (True, 0)
+
+
+@pytest.mark.parametrize(("name", "selected"), [("icot", 8), ("cot", 0)])
+def test_checkpoints_are_selected_when_no_chain_is_left(
+    name: str, selected: int, started: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(range(9, 0, -1))  # each worse than the one before
+    monkeypatch.setattr(stages, "validator_of", lambda *_: lambda _: {"score": next(scores), "exact_match": 0.9})
+    output = tmp_path if name == "cot" else begun(started, tmp_path / "run")
+    # The last chain goes at step 7; where its answers would do before, the stage goes on.
+    early = [f"stages.{name}.stop_at=0.5", f"stages.{name}.optimizer.schedule=constant"]
+    manifest = read_manifest(quiet_stage(recipe(*early), output, name=name))
+    assert manifest["step"] == selected
+    assert manifest["history"][-1]["step"] == max(selected, 2)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
+from latent_models import MARKERS, SPANS, gradients
 from safetensors.torch import load_file, save_file
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -38,7 +39,7 @@ from unspoken.reasoning.speakers import SameStack
 from unspoken.reasoning.system import System
 from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
-from unspoken.tasks.spans import Markers, Spans
+from unspoken.tasks.spans import Spans
 from unspoken.tasks.tree_search import TreeSearchConfig
 from unspoken.training import recipe as recipes
 from unspoken.training.context import context_of
@@ -46,14 +47,7 @@ from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
 
 CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
-MARKERS = Markers(open=(2,), end=(7, 6))
 PAUSE = VOCABULARY
-# Prompts, chains and answers all of different length.
-SPANS = [
-    Spans(prompt=(3, 11, 5, 8, 13), steps=((13, 14), (15,), (4, 4)), answer=(5, 8, 13, 14, 9, END)),
-    Spans(prompt=(12,), steps=((16, 17),), answer=(5, 8, 10, 9, END)),
-    Spans(prompt=(4, 9, 8), steps=((19,), (18, 3)), answer=(5, 8, 19, 9, END)),
-]
 
 
 def paused(family: str = "unspoken", attention: str = "eager", *, pauses: int = 3, **settings: Any) -> PreTrainedModel:
@@ -74,11 +68,6 @@ def system_of(model: PreTrainedModel, max_tokens: int = 4) -> System:
 
 def batch(objective: Pause, spans: Sequence[Spans] = SPANS) -> dict[str, Tensor]:
     return batch_of([objective.row(one, MARKERS, PAUSE) for one in spans], PAD)
-
-
-def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True), strict=True))
 
 
 # --- the shared engine -----------------------------------------------------------------------------------------------

@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conformance import CAP, ReasonerConformance, left_padded
+from conformance import CAP, LatentConformance, left_padded
+from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
 from safetensors.torch import load_file, save_file
-from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
+from tiny_models import FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Mamba2Config, MistralConfig, PreTrainedModel
 
-from unspoken.chain import StopReason
 from unspoken.evaluation.cost import counted
 from unspoken.methods import catalogue
-from unspoken.methods.codi.configuration import CodiConfig
 from unspoken.methods.codi.model import CodiForCausalLM
 from unspoken.methods.codi.stages import Codi
 from unspoken.methods.distillation_loss import batch_of
@@ -30,51 +29,20 @@ from unspoken.methods.loading import load_model
 from unspoken.methods.pccot.configuration import PccotConfig
 from unspoken.methods.pccot.model import PccotForCausalLM
 from unspoken.methods.pccot.stages import Pccot
-from unspoken.methods.pccot.systems import PccotReasoner
-from unspoken.methods.self_distilled import SelfDistilledModel, SelfDistilledOutput
-from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule, rollout
+from unspoken.reasoning.engine import LatentStep, Reasoner, StopRule
 from unspoken.reasoning.flops import multiplied, stack_flops
 from unspoken.reasoning.picking import Sampler
 from unspoken.serving.batch import Batch, Job, Progress
-from unspoken.tasks.spans import Markers, Spans
+from unspoken.tasks.spans import Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 2e-5}
-MARKERS = Markers(open=(2,), end=(7, 6))
-BOX = (5, 8)
-# Prompts, chains and answers all of different length, with the numbers of the answer in the prompt too.
-SPANS = [
-    Spans(prompt=(3, 11, 5, 8, 13), steps=((13, 14), (15,), (4, 4)), answer=(5, 8, 13, 14, 9, END)),
-    Spans(prompt=(12,), steps=((16, 17),), answer=(5, 8, 10, 9, END)),
-    Spans(prompt=(4, 9, 8), steps=((19,), (18, 3)), answer=(5, 8, 19, 9, END)),
-]
 LATENTS = 4
 # One family with rotary positions and one with absolute ones is quick; the others are slow tests.
 QUICK = ("unspoken", "gpt2")
 EVERY = [pytest.param(family, marks=() if family in QUICK else pytest.mark.slow) for family in FAMILIES]
-
-
-def model_of(
-    kind: Any, config_class: Any, base: PreTrainedModel, projection: dict[str, Any] | None, **settings: Any
-) -> Any:
-    attention = base.config._attn_implementation  # a configuration around another one resets its attention
-    config = config_class(
-        base_config=base.config,
-        latents=LATENTS,
-        open_ids=list(MARKERS.open),
-        end_ids=list(MARKERS.end),
-        projection=projection,
-        eos_token_id=END,
-        pad_token_id=PAD,
-        **settings,
-    )
-    model = kind._from_config(config, attn_implementation=attention)
-    model.start_from(base)
-    if model.projection is not None:
-        enliven(model.projection, "talker")
-    return model.eval()
 
 
 def pccot(
@@ -82,29 +50,20 @@ def pccot(
     attention: str = "eager",
     *,
     iterations: int = 2,
-    projection: dict[str, Any] | None = {"width": 24},  # noqa: B006
+    projection: dict[str, Any] | None = NARROW,
     base: PreTrainedModel | None = None,
     **settings: Any,
 ) -> PccotForCausalLM:
     base = tiny_language_model(family, attention, **settings) if base is None else base
-    model: PccotForCausalLM = model_of(PccotForCausalLM, PccotConfig, base, projection, iterations=iterations)
-    return model
+    return around(PccotForCausalLM, base, latents=LATENTS, projection=projection, iterations=iterations)
 
 
-def codi(family: str = "unspoken", projection: dict[str, Any] | None = {"width": 24}) -> CodiForCausalLM:  # noqa: B006
-    model: CodiForCausalLM = model_of(CodiForCausalLM, CodiConfig, tiny_language_model(family), projection)
-    return model
+def codi(family: str = "unspoken", projection: dict[str, Any] | None = NARROW) -> CodiForCausalLM:
+    return around(CodiForCausalLM, tiny_language_model(family), latents=LATENTS, projection=projection)
 
 
 def batch(spans: Sequence[Spans] = SPANS) -> dict[str, Any]:
     return batch_of(spans, MARKERS, BOX, latents=LATENTS, last_step=False, pad_id=PAD)
-
-
-def outputs_of(model: SelfDistilledModel, given: dict[str, Any], **how: Any) -> SelfDistilledOutput:
-    output: SelfDistilledOutput = model(
-        **{name: piece for name, piece in given.items() if name != "target_mask"}, **how
-    )
-    return output
 
 
 def naive_latents(model: PccotForCausalLM, prompt: Tensor, iterations: int, *, cut: bool = False) -> list[Tensor]:
@@ -151,48 +110,18 @@ def naive_terms(model: PccotForCausalLM, spans: Sequence[Spans], *, cut: bool = 
     }
 
 
-def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True), strict=True))
-
-
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    for name, gradient in theirs.items():
-        largest = float(gradient.abs().max())
-        torch.testing.assert_close(ours[name], gradient, rtol=1e-3, atol=2e-4 * max(largest, 1e-3), msg=name)
-
-
 # --- the shared engine -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[*EVERY, pytest.param("llama-sdpa", marks=pytest.mark.slow)])
-def reasoner(request: pytest.FixtureRequest) -> PccotReasoner:
+def reasoner(request: pytest.FixtureRequest) -> Reasoner:
     family, _, attention = request.param.partition("-")
     # With as many iterations as latents the chain is the sequential one, which the suite expects.
-    return PccotReasoner(model=pccot(family, attention or "eager", iterations=CAP))
+    return pccot(family, attention or "eager", iterations=CAP).reasoner()
 
 
-class TestConformance(ReasonerConformance):
-    def teacher_forced(self, reasoner: Any, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        real = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        positions = (real.cumsum(dim=1) - 1).clamp(min=0)
-        decoder = reasoner.model.decoder
-        logits: Tensor = decoder(
-            input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
-        ).logits
-        return logits
-
-    def reload(self, reasoner: Any, folder: Path) -> PccotReasoner:
-        reasoner.model.save_pretrained(folder)
-        attention = reasoner.model.config._attn_implementation
-        return PccotReasoner(model=AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention))
-
-    def test_the_prompts_of_this_suite_stop_in_every_way(self, reasoner: Reasoner) -> None:
-        # The length is fixed: the other tests compare chains that differ in their vectors alone.
-        chain = rollout(reasoner, prompts(), None, StopRule(max_latents=CAP, fixed=True))
-        assert chain.lengths.tolist() == [CAP] * 6
-        assert (chain.stop == StopReason.FIXED).all()
-        assert torch.pdist(chain.latents.flatten(1)).min() > 0.1
+class TestConformance(LatentConformance):
+    """Nothing but what every model with a fixed number of latents has."""
 
 
 # --- identities ------------------------------------------------------------------------------------------------------

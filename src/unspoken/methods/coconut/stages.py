@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, refuse_cacheless
+import numpy as np
+
+from unspoken.methods.carrier import Carrier, Steps
+from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
 from unspoken.tasks.spans import Spans
 
 if TYPE_CHECKING:
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Method as Property
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.training.recipe import Recipe
+
+_STAGES = 2  # the stream of random numbers that mixed stages come from; tasks draw from others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coconut(DecoderObjective):
+class Coconut(Carrier):
     """One stage: latents replace the first steps of the explicit chain, and the rest is learned as text.
 
     The published curriculum for grade-school arithmetic is ``replaced`` 0, 1, 2, 3 and then 3 again with ``rest``
@@ -62,9 +67,12 @@ class Coconut(DecoderObjective):
         replaced: steps replaced by latents (the paper's k).
         latents_per_step: latents for each of them (the paper's c).
         rest: "none" leaves out the steps after the replaced ones, as in the last stage.
+        mixed: probability that a problem is read at another stage, drawn uniformly from 0 to the number of its steps
+            (0.05 in the authors' analysis), so that the model also answers after fewer latents, and after a chain that
+            it is made to write. A stage above this one is the last: as many latents, and no explicit step.
 
     Raises:
-        ValueError: ``replaced`` below 0, or ``latents_per_step`` below 1.
+        ValueError: ``replaced`` below 0, ``latents_per_step`` below 1, or ``mixed`` no probability.
     """
 
     kind: ClassVar[str] = "coconut"
@@ -75,8 +83,11 @@ class Coconut(DecoderObjective):
     replaced: int
     latents_per_step: int = 2
     rest: Literal["explicit", "none"] = "explicit"
+    mixed: float = 0.0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.mixed <= 1:
+            raise ValueError(f"mixed is {self.mixed}; it is a probability, from 0 to 1")
         if self.replaced < 0 or self.latents_per_step < 1:
             raise ValueError(
                 f"replaced is {self.replaced} and latents_per_step {self.latents_per_step}; "
@@ -87,6 +98,25 @@ class Coconut(DecoderObjective):
     def latents(self) -> int:
         """Length of every chain of this stage."""
         return self.replaced * self.latents_per_step
+
+    @property
+    def latents_a_step(self) -> int:
+        return self.latents_per_step
+
+    def replaced_steps(self, spans: Spans, index: int, seed: int) -> Steps:
+        """All of the chain where no step is left to be learned as text."""
+        stage = self.read_at(spans, index, seed)
+        return spans.steps[: stage.replaced] if stage.rest == "explicit" else spans.steps
+
+    def read_at(self, spans: Spans, index: int, seed: int) -> Coconut:
+        """The stage at which a training problem is read, a pure function of run and sample."""
+        random = np.random.default_rng([seed, index, _STAGES])
+        if random.random() >= self.mixed:
+            return self
+        stage = int(random.integers(len(spans.steps) + 1))
+        return replace(
+            self, replaced=min(stage, self.replaced), rest="none" if stage > self.replaced else "explicit", mixed=0.0
+        )
 
     def row(self, spans: Spans, open_ids: tuple[int, ...], end_ids: tuple[int, ...]) -> Row:
         """A problem as this stage reads it.
@@ -142,9 +172,13 @@ class Coconut(DecoderObjective):
         markers, pad = context.markers, context.tokenizer.pad_token_id
 
         def make(indices: Indices) -> Batch:
-            problems = context.sample(indices, split)
-            spans = context.task.spans(problems, context.prompt_format)
-            return {**batch_of([self.row(one, markers.open, markers.end) for one in spans], pad)}
+            spans = context.task.spans(context.sample(indices, split), context.prompt_format)
+            stages = [
+                self.read_at(one, index, context.seed) if split == "train" else self
+                for one, index in zip(spans, indices.tolist(), strict=True)
+            ]
+            rows = [stage.row(one, markers.open, markers.end) for stage, one in zip(stages, spans, strict=True)]
+            return {**batch_of(rows, pad)}
 
         return make
 
@@ -178,7 +212,7 @@ class Coconut(DecoderObjective):
         return Lengths(prompt=known[0], chain=fixed, end=2, answer=fixed, steps=fixed)
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """Latents and text go through the blocks once each."""
+        """Latents and text go through the blocks once each; mixed stages count as this one."""
         from unspoken.methods.cost import RowCost, Scores, StackPass
 
         left = 0.0 if self.rest == "none" else lengths.chain * max(0.0, 1 - self.replaced / lengths.steps)

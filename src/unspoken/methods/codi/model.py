@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from unspoken.methods.codi.configuration import CodiConfig
+from unspoken.methods.codi.stages import Codi
 from unspoken.methods.latent_pass import latent_pass
 from unspoken.methods.self_distilled import SelfDistilledModel
-from unspoken.reasoning.system import System
 
 
 class CodiForCausalLM(SelfDistilledModel):
     """A causal language model that writes a fixed number of projected hidden states before it answers."""
 
+    title: ClassVar[str] = Codi.title
     config_class = CodiConfig
     config: CodiConfig
 
@@ -25,12 +26,6 @@ class CodiForCausalLM(SelfDistilledModel):
         """See `unspoken.methods.latent_pass.latent_pass`."""
         blocks = (input_ids, attention_mask, latent_mask, text_ids, text_mask)
         return *latent_pass(self.decoder, *blocks, latent_of=self.latent, output_hidden_states=True), None
-
-    def system(self, *, name: str, max_tokens: int) -> System:
-        """The student path."""
-        from unspoken.methods.codi.systems import CodiReasoner
-
-        return CodiReasoner(model=self).system(name=name, max_tokens=max_tokens)
 
 
 AutoConfig.register(CodiConfig.model_type, CodiConfig)

@@ -34,7 +34,8 @@ class Codi(SelfDistillation):
 
     separate_teacher: bool = False
 
-    def model_class(self) -> type[CodiForCausalLM]:
+    @staticmethod
+    def model_class() -> type[CodiForCausalLM]:
         from unspoken.methods.codi.model import CodiForCausalLM
 
         return CodiForCausalLM

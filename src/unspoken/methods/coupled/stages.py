@@ -41,7 +41,6 @@ class NextToken(Objective):
 
     kind: ClassVar[str] = "next_token"
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token")
-    starts_solved: ClassVar[bool] = True
 
     positions: Literal["all", "answer"] = "all"
     chain: Literal["explicit", "none"] = "explicit"
@@ -65,6 +64,10 @@ class NextToken(Objective):
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """An explicit chain of thought is both a start and a baseline."""
         return last or (has_chain and self.positions == "answer")
+
+    def candidate(self, step: int) -> bool:
+        """All of them: what it starts from does the same task."""
+        return True
 
     @property
     def writes_tokens(self) -> bool:

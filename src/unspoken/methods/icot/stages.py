@@ -38,7 +38,7 @@ class Icot(Objective):
     Step n removes ``scheduled(n)`` tokens from each chain, and a random offset more; rows are
     ``question | open | what is left of the chain | end | answer``, and all after the open marker is learned. There are
     no latents: the finished model is a plain causal language model that answers at once. Checkpoints are selected by
-    answers without a chain at every step of the schedule.
+    answers without a chain, once no chain is left.
 
     Attributes:
         steps_per_token: optimiser steps from one removed token to the next.
@@ -179,6 +179,10 @@ class Icot(Objective):
         return with_places(batch)
 
     # --- training --------------------------------------------------------------------------------------------------
+
+    def candidate(self, step: int) -> bool:
+        """From the removal of the last token on, as published: earlier ones answer what they do not learn yet."""
+        return step >= max(1, self.gone_from)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         from unspoken.methods.icot.objective import icot_loss

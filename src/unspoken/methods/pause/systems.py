@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,7 @@ class PauseReasoner(CausalLMReasoner):
         token: of that row.
     """
 
+    shift: ClassVar[int] = 1
     token: int
 
     @property

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.defaults import TrainingFacts
-from unspoken.methods.method import Method, Objective
+from unspoken.methods.defaults import TrainingFacts, distilled
+from unspoken.methods.method import Objective
+from unspoken.methods.own_model import OwnModelMethod
 from unspoken.methods.pccot.stages import Pccot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from unspoken.reasoning.system import System
+    from unspoken.methods.pccot.model import PccotForCausalLM
 
 
-class PccotMethod(Method):
+class PccotMethod(OwnModelMethod):
     """See `unspoken.methods.pccot`."""
 
     name: ClassVar[str] = "pccot"
@@ -22,20 +21,7 @@ class PccotMethod(Method):
     untrained: ClassVar[Objective | None] = Pccot()
 
     def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
-        """One stage, from the model itself. Without its last step a chain of one step would be empty."""
-        if not facts.steps:
-            return {}
-        objective = {"kind": "pccot", "projection": {}, "last_step": facts.steps == 1}
-        return {"pccot": [{"name": "pccot", "objective": objective, "epochs": 8}]}
+        return distilled(facts, {"kind": "pccot", "projection": {}})
 
-    def register(self) -> None:
-        """The causal language model with its latent row."""
-        import unspoken.methods.pccot.model  # noqa: F401
-
-    def systems(
-        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
-    ) -> list[System]:
-        """See `unspoken.methods.pccot.systems.systems`."""
-        from unspoken.methods.pccot.systems import systems
-
-        return systems(model, stage=stage, max_answer=max_answer)
+    def model_class(self) -> type[PccotForCausalLM]:
+        return Pccot.model_class()

@@ -5,18 +5,21 @@ Axes: B batch, P prompt tokens, N latents, M tokens after the latents, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from unspoken.methods.latent_pass import CachedReading
+from unspoken.methods.latent_model import LatentReasoner
+from unspoken.methods.latent_pass import block_pass
 from unspoken.methods.pccot.configuration import PccotConfig
+from unspoken.methods.pccot.stages import Pccot
 from unspoken.methods.self_distilled import SelfDistilledModel
-from unspoken.reasoning.block import allow_rollback, refined
-from unspoken.reasoning.system import System
+from unspoken.reasoning.block import allow_rollback
 
 
 class PccotForCausalLM(SelfDistilledModel):
@@ -26,6 +29,7 @@ class PccotForCausalLM(SelfDistilledModel):
         ValueError: a layer of the decoder keeps a recurrent state, and latents are refined.
     """
 
+    title: ClassVar[str] = Pccot.title
     config_class = PccotConfig
     config: PccotConfig
 
@@ -58,26 +62,37 @@ class PccotForCausalLM(SelfDistilledModel):
         Args:
             cut_gradient: latents are made of outputs through which no gradient flows.
         """
-        embed, latents = self.decoder.get_input_embeddings(), latent_mask.shape[1]
-        reading = CachedReading(self.decoder, torch.cat([attention_mask, latent_mask.long(), text_mask], dim=1))
-        if self.config.iterations:
-            allow_rollback(reading.cache, type(self.decoder).__name__)
-
-        def read(new_BTD: Tensor) -> Tensor:
-            hidden_BTD: Tensor = reading(self.decoder.base_model, new_BTD).last_hidden_state
-            reading.go_back(latents)
-            return hidden_BTD.detach() if cut_gradient else hidden_BTD
-
-        guess_BND = self.latent_row.expand(len(input_ids), latents, -1)
-        new_BTD, chains = refined(read, embed(input_ids), guess_BND, self.config.iterations, self.latent)
-        outputs = reading(self.decoder, torch.cat([new_BTD, embed(text_ids)], dim=1), output_hidden_states=True)
+        outputs, chains = block_pass(
+            self.decoder,
+            *(input_ids, attention_mask, latent_mask, text_ids, text_mask),
+            guess=self.latent_row,
+            iterations=self.config.iterations,
+            latent_of=self.latent,
+            cut_gradient=cut_gradient,
+            output_hidden_states=True,
+        )
         return outputs, chains[-1], _residual(chains)
 
-    def system(self, *, name: str, max_tokens: int) -> System:
-        """The student path."""
-        from unspoken.methods.pccot.systems import PccotReasoner
+    def reasoner(self) -> PccotReasoner:
+        """Guesses and refines."""
+        return PccotReasoner(model=self)
 
-        return PccotReasoner(model=self).system(name=name, max_tokens=max_tokens)
+
+@dataclass(frozen=True, kw_only=True)
+class PccotReasoner(LatentReasoner):
+    """Guesses every latent with the latent row and refines all of them together."""
+
+    shift: ClassVar[int] = 1
+    model: PccotForCausalLM
+
+    @property
+    def iterations(self) -> int:
+        """Passes over all latents after the first one."""
+        return self.model.config.iterations
+
+    def guess(self, count: int) -> Float[Tensor, "N D"]:
+        """The latent row, everywhere."""
+        return self.model.latent_row.expand(count, -1)
 
 
 @torch.no_grad()

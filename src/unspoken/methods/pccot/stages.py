@@ -45,7 +45,8 @@ class Pccot(SelfDistillation):
                 f"latents is {self.latents} and iterations {self.iterations}; they must be at least 1 and at least 0"
             )
 
-    def model_class(self) -> type[PccotForCausalLM]:
+    @staticmethod
+    def model_class() -> type[PccotForCausalLM]:
         from unspoken.methods.pccot.model import PccotForCausalLM
 
         return PccotForCausalLM
