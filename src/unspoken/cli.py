@@ -260,8 +260,8 @@ def serve(
     from unspoken.serving import serve as serve_run
 
     limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
-    where = {"host": host, "port": port, "api_key_file": api_key_file}
-    serve_run(model, seed=seed, stage=stage, device=device, limits=limits, **where)
+    served: dict[str, Any] = {"host": host, "port": port, "api_key_file": api_key_file}
+    serve_run(model, seed=seed, stage=stage, device=device, limits=limits, **served)
 
 
 @app.command()
