@@ -136,12 +136,8 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
     for view in _views(seeds, tests, asked, say):
         system = view.system
         chains[system.name] = system.chain_kind if view.has_chain else None
-        for probe in probes:
-            if probe.applies(system, asked.task):
-                say(f"seed {view.seed}  {system.name}: {probe.key.replace('_', ' ')}")
-                reading = probe.measure(view)
-                if reading is not None:
-                    readings[probe.key][system.name].append(reading)
+        for key, reading in _readings(view, asked, probes, say):
+            readings[key][system.name].append(reading)
     baseline = asked.baseline if asked.baseline in first.right else None
     summaries = {
         probe.key: probe.summarise(readings[probe.key], baseline=baseline) for probe in probes if readings[probe.key]
@@ -170,6 +166,15 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
             for entry in seeds
         ],
     }
+
+
+def _readings(view: View, asked: Asked, probes: Sequence[Probe], say: Say) -> Iterator[tuple[str, Any]]:
+    """Key and reading of every probe that applies to a system and has something to read."""
+    for probe in probes:
+        if probe.applies(view.system, asked.task):
+            say(f"seed {view.seed}  {view.system.name}: {probe.key.replace('_', ' ')}")
+            if (reading := probe.measure(view)) is not None:
+                yield probe.key, reading
 
 
 def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Asked, say: Say) -> Iterator[View]:

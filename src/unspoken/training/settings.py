@@ -136,7 +136,7 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     except SettingsError:
         raise
     except ValueError as error:
-        raise SettingsError(f"{where}: {error}" if where else str(error)) from None
+        raise SettingsError(f"{where}: {error}".removeprefix(": ")) from None
 
 
 def as_mapping(settings: Any) -> Any:
