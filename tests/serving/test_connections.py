@@ -7,8 +7,6 @@ import logging
 import resource
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from serving_process import PATIENCE, serving_process
 from tiny_words import TASK
 
 from unspoken.serving import Limits, Served
@@ -26,18 +25,6 @@ HALF_HEAD = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 HALF_BODY = (
     b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
 )
-# A server in a process of its own, under a limit of files: descriptors are a process's.
-SERVER = """
-import resource, sys
-sys.path.insert(0, sys.argv[1])
-resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[2])))
-from dataclasses import replace
-from tiny_words import tiny_word_system
-from unspoken.serving import Limits, Served, server
-served = Served(system=replace(tiny_word_system(), name="tiny", max_tokens=8))
-server.open_served = lambda *_, **__: served
-server.serve("tiny", port=int(sys.argv[3]), limits=Limits(head_seconds=60, body_seconds=60), drain_seconds=3)
-"""
 
 
 @contextlib.contextmanager
@@ -186,39 +173,23 @@ def test_a_shutdown_keeps_its_deadline_and_answers_what_it_gives_up(start: Any, 
 
 def attacked(number: int, tmp_path: Path, descriptors: int = 512) -> None:
     """That many connections that do nothing, half a head or half a body, a question beside them, and a shutdown."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log, tests = tmp_path / "log", str(Path(__file__).parents[1])
-    with log.open("wb") as lines:
-        server = subprocess.Popen(
-            [sys.executable, "-c", SERVER, tests, str(descriptors), str(port)], stdout=lines, stderr=lines
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            with contextlib.suppress(httpx2.TransportError):
-                if httpx2.get(f"{url}/health", timeout=1).status_code == 200:
-                    break
-            time.sleep(0.1)
+    log = tmp_path / "log"
+    with serving_process(log, descriptors=descriptors) as server:
         with (
-            connections(port, number // 3),
-            connections(port, number // 3, HALF_HEAD),
-            connections(port, number - 2 * (number // 3), HALF_BODY),
+            connections(server.port, number // 3),
+            connections(server.port, number // 3, HALF_HEAD),
+            connections(server.port, number - 2 * (number // 3), HALF_BODY),
         ):
             for _ in range(3):
                 began = time.monotonic()
-                assert asked(url).status_code == 200
+                assert asked(server.url).status_code == 200
                 assert time.monotonic() - began < 5
             began = time.monotonic()
-            server.send_signal(signal.SIGTERM)
-            server.wait(20)
-            assert time.monotonic() - began < 3 + 2
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(20)
+            assert time.monotonic() - began < PATIENCE + 2
         assert "Traceback" not in log.read_text()
         assert log.stat().st_size < 100_000
-    finally:
-        server.kill()
-        server.wait()
 
 
 def test_a_question_is_answered_beside_idle_connections(tmp_path: Path) -> None:
