@@ -138,32 +138,43 @@ def test_requests_take_turns() -> None:
     assert taken(queue, 8) == ["a", "b", "c", "a", "c", "a", "a", None]
 
 
-def test_a_job_that_does_not_fit_lets_others_pass_for_a_while() -> None:
-    queue = Queue()
+def test_a_job_that_does_not_fit_lets_others_pass_unless_they_must_wait_for_it() -> None:
+    queue, patient = Queue(), [True]
     queue.add([job_of([3] * 50, "large")])
-    queue.add([job_of([3], "small") for _ in range(300)])
+    queue.add([job_of([3], "small") for _ in range(5)])
 
-    def fits(job: Job) -> bool:
-        return len(job.prompt) < 10
+    def fits(job: Job) -> bool | None:
+        return True if len(job.prompt) < 10 else False if patient[0] else None
 
-    assert taken(queue, 101, fits) == ["small"] * 100 + [None]
+    assert taken(queue, 2, fits) == ["small"] * 2
+    patient[0] = False
+    assert taken(queue, 1, fits) == [None]
     assert taken(queue, 2) == ["large", "small"]
 
 
 def test_a_batch_is_filled_by_tokens_and_not_by_one_request() -> None:
     method, _, _ = method_of("llama")
     engine = Engine(method, Limits(batch_size=8, batch_tokens=400, piece_tokens=100))
-    long = [job_of([3] * 47) for _ in range(8)]  # 60 positions with what follows
-    engine.submit(long, lambda *_: None)
+    engine.submit([job_of([3] * 47) for _ in range(8)], lambda *_: None)  # 60 positions with what follows
+    engine.submit([job_of([3] * 3)], lambda *_: None)
+    for _ in range(10):
+        engine._batch.join(engine._admitted())
+    # A sixth long one would leave others less than a quarter of the tokens.
+    assert sorted(len(job.prompt) for job in engine._batch.rows) == [3] + [47] * 5
+    engine.submit([job_of([3] * 47)], lambda *_: None)
+    assert engine._admitted() == []  # seven rows of 60 positions are too many
+    assert engine.waiting == 4
+
+
+def test_one_long_prompt_is_read_at_a_time_and_short_ones_pass() -> None:
+    method, _, _ = method_of("llama")
+    engine = Engine(method, Limits(piece_tokens=20))
+    engine.submit([job_of([3] * 47) for _ in range(8)], lambda *_: None)
     engine.submit([job_of([3] * 3)], lambda *_: None)
     first = engine._admitted()
-    # One of the long ones, then the short one: two prompts of 47 are not read at once.
     assert [len(job.prompt) for job in first] == [47, 3]
     engine._batch.join(first)
-    for _ in range(3):
-        engine._batch.join(engine._admitted())
-    assert sum(len(job.prompt) == 47 for job in engine._batch.rows) == 4
-    engine._batch.join(engine._admitted())
-    # A fifth and a sixth would leave the others less than a quarter of the tokens.
-    assert sum(len(job.prompt) == 47 for job in engine._batch.rows) == 5
     assert engine._admitted() == []
+    while engine._batch.reads_long:
+        engine._batch.step()
+    assert [len(job.prompt) for job in engine._admitted()] == [47]

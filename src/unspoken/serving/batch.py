@@ -66,7 +66,6 @@ class Job(Row):
         report: receives every progress, in the thread that computes; it must return at once. Set it before the job
             joins a batch.
         submitted: when, by the monotonic clock.
-        skipped: how often others were taken first although it came before them.
         request: which jobs were asked for together.
         chain: of the answer that is over, where it was kept and has steps.
     """
@@ -87,7 +86,6 @@ class Job(Row):
         super().__init__(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding)
         self.prompt = list(prompt)
         self.speaker = speaker
-        self.skipped = 0
         self.chain: LatentChain | None = None
         self._keep_chain = keep_chain or decoding is None
         self._finished = False
@@ -175,6 +173,11 @@ class Batch:
         return [*self._decoded, *cast(list[Job], reading), *self._unread]
 
     @property
+    def reads_long(self) -> bool:
+        """A long prompt is being read, or will be read next."""
+        return self._reading is not None or bool(self._unread)
+
+    @property
     def budget(self) -> int:
         """Prompt tokens that may be read before the next step of the rows."""
         if not self._decoded or not self._token_seconds:
@@ -220,9 +223,10 @@ class Batch:
             self._reading = self._opened([self._unread.popleft()])
         if self._reading is None:
             return
-        reading, columns = self._reading, self.budget
+        reading, left = self._reading, self._reading.inputs.shape[1]
+        columns = min(self.budget, left)
         with self._timed(columns):
-            if reading.inputs.shape[1] > columns:
+            if columns < left:
                 reading.read(columns)
             else:
                 self._reading = None

@@ -14,6 +14,7 @@ from unspoken.serving.queue import Queue
 
 _log = logging.getLogger(__name__)
 _LAST_STEP = 10  # seconds
+_PATIENCE = 5  # seconds that a long job lets short ones pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,26 +183,28 @@ class Engine:
 
     def _admitted(self) -> list[Job]:
         """The next rows to compute: so many that the batch stays within its tokens, and reading within its budget."""
-        batch, limits = self._batch, self.limits
-        joining, prompts, budget = list[Job](), list[int](), batch.budget
-        held: dict[
-            int, tuple[int, int]
-        ] = {}  # of everybody (0) and of each request: rows, and positions of the longest
+        batch, limits, now = self._batch, self.limits, time.monotonic()
+        joining, prompts, budget, reads_long = list[Job](), list[int](), batch.budget, batch.reads_long
+        held: dict[int, tuple[int, int]] = {}  # of all (0) and of each request: rows, and positions of the longest
 
         def extended(key: int, job: Job) -> tuple[int, int]:
             rows, longest = held.get(key, (0, 0))
             return rows + 1, max(longest, job.length)
 
-        def fits(job: Job) -> bool:
-            for key, reserve in ((0, 0), (id(job.request), 4)):
-                rows, longest = extended(key, job)
-                places, tokens = limits.batch_size, limits.batch_tokens
-                if reserve:  # no request may have everything
-                    places, tokens = places - places // reserve, tokens - tokens // reserve
-                if rows > 1 and (rows > places or rows * longest > tokens):
-                    return False
-            is_long = len(job.prompt) > limits.piece_tokens
-            return is_long or not prompts or (len(prompts) + 1) * max(*prompts, len(job.prompt)) <= budget
+        def exceeds(key: int, job: Job, places: int, tokens: int) -> bool:
+            rows, longest = extended(key, job)
+            return rows > 1 and (rows > places or rows * longest > tokens)
+
+        def fits(job: Job) -> bool | None:
+            places, tokens = limits.batch_size, limits.batch_tokens
+            # A quarter is kept for others than this request.
+            if exceeds(id(job.request), job, places - places // 4, tokens - tokens // 4):
+                return False
+            if exceeds(0, job, places, tokens):
+                return None if now - job.submitted > _PATIENCE else False
+            if len(job.prompt) > limits.piece_tokens:
+                return not reads_long
+            return not prompts or (len(prompts) + 1) * max(*prompts, len(job.prompt)) <= budget
 
         def hold(job: Job) -> None:
             held[0], held[id(job.request)] = extended(0, job), extended(id(job.request), job)
@@ -211,7 +214,9 @@ class Engine:
         while held.get(0, (0, 0))[0] < limits.batch_size and (job := self._waiting.take(fits)) is not None:
             hold(job)
             joining.append(job)
-            if len(job.prompt) <= limits.piece_tokens:
+            if len(job.prompt) > limits.piece_tokens:
+                reads_long = True
+            else:
                 prompts.append(len(job.prompt))
         return joining
 

@@ -93,7 +93,7 @@ class Flight:
         # A letter may need several tokens; until it is complete, the end of the text is a replacement.
         length -= len(text) - len(text.rstrip("\ufffd"))
         for stop in self._work.request.stop or ():
-            starts = (size for size in range(min(len(stop), length), 0, -1) if text[:length].endswith(stop[:size]))
+            starts = (size for size in range(min(len(stop), length), 0, -1) if text.endswith(stop[:size], 0, length))
             length -= next(starts, 0)
         return length
 

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 from unspoken.serving.batch import Job
 
-_PATIENCE = 100  # times that a job lets others pass before it
-
 
 class Queue:
     """Jobs that wait. Requests take turns, so that none waits for all jobs of another one."""
@@ -28,23 +26,20 @@ class Queue:
         kept = (deque(job for job in jobs if not job.cancelled) for jobs in self._turns)
         self._turns = deque(jobs for jobs in kept if jobs)
 
-    def take(self, fits: Callable[[Job], bool]) -> Job | None:
+    def take(self, fits: Callable[[Job], bool | None]) -> Job | None:
         """The first job that fits, of the request whose turn it is, or of those after it.
 
-        A job that was passed over too often is waited for: then nothing else is taken.
-
         Args:
-            fits: whether a job can be taken now.
+            fits: whether a job can be taken now; None means that those after it must wait for it.
         """
         for place, jobs in enumerate(self._turns):
-            if fits(jobs[0]):
+            fit = fits(jobs[0])
+            if fit is None:
+                break
+            if fit:
                 del self._turns[place]
                 job = jobs.popleft()
                 if jobs:
                     self._turns.append(jobs)
-                for passed in list(self._turns)[:place]:
-                    passed[0].skipped += 1
                 return job
-            if jobs[0].skipped >= _PATIENCE:
-                return None
         return None

@@ -69,7 +69,7 @@ class Form:
         for index, choice in enumerate(choices):
             message = {"role": "assistant", "content": choice.text, "refusal": None}
             content: dict[str, Any] = {"message": message} if self.chat else {"text": choice.text}
-            written.append(self._choice(index, content, choice, slice(None), over=True))
+            written.append(self._choice(index, content, choice, slice(len(choice.tokens)), over=True))
         return self._head | {"choices": written, "usage": usage}
 
     def opening(self, index: int) -> dict[str, Any]:

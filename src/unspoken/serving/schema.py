@@ -41,7 +41,7 @@ def _stops(value: Any) -> Any:
 
 
 Stops = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1000)]],
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
     Field(max_length=_STOPS, fail_fast=True, description="Texts before which the answer ends."),
     BeforeValidator(_stops, json_schema_input_type=str | list[str]),
 ]
