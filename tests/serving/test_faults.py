@@ -49,7 +49,7 @@ def test_a_client_that_leaves_mid_stream_makes_place(start: Any, held: Any, wait
         wait(lambda: server.metric('http_responses_total{code="200"}') > 0)
         reasoner.let(1)
         wait(lambda: server.metric("answers_running") == 0)
-        assert server.metric("spoken_tokens_total") == 2
+        assert server.metric("answer_tokens_total") == 2
         assert server.metric("answers_total") == 0
         reasoner.let(100)
         assert asked(server) == expected_text()

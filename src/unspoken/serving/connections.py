@@ -174,7 +174,7 @@ def connection_settings(limits: Limits) -> dict[str, Any]:
 
 
 class Rate(logging.Filter):
-    """Lets a number of lines a second through, saves up for ten seconds, and says how many it left out.
+    """Lets a number of lines a second through, saves up for ten seconds, and counts what it left out.
 
     Args:
         lines: a second.

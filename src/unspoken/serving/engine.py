@@ -69,7 +69,7 @@ class Counters:
     answers: int = 0
     failures: int = 0
     prompt_tokens: int = 0
-    spoken_tokens: int = 0
+    answer_tokens: int = 0
     latent_steps: int = 0
     passes: int = 0
     seconds: float = 0.0  # from admission to the last token, summed over answers
@@ -174,7 +174,7 @@ class Engine:
 
     def _counted(self, job: Job, index: int, report: Callable[[int, Progress], None]) -> Callable[[Progress], None]:
         def count(progress: Progress) -> None:
-            self.counters.spoken_tokens += len(progress.tokens)
+            self.counters.answer_tokens += len(progress.tokens)
             if progress.over:
                 self._leave(job, answered=not progress.failure)
             report(index, progress)

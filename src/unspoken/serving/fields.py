@@ -82,7 +82,7 @@ RULES: tuple[FieldRule, ...] = (
     *(
         _rule("ignored", "both", name, note)
         for name, note in (
-            ("user", "nobody is told apart"),
+            ("user", "users are not distinguished"),
             ("safety_identifier", "likewise"),
             ("metadata", "nothing is stored"),
             ("store", "likewise"),

@@ -78,7 +78,7 @@ class Flight:
             yield index, choice
 
     async def _extend(self, index: int, choice: Choice) -> None:
-        """Add what the extension says of an answer that is over."""
+        """Add what the extension holds of an answer that is over."""
         job, asked, cut = self._work.jobs[index], self._work.request.unspoken, self._work.cuts[index]
         extension: dict[str, Any] = {} if cut is None else {"max_tokens": cut}
         if asked is not None and asked.chain:
@@ -98,7 +98,7 @@ class Flight:
         return length
 
     def end(self) -> None:
-        """Nobody listens any more: what is not over yet is given up."""
+        """The client has left or has everything: what is not over yet is given up."""
         self._engine.cancel(self._work.jobs)
 
     def usage(self) -> dict[str, Any]:

@@ -88,7 +88,6 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(Exception, _broken)
     api.include_router(_endpoints(served, engine, desk, with_key))
-    schema = _schema(api)
 
     @api.get("/openapi.json", dependencies=[Depends(with_key)], include_in_schema=False)
     async def openapi() -> Response:
@@ -106,6 +105,7 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
         """Counters in the text format of Prometheus."""
         return PlainTextResponse(_metrics(engine, seen), media_type="text/plain; version=0.0.4")
 
+    schema = _schema(api)
     return api
 
 
@@ -369,10 +369,10 @@ def _metrics(engine: Engine, seen: Counter[int]) -> str:
         ("answers_total", "counter", "Answers that were completed.", counters.answers),
         ("failures_total", "counter", "Answers lost to an error of the model.", counters.failures),
         ("prompt_tokens_total", "counter", "Prompt tokens of these answers.", counters.prompt_tokens),
-        ("spoken_tokens_total", "counter", "Tokens of answers.", counters.spoken_tokens),
+        ("answer_tokens_total", "counter", "Tokens of answers.", counters.answer_tokens),
         ("latent_steps_total", "counter", "Steps of the chains of these answers.", counters.latent_steps),
         ("stack_passes_total", "counter", "Passes of the stack over the running batch.", counters.passes),
-        ("answer_seconds_total", "counter", "Time from admission to the last word.", round(counters.seconds, 6)),
+        ("answer_seconds_total", "counter", "Time from admission to the last token.", round(counters.seconds, 6)),
         ("answers_running", "gauge", "Answers being computed.", engine.running),
         ("answers_waiting", "gauge", "Answers whose turn has not come.", engine.waiting),
     ):
