@@ -29,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
+from unspoken.backbone.around import from_config
 
 from unspoken.backbone.attention import attention_mask
 from unspoken.backbone.modeling import UnspokenForCausalLM, UnspokenModel
@@ -466,7 +467,7 @@ def _returns_states(probe: _Probe) -> None:
 
 def _can_be_rebuilt(probe: _Probe) -> None:
     with torch.device("meta"):
-        again = AutoModel.from_config(probe.stack.config)
+        again = from_config(AutoModel, probe.stack.config)
     if type(again) is not type(probe.stack) or again.state_dict().keys() != probe.stack.state_dict().keys():
         raise _Lacking(f"its config makes {type(again).__name__} and not its {type(probe.stack).__name__}")
 

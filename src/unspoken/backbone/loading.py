@@ -39,6 +39,7 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
+from unspoken.backbone.around import from_config
 from unspoken.backbone.folder import MANIFEST, FolderError, check_keys, verify
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -255,7 +256,7 @@ def _refuse_giants(files: list[Path], auto: Any, config: PreTrainedConfig) -> No
         with safe_open(file, framework="pt") as opened:
             held += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
     with torch.device("meta"):
-        needed = auto.from_config(copy.deepcopy(config), dtype=torch.float32).num_parameters()
+        needed = from_config(auto, copy.deepcopy(config), dtype=torch.float32).num_parameters()
     if needed > 2 * held:
         raise FolderError(
             f"{files[0].parent / CONFIG_NAME} describes a model of {needed} weights, but there are {held}; "
