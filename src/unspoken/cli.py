@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(
+from unspoken.draw.formats import escaped
+
     help="Language models that reason without speaking: train them, run them, look inside them.",
     no_args_is_help=True,
     add_completion=False,
@@ -99,7 +101,7 @@ def run(
     if show:
         from unspoken.training.recipe import dump
 
-        print(dump(chosen), end="")
+        print(escaped(dump(chosen)), end="")
         return
     if plan:
         from unspoken.report.plan import print_plan
@@ -128,7 +130,7 @@ def run(
         return
     _print_results(results, as_json=as_json)
     if not as_json:
-        print(f"\nreport page: {folder / PAGE}")
+        print(escaped(f"\nreport page: {folder / PAGE}"))
 
 
 @app.command()
@@ -161,7 +163,7 @@ def train(
     for seed_run in runs:
         for entry in chosen.stages:
             if _leads() and seed_run.finished(entry):
-                print(seed_run.model_folder(entry.name))
+                print(escaped(seed_run.model_folder(entry.name)))
 
 
 @app.command()
@@ -196,13 +198,14 @@ def eval(
         recipe,
         runs,
         command=_command(),
-        say=lambda text: console.print(text, style="dim"),
+        say=lambda text: write_line(text, console, "dim"),
         optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
     )
     if _leads():
         _print_results(results, as_json=as_json)
 
 
+    from unspoken.draw.table import write_line
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder, or a hub name.")],
@@ -213,7 +216,7 @@ def convert(
     from unspoken.api import convert as convert_model
 
     convert_model(model, to=to, output=output, device="cpu")
-    print(output)
+    print(escaped(output))
 
 
 @app.command()
@@ -275,7 +278,7 @@ def report(
 
     target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
     write_page([read_results(path) for path in runs], target)
-    print(target)
+    print(escaped(target))
 
 
 @app.command()
@@ -319,7 +322,7 @@ def main() -> None:
         if os.environ.get("UNSPOKEN_DEBUG"):
             raise
         if not several or distributed.claims_error_output():
-            print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"unspoken: {escaped(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError:
         # The message of a rank whose peers are gone; the first of them has printed why.

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
+from unspoken.draw.table import write_line
 from unspoken.evaluation.results import RESULTS
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.probes.catalogue import default_probes
@@ -150,7 +151,7 @@ def run_experiment(
 
     def say(text: str) -> None:
         if not console.quiet:
-            console.print(text, style="dim", highlight=False)
+            write_line(text, console, "dim")
 
     distributed.init_distributed()
     with run_lock(output):

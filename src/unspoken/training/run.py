@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from unspoken import distributed
+from unspoken.draw.table import write_line
 from unspoken.machine import resolve_device, usable_threads
 from unspoken.placement import CPU
 from unspoken.training.context import check_backbone
@@ -115,7 +116,7 @@ def train(
         runs = [settled(run) for run in seed_runs(recipe, output, seeds, chosen)]
         if runs[0].reasons and distributed.is_main_process():
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
-            console.print(line, style="dim", highlight=False)
+            write_line(line, console, "dim")
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:
