@@ -39,6 +39,7 @@ TEXTS = {
     "half a character": "\ud83d",
     "number": "1234 'quoted' http://example.org /path",
 }
+SAFE = ("escaped", "json.dumps", "f'unspoken: {escaped")
 STYLE = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r")
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -119,7 +120,12 @@ def test_texts_are_printed_in_one_place() -> None:
         if "serving" not in path.parts and path.name != "table.py"
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("print", "log", "rule")
-        if not (node.args and ast.unparse(node.args[0]).startswith(("escaped", "json.dumps", "f'unspoken: {escaped")))
+        if not (
+            node.args
+            and ast.unparse(node.args[0]).startswith(
+                ("escaped", "json.dumps", "f'unspoken: {escaped", 'f"unspoken: {escaped')
+            )
+        )
         if "console" in ast.unparse(node.func) or ast.unparse(node.func) == "print"
     }
     assert printed == {

@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,11 +28,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
-from unspoken.backbone.around import from_config
 
+from unspoken.backbone.around import from_config
 from unspoken.backbone.attention import attention_mask
 from unspoken.backbone.modeling import UnspokenForCausalLM, UnspokenModel
 from unspoken.backbone.vocabulary import head_of, scores
+from unspoken.storage import read_json, write_json
 
 Method = Literal["explicit chains", "superpositions", "hidden states", "Coconut", "Latent-SFT", "JEPA-Reasoner"]
 
@@ -148,7 +148,7 @@ def _folder() -> Path:
 
 def _read(key: str) -> Wrong | None:
     try:
-        content = json.loads((_folder() / f"{key}.json").read_text())
+        content = read_json(_folder() / f"{key}.json")
     except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home
         return None
     return content if isinstance(content, dict) and all(isinstance(text, str) for text in content.values()) else None
@@ -159,10 +159,7 @@ def _write(key: str, wrong: Wrong) -> None:
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
-        # Several processes may write the same.
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            json.dump(wrong, file)
-        Path(file.name).replace(folder / f"{key}.json")
+        write_json(folder / f"{key}.json", wrong)
     except (OSError, RuntimeError):
         return
 

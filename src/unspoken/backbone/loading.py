@@ -9,7 +9,6 @@ the weights, another base of the positions, the tokenizer of another model (see 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import os
@@ -40,7 +39,8 @@ from transformers.utils import (
 )
 
 from unspoken.backbone.around import from_config
-from unspoken.backbone.folder import MANIFEST, FolderError, check_keys, verify
+from unspoken.backbone.folder import MANIFEST, check_keys, verify_published
+from unspoken.storage import FolderError, read_json
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Names on the hub to folders in its cache.
@@ -127,7 +127,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
     """
     config, folder = load_config(source), _folder(source)
     if os.path.lexists(folder / MANIFEST):
-        verify(folder)
+        verify_published(folder)
     _refuse_adapters(source, folder)
     weights = _weights(source, folder, config)
     with _one_line(source, folder, _LOOK_AT), _no_table():
@@ -167,7 +167,7 @@ def _folder(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if os.path.lexists(folder / MANIFEST):
-            verify(folder, weights=False)
+            verify_published(folder, weights=False)
         return folder
     if os.path.lexists(folder):
         raise FolderError(f"{folder} is a file; give the folder of a model, with config.json and model.safetensors")
@@ -354,11 +354,11 @@ def _name_the_damage(folder: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, _RESTORE)
     except FileNotFoundError:
         raise FolderError(f"{path} is missing; give the folder of a model, or restore it") from None
-    except (ValueError, OSError) as error:  # no JSON, no text, no file
-        raise FolderError(f"{path} is damaged: {error}; {_RESTORE}") from None
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read: {error}; {_RESTORE}") from None
     if not isinstance(content, dict):
         raise FolderError(f"{path} is damaged: it holds no JSON object; {_RESTORE}")
     return content

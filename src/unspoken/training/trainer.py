@@ -14,7 +14,6 @@ import inspect
 import math
 import os
 import random
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ from unspoken.backbone.folder import clear, numbered, publish, read_manifest, re
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision, resolve_device, usable_threads
 from unspoken.methods.rows import Rows
-from unspoken.storage import MODEL, sync
+from unspoken.storage import MODEL, discard, new_folder, refuse_link, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
 from unspoken.training.limits import explain_io_error, explain_oom
@@ -161,6 +160,7 @@ class StageTrainer(Trainer):
         self._terms: dict[str, Tensor] = {}
         self._terms_steps = 0
         self._began = time.monotonic()
+        refuse_link(folder / "tensorboard")
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
         arguments = _arguments(recipe, stage, folder=folder, seed=seed, device=device, report_to=report_to)
         _train_on(device, arguments)
@@ -315,11 +315,10 @@ class StageTrainer(Trainer):
             warnings.warn(f"stage {self.stage.name!r} at step {self.state.global_step}: {wrong}", stacklevel=2)
 
     def _export(self, final: Path, reading: dict[str, float]) -> None:
-        staging = self.folder / ".best"
-        shutil.rmtree(staging, ignore_errors=True)
         plain = merged(self.objective.exported(self.model))
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         with explain_io_error(final, SafetensorError):
+            staging = new_folder(self.folder / "best")
             plain.save_pretrained(staging)
             self.processing_class.save_pretrained(staging)
             publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
@@ -331,8 +330,7 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The library's checkpoint, written aside and published with one rename."""
-        staging = self.folder / ".checkpoint"
-        distributed.run_on_main(lambda: shutil.rmtree(staging, ignore_errors=True))
+        staging = distributed.run_on_main(lambda: new_folder(self.folder / "checkpoint"))
         self._output_override = staging
         # torch.save raises RuntimeError for a full disk. Where ranks gather weights, a lost rank raises it too.
         others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
@@ -350,7 +348,7 @@ class StageTrainer(Trainer):
         final = self.folder / written.name
         with explain_io_error(final):
             publish(written, final, {**self.manifest, "step": self.state.global_step})
-        shutil.rmtree(staging)
+        discard(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
             remove(old)
 
