@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(
+from unspoken.interruption import Interrupted, handled
 from unspoken.draw.formats import escaped
 
     help="Language models that reason without speaking: train them, run them, look inside them.",
@@ -317,7 +319,8 @@ def main() -> None:
             from unspoken import distributed
 
             distributed.init_distributed()
-        app(standalone_mode=True)
+        with handled():
+            app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("UNSPOKEN_DEBUG"):
             raise
@@ -329,10 +332,11 @@ def main() -> None:
         if not several or distributed.claims_error_output():
             raise
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Interrupted as stop:
         if not several or distributed.claims_error_output():
-            print("unspoken: stopped; run the same command to continue", file=sys.stderr)
-        sys.exit(130)
+            with suppress(OSError):  # the terminal is gone
+                print("unspoken: stopped; run the same command to continue", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -123,6 +123,8 @@ def train(
                 bar = (
                     [StageProgress(console, f"seed {run.seed}  {stage.name}")] if distributed.is_main_process() else []
                 )
-                with _memory_to_train(recipe, stage):
+                with ExitStack() as ends, _memory_to_train(recipe, stage):
+                    for one in bar:
+                        ends.callback(one.bar.stop)  # it hides the cursor
                     train_stage(run, stage, report_to=report_to, callbacks=[*bar])
     return runs
