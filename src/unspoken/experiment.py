@@ -18,7 +18,7 @@ from unspoken.probes.catalogue import default_probes
 from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.probes.probe import Probe
 from unspoken.report.page import PAGE, write_page
-from unspoken.storage import write_json
+from unspoken.storage import read_text, write_json
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.lock import run_lock
 from unspoken.training.recipe import Recipe, parse
@@ -77,7 +77,7 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
         raise ValueError(
             f"{folder} is not a run folder: it has no recipe.json; give the folder that 'unspoken run' named"
         )
-    recipe = parse(path.read_text(), str(path))
+    recipe = parse(read_text(path), str(path))
     count = len(list(folder.glob("seed-*")))
     every = seed_runs(recipe, folder, count, device_for_all(device))
     runs = [run for run in every if all(run.finished(stage) for stage in recipe.stages)]

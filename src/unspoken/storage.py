@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -154,21 +154,23 @@ def parse_json(text: str) -> Any:
 
 
 @contextmanager
-def one_line(what: str, remedy: str, *passed: type[Exception]) -> Iterator[None]:
+def one_line(what: str, remedy: str, unless: Callable[[Exception], bool] | None = None) -> Iterator[None]:
     """Turn an error of any type, from code that trusts what it reads, into one of one line.
 
     Args:
         what: cannot be done.
-        passed: further errors that are raised as they are, beside those that are one line already.
+        unless: which errors are raised as they are, beside those that are one line already.
 
     Raises:
         ValueError: what was wrong.
     """
     try:
         yield
-    except (FolderError, *passed):
+    except FolderError:
         raise
     except Exception as error:
+        if unless is not None and unless(error):
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
         message = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
         raise FolderError(f"{what} ({type(error).__name__}: {message}); {remedy}") from error

@@ -39,7 +39,7 @@ from unspoken.methods.rows import Rows
 from unspoken.storage import MODEL, discard, new_folder, one_line, refuse_link, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
-from unspoken.training.limits import explain_io_error, explain_oom
+from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
@@ -118,9 +118,8 @@ def _arguments(
 
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
     """Inside, whatever is wrong with a checkpoint is an error of one line."""
-    return one_line(
-        f"{checkpoint} cannot be continued", "remove it, and the run goes on from the one before", MemoryError
-    )
+    remedy = "remove it, and the run goes on from the one before"
+    return one_line(f"{checkpoint} cannot be continued", remedy, out_of_memory)
 
 
 class StageTrainer(Trainer):
@@ -390,7 +389,8 @@ class StageTrainer(Trainer):
         if self.control.should_training_stop:
             return
         if given["resume_from_checkpoint"] is not None and given["epoch"] == given["epochs_trained"]:
-            restore_unlogged(self, Path(given["resume_from_checkpoint"]))
+            with _reading(given["resume_from_checkpoint"]):
+                restore_unlogged(self, Path(given["resume_from_checkpoint"]))
         super()._run_epoch(**given)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
