@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LARGEST_WIDTH, MOST_LAYERS = 2**24, 4096
+
 
 def check_architecture(
     *,
@@ -16,7 +18,7 @@ def check_architecture(
     """Refuse shapes that cannot be built, naming the keys of `unspoken.backbone.UnspokenConfig`.
 
     Raises:
-        ValueError: a width is no whole number of at least 1, or heads would have no even width.
+        ValueError: a width is no whole number of at least 1 or beyond any machine, or heads would have no even width.
     """
     widths = {
         "vocab_size": vocab_size,
@@ -26,10 +28,10 @@ def check_architecture(
         "num_attention_heads": num_attention_heads,
     }
     for key, width in widths.items():
-        if not isinstance(width, int) or width < 1:
-            raise ValueError(f"{key} is {width!r}; it must be a whole number of at least 1")
-    if num_hidden_layers < 0:
-        raise ValueError(f"num_hidden_layers is {num_hidden_layers}; it cannot be negative")
+        if not isinstance(width, int) or not 1 <= width <= LARGEST_WIDTH:
+            raise ValueError(f"{key} is {width!r}; it must be a whole number of at least 1 and at most {LARGEST_WIDTH}")
+    if not 0 <= num_hidden_layers <= MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {num_hidden_layers}; it cannot be negative or above {MOST_LAYERS}")
     if initializer_range <= 0:
         raise ValueError(f"initializer_range is {initializer_range}; it must be positive")
     if attention_size % num_attention_heads:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from unspoken.draw.formats import escaped
+from unspoken.interruption import Interrupted, handled
 
 app = typer.Typer(
     help="Language models that reason without speaking: train them, run them, look inside them.",
@@ -18,9 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_LONGEST = 2000  # characters of an error
+
 Size = Annotated[str, typer.Option(help="tiny (a minute or two), small (minutes), or paper (GPUs).")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe key: stages.sst.steps=100. Repeatable.")]
-Output = Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-SIZE if not given.")]
+Output = Annotated[str | None, typer.Option(help="Run folder; runs/NAME-SIZE if not given.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")]
 Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logger that transformers knows, or none.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
@@ -59,7 +65,7 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _load(
-    name: str, size: str, overrides: list[str] | None, output: Path | None, model: str | None, data: str | None
+    name: str, size: str, overrides: list[str] | None, output: str | None, model: str | None, data: str | None
 ) -> tuple[Any, Path]:
     if model is not None and data is not None:
         from unspoken.training.own_data import own_recipe
@@ -71,7 +77,21 @@ def _load(
         from unspoken.training.recipe import load
 
         recipe = load(name, size, overrides or [])
-    return recipe, output or Path("runs") / f"{recipe.name}-{recipe.size}"
+    return recipe, Path("runs") / f"{recipe.name}-{recipe.size}" if output is None else _named(output)
+
+
+def _named(path: str) -> Path:
+    """A path that has a name: nothing would be the current folder."""
+    if not path.strip():
+        raise ValueError("a path is empty; name a folder or a file, '.' for the current folder")
+    return Path(path)
+
+
+def _typed() -> list[str | None]:
+    """Problems on standard input, one a line."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; type the problem as an argument, or send lines")
+    return [line for line in sys.stdin.read().splitlines() if line.strip()]
 
 
 def _command() -> str:
@@ -99,7 +119,7 @@ def run(
     if show:
         from unspoken.training.recipe import dump
 
-        print(dump(chosen), end="")
+        print(escaped(dump(chosen)), end="")
         return
     if plan:
         from unspoken.report.plan import print_plan
@@ -128,7 +148,7 @@ def run(
         return
     _print_results(results, as_json=as_json)
     if not as_json:
-        print(f"\nreport page: {folder / PAGE}")
+        print(escaped(f"\nreport page: {folder / PAGE}"))
 
 
 @app.command()
@@ -161,7 +181,7 @@ def train(
     for seed_run in runs:
         for entry in chosen.stages:
             if _leads() and seed_run.finished(entry):
-                print(seed_run.model_folder(entry.name))
+                print(escaped(seed_run.model_folder(entry.name)))
 
 
 @app.command()
@@ -186,17 +206,18 @@ def eval(
         evaluation = load(folder, device=device).evaluate(data, problems=problems)
         print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
         return
+    from unspoken.draw.table import write_line
     from unspoken.experiment import measure_run, open_run
     from unspoken.probes.catalogue import optional_probe
     from unspoken.probes.pass_at_k import PassAtKProbe
 
     console = _console(quiet=quiet)
-    recipe, runs = open_run(Path(folder), device)
+    recipe, runs = open_run(_named(folder), device)
     results = measure_run(
         recipe,
         runs,
         command=_command(),
-        say=lambda text: console.print(text, style="dim"),
+        say=lambda text: write_line(text, console, "dim"),
         optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
     )
     if _leads():
@@ -206,14 +227,14 @@ def eval(
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder, or a hub name.")],
-    output: Annotated[Path, typer.Argument(help="Where the converted model is saved.")],
+    output: Annotated[str, typer.Argument(help="Where the converted model is saved.")],
     to: Annotated[str, typer.Option(help="jepa-reasoner, codi, or another package's method.")] = "jepa-reasoner",
 ) -> None:
     """Make a pretrained model one of another method, with its weights and without any training."""
     from unspoken.api import convert as convert_model
 
-    convert_model(model, to=to, output=output, device="cpu")
-    print(output)
+    convert_model(model, to=to, output=_named(output), device="cpu")
+    print(escaped(output))
 
 
 @app.command()
@@ -231,7 +252,7 @@ def generate(
     """Answer a problem, silently first. Without a problem, one from the test split."""
     from unspoken.report.answers import answer_problems, print_answer
 
-    texts = [line for line in sys.stdin.read().splitlines() if line.strip()] if problem == "-" else [problem]
+    texts = _typed() if problem == "-" else [problem]
     for result in answer_problems(model, texts, seed=seed, stage=stage, device=device):
         if as_json:
             print(json.dumps(result))
@@ -266,16 +287,18 @@ def serve(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
-    output: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
+    output: Annotated[str | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write the page of a run from its results."""
     from unspoken.evaluation.results import read_results
     from unspoken.report.page import PAGE, write_page
 
-    target = output or (runs[0] / PAGE if runs[0].is_dir() else runs[0].with_suffix(".html"))
-    write_page([read_results(path) for path in runs], target)
-    print(target)
+    first, *others = map(_named, runs)
+    own = first / PAGE if first.is_dir() else first.with_suffix(".html")
+    target = own if output is None else _named(output)
+    write_page([read_results(path) for path in (first, *others)], target)
+    print(escaped(target))
 
 
 @app.command()
@@ -303,6 +326,12 @@ def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
         print_diagnosis(facts, Console())
 
 
+def _short(error: Exception) -> str:
+    """An error in one line, which may quote what somebody else wrote at any length."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
 def main() -> None:
     """Entry point: bad input ends in one line and status 2; ``UNSPOKEN_DEBUG=1`` shows the traceback.
 
@@ -314,22 +343,24 @@ def main() -> None:
             from unspoken import distributed
 
             distributed.init_distributed()
-        app(standalone_mode=True)
+        with handled():
+            app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("UNSPOKEN_DEBUG"):
             raise
         if not several or distributed.claims_error_output():
-            print(f"unspoken: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"unspoken: {escaped(_short(error))}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError:
         # The message of a rank whose peers are gone; the first of them has printed why.
         if not several or distributed.claims_error_output():
             raise
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Interrupted as stop:
         if not several or distributed.claims_error_output():
-            print("unspoken: stopped; run the same command to continue", file=sys.stderr)
-        sys.exit(130)
+            with suppress(OSError):  # the terminal is gone
+                print("unspoken: stopped; run the same command to continue", file=sys.stderr)
+        sys.exit(stop.status)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from unspoken.draw.formats import duration, quantity
+from unspoken.draw.table import write_line
 from unspoken.machine import Precision, choose_attention, choose_precision, product_rate, resolve_device, usable_threads
 from unspoken.tasks import TreeSearchTask
 from unspoken.training.plan import plan
@@ -174,10 +175,10 @@ def _no_gpu() -> str:
 def _list(title: str, rows: Sequence[tuple[str, str]], console: Console) -> None:
     """Labels and values. A long value is wrapped below itself on a terminal, and stays one line in a pipe."""
     width = max(len(label) for label, _ in rows)
-    console.print(f"\n[bold]{title}[/bold]", highlight=False)
+    write_line("", console)
+    write_line(title, console, "bold")
     for label, value in rows:
         start = f"  {label:<{width}}  "
         indent = " " * len(start)
         wrapped = textwrap.fill(value, console.width, initial_indent=indent, subsequent_indent=indent)[len(start) :]
-        console.print(start, end="", style="dim", markup=False, highlight=False)
-        console.print(wrapped if console.is_terminal else value, markup=False, highlight=False, soft_wrap=True)
+        write_line(wrapped if console.is_terminal else value, console, label=start)

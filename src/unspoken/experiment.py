@@ -11,13 +11,14 @@ from rich.console import Console
 
 from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
+from unspoken.draw.table import write_line
 from unspoken.evaluation.results import RESULTS
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.probes.catalogue import default_probes
 from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.probes.probe import Probe
 from unspoken.report.page import PAGE, write_page
-from unspoken.storage import write_json
+from unspoken.storage import read_text, write_json
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.lock import run_lock
 from unspoken.training.recipe import Recipe, parse
@@ -76,7 +77,7 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
         raise ValueError(
             f"{folder} is not a run folder: it has no recipe.json; give the folder that 'unspoken run' named"
         )
-    recipe = parse(path.read_text(), str(path))
+    recipe = parse(read_text(path), str(path))
     count = len(list(folder.glob("seed-*")))
     every = seed_runs(recipe, folder, count, device_for_all(device))
     runs = [run for run in every if all(run.finished(stage) for stage in recipe.stages)]
@@ -150,7 +151,7 @@ def run_experiment(
 
     def say(text: str) -> None:
         if not console.quiet:
-            console.print(text, style="dim", highlight=False)
+            write_line(text, console, "dim")
 
     distributed.init_distributed()
     with run_lock(output):

@@ -11,7 +11,7 @@ from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_system
 from unspoken.reasoning.soft_thinking import Reasoning
 from unspoken.reasoning.system import System
-from unspoken.storage import MODEL
+from unspoken.storage import MODEL, read_text
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.resolve import RECIPE
 from unspoken.training.settings import read
@@ -33,7 +33,7 @@ def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple
     source = shipped_model(source) or source
     folder = Path(source)
     if (folder / RECIPE).is_file():
-        recipe = parse((folder / RECIPE).read_text(), str(folder / RECIPE))
+        recipe = parse(read_text(folder / RECIPE), str(folder / RECIPE))
         latent = [entry.name for entry in recipe.stages if entry.objective.answers_from_latents]
         chosen = recipe.stage(stage or [recipe.stages[-1].name, *latent][-1])
         run = SeedRun(recipe=recipe, folder=folder / f"seed-{seed}", seed=seed)

@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from unspoken.backbone import folder as folders
-from unspoken.backbone.folder import MANIFEST, verify, write_manifest
+from unspoken.backbone.folder import MANIFEST, FolderError, verify, write_manifest
 from unspoken.backbone.loading import load_config, load_pretrained, load_tokenizer
 from unspoken.cli import main
 from unspoken.storage import write_json
@@ -133,6 +133,8 @@ def test_the_library_s_table_is_not_printed(hub_like: Path, caplog: pytest.LogCa
         *("adapter_config.json", "adapter_model.safetensors", "modeling.py", "custom_generate/generate.py"),
         *("chat_template.jinja", "additional_chat_templates/rag.jinja", "added_tokens.json", "special_tokens_map.json"),
         *(INDEX, "tokenizer.model", "vocab.json", "merges.txt"),
+        # Whatever it is: a list of what is allowed cannot forget a format.
+        *("preprocessor_config.json", "weights.unheard_of", "bpe.codes", "model", "README"),
     ],
 )
 def test_a_file_that_could_change_an_answer_is_refused_by_name(name: str, published: Path) -> None:
@@ -141,13 +143,36 @@ def test_a_file_that_could_change_an_answer_is_refused_by_name(name: str, publis
     assert f"{published / name} came into a finished folder later" in refusal(published)
 
 
+@pytest.mark.parametrize("name", ["model.bin", "state.pt", "state.pth", "model.ckpt", "more.pkl", "labels/more.pickle"])
+@pytest.mark.parametrize("listed", [True, False], ids=["listed", "unlisted"])
+def test_a_pickle_is_refused_whether_listed_or_not(name: str, listed: bool, published: Path) -> None:
+    (published / "labels").mkdir()
+    (published / name).write_bytes(b"")
+    if listed:
+        signed_again(published)
+    if listed or "/" not in name:
+        assert f"{published / name} " in refusal(published)
+    for act in (load_config, load_tokenizer, load_pretrained) if listed else ():
+        with pytest.raises(FolderError, match=f"{name} is a pickle, which can run code"):
+            act(published)
+
+
+def test_an_adapter_beside_the_weights_is_refused_listed_or_not(published: Path) -> None:
+    (published / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "nobody/llama"}')
+    (published / "adapter_model.safetensors").write_bytes((published / WEIGHTS).read_bytes())
+    assert "adapter_config.json came into a finished folder later" in refusal(published)
+    signed_again(published)
+    assert "an adapter, which is not read" in refusal(published)
+
+
 def test_a_link_to_such_a_file_is_refused_too(published: Path, tmp_path: Path) -> None:
     (published / "adapter_config.json").symlink_to(tmp_path / "nowhere")
     assert "adapter_config.json came into a finished folder later" in refusal(published)
 
 
 def test_notes_are_welcome(published: Path, original: Path) -> None:
-    (published / "README.md").write_text("my model")
+    for name in ("README.md", "LICENSE", ".gitattributes", ".DS_Store", "curve.png", ".run.json.0123456789abcdef.tmp"):
+        (published / name).write_text("my model")
     (published / "notes").mkdir()
     (published / "notes" / "scores.json").write_text("{")
     assert same(load(published), original)

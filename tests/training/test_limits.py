@@ -11,7 +11,10 @@ from faults import a_disk_that_can_fill
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from unspoken.tasks.tokenizing import by_character
 from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
+
+LETTERS = [chr(code) for code in range(900, 1900)]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +54,12 @@ def test_another_error_stays_what_it_is() -> None:
         (lambda path: path.write_bytes(bytes(9000)), "File too large"),
         (lambda path: save_file({"weight": torch.zeros(9000)}, path), "File too large"),
         (lambda path: torch.save({"weight": torch.zeros(9000)}, path), ""),
+        (
+            lambda path: by_character(["[PAD]", "[EOS]", *map(chr, range(900, 1900))]).save_pretrained(path),
+            "File too large",
+        ),
     ],
-    ids=["write", "safetensors", "torch.save"],
+    ids=["write", "safetensors", "torch.save", "tokenizers"],
 )
 def test_a_full_disk_is_the_same_line_whoever_writes(
     save: Callable[[Path], object], reason: str, tmp_path: Path

@@ -10,6 +10,20 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from unspoken.backbone.folder import StrictLoading
 
 
+def from_config(auto: Any, config: PreTrainedConfig, **settings: Any) -> Any:
+    """A model of a configuration with fresh weights, of a class that transformers or this package has.
+
+    Args:
+        auto: the auto class of transformers that chooses it.
+        settings: passed on, for instance ``attn_implementation``.
+
+    Raises:
+        ValueError: only code that the configuration names (``auto_map``) could make it; that is never run, and the
+            library does not ask whether it should be.
+    """
+    return auto.from_config(config, trust_remote_code=False, **settings)
+
+
 class Around(PreTrainedModel):
     """A model whose blocks are those of another, which its configuration names.
 

@@ -13,7 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,9 +29,11 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from unspoken.backbone.around import from_config
 from unspoken.backbone.attention import attention_mask
 from unspoken.backbone.modeling import UnspokenForCausalLM, UnspokenModel
 from unspoken.backbone.vocabulary import head_of, scores
+from unspoken.storage import read_json, write_json
 
 Method = Literal["explicit chains", "superpositions", "hidden states", "Coconut", "Latent-SFT", "JEPA-Reasoner"]
 
@@ -147,7 +148,7 @@ def _folder() -> Path:
 
 def _read(key: str) -> Wrong | None:
     try:
-        content = json.loads((_folder() / f"{key}.json").read_text())
+        content = read_json(_folder() / f"{key}.json")
     except (OSError, ValueError, RuntimeError):  # not there, damaged, or no home
         return None
     return content if isinstance(content, dict) and all(isinstance(text, str) for text in content.values()) else None
@@ -158,10 +159,7 @@ def _write(key: str, wrong: Wrong) -> None:
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
-        # Several processes may write the same.
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            json.dump(wrong, file)
-        Path(file.name).replace(folder / f"{key}.json")
+        write_json(folder / f"{key}.json", wrong)
     except (OSError, RuntimeError):
         return
 
@@ -466,7 +464,7 @@ def _returns_states(probe: _Probe) -> None:
 
 def _can_be_rebuilt(probe: _Probe) -> None:
     with torch.device("meta"):
-        again = AutoModel.from_config(probe.stack.config)
+        again = from_config(AutoModel, probe.stack.config)
     if type(again) is not type(probe.stack) or again.state_dict().keys() != probe.stack.state_dict().keys():
         raise _Lacking(f"its config makes {type(again).__name__} and not its {type(probe.stack).__name__}")
 

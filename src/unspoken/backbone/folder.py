@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
@@ -18,24 +17,19 @@ from typing import Any, Self
 
 from transformers import PreTrainedModel
 
-from unspoken.storage import sync, write_json
+from unspoken.storage import UNFINISHED, FolderError, discard, read_json, sync, write_json
 
 MANIFEST = "run.json"
 
-# Files that transformers would read besides, or instead of, those that a manifest lists.
-_DECIDES = (
-    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.h5", "*.msgpack", "*.gguf"),
-    *("adapter_*", "*.py", "*.so", "*config*.json", "*.index.json", "*.jinja", "chat_template*"),
-    *("*token*.json", "vocab*", "merges*", "*.model", "*.tiktoken", "tekken.json"),
-)
+# Files that nothing reads: anything else that a manifest does not list is refused.
+_HARMLESS = (".*", "*.md", "LICENSE*", "NOTICE*", "CITATION*", "*.html", "*.png", "*.jpg", "*.svg", "*.pdf", "*.log")
+# Sub-folders of which transformers reads files.
+_READ_TOO = ("additional_chat_templates", "custom_generate")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 # Keys of a manifest that its digest leaves out: the hashes, which are checked one by one, and the digest itself.
 _UNDIGESTED = ("files", "digest")
 # Hashes by device, inode, size and the times of the last changes.
 _hashes: dict[tuple[int, ...], str] = {}
-
-
-class FolderError(ValueError):
-    """A folder, or a model of the hub, that is not loaded; the message is one line: what, where, what to do."""
 
 
 def file_hash(path: Path) -> str:
@@ -64,8 +58,9 @@ def _known_hash(path: Path) -> str:
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Sync every file of the folder, then write the manifest with their hashes, itself atomically."""
-    # An unfinished manifest that a kill or a full disk left must not be listed.
-    (folder / f".{MANIFEST}.tmp").unlink(missing_ok=True)
+    # What a kill left of a file must not be listed.
+    for stray in folder.rglob(UNFINISHED):
+        discard(stray)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     for path in files:
         sync(path)
@@ -89,10 +84,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise FolderError(f"{folder} is not a finished folder: it has no {MANIFEST}")
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:  # not JSON, or not even text
-        raise FolderError(f"{path} is damaged: {error}") from None
+    manifest: dict[str, Any] = read_json(path)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("files"), dict):
         raise FolderError(f"{path} is damaged: it lists no files")
     # Older folders have no digest.
@@ -103,9 +95,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder, its manifest first, so that a kill leaves no folder that looks finished."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    """Remove a folder, its manifest first, so that a kill leaves none that looks finished; of a link the link alone."""
+    if not folder.is_symlink():
+        (folder / MANIFEST).unlink(missing_ok=True)
+    discard(folder)
 
 
 def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
@@ -139,13 +132,29 @@ def verify(folder: Path, *, weights: bool = True) -> dict[str, Any]:
 
 
 def _unlisted(folder: Path, listed: Mapping[str, str]) -> Iterator[Path]:
-    """Unlisted files that transformers would read, in the folder and in two of its sub-folders."""
-    for path in sorted(
-        (*folder.iterdir(), *folder.glob("additional_chat_templates/*"), *folder.glob("custom_generate/*"))
-    ):
-        decides = any(fnmatchcase(path.name, pattern) for pattern in _DECIDES)
-        if decides and not path.is_dir() and str(path.relative_to(folder)) not in listed:
+    """Unlisted files that something might read, in the folder and in two of its sub-folders."""
+    inside = (path for name in _READ_TOO for path in folder.glob(f"{name}/*"))
+    for path in sorted((*folder.iterdir(), *inside)):
+        harmless = path.parent == folder and any(fnmatchcase(path.name, pattern) for pattern in _HARMLESS)
+        is_listed = path == folder / MANIFEST or str(path.relative_to(folder)) in listed
+        if not (harmless or is_listed or path.is_dir()):
             yield path
+
+
+def verify_published(folder: Path, *, weights: bool = True) -> dict[str, Any]:
+    """As `verify`, of a folder from which a model is loaded: it holds no pickle, as checkpoints of training do.
+
+    Raises:
+        ValueError: as `verify`, or there is a pickle, listed or not.
+    """
+    manifest = verify(folder, weights=weights)
+    for path in sorted({*folder.iterdir(), *(folder / name for name in manifest["files"])}):
+        if path.suffix in _PICKLES:
+            raise FolderError(
+                f"{path} is a pickle, which can run code, and a finished folder holds none; load the folder of a "
+                "finished stage, or remove the file and save the model anew"
+            )
+    return manifest
 
 
 def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
@@ -188,7 +197,7 @@ class StrictLoading(PreTrainedModel):
         """
         folder = Path(str(pretrained_model_name_or_path))
         if os.path.lexists(folder / MANIFEST):
-            verify(folder)
+            verify_published(folder)
         wants_info = kwargs.pop("output_loading_info", False)
         # Let wrongly shaped weights through to the check below: the library's own error does not name them.
         kwargs["ignore_mismatched_sizes"] = True
@@ -202,14 +211,18 @@ class StrictLoading(PreTrainedModel):
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
     """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
-    folders = [entry for entry in folder.glob(f"{prefix}-*") if (entry / MANIFEST).is_file()]
+    folders = [
+        entry
+        for entry in folder.glob(f"{prefix}-*")
+        if entry.name[len(prefix) + 1 :].isdecimal() and (entry / MANIFEST).is_file() and not entry.is_symlink()
+    ]
     return sorted(folders, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
 
 
 def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Turn a staged folder into a finished one with a single rename."""
     write_manifest(staging, manifest)
-    if final.exists():
+    if os.path.lexists(final):
         remove(final)
     staging.replace(final)
     sync(final.parent)
@@ -218,5 +231,5 @@ def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:
 def clear(folder: Path) -> None:
     """Remove files that a stage needs only while it runs."""
     for leftover in (*folder.glob("checkpoint-*"), *folder.glob("best-*"), *folder.glob(".*")):
-        if leftover.is_dir():
+        if leftover.is_dir() or leftover.is_symlink():
             remove(leftover)

@@ -9,18 +9,24 @@ the weights, another base of the positions, the tokenizer of another model (see 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.nn.modules.module import (
+    register_module_buffer_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -39,12 +45,18 @@ from transformers.utils import (
     find_adapter_config_file,
 )
 
-from unspoken.backbone.folder import MANIFEST, FolderError, check_keys, verify
+from unspoken.architecture import MOST_LAYERS
+from unspoken.backbone.around import from_config
+from unspoken.backbone.folder import MANIFEST, check_keys, verify_published
+from unspoken.storage import FolderError, one_line, read_json
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Names on the hub to folders in its cache.
 _snapshots: dict[str, Path] = {}
 _SAFE = (".safetensors", ".safetensors.index.json")
+# Keys that count what a model has many of: heads of attention, experts, labels.
+_COUNTS = re.compile(r"layers?$|depth$|blocks?$|heads|experts|labels|stages|streams|codebooks")
+_LARGEST_BUFFERS = 2**31  # numbers; masks over all positions are the largest
 _RESTORE = "restore it, or remove and download it again"
 _LOOK_AT = f"look at its {CONFIG_NAME}, restore it or choose another model"
 
@@ -69,6 +81,7 @@ def load_config(source: str | Path) -> PreTrainedConfig:
             f"{folder / CONFIG_NAME}: model_type is {kind!r}, which this version of transformers does not know; "
             "upgrade transformers, or choose another model"
         )
+    _refuse_counts(folder / CONFIG_NAME, settings)
     for kernel in _downloads(settings):
         raise FolderError(
             f"{folder / CONFIG_NAME} asks for {kernel!r}, code off the hub, which is never run; remove that key"
@@ -126,12 +139,11 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
     """
     config, folder = load_config(source), _folder(source)
     if os.path.lexists(folder / MANIFEST):
-        verify(folder)
+        verify_published(folder)
     _refuse_adapters(source, folder)
     weights = _weights(source, folder, config)
     with _one_line(source, folder, _LOOK_AT), _no_table():
-        if getattr(config, "quantization_config", None) is None:
-            _refuse_giants(_shards(weights), auto, config)
+        _refuse_giants(_shards(weights), auto, config)
         # The configuration is passed on, since its own "attn_implementation" would overrule the caller's.
         model, info = auto.from_pretrained(
             source,
@@ -166,7 +178,7 @@ def _folder(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         if os.path.lexists(folder / MANIFEST):
-            verify(folder, weights=False)
+            verify_published(folder, weights=False)
         return folder
     if os.path.lexists(folder):
         raise FolderError(f"{folder} is a file; give the folder of a model, with config.json and model.safetensors")
@@ -246,21 +258,51 @@ def _refuse_adapters(source: str | Path, folder: Path) -> None:
         )
 
 
+def _refuse_counts(path: Path, settings: Any, name: str = "") -> None:
+    """Lists of this length are made as soon as a configuration is read."""
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            _refuse_counts(path, value, str(key))
+    elif isinstance(settings, list):
+        for value in settings:
+            _refuse_counts(path, value, name)
+    elif isinstance(settings, int | float) and _COUNTS.search(name) and not settings <= MOST_LAYERS:
+        raise FolderError(f"{path}: {name} is {settings}, and no model has more than {MOST_LAYERS}; {_RESTORE}")
+
+
 def _refuse_giants(files: list[Path], auto: Any, config: PreTrainedConfig) -> None:
     """The library allocates every weight before it compares shapes: with a digit too many, memory runs out."""
     if not all(file.is_file() for file in files):
         return  # not yet downloaded
-    held = 0
+    held, tensors = 0, 0
     for file in files:
         with safe_open(file, framework="pt") as opened:
-            held += sum(math.prod(opened.get_slice(name).get_shape()) for name in opened.keys())  # noqa: SIM118
-    with torch.device("meta"):
-        needed = auto.from_config(copy.deepcopy(config), dtype=torch.float32).num_parameters()
-    if needed > 2 * held:
-        raise FolderError(
-            f"{files[0].parent / CONFIG_NAME} describes a model of {needed} weights, but there are {held}; "
-            "restore the one that was changed"
-        )
+            shapes = [opened.get_slice(name).get_shape() for name in opened.keys()]  # noqa: SIM118
+        held, tensors = held + sum(map(math.prod, shapes)), tensors + len(shapes)
+    # Quantised weights are packed, the smallest sixteen to a number, and have scales beside them.
+    most = held * (4 if getattr(config, "quantization_config", None) is None else 32)
+    needed = Counter[str]()
+
+    def count(kind: str, _: Any, __: str, tensor: Tensor | None) -> None:
+        needed[kind] += 0 if tensor is None else tensor.numel()
+        needed["tensors"] += kind == "weights"
+        if needed["weights"] > most or needed["tensors"] > 4 * tensors + 1000 or needed["buffers"] > _LARGEST_BUFFERS:
+            raise FolderError(
+                f"{files[0].parent / CONFIG_NAME} describes a model of {needed['weights']} weights or more, but there "
+                f"are {held}; restore the one that was changed"
+            )
+
+    # While it is being built, since a model of so many layers takes as long as it likes.
+    hooks = (
+        register_module_parameter_registration_hook(partial(count, "weights")),
+        register_module_buffer_registration_hook(partial(count, "buffers")),
+    )
+    try:
+        with torch.device("meta"):
+            from_config(auto, copy.deepcopy(config), dtype=torch.float32)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
@@ -304,18 +346,17 @@ def _downloads(settings: Any, *, chooses: bool = False) -> Iterator[str]:
 @contextmanager
 def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[None]:
     """Turn an error of the library, of any type, into one that names the damaged file."""
-    try:
-        yield
-    except (FolderError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        message = " ".join(lines[:2] if lines[0].endswith(":") else lines[:1])
-        if "trust_remote_code" in str(error):
-            raise FolderError(_own_code(source)) from error
-        if folder is not None:
-            _name_the_damage(folder)
-        raise FolderError(f"{source} cannot be loaded ({type(error).__name__}: {message}); {remedy}") from error
+    with one_line(f"{source} cannot be loaded", remedy, lambda error: isinstance(error, torch.OutOfMemoryError)):
+        try:
+            yield
+        except (FolderError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            if "trust_remote_code" in str(error):
+                raise FolderError(_own_code(source)) from error
+            if folder is not None:
+                _name_the_damage(folder)
+            raise
 
 
 @contextmanager
@@ -353,11 +394,11 @@ def _name_the_damage(folder: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, _RESTORE)
     except FileNotFoundError:
         raise FolderError(f"{path} is missing; give the folder of a model, or restore it") from None
-    except (ValueError, OSError) as error:  # no JSON, no text, no file
-        raise FolderError(f"{path} is damaged: {error}; {_RESTORE}") from None
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read: {error}; {_RESTORE}") from None
     if not isinstance(content, dict):
         raise FolderError(f"{path} is damaged: it holds no JSON object; {_RESTORE}")
     return content

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+# What moves the cursor, starts a command of the terminal, turns the direction of writing or cannot be encoded.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MINUS = "−"
 NO_VALUE = "–"
+
+
+def escaped(text: object) -> str:
+    """A text as it stands, control characters but tab and line feed by their numbers: ``\\x1b``."""
+    return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
 
 
 def percent(rate: float, digits: int = 2) -> str:

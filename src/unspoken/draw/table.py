@@ -13,7 +13,7 @@ from rich import table as rich_table
 from rich.console import Console
 from rich.text import Text
 
-from unspoken.draw.formats import NO_VALUE, PERCENT, Format
+from unspoken.draw.formats import NO_VALUE, PERCENT, Format, escaped
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ def _grid(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> Grid:
         return [cell.text if cell.short is None else cell.short, *cell.lines][: len(column.heads)]
 
     lines = [[head for column in columns for head in column.heads]]
-    return lines + [[line for pair in zip(columns, row, strict=True) for line in texts(*pair)] for row in rows]
+    lines += [[line for pair in zip(columns, row, strict=True) for line in texts(*pair)] for row in rows]
+    return [[escaped(cell) for cell in line] for line in lines]
 
 
 def grids(table: Table) -> list[tuple[str, Grid]]:
@@ -168,7 +169,7 @@ def grids(table: Table) -> list[tuple[str, Grid]]:
         every = []
         for title, (columns, cells) in groups:
             rows = [row for row in zip(*cells, strict=True) if any(cell.value is not None for cell in row[1:])]
-            every += [(f"{title}: {table.title}", _grid(columns, rows))] if title else []
+            every += [(escaped(f"{title}: {table.title}"), _grid(columns, rows))] if title else []
         return every
     lines = _grid(table.columns, table.rows)
     if table.terminal == "transposed":
@@ -177,7 +178,7 @@ def grids(table: Table) -> list[tuple[str, Grid]]:
             before = merged.setdefault(line[0], line)
             merged[line[0]] = [new if old == NO_VALUE else old for old, new in zip(before, line, strict=True)]
         lines = [list(line) for line in zip(*merged.values(), strict=True)]
-    return [(table.title, lines)]
+    return [(escaped(table.title), lines)]
 
 
 def aligned(lines: Grid, *, right: bool = True) -> list[str]:
@@ -192,9 +193,14 @@ def aligned(lines: Grid, *, right: bool = True) -> list[str]:
     ]
 
 
-def write_line(line: str, console: Console) -> None:
-    """A line as it is: no markup, no colour, no wrapping at a width that a pipe does not have."""
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
+def write_line(line: object, console: Console, style: str = "", *, label: str = "") -> None:
+    """A text as it stands: no markup, no emoji, no control characters, no wrapping at a pipe's width.
+
+    Args:
+        style: of the line; a pipe gets none.
+        label: before the line, in lighter type.
+    """
+    console.print(Text.assemble((escaped(label), "dim"), (escaped(line), style)), soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:

@@ -5,12 +5,12 @@ The layout is described in `unspoken.probes.evaluate`. Results of schema 1, whic
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from unspoken.evaluation.outcomes import COUPLED, PAIR
+from unspoken.storage import FolderError, one_line, read_json
 
 RESULTS, SCHEMA = "results.json", 2
 Results = Mapping[str, Any]
@@ -33,18 +33,16 @@ def read_results(path: Path) -> dict[str, Any]:
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
-    try:
-        results: dict[str, Any] = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
-    if results.get("schema", 1) > SCHEMA:
-        raise ValueError(
-            f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
-        )
-    for stage in results.get("recipe", {}).get("stages", []):
-        objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
-        stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
-    return upgraded(results)
+    results: dict[str, Any] = read_json(file, f"'unspoken eval {path}' writes it anew")
+    with one_line(f"{file} does not hold what a run measured", f"'unspoken eval {path}' writes it anew"):
+        if results.get("schema", 1) > SCHEMA:
+            raise FolderError(
+                f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
+            )
+        for stage in results.get("recipe", {}).get("stages", []):
+            objective = {_KEYS.get(key, key): value for key, value in stage["objective"].items()}
+            stage["objective"] = objective | {"kind": _KINDS.get(objective["kind"], objective["kind"])}
+        return upgraded(results)
 
 
 def upgraded(results: dict[str, Any]) -> dict[str, Any]:

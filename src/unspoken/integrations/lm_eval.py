@@ -40,6 +40,7 @@ except ImportError:
 from unspoken.chain import StopReason
 from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_system
+from unspoken.tasks.chat_template import render
 from unspoken.tasks.files import read_rows, row_fields
 from unspoken.tasks.prompt_format import INSTRUCTION, left_padded, unopened
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
@@ -250,9 +251,9 @@ class UnspokenLM(LM):
                 {**turn, "content": f"{INSTRUCTION}\n{turn['content']}"} if turn["role"] == "user" else turn
                 for turn in chat_history
             ]
-        text: str = self.tokenizer.apply_chat_template(
+        text = render(
+            self.tokenizer,
             chat_history,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import AroundDecoder
+from unspoken.backbone.around import AroundDecoder, from_config
 from unspoken.backbone.checks import Needs, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
@@ -48,7 +48,7 @@ class LatentModel(AroundDecoder, GenerationMixin):
     def __init__(self, config: LatentConfig) -> None:
         super().__init__(config)
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
+        self.decoder: PreTrainedModel = from_config(AutoModelForCausalLM, self._inner_config, **how)
         self.projection: nn.Sequential | None = None
 
     def get_output_embeddings(self) -> nn.Module:

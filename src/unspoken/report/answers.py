@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from unspoken.draw.formats import coefficient, count
+from unspoken.draw.table import write_line
 from unspoken.reasoning.inspection import TextAnswer
 from unspoken.runs import locate, open_system
 from unspoken.tasks import TreeSearchTask
@@ -83,8 +84,8 @@ def _verdict(task: Task | None, problems: Any, answer: TextAnswer) -> dict[str, 
 
 def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> None:
     """The problem, its tree if it has one, the answer, and on request the chain."""
-    print(result["problem"])
-    print(f"\n{result['tree']}\n" if "tree" in result else "")
+    write_line(result["problem"], console)
+    write_line(f"\n{result['tree']}\n" if "tree" in result else "", console)
     verdict = ""
     if "correct" in result:
         what = "route" if "tree" in result else "answer"
@@ -92,10 +93,10 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
     made = count(result["latent_steps"], "silent step" if result["silent"] else "spoken token")
     ended = ", cut off at the cap" if result["stopped"] == "cap" else ""
     text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
-    console.print(text, style="bold" if console.is_terminal else "", highlight=False, soft_wrap=True)
+    write_line(text, console, "bold")
     if not chain or not result["chain"]:
         return
-    print("\nstep  nearest  made of")
+    write_line("\nstep  nearest  made of", console)
     for index, step in enumerate(result["chain"]):
         coefficients = "  ".join(f"{name} {coefficient(weight)}" for name, weight in step["coefficients"].items())
-        print(f"{index + 1:4}  {step['nearest']:7}  {coefficients}")
+        write_line(f"{index + 1:4}  {step['nearest']:7}  {coefficients}", console)

@@ -10,7 +10,7 @@ from unspoken.evaluation.results import Results, title
 from unspoken.report.compare import comparison, cost_blocks
 from unspoken.report.findings import finding, sample
 from unspoken.report.sections import made_sections, measured_sections
-from unspoken.storage import write_text
+from unspoken.storage import one_line, write_text
 
 PAGE = "report.html"
 
@@ -33,15 +33,22 @@ def _run(results: Results, prefix: str = "") -> Run:
 
 
 def render(every: Sequence[Results]) -> str:
-    """The page's HTML."""
-    if len(every) == 1:
-        return to_page(title(every[0]), [_run(every[0])])
-    runs = [_run(results, f"run{index + 1}-") for index, results in enumerate(every)]
-    return to_page(f"{len(every)} runs", runs, comparison(every))
+    """The page's HTML.
+
+    Raises:
+        ValueError: the results are not what a run measured.
+    """
+    with one_line(
+        "the page cannot be written, since results are not what a run measured", "'unspoken eval' writes them"
+    ):
+        if len(every) == 1:
+            return to_page(title(every[0]), [_run(every[0])])
+        runs = [_run(results, f"run{index + 1}-") for index, results in enumerate(every)]
+        return to_page(f"{len(every)} runs", runs, comparison(every))
 
 
 def write_page(results_list: Sequence[Results], target: Path) -> None:
-    """Write one self-contained page about some runs; a ValueError if there are none.
+    """Write one self-contained page about some runs; a ValueError if there are none, or they measured nothing.
 
     Args:
         results_list: contents of results files (`unspoken.evaluation.results.read_results`).

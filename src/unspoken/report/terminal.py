@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from unspoken.draw.formats import duration
+from unspoken.draw.formats import duration, escaped
 from unspoken.draw.section import print_section
 from unspoken.draw.table import aligned, write_line
 from unspoken.evaluation.results import Results
@@ -33,5 +34,5 @@ def print_recipes(recipes: Sequence[tuple[str, str, str]], console: Console) -> 
         return
     table = Table("recipe", "size", "what it does", box=box.SIMPLE_HEAD, pad_edge=False)
     for recipe in recipes:
-        table.add_row(*recipe)
+        table.add_row(*(Text(escaped(entry)) for entry in recipe))
     console.print(table)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.storage import parse_json
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 from unspoken.tasks.spans import END, OPEN
 from unspoken.tasks.task import Indices, ProblemList, Traits
@@ -124,7 +125,7 @@ def read_rows(path: str) -> Source:
         lines = enumerate(text.split("\n"), start=1)
         return ((f"{path}, line {number}", line) for number, line in lines if line.strip()), digest
     try:
-        rows = json.loads(text)
+        rows = parse_json(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not a JSON list ({error.msg}); fix the file") from None
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
@@ -176,7 +177,7 @@ def row_fields(row: Any) -> dict[str, Any]:
         raise row
     if isinstance(row, str):
         try:
-            row = json.loads(row)
+            row = parse_json(row)
         except json.JSONDecodeError as error:
             raise ValueError(f"not JSON ({error.msg})") from None
     if not isinstance(row, dict):

@@ -27,6 +27,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from unspoken.storage import parse_json
 from unspoken.tasks.files import FileConfig, FileTask, check_split_names, row_fields, set_name, tenth_of, text_of
 from unspoken.tasks.grading import answer_fault, check_name
 from unspoken.tasks.problems import ReasoningProblem
@@ -207,7 +208,7 @@ def _steps_of(value: Any, name: str) -> tuple[str, ...]:
 def _listed(text: str) -> Any:
     """A list of steps that is written as JSON, as in a cell of a table; the text itself if it is none."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError:
         return text
     return value if isinstance(value, list) and all(isinstance(step, str) for step in value) else text

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from unspoken.tasks.chat_template import render
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN, Markers, Spans
 
@@ -106,8 +107,6 @@ class PromptFormat:
 
     def _chat(self, turns: Sequence[Mapping[str, str]]) -> str:
         """Turns in the words of the chat template."""
-        from jinja2.exceptions import TemplateError
-
         question, template = turns[-1]["content"], self.tokenizer.get_chat_template()
         texts = [(turn["role"], turn["content"]) for turn in turns[:-1]]
         texts.append((turns[-1]["role"], f"{INSTRUCTION}\n{question}"))
@@ -121,17 +120,9 @@ class PromptFormat:
                 {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
                 for role, text in texts
             ]
-            try:
-                prompt: Any = self.tokenizer.apply_chat_template(
-                    messages, chat_template=template, add_generation_prompt=True, tokenize=False
-                )
-            except TemplateError as error:
-                raise ValueError(
-                    f"the tokenizer's chat template refuses {refused} ({error}); set its chat_template to null or to "
-                    "one that takes it"
-                ) from None
+            prompt = render(self.tokenizer, messages, template, refused=refused, add_generation_prompt=True)
             if question.strip() in prompt:
-                return str(prompt)
+                return prompt
         raise ValueError(
             "the tokenizer's chat template leaves the question out of the prompt; set its chat_template to null or to "
             "one that takes a user turn"

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from unspoken.backbone.folder import publish
 from unspoken.backbone.loading import load_answer_tokenizer, load_config, load_pretrained
 from unspoken.methods.catalogue import methods
 from unspoken.methods.method import Context, Line
+from unspoken.storage import discard, new_folder
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import END, OPEN
 from unspoken.tasks.task import Traits
+from unspoken.training.limits import explain_io_error
 from unspoken.training.recipe import Evaluation, Stage
 from unspoken.training.settings import nearest
 
@@ -63,9 +68,11 @@ def _nothing_learned(*_: object) -> NoReturn:
 
 def save_converted(model: PreTrainedModel, prompt_format: PromptFormat, source: str | Path, folder: Path) -> None:
     """Publish a converted model with its tokenizer and hashes of its files; a ValueError if the folder exists."""
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ValueError(f"{folder} exists; choose another folder, or remove it")
-    staging = folder.with_name(f".{folder.name}")
-    model.save_pretrained(staging)
-    prompt_format.tokenizer.save_pretrained(staging)
-    publish(staging, folder, {"converted_from": str(source)})
+    with explain_io_error(folder, SafetensorError), ExitStack() as ends:
+        staging = new_folder(folder)
+        ends.callback(discard, staging)
+        model.save_pretrained(staging)
+        prompt_format.tokenizer.save_pretrained(staging)
+        publish(staging, folder, {"converted_from": str(source)})

@@ -45,7 +45,10 @@ def explain_io_error(folder: Path, *others: type[Exception]) -> Iterator[None]:
     refusals: tuple[type[Exception], ...] = (OSError, *others)
     try:
         yield
-    except refusals as error:
+    except Exception as error:
+        # Libraries in Rust, as that of tokenizers, raise what has no type of its own.
+        if not isinstance(error, refusals) and "(os error " not in str(error):
+            raise
         reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise OSError(
             f"{folder} could not be written ({reason}); free space there, or give access, and run the same command "

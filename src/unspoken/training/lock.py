@@ -23,7 +23,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     The operating system drops the lock with the process, however that ends.
 
     Raises:
-        ValueError: another run holds it, or its lock file is a symbolic link.
+        ValueError: another run holds it, or its lock file is a symbolic or a hard link.
     """
     path = folder.resolve() / LOCK
     # One object for each file in this process, which counts how often it is held. No substitute where the file system
@@ -44,7 +44,8 @@ def _acquire(lock: FileLock, path: Path) -> None:
     try:
         lock.acquire(timeout=_TIMEOUT)
     except Timeout:
-        owner = path.read_text(errors="replace").strip()
+        with path.open(errors="replace") as file:
+            owner = file.read(200).strip()
         raise ValueError(
             f"{path.parent} is in use by another run ({owner or 'just starting'}); wait until it ends, or choose "
             "another folder"
@@ -56,5 +57,7 @@ def _acquire(lock: FileLock, path: Path) -> None:
 
 
 def _write_owner(descriptor: int) -> None:
+    if os.fstat(descriptor).st_nlink > 1:
+        raise ValueError(f"the file {LOCK} of the run folder is a hard link, so it is another file too; remove it")
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from unspoken.backbone.around import from_config
 from unspoken.methods.cost import FULL, Lengths
 from unspoken.methods.method import Context
 from unspoken.training.adapters import add_adapters
@@ -179,7 +180,7 @@ def _facts(recipe: Recipe, config: PreTrainedConfig) -> tuple[list[dict[str, Any
     auto: Any = AutoModelForCausalLM
     for stage in recipe.stages:
         context = replace(
-            context_of(recipe, stage), base=lambda: auto.from_config(config), backbone_config=lambda: config
+            context_of(recipe, stage), base=lambda: from_config(auto, config), backbone_config=lambda: config
         )
         model = _built(stage, context, finished)
         if stage.lora is not None:

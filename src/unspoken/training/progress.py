@@ -9,26 +9,28 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback
 
+from unspoken.draw.formats import escaped
+
 
 class StageProgress(TrainerCallback):
     """Loss, the stage's own metric, tokens a second and time left."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
-        self.title = title
+        self.title = escaped(title)
         # Before the first step there is no loss, and text has nothing to match.
         self.loss: float | None = None
         self.exact: float | None = None
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
+            TextColumn("{task.fields[status]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self.row = self.bar.add_task(title, total=None, status="")
+        self.row = self.bar.add_task(self.title, total=None, status="")
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.began, self.tokens_before = time.monotonic(), state.num_input_tokens_seen

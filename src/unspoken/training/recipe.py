@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import resources
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +16,7 @@ import yaml
 
 from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.method import Line, Objective
+from unspoken.storage import FolderError, read_text
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
@@ -28,6 +31,9 @@ Size = Literal["tiny", "small", "paper"]
 # libyaml reads ten times as fast; not every build of the package has it.
 _SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Names become folders: nothing that leads out of the one they are made in.
+_LARGEST = 2**17  # characters, and entries, of a recipe; those that are shipped have thousands
+_DEEPEST = 200  # brackets, or characters that indent a line
+_MOST_THREADS = 1024
 _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -135,8 +141,8 @@ class Recipe:
             raise ValueError(
                 f"name is {self.name!r}; it names the run folder, so give letters, digits, dots, hyphens, underscores"
             )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"threads is {self.threads}; it must be at least 1")
+        if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
+            raise ValueError(f"threads is {self.threads}; it must be at least 1 and at most {_MOST_THREADS}")
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         self._check_task()
@@ -309,8 +315,8 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
         if not path.is_file():
             raise SettingsError(f"there is no recipe file {name}")
         try:
-            text, origin = path.read_text(), name
-        except UnicodeDecodeError:
+            text, origin = read_text(path), name
+        except FolderError:
             raise SettingsError(f"{name} is not a text file") from None
     else:
         known = shipped()
@@ -327,14 +333,57 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
     return parse(text, origin, overrides)
 
 
-def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe out of YAML text; ``origin`` names it in messages."""
+def _read_yaml(text: str) -> Any:
+    """The content of YAML text.
+
+    Raises:
+        SettingsError: it is none, or larger than any recipe, with its aliases written out too.
+    """
+    if len(text) > _LARGEST:
+        raise SettingsError(f"{len(text)} characters are more than the {_LARGEST} that a recipe may have")
+    brackets = accumulate({"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0) for character in text)
+    indents = (len(line) - len(line.lstrip(" -?")) for line in text.splitlines())
+    if max(*brackets, *indents, 0, 0) > _DEEPEST:  # libyaml has no limit of its own
+        raise SettingsError("it is nested too deeply for a recipe")
+    loader = _SafeLoader(text)
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        """Entries that printing a node shows; infinite where it holds itself."""
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf
+            inside = node.value if isinstance(node.value, list) else ()
+            children = (child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,)))
+            sizes[id(node)] = 1 + sum(size(child) for child in children)
+        return sizes[id(node)]
+
     try:
-        values = yaml.load(text, Loader=_SafeLoader)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if size(root) > _LARGEST:
+            raise SettingsError(f"its aliases stand for more than {_LARGEST} entries; write out what is meant")
+        return loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"{origin}: not YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+        raise SettingsError(f"not YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
+    except RecursionError:
+        raise SettingsError("it is nested too deeply for a recipe") from None
+    except SettingsError:
+        raise
+    except (ValueError, ArithmeticError, LookupError, TypeError) as error:  # of a date, a number, a key that is a list
+        raise SettingsError(f"not YAML: {error}") from None
+    finally:
+        loader.dispose()
+
+
+def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe out of YAML text; ``origin`` names it in messages."""
+    try:
+        values = _read_yaml(text)
+    except SettingsError as error:
+        raise SettingsError(f"{origin}: {error}") from None
     try:
         for override in overrides:
             _apply(values, override)
@@ -349,9 +398,9 @@ def _apply(values: Any, override: str) -> None:
     if not separator or not key:
         raise SettingsError(f"override {override!r} is not of the form key=value")
     try:
-        value = yaml.load(text, Loader=_SafeLoader)
-    except yaml.YAMLError:
-        raise SettingsError(f"override {override!r}: the value is not YAML") from None
+        value = _read_yaml(text)
+    except SettingsError as error:
+        raise SettingsError(f"override {override!r}: {error}") from None
     *parents, last = key.split(".")
     here = values
     for name in parents:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from unspoken.machine import Choice, choose_attention, choose_precision, much_slower, rates_in_words
+from unspoken.storage import read_json
 from unspoken.training.recipe import Recipe
 
 RECIPE = "recipe.json"
@@ -67,7 +67,7 @@ def resolve(
 
 def _recorded(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / RECIPE).read_text())
+        content = read_json(folder / RECIPE)
     except (OSError, ValueError):
         return {}  # a new run; `claim` refuses a damaged file
     return content if isinstance(content, dict) else {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from unspoken import distributed
+from unspoken.draw.table import write_line
 from unspoken.machine import resolve_device, usable_threads
 from unspoken.placement import CPU
 from unspoken.training.context import check_backbone
@@ -115,13 +116,15 @@ def train(
         runs = [settled(run) for run in seed_runs(recipe, output, seeds, chosen)]
         if runs[0].reasons and distributed.is_main_process():
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
-            console.print(line, style="dim", highlight=False)
+            write_line(line, console, "dim")
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:
                 bar = (
                     [StageProgress(console, f"seed {run.seed}  {stage.name}")] if distributed.is_main_process() else []
                 )
-                with _memory_to_train(recipe, stage):
+                with ExitStack() as ends, _memory_to_train(recipe, stage):
+                    for one in bar:
+                        ends.callback(one.bar.stop)  # it hides the cursor
                     train_stage(run, stage, report_to=report_to, callbacks=[*bar])
     return runs

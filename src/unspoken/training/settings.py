@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
+_LARGEST = 10**9  # of whole numbers
 
 
 class SettingsError(ValueError):
@@ -55,6 +56,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind is float and (number := _number(value)) is not None:
         return number
     if kind in (int, bool, str) and type(value) is kind:
+        if kind is int and abs(value) > _LARGEST:
+            raise SettingsError(f"{where} is {value}; it must be at most {_LARGEST}")
         return value
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
 

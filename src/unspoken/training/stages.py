@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,10 +16,10 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import distributed
-from unspoken.backbone.folder import clear, remove, verify
+from unspoken.backbone.folder import MANIFEST, clear, remove, verify
 from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
-from unspoken.storage import MODEL, write_json
+from unspoken.storage import MODEL, make_folder, one_line, read_json, write_json
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.tasks.task import TaskConfig
@@ -140,10 +139,11 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
                 f"train {stage.start!r} first"
             )
         manifest = verify(origin)
-        history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
+        with one_line(f"{origin / MANIFEST} does not say how it was trained", f"train {stage.start!r} again"):
+            history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
     facts = {**fingerprint(run), "stage": stage.name, "stages": history}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(run.folder.parent, folder)
     context = run.context(stage)
     if stage.objective.writes_data:
         assert start is not None
@@ -213,7 +213,7 @@ def claim(folder: Path, recipe: Recipe) -> None:
     if path.is_file():
         try:
             # Read as a recipe, so that a key which is newer than the folder has its default there.
-            before = as_mapping(read(Recipe, json.loads(path.read_text())))
+            before = as_mapping(read(Recipe, read_json(path)))
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}; remove {folder} and train again") from None
         changed = [key for key in content if _trains(before).get(key) != _trains(content).get(key)]

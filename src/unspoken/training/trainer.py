@@ -14,11 +14,10 @@ import inspect
 import math
 import os
 import random
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +31,19 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_N
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import safe_globals
 
-from unspoken import distributed
+from unspoken import distributed, interruption
 from unspoken.backbone.folder import clear, numbered, publish, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision, resolve_device, usable_threads
 from unspoken.methods.rows import Rows
-from unspoken.storage import MODEL, sync
+from unspoken.storage import MODEL, discard, new_folder, one_line, refuse_link, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
-from unspoken.training.limits import explain_io_error, explain_oom
+from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
+from unspoken.training.stopping import EndsAtSignal, restore_unlogged, write_unlogged
 
 Validator = Callable[[PreTrainedModel], dict[str, float]]
 
@@ -116,6 +116,12 @@ def _arguments(
     )
 
 
+def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
+    """Inside, whatever is wrong with a checkpoint is an error of one line."""
+    remedy = "remove it, and the run goes on from the one before"
+    return one_line(f"{checkpoint} cannot be continued", remedy, out_of_memory)
+
+
 class StageTrainer(Trainer):
     """Trains one stage of a recipe and keeps its best checkpoint.
 
@@ -158,9 +164,11 @@ class StageTrainer(Trainer):
         self.folder = folder
         self.manifest = manifest
         self._output_override: Path | None = None
-        self._terms: dict[str, Tensor] = {}
-        self._terms_steps = 0
+        self.terms: dict[str, Tensor] = {}
+        self.terms_steps = 0
         self._began = time.monotonic()
+        self._signal = EndsAtSignal()
+        refuse_link(folder / "tensorboard")
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
         arguments = _arguments(recipe, stage, folder=folder, seed=seed, device=device, report_to=report_to)
         _train_on(device, arguments)
@@ -171,7 +179,7 @@ class StageTrainer(Trainer):
             eval_dataset=data,  # the Trainer asks for one; `evaluate` measures with the validator instead
             data_collator=self._collate,
             processing_class=tokenizer,
-            callbacks=[*callbacks, *stage.objective.callbacks()],
+            callbacks=[*callbacks, *stage.objective.callbacks(), self._signal],
         )
         self._blank: PreTrainedModel | None = None
         # The Trainer's name for weights that are sharded already, as `create_optimizer` does it.
@@ -219,8 +227,8 @@ class StageTrainer(Trainer):
             if isinstance(value, Rows) or name in ("input_ids", "text_ids")
         )
         for name, value in terms.items():
-            self._terms[name] = self._terms.get(name, torch.zeros_like(value)) + value
-        self._terms_steps += 1
+            self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value
+        self.terms_steps += 1
         return (loss, None) if return_outputs else loss
 
     def _clip_grad_norm(self, model: Any) -> Any:
@@ -228,21 +236,21 @@ class StageTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the objective's terms to a line of training; stop a run whose loss is no longer a number."""
-        if "loss" in logs and self._terms_steps:
-            counted = self._terms_steps * distributed.world_size()
+        if "loss" in logs and self.terms_steps:
+            counted = self.terms_steps * distributed.world_size()
             # In one copy: each waits for the device.
-            summed = torch.stack([distributed.all_reduce_sum(value) for value in self._terms.values()]).tolist()
-            logs.update({name: value / counted for name, value in zip(self._terms, summed, strict=True)})
-            self._terms, self._terms_steps = {}, 0
+            summed = torch.stack([distributed.all_reduce_sum(value) for value in self.terms.values()]).tolist()
+            logs.update({name: value / counted for name, value in zip(self.terms, summed, strict=True)})
+            self.terms, self.terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
-                raise self._diverged(f"the loss is {logs['loss']}")
+                raise self.diverged(f"the loss is {logs['loss']}")
         if "train_runtime" in logs:
             # The library's own number is wall-clock time, which changes if the clock is set.
             logs = {name: value for name, value in logs.items() if not name.endswith("_per_second")}
             logs["train_runtime"] = time.monotonic() - self._began
         super().log(logs, start_time)
 
-    def _diverged(self, what: str) -> ValueError:
+    def diverged(self, what: str) -> ValueError:
         return ValueError(
             f"stage {self.stage.name!r}: {what} at step {self.state.global_step}; lower optimizer.lr or train in fp32. "
             "The last checkpoint is unharmed"
@@ -254,15 +262,16 @@ class StageTrainer(Trainer):
         """Measure the model on the validation problems, and keep it if no earlier one was better."""
         sizes = self.recipe.evaluation
         with self._in_one_piece():
-            # The last step may have made weights infinite, and training continues from what is saved here.
-            if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
-                raise self._diverged("weights are not finite")
+            self._refuse_infinite()
             self.model.eval()
-            with explain_oom(
-                f"stage {self.stage.name!r}: measuring with evaluation.batch_size {sizes.batch_size} and "
-                f"evaluation.validation_problems {sizes.validation_problems}",
-                "lower evaluation.batch_size and run again, which goes on from the last checkpoint; or, in another "
-                "--output, evaluation.validation_problems",
+            with (
+                self._measuring(),
+                explain_oom(
+                    f"stage {self.stage.name!r}: measuring with evaluation.batch_size {sizes.batch_size} and "
+                    f"evaluation.validation_problems {sizes.validation_problems}",
+                    "lower evaluation.batch_size and run again, which goes on from the last checkpoint; or, in another "
+                    "--output, evaluation.validation_problems",
+                ),
             ):
                 measured = self.validate(self.model)
             # The last bits may differ from rank to rank, and all must choose alike.
@@ -277,6 +286,26 @@ class StageTrainer(Trainer):
             if self._enough(self.state.global_step, reading.get("exact_match", 0.0)):
                 self.control.should_training_stop = True
         return metrics
+
+    def _refuse_infinite(self) -> None:
+        """The last step may have made weights infinite, and training continues from what is saved."""
+        if not torch.stack([weight.isfinite().all() for weight in self.model.parameters()]).all():
+            raise self.diverged("weights are not finite")
+
+    @contextmanager
+    def _measuring(self) -> Iterator[None]:
+        """Inside, a signal ends the stage at once; to measure is the first thing that is done when it continues."""
+        if distributed.world_size() > 1:
+            yield
+            return
+        try:
+            with interruption.at_once():
+                yield
+        except interruption.Interrupted:
+            step = self.state.global_step
+            if step > 0 and not (self.folder / f"checkpoint-{step}").exists():
+                self._save_checkpoint(self.model_wrapped, None)
+            raise
 
     def _enough(self, step: int, exact_match: float) -> bool:
         """Whether this exact match on the validation problems ends the stage after so many steps."""
@@ -315,11 +344,10 @@ class StageTrainer(Trainer):
             warnings.warn(f"stage {self.stage.name!r} at step {self.state.global_step}: {wrong}", stacklevel=2)
 
     def _export(self, final: Path, reading: dict[str, float]) -> None:
-        staging = self.folder / ".best"
-        shutil.rmtree(staging, ignore_errors=True)
         plain = merged(self.objective.exported(self.model))
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         with explain_io_error(final, SafetensorError):
+            staging = new_folder(self.folder / "best")
             plain.save_pretrained(staging)
             self.processing_class.save_pretrained(staging)
             publish(staging, final, {**self.manifest, "step": self.state.global_step, "validation": reading})
@@ -331,8 +359,9 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The library's checkpoint, written aside and published with one rename."""
-        staging = self.folder / ".checkpoint"
-        distributed.run_on_main(lambda: shutil.rmtree(staging, ignore_errors=True))
+        if self._blank is None:
+            self._refuse_infinite()
+        staging = distributed.run_on_main(lambda: new_folder(self.folder / "checkpoint"))
         self._output_override = staging
         # torch.save raises RuntimeError for a full disk. Where ranks gather weights, a lost rank raises it too.
         others = (SafetensorError,) if self._blank is not None else (SafetensorError, RuntimeError)
@@ -349,10 +378,20 @@ class StageTrainer(Trainer):
         (written / "training_args.bin").unlink()  # a pickle that nothing reads
         final = self.folder / written.name
         with explain_io_error(final):
+            write_unlogged(self, written)
             publish(written, final, {**self.manifest, "step": self.state.global_step})
-        shutil.rmtree(staging)
+        discard(staging)
         for old in numbered(self.folder, "checkpoint")[:-2]:
             remove(old)
+
+    def _run_epoch(self, **given: Any) -> None:
+        """The library's loop over steps, but not a step more where the checkpoint that is continued ends the stage."""
+        if self.control.should_training_stop:
+            return
+        if given["resume_from_checkpoint"] is not None and given["epoch"] == given["epochs_trained"]:
+            with _reading(given["resume_from_checkpoint"]):
+                restore_unlogged(self, Path(given["resume_from_checkpoint"]))
+        super()._run_epoch(**given)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         with self._in_one_piece():
@@ -368,7 +407,15 @@ class StageTrainer(Trainer):
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _reading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _reading(checkpoint):
+            self._load_optimizer(checkpoint)
+
+    def _load_optimizer(self, checkpoint: str | None) -> None:
         if self._blank is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -384,12 +431,12 @@ class StageTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """The library's version looks for one file a rank, which is missing where the number of ranks changed."""
         assert checkpoint is not None
-        (file,) = Path(checkpoint).glob("rng_state*.pth")
-        with safe_globals():
+        with _reading(checkpoint), safe_globals():
+            (file,) = Path(checkpoint).glob("rng_state*.pth")
             states = torch.load(file, weights_only=True)
-        random.setstate(states["python"])
-        np.random.set_state(states["numpy"])
-        torch.set_rng_state(states["cpu"])
+            random.setstate(states["python"])
+            np.random.set_state(states["numpy"])
+            torch.set_rng_state(states["cpu"])
         # A checkpoint that was written on another device has no state for this one.
         if self.args.device.type == "cuda" and "cuda" in states:
             cuda = states["cuda"]
@@ -404,15 +451,26 @@ class StageTrainer(Trainer):
             ValueError: the checkpoint to resume from was truncated or changed, the loss diverged, or there is too
                 little memory to measure.
             OSError: the disk is full.
+            Interrupted: a signal came; there is a checkpoint of the last step.
         """
+        with interruption.postponed():
+            return self._run()
+
+    def _run(self) -> Path:
         newest = distributed.run_on_main(self._newest)
         if newest is not None:
-            self.args.eval_on_start = False
-            before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
+            with _reading(newest):
+                before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
+            measured = any(
+                "eval_score" in entry and entry["step"] == before.global_step for entry in before.log_history
+            )
+            self.args.eval_on_start = not measured and before.global_step % self.args.eval_steps == 0
             if any(self._enough(entry["step"], entry.get("eval_exact_match", 0.0)) for entry in before.log_history):
                 self.state = before  # the stage had ended and was killed before it was published
                 return distributed.run_on_main(self._finish)
         self.train(resume_from_checkpoint=newest)
+        if self._signal.ended:
+            interruption.obey()
         return distributed.run_on_main(self._finish)
 
     def _newest(self) -> str | None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -607,7 +608,7 @@ def test_writing_continues_after_any_torn_block(tmp_path: Path, latent: str) -> 
         # Of the next block some bytes came, and sometimes another program's garbage.
         next_block = f"block-{recorded:05d}.safetensors"
         torn = whole[f"rank-00000/{next_block}"][: draw.randrange(900)] if trial % 4 else draw.randbytes(900)
-        (hidden / "rank-00000" / f".{next_block}.tmp").write_bytes(torn)
+        (hidden / "rank-00000" / f".{next_block}.0123456789abcdef.tmp").write_bytes(torn)
         writer = LabelWriter(tmp_path / "labels", made_of, rows=len(problems), rows_a_block=2)
         assert writer.next_row == 2 * recorded
         for row in range(writer.next_row, len(problems)):
@@ -631,8 +632,9 @@ def test_a_block_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: 
     assert forced == []
     append(writer, problems[1])
     block = shard / "block-00000.safetensors"
-    aside = f".{block.name}.tmp"
-    assert forced[0] == (aside, block.stat().st_size, [aside])
+    aside, size, there = forced[0]
+    assert re.fullmatch(rf"\.{block.name}\.[0-9a-f]{{16}}\.tmp", aside)
+    assert (size, there) == (block.stat().st_size, [aside])
     assert [(name, there) for name, _, there in forced[1:]] == [(shard.name, [block.name])]
 
 

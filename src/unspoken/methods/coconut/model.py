@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import Around
+from unspoken.backbone.around import Around, from_config
 from unspoken.methods.latent_pass import latent_pass
 
 
@@ -44,7 +44,7 @@ class CoconutModel(Around):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(config, **how)
+        self.decoder: PreTrainedModel = from_config(AutoModelForCausalLM, config, **how)
         self.post_init()
 
     def start_from(self, base: PreTrainedModel) -> None:

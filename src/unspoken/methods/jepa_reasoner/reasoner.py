@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import Around
+from unspoken.backbone.around import Around, from_config
 from unspoken.backbone.folder import StrictLoading
 from unspoken.backbone.vocabulary import embedding_table
 from unspoken.chain import LatentChain
@@ -56,8 +56,8 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
 
     def __init__(self, config: JepaReasonerConfig) -> None:
         super().__init__(config)
-        self.backbone: PreTrainedModel = AutoModel.from_config(
-            self._inner_config, attn_implementation=config._attn_implementation
+        self.backbone: PreTrainedModel = from_config(
+            AutoModel, self._inner_config, attn_implementation=config._attn_implementation
         )
         table = self.backbone.get_input_embeddings().weight
         # In float32 whatever the weights are: steps of 2% of a difference are lost in bfloat16.

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, verify, write_manifest
 from unspoken.methods.latent_sft.labels import Label, LabelIdentity, LatentKind, differing_facts
-from unspoken.storage import sync, write_bytes
+from unspoken.storage import UNFINISHED, discard, make_folder, sync, write_bytes
 
 _UNFINISHED, _RANK, _BLOCK = ".{}.unfinished", "rank-{:05d}", "block-{:05d}.safetensors"
 _BLOCK_BYTES = 2**26  # labels held in memory at most, but for the last row of a block
@@ -105,7 +105,9 @@ class LabelWriter:
         # The blocks of every rank show whether the folder was begun with other labels.
         recorded = {path: self._recorded(path) for path in sorted(self._unfinished.glob("rank-*"))}
         self._own = self._unfinished / _RANK.format(rank)
-        self._own.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent, self._own)
+        for stray in self._own.glob(UNFINISHED):  # what a kill left of a block
+            discard(stray)
         sync(self._unfinished)
         sync(self._unfinished.parent)
         self._blocks, self._rows = recorded.get(self._own, (0, 0))
@@ -164,9 +166,6 @@ class LabelWriter:
                     f"{self.folder}: rank {rank} has recorded {recorded} of its {expected} rows; "
                     "let every rank finish before publishing"
                 )
-        # What a kill left of a file must not be listed in the manifest.
-        for stray in self._unfinished.rglob(".*.tmp"):
-            stray.unlink()
         write_manifest(self._unfinished, {"identity": asdict(self.identity), "rows": rows, "ranks": world})
         self._unfinished.rename(self.folder)
         sync(self.folder.parent)

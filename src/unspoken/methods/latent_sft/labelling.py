@@ -29,7 +29,7 @@ from unspoken.methods.rows import compact_rows
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.picking import generator_of
 from unspoken.reasoning.superposition import perturb
-from unspoken.storage import MODEL
+from unspoken.storage import MODEL, new_folder
 
 LABELS = "labels"
 _AT_ONCE = 64  # problems
@@ -113,8 +113,7 @@ def write_labels(
         distributed.run_on_main(writer.publish)
 
     def publish_model() -> Path:
-        staging = folder / ".model"
-        shutil.rmtree(staging, ignore_errors=True)
+        staging = new_folder(folder / MODEL)
         generation_of(shape, context).attach(model.decoder)
         model.decoder.save_pretrained(staging)
         context.tokenizer.save_pretrained(staging)

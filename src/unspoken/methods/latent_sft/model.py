@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import AroundDecoder
+from unspoken.backbone.around import AroundDecoder, from_config
 from unspoken.backbone.attention import attention_mask
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.masks import causal, induction, supervision
@@ -59,9 +59,9 @@ class LatentSFTModel(AroundDecoder):
     def __init__(self, config: LatentSFTConfig) -> None:
         super().__init__(config)
         how: Any = {"attn_implementation": config._attn_implementation}
-        self.decoder: PreTrainedModel = AutoModelForCausalLM.from_config(self._inner_config, **how)
+        self.decoder: PreTrainedModel = from_config(AutoModelForCausalLM, self._inner_config, **how)
         if config.has_encoder:
-            self.encoder: PreTrainedModel = AutoModel.from_config(self._inner_config, **how)
+            self.encoder: PreTrainedModel = from_config(AutoModel, self._inner_config, **how)
             self.compress = nn.Parameter(torch.zeros(embedding_table(self.decoder).shape[-1]))
         self.post_init()
 
