@@ -23,7 +23,9 @@ from unspoken.methods.method import Method, Objective
 from unspoken.methods.mux.method import MuxMethod
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
+from unspoken.methods.reasoning import Reasoning
 from unspoken.methods.sim_cot.method import SimCotMethod
+from unspoken.methods.soft_thinking import SoftThinkingMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ METHODS: tuple[Method, ...] = (
     PauseMethod(),
     PccotMethod(),
     SimCotMethod(),
+    SoftThinkingMethod(),
     CoupledMethod(),
 )
 
@@ -76,6 +79,11 @@ def methods() -> tuple[Method, ...]:
 def objectives() -> tuple[type[Objective], ...]:
     """What stages can learn, of all methods; raises as `methods`."""
     return tuple(objective for method in methods() for objective in method.objectives)
+
+
+def reasonings() -> tuple[type[Reasoning], ...]:
+    """Ways to reason that need no training, of all methods; raises as `methods`."""
+    return tuple(reasoning for method in methods() for reasoning in method.reasonings)
 
 
 def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, Any]]]:

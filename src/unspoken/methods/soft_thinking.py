@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
-from unspoken.reasoning.system import System
+from unspoken.methods.method import Method, Objective
+from unspoken.methods.reasoning import Reasoning
 from unspoken.tasks.spans import END, OPEN
 
-
-@runtime_checkable
-class Reasoning(Protocol):
-    """Another way for a model to reason than the one that it was trained for."""
-
-    def applied(self, system: System) -> System:
-        """The same model as it answers in this way.
-
-        Args:
-            system: as it was trained, with its text format.
-
-        Raises:
-            ValueError: this way makes no sense of the model.
-        """
+if TYPE_CHECKING:
+    from unspoken.reasoning.causal_lm import LatentGenerationConfig
+    from unspoken.reasoning.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftThinking:
+class SoftThinking(Reasoning):
     """Every step of the chain is the mean of the likeliest tokens' rows, weighted by their probabilities.
 
     Attributes:
@@ -38,6 +27,8 @@ class SoftThinking:
             ``</think>`` if the tokenizer has them as tokens. Otherwise a chain begins right after the prompt and ends
             with the end-of-sequence token.
     """
+
+    kind: ClassVar[str] = "soft_thinking"
 
     top_k: int | None = 10
     temperature: float = 1.0
@@ -51,6 +42,8 @@ class SoftThinking:
             ValueError: its chain is not made of tokens or superpositions, the folder was taught to answer without one,
                 a marker is empty, or superpositions would be wrong around the model.
         """
+        from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
+
         if not system.mixes_rows:
             raise ValueError(
                 f"{system.name} was trained to think in vectors that are no mixtures of tokens, which Soft Thinking "
@@ -69,7 +62,7 @@ class SoftThinking:
             max_latents=cap,
         )
         soft = causal_lm_system(
-            system.model, settings, name=f"{system.name}, soft thinking", max_tokens=system.max_tokens
+            system.model, settings, name=f"{system.name}, {self.title}", max_tokens=system.max_tokens
         )
         return replace(soft, opening=opening, text_format=system.text_format)
 
@@ -90,3 +83,11 @@ class SoftThinking:
 
 def _knows(tokenizer: Any, token: str) -> bool:
     return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
+
+
+class SoftThinkingMethod(Method):
+    """Soft Thinking, which trains nothing."""
+
+    name: ClassVar[str] = "soft_thinking"
+    objectives: ClassVar[tuple[type[Objective], ...]] = ()
+    reasonings: ClassVar[tuple[type[Reasoning], ...]] = (SoftThinking,)
