@@ -77,7 +77,7 @@ def test_a_recipe_with_them_is_written_and_read_back() -> None:
     recipe = asking([WAY, {"kind": "soft_thinking", "top_k": None, "temperature": 0.5}])
     assert [way.title for way in recipe.evaluation.reasonings] == [
         "soft thinking, top k 3",
-        "soft thinking, top k None, temperature 0.5",
+        "soft thinking, top k none, temperature 0.5",
     ]
     assert parse(dump(recipe), "again") == recipe
 

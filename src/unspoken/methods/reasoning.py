@@ -6,7 +6,9 @@ A recipe names them in ``evaluation.reasonings``; they are read without torch, w
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from unspoken.tasks.spans import END, OPEN
 
 if TYPE_CHECKING:
     from unspoken.methods.method import Objective
@@ -28,7 +30,9 @@ class Reasoning:
     def title(self) -> str:
         """The name and what differs from the defaults, for tables."""
         values = [(field.name.replace("_", " "), getattr(self, field.name), field.default) for field in fields(self)]
-        changed = [f"{name} {value}" for name, value, default in values if value != default]
+        changed = [
+            f"{name} {'none' if value in (None, '') else value}" for name, value, default in values if value != default
+        ]
         return ", ".join([self.kind.replace("_", " "), *changed])
 
     def suits(self, objective: Objective, traits: Traits) -> bool:
@@ -50,3 +54,33 @@ class Reasoning:
             ValueError: this way makes no sense of the model.
         """
         raise NotImplementedError
+
+
+class ChainMarkers(NamedTuple):
+    """Tokens that open a chain, which may be none, and tokens that close it."""
+
+    open: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+def markers_of(system: System, texts: tuple[str, str] | None) -> ChainMarkers | None:
+    """What stands around a chain: the given texts, what the folder records, or ``<think>`` and ``</think>``.
+
+    Returns:
+        None where nothing is given or recorded and the tokenizer has no such tokens.
+    """
+    from unspoken.reasoning.causal_lm import LatentGenerationConfig
+
+    layout = system.texts.prompt_format
+    if texts is not None:
+        return ChainMarkers(*map(layout.encode, texts))
+    recorded = LatentGenerationConfig.recorded(system.model)
+    if recorded is not None:
+        return ChainMarkers(recorded.open_ids, recorded.end_ids)
+    if all(_knows(layout.tokenizer, marker) for marker in (OPEN, END)):
+        return ChainMarkers(layout.markers.open, layout.markers.end)
+    return None
+
+
+def _knows(tokenizer: Any, token: str) -> bool:
+    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)

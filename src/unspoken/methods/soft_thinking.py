@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from unspoken.methods.method import Method, Objective
-from unspoken.methods.reasoning import Reasoning
-from unspoken.tasks.spans import END, OPEN
+from unspoken.methods.reasoning import Reasoning, markers_of
 
 if TYPE_CHECKING:
-    from unspoken.reasoning.causal_lm import LatentGenerationConfig
     from unspoken.reasoning.system import System
 
 
@@ -53,7 +51,9 @@ class SoftThinking(Reasoning):
         cap = self.max_latents if self.max_latents is not None else 128 if recorded is None else recorded.max_latents
         if cap < 1:
             raise ValueError(f"{system.name} was taught to answer without a chain; give SoftThinking its max_latents")
-        opening, end_ids = self._markers(system, recorded)
+        markers = markers_of(system, self.markers)
+        # A model of nobody's markers begins its chain right after the prompt and ends it as it ends a text.
+        opening, end_ids = ((), (system.texts.tokenizer.eos_token_id,)) if markers is None else markers
         settings = LatentGenerationConfig(
             open_ids=opening or end_ids,
             end_ids=end_ids,
@@ -65,24 +65,6 @@ class SoftThinking(Reasoning):
             system.model, settings, name=f"{system.name}, {self.title}", max_tokens=system.max_tokens
         )
         return replace(soft, opening=opening, text_format=system.text_format)
-
-    def _markers(
-        self, system: System, recorded: LatentGenerationConfig | None
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens that open a chain, which may be none, and tokens that close it."""
-        layout = system.texts.prompt_format
-        if self.markers is not None:
-            opening, end_ids = map(layout.encode, self.markers)
-            return opening, end_ids
-        if recorded is not None:
-            return recorded.open_ids, recorded.end_ids
-        if all(_knows(layout.tokenizer, marker) for marker in (OPEN, END)):
-            return layout.markers.open, layout.markers.end
-        return (), (layout.tokenizer.eos_token_id,)
-
-
-def _knows(tokenizer: Any, token: str) -> bool:
-    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
 
 
 class SoftThinkingMethod(Method):
