@@ -23,15 +23,13 @@ from transformers import AutoModelForCausalLM
 from unspoken.chain import StopReason
 from unspoken.methods import catalogue
 from unspoken.methods.colar.configuration import ColarConfig
-from unspoken.methods.colar.model import ColarForCausalLM, ColarOutput
+from unspoken.methods.colar.model import ColarForCausalLM, ColarOutput, ColarReasoner
 from unspoken.methods.colar.objective import batch_of, latent_losses, with_places
 from unspoken.methods.colar.reasoning import ThinkingSpeed
 from unspoken.methods.colar.stages import Colar
-from unspoken.methods.colar.systems import ColarReasoner, system
 from unspoken.methods.loading import load_model
 from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.flops import multiplied, stack_flops
-from unspoken.reasoning.picking import Sampler
 from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
 from unspoken.tasks.spans import Markers, Spans
@@ -70,14 +68,14 @@ def colar(family: str = "unspoken", attention: str = "eager", *, end: int | None
         speed_ids=SPEEDS,
         open_ids=[2],
         end_ids=list(markers(family).end) if end is None else [end, 6],
-        max_latents=CAP,
+        latents=CAP,
         eos_token_id=END,
         pad_token_id=PAD,
         **{"head_width": 24, **settings},
     )
     model = ColarForCausalLM._from_config(config, attn_implementation=attention)
     model.start_from(base)
-    enliven(model.head, "talker")
+    enliven(model.latent_head, "talker")
     return model.eval()
 
 
@@ -93,7 +91,7 @@ def naive_terms(model: Any, rows: list[Any], floor: float = 0.1) -> dict[str, Te
         inputs = torch.stack([embed(torch.tensor(group)).sum(dim=0) / math.sqrt(len(group)) for group in row.groups])
         hidden = model.decoder.base_model(inputs_embeds=inputs[None], use_cache=False).last_hidden_state[0]
         scores = model.decoder(inputs_embeds=inputs[None], use_cache=False).logits[0]
-        mean, log_deviation = model.head(hidden)
+        mean, log_deviation = model.latent_head(hidden)
         for place in range(1, len(row.groups)):
             if row.labels[place] >= 0:
                 labelled.append(F.cross_entropy(scores[place - 1], torch.tensor(row.labels[place])))
@@ -277,7 +275,7 @@ def naive_answer(model: Any, prompt: Tensor, speed: int) -> tuple[Tensor, list[i
         hidden, token = read()
         if token == end[0] and inputs.shape[1] > before:
             break
-        inputs = torch.cat([inputs, (model.head(hidden)[0] * model.scale)[:, None]], dim=1)
+        inputs = torch.cat([inputs, (model.latent_head(hidden)[0] * model.scale)[:, None]], dim=1)
     chain, spoken = inputs[0, before:], list[int]()
     inputs = torch.cat([inputs, embed(torch.tensor([end]))], dim=1)
     while len(spoken) < 4 and spoken[-1:] != [END]:
@@ -292,7 +290,7 @@ ROWS = [row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=
 @pytest.mark.parametrize(("family", "speed"), [*product(FAMILIES, (1, 2, 3))])
 def test_any_speed_is_the_naive_loop_and_a_latent_always_comes_first(family: str, speed: int) -> None:
     model = colar(family)
-    mine = system(model, name="colar", max_tokens=4, compression=speed)
+    mine = model.system(name="colar", max_tokens=4, compression=speed)
     answer = mine.respond(*left_padded(ROWS))
     assert int(answer.chain.lengths.min()) >= 1
     for row, prompt in enumerate(ROWS):
@@ -314,7 +312,7 @@ def test_speeds_are_asked_for_by_name_and_answers_are_served() -> None:
     served, batch = Served(system=fast), Batch(fast.reasoner)
     for row, prompt in enumerate(ROWS):
         made[row] = []
-        job = served.job(prompt.tolist(), 4, Sampler())
+        job = served.job(prompt.tolist(), 4)
         job.report = made[row].append
         batch.join([job])
         batch.step()
@@ -334,14 +332,14 @@ def test_speeds_are_asked_for_by_name_and_answers_are_served() -> None:
 
 def test_an_answer_s_cost_counts_the_latent_head() -> None:
     model = colar()
-    mine = system(model, name="colar", max_tokens=4)
+    mine = model.system(name="colar", max_tokens=4)
     answer = mine.respond(prompts())
     latents, tokens = answer.chain.lengths.double(), answer.lengths.double()
     # The prompt is one pass with speed and open marker, which is the first one of the answer's.
     assert mine.sequential_passes(3, 4) == 3 + 2 + 4
     assert float(mine.latent_positions(3)) == 3
     inner = 16 * 24 + 24 * 24 + 2 * 24 * 16
-    assert multiplied(model.head) == inner
+    assert multiplied(model.latent_head) == inner
     ended = (answer.chain.stop == StopReason.END).double()
     scored = 2 * VOCABULARY * 16 * (tokens + latents + ended)
     stack = stack_flops(model.decoder.base_model, 5 + 2 + latents + 2 + tokens - 1)
@@ -356,9 +354,10 @@ def test_a_folder_is_loaded_whole_and_generates(family: str, tmp_path: Path) -> 
     assert loaded.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], weight) for name, weight in model.state_dict().items())
     auto = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
-    for speed in (None, 1):
-        answer = system(model, name="colar", max_tokens=4, compression=speed).respond(prompts())
-        made = auto.generate(prompts(), max_new_tokens=4, compression=speed, return_chain=True)
+    for speed in (2, 1):
+        auto.config.compression = speed
+        answer = model.system(name="colar", max_tokens=4, compression=speed).respond(prompts())
+        made = auto.generate(prompts(), max_new_tokens=4, return_chain=True)
         assert torch.equal(made.chain.latents, answer.chain.latents)
         assert torch.equal(made.sequences[:, 5 + 4 :], answer.filled(PAD))
 
@@ -407,7 +406,7 @@ def test_a_stage_trains_all_but_the_table_and_is_deterministic(loss: str, tmp_pa
     assert still == ["model.embed_tokens.weight"]
     (mine,) = catalogue.systems(one, stage="colar", max_answer=5)
     assert mine.stop == StopRule(max_latents=6, min_latents=1)
-    assert (one.head.log_deviation is None) == (loss == "mean")
+    assert (one.latent_head.log_deviation is None) == (loss == "mean")
 
 
 def test_adapters_are_merged_and_the_latent_head_is_trained_in_full(tmp_path: Path) -> None:
@@ -416,7 +415,7 @@ def test_adapters_are_merged_and_the_latent_head_is_trained_in_full(tmp_path: Pa
     name = "model.layers.0.ffn.up_proj.weight"
     assert not torch.equal(after[f"decoder.{name}"], before[name])
     assert torch.equal(after["decoder.model.embed_tokens.weight"], before["model.embed_tokens.weight"])
-    assert after["head.features.3.weight"].ne(1).any() and isinstance(model, ColarForCausalLM)
+    assert after["latent_head.features.3.weight"].ne(1).any() and isinstance(model, ColarForCausalLM)
 
 
 def test_a_plan_counts_compressed_chains() -> None:

@@ -38,10 +38,9 @@ class ThinkingSpeed(Reasoning):
             ValueError: it is no CoLaR model, or was not trained at this speed.
         """
         from unspoken.methods.colar.model import ColarForCausalLM
-        from unspoken.methods.colar.systems import system as system_of
 
         if not isinstance(system.model, ColarForCausalLM):
             raise ValueError(f"{system.name} is no CoLaR model; leave {self.kind} out")
-        name = f"{system.name}, {self.title}"
-        made = system_of(system.model, name=name, max_tokens=system.max_tokens, compression=self.compression)
+        how = {"max_tokens": system.max_tokens, "compression": self.compression}
+        made = system.model.system(name=f"{system.name}, {self.title}", **how)
         return replace(made, text_format=system.text_format)

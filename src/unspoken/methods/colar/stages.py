@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from unspoken.methods.method import Batch, Context, DecoderObjective, Indices
+from unspoken.methods.self_distillation import ANSWERING
 from unspoken.tasks.spans import Markers, Spans
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from unspoken.methods.colar.model import ColarForCausalLM
     from unspoken.methods.cost import Lengths, RowCost
 
-# Properties of the causal language model, see `unspoken.backbone.checks`.
-ANSWERING = ("stack", "rows", "causal", "cached", "batched", "padded", "scores", "vectors", "width")
-LEARNING = (*ANSWERING, "rebuilt")
 _DRAWS = 2  # the stream of random numbers that compressions and labels come from; tasks draw from others
 _NONE = -100  # no label
 
@@ -71,6 +69,7 @@ class Colar(DecoderObjective):
     """
 
     kind: ClassVar[str] = "colar"
+    title: ClassVar[str] = "CoLaR"
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token")
     chain_needed: ClassVar[bool] = True
     answers_from_latents: ClassVar[bool] = True
@@ -104,9 +103,16 @@ class Colar(DecoderObjective):
         """What vectors need that are learned and fed back."""
         from unspoken.backbone.checks import Needs
 
-        return (Needs(method="CoLaR", properties=LEARNING),)
+        return (Needs(method=self.title, properties=(*ANSWERING, "rebuilt")),)
 
     # --- model -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def model_class() -> type[ColarForCausalLM]:
+        """The model in training and finished."""
+        from unspoken.methods.colar.model import ColarForCausalLM
+
+        return ColarForCausalLM
 
     def speeds(self, context: Context) -> list[list[int]]:
         """For each compression from 1, the tokens that name it.
@@ -124,26 +130,22 @@ class Colar(DecoderObjective):
 
     def build(self, start: PreTrainedModel | None, context: Context) -> ColarForCausalLM:
         """A causal language model with a latent head, whose folder records how it reasons."""
-        from unspoken.methods.colar.configuration import ColarConfig
-        from unspoken.methods.colar.model import ColarForCausalLM
-
-        base = context.base() if start is None else start
-        config = ColarConfig(
+        base, kind = context.base() if start is None else start, self.model_class()
+        config = kind.config_class(
             base_config=base.config,
             compression=self.compression,
             speed_ids=self.speeds(context),
             open_ids=list(context.markers.open),
             end_ids=list(context.markers.end),
-            max_latents=context.max_latents,
+            latents=context.max_latents,
             head_width=self.head_width,
             deterministic=self.latent_loss == "mean",
-            floor=self.floor,
             root_mean=self.root_mean,
             initializer_range=getattr(base.config, "initializer_range", 0.02),
             eos_token_id=context.tokenizer.eos_token_id,
             pad_token_id=context.tokenizer.pad_token_id,
         )
-        model: ColarForCausalLM = ColarForCausalLM._from_config(config, attn_implementation=context.attention)
+        model: ColarForCausalLM = kind._from_config(config, attn_implementation=context.attention)
         model.start_from(base)
         context.name_ends(model)
         return model
@@ -200,7 +202,7 @@ class Colar(DecoderObjective):
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         """One pass over the compressed row, averaged over the speeds; a group is predicted by both heads."""
-        from unspoken.methods.cost import RowCost, Scores, StackPass
+        from unspoken.methods.cost import ProjectionPass, RowCost, Scores, StackPass
 
         speeds = range(1, self.max_compression + 1)
         groups = sum(math.ceil(lengths.chain / speed) for speed in speeds) / len(speeds)
@@ -209,7 +211,10 @@ class Colar(DecoderObjective):
         tokens = lengths.prompt + named + supervised
         return RowCost(
             tokens=tokens,
-            passes=(StackPass(stack=model.decoder.base_model, positions=tokens), *_head_pass(model.head, groups + 1)),
+            passes=(
+                StackPass(stack=model.decoder.base_model, positions=tokens),
+                ProjectionPass(stack=model.latent_head, positions=groups + 1),
+            ),
             scores=(Scores(head=model.decoder.get_output_embeddings().weight, made=supervised, supervised=supervised),),
         )
 
@@ -217,10 +222,3 @@ class Colar(DecoderObjective):
 def _groups(chain: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
     """A chain in groups of ``size`` tokens; the last one may be smaller."""
     return (tuple(chain[first : first + size]) for first in range(0, len(chain), size))
-
-
-def _head_pass(head: Any, positions: float) -> tuple[Any, ...]:
-    """The latent head at the positions before a group."""
-    from unspoken.methods.cost import ProjectionPass
-
-    return (ProjectionPass(stack=head.features, positions=positions),)
