@@ -13,8 +13,8 @@ from unspoken.auto_classes import extend_auto_classes
 if TYPE_CHECKING:
     from unspoken.api import convert, load, train
     from unspoken.methods.method import Method
+    from unspoken.methods.soft_thinking import SoftThinking
     from unspoken.probes.probe import Probe
-    from unspoken.reasoning.soft_thinking import SoftThinking
     from unspoken.reasoning.system import System
     from unspoken.tasks.task import Task
 
@@ -23,7 +23,7 @@ __all__ = ["Method", "Probe", "SoftThinking", "System", "Task", "convert", "load
 _HOMES = {
     "Method": "unspoken.methods.method",
     "Probe": "unspoken.probes.probe",
-    "SoftThinking": "unspoken.reasoning.soft_thinking",
+    "SoftThinking": "unspoken.methods.soft_thinking",
     "System": "unspoken.reasoning.system",
     "Task": "unspoken.tasks.task",
     "convert": "unspoken.api",

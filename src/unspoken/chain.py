@@ -19,6 +19,7 @@ class StopReason(IntEnum):
     END = 0  # the method's own rule, for instance "the nearest table row is end-of-sequence"
     FIXED = 1  # the caller asked for exactly this many steps
     CAP = 2  # the cap was reached first; reported, because the chain is probably unfinished
+    CERTAIN = 3  # it had been certain of its steps for as long as the caller had patience
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,14 @@ Seeds = Annotated[int, typer.Option(min=1, help="Train seeds 0 to N-1, one after
 Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logger that transformers knows, or none.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Ways = Annotated[
+    list[str] | None,
+    typer.Option("--reasoning", help="Also measure this way to reason, as for generate. Repeatable."),
+]
+Way = Annotated[
+    str | None,
+    typer.Option("--reasoning", help="Another way to reason: a name, or '{kind: NAME, KEY: VALUE}'."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 RecipeName = Annotated[
     str,
@@ -194,6 +202,7 @@ def eval(
     samples: Annotated[int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k.")] = 0,
     data: Annotated[str | None, typer.Option(help="Measure any model on these problems, controls included.")] = None,
     problems: Annotated[int, typer.Option(min=1, help="Of --data.")] = 200,
+    reasoning: Ways = None,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -203,13 +212,16 @@ def eval(
         from unspoken.api import load
         from unspoken.draw.table import print_table
 
-        evaluation = load(folder, device=device).evaluate(data, problems=problems)
-        print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
+        ways: list[str | None] = [*reasoning] if reasoning else [None]
+        for way in ways:
+            evaluation = load(folder, way, device=device).evaluate(data, problems=problems)
+            print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
         return
     from unspoken.draw.table import write_line
     from unspoken.experiment import measure_run, open_run
     from unspoken.probes.catalogue import optional_probe
     from unspoken.probes.pass_at_k import PassAtKProbe
+    from unspoken.runs import reasoning_of
 
     console = _console(quiet=quiet)
     recipe, runs = open_run(_named(folder), device)
@@ -219,6 +231,7 @@ def eval(
         command=_command(),
         say=lambda text: write_line(text, console, "dim"),
         optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
+        reasonings=[reasoning_of(way) for way in reasoning or ()],
     )
     if _leads():
         _print_results(results, as_json=as_json)
@@ -245,6 +258,7 @@ def generate(
     ] = None,
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
     stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    reasoning: Way = None,
     device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
     as_json: AsJson = False,
@@ -253,7 +267,7 @@ def generate(
     from unspoken.report.answers import answer_problems, print_answer
 
     texts = _typed() if problem == "-" else [problem]
-    for result in answer_problems(model, texts, seed=seed, stage=stage, device=device):
+    for result in answer_problems(model, texts, seed=seed, stage=stage, reasoning=reasoning, device=device):
         if as_json:
             print(json.dumps(result))
         else:
@@ -265,6 +279,7 @@ def serve(
     model: AnyModel,
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
     stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    reasoning: Way = None,
     device: Device = "auto",
     host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
@@ -281,7 +296,7 @@ def serve(
     from unspoken.serving import serve as serve_run
 
     limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
-    served: dict[str, Any] = {"host": host, "port": port, "api_key_file": api_key_file}
+    served: dict[str, Any] = {"host": host, "port": port, "api_key_file": api_key_file, "reasoning": reasoning}
     serve_run(model, seed=seed, stage=stage, device=device, limits=limits, **served)
 
 

@@ -14,6 +14,7 @@ from unspoken.backbone.folder import read_manifest
 from unspoken.draw.table import write_line
 from unspoken.evaluation.results import RESULTS
 from unspoken.evaluation.seeds import SeedModels
+from unspoken.methods.reasoning import Reasoning
 from unspoken.probes.catalogue import default_probes
 from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.probes.probe import Probe
@@ -40,8 +41,11 @@ def measured_stages(recipe: Recipe) -> list[str]:
     ]
 
 
-def models_of(run: SeedRun) -> SeedModels:
+def models_of(run: SeedRun, reasonings: Sequence[Reasoning] = ()) -> SeedModels:
     """The finished folders of one seed.
+
+    Args:
+        reasonings: ways in which models answer besides, each of every measured stage that it suits.
 
     Raises:
         ValueError: a stage is not finished; the message says which.
@@ -49,15 +53,22 @@ def models_of(run: SeedRun) -> SeedModels:
     for stage in run.recipe.stages:
         if not run.finished(stage):
             raise ValueError(f"{run.folder}: stage {stage.name!r} is not finished; run the recipe again to continue it")
+    measured = measured_stages(run.recipe)
     return SeedModels(
         seed=run.seed,
-        measured={name: run.model_folder(name) for name in measured_stages(run.recipe)},
+        measured={name: run.model_folder(name) for name in measured},
         stages={stage.name: run.model_folder(stage.name) for stage in run.recipe.stages},
         teachers={
             name: run.model_folder(teacher.name)
-            for name in measured_stages(run.recipe)
+            for name in measured
             if (teacher := run.recipe.stage(name).objective.teacher(run.recipe.line(run.recipe.stage(name))))
             is not None
+        },
+        reasonings={
+            name: tuple(
+                way for way in reasonings if way.suits(run.recipe.stage(name).objective, run.recipe.task.traits)
+            )
+            for name in measured
         },
         device=run.device,
     )
@@ -87,7 +98,13 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
 
 
 def measure_run(
-    recipe: Recipe, runs: list[SeedRun], *, command: str, say: Callable[[str], None], optional: Sequence[Probe] = ()
+    recipe: Recipe,
+    runs: list[SeedRun],
+    *,
+    command: str,
+    say: Callable[[str], None],
+    optional: Sequence[Probe] = (),
+    reasonings: Sequence[Reasoning] = (),
 ) -> dict[str, Any]:
     """Evaluate finished seeds and write ``results.json`` beside them.
 
@@ -95,10 +112,11 @@ def measure_run(
 
     Args:
         optional: probes that are measured beside those that always are.
+        reasonings: ways to reason that are measured beside those of the recipe.
 
     Raises:
-        ValueError: an optional probe has nothing to measure in this run, the folder is in use by another run, or there
-            is too little memory.
+        ValueError: a way to reason suits no measured stage, an optional probe has nothing to measure in this run, the
+            folder is in use by another run, or there is too little memory.
     """
     distributed.init_distributed()
     folder, task = runs[0].folder.parent, recipe.task.build()
@@ -110,7 +128,11 @@ def measure_run(
         max_answer=recipe.evaluation.max_answer,
         baseline=_baseline(recipe),
     )
-    models = [models_of(run) for run in runs]
+    ways = (*recipe.evaluation.reasonings, *(way for way in reasonings if way not in recipe.evaluation.reasonings))
+    models = [models_of(run, ways) for run in runs]
+    for way in ways:
+        if not any(way in some for some in models[0].reasonings.values()):
+            raise ValueError(f"{way.title} suits no measured stage of {recipe.name}; leave it out")
     with run_lock(folder), memory_to_measure(recipe):
         measured = evaluate(models, asked, [*default_probes(), *optional], say=say)
         for probe in optional:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from unspoken.backbone.folder import MANIFEST, read_manifest
 from unspoken.machine import resolve_device
+from unspoken.methods import catalogue
 from unspoken.methods.loading import load_system
-from unspoken.reasoning.soft_thinking import Reasoning
+from unspoken.methods.reasoning import Reasoning
 from unspoken.reasoning.system import System
 from unspoken.storage import MODEL, read_text
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.resolve import RECIPE
-from unspoken.training.settings import read
+from unspoken.training.settings import one_of, read
 from unspoken.training.stages import SeedRun
 from unspoken.weights import shipped_model
 
@@ -50,9 +54,30 @@ def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple
     return None, source
 
 
+def reasoning_of(given: Reasoning | Mapping[str, Any] | str) -> Reasoning:
+    """A way to reason, by its name.
+
+    Args:
+        given: a name, such as ``soft_thinking``; a mapping with ``kind`` and other keys, also written as YAML; or the
+            way itself.
+
+    Raises:
+        ValueError: there is no such way, or a key of it is wrong.
+    """
+    if isinstance(given, Reasoning):
+        return given
+    try:
+        values = yaml.safe_load(given) if isinstance(given, str) else given
+    except yaml.YAMLError:
+        raise ValueError(f"reasoning is {given!r}; give a name, or '{{kind: NAME, KEY: VALUE}}'") from None
+    named = {"kind": values.replace("-", "_")} if isinstance(values, str) else values
+    reasoning: Reasoning = one_of(catalogue.reasonings(), named, "reasoning")
+    return reasoning
+
+
 def open_system(
     source: str | Path,
-    reasoning: Reasoning | None = None,
+    reasoning: Reasoning | Mapping[str, Any] | str | None = None,
     *,
     stage: str | None = None,
     seed: int = 0,
@@ -62,8 +87,8 @@ def open_system(
 
     Args:
         source, stage, seed: see `locate`.
-        reasoning: another way to reason than the one that the model was trained for, for instance
-            `unspoken.SoftThinking`.
+        reasoning: another way to reason than the one that the model was trained for, see `reasoning_of`; for instance
+            ``"no_think"`` or `unspoken.SoftThinking`.
         device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:
@@ -88,7 +113,7 @@ def open_system(
             trained_on=recipe.task,
             device=chosen,
         )
-    return system if reasoning is None else reasoning.applied(system)
+    return system if reasoning is None else reasoning_of(reasoning).applied(system)
 
 
 def _stage_name(folder: Path) -> str:

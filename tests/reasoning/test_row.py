@@ -43,6 +43,44 @@ def test_a_fixed_chain_goes_on_whatever_the_method_says() -> None:
     assert (row.recorded, row.reason) == ([True, True], StopReason.FIXED)
 
 
+def test_too_early_an_end_is_no_end() -> None:
+    row = Row(max_latents=4, min_latents=2, decoding=DECODING)
+    assert read(row, [1, 0, 1]) == ["latent", "latent", 7, 14, 5, 6, 5]
+    assert (row.recorded, row.reason, row.forced) == ([1, 1, 0], StopReason.END, None)
+
+
+def test_words_take_the_place_of_too_early_an_end_until_there_are_enough_steps() -> None:
+    row = Row(max_latents=9, min_latents=4, continuation=(11, 12), decoding=DECODING)
+    forced = []
+    for done in (0, 1, 1, 1, 0, 1):
+        row.read_latent(done, not done)
+        forced.append(row.forced)
+    # The second word is written although the model ends again, and the third end comes too early once more.
+    assert forced == [None, 11, 12, 11, 12, None]
+    assert (row.recorded, row.reason, row.phase) == ([1, 1, 1, 1, 1, 0], StopReason.END, Phase.MARKER)
+
+
+def test_a_cap_comes_before_the_last_of_the_words() -> None:
+    row = Row(max_latents=2, min_latents=2, continuation=(11, 12, 13), decoding=DECODING)
+    assert read(row, [1, 1]) == ["latent", "latent", 7, 14, 5, 6, 5]
+    assert (row.recorded, row.reason) == ([1, 1], StopReason.CAP)
+
+
+def test_patience_is_spent_on_certain_steps_in_a_row() -> None:
+    row = Row(max_latents=9, patience=2, decoding=DECODING)
+    for certain in (1, 0, 1, 1):
+        assert row.phase is Phase.CHAIN
+        row.read_latent(0, 1, certain)
+    assert (row.recorded, row.reason, row.phase) == ([1, 1, 1, 0], StopReason.CERTAIN, Phase.MARKER)
+    for settings in ({"patience": 0}, {"patience": 2, "fixed": True}):
+        row = Row(max_latents=3, decoding=DECODING, **settings)  # type: ignore[arg-type]
+        assert [row.read_latent(0, 1, 1) for _ in range(3)] == [True] * 3
+        assert row.recorded == [1, 1, 1]
+    row = Row(max_latents=9, patience=1, decoding=DECODING)
+    row.read_latent(1, 0, 1)
+    assert row.reason is StopReason.END
+
+
 def test_an_end_token_ends_the_answer() -> None:
     row = Row(max_latents=0, decoding=DECODING)
     assert row.phase is Phase.MARKER

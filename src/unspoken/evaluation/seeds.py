@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from unspoken.evaluation.outcomes import PAIR
 from unspoken.methods import catalogue
 from unspoken.methods.loading import load_model
+from unspoken.methods.reasoning import Reasoning
 from unspoken.placement import CPU
 from unspoken.reasoning.system import System
+from unspoken.tasks.prompt_format import PromptFormat, TextFormat
 from unspoken.tasks.task import Traits
 
 
@@ -26,6 +28,8 @@ class SeedModels:
     stages: dict[str, Path] = field(default_factory=dict)  # every stage's folder, by name, for its curve
     # For a stage that learned from labels, the folder of the model that made them.
     teachers: dict[str, Path] = field(default_factory=dict)
+    # Further ways in which the model of a measured stage answers.
+    reasonings: dict[str, tuple[Reasoning, ...]] = field(default_factory=dict)
     device: torch.device = CPU  # where they are measured
     opened: System | None = None  # is measured in place of folders
 
@@ -50,7 +54,9 @@ def stage_systems(model: PreTrainedModel, stage: str, traits: Traits, max_answer
     return [capped(system, traits) for system in systems]
 
 
-def measured_systems(entry: SeedModels, traits: Traits, max_answer: int) -> Iterator[tuple[str, list[System]]]:
+def measured_systems(
+    entry: SeedModels, traits: Traits, max_answer: int, prompt_format: PromptFormat
+) -> Iterator[tuple[str, list[System]]]:
     """Each measured stage with its systems; one model is in memory at a time.
 
     Of two Talkers of one Reasoner the second is named by its stage too, and the nearest rows are not read again.
@@ -63,4 +69,6 @@ def measured_systems(entry: SeedModels, traits: Traits, max_answer: int) -> Iter
         if systems[0].name in names:
             systems = [replace(systems[0], name=f"{systems[0].name}, {stage}")]
         names.add(systems[0].name)
+        as_trained = replace(systems[0], text_format=TextFormat(prompt_format=prompt_format))
+        systems += [capped(way.applied(as_trained), traits) for way in entry.reasonings.get(stage, ())]
         yield stage, systems

@@ -40,6 +40,7 @@ except ImportError:
 from unspoken.chain import StopReason
 from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_system
+from unspoken.runs import reasoning_of
 from unspoken.tasks.chat_template import render
 from unspoken.tasks.files import read_rows, row_fields
 from unspoken.tasks.prompt_format import INSTRUCTION, left_padded, unopened
@@ -79,13 +80,14 @@ class UnspokenLM(LM):
             the chain of a JEPA-Reasoner or a coupled model is as long as its answer.
         dtype: of the weights: "float32", or "bfloat16", with which prompts of a thousand tokens are read several times
             as fast on a CPU.
+        reasoning: another way to reason, see `unspoken.runs.reasoning_of`.
 
     Attributes:
         spent: what each generated answer cost, in the order in which the harness asked.
 
     Raises:
-        ValueError: there is no such folder or device, the folder is of a kind that cannot answer, ``batch_size`` is no
-            number, or ``dtype`` is unknown.
+        ValueError: there is no such folder or device, the folder is of a kind that cannot answer or reason so,
+            ``batch_size`` is no number, or ``dtype`` is unknown.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class UnspokenLM(LM):
         device: str | None = None,
         max_gen_toks: int = 256,
         dtype: str = "float32",
+        reasoning: dict[str, Any] | str | None = None,
     ) -> None:
         super().__init__()
         folder = Path(pretrained)
@@ -117,6 +120,8 @@ class UnspokenLM(LM):
             dtype=DTYPES[dtype],
             attention="sdpa",
         )
+        if reasoning is not None:
+            self.system = reasoning_of(reasoning).applied(self.system)
         self.model = self.system.model
         self._device = self.model.device
         self.tokenizer: Any = self.system.texts.tokenizer

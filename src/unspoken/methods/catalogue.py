@@ -11,8 +11,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from unspoken.methods.budget_forcing.method import BudgetForcingMethod
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
+from unspoken.methods.colar.method import ColarMethod
 from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.icot.method import IcotMethod
@@ -23,7 +25,9 @@ from unspoken.methods.method import Method, Objective
 from unspoken.methods.mux.method import MuxMethod
 from unspoken.methods.pause.method import PauseMethod
 from unspoken.methods.pccot.method import PccotMethod
+from unspoken.methods.reasoning import Reasoning
 from unspoken.methods.sim_cot.method import SimCotMethod
+from unspoken.methods.soft_thinking import SoftThinkingMethod
 from unspoken.plugins import offered
 
 if TYPE_CHECKING:
@@ -43,12 +47,15 @@ METHODS: tuple[Method, ...] = (
     LatentSFTMethod(),
     CoconutMethod(),
     CodiMethod(),
+    ColarMethod(),
     IcotMethod(),
     LotusMethod(),
     MuxMethod(),
     PauseMethod(),
     PccotMethod(),
     SimCotMethod(),
+    SoftThinkingMethod(),
+    BudgetForcingMethod(),
     CoupledMethod(),
 )
 
@@ -76,6 +83,11 @@ def methods() -> tuple[Method, ...]:
 def objectives() -> tuple[type[Objective], ...]:
     """What stages can learn, of all methods; raises as `methods`."""
     return tuple(objective for method in methods() for objective in method.objectives)
+
+
+def reasonings() -> tuple[type[Reasoning], ...]:
+    """Ways to reason that need no training, of all methods; raises as `methods`."""
+    return tuple(reasoning for method in methods() for reasoning in method.reasonings)
 
 
 def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, Any]]]:

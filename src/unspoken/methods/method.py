@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unspoken.chain import LatentChain
     from unspoken.methods.cost import Lengths, RowCost
     from unspoken.methods.defaults import TrainingFacts
+    from unspoken.methods.reasoning import Reasoning
     from unspoken.reasoning.causal_lm import LatentGenerationConfig
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
@@ -419,11 +420,13 @@ class Method:
     Attributes:
         name: for messages.
         objectives: what its stages can learn.
+        reasonings: ways in which models of this or of other methods can reason without further training.
         untrained: what makes a model of it out of a causal language model without training; None if nothing can.
     """
 
     name: ClassVar[str]
     objectives: ClassVar[tuple[type[Objective], ...]]
+    reasonings: ClassVar[tuple[type[Reasoning], ...]] = ()
     untrained: ClassVar[Objective | None] = None
 
     def register(self) -> None:
@@ -452,7 +455,7 @@ class Method:
         Raises:
             ValueError: the method would be wrong around the model, or nothing could end an answer.
         """
-        raise NotImplementedError
+        return []
 
     def require_answering(self, model: PreTrainedModel, source: str | Path) -> None:
         """Refuse a loaded model of this method that cannot answer, or around whose backbone the method would be wrong.

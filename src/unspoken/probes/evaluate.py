@@ -181,7 +181,7 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
     """Every system of every seed, after it has answered all test sets."""
     first = next(iter(tests.values()))
     for entry in seeds:
-        for stage, systems in measured_systems(entry, asked.task.traits, asked.max_answer):
+        for stage, systems in measured_systems(entry, asked.task.traits, asked.max_answer, asked.prompt_format):
             teacher = None
             if stage in entry.teachers:
                 teacher = catalogue.teacher(entry.teachers[stage], asked.prompt_format, device=entry.device)

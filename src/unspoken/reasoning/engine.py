@@ -13,20 +13,22 @@ D latent width, K entries of a distribution over the vocabulary, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticCache
 
-from unspoken.chain import LatentChain, real_last
+from unspoken.chain import LatentChain
 from unspoken.placement import moved
 from unspoken.reasoning.block import BlockReasoner, allow_rollback, refined
 from unspoken.reasoning.cache import ReservedCache, require_filled
 from unspoken.reasoning.picking import Sample, upload
+from unspoken.reasoning.prompts import prompt_inputs
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 from unspoken.reasoning.static import StaticSteps, has_static_steps
 
@@ -39,10 +41,14 @@ class StopRule:
     # all, for methods that can answer without one.
     max_latents: int
     fixed: bool = False  # write exactly ``max_latents`` steps in every row, whatever the method's own rule
+    min_latents: int = 0  # a row goes on until it has so many steps, whatever the method's own rule
+    continuation: tuple[int, ...] = ()  # tokens that replace an end before that; without any, the method's step stays
+    patience: int = 0  # certain steps in a row after which a chain ends, see `LatentStep`; 0 for no such end
 
     def __post_init__(self) -> None:
-        if self.max_latents < 0:
-            raise ValueError(f"max_latents is {self.max_latents}; it cannot be negative")
+        for name in ("max_latents", "min_latents", "patience"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it cannot be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +64,24 @@ class LatentStep:
     # support_ids, support_weights: the distribution over the vocabulary, where there is one
     support_ids: Int[Tensor, "B K"] | None = None
     support_weights: Float[Tensor, "B K"] | None = None
+    # Rows in which the method is sure of the step, for a `StopRule` with patience; None means none.
+    certain: Bool[Tensor, " B"] | None = None
 
     def select(self, rows: Tensor | slice) -> LatentStep:
         """The step of some rows, in the given order."""
         tensors: dict[str, Any] = {name: value for name, value in vars(self).items() if value is not None}
         return LatentStep(**{name: value[rows] for name, value in tensors.items()})
+
+    def with_tokens(self, rows: Int[Tensor, " R"], ids: Int[Tensor, " R"], latents: Float[Tensor, "R D"]) -> LatentStep:
+        """The step with tokens, and the latents that stand for them, in the place of what the method made."""
+        support: dict[str, Any] = {}
+        if self.support_ids is not None and self.support_weights is not None:
+            first = F.one_hot(torch.zeros_like(rows), self.support_weights.shape[1]).to(self.support_weights)
+            support["support_ids"] = self.support_ids.index_copy(0, rows, ids[:, None].expand(-1, first.shape[1]))
+            support["support_weights"] = self.support_weights.index_copy(0, rows, first)
+        latents = latents.to(self.latent.dtype)
+        replaced = {name: getattr(self, name).index_copy(0, rows, latents) for name in ("latent", "next_input")}
+        return replace(self, **replaced, **support)
 
 
 # Changes a step (counted from 0) before it is recorded and fed back; the step holds every row of the batch.
@@ -164,12 +183,14 @@ class Decoder:
         in_chain, in_marker, answering, _ = self._phases()
         latent_step = self._latent_step(in_chain, hidden) if in_chain else None
         steps += [] if latent_step is None else [latent_step]
-        done, recorded, chosen = self._read(in_chain, latent_step, self._choose(answering, hidden))
+        done, recorded, certain, chosen = self._read(in_chain, latent_step, self._choose(answering, hidden))
         tokens, feeds_latent = [0] * count, [0] * count
         for index in in_chain:
-            feeds_latent[index] = rows[index].read_latent(done[index], recorded[index])
+            feeds_latent[index] = rows[index].read_latent(done[index], recorded[index], certain[index])
             if not feeds_latent[index]:
                 in_marker.append(index)
+        if latent_step is not None:
+            latent_step = steps[-1] = self._worded(latent_step, in_chain)
         for index in in_marker:
             tokens[index] = rows[index].read_marker()
         for index in answering:
@@ -300,6 +321,14 @@ class Decoder:
             return self._intervened(self.method.step(hidden[upload(in_chain, hidden.device)]).select(line_of_row))
         return self._intervened(self.method.step(hidden))
 
+    def _worded(self, latent_step: LatentStep, in_chain: Sequence[int]) -> LatentStep:
+        """The step with the words that take its place in some rows."""
+        forced = {index: token for index in in_chain if (token := self.rows[index].forced) is not None}
+        if not forced:
+            return latent_step
+        lines, ids = upload([[*forced], [*forced.values()]], latent_step.latent.device)
+        return latent_step.with_tokens(lines, ids, self.method.embed_prompt(ids[:, None])[:, 0])
+
     def _intervened(self, latent_step: LatentStep) -> LatentStep:
         if self.intervene is not None:
             latent_step = self.intervene(latent_step, self._latent_steps)
@@ -308,16 +337,20 @@ class Decoder:
 
     def _read(
         self, in_chain: Sequence[int], latent_step: LatentStep | None, next_tokens: Tensor | None
-    ) -> tuple[list[int], list[int], list[int]]:
-        """Of every row, whether its chain is done, whether the step is recorded, and the next token."""
+    ) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Of every row, whether its chain is done, the step is recorded, and certain, and the next token."""
         values = [] if next_tokens is None else [next_tokens]
         if latent_step is not None and not all(self.rows[index].fixed for index in in_chain):
-            done, recorded = latent_step.done, latent_step.recorded
-            values += [done.long(), (torch.ones_like(done) if recorded is None else recorded).long()]
+            done, recorded, certain = latent_step.done, latent_step.recorded, latent_step.certain
+            values += [
+                done.long(),
+                (torch.ones_like(done) if recorded is None else recorded).long(),
+                (torch.zeros_like(done) if certain is None else certain).long(),
+            ]
         numbers = torch.stack(values).tolist() if values else []  # the one wait of a step
         zeros = [0] * len(self.rows)
         tokens = zeros if next_tokens is None else numbers.pop(0)
-        return (*(numbers or (zeros, [1] * len(zeros))), tokens)
+        return (*(numbers or (zeros, [1] * len(zeros), zeros)), tokens)
 
     def _phases(self) -> list[list[int]]:
         """The indices of the rows in each phase."""
@@ -411,9 +444,7 @@ def respond(
         ValueError: as `rollout`; the prompt must also leave space for marker and answer.
     """
     size, length = input_ids.shape
-    rows = [
-        Row(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding, index=index) for index in range(size)
-    ]
+    rows = [Row(**vars(stop), decoding=decoding, index=index) for index in range(size)]
     further = max((row.steps_left for row in rows), default=0) + (0 if given is None else given.mask.shape[1])
     limit = getattr(method.stack.config, "max_position_embeddings", None)
     if length == 0 or (limit is not None and length + further > limit):
@@ -421,18 +452,19 @@ def respond(
             f"a prompt of {length} tokens with up to {further} further steps does not fit the model, which has {limit} "
             "positions and needs at least one prompt token"
         )
-    inputs, lengths = _prompts(method, *moved((input_ids, attention_mask, given), method.stack.device))
+    ids, mask, given = moved((input_ids, attention_mask, given), method.stack.device)
+    inputs, lengths = prompt_inputs(method.embed_prompt(ids), mask, given)
     decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=_is_static(method, inputs, static))
     steps: list[LatentStep] = []
     while any(row.phase is not Phase.OVER for row in rows):
         steps += decoder.step()
     recorded = [row.recorded + [0] * (len(steps) - len(row.recorded)) for row in rows]
-    mask = upload(recorded, inputs.device).bool().view(size, len(steps))
+    kept = upload(recorded, inputs.device).bool().view(size, len(steps))
     reasons = upload([row.reason for row in rows], inputs.device)
     if steps:
-        chain = chain_of(steps, mask, reasons)
+        chain = chain_of(steps, kept, reasons)
     else:
-        chain = LatentChain(latents=inputs.new_zeros((size, 0, inputs.shape[2])), mask=mask, stop=reasons)
+        chain = LatentChain(latents=inputs.new_zeros((size, 0, inputs.shape[2])), mask=kept, stop=reasons)
     longest = max((len(row.tokens) for row in rows), default=0)
     pad = [] if decoding is None else [decoding.pad_id]
     answers = upload([row.tokens + pad * (longest - len(row.tokens)) for row in rows], input_ids.device)
@@ -450,30 +482,3 @@ def chain_of(steps: Sequence[LatentStep], mask: Bool[Tensor, "B N"], stop: Int[T
         support_ids=torch.stack(ids, dim=1) if ids else None,
         support_weights=torch.stack(weights, dim=1) if weights else None,
     )
-
-
-def _prompts(
-    method: Reasoner, input_ids: Tensor, attention_mask: Tensor | None, given: LatentChain | None
-) -> tuple[Tensor, list[int]]:
-    """Prompts and given chains as vectors ``[B, T + N, D]``, and how many columns of each row are real: its last ones.
-
-    Waits for the device once. A ValueError where a prompt is padded on the right.
-    """
-    inputs = method.embed_prompt(input_ids)
-    if attention_mask is None and given is None:
-        return inputs, [inputs.shape[1]] * len(inputs)
-    mask = torch.ones_like(input_ids).bool() if attention_mask is None else attention_mask.bool()
-    # A method may have put a marker after the padding.
-    gap = (mask[:, :-1] & ~mask[:, 1:]).any() | ~mask[:, -1].all()
-    if given is not None:
-        # Some models look their inputs up in the table, what a mask hides too.
-        latents = torch.where(given.mask[..., None], given.latents.to(inputs.dtype), inputs[:, :1])
-        inputs, mask = torch.cat([inputs, latents], dim=1), torch.cat([mask, given.mask], dim=1)
-    misplaced, *lengths = torch.cat([gap.long()[None], mask.sum(dim=1)]).tolist()
-    if misplaced:
-        raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero after a one")
-    if given is not None and min(lengths) < mask.shape[1]:
-        # What follows must come right after the last latent: windows, biases of distance and recurrent states count
-        # columns, whatever a mask hides.
-        inputs = inputs.gather(1, real_last(mask)[:, :, None].expand_as(inputs))
-    return inputs, lengths

@@ -43,9 +43,12 @@ class Phase(IntEnum):
 class Row:
     """The state of one row, as far as the host must know it."""
 
-    # max_latents, fixed: when the chain ends, see `unspoken.reasoning.engine.StopRule`
+    # max_latents to patience: when the chain ends, see `unspoken.reasoning.engine.StopRule`
     max_latents: int
     fixed: bool = False
+    min_latents: int = 0
+    continuation: tuple[int, ...] = ()
+    patience: int = 0
     decoding: AnswerDecoding | None = None  # how the stack answers; where it is None the row is over with its chain
     index: int = 0  # which of the rows that share ``decoding`` it is
     cancelled: bool = False  # nobody waits for the answer; the row leaves its decoder when rows are regrouped
@@ -53,7 +56,11 @@ class Row:
     # Of each latent step so far, whether it belongs to the chain.
     recorded: list[int] = field(init=False, default_factory=list)
     reason: StopReason = field(init=False)  # why the chain ended; before that, the reason if it reached its cap
+    # The token that takes the place of the last latent step; None if nothing does.
+    forced: int | None = field(init=False, default=None)
     tokens: list[int] = field(init=False, default_factory=list)  # the answer so far
+    _certain_steps: int = field(init=False, default=0)
+    _continuing: tuple[int, ...] = field(init=False, default=())
     _marker_tokens: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
@@ -69,16 +76,25 @@ class Row:
             return latents
         return latents + len(self.decoding.marker) - self._marker_tokens + self.decoding.max_tokens - len(self.tokens)
 
-    def read_latent(self, done: int, recorded: int) -> bool:
+    def read_latent(self, done: int, recorded: int, certain: int = 0) -> bool:
         """Make a latent step, see `unspoken.reasoning.engine.LatentStep`.
+
+        A chain ends for certainty in the place of the step that exhausts the patience.
 
         Returns:
             Whether it is fed next, as the last one under the cap is too; otherwise the marker comes next.
         """
-        ended = done and not self.fixed
-        self.recorded.append(recorded or self.fixed)
+        early = bool(done) and not self.fixed and len(self.recorded) < self.min_latents
+        if early and not self._continuing:
+            self._continuing = self.continuation
+        self.forced, self._continuing = next(iter(self._continuing), None), self._continuing[1:]
+        goes_on = self.fixed or early or self.forced is not None
+        self._certain_steps = self._certain_steps + 1 if certain else 0
+        exhausted = not done and 0 < self.patience <= self._certain_steps
+        ended = not goes_on and bool(done or exhausted)
+        self.recorded.append(int(goes_on or (recorded and not exhausted)))
         if ended:
-            self.reason = StopReason.END
+            self.reason = StopReason.END if done else StopReason.CERTAIN
         if ended or len(self.recorded) == self.max_latents:
             self._close_chain()
         return not ended or self.decoding is None

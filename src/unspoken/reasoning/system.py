@@ -68,6 +68,7 @@ class System:
         stop: when a chain ends, unless a request has a rule of its own.
         max_tokens: cap of an answer, unless a request has its own.
         chain_kind: what a step of the chain is.
+        prefilled: tokens of the opening, its last ones, that are read with the prompt in one pass.
         replaced: tokens at the start of a continuation that the latents stand for, one each, and that are not written.
         targets: the rows that the latents point at, where they are trained to.
         table_size: weights of the table that an output is scored against.
@@ -84,6 +85,7 @@ class System:
     stop: StopRule
     max_tokens: int
     chain_kind: ChainKind
+    prefilled: int = 0
     replaced: int = 0
     targets: RowTargets | None = None
     table_size: int
@@ -292,10 +294,11 @@ class System:
     def sequential_passes(self, steps: float, tokens: float) -> float:
         """Forward passes that wait for one another, the prompt's included, given latent steps and tokens.
 
-        The opening of a chain counts as in an explicit chain, where the model writes it itself.
+        The opening of a chain counts as in an explicit chain, where the model writes it itself, but for what is
+        prefilled.
         """
         chain = steps if self.iterations is None else min(steps, 1) * self.iterations
-        opening = len(self.opening) if self.speaker.same_stack else 0
+        opening = len(self.opening) - self.prefilled if self.speaker.same_stack else 0
         return opening + chain + self.speaker.passes(steps, tokens)
 
     def latent_positions(self, steps: Any) -> Any:

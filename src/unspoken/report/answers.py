@@ -28,18 +28,19 @@ def answer_problems(
     *,
     seed: int = 0,
     stage: str | None = None,
+    reasoning: str | None = None,
     device: str | torch.device = "auto",
 ) -> Iterator[dict[str, Any]]:
     """Answer problems with a trained model.
 
     Args:
-        source, seed, stage, device: see `unspoken.runs.open_system`.
+        source, seed, stage, reasoning, device: see `unspoken.runs.open_system`.
         texts: printed problems, with or without a route, or questions; None means the first problem of the test split.
 
     Raises:
         ValueError: no such model or device, a text that is not a problem of its task, or no task to take one from.
     """
-    system = open_system(source, stage=stage, seed=seed, device=device)
+    system = open_system(source, reasoning, stage=stage, seed=seed, device=device)
     recipe, _ = locate(source, seed, stage)
     for text in texts:
         task, problems = system.texts.task, None

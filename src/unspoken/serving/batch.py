@@ -83,7 +83,7 @@ class Job(Row):
         keep_chain: bool = False,
     ) -> None:
         decoding = speaker if isinstance(speaker, AnswerDecoding) else None
-        super().__init__(max_latents=stop.max_latents, fixed=stop.fixed, decoding=decoding)
+        super().__init__(**vars(stop), decoding=decoding)
         self.prompt = list(prompt)
         self.speaker = speaker
         self.chain: LatentChain | None = None

@@ -114,6 +114,7 @@ def serve(
     *,
     seed: int = 0,
     stage: str | None = None,
+    reasoning: str | None = None,
     device: str | torch.device = "auto",
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -127,7 +128,7 @@ def serve(
     On SIGTERM or SIGINT no new connection is taken, and what was asked is answered, for ``drain_seconds`` at most.
 
     Args:
-        run, seed, stage, device: see `open_served`.
+        run, seed, stage, reasoning, device: see `open_served`.
         host, port: where to listen.
         api_key: see `app`.
         api_key_file: a file that holds the key; without either, the environment variable ``UNSPOKEN_API_KEY`` counts.
@@ -144,7 +145,7 @@ def serve(
         raise ValueError(
             f"host {host} is open to others: set {KEY_VARIABLE} or give a file with a key, or listen on 127.0.0.1"
         )
-    served = open_served(run, seed=seed, stage=stage, device=device)
+    served = open_served(run, seed=seed, stage=stage, reasoning=reasoning, device=device)
     limits = limits or Limits()
     api, settings = app(served, limits=limits, api_key=key), connection_settings(limits)
     uvicorn.run(api, host=host, port=port, timeout_graceful_shutdown=drain_seconds, **settings)

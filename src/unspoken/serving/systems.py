@@ -120,16 +120,22 @@ class Served:
 
 
 def open_served(
-    source: str | Path, *, seed: int = 0, stage: str | None = None, device: str | torch.device = "auto"
+    source: str | Path,
+    *,
+    seed: int = 0,
+    stage: str | None = None,
+    reasoning: str | None = None,
+    device: str | torch.device = "auto",
 ) -> Served:
     """Open a model by the name of its run and stage.
 
     Args:
-        source, seed, stage, device: see `unspoken.runs.open_system`.
+        source, seed, stage, reasoning, device: see `unspoken.runs.open_system`.
 
     Raises:
         ValueError: as `unspoken.runs.open_system`.
     """
-    system, (recipe, _) = open_system(source, seed=seed, stage=stage, device=device), locate(source, seed, stage)
+    recipe, _ = locate(source, seed, stage)
+    system = open_system(source, reasoning, seed=seed, stage=stage, device=device)
     run = "" if recipe is None else f"{recipe.name}-{recipe.size}-"
     return Served(system=replace(system, name=f"{run}{system.name}"))

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from unspoken.methods.catalogue import objectives, trainable
+from unspoken.methods.catalogue import objectives, reasonings, trainable
 from unspoken.methods.method import Line, Objective
+from unspoken.methods.reasoning import Reasoning
 from unspoken.storage import FolderError, read_text
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
@@ -84,12 +85,16 @@ class Evaluation:
     # max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens
     max_latents: int = 128
     max_answer: int = 16
+    # Further ways in which finished models answer, each of every measured stage that it suits.
+    reasonings: tuple[Reasoning, ...] = field(default=(), metadata={"choices": reasonings})
 
     def __post_init__(self) -> None:
         sizes = (self.problems, self.validation_problems, self.batch_size, self.max_latents, self.max_answer)
         if min(sizes) < 1:
             names = "problems, validation_problems, batch_size, max_latents and max_answer"
             raise ValueError(f"{names} must be at least 1")
+        if len({one.title for one in self.reasonings}) < len(self.reasonings):
+            raise ValueError("reasonings has the same way to reason twice; leave one out")
 
 
 @contextmanager
@@ -172,6 +177,11 @@ class Recipe:
             raise ValueError(f"backbone: {self.task.kind} problems are natural language; give a pretrained model")
         if self.group_by_length and not traits.has_lengths:
             raise ValueError(f"group_by_length is true, but {name} offers no lengths to sort samples by; leave it out")
+        for index, way in enumerate(self.evaluation.reasonings):
+            if not any(way.suits(stage.objective, traits) for stage in self.stages):
+                raise ValueError(
+                    f"evaluation.reasonings[{index}]: {way.title} suits no stage of the recipe; leave it out"
+                )
 
     def _check_references(self, stage: Stage, later: list[str], earlier: list[str], where: str) -> None:
         """Refuse names of stages that do not exist or are not earlier."""

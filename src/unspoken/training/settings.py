@@ -108,7 +108,7 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     Args:
         cls: the dataclass, of which nested dataclasses, tuples, unions with a ``kind`` and literals are read too.
             ``former_keys`` and ``former_kind`` are older names of its keys and kind. A field with ``choices`` in its
-            metadata takes one of the classes that this function returns.
+            metadata takes one of the classes that this function returns, or a list of them.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 
@@ -130,7 +130,15 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     for key, value in values.items():
         choices = fields[key].metadata.get("choices")
         where_key = f"{prefix}{key}"
-        arguments[key] = one_of(choices(), value, where_key) if choices else _convert(hints[key], value, where_key)
+        several = typing.get_origin(hints[key]) is tuple
+        if choices is None:
+            arguments[key] = _convert(hints[key], value, where_key)
+        elif not several:
+            arguments[key] = one_of(choices(), value, where_key)
+        elif isinstance(value, list | tuple):
+            arguments[key] = tuple(one_of(choices(), one, f"{where_key}[{at}]") for at, one in enumerate(value))
+        else:
+            raise SettingsError(f"{where_key} is {value!r}; it must be a list of mappings with a 'kind'")
     for name in (name for name in fields if name not in arguments):
         if fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")

@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
-from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
-from unspoken.reasoning.system import System
-from unspoken.tasks.spans import END, OPEN
+from unspoken.methods.method import Method, Objective
+from unspoken.methods.reasoning import Reasoning, markers_of
 
-
-@runtime_checkable
-class Reasoning(Protocol):
-    """Another way for a model to reason than the one that it was trained for."""
-
-    def applied(self, system: System) -> System:
-        """The same model as it answers in this way.
-
-        Args:
-            system: as it was trained, with its text format.
-
-        Raises:
-            ValueError: this way makes no sense of the model.
-        """
+if TYPE_CHECKING:
+    from unspoken.reasoning.system import System
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftThinking:
+class SoftThinking(Reasoning):
     """Every step of the chain is the mean of the likeliest tokens' rows, weighted by their probabilities.
 
     Attributes:
@@ -38,6 +25,8 @@ class SoftThinking:
             ``</think>`` if the tokenizer has them as tokens. Otherwise a chain begins right after the prompt and ends
             with the end-of-sequence token.
     """
+
+    kind: ClassVar[str] = "soft_thinking"
 
     top_k: int | None = 10
     temperature: float = 1.0
@@ -51,6 +40,8 @@ class SoftThinking:
             ValueError: its chain is not made of tokens or superpositions, the folder was taught to answer without one,
                 a marker is empty, or superpositions would be wrong around the model.
         """
+        from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
+
         if not system.mixes_rows:
             raise ValueError(
                 f"{system.name} was trained to think in vectors that are no mixtures of tokens, which Soft Thinking "
@@ -60,7 +51,9 @@ class SoftThinking:
         cap = self.max_latents if self.max_latents is not None else 128 if recorded is None else recorded.max_latents
         if cap < 1:
             raise ValueError(f"{system.name} was taught to answer without a chain; give SoftThinking its max_latents")
-        opening, end_ids = self._markers(system, recorded)
+        markers = markers_of(system, self.markers)
+        # A model of nobody's markers begins its chain right after the prompt and ends it as it ends a text.
+        opening, end_ids = ((), (system.texts.tokenizer.eos_token_id,)) if markers is None else markers
         settings = LatentGenerationConfig(
             open_ids=opening or end_ids,
             end_ids=end_ids,
@@ -69,24 +62,14 @@ class SoftThinking:
             max_latents=cap,
         )
         soft = causal_lm_system(
-            system.model, settings, name=f"{system.name}, soft thinking", max_tokens=system.max_tokens
+            system.model, settings, name=f"{system.name}, {self.title}", max_tokens=system.max_tokens
         )
         return replace(soft, opening=opening, text_format=system.text_format)
 
-    def _markers(
-        self, system: System, recorded: LatentGenerationConfig | None
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens that open a chain, which may be none, and tokens that close it."""
-        layout = system.texts.prompt_format
-        if self.markers is not None:
-            opening, end_ids = map(layout.encode, self.markers)
-            return opening, end_ids
-        if recorded is not None:
-            return recorded.open_ids, recorded.end_ids
-        if all(_knows(layout.tokenizer, marker) for marker in (OPEN, END)):
-            return layout.markers.open, layout.markers.end
-        return (), (layout.tokenizer.eos_token_id,)
 
+class SoftThinkingMethod(Method):
+    """Soft Thinking, which trains nothing."""
 
-def _knows(tokenizer: Any, token: str) -> bool:
-    return tokenizer.convert_tokens_to_ids(token) not in (None, tokenizer.unk_token_id)
+    name: ClassVar[str] = "soft_thinking"
+    objectives: ClassVar[tuple[type[Objective], ...]] = ()
+    reasonings: ClassVar[tuple[type[Reasoning], ...]] = (SoftThinking,)

@@ -1,0 +1,46 @@
+"""CoLaR at another speed than the one that its folder records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+from unspoken.methods.reasoning import Reasoning
+
+if TYPE_CHECKING:
+    from unspoken.methods.method import Objective
+    from unspoken.reasoning.system import System
+    from unspoken.tasks.task import Traits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThinkingSpeed(Reasoning):
+    """A CoLaR model whose latents stand for another number of tokens.
+
+    Attributes:
+        compression: that number.
+    """
+
+    kind: ClassVar[str] = "thinking_speed"
+
+    compression: int
+
+    def suits(self, objective: Objective, traits: Traits) -> bool:
+        """Stages of CoLaR alone, up to their largest compression."""
+        from unspoken.methods.colar.stages import Colar
+
+        return isinstance(objective, Colar) and self.compression <= objective.max_compression
+
+    def applied(self, system: System) -> System:
+        """The same model at this speed.
+
+        Raises:
+            ValueError: it is no CoLaR model, or was not trained at this speed.
+        """
+        from unspoken.methods.colar.model import ColarForCausalLM
+
+        if not isinstance(system.model, ColarForCausalLM):
+            raise ValueError(f"{system.name} is no CoLaR model; leave {self.kind} out")
+        how = {"max_tokens": system.max_tokens, "compression": self.compression}
+        made = system.model.system(name=f"{system.name}, {self.title}", **how)
+        return replace(made, text_format=system.text_format)

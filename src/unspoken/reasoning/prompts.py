@@ -1,0 +1,41 @@
+"""Prompts, and chains that are given after them, as what a decoder reads first.
+
+Axes: B batch, T prompt tokens, N latent steps, D latent width.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from unspoken.chain import LatentChain, real_last
+
+
+def prompt_inputs(
+    inputs: Float[Tensor, "B T D"], attention_mask: Tensor | None, given: LatentChain | None
+) -> tuple[Tensor, list[int]]:
+    """Prompts and given chains as vectors ``[B, T + N, D]``, and how many columns of each row are real: its last ones.
+
+    Waits for the device once.
+
+    Raises:
+        ValueError: padding on the right of a prompt.
+    """
+    if attention_mask is None and given is None:
+        return inputs, [inputs.shape[1]] * len(inputs)
+    mask = torch.ones_like(inputs[:, :, 0]).bool() if attention_mask is None else attention_mask.bool()
+    # A method may have put a marker after the padding.
+    gap = (mask[:, :-1] & ~mask[:, 1:]).any() | ~mask[:, -1].all()
+    if given is not None:
+        # Some models look their inputs up in the table, what a mask hides too.
+        latents = torch.where(given.mask[..., None], given.latents.to(inputs.dtype), inputs[:, :1])
+        inputs, mask = torch.cat([inputs, latents], dim=1), torch.cat([mask, given.mask], dim=1)
+    misplaced, *lengths = torch.cat([gap.long()[None], mask.sum(dim=1)]).tolist()
+    if misplaced:
+        raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero after a one")
+    if given is not None and min(lengths) < mask.shape[1]:
+        # What follows must come right after the last latent: windows, biases of distance and recurrent states count
+        # columns, whatever a mask hides.
+        inputs = inputs.gather(1, real_last(mask)[:, :, None].expand_as(inputs))
+    return inputs, lengths
