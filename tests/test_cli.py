@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from unspoken.training.recipe import shipped
+
 RESULTS = Path(__file__).parent.parent / "results" / "tree-search-tiny.json"
 HEAVY = ("torch", "transformers", "accelerate", "datasets", "scipy", "sklearn")
 # What ran, and what it left imported, on the last line of its standard error.
@@ -37,6 +39,7 @@ def imported_by(code: str, *arguments: str) -> tuple[str, list[str]]:
     ("arguments", "printed"),
     [
         (["--help"], "Usage"),
+        (["doctor", "--help"], "Usage"),
         (["recipes"], "tree-search"),
         (["run", "tree-search", "--show"], "kind: sst"),
         (["run", "gsm8k-jepa", "--size", "small", "--set", "task.validation_rows=7", "--show"], "validation_rows: 7"),
@@ -85,8 +88,23 @@ def run():
     assert heavy == []
 
 
+def test_every_shipped_recipe_is_planned_without_importing_anything_heavy() -> None:
+    code = """
+from unspoken.cli import app
+from unspoken.training.recipe import shipped
+
+def run():
+    for name, size, _ in shipped():
+        app(["run", name, "--size", size, "--plan"], standalone_mode=False)
+"""
+    output, heavy = imported_by(code)
+    assert all(f"{name} {size}, built on the meta device" in output for name, size, _ in shipped())
+    assert heavy == []
+
+
 def test_what_computes_does_import_torch() -> None:
-    """The check above would see it."""
-    output, heavy = imported_by("from unspoken.cli import main as run", "run", "tree-search", "--plan")
+    """The checks above would see it: a plan of a recipe that was changed is computed."""
+    changed = ["run", "tree-search", "--set", "stages.sst.steps=7", "--plan"]
+    output, heavy = imported_by("from unspoken.cli import main as run", *changed)
     assert "tree-search" in output
     assert {"torch", "transformers"} <= set(heavy)

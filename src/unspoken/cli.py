@@ -103,9 +103,13 @@ def run(
         return
     if plan:
         from unspoken.report.plan import print_plan
-        from unspoken.training.plan import plan as make_plan
+        from unspoken.training.recorded_plans import recorded_plan
 
-        facts = make_plan(chosen)
+        facts = recorded_plan(chosen)
+        if facts is None:
+            from unspoken.training.plan import plan as make_plan
+
+            facts = make_plan(chosen)
         print(json.dumps(facts)) if as_json else print_plan(facts, Console())
         return
     from unspoken.experiment import run_experiment
