@@ -43,8 +43,8 @@ lint: $(DEV)
 	$(BIN)/lint-imports
 
 # Two workers with one thread each: two torch processes that both use all cores slow each other down. A file is tested by
-# one of them, so that what its tests share is made once.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+# one of them, so that what its tests share is made once; files come in the order of tests/conftest.py, long ones first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test: lint
 	$(PYTEST) -m "not slow"

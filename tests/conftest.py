@@ -1,4 +1,4 @@
-"""Switches on runtime shape checks for the whole package, and keeps torch on one thread.
+"""Switches on runtime shape checks wherever the package annotates shapes, and keeps torch on one thread.
 
 The hook must be in place before `unspoken` is first imported: pytest (and each xdist worker) imports this file before
 any test module, and this file imports nothing of the package above the hook.
@@ -6,10 +6,12 @@ any test module, and this file imports nothing of the package above the hook.
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,12 @@ source = Path(spec.origin).parent
 # any keyword, and builds its outputs out of a dictionary; the hook would refuse both, so it leaves them alone. Packages
 # hold nothing but imports.
 ModelOutput.__no_type_check__ = True
-checked = [file for file in source.rglob("*.py") if file.stem not in ("__init__", "configuration")]
+# Only modules that annotate shapes are checked: of other types mypy knows more, and a check takes time in every call.
+checked = [
+    file
+    for file in source.rglob("*.py")
+    if file.stem not in ("__init__", "configuration") and "from jaxtyping import" in file.read_text()
+]
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
 install_import_hook(names, "shape_checks.checked")
 
@@ -48,14 +55,46 @@ def _one_thread_and_known_noise() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _few_problems_against_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Times of single problems are of no use in tests, and measuring them takes a third of a tiny evaluation."""
-    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", 2)
+@pytest.fixture(autouse=True, scope="session")
+def _nothing_is_waited_for() -> Iterator[None]:
+    """Times of single problems are of no use in tests, and no test cuts the power, which is what flushing is against."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unspoken.evaluation.cost._ALONE", 2)
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
+def pytest_collection_finish() -> None:
+    """Every training begins with a full garbage collection, which looks at all that the imports left: half a second."""
+    gc.collect()
+    gc.freeze()
+
+
+# Files with long tests are begun first, so that at the end no worker waits for one of them.
+LONG = (
+    "test_main_job.py",
+    "test_drills.py",
+    "test_ranks.py",
+    "test_kills.py",
+    "test_benchmarks.py",
+    "test_gpu_benchmarks.py",
+    "test_nodes.py",
+    "test_pretend_runs.py",
+    "test_reasoning_problems.py",
+    "test_api.py",
+    "test_resume.py",
+    "test_learning.py",
+    "test_grammar_run.py",
+    "test_hub_jepa.py",
+    "test_python_page.py",
+    "test_own_method.py",
+    "test_prosqa.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked "gpu" need one, or a device that stands in for it (`on_device`)."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     if torch.cuda.is_available() or "UNSPOKEN_TEST_DEVICE" in os.environ:
         return
     skip = pytest.mark.skip(reason="there is no GPU here; UNSPOKEN_TEST_DEVICE=cpu runs these tests on the CPU")

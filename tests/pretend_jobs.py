@@ -6,6 +6,7 @@ plain attention, since the fused kernel of the CPU is the CPU's alone.
 
 from __future__ import annotations
 
+import gc
 import queue
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def prepare() -> None:
     torch.set_num_threads(1)
     # How fast this device multiplies means nothing.
     machine._GPU_SIZE = 16
+    gc.freeze()  # as in conftest.py
 
 
 @dataclass(frozen=True, kw_only=True)
