@@ -91,3 +91,16 @@ def test_the_bootstrap_covers_a_known_value_although_seeds_differ():
 def test_the_bootstrap_interval_shrinks_with_the_root_of_the_number_of_problems():
     values = (np.random.default_rng(5).random((3, 6400)) < 0.7).astype(float)
     assert width(values[:, :400]) / width(values) == pytest.approx(4, rel=0.35)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_samples_that_are_kept_are_those_of_a_fresh_generator(seeds):
+    values = np.random.default_rng(3).random((seeds, 9, 2))
+    generator = np.random.default_rng(5)
+    expected = []
+    for _ in range(20):
+        rows, columns = generator.integers(seeds, size=seeds), generator.integers(9, size=9)
+        expected.append(values[rows][:, columns].mean(axis=(0, 1)))
+    for _ in range(2):
+        np.testing.assert_allclose(bootstrap_means(values, draws=20, seed=5), expected)
+    assert not np.allclose(bootstrap_means(values, draws=20, seed=6), expected)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Outcomes = NDArray[np.float64]
+Counts = NDArray[np.uint16]
 _Z = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
@@ -78,14 +80,25 @@ def bootstrap_means(values: Outcomes, *, draws: int, seed: int = 0) -> Outcomes:
     Two levels: seeds, and problems, which are the same for all seeds. All K quantities see the same draws, so their
     differences and ratios are paired.
     """
-    generator = np.random.default_rng(seed)
     seeds, problems, kinds = values.shape
     sums = np.empty((draws, kinds))
-    for draw in range(draws):
-        rows = np.bincount(generator.integers(seeds, size=seeds), minlength=seeds).astype(np.float64)
-        columns = np.bincount(generator.integers(problems, size=problems), minlength=problems).astype(np.float64)
-        sums[draw] = rows @ (columns @ values)
+    for draw, (rows, columns) in enumerate(zip(*_drawn_counts(seeds, problems, draws, seed), strict=True)):
+        sums[draw] = rows.astype(np.float64) @ (columns.astype(np.float64) @ values)
     return sums / (seeds * problems)
+
+
+@lru_cache(maxsize=2)
+def _drawn_counts(seeds: int, problems: int, draws: int, seed: int) -> tuple[Counts, Counts]:
+    """How often each sample has each seed, ``[draws, S]``, and each problem, ``[draws, P]``.
+
+    They are kept, since all that is compared on the same problems sees the same samples, and drawing takes longest.
+    """
+    generator = np.random.default_rng(seed)
+    rows, columns = np.empty((draws, seeds), np.uint16), np.empty((draws, problems), np.uint16)
+    for draw in range(draws):
+        rows[draw] = np.bincount(generator.integers(seeds, size=seeds), minlength=seeds)
+        columns[draw] = np.bincount(generator.integers(problems, size=problems), minlength=problems)
+    return rows, columns
 
 
 @dataclass(frozen=True, kw_only=True)
