@@ -7,7 +7,8 @@ import itertools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ def names_of(requirements: list[str]) -> set[str]:
     return {canonicalize_name(Requirement(requirement).name) for requirement in requirements}
 
 
+@cache
 def imported() -> dict[str, set[str]]:
     """Top-level modules of others that the package imports, anywhere in a file, and by which files."""
     found: dict[str, set[str]] = {}
@@ -46,9 +48,15 @@ def imported() -> dict[str, set[str]]:
     return {name: files for name, files in found.items() if name not in {*sys.stdlib_module_names, "unspoken"}}
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """Top-level modules here and the packages that bring them; looking through all packages takes half a second."""
+    return packages_distributions()
+
+
 def distributions_of(module: str) -> set[str]:
     """Declared names that bring a module."""
-    return {canonicalize_name(name) for name in packages_distributions()[THROUGH.get(module, module)]}
+    return {canonicalize_name(name) for name in installed()[THROUGH.get(module, module)]}
 
 
 def test_every_import_is_declared() -> None:

@@ -8,12 +8,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_hub import save_hub_folder, save_problems
 
 ROOT = Path(__file__).parent.parent
 SHORT = ("steps=2", "batch_size=8", "evaluate_every=2")
+# Commands one after another in one interpreter, since each would import torch anew: exit status, output and errors.
+SHELL = """
+import contextlib, io, json, sys
+from unspoken.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv, status, printed, refused = ["unspoken", *arguments], 0, io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(refused):
+        try:
+            main()
+        except SystemExit as ended:
+            status = ended.code
+    print(json.dumps([status, printed.getvalue(), refused.getvalue()]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +43,17 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "target"
 
 
-def unspoken(installed: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+def unspoken(installed: Path, *commands: list[str]) -> list[list[Any]]:
     path = os.pathsep.join([str(installed), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "unspoken.cli", *arguments],
+        [sys.executable, "-c", SHELL, json.dumps(commands)],
         capture_output=True,
         text=True,
         check=False,
         env={**os.environ, "PYTHONPATH": path},
     )
-    assert done.returncode == status, done.stderr
-    return done
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed: Path, tmp_path: Path) -> None:
@@ -50,24 +65,32 @@ def test_it_is_installed_with_its_entry_points_and_trains_and_answers(installed:
         for part in ("--set", f"stages.{stage}.{change}")
     ]
     changes += ["--set", "evaluation.problems=20", "--set", "evaluation.validation_problems=8"]
-    done = unspoken(
-        installed, "run", str(recipe), "--output", run, "--report-to", "none", "--quiet", "--json", *changes
+    trained, answered, refused = unspoken(
+        installed,
+        ["run", str(recipe), "--output", run, "--report-to", "none", "--quiet", "--json", *changes],
+        ["generate", run, "babcb", "--json"],
+        ["generate", run, "xyz"],
     )
-    results = json.loads(done.stdout)
+    assert (trained[0], answered[0]) == (0, 0), (trained, answered)
+    results = json.loads(trained[1])
     assert results["systems"]["hesitation"]["cost"]["latent_steps"] == 6
     kept = results["probes"]["fewer_hesitations"]["hesitation"]
     assert list(kept) == ["0", "3", "6"]
     assert kept["6"]["exact_match"] == results["systems"]["hesitation"]["exact_match"]
     assert "How many hesitations does the answer need?" in (tmp_path / "run" / "report.html").read_text()
-    answer = json.loads(unspoken(installed, "generate", run, "babcb", "--json").stdout)
+    answer = json.loads(answered[1])
     assert (answer["system"], answer["latent_steps"], answer["stopped"]) == ("hesitation", 6, "fixed")
-    refused = unspoken(installed, "generate", run, "xyz", status=2)
-    assert refused.stderr == "unspoken: 'xyz' is not a word of the letters abc; type one, such as babcb\n"
+    assert refused == [2, "", "unspoken: 'xyz' is not a word of the letters abc; type one, such as babcb\n"]
 
 
 def test_its_method_learns_from_one_s_own_problems(installed: Path, tmp_path: Path) -> None:
     hub, data = save_hub_folder(tmp_path / "hub"), save_problems(tmp_path / "mine.jsonl")
     how = ["--output", str(tmp_path / "run"), "--set", "steps=1", "--report-to", "none"]
-    unspoken(installed, "train", "hesitation", "--model", str(hub), "--data", str(data), *how)
-    answer = json.loads(unspoken(installed, "generate", str(tmp_path / "run"), "2+2?", "--json").stdout)
+    trained, answered = unspoken(
+        installed,
+        ["train", "hesitation", "--model", str(hub), "--data", str(data), *how],
+        ["generate", str(tmp_path / "run"), "2+2?", "--json"],
+    )
+    assert (trained[0], answered[0]) == (0, 0), (trained, answered)
+    answer = json.loads(answered[1])
     assert (answer["system"], answer["latent_steps"]) == ("hesitation", 8)

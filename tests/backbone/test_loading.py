@@ -6,8 +6,6 @@ import builtins
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +37,7 @@ from transformers.utils import logging as transformers_logging
 from unspoken.backbone import folder as folders
 from unspoken.backbone.folder import MANIFEST, verify, write_manifest
 from unspoken.backbone.loading import load_config, load_pretrained, load_tokenizer
+from unspoken.cli import main
 from unspoken.storage import write_json
 
 # --- what is not damage ----------------------------------------------------------------------------------------------
@@ -276,16 +275,18 @@ def test_a_young_file_is_hashed_again(published: Path) -> None:
         ("serve", written("adapter_config.json", b"{}"), "adapter_config.json came into a finished folder later"),
     ],
 )
-def test_a_command_ends_with_one_line(command: str, change: Change, message: str, published: Path) -> None:
+def test_a_command_ends_with_one_line(
+    command: str,
+    change: Change,
+    message: str,
+    published: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     change(published)
-    done = subprocess.run(
-        [sys.executable, "-m", "unspoken.cli", command, str(published)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    assert re.fullmatch(rf"unspoken: .*{message}.*\n", done.stderr), done.stderr
+    monkeypatch.setattr("sys.argv", ["unspoken", command, str(published)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    printed = capfd.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert re.fullmatch(rf"unspoken: .*{message}.*\n", printed.err), printed.err

@@ -24,11 +24,9 @@ from unspoken.experiment import measure_run, measured_stages, models_of, open_ru
 from unspoken.methods.coupled import stages as coupled
 from unspoken.methods.coupled.systems import SOFT_THINKING
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.probes.catalogue import default_probes
 from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.probes.geometry import GeometryProbe
 from unspoken.probes.pass_at_k import PassAtKProbe
-from unspoken.probes.probe import Probe
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training import recipe as recipes
@@ -81,6 +79,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
     quiet_train(line(), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def results(trained: Path) -> dict[str, Any]:
+    """What is measured of the run by default, as it lies on disk."""
+    measure_run(*open_run(trained), command="", say=lambda _: None)
+    return read_results(trained)
 
 
 def model_folder(run: Path, stage: str) -> Path:
@@ -325,18 +330,8 @@ def test_the_manifest_tells_the_line(trained: Path) -> None:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def test_the_results_hold_every_system_every_control_and_plain_json(trained: Path) -> None:
+def test_the_results_hold_every_system_every_control_and_plain_json(trained: Path, results: dict[str, Any]) -> None:
     recipe = line()
-    (models,) = (models_of(run) for run in seed_runs(recipe, trained, 1))
-    asked = Asked(
-        task=recipe.task.build(),
-        prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
-        problems=12,
-        batch_size=5,
-        max_answer=5,
-        baseline="cot",
-    )
-    results = evaluate([models], asked, default_probes(), say=lambda _: None)
     json.dumps(results, allow_nan=False)
     assert measured_stages(recipe) == ["cot", "autonomy", "answer_only"]
     assert {name: entry["chain"] for name, entry in results["systems"].items()} == {
@@ -360,26 +355,29 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
         assert kept["cost"][name]["flops"] == system["cost"]["flops"]
         assert kept["cost"][name]["sequential_passes"] == system["cost"]["sequential_passes"]
     assert kept["cost"]["answer_only"]["flops"] < kept["cost"]["cot"]["flops"]
-    fewer = replace(asked, problems=11, batch_size=11)
+    fewer = Asked(
+        task=recipe.task.build(),
+        prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
+        problems=11,
+        batch_size=11,
+        max_answer=5,
+        baseline="cot",
+    )
+    (models,) = (models_of(run) for run in seed_runs(recipe, trained, 1))
     alone = replace(models, measured={"cot": models.measured["cot"]})
     other = evaluate([alone], fewer, [], say=lambda _: None)["outcomes"]["test"]
     assert other["fingerprint"] != kept["fingerprint"], "eleven problems are not the same set as twelve"
     assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(kept["right"]["cot"][0], 12)[:11].tolist()
 
 
-def test_geometry_and_samples_are_measured_where_they_are_asked_for(trained: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_geometry_and_samples_are_measured_where_they_are_asked_for(
+    trained: Path, results: dict[str, Any], tmp_path: Path
+) -> None:
+    run, plain = tmp_path / "run", results["probes"]
     shutil.copytree(trained, run)
-    recipe, runs = open_run(run)
-
-    def measured(*optional: Probe) -> dict[str, Any]:
-        measure_run(recipe, runs, command="", say=lambda _: None, optional=optional)
-        probes: dict[str, Any] = read_results(run)["probes"]
-        return probes
-
-    plain = measured()
     assert not {"geometry", "pass_at_k"} & plain.keys()
-    both = measured(GeometryProbe(), PassAtKProbe(3))
+    measure_run(*open_run(run), command="", say=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(3)])
+    both = read_results(run)["probes"]
     geometry, samples = both.pop("geometry"), both.pop("pass_at_k")
     assert both == plain
     assert set(geometry) == {"cot", SOFT_THINKING, "autonomy"}
