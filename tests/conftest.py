@@ -57,7 +57,7 @@ def _one_thread_and_known_noise() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _nothing_is_waited_for() -> Iterator[None]:
-    """Times of single problems are of no use in tests, and no test cuts the power, which is what flushing is against."""
+    """Times of single problems are of no use in tests, and no test cuts the power, against which files are flushed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("unspoken.evaluation.cost._ALONE", 2)
         patch.setattr(os, "fsync", lambda _: None)
