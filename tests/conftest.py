@@ -15,6 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Before the library of the hub is first imported: no test waits for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import torch
 from jaxtyping import install_import_hook
 from transformers.utils.generic import ModelOutput
@@ -45,7 +49,6 @@ install_import_hook(names, "shape_checks.checked")
 cache = tempfile.TemporaryDirectory(prefix="unspoken-tests-")
 os.environ["XDG_CACHE_HOME"] = cache.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ plain attention, since the fused kernel of the CPU is the CPU's alone.
 from __future__ import annotations
 
 import gc
+import os
 import queue
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import TrainerCallback
 
 from unspoken import machine
 from unspoken.backbone.folder import read_manifest
+from unspoken.evaluation import cost
 from unspoken.experiment import measure_run, models_of, open_run, run_experiment
 from unspoken.placement import CPU, moved
 from unspoken.probes.geometry import GeometryProbe
@@ -43,7 +45,10 @@ def prepare() -> None:
     torch.set_num_threads(1)
     # How fast this device multiplies means nothing.
     machine._GPU_SIZE = 16
-    gc.freeze()  # as in conftest.py
+    # As in conftest.py.
+    gc.freeze()
+    cost._ALONE = 1
+    os.fsync = lambda _: None
 
 
 @dataclass(frozen=True, kw_only=True)

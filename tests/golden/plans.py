@@ -10,12 +10,11 @@ from pathlib import Path
 
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load, shipped
-from unspoken.training.recorded_plans import PLANS, plan_key
+from unspoken.training.recorded_plans import PLANS
 
 
 def main() -> None:
-    recipes = [load(name, size) for name, size, _ in shipped()]
-    lines = [f"{json.dumps(plan_key(recipe))}: {json.dumps(plan(recipe))}" for recipe in recipes]
+    lines = [f'"{name} {size}": {json.dumps(plan(load(name, size)))}' for name, size, _ in shipped()]
     Path(str(PLANS)).write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
