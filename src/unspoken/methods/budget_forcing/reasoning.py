@@ -6,7 +6,7 @@ Both cost nothing in training, and are what a method with latents competes with 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.reasoning import Reasoning, markers_of
 
@@ -111,7 +111,8 @@ class BudgetForcing(ExplicitReasoning):
         words = _written(system, "continuation", self.continuation) if self.least else ()
         stop = replace(forced.stop, min_latents=self.least, continuation=words)
         after = _written(system, "conclusion", self.conclusion) if self.conclusion else ()
-        speaker = replace(forced.speaker, marker=(*forced.speaker.marker, *after))
+        speaker: Any = forced.speaker
+        speaker = replace(speaker, marker=(*speaker.marker, *after))
         return replace(forced, stop=stop, speaker=speaker)
 
 
