@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from unspoken.methods.budget_forcing.method import BudgetForcingMethod
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
 from unspoken.methods.coupled.method import CoupledMethod
@@ -52,6 +53,7 @@ METHODS: tuple[Method, ...] = (
     PccotMethod(),
     SimCotMethod(),
     SoftThinkingMethod(),
+    BudgetForcingMethod(),
     CoupledMethod(),
 )
 
