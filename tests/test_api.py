@@ -368,7 +368,7 @@ def test_the_command_line_trains_a_method_too(hub: Path, tmp_path: Path, capsys:
     for arguments, message in (
         (["train", *given[:3]], "--model and --data go together"),
         (["train", "codi"], "'codi' is a method, not a recipe; give it --model and --data"),
-        (["run", "colar", *given[1:]], "there is no method 'colar' to train"),
+        (["run", "nothing", *given[1:]], "there is no method 'nothing' to train"),
     ):
         with pytest.raises(SystemExit) as stopped:
             called(arguments)

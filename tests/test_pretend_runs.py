@@ -63,12 +63,13 @@ FEW = (
 
 
 def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
-    left_out = ("answer_only", "hidden_encoder", "hidden_labels", "hidden_autonomy")
+    left_out = ("answer_only", "hidden_encoder", "hidden_labels", "hidden_autonomy", "colar_sample", "colar_mean")
     outcome = there(pretend_jobs.run, "words", tmp_path, FEW, left_out)
     _check(outcome, "words")
     assert outcome.systems == [
         "autonomy",
         "codi",
+        "colar",
         "cot",
         "filler",
         "icot",
@@ -82,7 +83,7 @@ def test_word_problems(there: Elsewhere, tmp_path: Path) -> None:
         "talker",
         "talker, nearest row",
     ]
-    latent = {"autonomy", "codi", "icot", "lotus", "mux", "pccot", "second", "sim_cot", "talker"}
+    latent = {"autonomy", "codi", "colar", "icot", "lotus", "mux", "pccot", "second", "sim_cot", "talker"}
     assert set(outcome.answers) == {"cot", "filler", "pause", *latent}
 
 

@@ -98,6 +98,13 @@ stages:
     objective: {{kind: codi, latents: 2, distance_weight: 0.5, teacher_weight: 0.5, divide_by_std: false,
       last_step: true, separate_teacher: true, projection: {{width: 8, dropout: 0.1}}}}
   - <<: *stage
+    name: colar
+    start: cot
+    objective: &compressed {{kind: colar, max_compression: 3, compression: 1, speed: '{{}}', token_weight: 0.5,
+      latent_weight: 2.0, floor: 0.2, head_width: 8, root_mean: false}}
+  - {{<<: *adapted, name: colar_sample, start: cot, objective: {{<<: *compressed, latent_loss: sample}}}}
+  - {{<<: *stage, name: colar_mean, start: cot, objective: {{<<: *compressed, latent_loss: mean}}}}
+  - <<: *stage
     name: icot
     start: cot
     objective: {{kind: icot, pretrain_steps: 0, steps_per_token: 1, remove_all_beyond: 1, smoothing: 0.5,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from unspoken.methods.budget_forcing.method import BudgetForcingMethod
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.codi.method import CodiMethod
+from unspoken.methods.colar.method import ColarMethod
 from unspoken.methods.coupled.method import CoupledMethod
 from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.icot.method import IcotMethod
@@ -46,6 +47,7 @@ METHODS: tuple[Method, ...] = (
     LatentSFTMethod(),
     CoconutMethod(),
     CodiMethod(),
+    ColarMethod(),
     IcotMethod(),
     LotusMethod(),
     MuxMethod(),

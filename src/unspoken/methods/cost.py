@@ -115,7 +115,8 @@ class ProjectionPass(StackPass):
 
     def saved_bytes(self, width: int, *, eager: bool, checkpointing: bool) -> float:
         """Inputs of both products and of the norm, and what comes before the activation."""
-        outer, inner = self.stack[1].in_features, self.stack[1].out_features
+        first = next(module for module in self.stack.modules() if isinstance(module, nn.Linear))
+        outer, inner = first.in_features, first.out_features
         return self.positions * (width * (outer + 2 * inner) + FULL * outer)
 
 

@@ -17,7 +17,6 @@ import unspoken
 from unspoken.chain import StopReason
 from unspoken.methods.budget_forcing.reasoning import BudgetForcing, NoThink
 from unspoken.methods.reasoning import Reasoning
-from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.system import Answer, System
 from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
@@ -149,7 +148,7 @@ def test_a_server_answers_alike(explicit: System) -> None:
     served, batch = Served(system=system), Batch(system.reasoner)
     made: dict[int, list[Progress]] = {row: [] for row in range(len(ROWS))}
     for row, prompt in enumerate(ROWS):
-        job = served.job(prompt.tolist(), system.max_tokens, Sampler())
+        job = served.job(prompt.tolist(), system.max_tokens)
         job.report = made[row].append
         batch.join([job])
         batch.step()  # they are in different phases
