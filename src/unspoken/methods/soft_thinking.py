@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unspoken.methods.method import Method, Objective
 from unspoken.methods.reasoning import Reasoning, markers_of
@@ -24,6 +24,16 @@ class SoftThinking(Reasoning):
             text, which is then appended by force. By default those that the folder records, or ``<think>`` and
             ``</think>`` if the tokenizer has them as tokens. Otherwise a chain begins right after the prompt and ends
             with the end-of-sequence token.
+        filter_top_k, top_p, min_p: what stays of the distribution before its ``top_k`` likeliest tokens are mixed; the
+            published settings are 30, 0.95 and 0.001, with a temperature of 0.6.
+        noise: on the weights, see `unspoken.reasoning.soft_steps.SoftReasoner`; a function of seed, prompt and step.
+        noise_level: temperature of ``gumbel`` (published 0.5) or concentration of ``dirichlet`` (1.0).
+        seed: of the noise.
+        entropy_threshold: nats below which a step is certain (published 0.01); 0 turns the cold stop off.
+        patience: certain steps in a row after which the chain is closed by force ("cold stop"; published 256).
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     kind: ClassVar[str] = "soft_thinking"
@@ -32,6 +42,21 @@ class SoftThinking(Reasoning):
     temperature: float = 1.0
     max_latents: int | None = None
     markers: tuple[str, str] | None = None
+    filter_top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    noise: Literal["none", "gumbel", "dirichlet"] = "none"
+    noise_level: float = 0.5
+    seed: int = 0
+    entropy_threshold: float = 0.0
+    patience: int = 256
+
+    def __post_init__(self) -> None:
+        if self.noise_level <= 0 or min(self.seed, self.entropy_threshold) < 0 or self.patience < 1:
+            raise ValueError(
+                f"noise_level is {self.noise_level}, seed {self.seed}, entropy_threshold {self.entropy_threshold} and "
+                f"patience {self.patience}; the level is positive, patience at least 1, and the others are not negative"
+            )
 
     def applied(self, system: System) -> System:
         """The same model in superpositions.
@@ -41,6 +66,7 @@ class SoftThinking(Reasoning):
                 a marker is empty, or superpositions would be wrong around the model.
         """
         from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
+        from unspoken.reasoning.soft_steps import Filter, SoftReasoner
 
         if not system.mixes_rows:
             raise ValueError(
@@ -64,7 +90,17 @@ class SoftThinking(Reasoning):
         soft = causal_lm_system(
             system.model, settings, name=f"{system.name}, {self.title}", max_tokens=system.max_tokens
         )
-        return replace(soft, opening=opening, text_format=system.text_format)
+        reasoner = SoftReasoner(
+            model=system.model,
+            settings=settings,
+            filter=Filter(top_k=self.filter_top_k, top_p=self.top_p, min_p=self.min_p),
+            mixture_noise=self.noise,
+            level=self.noise_level,
+            certain_below=self.entropy_threshold,
+            seed=self.seed,
+        )
+        stop = replace(soft.stop, patience=self.patience if self.entropy_threshold else 0)
+        return replace(soft, reasoner=reasoner, stop=stop, opening=opening, text_format=system.text_format)
 
 
 class SoftThinkingMethod(Method):

@@ -28,7 +28,7 @@ from unspoken.placement import moved
 from unspoken.reasoning.block import BlockReasoner, allow_rollback, refined
 from unspoken.reasoning.cache import ReservedCache, require_filled
 from unspoken.reasoning.picking import Sample, upload
-from unspoken.reasoning.prompts import prompt_inputs
+from unspoken.reasoning.prompts import prompt_inputs, prompt_keys
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 from unspoken.reasoning.static import StaticSteps, has_static_steps
 
@@ -101,6 +101,14 @@ class Reasoner(Protocol):
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """Read one output of the stack."""
+
+
+@runtime_checkable
+class RandomReasoner(Reasoner, Protocol):
+    """A method whose steps are drawn, as a function of the prompt and the number of the step, whatever the batch."""
+
+    def random_step(self, hidden: Float[Tensor, "B D"], keys: Sequence[tuple[int, int]]) -> LatentStep:
+        """As `step`, given each row's key of its prompt and its steps so far."""
 
 
 class AnsweringReasoner(Reasoner, Protocol):
@@ -318,8 +326,16 @@ class Decoder:
         if self.selective and len(in_chain) < len(self.rows):
             lines = {index: line for line, index in enumerate(in_chain)}
             line_of_row = upload([lines.get(index, 0) for index in range(len(self.rows))], hidden.device)
-            return self._intervened(self.method.step(hidden[upload(in_chain, hidden.device)]).select(line_of_row))
-        return self._intervened(self.method.step(hidden))
+            some = hidden[upload(in_chain, hidden.device)]
+            return self._intervened(self._made(some, in_chain).select(line_of_row))
+        return self._intervened(self._made(hidden, range(len(self.rows))))
+
+    def _made(self, hidden: Tensor, indices: Sequence[int]) -> LatentStep:
+        """What the method makes of the outputs of some rows."""
+        if not isinstance(self.method, RandomReasoner):
+            return self.method.step(hidden)
+        keys = [(self.rows[index].key, len(self.rows[index].recorded)) for index in indices]
+        return self.method.random_step(hidden, keys)
 
     def _worded(self, latent_step: LatentStep, in_chain: Sequence[int]) -> LatentStep:
         """The step with the words that take its place in some rows."""
@@ -409,12 +425,6 @@ def rollout(
     return respond(method, input_ids, attention_mask, stop, None, None, intervene, static)[0]
 
 
-def _is_static(method: Reasoner, inputs: Tensor, requested: bool | None) -> bool:
-    """Whether steps have fixed shapes; the cache of refined latents goes back, which one of constant size cannot."""
-    goes_back = isinstance(method, BlockReasoner) and method.iterations > 0
-    return not goes_back and has_static_steps(method.stack, inputs.device, requested)
-
-
 @torch.no_grad()
 def respond(
     method: Reasoner,
@@ -452,9 +462,14 @@ def respond(
             f"a prompt of {length} tokens with up to {further} further steps does not fit the model, which has {limit} "
             "positions and needs at least one prompt token"
         )
+    if isinstance(method, RandomReasoner):
+        for row, key in zip(rows, prompt_keys(input_ids, attention_mask), strict=True):
+            row.key = key
     ids, mask, given = moved((input_ids, attention_mask, given), method.stack.device)
     inputs, lengths = prompt_inputs(method.embed_prompt(ids), mask, given)
-    decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=_is_static(method, inputs, static))
+    goes_back = isinstance(method, BlockReasoner) and method.iterations > 0  # which no cache of constant size can
+    static = not goes_back and has_static_steps(method.stack, inputs.device, static)
+    decoder = Decoder(method, rows, inputs, lengths, intervene=intervene, static=static)
     steps: list[LatentStep] = []
     while any(row.phase is not Phase.OVER for row in rows):
         steps += decoder.step()

@@ -5,8 +5,12 @@ Axes: B batch, T prompt tokens, N latent steps, D latent width.
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain, real_last
@@ -39,3 +43,15 @@ def prompt_inputs(
         # columns, whatever a mask hides.
         inputs = inputs.gather(1, real_last(mask)[:, :, None].expand_as(inputs))
     return inputs, lengths
+
+
+def prompt_key(tokens: Sequence[int]) -> int:
+    """A number that stands for a prompt, the same in every process."""
+    return zlib.crc32(np.asarray(tokens, dtype=np.int64).tobytes())
+
+
+def prompt_keys(input_ids: Int[Tensor, "B T"], attention_mask: Tensor | None) -> list[int]:
+    """`prompt_key` of every row without its padding; waits for the device."""
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    pairs = zip(input_ids.tolist(), mask.tolist(), strict=True)
+    return [prompt_key([token for token, real in zip(*pair, strict=True) if real]) for pair in pairs]

@@ -50,6 +50,7 @@ class Row:
     continuation: tuple[int, ...] = ()
     patience: int = 0
     decoding: AnswerDecoding | None = None  # how the stack answers; where it is None the row is over with its chain
+    key: int = 0  # of its prompt, for a method whose steps are random
     index: int = 0  # which of the rows that share ``decoding`` it is
     cancelled: bool = False  # nobody waits for the answer; the row leaves its decoder when rows are regrouped
     phase: Phase = field(init=False, default=Phase.CHAIN)

@@ -28,6 +28,7 @@ from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning.cache import ReservedCache, ReservedLayer
 from unspoken.reasoning.engine import Decoder, LatentStep, Reasoner, StopRule, chain_of
 from unspoken.reasoning.picking import upload
+from unspoken.reasoning.prompts import prompt_key
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 
 _LEAST_PIECE = 32  # tokens; a smaller piece takes no less time
@@ -83,7 +84,7 @@ class Job(Row):
         keep_chain: bool = False,
     ) -> None:
         decoding = speaker if isinstance(speaker, AnswerDecoding) else None
-        super().__init__(**vars(stop), decoding=decoding)
+        super().__init__(**vars(stop), decoding=decoding, key=prompt_key(prompt))
         self.prompt = list(prompt)
         self.speaker = speaker
         self.chain: LatentChain | None = None

@@ -224,7 +224,7 @@ class StageTrainer(Trainer):
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
             value.ids.numel() if isinstance(value, Rows) else value.numel()
             for name, value in inputs.items()
-            if isinstance(value, Rows) or name in ("input_ids", "text_ids")
+            if isinstance(value, Rows) or name in ("input_ids", "text_ids", "labels")
         )
         for name, value in terms.items():
             self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value

@@ -6,6 +6,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from unspoken.methods.latent_model import LatentModel, LatentReasoner
 from unspoken.places import at
 from unspoken.reasoning.engine import LatentStep, StopRule
 from unspoken.reasoning.flops import multiplied
+from unspoken.reasoning.soft_steps import row_draws
 from unspoken.reasoning.superposition import readout_of
 from unspoken.reasoning.system import System
 
@@ -153,11 +155,28 @@ class ColarForCausalLM(LatentModel):
 
 @dataclass(frozen=True, kw_only=True)
 class ColarReasoner(LatentReasoner):
-    """Feeds back the mean of the latent head; a row is done where the likeliest token begins the end marker."""
+    """Feeds back the mean of the latent head, or a draw; a row is done where the likeliest token begins the end marker.
+
+    Attributes:
+        seed: of the draws; None takes the mean.
+    """
+
+    seed: int | None = None
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """The mean of the next group."""
-        latent = self.model.latent(hidden)
+        return self._fed(hidden, self.model.latent(hidden))
+
+    def random_step(self, hidden: Float[Tensor, "B D"], keys: Sequence[tuple[int, int]]) -> LatentStep:
+        """A draw for each row."""
+        if self.seed is None:
+            return self.step(hidden)
+        model: Any = self.model
+        mean, log_deviation = model.latent_head(hidden)
+        noise = row_draws(keys, self.seed, lambda source, _: source.standard_normal(mean.shape[-1])).to(mean)
+        return self._fed(hidden, ((mean + log_deviation.exp() * noise) * model.scale).to(hidden.dtype))
+
+    def _fed(self, hidden: Tensor, latent: Tensor) -> LatentStep:
         done = self.logits(hidden).argmax(dim=-1) == (self.model.config.end_ids or [])[0]
         return LatentStep(latent=latent, next_input=latent, done=done, recorded=~done)
 

@@ -19,11 +19,15 @@ class ThinkingSpeed(Reasoning):
 
     Attributes:
         compression: that number.
+        sampled: latents are drawn from the latent head and not taken at its mean.
+        seed: of the draws, which are a function of it, the prompt and the step.
     """
 
     kind: ClassVar[str] = "thinking_speed"
 
     compression: int
+    sampled: bool = False
+    seed: int = 0
 
     def suits(self, objective: Objective, traits: Traits) -> bool:
         """Stages of CoLaR alone, up to their largest compression."""
@@ -35,12 +39,15 @@ class ThinkingSpeed(Reasoning):
         """The same model at this speed.
 
         Raises:
-            ValueError: it is no CoLaR model, or was not trained at this speed.
+            ValueError: it is no CoLaR model, was not trained at this speed, or has no deviation to draw with.
         """
-        from unspoken.methods.colar.model import ColarForCausalLM
+        from unspoken.methods.colar.model import ColarForCausalLM, ColarReasoner
 
         if not isinstance(system.model, ColarForCausalLM):
             raise ValueError(f"{system.name} is no CoLaR model; leave {self.kind} out")
         how = {"max_tokens": system.max_tokens, "compression": self.compression}
         made = system.model.system(name=f"{system.name}, {self.title}", **how)
-        return replace(made, text_format=system.text_format)
+        if self.sampled and system.model.config.deterministic:
+            raise ValueError(f"the latent head of {system.name} has no deviation to draw with; set sampled to false")
+        seed = self.seed if self.sampled else None
+        return replace(made, reasoner=ColarReasoner(model=system.model, seed=seed), text_format=system.text_format)
