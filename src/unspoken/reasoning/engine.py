@@ -29,7 +29,7 @@ from unspoken.reasoning.block import BlockReasoner, allow_rollback, refined
 from unspoken.reasoning.cache import ReservedCache, require_filled
 from unspoken.reasoning.picking import Sample, upload
 from unspoken.reasoning.prompts import prompt_inputs, prompt_keys
-from unspoken.reasoning.row import AnswerDecoding, Phase, Row
+from unspoken.reasoning.row import AnswerDecoding, Phase, Row, chain_of
 from unspoken.reasoning.static import StaticSteps, has_static_steps
 
 
@@ -456,12 +456,7 @@ def respond(
     size, length = input_ids.shape
     rows = [Row(**vars(stop), decoding=decoding, index=index) for index in range(size)]
     further = max((row.steps_left for row in rows), default=0) + (0 if given is None else given.mask.shape[1])
-    limit = getattr(method.stack.config, "max_position_embeddings", None)
-    if length == 0 or (limit is not None and length + further > limit):
-        raise ValueError(
-            f"a prompt of {length} tokens with up to {further} further steps does not fit the model, which has {limit} "
-            "positions and needs at least one prompt token"
-        )
+    _require_positions(method, length, further)
     if isinstance(method, RandomReasoner):
         for row, key in zip(rows, prompt_keys(input_ids, attention_mask), strict=True):
             row.key = key
@@ -486,14 +481,11 @@ def respond(
     return moved(chain, input_ids.device), answers
 
 
-def chain_of(steps: Sequence[LatentStep], mask: Bool[Tensor, "B N"], stop: Int[Tensor, " B"]) -> LatentChain:
-    """The record of some steps."""
-    ids = [step.support_ids for step in steps if step.support_ids is not None]
-    weights = [step.support_weights for step in steps if step.support_weights is not None]
-    return LatentChain(
-        latents=torch.stack([step.latent for step in steps], dim=1) * mask[:, :, None],
-        mask=mask,
-        stop=stop,
-        support_ids=torch.stack(ids, dim=1) if ids else None,
-        support_weights=torch.stack(weights, dim=1) if weights else None,
-    )
+def _require_positions(method: Reasoner, length: int, further: int) -> None:
+    """Refuse prompts without a token, and with steps that the model has no positions for."""
+    limit = getattr(method.stack.config, "max_position_embeddings", None)
+    if length == 0 or (limit is not None and length + further > limit):
+        raise ValueError(
+            f"a prompt of {length} tokens with up to {further} further steps does not fit the model, which has {limit} "
+            "positions and needs at least one prompt token"
+        )

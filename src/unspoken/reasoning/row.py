@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
-from unspoken.chain import StopReason
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning.picking import Sample
+
+if TYPE_CHECKING:
+    from unspoken.reasoning.engine import LatentStep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +129,16 @@ class Row:
 
     def _close_chain(self) -> None:
         self.phase = Phase.OVER if self.decoding is None else Phase.MARKER
+
+
+def chain_of(steps: Sequence[LatentStep], mask: Bool[Tensor, "B N"], stop: Int[Tensor, " B"]) -> LatentChain:
+    """The record of some steps."""
+    ids = [step.support_ids for step in steps if step.support_ids is not None]
+    weights = [step.support_weights for step in steps if step.support_weights is not None]
+    return LatentChain(
+        latents=torch.stack([step.latent for step in steps], dim=1) * mask[:, :, None],
+        mask=mask,
+        stop=stop,
+        support_ids=torch.stack(ids, dim=1) if ids else None,
+        support_weights=torch.stack(weights, dim=1) if weights else None,
+    )

@@ -26,10 +26,10 @@ import torch
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning.cache import ReservedCache, ReservedLayer
-from unspoken.reasoning.engine import Decoder, LatentStep, Reasoner, StopRule, chain_of
+from unspoken.reasoning.engine import Decoder, LatentStep, Reasoner, StopRule
 from unspoken.reasoning.picking import upload
 from unspoken.reasoning.prompts import prompt_key
-from unspoken.reasoning.row import AnswerDecoding, Phase, Row
+from unspoken.reasoning.row import AnswerDecoding, Phase, Row, chain_of
 
 _LEAST_PIECE = 32  # tokens; a smaller piece takes no less time
 

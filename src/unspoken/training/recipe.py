@@ -356,22 +356,11 @@ def _read_yaml(text: str) -> Any:
     if max(*brackets, *indents, 0, 0) > _DEEPEST:  # libyaml has no limit of its own
         raise SettingsError("it is nested too deeply for a recipe")
     loader = _SafeLoader(text)
-    sizes: dict[int, float] = {}
-
-    def size(node: Any) -> float:
-        """Entries that printing a node shows; infinite where it holds itself."""
-        if id(node) not in sizes:
-            sizes[id(node)] = math.inf
-            inside = node.value if isinstance(node.value, list) else ()
-            children = (child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,)))
-            sizes[id(node)] = 1 + sum(size(child) for child in children)
-        return sizes[id(node)]
-
     try:
         root = loader.get_single_node()
         if root is None:
             return None
-        if size(root) > _LARGEST:
+        if _entries(root, {}) > _LARGEST:
             raise SettingsError(f"its aliases stand for more than {_LARGEST} entries; write out what is meant")
         return loader.construct_document(root)
     except yaml.YAMLError as error:
@@ -386,6 +375,16 @@ def _read_yaml(text: str) -> Any:
         raise SettingsError(f"not YAML: {error}") from None
     finally:
         loader.dispose()
+
+
+def _entries(node: Any, known: dict[int, float]) -> float:
+    """Entries that printing a node of YAML shows; infinite where it holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        inside = node.value if isinstance(node.value, list) else ()
+        children = (child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_entries(child, known) for child in children)
+    return known[id(node)]
 
 
 def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:

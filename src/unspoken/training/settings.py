@@ -47,17 +47,19 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
             return value
         raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
     if dataclasses.is_dataclass(kind):
-        if hasattr(kind, "kind"):
-            return one_of([kind], value, where)
-        return read(typing.cast("type[Any]", kind), value, where)
+        return (
+            one_of([kind], value, where)
+            if hasattr(kind, "kind")
+            else read(typing.cast("type[Any]", kind), value, where)
+        )
     if origin is tuple and isinstance(value, list | tuple):
         element = typing.get_args(kind)[0]
         return tuple(_convert(element, item, f"{where}[{index}]") for index, item in enumerate(value))
     if kind is float and (number := _number(value)) is not None:
         return number
+    if kind is int and type(value) is int and abs(value) > _LARGEST:
+        raise SettingsError(f"{where} is {value}; it must be at most {_LARGEST}")
     if kind in (int, bool, str) and type(value) is kind:
-        if kind is int and abs(value) > _LARGEST:
-            raise SettingsError(f"{where} is {value}; it must be at most {_LARGEST}")
         return value
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
 
@@ -102,6 +104,13 @@ def one_of(classes: Sequence[Any], value: Any, where: str) -> Any:
     return read(by_kind[kind], {key: item for key, item in value.items() if key != "kind"}, where)
 
 
+def _several_of(classes: Sequence[Any], values: Any, where: str) -> tuple[Any, ...]:
+    """As `one_of`, for each of a list."""
+    if not isinstance(values, list | tuple):
+        raise SettingsError(f"{where} is {values!r}; it must be a list of mappings with a 'kind'")
+    return tuple(one_of(classes, value, f"{where}[{index}]") for index, value in enumerate(values))
+
+
 def read(cls: type[T], values: Any, where: str = "") -> T:
     """Build a frozen dataclass out of a mapping.
 
@@ -130,15 +139,12 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
     for key, value in values.items():
         choices = fields[key].metadata.get("choices")
         where_key = f"{prefix}{key}"
-        several = typing.get_origin(hints[key]) is tuple
         if choices is None:
             arguments[key] = _convert(hints[key], value, where_key)
-        elif not several:
-            arguments[key] = one_of(choices(), value, where_key)
-        elif isinstance(value, list | tuple):
-            arguments[key] = tuple(one_of(choices(), one, f"{where_key}[{at}]") for at, one in enumerate(value))
+        elif typing.get_origin(hints[key]) is tuple:
+            arguments[key] = _several_of(choices(), value, where_key)
         else:
-            raise SettingsError(f"{where_key} is {value!r}; it must be a list of mappings with a 'kind'")
+            arguments[key] = one_of(choices(), value, where_key)
     for name in (name for name in fields if name not in arguments):
         if fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")
