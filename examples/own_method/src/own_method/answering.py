@@ -51,6 +51,11 @@ class HesitatingReasoner:
         """0: the chain depends on nothing, so that it is read in one pass with the prompt as it was guessed."""
         return 0
 
+    @property
+    def shift(self) -> int:
+        """1: a step follows the output before it, as in any chain that could be refined."""
+        return 1
+
     def guess(self, count: int) -> Tensor:
         """The row of the marker, everywhere."""
         return self.embed_prompt(torch.full((count, 1), self.token_id, device=self.stack.device))[:, 0]
