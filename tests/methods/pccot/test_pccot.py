@@ -327,12 +327,13 @@ def test_a_model_with_a_recurrent_state_is_refused() -> None:
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("piece", [512, 2])  # at once, and in pieces between the steps of the others
 @torch.no_grad()
-def test_a_server_s_rows_answer_as_they_do_alone() -> None:
+def test_a_server_s_rows_answer_as_they_do_alone(piece: int) -> None:
     model = pccot("llama")
     system = model.system(name="pccot", max_tokens=5)
     progress: list[list[Progress]] = []
-    served = Batch(system.reasoner)
+    served = Batch(system.reasoner, piece)
 
     def join(rows: list[Tensor]) -> None:
         jobs = []
