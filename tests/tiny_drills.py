@@ -87,7 +87,10 @@ stages:
     start: cot
     objective: {{kind: stage1, train: encoder, shape: {{rate: 3, latent: hidden}}}}
   - {{name: hidden_labels, start: hidden_encoder, objective: {{kind: labels, rows: 300}}}}
-  - {{<<: *adapted, name: hidden_autonomy, start: hidden_labels, objective: {{kind: stage2, rollout_latents: 2, rollout_passes: 2}}}}
+  - <<: *adapted
+    name: hidden_autonomy
+    start: hidden_labels
+    objective: {{kind: stage2, rollout_latents: 2, rollout_passes: 2}}
   - {{<<: *adapted, name: sst, start: cot, objective: {{kind: sst}}}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
   - {{<<: *stage, name: first, start: cot, objective: {{kind: coconut, replaced: 1, mixed: 0.5}}}}
