@@ -281,7 +281,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(run: Path, hub: Path) -> Non
     hidden = tiny_word_system(feed="hidden", fixed=True, max_latents=3)
     silent = hidden.answer(QUESTIONS[0]).chain
     assert [step.nearest for step in silent.steps()] == [None] * 3
-    assert "the head says" in repr(silent.table())
+    assert "by the head" in repr(silent.table())
     with pytest.raises(ValueError, match="its latents are no mixtures of tokens; use zero or swap"):
         silent.edit(0, {"3": 1.0})
     spoken = unspoken.load(run, stage="pretrain", device="cpu")

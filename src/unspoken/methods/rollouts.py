@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool
     from torch import Tensor
 
 
@@ -22,11 +21,11 @@ def check_rollout(latents: int, passes: int) -> None:
         raise ValueError(f"rollout_latents is {latents} and rollout_passes {passes}; they must be at least 0 and 1")
 
 
-def stretches(able: Bool[Tensor, "B T"], longest: int) -> Bool[Tensor, "B T"]:
-    """A random stretch of 1 to ``longest`` neighbours in every row, among the positions that can be latents.
+def stretches(able: Tensor, longest: int) -> Tensor:
+    """A random stretch ``[B, T]`` of 1 to ``longest`` neighbours in every row, among those that can be latents.
 
     Args:
-        able: positions that can be; neighbours are neighbours among these.
+        able: ``[B, T]``, positions that can be; neighbours are neighbours among these.
         longest: positions of the longest stretch, cut to those that a row has.
     """
     import torch

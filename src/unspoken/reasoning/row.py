@@ -8,7 +8,6 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
@@ -131,8 +130,8 @@ class Row:
         self.phase = Phase.OVER if self.decoding is None else Phase.MARKER
 
 
-def chain_of(steps: Sequence[LatentStep], mask: Bool[Tensor, "B N"], stop: Int[Tensor, " B"]) -> LatentChain:
-    """The record of some steps."""
+def chain_of(steps: Sequence[LatentStep], mask: Tensor, stop: Tensor) -> LatentChain:
+    """The record of some steps, with mask ``[B, N]`` and reasons ``[B]``."""
     ids = [step.support_ids for step in steps if step.support_ids is not None]
     weights = [step.support_weights for step in steps if step.support_weights is not None]
     return LatentChain(

@@ -68,7 +68,7 @@ class System:
         stop: when a chain ends, unless a request has a rule of its own.
         max_tokens: cap of an answer, unless a request has its own.
         chain_kind: what a step of the chain is.
-        prefilled: tokens of the opening, its last ones, that are read with the prompt in one pass.
+        prefilled: tokens of the opening that belong to the prompt and take no pass of their own.
         replaced: tokens at the start of a continuation that the latents stand for, one each, and that are not written.
         targets: the rows that the latents point at, where they are trained to.
         table_size: weights of the table that an output is scored against.

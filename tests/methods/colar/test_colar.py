@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import cache
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,9 @@ def colar(family: str = "unspoken", attention: str = "eager", *, end: int | None
     model = ColarForCausalLM._from_config(config, attn_implementation=attention)
     model.start_from(base)
     enliven(model.latent_head, "talker")
+    with torch.no_grad():
+        # Larger latents make a chain in which the rounding of float32 grows too fast.
+        model.latent_head.mean.weight *= 0.5
     return model.eval()
 
 
@@ -164,7 +167,7 @@ def test_groups_follow_the_open_marker_and_labels_come_from_their_group() -> Non
             assert (first, last) == (len(head), len(head) + len(chain)) and all(row.grouped[first : last + 1])
     assert speeds == {1, 2, 3}
     both = {rows_of("unspoken", seed=seed)[1].labels for seed in range(40)}
-    assert len(both) > 4  # every member of a group is a label in turn
+    assert len(both) == 3  # without compression, and each member of one group in turn
 
 
 def test_draws_are_a_function_of_seed_and_sample() -> None:
@@ -330,13 +333,36 @@ def test_speeds_are_asked_for_by_name_and_answers_are_served() -> None:
         ThinkingSpeed(compression=2).applied(plain)
 
 
+def test_draws_depend_on_seed_and_prompt_and_not_on_the_batch() -> None:
+    model = colar("llama", floor=0.5)
+    (mine,) = catalogue.systems(model, stage="colar", max_answer=4)
+    drawn = ThinkingSpeed(compression=2, sampled=True).applied(mine)
+    together = drawn.respond(*left_padded(ROWS))
+    for row, prompt in enumerate(ROWS):
+        alone, length = drawn.respond(prompt[None]).chain, int(together.chain.lengths[row])
+        assert int(alone.lengths[0]) == length
+        one, other = together.chain.latents[row, :length], alone.latents[0, :length]
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=5e-5)
+    again = ThinkingSpeed(compression=2, sampled=True, seed=1).applied(mine).respond(*left_padded(ROWS))
+    first = (
+        again.chain.latents[:, 0],
+        together.chain.latents[:, 0],
+        mine.respond(*left_padded(ROWS)).chain.latents[:, 0],
+    )
+    assert min(float((one - other).abs().max()) for one, other in pairwise(first)) > 1e-3
+    exact = colar("llama", deterministic=True)
+    (certain,) = catalogue.systems(exact, stage="colar", max_answer=4)
+    with pytest.raises(ValueError, match="has no deviation to draw with; set sampled to false"):
+        ThinkingSpeed(compression=2, sampled=True).applied(certain)
+
+
 def test_an_answer_s_cost_counts_the_latent_head() -> None:
     model = colar()
     mine = model.system(name="colar", max_tokens=4)
     answer = mine.respond(prompts())
     latents, tokens = answer.chain.lengths.double(), answer.lengths.double()
-    # The prompt is one pass with speed and open marker, which is the first one of the answer's.
-    assert mine.sequential_passes(3, 4) == 3 + 2 + 4
+    # What names the speed is a part of the prompt; the open marker counts as in an explicit chain.
+    assert mine.sequential_passes(3, 4) == 1 + 3 + 2 + 4
     assert float(mine.latent_positions(3)) == 3
     inner = 16 * 24 + 24 * 24 + 2 * 24 * 16
     assert multiplied(model.latent_head) == inner
@@ -402,8 +428,8 @@ def test_a_stage_trains_all_but_the_table_and_is_deterministic(loss: str, tmp_pa
     (one, before, after), (two, _, _) = (trained(tmp_path / name, how) for name in ("one", "two"))
     for name, weight in one.state_dict().items():
         assert torch.equal(two.state_dict()[name], weight), name
-    still = [name for name, weight in before.items() if torch.equal(after[f"decoder.{name}"], weight)]
-    assert still == ["model.embed_tokens.weight"]
+    still = {name for name, weight in before.items() if torch.equal(after[f"decoder.{name}"], weight)}
+    assert {"model.embed_tokens.weight"} <= still <= {"model.embed_tokens.weight", "lm_head.weight"}
     (mine,) = catalogue.systems(one, stage="colar", max_answer=5)
     assert mine.stop == StopRule(max_latents=6, min_latents=1)
     assert (one.latent_head.log_deviation is None) == (loss == "mean")

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
 from tiny_models import FAMILIES, prompts, tiny_language_model
+from tiny_words import TEXT_FORMAT
 from torch import Tensor
 
 from unspoken.chain import StopReason
@@ -24,7 +25,7 @@ from unspoken.reasoning.system import System
 from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
 
-ENDS = {"unspoken": 17, "llama": 7, "qwen2": 13, "gpt2": 19}  # a token that random weights choose early, late and never
+ENDS = {"unspoken": 3, "llama": 7, "qwen2": 11, "gpt2": 4}  # a token that random weights choose early, late and never
 ROWS = [row[start:] for row, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
 
 
@@ -43,14 +44,7 @@ def system_of(way: SoftThinking, family: str = "llama") -> System:
     model = tiny_language_model(family)
     how = settings(family, top_k=1)
     how.attach(model)
-    return way.applied(replace(causal_lm_system(model, how, name=family, max_tokens=3), text_format=NO_TEXT))
-
-
-class _NoText:
-    prompt_format = None
-
-
-NO_TEXT: Any = _NoText()
+    return way.applied(replace(causal_lm_system(model, how, name=family, max_tokens=3), text_format=TEXT_FORMAT))
 
 
 @pytest.fixture(params=[*product(FAMILIES, ("eager",)), ("llama", "sdpa")], ids="-".join)
@@ -87,7 +81,7 @@ def test_filters_follow_one_another() -> None:
         (Filter(), [0.5, 0.25, 0.2, 0.05]),
         (Filter(top_k=2), [2 / 3, 1 / 3]),
         (Filter(top_p=0.7), [2 / 3, 1 / 3, 0, 0]),
-        (Filter(top_p=0.4), [1, 0, 0, 0]),
+        (Filter(top_p=0.4), [1.0, 0, 0, 0]),
         (Filter(min_p=0.45), [2 / 3, 1 / 3, 0, 0]),
         # Of three tokens, the first two have reached 0.75 of their sum.
         (Filter(top_k=3, top_p=0.75), [2 / 3, 1 / 3, 0]),

@@ -107,11 +107,11 @@ class ColarForCausalLM(LatentModel):
         speeds, speed = self.config.speed_ids or [], self.config.compression if compression is None else compression
         if not 1 <= speed <= len(speeds):
             raise ValueError(f"compression is {speed}, but {name} was trained with 1 to {len(speeds)}")
-        opening = (*speeds[speed - 1], *(self.config.open_ids or ()))
+        named = speeds[speed - 1]
         return replace(
             super().system(name=name, max_tokens=max_tokens),
-            opening=opening,
-            prefilled=len(opening),
+            opening=(*named, *(self.config.open_ids or ())),
+            prefilled=len(named),
             # The end marker always follows a latent.
             stop=StopRule(max_latents=self.config.latents, min_latents=1),
             chain_kind="latent",
@@ -174,7 +174,8 @@ class ColarReasoner(LatentReasoner):
         model: Any = self.model
         mean, log_deviation = model.latent_head(hidden)
         noise = row_draws(keys, self.seed, lambda source, _: source.standard_normal(mean.shape[-1])).to(mean)
-        return self._fed(hidden, ((mean + log_deviation.exp() * noise) * model.scale).to(hidden.dtype))
+        deviation = log_deviation.exp().clamp(min=model.config.floor)
+        return self._fed(hidden, ((mean + deviation * noise) * model.scale).to(hidden.dtype))
 
     def _fed(self, hidden: Tensor, latent: Tensor) -> LatentStep:
         done = self.logits(hidden).argmax(dim=-1) == (self.model.config.end_ids or [])[0]

@@ -140,6 +140,7 @@ class Colar(DecoderObjective):
             latents=context.max_latents,
             head_width=self.head_width,
             deterministic=self.latent_loss == "mean",
+            floor=self.floor if self.latent_loss == "nll" else 0.0,
             root_mean=self.root_mean,
             initializer_range=getattr(base.config, "initializer_range", 0.02),
             eos_token_id=context.tokenizer.eos_token_id,
