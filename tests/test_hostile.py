@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from faults import StopAt
 from folder_damage import LETTERS
 from hostile import SPOILED, VALUES, altered, leaves, surprises
 from tiny_models import tiny_language_model
@@ -140,9 +141,7 @@ def test_sizes_beyond_any_machine_are_refused_before_anything_is_allocated(
             content = {**base, "quantization_config": quantised, "vocab_size": 10**12}
             yield f"{quantised}", lambda folder, content=content: write_json(folder / "config.json", content)
 
-    assert not surprises(
-        in_copies(model, tmp_path / "copy", changes(), lambda folder: (load_config(folder), load_pretrained(folder)))
-    )
+    assert not surprises(in_copies(model, tmp_path / "copy", changes(), load_pretrained))
 
 
 TEMPLATES = {
@@ -240,7 +239,7 @@ def test_a_manifest_with_one_value_replaced(sample: int, run: Path, tmp_path: Pa
     assert not surprises(in_copies(run, tmp_path / "copy", changes(), use))
 
 
-@pytest.mark.parametrize("sample", [80, pytest.param(3000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("sample", [30, pytest.param(3000, marks=pytest.mark.slow)])
 def test_results_with_one_value_replaced(sample: int, run: Path, tmp_path: Path) -> None:
     def cases() -> Cases:
         for original in (run / "results.json", RESULTS / "tree-search-tiny.json"):
@@ -252,8 +251,6 @@ def test_results_with_one_value_replaced(sample: int, run: Path, tmp_path: Path)
 
 
 def test_every_file_of_a_checkpoint_spoiled_and_signed_again(run: Path, tmp_path: Path) -> None:
-    from faults import StopAt
-
     recipe = one_stage()
     with pytest.raises(KeyboardInterrupt):
         quiet_stage(recipe, tmp_path / "stopped", StopAt("step_end", 3))
@@ -261,7 +258,7 @@ def test_every_file_of_a_checkpoint_spoiled_and_signed_again(run: Path, tmp_path
 
     def changes() -> Iterator[tuple[str, Callable[[Path], Any]]]:
         for file in sorted((tmp_path / "stopped" / name).iterdir()):
-            for how in ("truncated", "empty", "noise", "no keys", "missing") if file.name != MANIFEST else ():
+            for how in ("truncated", "no keys", "missing") if file.name != MANIFEST else ():
 
                 def spoiled(folder: Path, file: Path = file, how: str = how) -> None:
                     SPOILED[how](folder / name / file.name)

@@ -98,6 +98,7 @@ _MARKERS = ("<think>", "</think>", "\\boxed{", "}", "<<", ">>", "=", *SYMBOLS.va
 _SPLIT_CLASSES = 8  # six for training, one for validation, one for test
 _CHAINS = 8  # orders of steps that are written out
 _TRIES = 4  # for one step, before the whole problem is drawn anew
+_LARGEST_NUMBER = 10**5
 _LARGEST_FACTOR = 9  # "23 times as many" is not how people talk
 
 
@@ -121,8 +122,11 @@ class ArithmeticConfig(MadeUpConfig):
 
     def __post_init__(self) -> None:
         check_numbers("steps", self.steps, 6)
-        if self.largest < 20:
-            raise ValueError(f"largest is {self.largest}; it must be at least 20, or there are too few problems")
+        if not 20 <= self.largest <= _LARGEST_NUMBER:
+            raise ValueError(
+                f"largest is {self.largest}; it must be at least 20, or there are too few problems, and at most "
+                f"{_LARGEST_NUMBER}, since each number is a token"
+            )
         if len(set(self.operations)) < len(self.operations):
             raise ValueError(f"operations is {self.operations}; it must list each operation once")
         if not {"add", "subtract"} & set(self.operations):

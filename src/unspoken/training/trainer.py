@@ -461,6 +461,8 @@ class StageTrainer(Trainer):
         if newest is not None:
             with _reading(newest):
                 before = TrainerState.load_from_json(str(Path(newest) / TRAINER_STATE_NAME))
+                if before.global_step != read_manifest(Path(newest))["step"]:
+                    raise ValueError(f"{TRAINER_STATE_NAME} is of step {before.global_step}")
             measured = any(
                 "eval_score" in entry and entry["step"] == before.global_step for entry in before.log_history
             )
