@@ -254,7 +254,7 @@ def test_a_talker_answers_from_an_edited_chain(run: Path) -> None:
     assert step.norm == pytest.approx(chain.steps()[0].norm, rel=1e-4)
     assert "K" in repr(edited.table(top=3))
     assert system.answer(TREE, chain=edited).chain.steps()[0].nearest == "K"
-    with pytest.raises(ValueError, match="says one token a latent, so it has none"):
+    with pytest.raises(ValueError, match="writes one token a latent, so an empty chain has no answer"):
         system.answer(TREE, chain=chain.truncate(0))
 
 

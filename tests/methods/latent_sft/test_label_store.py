@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unspoken.backbone.folder import MANIFEST, read_manifest
+from unspoken.backbone.folder import MANIFEST, read_manifest, write_manifest
 from unspoken.methods.latent_sft import label_store
 from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
 from unspoken.methods.latent_sft.labels import Label, LabelIdentity, differing_facts
