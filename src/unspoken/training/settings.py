@@ -42,10 +42,7 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(kind, value, where)
     if origin is Literal:
-        choices = list(typing.get_args(kind))
-        if value in choices and not isinstance(value, bool):
-            return value
-        raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
+        return _one_of_literals(typing.get_args(kind), value, where)
     if dataclasses.is_dataclass(kind):
         return (
             one_of([kind], value, where)
@@ -62,6 +59,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if kind in (int, bool, str) and type(value) is kind:
         return value
     raise SettingsError(f"{where} is {value!r}; it must be {_describe(kind)}")
+
+
+def _one_of_literals(choices: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value in choices and not isinstance(value, bool):
+        return value
+    raise SettingsError(f"{where} is {value!r}; {nearest(value, [str(choice) for choice in choices])}")
 
 
 def _convert_union(kind: Any, value: Any, where: str) -> Any:
@@ -145,8 +148,8 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
             arguments[key] = _several_of(choices(), value, where_key)
         else:
             arguments[key] = one_of(choices(), value, where_key)
-    for name in (name for name in fields if name not in arguments):
-        if fields[name].default is dataclasses.MISSING and fields[name].default_factory is dataclasses.MISSING:
+    for name, field in fields.items():
+        if name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")
     try:
         return cls(**arguments)
