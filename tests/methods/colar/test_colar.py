@@ -78,7 +78,7 @@ def colar(family: str = "unspoken", attention: str = "eager", *, end: int | None
     enliven(model.latent_head, "talker")
     with torch.no_grad():
         # Larger latents make a chain in which the rounding of float32 grows too fast.
-        model.latent_head.mean.weight *= 0.5
+        model.latent_head.mean.weight *= 0.3 if family == "unspoken" else 0.5
     return model.eval()
 
 
