@@ -70,7 +70,7 @@ class TreeSearchConfig:
         leaves = 2 ** (self.depth - 1)
         if self.targets < 0:
             raise ValueError(f"targets is {self.targets}; it cannot be negative")
-        if self.targets > (2 * leaves if self.repeat_targets else leaves):
+        if self.targets > leaves:
             raise ValueError(f"targets is {self.targets}, but a tree of depth {self.depth} has {leaves} leaves")
         if not 0 <= self.certain <= (1 if self.repeat_targets else 0):
             raise ValueError(f"certain is {self.certain}; it is a share from 0 to 1, and 0 without repeat_targets")
