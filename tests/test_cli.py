@@ -39,6 +39,8 @@ def imported_by(code: str, *arguments: str) -> tuple[str, list[str]]:
     ("arguments", "printed"),
     [
         (["--help"], "Usage"),
+        (["-h"], "Usage"),
+        (["--version"], "unspoken "),
         (["doctor", "--help"], "Usage"),
         (["recipes"], "tree-search"),
         (["run", "tree-search", "--show"], "kind: sst"),

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,9 @@ from unspoken.draw.formats import escaped
 from unspoken.interruption import Interrupted, handled
 
 app = typer.Typer(
-    help="Language models that reason without speaking: train them, run them, look inside them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _LONGEST = 2000  # characters of an error
@@ -52,6 +52,21 @@ AnyModel = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
 Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"unspoken {version('unspoken')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Language models that reason without speaking: train them, run them, look inside them."""
 
 
 def _leads() -> bool:
