@@ -482,5 +482,5 @@ def test_a_plan_counts_what_is_left_of_the_chains() -> None:
 
 
 def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
-    made = recipes.load("arithmetic-icot", "tiny")
+    made = recipes.load("arithmetic-icot", "small")
     assert made.steps(made.stage("answer_only")) == made.steps(made.stage("cot")) + made.steps(made.stage("icot"))
