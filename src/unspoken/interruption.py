@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,7 @@ def _leave_terminal() -> None:
     """Stop writing to a terminal that is gone: every line would be an error."""
     null = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (sys.__stdout__.fileno(), sys.__stderr__.fileno()) if sys.__stdout__ and sys.__stderr__ else ():
-        if os.isatty(descriptor):
+        # A terminal that is gone is no terminal for ``isatty``, but still a device of characters.
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
             os.dup2(null, descriptor)
     os.close(null)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -181,21 +182,16 @@ def test_the_command_line_says_one_line(
 # --- real processes --------------------------------------------------------------------------------------------------
 
 
+def started(recipe: Path, output: Path, **how: Any) -> subprocess.Popen[str]:
+    """A training process."""
+    command = [sys.executable, "-m", "unspoken.cli", "train", str(recipe), "--output", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": ""}
+    return subprocess.Popen([*command, "--report-to", "none"], text=True, env=environment, **how)
+
+
 def begun(recipe: Path, output: Path, **how: Any) -> subprocess.Popen[str]:
     """A training that has taken a step."""
-    command = [
-        sys.executable,
-        "-m",
-        "unspoken.cli",
-        "train",
-        str(recipe),
-        "--output",
-        str(output),
-        "--report-to",
-        "none",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": ""}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, **how)
+    process = started(recipe, output, stdout=subprocess.PIPE, **how)
     assert process.stdout is not None
     for line in process.stdout:
         if "step 2/" in line:
@@ -234,8 +230,14 @@ def test_a_training_process_obeys(name: str, tmp_path: Path) -> None:
 def test_a_training_process_outlives_its_terminal_by_a_step(tmp_path: Path) -> None:
     """The terminal is closed: the kernel sends HUP, and nothing can be printed any more."""
     main, side = pty.openpty()
-    process = begun(_recipe(tmp_path), tmp_path / "run", stderr=side, stdin=side, start_new_session=True)
+    process = started(_recipe(tmp_path), tmp_path / "run", stdout=side, stderr=side, stdin=side, start_new_session=True)
     os.close(side)
+    until = time.monotonic() + 120
+    # The progress bar must be read, as a terminal does, or the process waits for ever.
+    while not list((tmp_path / "run").glob("seed-0/pretrain/best-*")):
+        assert time.monotonic() < until, process.poll()
+        if select.select([main], [], [], 1)[0]:
+            os.read(main, 65536)
     os.close(main)
     process.send_signal(signal.SIGHUP)  # a session leader without a controlling terminal gets none by itself
     assert ends(process)[0] == 129
