@@ -79,6 +79,8 @@ LONG = (
     "test_drills.py",
     "test_ranks.py",
     "test_kills.py",
+    "test_hostile.py",
+    "test_hostile_recipes.py",
     "test_benchmarks.py",
     "test_gpu_benchmarks.py",
     "test_nodes.py",

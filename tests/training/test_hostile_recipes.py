@@ -89,8 +89,8 @@ OWN_TASKS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), OWN_TASKS)
-def test_every_value_of_a_shipped_recipe_replaced(name: str, size: str) -> None:
-    assert not surprises(changed_recipes(dump(load(name, size)), None))
+def test_many_values_of_a_shipped_recipe_replaced(name: str, size: str) -> None:
+    assert not surprises(changed_recipes(dump(load(name, size)), 400))
 
 
 # One recipe of each task that makes its own problems.

@@ -29,6 +29,7 @@ from unspoken.methods.reasoning import Reasoning
 from unspoken.methods.sim_cot.method import SimCotMethod
 from unspoken.methods.soft_thinking import SoftThinkingMethod
 from unspoken.plugins import offered
+from unspoken.storage import FolderError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -149,7 +150,10 @@ def load(source: str | Path, **settings: Any) -> PreTrainedModel:
     config = load_config(source)
     causal = AutoModelForCausalLM._model_mapping.get(type(config), None)
     names = {one.__name__ for one in (causal if isinstance(causal, tuple) else (causal,)) if one is not None}
-    headless = config.architectures is not None and not names.intersection(config.architectures)
+    recorded = [] if config.architectures is None else config.architectures
+    if not isinstance(recorded, list) or not all(isinstance(name, str) for name in recorded):
+        raise FolderError(f"{source}: config.json names architectures {recorded!r}, no list of names; restore it")
+    headless = config.architectures is not None and not names.intersection(recorded)
     return load_pretrained(source, AutoModel if headless else AutoModelForCausalLM, **settings)
 
 
