@@ -56,7 +56,7 @@ Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with
 
 def _print_version(asked: bool) -> None:
     if asked:
-        print(f"unspoken {version('unspoken')}")
+        print(escaped(f"unspoken {version('unspoken')}"))
         raise typer.Exit
 
 
