@@ -102,7 +102,7 @@ def test_code_of_a_folder_is_never_run_nor_asked_about(name: str, hub_like: Path
     assert loads == ("both" not in refusals), refusals
     for way, refusal in refusals.items():
         assert "\n" not in refusal, way
-    # A Reasoner takes any stack, and transformers has one of that kind; what it lacks is said instead.
+    # A Reasoner takes any stack, and transformers has one of that kind; the message names what it lacks instead.
     if not loads and name not in ("kernel", "unknown kind inside ours", "inside a Reasoner"):
         assert any("never run" in refusal for refusal in refusals.values()), refusals
 

@@ -298,7 +298,7 @@ def test_the_harness_generates_over_the_api(tiny: Any, tmp_path: Path) -> None:
     messages = [[{"role": "user", "content": question, "type": "text"}] for question in QUESTIONS[:3]]
     as_text = [chat.apply_chat_template(message) for message in messages]
     assert generated(chat, as_text) == answers
-    # Likelihoods of a given text are not defined for a chain that is drawn from nothing; the harness is told so.
+    # Likelihoods of a given text are not defined for a chain that is drawn from nothing; the harness gets that message.
     refused = posted(tiny, "/v1/completions", model="tiny", prompt=QUESTIONS[0], echo=True, logprobs=1, max_tokens=1)
     assert refused.status_code == 400
     assert "unspoken-lm-eval" in refused.json()["error"]["message"]

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, Objective
+from unspoken.methods.defaults import TrainingFacts, on_codi
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, Method, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from unspoken.backbone.checks import Needs
     from unspoken.methods.carrier_model import CarrierModel
     from unspoken.methods.cost import Lengths, RowCost, Scores, StackPass
+    from unspoken.reasoning.system import System
     from unspoken.tasks.spans import Spans
     from unspoken.training.recipe import Recipe
 
@@ -209,3 +211,17 @@ class AddedLoss(Objective):
         cost = self.carrier.row_cost(model.carrier, lengths, context)
         passes, scores = self.added_cost(model, lengths)
         return replace(cost, passes=(*cost.passes, *passes), scores=(*cost.scores, *scores))
+
+
+class AddedLossMethod(Method):
+    """A method whose one stage is an added loss."""
+
+    def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
+        """One stage, on CODI, from the model itself."""
+        return on_codi(facts, self.objectives[0].kind)
+
+    def systems(
+        self, model: PreTrainedModel, *, stage: str, max_answer: int, end_id: int | None, pad_id: int | None
+    ) -> list[System]:
+        """None of its own: a finished model is its carrier's, and so is one in training."""
+        return []

@@ -158,7 +158,7 @@ class Engine:
         self.cancel([job])
 
     def _leave(self, job: Job, *, answered: bool) -> None:
-        """A job is over: its place is free before anybody hears of it, unless it has been given up already."""
+        """A job is over: its place is free before its end is reported, unless it has been given up already."""
         with self._changed:
             if job not in self._unfinished:
                 return

@@ -30,7 +30,7 @@ Tokens = Annotated[
 
 
 def _prompts(value: Any) -> Any:
-    """A single prompt as a list of one: texts and token ids are told apart by their first entry."""
+    """A single prompt as a list of one: the first entry decides between texts and token ids."""
     if isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int)):
         return [value]
     return value

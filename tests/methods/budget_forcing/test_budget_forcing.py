@@ -117,11 +117,11 @@ def test_the_budget_of_the_model_itself_changes_nothing(explicit: System) -> Non
 def test_no_budget_is_no_think_without_its_sentence(explicit: System) -> None:
     none, bare = asked(BudgetForcing(budget=0).applied(explicit)), asked(NoThink(sentence="").applied(explicit))
     assert torch.equal(none.tokens, bare.tokens) and not none.chain.mask.any()
-    said = NoThink(sentence="Ann has").applied(explicit)
+    prefilled = NoThink(sentence="Ann has").applied(explicit)
     words = PROMPT_FORMAT.encode("Ann has")
     expected = BudgetForcing(budget=0).applied(replace(explicit))
     longer = [torch.cat([row, torch.tensor([*explicit.opening, *words])]) for row in ROWS]
-    assert torch.equal(asked(said).tokens, asked(replace(expected, opening=()), longer).tokens)
+    assert torch.equal(asked(prefilled).tokens, asked(replace(expected, opening=()), longer).tokens)
 
 
 def test_the_conclusion_follows_the_end_marker(explicit: System) -> None:
@@ -134,13 +134,13 @@ def test_the_conclusion_follows_the_end_marker(explicit: System) -> None:
 
 
 def test_thought_and_answer_are_counted_apart_and_no_prefill_as_either(explicit: System) -> None:
-    said, bare = (NoThink(sentence=text).applied(explicit) for text in ("Ann has", ""))
-    assert said.sequential_passes(0, 3) == bare.sequential_passes(0, 3)
-    assert (said.markers, bare.markers) == (len(explicit.opening) + 2 + 2, len(explicit.opening) + 2)
+    prefilled, bare = (NoThink(sentence=text).applied(explicit) for text in ("Ann has", ""))
+    assert prefilled.sequential_passes(0, 3) == bare.sequential_passes(0, 3)
+    assert (prefilled.markers, bare.markers) == (len(explicit.opening) + 2 + 2, len(explicit.opening) + 2)
     answer = asked(BudgetForcing(budget=2).applied(explicit))
     assert int(answer.chain.lengths.max()) <= 2 and int(answer.lengths.max()) <= 3
     prompts = torch.tensor([len(row) for row in ROWS])
-    assert (said.flops(prompts, asked(said)) > bare.flops(prompts, asked(bare))).all()
+    assert (prefilled.flops(prompts, asked(prefilled)) > bare.flops(prompts, asked(bare))).all()
 
 
 def test_a_server_answers_alike(explicit: System) -> None:
