@@ -19,6 +19,7 @@ from unspoken.backbone.checks import Needs, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
 from unspoken.methods.configuration import LatentConfig
+from unspoken.methods.method import Context
 from unspoken.methods.self_distillation import ANSWERING
 from unspoken.reasoning.engine import LatentStep, StopRule
 from unspoken.reasoning.flops import multiplied
@@ -59,6 +60,27 @@ class LatentModel(AroundDecoder, GenerationMixin):
     def start_from(self, base: PreTrainedModel) -> None:
         """Copy the weights of a causal language model of the same shape."""
         self.decoder.load_state_dict(base.state_dict(), strict=True)
+
+    @classmethod
+    def around(cls, base: PreTrainedModel, context: Context, **settings: Any) -> LatentModel:
+        """The model of a stage that begins with a causal language model, whose folder records how it reasons.
+
+        Args:
+            settings: of the configuration, besides what the context knows.
+        """
+        common: dict[str, Any] = {
+            "base_config": base.config,
+            "open_ids": list(context.markers.open),
+            "end_ids": list(context.markers.end),
+            "eos_token_id": context.tokenizer.eos_token_id,
+            "pad_token_id": context.tokenizer.pad_token_id,
+        }
+        model: LatentModel = cls._from_config(
+            cls.config_class(**common | settings), attn_implementation=context.attention
+        )
+        model.start_from(base)
+        context.name_ends(model)
+        return model
 
     def latent(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """What a hidden state is fed back as."""

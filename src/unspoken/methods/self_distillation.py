@@ -143,26 +143,19 @@ class SelfDistillation(Carrier):
 
     # --- what follows ------------------------------------------------------------------------------------------------
 
-    def build(self, start: PreTrainedModel | None, context: Context) -> SelfDistilledModel:
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """A causal language model with a projection, whose folder records how it reasons."""
-        base, kind = context.base() if start is None else start, self.model_class()
+        base = context.base() if start is None else start
         # Where nothing is projected, weights that never learn would stall several ranks.
         projection = self.projection if self.projected else None
-        config = kind.config_class(
-            base_config=base.config,
+        return self.model_class().around(
+            base,
+            context,
             latents=self.latents,
-            open_ids=list(context.markers.open),
-            end_ids=list(context.markers.end),
             projection=None if projection is None else asdict(projection),
             initializer_range=getattr(base.config, "initializer_range", 0.02),
-            eos_token_id=context.tokenizer.eos_token_id,
-            pad_token_id=context.tokenizer.pad_token_id,
             **self.settings,
         )
-        model: SelfDistilledModel = kind._from_config(config, attn_implementation=context.attention)
-        model.start_from(base)
-        context.name_ends(model)
-        return model
 
     def exported(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with what it has besides its decoder."""

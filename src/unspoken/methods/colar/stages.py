@@ -128,28 +128,21 @@ class Colar(DecoderObjective):
                 f"speed is {self.speed!r}, which the tokenizer cannot write ({error}); give another, such as '{{}}'"
             ) from None
 
-    def build(self, start: PreTrainedModel | None, context: Context) -> ColarForCausalLM:
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """A causal language model with a latent head, whose folder records how it reasons."""
-        base, kind = context.base() if start is None else start, self.model_class()
-        config = kind.config_class(
-            base_config=base.config,
+        base = context.base() if start is None else start
+        return self.model_class().around(
+            base,
+            context,
             compression=self.compression,
             speed_ids=self.speeds(context),
-            open_ids=list(context.markers.open),
-            end_ids=list(context.markers.end),
             latents=context.max_latents,
             head_width=self.head_width,
             deterministic=self.latent_loss == "mean",
             floor=self.floor if self.latent_loss == "nll" else 0.0,
             root_mean=self.root_mean,
             initializer_range=getattr(base.config, "initializer_range", 0.02),
-            eos_token_id=context.tokenizer.eos_token_id,
-            pad_token_id=context.tokenizer.pad_token_id,
         )
-        model: ColarForCausalLM = kind._from_config(config, attn_implementation=context.attention)
-        model.start_from(base)
-        context.name_ends(model)
-        return model
 
     def exported(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with its latent head."""

@@ -102,23 +102,17 @@ class Lotus(Objective):
         """What is learned as text: the steps that are left, and the answer."""
         return (*(token for step in spans.steps[self.replaced :] for token in step), *spans.answer)
 
-    def build(self, start: PreTrainedModel | None, context: Context) -> LotusForCausalLM:
+    def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """A causal language model with a latent row, whose folder records how it reasons."""
-        base, kind, markers = context.base() if start is None else start, self.model_class(), context.markers
-        config = kind.config_class(
+        base = context.base() if start is None else start
+        return self.model_class().around(
+            base,
+            context,
             base_config=getattr(base.config, "base_config", None) or base.config,
             latents=self.latents,
             iterations=self.loops,
             add_row=self.add_row,
-            open_ids=list(markers.open),
-            end_ids=list(markers.end),
-            eos_token_id=context.tokenizer.eos_token_id,
-            pad_token_id=context.tokenizer.pad_token_id,
         )
-        model: LotusForCausalLM = kind._from_config(config, attn_implementation=context.attention)
-        model.start_from(base)
-        context.name_ends(model)
-        return model
 
     def adapted(self, model: Any) -> list[nn.Module]:
         """The blocks."""
