@@ -146,8 +146,8 @@ def test_the_section_has_a_verdict_and_a_column_a_system(summary: dict[str, Any]
 # --- who is asked ------------------------------------------------------------------------------------------------
 
 
-def test_a_variant_and_a_system_without_a_chain_are_not_asked() -> None:
-    assert PROBE.measure(view(planted(reads_chain=True), as_trained=False)) is None
+def test_another_way_to_reason_is_asked_and_a_system_without_a_chain_is_not() -> None:
+    assert PROBE.measure(view(planted(reads_chain=True), as_trained=False)) is not None
     assert PROBE.measure(word_view(tiny_word_system(max_latents=0), 3)) is None
 
 

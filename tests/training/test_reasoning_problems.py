@@ -275,6 +275,17 @@ def test_a_stage_that_learns_reads_every_labelled_row_once_an_epoch_with_other_n
     assert torch.equal(first["weights"], again["weights"])
 
 
+def test_stage_2_that_goes_on_reads_the_same_labels_in_the_order_after_those_that_were_read(trained: Path) -> None:
+    more = "\n  - {name: more, start: autonomy, objective: {kind: stage2, rollout_latents: 2}, steps: 2, batch_size: 8}"
+    before, after = LINE.split("\n  - {name: answer_only")
+    recipe = recipes.parse(f"{before}{more}\n  - {{name: answer_only{after}", "line", ())
+    one, two = (collated(recipe, name, trained / "seed-0") for name in ("autonomy", "more"))
+    read = recipe.samples_before(recipe.stage("more"))
+    indices = np.arange(read, read + 8)
+    assert torch.equal(one(indices)["weights"], two(indices)["weights"])
+    assert recipe.stage("more").objective.teacher(recipe.line(recipe.stage("more"))).name == "union"
+
+
 def test_labels_are_what_the_encoder_says(trained: Path) -> None:
     recipe = line("stages.autonomy.objective.noise=null")
     batch = collated(recipe, "autonomy", trained / "seed-0")(np.arange(3))
@@ -340,7 +351,7 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
         "autonomy": "superposition",
         "answer_only": None,
     }
-    assert set(results["probes"]["controls"]) == {"cot", "autonomy"}, "a variant of a stage is not controlled"
+    assert set(results["probes"]["controls"]) == {"cot", SOFT_THINKING, "autonomy"}
     controls = {"no chain", "forced answer", "swap", "random mixtures"}
     assert set(results["probes"]["controls"]["autonomy"]) >= controls
     costs = {name: entry["cost"] for name, entry in results["systems"].items()}

@@ -58,10 +58,10 @@ class ControlsProbe(Probe):
         return not task.traits.continues and system.silent and (system.speaker.same_stack or system.speaker.samples)
 
     def measure(self, view: View) -> Reading | None:
-        """None of a variant, or where every chain is empty."""
+        """None where every chain is empty."""
         from unspoken.evaluation.controls import altered_chains
 
-        if not view.as_trained or not view.has_chain:
+        if not view.has_chain:
             return None
         some = view.first(_PROBLEMS)
         chain = some.graded.chain

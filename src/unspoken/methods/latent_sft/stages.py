@@ -211,7 +211,7 @@ class Stage2(DecoderObjective):
     """Stage 2: the decoder writes the latents itself and learns when to stop (section 7)."""
 
     kind: ClassVar[str] = "stage2"
-    starts_from: ClassVar[tuple[str | None, ...]] = ("labels",)
+    starts_from: ClassVar[tuple[str | None, ...]] = ("labels", "stage2")  # the latter goes on with the same labels
     chain_needed: ClassVar[bool] = True
     first_rows: ClassVar[bool] = True
     answers_from_latents: ClassVar[bool] = True
@@ -261,7 +261,7 @@ class Stage2(DecoderObjective):
         return objective.stage2_loss(self, model(**objective.stage2_inputs(self, batch)), batch)
 
     def teacher(self, line: Line) -> Line | None:
-        return None if line.before is None else line.before.before
+        return next((one.before for one in line if isinstance(one.objective, Labels)), None)
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         passes = self.rollout_passes if self.rollout_latents else 0
