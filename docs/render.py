@@ -239,6 +239,41 @@ def compared(*every: dict[str, Any]) -> str:
     )
 
 
+def budgets(*every: dict[str, Any]) -> str:
+    """How long every measured stage was trained, with those before it, and when its validation score stopped rising.
+
+    The score counts as risen where it is a point above every earlier one; curves are means over seeds.
+    """
+    rows = []
+    for content in every:
+        stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
+        for name in (name for name in content["systems"] if name in stages):
+            line = [name]
+            while (before := stages[line[-1]].get("start")) is not None:
+                line.append(before)
+            minutes = [
+                sum(seed["stages"].get(one, {}).get("seconds", 0) for one in line) / 60 for seed in content["training"]
+            ]
+            curves = [seed["stages"][name] for seed in content["training"]]
+            steps = curves[0]["steps"]
+            scores = np.mean([curve["exact_match"] for curve in curves], axis=0)
+            best = [float(scores[: index + 1].max()) for index in range(len(scores))]
+            risen = [index for index in range(1, len(best)) if best[index] > best[index - 1] + 0.01]
+            last = risen[-1] if risen else 0
+            earlier = sum(_steps(stages, one) for one in line[1:])
+            limit = f"{earlier + steps[last]:,}" if last < len(steps) - 1 else f"more than {earlier + steps[-1]:,}"
+            row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{np.mean(minutes):.1f}", limit]
+            rows.append([*row, f"{100 * scores[last]:.1f} %"])
+    header = ["system", "run", "batches in all", "minutes a seed", "stops improving after", "validation score there"]
+    return _markdown(header, rows)
+
+
+def _steps(stages: dict[str, Any], name: str) -> int:
+    """Batches of a stage, with those of ``steps_of`` added up; 0 for labels."""
+    stage = stages[name]
+    return stage["steps"] or sum(_steps(stages, one) for one in stage["steps_of"])
+
+
 def pair(*arguments: Any) -> str:
     """A system of one run against one of another, on the same problems and seeds: two results, then a name in each."""
     first, second, *names = arguments
@@ -413,6 +448,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "claims": claims,
     "corruption": corruption,
     "compared": compared,
+    "budgets": budgets,
     "pair": pair,
     "shots": shots,
     "everywhere": everywhere,
