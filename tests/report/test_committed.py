@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 from tag_balance import unbalanced
 
-from unspoken.evaluation.results import read_results
+from unspoken.evaluation.results import explicit, read_results, reasoners
 from unspoken.probes.catalogue import PROBES
+from unspoken.report.findings import finding
 from unspoken.report.page import render
 from unspoken.report.terminal import print_results
 
@@ -44,3 +45,26 @@ def test_a_committed_run_is_read_printed_and_put_on_a_page(path: Path) -> None:
     for text in (page, out.getvalue()):
         assert not re.search(r"\bnan\b", text)
         assert all(name.replace("_", " ") in text for name in results["systems"])
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_committed_run_knows_its_explicit_chains_and_has_one_cost(path: Path) -> None:
+    results = read_results(path)
+    learned = {
+        stage["name"]
+        for stage in results["recipe"]["stages"]
+        if stage["objective"]["kind"] == "next_token" and stage["objective"].get("chain") != "none"
+    }
+    assert {name for name in results["systems"] if explicit(results, name)} == learned & results["systems"].keys()
+    assert not learned & set(reasoners(results))
+    kept = next(iter(results.get("outcomes", {}).values()), {}).get("cost", {})
+    for name, cost in kept.items():
+        shared = {key: results["systems"][name]["cost"][key] for key in ("latent_steps", "sequential_passes", "flops")}
+        assert shared == pytest.approx({key: cost[key] for key in shared}), name
+
+
+@pytest.mark.parametrize("name", ["arithmetic-jepa-small", "prosqa-small", "arithmetic-small", "cups-tiny"])
+def test_a_committed_finding_is_about_what_was_trained(name: str) -> None:
+    text = finding(read_results(FOLDER / f"{name}.json"))
+    assert "soft thinking" not in text
+    assert not re.search(r"latents a problem, (cot|coupled)", text)

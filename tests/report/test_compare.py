@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tag_balance import unbalanced
 from words_results import words_results
 
@@ -100,7 +102,26 @@ def test_a_fingerprint_is_of_the_problems_in_their_order() -> None:
 def test_the_frontier_is_what_nothing_beats() -> None:
     # (cost, accuracy): the third is beaten by the first, the fifth by the fourth at the same cost; equals both stay.
     places = [(1.0, 0.5), (4.0, 0.9), (2.0, 0.4), (3.0, 0.8), (3.0, 0.7), (1.0, 0.5)]
-    assert frontier(places) == [0, 5, 3, 1]
+    assert frontier(places, 0.001) == [0, 5, 3, 1]
+
+
+def test_the_frontier_takes_no_notice_of_differences_below_the_resolution() -> None:
+    # 23.566 and 23.5665 passes are the same number of passes, so the less accurate system is beaten; 23.5 are fewer.
+    assert frontier([(23.566, 0.77), (23.5665, 0.83)], 0.001) == [1]
+    assert frontier([(23.5, 0.77), (23.5665, 0.83)], 0.001) == [0, 1]
+    assert frontier([(23.566, 0.8), (23.5665, 0.8)], 0.001) == [0, 1]
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 40), st.integers(0, 20).map(lambda right: right / 20)), min_size=1),
+    st.sampled_from([0.0, 0.001, 0.1]),
+)
+def test_a_frontier_is_never_empty_rises_and_beats_what_is_not_on_it(places: list[Any], resolution: float) -> None:
+    best = frontier(places, resolution)
+    accuracies = [places[i][1] for i in best]
+    assert accuracies and accuracies == sorted(accuracies)
+    for cost, accuracy in (place for i, place in enumerate(places) if i not in best):
+        assert any(places[i][1] >= accuracy and places[i][0] <= cost * (1 + resolution) ** len(places) for i in best)
 
 
 def test_holm_by_hand() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from tag_balance import unbalanced
-from words_results import words_results
+from words_results import rate, words_results
 
 from unspoken.draw.chains import SHOWN_STEPS
 from unspoken.probes.controls import chain_verdict
@@ -20,6 +20,7 @@ from unspoken.report.page import render
 from unspoken.report.terminal import print_results
 
 Results = dict[str, Any]
+TRAINED = "systems that were trained to reason in latents"
 SYSTEMS = ("cot", "answer only", "latent sft 2", "latent sft 4", "hidden 2", "no induction", "soft thinking")
 CONTROLS = (
     "no chain",
@@ -89,7 +90,7 @@ def test_a_complete_run_has_every_section_of_its_own_and_none_of_trees() -> None
     # The recipe itself is printed as it is, and stages keep the names under which it knows them.
     text = " ".join(sections(page).values()).split("The resolved recipe")[0].replace("chain none", "")
     foreign = set(re.findall(r"\b(?:routes?|trees?|talker|coupled|none|nan|\w+_2)\b", text, re.IGNORECASE))
-    assert foreign == {"encoder_2", "decoder_2", "union_2", "labels_2", "latent_sft_2"}
+    assert foreign == {"encoder_2", "decoder_2", "union_2", "labels_2", "latent_sft_2", "hidden_2"}
 
 
 def test_every_system_has_its_exact_match_difference_and_cost() -> None:
@@ -194,7 +195,7 @@ def test_without_a_baseline_nothing_is_compared() -> None:
     results |= {"baseline": None, "differences": {}}
     page = render([results])
     assert "Against" not in page
-    assert "Of 7 systems, cot answers the most" in sections(page)["head"]
+    assert "Of 6 trained systems, cot answers the most" in sections(page)["head"]
     assert "vs" not in printed(results).split()
 
 
@@ -397,8 +398,11 @@ def test_a_verdict_claims_no_more_than_its_tests(controls: Results, expected: li
 def test_of_equals_none_is_called_the_best() -> None:
     results = words_results()
     systems = results["systems"]
-    systems["soft thinking"]["exact_match"] = systems["latent_sft_2"]["exact_match"]
-    assert "None of 5 systems that reason in latents is better." in finding(results)
+    systems["latent_sft_4"]["exact_match"] = systems["latent_sft_2"]["exact_match"]
+    assert f"Of 4 {TRAINED}, latent sft 2 and latent sft 4 answer the most, and equally many." in finding(results)
+    for name in ("hidden_2", "no_induction"):
+        systems[name]["exact_match"] = systems["latent_sft_2"]["exact_match"]
+    assert f"All 4 {TRAINED} answer equally many." in finding(results)
 
 
 def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> None:
@@ -408,9 +412,9 @@ def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> 
     )
     for part in (
         "the explicit chain of thought (cot, 24.61 tokens) answers 61.27 %",
-        "no detectable difference (95 % interval of the difference −3.8 to +1.0 points)",
-        "the best of 5 systems that reason in latents, picked on these problems",
-        "With the chain of another problem it answers 1.20 %.",
+        "no detectable difference (first minus second −3.8 to +1.0 points, 95 % interval)",
+        f"the best of 4 {TRAINED}, picked on these problems. ",
+        "With the chain of another problem latent sft 2 answers 1.20 %.",
     ):
         assert part in text, part
 
@@ -419,7 +423,15 @@ def test_a_second_explicit_chain_is_no_system_that_reasons_in_latents() -> None:
     results = words_results()
     results["systems"]["latent_sft_2"]["chain"] = "tokens"
     text = finding(results)
-    assert "latent sft 2" not in text and "the best of 4 systems that reason in latents" in text
+    assert "latent sft 2" not in text and f"the best of 3 {TRAINED}" in text
+
+
+def test_a_variant_that_was_not_trained_is_not_what_a_run_is_about() -> None:
+    results = words_results()
+    results["systems"]["soft thinking"]["exact_match"] = rate(0.9)
+    assert "soft thinking" not in finding(results)
+    results["baseline"] = None
+    assert finding(results).startswith("Of 6 trained systems, cot answers the most")
 
 
 def test_the_finding_says_equal_training_a_clear_difference_and_one_seed() -> None:
@@ -429,7 +441,7 @@ def test_the_finding_says_equal_training_a_clear_difference_and_one_seed() -> No
     results["differences"]["latent_sft_2 - cot"] = {"mean": 0.1, "low": 0.05, "high": 0.15, "p": 0.0002}
     text = finding(results)
     assert "tokens), given as many training steps as encoder_2 and decoder_2 together, answers" in text
-    assert "(+10.0 points, p < 0.001)" in text
+    assert "answers 61.27 % (10.0 points fewer, p < 0.001)." in text
     assert "One seed" in text
 
 

@@ -74,12 +74,15 @@ def test_seeds_that_disagree_are_not_outvoted_by_problems(complete: Callable[...
 
 def test_a_difference_that_is_one_is_given_in_points(complete: Callable[..., Results]) -> None:
     text = finding(complete(seeds=3))
-    assert "+48.0 points, p < 0.001" in text
+    assert "answers 50.00 % (48.0 points fewer, p < 0.001)" in text
     assert "as many training steps as sst and talker together" in text
 
 
-def test_a_sweep_says_whether_its_intervals_overlap(sweep: Results) -> None:
-    assert "intervals overlap" in finding(sweep)
+def test_a_sweep_of_equals_is_a_tie(sweep: Results) -> None:
+    assert finding(sweep) == "Both systems answer 50.00 % of 200 unseen problems."
+    better = {"mean": 0.505, "low": 0.495, "high": 0.515}
+    sweep["systems"]["sst_k4"] = sweep["systems"]["sst_k4"] | {"exact_match": better}
+    assert finding(sweep).endswith("50.50 %, and sst k1 the least, 50.00 %; their intervals overlap.")
 
 
 @pytest.mark.parametrize("kind", ["complete", "sweep", "ambiguous"])

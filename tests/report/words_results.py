@@ -222,7 +222,10 @@ def _stages() -> list[Results]:
         {"name": "decoder_2", "start": "encoder_2", "objective": line | {"train": "decoder"}},
         {"name": "union_2", "start": "decoder_2", "objective": line | {"train": "union"}},
         {"name": "labels_2", "start": "union_2", "objective": {"kind": "labels", "rows": 20000}},
-        {"name": "latent_sft_2", "start": "labels_2", "objective": {"kind": "stage2", "ce_weight": 1.0}},
+        *(
+            {"name": name, "start": "labels_2", "objective": {"kind": "stage2", "ce_weight": 1.0}}
+            for name in ("latent_sft_2", "latent_sft_4", "hidden_2", "no_induction")
+        ),
     ]
 
 

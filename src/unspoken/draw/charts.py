@@ -99,6 +99,11 @@ class Frame:
     bottom: int = 36
     levels: tuple[Level, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        # Points beyond an end are drawn on it; a level there would carry the value of another line.
+        for level in self.levels:
+            assert self.y.low <= level.value <= self.y.high, f"{level.name} is beyond the axis"
+
     def at(self, x: float, y: float) -> Point:
         """Pixels of a point."""
         across = self.width - self.left - self.right

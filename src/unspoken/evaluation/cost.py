@@ -16,12 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from unspoken import distributed
+from unspoken.evaluation.outcomes import TIMED
 from unspoken.placement import synchronize
 from unspoken.reasoning.system import Answer, System
 from unspoken.tasks.task import Problems
 
-TIMED = 128  # problems that are answered against the clock in a batch
-_ALONE = 20  # of them one by one, at most
+_ALONE = 20  # of those timed, this many one by one, at most
 _SECONDS_ALONE = 10.0  # spent on problems one by one, at least; a large model answers few in that time
 Respond = Callable[[Problems, int], object]  # answers problems, at most so many at once
 

@@ -21,6 +21,7 @@ from unspoken.tasks.task import Problems, Task
 PAIR, COUPLED = "jepa-reasoner", "coupled"
 # What runs are compared by: the keys of ``cost``, in the order of the top of this file.
 COSTS = ("latent_steps", "sequential_passes", "flops", "seconds")
+TIMED = 128  # problems, the first ones, that are answered against the clock in a batch
 
 
 def packed(outcomes: Outcomes) -> str:

@@ -17,6 +17,8 @@ Results = Mapping[str, Any]
 # Names of stages and keys that older results have.
 _KINDS = {"compress": "stage1", "autonomy": "stage2"}
 _KEYS = {"own_latents": "rollout_latents", "own_passes": "rollout_passes"}
+# Of results of schema 1: the objective of a stage that writes an explicit chain, and what the oldest leave out of it.
+_EXPLICIT, _DEFAULTS = {"kind": "next_token", "chain": "explicit"}, {"chain": "explicit"}
 _SUMMARY_KEYS = {
     "forced_tokens": ("says", "output_kind"),
     "chains": ("said", "response"),
@@ -59,7 +61,7 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         **{key: results[key] for key in copied if key in results},
         "schema": SCHEMA,
         "baseline": baseline,
-        "systems": {name: _system(name, entry, problems, baseline) for name, entry in systems.items()},
+        "systems": {name: _system(results, name, entry, baseline) for name, entry in systems.items()},
         "tests": tests,
         "differences": results.get("differences", {}),
         "probes": _renamed({key: summary for key, summary in _probes(results).items() if summary}),
@@ -77,9 +79,9 @@ def _renamed(probes: dict[str, Any]) -> dict[str, Any]:
     return {key: with_new_key(summary, *_SUMMARY_KEYS.get(key, ("", ""))) for key, summary in probes.items()}
 
 
-def _system(name: str, entry: dict[str, Any], problems: Results, baseline: str | None) -> dict[str, Any]:
-    steps = problems.get("steps", {}).get(name)
-    cost = entry.get("cost")
+def _system(results: Results, name: str, entry: dict[str, Any], baseline: str | None) -> dict[str, Any]:
+    problems: Results = results.get("words") or {}
+    steps, cost = problems.get("steps", {}).get(name), entry.get("cost")
     if steps is not None and cost is not None:  # counted over all problems; the other numbers are those of a few
         cost = cost | {
             "latent_steps": steps["latents"],
@@ -87,10 +89,24 @@ def _system(name: str, entry: dict[str, Any], problems: Results, baseline: str |
             "spoken_tokens": steps["answer"],
             "sequential_passes": steps["total"],
         }
-    explicit = name == baseline or name in problems.get("explicit", ())
+    if cost is not None and (of_all := _cost_of_all(results, name)):
+        cost = cost | {key: value for key, value in of_all.items() if key in cost}
+    tokens = name == baseline or name in problems.get("explicit", ()) or name in _writing_tokens(results)
     chained = steps is None or steps["latents"] > 0
-    chain = None if not chained else "tokens" if explicit else "latent"
+    chain = None if not chained else "tokens" if tokens else "latent"
     return {"exact_match": entry["exact_match"], "ended": entry.get("ended"), "cost": cost, "chain": chain}
+
+
+def _cost_of_all(results: Results, name: str) -> Mapping[str, float]:
+    """What runs are compared by: it was counted over all problems, where ``cost`` was counted over those timed."""
+    first: Results = next(iter((results.get("outcomes") or {}).values()), {})
+    return (first.get("cost") or {}).get(name) or {}
+
+
+def _writing_tokens(results: Results) -> set[str]:
+    """The stages that learned to write an explicit chain; the recipe says so of the baseline and of all others."""
+    stages = results.get("recipe", {}).get("stages", ())
+    return {stage["name"] for stage in stages if _EXPLICIT.items() <= (_DEFAULTS | stage["objective"]).items()}
 
 
 def _probes(results: Results) -> dict[str, Any]:
@@ -182,6 +198,17 @@ def explicit(results: Results, system: str) -> bool:
 def reasoners(results: Results) -> list[str]:
     """Systems that reason in latents; the steps of an explicit chain are tokens."""
     return [name for name, entry in results["systems"].items() if entry.get("chain") not in (None, "tokens")]
+
+
+def as_trained(results: Results) -> list[str]:
+    """Systems that answer as their stage was trained to, not in a further way that their model can answer in.
+
+    They are named by their stage, or as `PAIR`. All systems, where the recipe of the results does not tell.
+    """
+    stages = {stage["name"] for stage in results.get("recipe", {}).get("stages", ())}
+    names = list(results["systems"])
+    trained = [name for name in names if name == PAIR or name.removeprefix(f"{PAIR}, ") in stages]
+    return trained or names
 
 
 def difference(results: Results, system: str) -> Mapping[str, Any] | None:

@@ -113,8 +113,8 @@ def _rank_frame(reference: Reference, values: list[float]) -> Frame:
         if key in reference
     )
     # Free pixels below the lowest level, so that a line on it does not lie on the frame.
-    low = 0.75 * min([*values, *(level.value for level in levels)])
-    y = logarithmic([low, *values], lambda rate: f"{100 * rate:g} %")
+    shown = [*values, *(level.value for level in levels)]
+    y = logarithmic([0.75 * min(shown), *shown], lambda rate: f"{100 * rate:g} %")
     return Frame(x=y, y=y, levels=levels)
 
 

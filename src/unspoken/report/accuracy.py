@@ -8,6 +8,7 @@ from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import MEGAFLOPS, MILLISECONDS, P_VALUE, PERCENT_1, POINTS, QUANTITY, STEPS, count
 from unspoken.draw.section import Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, drawing, estimate, number, reading, text
+from unspoken.evaluation.outcomes import TIMED
 from unspoken.evaluation.results import Results, averaged, difference, differs, is_ambiguous, label, summary_of
 from unspoken.probes.colours import system_colours
 from unspoken.probes.paper import PAPER, compares_to_paper
@@ -119,7 +120,14 @@ def cost_section(results: Results) -> Section | None:
     note = (
         "Means a problem. Latent steps of an explicit chain are the tokens that it reasons in. Passes in sequence are forward "
         "passes that wait for one another, markers around a chain included. MFLOPs: millions of floating-point operations of "
-        "matrix products. Times are of this machine, first seed."
+        f"matrix products. {_timed(results)}"
     )
     table = Table.of(costs.items(), columns, title="cost of one answer", note=note)
     return Section("cost", "What an answer costs", [table])
+
+
+def _timed(results: Results) -> str:
+    """What was timed: fewer problems than were counted."""
+    counted = "" if results.get("outcomes") else " and MFLOPs, which older versions did not count over all of them,"
+    some = f"the first {count(min(TIMED, results['problems']), 'problem')}"
+    return f"Times{counted} are those of the first seed on {some}, alone of a few of these."

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,11 +34,23 @@ from unspoken.evaluation.results import Results, differs, explicit, label
 from unspoken.evaluation.significance import Difference, Outcomes, paired_difference
 from unspoken.probes.colours import SERIES, system_colours
 
-# Key of a cost, its short name, the title of its axis, and what makes a readable number of it.
+
+class Cost(NamedTuple):
+    """A cost that systems are compared by."""
+
+    key: str  # in an entry's costs
+    name: str
+    axis: str  # title
+    factor: float  # makes a readable number of it
+    # Costs whose ratio is nearer to 1 are the same one. Time is that of one run of a few problems: systems that do the
+    # same work, as one Reasoner with two read-outs, were up to 9 % apart.
+    resolution: float
+
+
 COSTS = (
-    ("sequential_passes", "passes", "forward passes in sequence", 1.0),
-    ("flops", "FLOPs", "floating-point operations", 1.0),
-    ("seconds", "time", "milliseconds, in a batch", 1000.0),
+    Cost("sequential_passes", "passes", "forward passes in sequence", 1.0, 0.001),
+    Cost("flops", "FLOPs", "floating-point operations", 1.0, 0.001),
+    Cost("seconds", "time", "milliseconds, in a batch", 1000.0, 0.1),
 )
 _DECADE = 10.0
 
@@ -140,14 +152,18 @@ def problem_sets(every: Sequence[Results]) -> list[ProblemSet]:
     return sorted(sets, key=lambda one: -len(one.runs))
 
 
-def frontier(places: Sequence[Point]) -> list[int]:
+def frontier(places: Sequence[Point], resolution: float) -> list[int]:
     """Which of some (cost, accuracy) points no other one beats, cheapest first.
 
-    A point is beaten by one that is at least as good in both and better in one; equals stand side by side.
+    A point is beaten by one that is more accurate and costs no more, or that is as accurate and costs less; equals stand
+    side by side. Costs are the same where they differ by less than the fraction ``resolution``.
     """
 
     def beaten(cost: float, accuracy: float) -> bool:
-        return any(c <= cost and a >= accuracy and (c < cost or a > accuracy) for c, a in places)
+        return any(
+            (a > accuracy and c <= cost * (1 + resolution)) or (a == accuracy and c * (1 + resolution) < cost)
+            for c, a in places
+        )
 
     return sorted((i for i, place in enumerate(places) if not beaten(*place)), key=lambda i: places[i])
 
@@ -217,11 +233,11 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
     marks_y = nice_ticks(min(entry.rate["low"] for entry in entries), max(entry.rate["high"] for entry in entries))
     ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y if mark <= 1)
     y = Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
-    for key, name, axis, factor in COSTS:
+    for key, name, axis, factor, resolution in COSTS:
         if not all(entry.cost.get(key) for entry in entries):
             continue
         places = [(factor * entry.cost[key], entry.rate["mean"]) for entry in entries]
-        best = frontier(places)
+        best = frontier(places, resolution)
         x = _axis([cost for cost, _ in places], axis)
         marks = [
             Mark(
@@ -258,9 +274,10 @@ def _drawing(entries: Sequence[Entry], numbers: Sequence[int], keys: Sequence[Ke
 
 
 _CAPTION = (
-    "Accuracy with its 95 % interval; cheaper is further left. The line is the frontier: nothing here is both cheaper and "
-    "more accurate than a filled point. It goes through means; where intervals overlap, it may be chance who is on it. "
-    "The vertical axis may not start at zero."
+    "Accuracy with its 95 % interval; cheaper is further left. The line is the frontier: nothing here is more accurate "
+    "than a filled point for the same cost, or as accurate for less. Costs that differ by less than 0.1 %, times by less "
+    "than 10 %, count as the same. The line goes through means; where intervals overlap, it may be chance who is on it. The vertical axis "
+    "may not start at zero."
 )
 
 
@@ -336,9 +353,11 @@ def _table(one: ProblemSet) -> Table:
     """Every system in numbers: the costs by which it is on a frontier, and the paired test against one of them."""
     known = [entry for entry in one.entries if entry.cost]
     best = {
-        name: [known[i] for i in frontier([(entry.cost[key], entry.rate["mean"]) for entry in known])]
-        for key, name, _, _ in COSTS
-        if known and all(entry.cost.get(key) for entry in known)
+        cost.name: [
+            known[i] for i in frontier([(entry.cost[cost.key], entry.rate["mean"]) for entry in known], cost.resolution)
+        ]
+        for cost in COSTS
+        if known and all(entry.cost.get(cost.key) for entry in known)
     }
 
     def on_frontier(row: tuple[int, Entry]) -> Cell:

@@ -1,7 +1,8 @@
 """What came out of a run, in one or two sentences made from its numbers alone.
 
-A sentence never claims more than its test: a difference is called one only where its interval leaves out zero, and a
-single seed is named as such.
+A sentence never claims more than its test: a difference is called one only where its interval leaves out zero, rates
+that are written alike are ties, and a single seed is named as such. A model that answers in another way than it was
+trained to is never what a run is about.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import Any
 
 from unspoken.draw.formats import bare_percent, count, joined, p_value, percent, points, steps
 from unspoken.evaluation.outcomes import COUPLED, PAIR
-from unspoken.evaluation.results import Results, averaged, difference, differs, label, reasoners, summary_of
+from unspoken.evaluation.results import (
+    Results,
+    as_trained,
+    averaged,
+    difference,
+    differs,
+    label,
+    reasoners,
+    summary_of,
+)
 
 
 def sample(results: Results) -> str:
@@ -63,7 +73,7 @@ def _pair(results: Results) -> str | None:
         return None
     own = results["systems"][PAIR]["exact_match"]["mean"]
     problems = count(results["problems"], "unseen problem")
-    text = f"Reasoning without a word, the JEPA-Reasoner answers {percent(own)} of {problems}"
+    text = f"Reasoning in latents alone, the JEPA-Reasoner answers {percent(own)} of {problems}"
     paired = difference(results, PAIR)
     if paired is not None:
         other = results["systems"][COUPLED]["exact_match"]["mean"]
@@ -77,51 +87,89 @@ def _pair(results: Results) -> str | None:
 
 
 def _latents(results: Results) -> str | None:
-    """The best system that reasons in latents beside the explicit chain of thought."""
-    explicit, silent = results["baseline"], reasoners(results)
+    """The best system that was trained to reason in latents beside the explicit chain of thought."""
+    explicit, trained = results["baseline"], as_trained(results)
+    silent = [name for name in reasoners(results) if name in trained]
     if explicit is None or explicit not in results["systems"] or not silent:
         return None
     taken = {name: entry["cost"]["latent_steps"] for name, entry in results["systems"].items()}
-    rates = {name: entry["exact_match"]["mean"] for name, entry in results["systems"].items()}
-    best = max(silent, key=lambda name: rates[name])
+    rates = _rates(results)
+    best = max(silent, key=lambda name: rates[name]["mean"])
     paired = difference(results, best)
     text = (
         f"Reasoning in {steps(taken[best])} latents a problem, {label(best)} answers "
-        f"{percent(rates[best])} of {count(results['problems'], 'unseen problem')}; the explicit chain of thought "
-        f"({label(explicit)}, {steps(taken[explicit])} tokens){_equal_training(results)} answers {percent(rates[explicit])}"
-        f"{'' if paired is None else _verdict(paired)}."
+        f"{percent(rates[best]['mean'])} of {count(results['problems'], 'unseen problem')}; the explicit chain of thought "
+        f"({label(explicit)}, {steps(taken[explicit])} tokens){_equal_training(results)} answers "
+        f"{percent(rates[explicit]['mean'])}{'' if paired is None else _verdict(paired)}."
     )
     if len(silent) > 1:
-        among = f"{len(silent)} systems that reason in latents"
-        tied = sum(rates[name] == rates[best] for name in silent) > 1
-        text += f" None of {among} is better." if tied else f" It is the best of {among}, picked on these problems."
+        text += _rank({name: rates[name] for name in silent}, best)
     swapped = summary_of(results, "controls").get(best, {}).get("swap")
     if swapped is not None:
-        text += f" With the chain of another problem it answers {percent(swapped['exact_match']['mean'])}."
+        text += f" With the chain of another problem {label(best)} answers {percent(swapped['exact_match']['mean'])}."
     return text + _seeds_caveat(results)
+
+
+def _rates(results: Results) -> dict[str, Mapping[str, Any]]:
+    return {name: entry["exact_match"] for name, entry in results["systems"].items()}
+
+
+def _as_many(rates: Mapping[str, Mapping[str, Any]], name: str) -> list[str]:
+    """The systems whose rate is written as that of this one, itself included."""
+    return [other for other in rates if percent(rates[other]["mean"]) == percent(rates[name]["mean"])]
+
+
+def _rank(rates: Mapping[str, Mapping[str, Any]], best: str) -> str:
+    """A sentence on where the best of several latent reasoners stands among them."""
+    kind = "systems that were trained to reason in latents"
+    among, ties = f"{len(rates)} {kind}", _as_many(rates, best)
+    if len(ties) == len(rates):
+        return f" {_all(len(rates))} {kind} answer equally many."
+    if len(ties) > 1:
+        return f" Of {among}, {joined([label(name) for name in ties])} answer the most, and equally many."
+    near = [label(name) for name in rates if name != best and rates[name]["high"] >= rates[best]["low"]]
+    text = f" It is the best of {among}, picked on these problems"
+    if near:
+        overlap = "the interval of {} overlaps" if len(near) == 1 else "the intervals of {} overlap"
+        text += f"; {overlap.format(joined(near))} with its own"
+    return f"{text}."
+
+
+def _all(number: int) -> str:
+    return "Both" if number == 2 else f"All {number}"
 
 
 def _ranking(results: Results) -> str:
     """The best and the worst system, where nothing more is known of them."""
-    systems = results["systems"]
-    rates = {name: entry["exact_match"]["mean"] for name, entry in systems.items()}
-    low, high = min(rates, key=lambda name: rates[name]), max(rates, key=lambda name: rates[name])
+    rates = {name: rate for name, rate in _rates(results).items() if name in as_trained(results)}
+    low, high = (pick(rates, key=lambda name: rates[name]["mean"]) for pick in (min, max))
     problems = count(results["problems"], "unseen problem")
     if len(rates) == 1:
-        return f"{label(high)} answers {percent(rates[high])} of {problems}."
-    overlap = systems[low]["exact_match"]["high"] >= systems[high]["exact_match"]["low"]
-    together = "; their intervals overlap" if overlap else ""
+        return f"{label(high)} answers {percent(rates[high]['mean'])} of {problems}."
+    most, least = _as_many(rates, high), _as_many(rates, low)
+    if len(most) == len(rates):
+        return (
+            f"{_all(len(rates))} systems answer {percent(rates[high]['mean'])} of {problems}.{_seeds_caveat(results)}"
+        )
+    overlap = max(rates[name]["high"] for name in least) >= min(rates[name]["low"] for name in most)
+    best, worst = (joined([label(name) for name in names]) for names in (most, least))
+    among = f"{len(rates)} systems" if len(rates) == len(results["systems"]) else f"{len(rates)} trained systems"
     return (
-        f"Of {len(rates)} systems, {label(high)} answers the most of {problems}, {percent(rates[high])}, "
-        f"and {label(low)} the least, {percent(rates[low])}{together}.{_seeds_caveat(results)}"
+        f"Of {among}, {best} {'answers' if len(most) == 1 else 'answer'} the most of {problems}, "
+        f"{percent(rates[high]['mean'])}, and {worst} the least, {percent(rates[low]['mean'])}"
+        f"{'; their intervals overlap' if overlap else ''}.{_seeds_caveat(results)}"
     )
 
 
 def _verdict(paired: Mapping[str, Any]) -> str:
+    """What a paired difference says of the baseline, after the baseline's rate."""
     if differs(paired):
-        return f" ({points(paired['mean'])} points, {p_value(paired['p'])})"
-    span = f"95 % interval of the difference {points(paired['low'])} to {points(paired['high'])} points"
-    if paired["p"] < 0.05:
+        fewer = "fewer" if paired["mean"] > 0 else "more"
+        test = "" if paired["p"] is None else f", {p_value(paired['p'])}"
+        size = abs(paired["mean"])
+        return f" ({bare_percent(size, 1 if size >= 0.001 else 3)} points {fewer}{test})"
+    span = f"first minus second {points(paired['low'])} to {points(paired['high'])} points, 95 % interval"
+    if paired["p"] is not None and paired["p"] < 0.05:
         # A test over problems alone can be sure about these seeds where seeds disagree with one another.
         return f"; seeds differ too much to tell the two methods apart ({span})"
     return f", which is no detectable difference ({span})"
