@@ -17,7 +17,7 @@ help:
 	@echo "make lint        format, lint, types, direction of imports"
 	@echo "make audit       look the tested versions up in the database of known vulnerabilities (network)"
 	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, seven minutes)"
-	@echo "make docs        write every number of the pages from results/, and check their links"
+	@echo "make docs        write every number of the pages from results/, build the site build/site and check its links"
 
 # What the package needs at run time, which is all that the demo needs.
 $(RUNTIME): pyproject.toml constraints.txt
@@ -64,8 +64,4 @@ benchmarks: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/python docs/render.py
-	@for page in *.md docs/*.md; do \
-	  grep -oE '\]\([^)# ]+' "$$page" | sed 's/^](//' | grep -vE '^[a-z]+:' | while read -r link; do \
-	    test -e "$$(dirname "$$page")/$$link" || { echo "$$page: there is no file $$link"; exit 1; }; \
-	  done || exit 1; \
-	done; echo "all relative links lead to files"
+	$(BIN)/zensical build --strict

@@ -11,7 +11,7 @@ import unspoken
 from unspoken.training.recipe import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_rendered_number_agrees_with_the_results():

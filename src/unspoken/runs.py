@@ -86,9 +86,12 @@ def open_system(
     """A model as it answers text.
 
     Args:
-        source, stage, seed: see `locate`.
+        source: a run folder, the folder of one model, the name of a model on the hub, or of one that comes with the
+            package (``tree-search``).
         reasoning: another way to reason than the one that the model was trained for, see `reasoning_of`; for instance
             ``"no_think"`` or `unspoken.SoftThinking`.
+        stage: which model of a run folder; by default the last stage that answers from latents.
+        seed: which of the trained seeds of a run folder.
         device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:

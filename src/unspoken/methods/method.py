@@ -450,7 +450,8 @@ class Method:
         Args:
             stage: names the first system; the names of the others begin with it.
             max_answer: cap of an answer where the folder records none.
-            end_id, pad_id: of a plain causal language model; those of its configuration if None.
+            end_id: of a plain causal language model; the one of its configuration if None.
+            pad_id: likewise.
 
         Raises:
             ValueError: the method would be wrong around the model, or nothing could end an answer.

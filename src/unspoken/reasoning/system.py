@@ -206,8 +206,8 @@ class System:
         """Reason and answer.
 
         Args:
-            input_ids, attention_mask: prompts without the opening, padded on the left, on any device, to which the
-                answer comes back.
+            input_ids: prompts without the opening, padded on the left, on any device, to which the answer comes back.
+            attention_mask: true on the tokens of the prompts; all of them if None.
             max_tokens: cap of the answer. Where each token has a latent it is the cap of the chain too.
             stop: when the chain ends; by default the system's own rule.
             chain: answer from this chain instead of writing one; every causal control does.
