@@ -95,6 +95,13 @@ def measured(
     return Evaluation(name=system.name, results=results)
 
 
+def _grader(given: str | Callable[..., bool] | None, trained_on: TaskConfig | None) -> str:
+    """Name of the grader of a file: the given one, or that of the file which a system has learned from."""
+    if given is None:
+        return trained_on.grader if isinstance(trained_on, JsonlConfig) else JsonlConfig.grader
+    return name_of(given) if callable(given) else given
+
+
 def _task(system: System, data: Any, grader: str | Callable[..., bool] | None) -> Task:
     """What a system is measured on.
 
@@ -116,9 +123,7 @@ def _task(system: System, data: Any, grader: str | Callable[..., bool] | None) -
                 f"{system.name} has learned from rows of {data}; leave it out to measure on those that were held out, "
                 "or give other problems"
             )
-        usual = trained_on.grader if isinstance(trained_on, JsonlConfig) else JsonlConfig.grader
-        named = name_of(grader) if callable(grader) else grader or usual
-        return JsonlConfig(tests=(str(data),), grader=named).build()
+        return JsonlConfig(tests=(str(data),), grader=_grader(grader, trained_on)).build()
     if isinstance(data, Mapping):
         data = one_of(task_configs(), data, "data")
     if not isinstance(data, TaskConfig):

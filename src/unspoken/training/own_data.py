@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,12 @@ def own_recipe(
         "backbone": str(Path(model).resolve()) if Path(model).is_dir() else str(model),
     }
     # A recipe of any stage reads the data, with whatever the overrides say of it.
+    overrides = overrides or []
     first = {"name": "first", "objective": {"kind": "next_token"}, "steps": 1}
-    about_data = [override for override in overrides or () if override.startswith("task.")]
+    about_data = [override for override in overrides if override.startswith("task.")]
     looked = parse(yaml.safe_dump({**values, "stages": [first]}), method, about_data)
     facts, evaluation = _facts(looked)
-    given = {key: text for key, _, text in (override.partition("=") for override in overrides or ())}
+    given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
     if (batch_size := given.get("batch_size", "")).isdigit() and int(batch_size) > 0:
         facts = replace(facts, batch_size=int(batch_size))  # epochs stay what they are
     stages = trainable(facts).get(method)
@@ -72,10 +73,8 @@ def own_recipe(
             "column 'steps' or 'cot'"
         )
     stages = [_filled(stage, facts, given) for stage in stages]
-    ordered = {objective.kind for objective in objectives() if objective.reads_in_order}
-    by_length = not any(stage["objective"]["kind"] in ordered for stage in stages)
-    values |= {"stages": stages, "evaluation": evaluation, "group_by_length": by_length}
-    spread = [one for override in overrides or () for one in _spread(override, values["stages"])]
+    values |= {"stages": stages, "evaluation": evaluation, "group_by_length": not _in_order(stages)}
+    spread = [one for override in overrides for one in _spread(override, stages)]
     return parse(yaml.safe_dump(values, sort_keys=False), method, spread)
 
 
@@ -146,6 +145,12 @@ def _filled(stage: Mapping[str, Any], facts: TrainingFacts, given: Mapping[str, 
     chosen = {**usual, **stage, "optimizer": optimizer}
     # What a method sets to null its stage does not have, and overrides of all stages do not change.
     return {key: value for key, value in chosen.items() if key != "epochs" and not (key in stage and value is None)}
+
+
+def _in_order(stages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a stage reads its rows in the order of the data."""
+    ordered = {objective.kind for objective in objectives() if objective.reads_in_order}
+    return any(stage["objective"]["kind"] in ordered for stage in stages)
 
 
 def _spread(override: str, stages: list[dict[str, Any]]) -> list[str]:
