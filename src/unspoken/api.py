@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ def train(
     model: str | Path,
     data: str | Path | Mapping[str, Any],
     output: str | Path,
+    grader: str | Callable[..., bool] | None = None,
     seeds: int = 1,
     device: str | torch.device = "auto",
     report_to: Sequence[str] = (),
@@ -39,6 +40,8 @@ def train(
         data: a file of problems with ``question``, ``answer`` and ``steps`` or ``cot``, of which some are held out; or
             the ``task`` of a recipe.
         output: the run folder.
+        grader: of a file: how answers are compared, as the key of `unspoken.tasks.jsonl.JsonlConfig`, or a function of
+            (answer, problem) at the top of a module; the run records its name.
         seeds: how many runs, one after another.
         device: see `unspoken.machine.resolve_device`.
         report_to: loggers, by the names of the transformers integrations.
@@ -56,9 +59,12 @@ def train(
     """
     from rich.console import Console
 
+    from unspoken.tasks.grading import name_of
     from unspoken.training.own_data import as_overrides, own_recipe
     from unspoken.training.run import train as train_seeds
 
+    if grader is not None:
+        overrides["task.grader"] = name_of(grader) if callable(grader) else grader
     recipe = own_recipe(method, model, data, as_overrides(overrides))
     console = Console(quiet=quiet, stderr=True)
     train_seeds(recipe, Path(output), seeds=seeds, report_to=[*report_to], console=console, device=device)

@@ -52,6 +52,10 @@ AnyModel = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
 Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]
+Grader = Annotated[
+    str | None,
+    typer.Option(help="Of your problems: how answers are compared: math, number, string, choice, or module:function."),
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -88,19 +92,32 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _load(
-    name: str, size: str, overrides: list[str] | None, output: str | None, model: str | None, data: str | None
+    name: str,
+    size: str,
+    overrides: list[str] | None,
+    output: str | None,
+    model: str | None,
+    data: str | None,
+    grader: str | None,
 ) -> tuple[Any, Path]:
     if model is not None and data is not None:
-        from unspoken.training.own_data import own_recipe
-
-        recipe = own_recipe(name, model, data, overrides)
-    elif model is not None or data is not None:
-        raise ValueError("--model and --data go together, with the name of a method; give both, or neither")
+        recipe = _own_recipe(name, model, data, grader, overrides)
+    elif model is not None or data is not None or grader is not None:
+        raise ValueError(
+            "--model and --data go together, with the name of a method, and --grader with them; give both, or none"
+        )
     else:
         from unspoken.training.recipe import load
 
         recipe = load(name, size, overrides or [])
     return recipe, Path("runs") / f"{recipe.name}-{recipe.size}" if output is None else _named(output)
+
+
+def _own_recipe(method: str, model: str, data: str, grader: str | None, overrides: list[str] | None) -> Any:
+    from unspoken.training.own_data import own_recipe
+
+    chosen = [] if grader is None else [f"task.grader={grader}"]
+    return own_recipe(method, model, data, [*chosen, *(overrides or [])])
 
 
 def _named(path: str) -> Path:
@@ -130,6 +147,7 @@ def run(
     overrides: Set = None,
     model: Model = None,
     data: Data = None,
+    grader: Grader = None,
     report_to: Logger = None,
     device: Device = "auto",
     as_json: AsJson = False,
@@ -138,7 +156,7 @@ def run(
     show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe without training.")] = False,
 ) -> None:
     """Train every stage, measure on test problems, and write the report page. Run it again to continue."""
-    chosen, folder = _load(recipe, size, overrides, output, model, data)
+    chosen, folder = _load(recipe, size, overrides, output, model, data, grader)
     if show:
         from unspoken.training.recipe import dump
 
@@ -183,6 +201,7 @@ def train(
     overrides: Set = None,
     model: Model = None,
     data: Data = None,
+    grader: Grader = None,
     report_to: Logger = None,
     device: Device = "auto",
     stage: Annotated[str | None, typer.Option(help="Train this stage alone.")] = None,
@@ -191,7 +210,7 @@ def train(
     """Train stages without measuring them."""
     from unspoken.training.run import train as train_seeds
 
-    chosen, folder = _load(recipe, size, overrides, output, model, data)
+    chosen, folder = _load(recipe, size, overrides, output, model, data, grader)
     runs = train_seeds(
         chosen,
         folder,
@@ -207,6 +226,27 @@ def train(
                 print(escaped(seed_run.model_folder(entry.name)))
 
 
+@app.command("new-recipe")
+def new_recipe(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="What is trained, such as cot or latent-sft.")],
+    model: Annotated[str, typer.Option(help="The pretrained model: a folder, or a name on the hub.")],
+    data: Annotated[str, typer.Option(help="Your problems, with question, answer and steps or cot.")],
+    output: Annotated[str | None, typer.Option(help="The file; METHOD.yaml if not given.")] = None,
+    grader: Grader = None,
+    overrides: Set = None,
+) -> None:
+    """Write the recipe that 'unspoken train METHOD --model ... --data ...' uses, to be changed by hand."""
+    from unspoken.tasks.task import rows_in_words
+    from unspoken.training.recipe import dump
+
+    recipe = _own_recipe(method, model, data, grader, overrides)
+    file = Path(f"{recipe.name}.yaml") if output is None else _named(output)
+    if file.exists():
+        raise ValueError(f"{file} exists; name another file with --output, or remove it")
+    file.write_text(f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}", encoding="utf-8")
+    print(escaped(file))
+
+
 @app.command()
 def eval(
     folder: AnyModel,
@@ -216,6 +256,7 @@ def eval(
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k.")] = 0,
     data: Annotated[str | None, typer.Option(help="Measure any model on these problems, controls included.")] = None,
+    grader: Grader = None,
     problems: Annotated[int, typer.Option(min=1, help="Of --data.")] = 200,
     reasoning: Ways = None,
     device: Device = "auto",
@@ -223,13 +264,15 @@ def eval(
     quiet: Quiet = False,
 ) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json."""
+    if data is None and grader is not None:
+        raise ValueError("--grader is given without --data; a run is measured as its recipe has it")
     if data is not None:
         from unspoken.api import load
         from unspoken.draw.table import print_table
 
         ways: list[str | None] = [*reasoning] if reasoning else [None]
         for way in ways:
-            evaluation = load(folder, way, device=device).evaluate(data, problems=problems)
+            evaluation = load(folder, way, device=device).evaluate(data, grader=grader, problems=problems)
             print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
         return
     from unspoken.draw.table import write_line

@@ -139,8 +139,9 @@ def measure_run(
             if probe.key not in measured["probes"]:
                 raise ValueError(f"the probe {probe.key!r} has nothing to measure in {recipe.name}; leave it out")
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
-        overlap = read_manifest(models[0].stages[recipe.stages[0].name]).get("overlap")
-        results = facts | measured | ({} if overlap is None else {"overlap": overlap})
+        manifest = read_manifest(models[0].stages[recipe.stages[0].name])
+        rows = {key: manifest[key] for key in ("splits", "dropped", "overlap") if manifest.get(key) is not None}
+        results = facts | measured | rows
         distributed.run_on_main(lambda: write_json(folder / RESULTS, results))
     return results
 

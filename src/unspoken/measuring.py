@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.reasoning.system import System
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.files import FileConfig
+from unspoken.tasks.grading import name_of
 from unspoken.tasks.jsonl import JsonlConfig
 from unspoken.tasks.task import Task, TaskConfig
 from unspoken.training.settings import one_of
@@ -66,9 +67,18 @@ def _change(difference: Mapping[str, float]) -> Cell:
     return Cell(difference["mean"], POINTS, interval=(difference["low"], difference["high"]))
 
 
-def measured(system: System, data: Any, *, problems: int, controls: bool, batch_size: int, seed: int) -> Evaluation:
+def measured(
+    system: System,
+    data: Any,
+    *,
+    grader: str | Callable[..., bool] | None,
+    problems: int,
+    controls: bool,
+    batch_size: int,
+    seed: int,
+) -> Evaluation:
     """See `System.evaluate`."""
-    task = _task(system, data)
+    task = _task(system, data, grader)
     if (reader := system.texts.task) is not None and task.config != system.texts.trained_on:
         for test in task.tests:
             for question in task.questions(first_problems(task, test, problems)):
@@ -85,7 +95,14 @@ def measured(system: System, data: Any, *, problems: int, controls: bool, batch_
     return Evaluation(name=system.name, results=results)
 
 
-def _task(system: System, data: Any) -> Task:
+def _grader(given: str | Callable[..., bool] | None, trained_on: TaskConfig | None) -> str:
+    """Name of the grader of a file: the given one, or that of the file which a system has learned from."""
+    if given is None:
+        return trained_on.grader if isinstance(trained_on, JsonlConfig) else JsonlConfig.grader
+    return name_of(given) if callable(given) else given
+
+
+def _task(system: System, data: Any, grader: str | Callable[..., bool] | None) -> Task:
     """What a system is measured on.
 
     Raises:
@@ -93,6 +110,8 @@ def _task(system: System, data: Any) -> Task:
             the system has learned from it.
     """
     trained_on = system.texts.trained_on
+    if grader is not None and not isinstance(data, str | Path):
+        raise ValueError("grader is given without a file of problems; give a file, or the task's key 'grader'")
     if data is None:
         if trained_on is None:
             raise ValueError(f"{system.name} records no task to be measured on; give a file, or the task of a recipe")
@@ -104,7 +123,7 @@ def _task(system: System, data: Any) -> Task:
                 f"{system.name} has learned from rows of {data}; leave it out to measure on those that were held out, "
                 "or give other problems"
             )
-        return JsonlConfig(tests=(str(data),)).build()
+        return JsonlConfig(tests=(str(data),), grader=_grader(grader, trained_on)).build()
     if isinstance(data, Mapping):
         data = one_of(task_configs(), data, "data")
     if not isinstance(data, TaskConfig):

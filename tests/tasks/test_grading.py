@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspoken.tasks import grading
-from unspoken.tasks.grading import answer_fault, boxed, graded, number_of, plain
+from unspoken.tasks.grading import answer_fault, boxed, graded, name_of, number_of, plain
 from unspoken.tasks.problems import ReasoningProblem
 
 
@@ -275,12 +278,13 @@ def test_a_function_of_one_s_own_gets_the_inside_of_the_box_and_the_problem(own:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def right(answer): return True", r"failed on problem row: TypeError: right\(\) takes 1 positional argument"),
+        ("def right(answer): return True", "must be a function of .answer, problem.: too many positional arguments"),
         ("def right(answer, problem): return 'yes'", "gave 'yes' for problem row; it must give True or False"),
         ("def right(answer, problem): return 1 / 0", "failed on problem row: ZeroDivisionError: division by zero"),
+        ("def right(answer, problem, *, strict): return True", "missing a required argument: 'strict'"),
         ("right = 3", "is int; it must be a function"),
         ("def wrong(): pass", "cannot be imported .AttributeError"),
-        ("raise RuntimeError('two\\nlines')", "cannot be imported .RuntimeError: two lines.; put the folder of"),
+        ("raise RuntimeError('two\\nlines')", "cannot be imported .RuntimeError: two lines.; start where own_"),
     ],
 )
 def test_what_is_wrong_with_a_function_is_told_in_one_line(
@@ -294,3 +298,24 @@ def test_what_is_wrong_with_a_function_is_told_in_one_line(
 def test_a_module_that_is_not_there_is_named() -> None:
     with pytest.raises(ValueError, match=r"'nowhere_to_be_seen:right' cannot be imported .ModuleNotFoundError"):
         graded([r"\boxed{1}"], [problem("1", "nowhere_to_be_seen:right")])
+
+
+def test_a_module_of_the_current_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "grader_of_this_folder.py").write_text("def right(answer, problem):\n    return answer == 'x'\n")
+    assert graded([r"\boxed{x}", r"\boxed{1}"], [problem("1", "grader_of_this_folder:right")] * 2).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_a_function_is_recorded_by_the_name_that_it_is_imported_by(own: Callable[[str], str]) -> None:
+    module = own("def right(answer, problem):\n    return True\n")
+    name = f"{module}:right"
+    function = importlib.import_module(module).right
+    assert name_of(function) == name
+    assert graded([r"\boxed{1}"], [problem("2", name)]).tolist() == [True]
+    for nameless in (lambda *_: True, partial(function, "")):
+        with pytest.raises(ValueError, match="which has no name to import it by; define it at the top of a module"):
+            name_of(nameless)

@@ -97,7 +97,7 @@ def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, An
     Args:
         facts: of model and problems; by default those of problems that allow everything.
     """
-    known = TrainingFacts(rows=1, steps=1, width=1, heads=1) if facts is None else facts
+    known = TrainingFacts(rows=1, steps=1, chain=1, width=1, heads=1, batch_size=1) if facts is None else facts
     return {
         name.replace("_", "-"): stages for method in methods() for name, stages in method.default_stages(known).items()
     }

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+_FEWEST_STEPS = 20  # of an epoch
 
 # A stage that tunes a model on explicit chains, from which most methods start.
 COT: dict[str, Any] = {"name": "cot", "objective": {"kind": "next_token", "positions": "answer"}, "epochs": 3}
@@ -16,13 +19,21 @@ class TrainingFacts:
     Attributes:
         rows: training problems.
         steps: of the longest explicit chain but for one in twenty; 0 where problems have none.
+        chain: tokens of that chain.
         width, heads: of the model.
+        batch_size: problems that a training step reads.
     """
 
     rows: int
     steps: int
+    chain: int
     width: int
     heads: int
+    batch_size: int
+
+    def optimizer_steps(self, epochs: float) -> int:
+        """Training steps of so many epochs; an epoch has at least twenty, since few problems must be read often."""
+        return max(math.ceil(epochs * self.rows / self.batch_size), math.ceil(_FEWEST_STEPS * epochs))
 
 
 def distilled(facts: TrainingFacts, objective: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

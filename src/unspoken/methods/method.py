@@ -174,6 +174,7 @@ class Objective:
         steps_needed: it learns from the steps of an explicit chain, which some tasks do not have.
         chain_needed: it learns from an explicit chain between markers.
         first_rows: it reads the first training problems, whatever the stages before it have read.
+        reads_in_order: what it makes of a problem depends on when it is read, so rows are not sorted by length.
         properties: what a model must have so that the method computes the right thing with it, see
             `unspoken.backbone.checks`.
         writes_data: it trains nothing; `write` makes its folder.
@@ -188,6 +189,7 @@ class Objective:
     steps_needed: ClassVar[bool] = False
     chain_needed: ClassVar[bool] = False
     first_rows: ClassVar[bool] = False
+    reads_in_order: ClassVar[bool] = False
     writes_data: ClassVar[bool] = False
     trains_talker: ClassVar[bool] = False
     cuts_blocks: ClassVar[bool] = False

@@ -5,7 +5,7 @@ Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, V vocabul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -26,6 +26,7 @@ from unspoken.tasks.prompt_format import TextFormat
 if TYPE_CHECKING:
     from unspoken.measuring import Evaluation
     from unspoken.reasoning.inspection import Chain, TextAnswer
+    from unspoken.tasks.problems import ReasoningProblem
     from unspoken.tasks.task import TaskConfig
 
 # What a step of a chain is: the row of one token, a mixture of rows, an output of the stack as it is, or a vector that
@@ -267,6 +268,7 @@ class System:
         self,
         data: str | Path | Mapping[str, Any] | TaskConfig | None = None,
         *,
+        grader: str | Callable[[str, ReasoningProblem], bool] | None = None,
         problems: int = 200,
         controls: bool = True,
         batch_size: int = 32,
@@ -277,6 +279,8 @@ class System:
         Args:
             data: a file of problems with ``question`` and ``answer``, or the ``task`` of a recipe; by default what the
                 system was trained on, of which the test sets are used.
+            grader: of a file: how answers are compared, as the key of `unspoken.tasks.jsonl.JsonlConfig`, or a function
+                at the top of a module; by default that of the file which the system was trained on, or "math".
             problems: of each test set; smaller sets are used in full.
             controls: also answer from zeroed, averaged, shuffled, swapped, cut and missing chains.
             batch_size: problems answered at once.
@@ -287,7 +291,9 @@ class System:
         """
         from unspoken.measuring import measured
 
-        return measured(self, data, problems=problems, controls=controls, batch_size=batch_size, seed=seed)
+        return measured(
+            self, data, grader=grader, problems=problems, controls=controls, batch_size=batch_size, seed=seed
+        )
 
     # --- what it costs -------------------------------------------------------------------------------------------
 

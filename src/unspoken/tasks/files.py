@@ -265,10 +265,9 @@ class FileTask(ReasoningTask):
     """Problems from files; the backbone brings the tokenizer.
 
     A fingerprint is of what the files hold and of how they are read, but not of where they lie.
-
-    Attributes:
-        dropped: how many rows were left out, and why, for instance ``{"train: malformed": 3}``.
     """
+
+    dropped: dict[str, int]
 
     def __init__(self, config: FileConfig) -> None:
         self.config = config

@@ -6,12 +6,15 @@ Every grader reads what is inside the last complete box of a text; a text withou
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
+import sys
 import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -116,29 +119,20 @@ def answer_fault(name: str, answer: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=16)
 def grader_of(name: str) -> Grader:
     """The grader of a name.
 
-    A name like ``module:function`` imports the module and so runs it: use only recipes that you trust.
+    A name like ``module:function`` imports the module and so runs it: use only recipes that you trust. Modules of the
+    current folder are known too, after all that are installed.
 
     Raises:
-        ValueError: there is no such grader, or it cannot be imported.
+        ValueError: there is no such grader, it cannot be imported, or it does not take an answer and a problem.
     """
     check_name(name)
     if name in _GRADERS:
         same = _GRADERS[name]
         return lambda given, problem: same(given, problem.answer)
-    module, _, function = name.partition(":")
-    try:
-        imported: Any = getattr(importlib.import_module(module), function)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(
-            f"grader {name!r} cannot be imported ({reason}); put the folder of {module} on PYTHONPATH"
-        ) from None
-    if not callable(imported):
-        raise ValueError(f"grader {name!r} is {type(imported).__name__}; it must be a function of (answer, problem)")
+    imported = _imported(name)
 
     def own(given: str, problem: ReasoningProblem) -> bool:
         try:
@@ -151,6 +145,42 @@ def grader_of(name: str) -> Grader:
         return bool(right)
 
     return own
+
+
+def _imported(name: str) -> Callable[[str, ReasoningProblem], Any]:
+    """The function that ``module:function`` names."""
+    module, _, function = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # it stays, since a function may import its neighbours later
+    try:
+        imported: Any = getattr(importlib.import_module(module), function)
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"grader {name!r} cannot be imported ({reason}); start where {module} lies, or put its folder on PYTHONPATH"
+        ) from None
+    if not callable(imported):
+        raise ValueError(f"grader {name!r} is {type(imported).__name__}; it must be a function of (answer, problem)")
+    try:
+        inspect.signature(imported).bind("", None)
+    except TypeError as error:
+        raise ValueError(f"grader {name!r} must be a function of (answer, problem): {error}") from None
+    except ValueError:  # some functions written in C have no signature
+        pass
+    return imported
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """The name ``module:function`` by which a function is recorded and imported again.
+
+    Raises:
+        ValueError: it cannot be imported by a name, as a lambda or a function inside of another one.
+    """
+    module, qualified = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    name = f"{module}:{qualified}"
+    if not _FUNCTION.fullmatch(name) or getattr(sys.modules.get(str(module)), qualified, None) is not function:
+        raise ValueError(f"grader is {function!r}, which has no name to import it by; define it at the top of a module")
+    return name
 
 
 def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArray[np.bool_]:
@@ -181,8 +211,9 @@ def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArra
     if len(texts) != len(problems):
         raise ValueError(f"{len(texts)} texts for {len(problems)} problems; every problem needs one text")
     insides = [boxed(text) for text in texts]
+    graders = {name: grader_of(name) for name in {problem.grader for problem in problems}}
     right = [
-        inside is not None and bool(problem.answer) and grader_of(problem.grader)(inside.strip(), problem)
+        inside is not None and bool(problem.answer) and graders[problem.grader](inside.strip(), problem)
         for inside, problem in zip(insides, problems, strict=True)
     ]
     return np.array(right, dtype=np.bool_)

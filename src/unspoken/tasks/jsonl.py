@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.storage import parse_json
 from unspoken.tasks.files import FileConfig, FileTask, check_split_names, row_fields, set_name, tenth_of, text_of
-from unspoken.tasks.grading import answer_fault, check_name
+from unspoken.tasks.grading import answer_fault, check_name, grader_of
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN
 from unspoken.tasks.task import Traits, digest
@@ -116,6 +116,7 @@ class JsonlTask(FileTask):
     config: JsonlConfig
 
     def __init__(self, config: JsonlConfig) -> None:
+        grader_of(config.grader)  # before anything is read or trained
         self._chained: bool | None = None  # whether training rows have chains; the first row decides
         super().__init__(config)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
@@ -112,10 +113,12 @@ class Task(Protocol):
     Attributes:
         config: the configuration that built this task, see `TaskConfig`.
         tests: names of the test sets.
+        dropped: how many rows of a file were left out, and why, for instance ``{"train: malformed": 3}``.
     """
 
     config: Any
     tests: tuple[str, ...] = ("test",)
+    dropped: Mapping[str, int] = MappingProxyType({})
 
     @property
     def traits(self) -> Traits:
@@ -139,6 +142,10 @@ class Task(Protocol):
         """
         check_split(split, ("train", "validation", *self.tests))
         return None
+
+    def sizes(self) -> dict[str, int | None]:
+        """Problems in each split, by its name."""
+        return {split: self.size(split) for split in ("train", "validation", *self.tests)}
 
     def sample(self, split: str, indices: Indices, seed: int = 0) -> Problems:
         """The problems with the given indices, a pure function of (configuration, seed, split, index).
@@ -296,3 +303,10 @@ def exact_tokens(answers: Tensor | Sequence[str], right: Tensor, *, filler: int)
         raise ValueError("this task grades tokens [B, N], not texts; give the ids that the model wrote")
     require_as_many(answers, right)
     return pad(answers, (0, right.shape[1] - answers.shape[1]), value=filler) == right.to(answers.device)
+
+
+def rows_in_words(task: Task) -> str:
+    """How many rows each split of a task out of files has, and how many were left out."""
+    sizes = ", ".join(f"{size:,} {split}" for split, size in task.sizes().items())
+    dropped = ", ".join(f"{count:,} ({why})" for why, count in task.dropped.items())
+    return f"rows: {sizes}" + (f"; left out: {dropped}" if dropped else "")

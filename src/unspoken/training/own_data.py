@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from unspoken.methods.catalogue import trainable
+from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.defaults import TrainingFacts
 from unspoken.training.recipe import Recipe, Stage, parse
 from unspoken.training.settings import nearest
 
 _LOOKED_AT = 1000  # training problems by which lengths are chosen
+_MARGIN = 1.25  # of caps, over the longest of these
 _BATCH, _LARGE_BATCH, _MANY = 8, 32, 5000
-_OPTIMIZER = {"name": "adamw", "lr": 0.0003, "lr_rest": None, "weight_decay": 0.01}
+_MOST_TOKENS = 2**14  # of a batch, whose longest rows decide what fits into memory
+_RANK = 64
+# Latent width of a model from which adapters have much fewer weights than the matrices that they are put on.
+_WIDE = 8 * _RANK
+_ADAPTERS_RATE, _WIDE_RATE, _NARROW_RATE = 0.0003, 0.00005, 0.001
 
 
 def own_recipe(
@@ -27,7 +32,9 @@ def own_recipe(
 ) -> Recipe:
     """The recipe by which a model learns a method from one's own problems.
 
-    Steps follow from the number of training problems, caps of chain and answer from their lengths.
+    Steps follow from the number of training problems, batches and caps of chain and answer from their lengths, learning
+    rates from the model: a wide one is trained through adapters, or with a low rate where ``lora=null`` trains all of
+    it, and a narrow one in full.
 
     Args:
         method: one of `unspoken.methods.catalogue.trainable`.
@@ -49,21 +56,25 @@ def own_recipe(
         "summary": f"{method} on {data if isinstance(data, str | Path) else data.get('kind')}",
         "task": _task(data),
         "backbone": str(Path(model).resolve()) if Path(model).is_dir() else str(model),
-        "group_by_length": True,
     }
     # A recipe of any stage reads the data, with whatever the overrides say of it.
+    overrides = overrides or []
     first = {"name": "first", "objective": {"kind": "next_token"}, "steps": 1}
-    about_data = [override for override in overrides or () if override.startswith("task.")]
+    about_data = [override for override in overrides if override.startswith("task.")]
     looked = parse(yaml.safe_dump({**values, "stages": [first]}), method, about_data)
     facts, evaluation = _facts(looked)
+    given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
+    if (batch_size := given.get("batch_size", "")).isdigit() and int(batch_size) > 0:
+        facts = replace(facts, batch_size=int(batch_size))  # epochs stay what they are
     stages = trainable(facts).get(method)
     if stages is None:
         raise ValueError(
             f"{method} learns from explicit chains, and the rows of {values['task'].get('train')} have none; add a "
             "column 'steps' or 'cot'"
         )
-    values |= {"stages": [_filled(stage, facts) for stage in stages], "evaluation": evaluation}
-    spread = [one for override in overrides or () for one in _spread(override, values["stages"])]
+    stages = [_filled(stage, facts, given) for stage in stages]
+    values |= {"stages": stages, "evaluation": evaluation, "group_by_length": not _in_order(stages)}
+    spread = [one for override in overrides for one in _spread(override, stages)]
     return parse(yaml.safe_dump(values, sort_keys=False), method, spread)
 
 
@@ -94,36 +105,52 @@ def _facts(recipe: Recipe) -> tuple[TrainingFacts, dict[str, int]]:
     rows = task.size("train") or _LOOKED_AT
     problems = task.sample("train", np.arange(min(rows, _LOOKED_AT)))
     spans = task.spans(problems, PromptFormat(tokenizer=recipe.tokenizer()))
+    longest = max(len(row.prompt) + len(row.chain) + len(row.answer) for row in spans)
+    fitting = 2 ** int(math.log2(max(1, _MOST_TOKENS // longest)))
     config = base_config(recipe)
     facts = TrainingFacts(
         rows=rows,
         steps=math.ceil(np.quantile([len(row.steps) for row in spans], 0.95)),
+        chain=math.ceil(np.quantile([len(row.chain) for row in spans], 0.95)),
         width=config.hidden_size,
         heads=config.num_attention_heads,
+        batch_size=min(fitting, _LARGE_BATCH if rows >= _MANY else _BATCH),
     )
     caps = {
-        "max_latents": 4 + math.ceil(1.25 * max(len(row.chain) for row in spans)),
-        "max_answer": 4 + max(len(row.answer) for row in spans),
+        "max_latents": 4 + math.ceil(_MARGIN * max(len(row.chain) for row in spans)),
+        "max_answer": 4 + math.ceil(_MARGIN * max(len(row.answer) for row in spans)),
     }
     validation = min(100, task.size("validation") or 100)
-    return facts, {"problems": 500, "validation_problems": validation, "batch_size": 32, **caps}
+    return facts, {"problems": 500, "validation_problems": validation, "batch_size": min(fitting, 32), **caps}
 
 
-def _filled(stage: Mapping[str, Any], facts: TrainingFacts) -> dict[str, Any]:
-    """A stage with the settings that it leaves out."""
+def _filled(stage: Mapping[str, Any], facts: TrainingFacts, given: Mapping[str, str]) -> dict[str, Any]:
+    """A stage with the settings that it leaves out, where some keys are given as text."""
     if "epochs" not in stage:
         return dict(stage)
-    batch = _LARGE_BATCH if facts.rows >= _MANY else _BATCH
-    steps = math.ceil(stage["epochs"] * facts.rows / batch)
-    usual: dict[str, Any] = {
+    steps = facts.optimizer_steps(stage["epochs"])
+    in_full = "null" in (given.get("lora"), given.get(f"stages.{stage['name']}.lora"))
+    adapted = facts.width >= _WIDE and not in_full
+    rate = _ADAPTERS_RATE if adapted else _WIDE_RATE if facts.width >= _WIDE else _NARROW_RATE
+    usual = {
         "steps": steps,
-        "batch_size": batch,
+        "batch_size": facts.batch_size,
         "evaluate_every": max(1, min(250, steps // 4)),
-        "lora": {"rank": 64},
-        "optimizer": {**_OPTIMIZER, "warmup_steps": min(30, steps // 10)},
+        "lora": {"rank": _RANK} if adapted else None,
     }
-    chosen = {**usual, **stage}
-    return {key: value for key, value in chosen.items() if key != "epochs" and value is not None}
+    optimizer = {
+        **{"name": "adamw", "lr": rate, "lr_rest": None, "weight_decay": 0.01, "warmup_steps": min(30, steps // 10)},
+        **stage.get("optimizer", {}),
+    }
+    chosen = {**usual, **stage, "optimizer": optimizer}
+    # What a method sets to null its stage does not have, and overrides of all stages do not change.
+    return {key: value for key, value in chosen.items() if key != "epochs" and not (key in stage and value is None)}
+
+
+def _in_order(stages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a stage reads its rows in the order of the data."""
+    ordered = {objective.kind for objective in objectives() if objective.reads_in_order}
+    return any(stage["objective"]["kind"] in ordered for stage in stages)
 
 
 def _spread(override: str, stages: list[dict[str, Any]]) -> list[str]:

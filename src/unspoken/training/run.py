@@ -13,6 +13,7 @@ from unspoken import distributed
 from unspoken.draw.table import write_line
 from unspoken.machine import resolve_device, usable_threads
 from unspoken.placement import CPU
+from unspoken.tasks.task import rows_in_words
 from unspoken.training.context import check_backbone
 from unspoken.training.limits import explain_oom
 from unspoken.training.lock import run_lock
@@ -117,6 +118,8 @@ def train(
         if runs[0].reasons and distributed.is_main_process():
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
             write_line(line, console, "dim")
+        if recipe.task.traits.from_files and distributed.is_main_process():
+            write_line(rows_in_words(recipe.task.build()), console, "dim")
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
         for run in runs:
             for stage in stages:

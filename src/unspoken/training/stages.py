@@ -75,13 +75,19 @@ def _machine(run: SeedRun) -> dict[str, Any]:
 
 
 def fingerprint(run: SeedRun) -> dict[str, Any]:
-    """What every published folder records about its origin; ``overlap`` of training and test rows out of files."""
-    recipe, task, data = run.recipe, run.recipe.task, run.recipe.task.build().fingerprint
+    """What every published folder records about its origin.
+
+    Of rows out of files: how many each split has, how many were left out and why, and the ``overlap`` of training and
+    tests.
+    """
+    recipe, config = run.recipe, run.recipe.task
+    task = config.build()
+    rows = {"splits": task.sizes(), "dropped": dict(task.dropped), "overlap": _overlap(config, task.fingerprint)}
     return {
         "recipe": as_mapping(recipe),
         "seed": run.seed,
-        "data": data,
-        **({"overlap": _overlap(task, data)} if task.traits.from_files else {}),
+        "data": task.fingerprint,
+        **(rows if config.traits.from_files else {}),
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
         "machine": _machine(run),
     }

@@ -57,6 +57,7 @@ class Icot(Objective):
     kind: ClassVar[str] = "icot"
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token")
     chain_needed: ClassVar[bool] = True
+    reads_in_order: ClassVar[bool] = True
 
     steps_per_token: int
     pretrain_steps: int

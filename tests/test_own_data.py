@@ -1,0 +1,178 @@
+"""One's own problems: what is chosen by them, what is held out, the recipe as a file, and graders of one's own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_hub import save_hub_folder, save_problems
+from typer.testing import CliRunner
+
+import unspoken
+from unspoken.backbone.folder import verify
+from unspoken.cli import app
+from unspoken.experiment import run_experiment
+from unspoken.methods.catalogue import trainable
+from unspoken.storage import read_json
+from unspoken.tasks import grading
+from unspoken.tasks.problems import ReasoningProblem
+from unspoken.training.own_data import own_recipe
+from unspoken.training.recipe import load
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_hub_folder(tmp_path_factory.mktemp("own") / "hub")
+
+
+def config_of(folder: Path, width: int) -> Path:
+    """A model of another width, of which a recipe reads the configuration alone."""
+    save_hub_folder(folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hidden_size": width}))
+    return folder
+
+
+def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    narrow, wide = hub, config_of(tmp_path / "wide", 1024)
+    for model, overrides, rank, rate in (
+        (narrow, [], None, 0.001),
+        (wide, [], 64, 0.0003),
+        (wide, ["lora=null"], None, 0.00005),
+        (wide, ["stages.cot.lora=null"], None, 0.00005),
+    ):
+        (stage,) = own_recipe("cot", model, data, overrides).stages
+        assert (stage.lora and stage.lora.rank, stage.optimizer.lr) == (rank, rate)
+    many = save_problems(tmp_path / "many.jsonl", rows=7000)
+    (stage,) = own_recipe("cot", hub, many).stages
+    assert (stage.batch_size, stage.steps) == (32, 3 * 6000 / 32 + 0.5)  # 500 for validation, 500 held out
+    # Every epoch is one, also with batches of another size.
+    (stage,) = own_recipe("cot", hub, many, ["batch_size=50"]).stages
+    assert (stage.batch_size, stage.steps) == (50, 360)
+    long = tmp_path / "long.jsonl"
+    rows = [{"question": f"{n} {'x' * 4000}?", "steps": ["y" * 200], "answer": n} for n in range(30)]
+    long.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    recipe = own_recipe("cot", hub, long)
+    assert (recipe.stages[0].batch_size, recipe.evaluation.batch_size) == (2, 2)  # 2 ** 14 tokens are three rows
+
+
+def test_icot_removes_a_chain_while_it_trains_and_reads_rows_in_order(hub: Path, tmp_path: Path) -> None:
+    recipe = own_recipe("icot", hub, save_problems(tmp_path / "mine.jsonl"))
+    (_, stage) = recipe.stages
+    assert not recipe.group_by_length
+    assert stage.steps is not None
+    assert stage.steps / 2 < stage.objective.gone_from <= 3 * stage.steps / 4
+    assert stage.objective.remove_all_beyond == len("33+5=38\ndone")
+
+
+# --- what is held out ---------------------------------------------------------------------------------------------
+
+
+def test_what_is_held_out_is_printed_and_recorded(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    with data.open("a") as file:
+        file.write("not JSON\n")
+    overrides = ["task.skip_malformed=true", "steps=1", "precision=fp32"]
+    recipe = own_recipe("answer-only", hub, data, overrides)
+    printed = StringIO()
+    console = Console(file=printed, width=200)
+    output = tmp_path / "run"
+    run_experiment(recipe, output, seeds=1, report_to=[], console=console, command="", device="cpu")
+    assert "rows: 32 train, 4 validation, 4 held_out; left out: 1 (train: malformed)" in printed.getvalue()
+    splits = {"train": 32, "validation": 4, "held_out": 4}
+    manifest, results = verify(output / "seed-0" / "answer_only" / "model"), read_json(output / "results.json")
+    for recorded in (manifest, results):
+        assert (recorded["splits"], recorded["dropped"]) == (splits, {"train: malformed": 1})
+    assert list(results["tests"]) == ["held_out"]
+    assert results["problems"] == 4
+
+
+# --- the recipe as a file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", sorted(trainable()))
+def test_the_file_of_new_recipe_is_the_recipe_that_train_uses(method: str, hub: Path, tmp_path: Path) -> None:
+    data, file = save_problems(tmp_path / "mine.jsonl"), tmp_path / "mine.yaml"
+    given = ["--model", str(hub), "--data", str(data), "--set", "task.test_rows=3"]
+    written = CliRunner().invoke(app, ["new-recipe", method, *given, "--output", str(file)])
+    assert (written.exit_code, written.stdout) == (0, f"{file}\n")
+    assert file.read_text().startswith("# rows: 33 train, 4 validation, 3 held_out\n")
+    assert load(str(file), "small") == own_recipe(method, hub, data, ["task.test_rows=3"])
+
+
+def test_new_recipe_overwrites_nothing(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["new-recipe", "cot", "--model", str(hub), "--data", str(save_problems(tmp_path / "mine.jsonl"))]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    assert Path("cot.yaml").is_file()
+    refused = CliRunner().invoke(app, given)
+    assert isinstance(refused.exception, ValueError)
+    assert str(refused.exception) == "cot.yaml exists; name another file with --output, or remove it"
+
+
+# --- graders of one's own -----------------------------------------------------------------------------------------
+
+
+def never(answer: str, problem: ReasoningProblem) -> bool:
+    """A grader that nothing satisfies."""
+    return False
+
+
+def always(answer: str, problem: ReasoningProblem) -> bool:
+    """A grader that everything in a box satisfies."""
+    return True
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> str:
+    """This module under a name that it can be imported by."""
+    monkeypatch.setitem(sys.modules, "own_graders", sys.modules[__name__])
+    for function in (never, always):
+        monkeypatch.setattr(function, "__module__", "own_graders")
+    return "own_graders"
+
+
+def test_a_grader_is_checked_before_anything_is_trained(hub: Path, tmp_path: Path, here: str) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    given = ["train", "cot", "--model", str(hub), "--data", str(data), "--output", str(tmp_path / "run")]
+    for grader, message in (
+        ("no_such_module:right", "cannot be imported (ModuleNotFoundError: No module named 'no_such_module')"),
+        (f"{here}:rihgt", "cannot be imported (AttributeError: "),
+        (f"{here}:config_of_nothing", "cannot be imported (AttributeError: "),
+        ("math:sqrt", "must be a function of (answer, problem): too many positional arguments"),
+        ("maths", "known are number, math, string, choice and your own as module:function"),
+    ):
+        refused = CliRunner().invoke(app, [*given, "--grader", grader])
+        assert isinstance(refused.exception, ValueError)
+        assert message in str(refused.exception)
+        assert not (tmp_path / "run").exists()
+    alone = CliRunner().invoke(app, ["train", "tree-search", "--grader", "math"])
+    assert "--grader with them" in str(alone.exception)
+
+
+def test_a_function_grades_training_and_whatever_is_measured_later(
+    hub: Path, tmp_path: Path, here: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxed = grading.boxed  # whatever an untrained model writes is in a box
+    monkeypatch.setattr(grading, "boxed", lambda text: text if boxed(text) is None else boxed(text))
+    data, other = save_problems(tmp_path / "mine.jsonl"), save_problems(tmp_path / "other.jsonl", rows=6)
+    how: dict[str, Any] = {"device": "cpu", "steps": 1, "precision": "fp32", "quiet": True}
+    system = unspoken.train("answer-only", model=hub, data=data, output=tmp_path / "run", grader=always, **how)
+    assert read_json(tmp_path / "run" / "recipe.json")["task"]["grader"] == f"{here}:always"
+    for problems, grader, accuracy in (
+        (None, None, 1.0),
+        (other, None, 1.0),  # as the run has it
+        (other, never, 0.0),
+        (other, f"{here}:never", 0.0),
+    ):
+        assert system.evaluate(problems, grader=grader, controls=False).accuracy == accuracy
+    with pytest.raises(ValueError, match="grader is given without a file of problems"):
+        system.evaluate(grader=never)
+    refused = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--grader", "math"])
+    assert "--grader is given without --data" in str(refused.exception)
