@@ -11,7 +11,8 @@ import unspoken
 from unspoken.training.recipe import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+GUIDES = [ROOT / "AGENTS.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *GUIDES, *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def test_every_rendered_number_agrees_with_the_results():
@@ -51,6 +52,24 @@ def test_the_paper_index_names_only_files_that_exist():
     assert len(files) > 10
     for file in files:
         assert (package / file).is_file(), file
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
+def test_the_guides_name_only_files_that_exist(page):
+    files = set(re.findall(r"(?:\w+/)+[\w.]+\.(?:py|md|yaml)\b|(?:\w+/)+(?=[`,\s])", page.read_text()))
+    assert len(files) > 8
+    for file in files:
+        places = [ROOT, ROOT / "src" / "unspoken"]
+        # A file of NAME is there for each method, task and probe that there is.
+        assert any(list(place.glob(file.replace("NAME", "*"))) for place in places), file
+
+
+def test_the_guides_name_only_tests_that_exist():
+    names = set(re.findall(r"pytest .*? -k (\w+)", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert names
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in names:
+        assert re.search(rf"def test_\w*{name}", tests), name
 
 
 def test_every_recipe_has_a_summary():

@@ -96,9 +96,9 @@ def measured(
 
 
 def _grader(given: str | Callable[..., bool] | None, trained_on: TaskConfig | None) -> str:
-    """Name of the grader of a file: the given one, or that of the file which a system has learned from."""
+    """Name of the grader of a file: the given one, or that of what a system has learned from, if it names one."""
     if given is None:
-        return trained_on.grader if isinstance(trained_on, JsonlConfig) else JsonlConfig.grader
+        return str(getattr(trained_on, "grader", JsonlConfig.grader))
     return name_of(given) if callable(given) else given
 
 
