@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from rich.console import Console
 from tiny_hub import save_hub_folder, save_problems
@@ -176,3 +181,39 @@ def test_a_function_grades_training_and_whatever_is_measured_later(
         system.evaluate(grader=never)
     refused = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--grader", "math"])
     assert "--grader is given without --data" in str(refused.exception)
+
+
+# --- from problems to a served model ------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_commands_lead_from_problems_to_a_served_model(hub: Path, tmp_path: Path) -> None:
+    save_problems(tmp_path / "mine.jsonl", rows=200)
+    (tmp_path / "own_grader.py").write_text("def same(answer, problem):\n    return answer == problem.answer\n")
+    unspoken_command = [sys.executable, "-m", "unspoken.cli"]
+    given = ["--model", str(hub), "--data", "mine.jsonl", "--grader", "own_grader:same", "--output", "runs/mine"]
+    trained = subprocess.run(
+        [*unspoken_command, "train", "cot", *given], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert trained.returncode == 0, trained.stderr
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    served = subprocess.Popen(
+        [*unspoken_command, "serve", "runs/mine", "--port", str(port)], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    try:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}/v1", timeout=60) as client:
+            for _ in range(600):
+                assert served.poll() is None
+                with contextlib.suppress(httpx2.TransportError):
+                    (model,) = client.get("models").json()["data"]
+                    break
+                time.sleep(0.1)
+            message = {"role": "user", "content": "What is 12 plus 5?"}
+            answered = client.post("chat/completions", json={"model": model["id"], "messages": [message]})
+            assert answered.status_code == 200, answered.text
+            assert answered.json()["choices"][0]["message"]["role"] == "assistant"
+    finally:
+        served.terminate()
+        served.wait()

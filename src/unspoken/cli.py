@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from unspoken.cli_examples import epilog
 from unspoken.draw.formats import escaped
 from unspoken.interruption import Interrupted, handled
 
@@ -132,6 +134,24 @@ def _typed() -> list[str | None]:
     if sys.stdin is None:
         raise ValueError("standard input is closed; type the problem as an argument, or send lines")
     return [line for line in sys.stdin.read().splitlines() if line.strip()]
+
+
+def _messages(*, once: bool) -> Iterator[str]:
+    """What a person types or pipes in, a line a message; with ``once`` a single one."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed; open a terminal, or send lines")
+    if once and not sys.stdin.isatty():
+        yield sys.stdin.read()
+        return
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return
+        if line.strip():
+            yield line
+            if once:
+                return
 
 
 def _command() -> str:
@@ -333,6 +353,24 @@ def generate(
 
 
 @app.command()
+def chat(
+    model: AnyModel,
+    instruction: Annotated[str, typer.Option(help="A system message before the first one.")] = "",
+    once: Annotated[bool, typer.Option("--once", help="One message: a line, or all of what is piped in.")] = False,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    reasoning: Way = None,
+    device: Device = "auto",
+) -> None:
+    """Converse with a model that has a chat template: a message a line, until the end of the input."""
+    from unspoken.api import load
+    from unspoken.report.conversation import converse
+
+    system = load(model, reasoning, device=device)
+    for answer in converse(system, _messages(once=once), instruction=instruction, max_tokens=max_tokens):
+        print(escaped(answer.text), flush=True)
+
+
+@app.command()
 def serve(
     model: AnyModel,
     seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
@@ -397,6 +435,10 @@ def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
         print(json.dumps(facts))
     else:
         print_diagnosis(facts, Console())
+
+
+for verb in app.registered_commands:
+    verb.epilog = epilog(verb.name or getattr(verb.callback, "__name__", ""))
 
 
 def _short(error: Exception) -> str:

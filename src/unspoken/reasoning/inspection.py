@@ -305,7 +305,17 @@ def answer_texts(
     """See `System.answer`."""
     if chains is not None:
         _check_chains(system, texts, chains)
-    prompts = [system.texts.prompt(text) for text in texts]
+    return answer_prompts(system, [system.texts.prompt(text) for text in texts], chains, sample, max_tokens)
+
+
+def answer_prompts(
+    system: System,
+    prompts: Sequence[tuple[int, ...]],
+    chains: Sequence[Chain] | None,
+    sample: Sample | None,
+    max_tokens: int | None,
+) -> list[TextAnswer]:
+    """Answers to prompts that are tokens already, some at once."""
     answers: list[TextAnswer] = []
     for first in range(0, len(prompts), _AT_ONCE):
         rows = prompts[first : first + _AT_ONCE]

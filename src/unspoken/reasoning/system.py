@@ -191,6 +191,26 @@ class System:
             return answer_texts(self, [text], one, sample=sample, max_tokens=max_tokens)[0]
         return answer_texts(self, text, chain, sample=sample, max_tokens=max_tokens)
 
+    def chat(
+        self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None
+    ) -> TextAnswer:
+        """Answer the last turn of a conversation, in the words of the model's chat template.
+
+        A model that was trained on word problems also gets the instruction that these have; any other reads the turns
+        alone.
+
+        Args:
+            turns: each with ``role`` (``system``, ``user`` or ``assistant``) and ``content``; the last one is a user's.
+            sample, max_tokens: as of `answer`.
+
+        Raises:
+            ValueError: the model has no chat template or reads one problem alone, or the template refuses the turns.
+        """
+        from unspoken.reasoning.inspection import answer_prompts
+
+        prompt = self.texts.chat(turns, instructed=self.texts.trained_on is not None)
+        return answer_prompts(self, [prompt], None, sample, max_tokens)[0]
+
     @torch.no_grad()
     def respond(
         self,

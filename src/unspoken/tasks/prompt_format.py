@@ -78,16 +78,17 @@ class PromptFormat:
         """
         return (*self._start, *self.encode(self._prompt_text(question)))
 
-    def chat(self, turns: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
-        """The turns of a chat in the words of the chat template, the instruction before the last one.
+    def chat(self, turns: Sequence[Mapping[str, str]], *, instruction: str = INSTRUCTION) -> tuple[int, ...]:
+        """The turns of a chat in the words of the chat template.
 
         Args:
             turns: each with ``role`` and ``content``; the last one is a user's.
+            instruction: before the content of the last one; empty for none.
 
         Raises:
             ValueError: the template refuses them.
         """
-        return self.encode(unopened(self._chat(turns)))
+        return self.encode(unopened(self._chat(turns, instruction)))
 
     def _prompt_text(self, question: str) -> str:
         """The prompt as text, without the tokens that the tokenizer puts before every text."""
@@ -105,11 +106,11 @@ class PromptFormat:
         starts = [start for start in range(len(framed)) if framed[start : start + len(bare)] == bare]
         return framed[: starts[0]] if starts else ()
 
-    def _chat(self, turns: Sequence[Mapping[str, str]]) -> str:
+    def _chat(self, turns: Sequence[Mapping[str, str]], instruction: str = INSTRUCTION) -> str:
         """Turns in the words of the chat template."""
         question, template = turns[-1]["content"], self.tokenizer.get_chat_template()
         texts = [(turn["role"], turn["content"]) for turn in turns[:-1]]
-        texts.append((turns[-1]["role"], f"{INSTRUCTION}\n{question}"))
+        texts.append((turns[-1]["role"], f"{instruction}\n{question}" if instruction else question))
         if "strftime_now" in template:
             # Labels and resumed runs need the same prompts every day.
             template = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{template}"
@@ -196,11 +197,12 @@ class TextFormat:
             raise ValueError("the question is empty; type one")
         return self.prompt_format.prompt(text.strip())
 
-    def chat(self, turns: Sequence[Mapping[str, str]]) -> tuple[int, ...]:
+    def chat(self, turns: Sequence[Mapping[str, str]], *, instructed: bool = True) -> tuple[int, ...]:
         """The turns of a chat as tokens, without what opens a chain; empty system turns are left out.
 
         Args:
             turns: each with ``role`` and ``content``.
+            instructed: the last turn begins with the instruction that word problems have.
 
         Raises:
             ValueError: as `prompt`; the last turn is not a user's, or the model reads one problem and no other turns.
@@ -208,16 +210,20 @@ class TextFormat:
         turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
         if not turns or turns[-1]["role"] != "user":
             raise ValueError("the last message is not a user's; send the question as the last message")
-        if len(turns) == 1:
+        if len(turns) == 1 and instructed:
             return self.prompt(turns[0]["content"])
+        self.require_turns()
+        if not turns[-1]["content"].strip():
+            raise ValueError("the question is empty; type one")
+        return self.prompt_format.chat(turns, instruction=INSTRUCTION if instructed else "")
+
+    def require_turns(self) -> None:
+        """Refuse a model that reads one problem at a time and no conversation, by a ValueError."""
         one_problem = "and reads neither system messages nor earlier turns; send it as one user message"
         if self.trained_on is not None and self.task is not None:
             raise ValueError(f"this model answers one problem of the task {self.trained_on.kind!r} {one_problem}")
         if self.tokenizer.chat_template is None:
             raise ValueError(f"this model has no chat template: it answers one question {one_problem}")
-        if not turns[-1]["content"].strip():
-            raise ValueError("the question is empty; type one")
-        return self.prompt_format.chat(turns)
 
     def continued(self, text: str) -> tuple[int, ...]:
         """A text outside a chat, which stands for itself, as tokens; it must be a problem all the same.
