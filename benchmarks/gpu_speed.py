@@ -131,7 +131,7 @@ def recipe_of(size: Size) -> Recipe:
     """The stages, on a backbone of our configuration: a folder without weights, since none are loaded."""
     folder = tempfile.mkdtemp(prefix="gpu-speed-")
     size.config().save_pretrained(folder)
-    return load(str(Path(__file__).with_name("gpu.yaml")), "small", [f"backbone={folder}"])
+    return load(str(Path(__file__).with_name("gpu.yaml")), overrides=[f"backbone={folder}"])
 
 
 def alike(recipe: Recipe, rows: int) -> NDArray[np.int64]:

@@ -57,7 +57,7 @@ SIZES = (1, 8, 32)
 @cache
 def recipe() -> Recipe:
     """Shapes and stages."""
-    return load(str(Path(__file__).with_name("methods.yaml")), "small")
+    return load(str(Path(__file__).with_name("methods.yaml")))
 
 
 @cache

@@ -15,10 +15,12 @@ import typer
 from rich.console import Console
 
 from unspoken.cli_examples import epilog
-from unspoken.draw.formats import escaped
+from unspoken.cli_help import Verbs
+from unspoken.draw.formats import escaped, write_every_sign
 from unspoken.interruption import Interrupted, handled
 
 app = typer.Typer(
+    cls=Verbs,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,20 +28,36 @@ app = typer.Typer(
 
 _LONGEST = 2000  # characters of an error
 
-Size = Annotated[str, typer.Option(help="tiny (a minute or two), small (minutes), or paper (GPUs).")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe key: stages.sst.steps=100. Repeatable.")]
-Output = Annotated[str | None, typer.Option(help="Run folder; runs/NAME-SIZE if not given.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")]
-Logger = Annotated[list[str] | None, typer.Option("--report-to", help="Any logger that transformers knows, or none.")]
-Device = Annotated[str, typer.Option(help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps.")]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Of a shipped recipe: tiny (a minute or two; the default), small (minutes) or paper (GPUs).",
+    ),
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: stages.sst.steps=100. Repeatable."),
+]
+Output = Annotated[str | None, typer.Option(metavar="FOLDER", help="Run folder; runs/NAME-SIZE if not given.")]
+Seeds = Annotated[
+    int, typer.Option(metavar="N", min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")
+]
+Logger = Annotated[
+    list[str] | None, typer.Option("--report-to", metavar="LOGGER", help="Any logger that transformers knows, or none.")
+]
+Device = Annotated[
+    str,
+    typer.Option(metavar="DEVICE", help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Ways = Annotated[
     list[str] | None,
-    typer.Option("--reasoning", help="Also measure this way to reason, as for generate. Repeatable."),
+    typer.Option("--reasoning", metavar="WAY", help="Also measure this way to reason, as for generate. Repeatable."),
 ]
 Way = Annotated[
     str | None,
-    typer.Option("--reasoning", help="Another way to reason: a name, or '{kind: NAME, KEY: VALUE}'."),
+    typer.Option("--reasoning", metavar="WAY", help="Another way to reason: a name, or '{kind: NAME, KEY: VALUE}'."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 RecipeName = Annotated[
@@ -52,11 +70,18 @@ AnyModel = Annotated[
         metavar="MODEL", help="A run folder, a model folder, a name on the hub, or tree-search, which is included."
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Of a method: the pretrained model, a folder or a name on the hub.")]
-Data = Annotated[str | None, typer.Option(help="Of a method: your problems, with question, answer and steps or cot.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="Of a method: the pretrained model, a folder or a name on the hub.")
+]
+Data = Annotated[
+    str | None, typer.Option(metavar="FILE", help="Of a method: your problems, with question, answer and steps or cot.")
+]
 Grader = Annotated[
     str | None,
-    typer.Option(help="Of your problems: how answers are compared: math, number, string, choice, or module:function."),
+    typer.Option(
+        metavar="GRADER",
+        help="Of your problems: how answers are compared: math, number, string, choice, or module:function.",
+    ),
 ]
 
 
@@ -81,7 +106,7 @@ def _leads() -> bool:
 
 
 def _console(*, quiet: bool) -> Console:
-    return Console(quiet=quiet or bool(os.environ.get("CI")) or not _leads(), stderr=True)
+    return Console(quiet=quiet or not _leads(), stderr=True)
 
 
 def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
@@ -95,13 +120,15 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
 
 def _load(
     name: str,
-    size: str,
+    size: str | None,
     overrides: list[str] | None,
     output: str | None,
     model: str | None,
     data: str | None,
     grader: str | None,
 ) -> tuple[Any, Path]:
+    if model is not None and data is not None and size is not None:
+        raise ValueError(f"--size {size} means nothing beside --model and --data; leave it out")
     if model is not None and data is not None:
         recipe = _own_recipe(name, model, data, grader, overrides)
     elif model is not None or data is not None or grader is not None:
@@ -161,7 +188,7 @@ def _command() -> str:
 @app.command()
 def run(
     recipe: RecipeName,
-    size: Size = "tiny",
+    size: Size = None,
     seeds: Seeds = 1,
     output: Output = None,
     overrides: Set = None,
@@ -215,7 +242,7 @@ def run(
 @app.command()
 def train(
     recipe: RecipeName,
-    size: Size = "tiny",
+    size: Size = None,
     seeds: Seeds = 1,
     output: Output = None,
     overrides: Set = None,
@@ -224,7 +251,7 @@ def train(
     grader: Grader = None,
     report_to: Logger = None,
     device: Device = "auto",
-    stage: Annotated[str | None, typer.Option(help="Train this stage alone.")] = None,
+    stage: Annotated[str | None, typer.Option(metavar="STAGE", help="Train this stage alone.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train stages without measuring them."""
@@ -272,18 +299,25 @@ def eval(
     folder: AnyModel,
     probe: Annotated[
         list[str] | None,
-        typer.Option(help="Also measure an optional probe: geometry (hidden states beside embeddings). Repeatable."),
+        typer.Option(
+            metavar="PROBE",
+            help="Also measure an optional probe: geometry (hidden states beside embeddings). Repeatable.",
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Also draw N noisy chains a problem, for pass@k.")] = 0,
-    data: Annotated[str | None, typer.Option(help="Measure any model on these problems, controls included.")] = None,
+    samples: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Also draw N noisy chains a problem, for pass@k.")
+    ] = 0,
+    data: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Measure any model on these problems, controls included.")
+    ] = None,
     grader: Grader = None,
-    problems: Annotated[int, typer.Option(min=1, help="Of --data.")] = 200,
+    problems: Annotated[int, typer.Option(metavar="N", min=1, help="How many of --data.")] = 200,
     reasoning: Ways = None,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every finished seed of a run again, controls included, and write results.json."""
+    """Measure every finished seed of a run again, controls included, and write results.json and the page."""
     if data is None and grader is not None:
         raise ValueError("--grader is given without --data; a run is measured as its recipe has it")
     if data is not None:
@@ -295,31 +329,34 @@ def eval(
             evaluation = load(folder, way, device=device).evaluate(data, grader=grader, problems=problems)
             print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
         return
-    from unspoken.draw.table import write_line
-    from unspoken.experiment import measure_run, open_run
+    from unspoken.experiment import measure_again
     from unspoken.probes.catalogue import optional_probe
     from unspoken.probes.pass_at_k import PassAtKProbe
+    from unspoken.report.page import PAGE
     from unspoken.runs import reasoning_of
 
-    console = _console(quiet=quiet)
-    recipe, runs = open_run(_named(folder), device)
-    results = measure_run(
-        recipe,
-        runs,
+    results = measure_again(
+        _named(folder),
+        device=device,
+        console=_console(quiet=quiet),
         command=_command(),
-        say=lambda text: write_line(text, console, "dim"),
         optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
         reasonings=[reasoning_of(way) for way in reasoning or ()],
     )
-    if _leads():
-        _print_results(results, as_json=as_json)
+    if not _leads():
+        return
+    _print_results(results, as_json=as_json)
+    if not as_json:
+        print(escaped(f"\nreport page: {Path(folder) / PAGE}"))
 
 
 @app.command()
 def convert(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A causal language model: a folder, or a hub name.")],
-    output: Annotated[str, typer.Argument(help="Where the converted model is saved.")],
-    to: Annotated[str, typer.Option(help="jepa-reasoner, codi, or another package's method.")] = "jepa-reasoner",
+    output: Annotated[str, typer.Argument(metavar="FOLDER", help="Where the converted model is saved.")],
+    to: Annotated[
+        str, typer.Option(metavar="METHOD", help="jepa-reasoner, codi, or another package's method.")
+    ] = "jepa-reasoner",
 ) -> None:
     """Make a pretrained model one of another method, with its weights and without any training."""
     from unspoken.api import convert as convert_model
@@ -332,10 +369,13 @@ def convert(
 def generate(
     model: AnyModel,
     problem: Annotated[
-        str | None, typer.Argument(help="A problem of the run's task; '-' reads lines from standard input.")
+        str | None,
+        typer.Argument(metavar="PROBLEM", help="A problem of the run's task; '-' reads lines from standard input."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
-    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
+    ] = None,
     reasoning: Way = None,
     device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
@@ -373,19 +413,28 @@ def chat(
 @app.command()
 def serve(
     model: AnyModel,
-    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
-    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
+    stage: Annotated[
+        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
+    ] = None,
     reasoning: Way = None,
     device: Device = "auto",
-    host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Where to listen; other than loopback needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Where to listen; 0 for any that is free.")
+    ] = 8000,
     api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the key that clients must send; or set UNSPOKEN_API_KEY.")
+        Path | None,
+        typer.Option(metavar="FILE", help="File with the key that clients must send; or set UNSPOKEN_API_KEY."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Answers computed at once.")] = 32,
-    queue: Annotated[int, typer.Option(min=1, help="Answers that may wait beside those.")] = 256,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Longest prompt.")] = 4096,
-    answer_tokens: Annotated[int, typer.Option(min=1, help="Longest answer that may be asked for.")] = 1024,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Answers computed at once.")] = 32,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Answers that may wait beside those.")] = 256,
+    prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest prompt.")] = 4096,
+    answer_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Longest answer that may be asked for.")
+    ] = 1024,
 ) -> None:
     """Serve a finished model to OpenAI clients, until interrupted."""
     from unspoken.serving import Limits
@@ -399,15 +448,14 @@ def serve(
 @app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
-    output: Annotated[str | None, typer.Option(help="Where to write the page.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the page.")] = None,
 ) -> None:
-    """Write the page of a run from its results."""
+    """Write the page of a run from its results; of several runs compare.html, which compares them."""
     from unspoken.evaluation.results import read_results
-    from unspoken.report.page import PAGE, write_page
+    from unspoken.report.page import default_page, write_page
 
     first, *others = map(_named, runs)
-    own = first / PAGE if first.is_dir() else first.with_suffix(".html")
-    target = own if output is None else _named(output)
+    target = default_page(first, alone=not others) if output is None else _named(output)
     write_page([read_results(path) for path in (first, *others)], target)
     print(escaped(target))
 
@@ -452,6 +500,8 @@ def main() -> None:
 
     Of several ranks one prints the line: an error of one ends all, with nothing more to say.
     """
+    write_every_sign(sys.stdout)
+    write_every_sign(sys.stderr)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     try:
         if several:

@@ -12,7 +12,7 @@ from rich.console import Console
 from unspoken import distributed
 from unspoken.backbone.folder import read_manifest
 from unspoken.draw.table import write_line
-from unspoken.evaluation.results import RESULTS
+from unspoken.evaluation.results import RESULTS, read_results
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.methods.reasoning import Reasoning
 from unspoken.probes.catalogue import default_probes
@@ -111,6 +111,7 @@ def measure_run(
     Of several ranks, each answers a part of the batches and has all results; rank 0 takes times and writes.
 
     Args:
+        command: how all of it can be made again; one a line.
         optional: probes that are measured beside those that always are.
         reasonings: ways to reason that are measured beside those of the recipe.
 
@@ -172,13 +173,49 @@ def run_experiment(
     Calling it again after an interruption continues where it stopped; a finished run is only measured again.
     """
 
-    def say(text: str) -> None:
-        if not console.quiet:
-            write_line(text, console, "dim")
-
     distributed.init_distributed()
     with run_lock(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
-        results = measure_run(runs[0].recipe, runs, command=command, say=say)
+        results = measure_run(runs[0].recipe, runs, command=command, say=lambda text: write_line(text, console, "dim"))
         distributed.run_on_main(lambda: write_page([results], output / PAGE))
     return results
+
+
+def measure_again(
+    folder: Path,
+    *,
+    console: Console,
+    command: str,
+    device: str | torch.device = "auto",
+    optional: Sequence[Probe] = (),
+    reasonings: Sequence[Reasoning] = (),
+) -> dict[str, Any]:
+    """Measure the finished seeds of a run folder, and write results and page; arguments are those of `measure_run`.
+
+    The command that results record stays the one that trained; this one is added where it asks for more.
+
+    Raises:
+        ValueError: as `open_run` and `measure_run`.
+    """
+    recipe, runs = open_run(folder, device)
+    with run_lock(folder):
+        trained = _recorded_command(folder)
+        commands = [trained, command if optional or reasonings or not trained else ""]
+        results = measure_run(
+            recipe,
+            runs,
+            command="\n".join(filter(None, commands)),
+            say=lambda text: write_line(text, console, "dim"),
+            optional=optional,
+            reasonings=reasonings,
+        )
+        distributed.run_on_main(lambda: write_page([results], folder / PAGE))
+    return results
+
+
+def _recorded_command(folder: Path) -> str:
+    """The command that made a run, as its results have it; empty where they have none or cannot be read."""
+    try:
+        return str(read_results(folder)["command"]).partition("\n")[0]
+    except (ValueError, OSError, KeyError):
+        return ""

@@ -115,7 +115,7 @@ def stopped_in_union(target):
         for stage in ("union", "labels", "autonomy"):
             shutil.rmtree(target / "seed-0" / stage)
     distributed.barrier()
-    recipe = load(str(folder / "words.yaml"), "")
+    recipe = load(str(folder / "words.yaml"))
     try:
         train_stage(
             SeedRun(recipe=recipe, folder=target / "seed-0", seed=0),
@@ -140,7 +140,7 @@ trainer.shard = shard
 for order in sys.argv[3:]:
     kind, _, what = order.partition("=")
     if kind == "run":
-        recipe = load(str(folder / f"{what}.yaml"), "")
+        recipe = load(str(folder / f"{what}.yaml"))
         run_experiment(recipe, folder / f"{what}-{name}", seeds=1, report_to=[], console=quiet, command="")
     elif kind == "measure":
         target = folder / f"{what}-on-{name}"
@@ -149,10 +149,10 @@ for order in sys.argv[3:]:
     elif kind == "stop":
         stopped_in_union(folder / what)
     elif kind == "continue":
-        train(load(str(folder / "words.yaml"), ""), folder / what, seeds=1, report_to=[], console=quiet)
+        train(load(str(folder / "words.yaml")), folder / what, seeds=1, report_to=[], console=quiet)
     elif kind == "unbalanced":
         distributed.rank_weighted_mean = lambda mean, count: mean
-        recipe = load(str(folder / "words.yaml"), "")
+        recipe = load(str(folder / "words.yaml"))
         train(recipe, folder / what, seeds=1, report_to=[], console=quiet, only="cot")
 """
 
@@ -169,7 +169,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def launch(*command: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "CI"}  # where nothing would be printed
+    environment = dict(os.environ)
     environment["OMP_NUM_THREADS"] = "1"
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=600)
     assert done.returncode == status, done.stderr

@@ -185,7 +185,7 @@ def test_the_command_line_says_one_line(
 def started(recipe: Path, output: Path, **how: Any) -> subprocess.Popen[str]:
     """A training process."""
     command = [sys.executable, "-m", "unspoken.cli", "train", str(recipe), "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "--report-to", "none"], text=True, env=environment, **how)
 
 

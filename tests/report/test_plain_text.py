@@ -18,7 +18,7 @@ from unspoken.draw.formats import escaped
 from unspoken.draw.table import Column, Table, print_table, text, write_line
 from unspoken.report.answers import print_answer
 from unspoken.report.terminal import print_recipes
-from unspoken.training.progress import StageProgress
+from unspoken.training.progress import Pace, StageProgress
 
 SOURCE = Path(unspoken.__file__).parent
 TEXTS = {
@@ -61,7 +61,7 @@ def shown(console: Console, expected: str, times: int) -> bool:
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_a_text_appears_as_it_stands(name: str, console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_appears_as_it_stands(name: str, console: Console) -> None:
     given, expected = TEXTS[name], escaped(TEXTS[name])
     assert (given == expected) == (name not in list(TEXTS)[7:15])
     result: dict[str, Any] = {
@@ -84,12 +84,12 @@ def test_a_text_appears_as_it_stands(name: str, console: Console, monkeypatch: p
     write_line(given, console, "dim", label=given)
     doctor._list(given, [(given, given)], console)
     assert shown(console, expected, 18)
-    monkeypatch.setattr("builtins.print", lambda *texts, **_: write_line(" ".join(texts), console))
-    progress = StageProgress(console, given)
-    state: Any = SimpleNamespace(max_steps=2, global_step=1, num_input_tokens_seen=3)
-    progress.on_train_begin(None, state, None)
-    progress.on_evaluate(None, state, None, {})
-    progress.on_train_end(None, state, None)
+    progress = StageProgress(console, given, Pace(2))
+    state: Any = SimpleNamespace(max_steps=2, global_step=1, num_input_tokens_seen=3, train_batch_size=1)
+    alone: Any = SimpleNamespace(world_size=1)
+    progress.on_train_begin(alone, state, None)
+    progress.on_evaluate(alone, state, None, {})
+    progress.on_train_end(alone, state, None)
     assert shown(console, expected, 19)
 
 
@@ -131,6 +131,4 @@ def test_texts_are_printed_in_one_place() -> None:
     assert printed == {
         "cli.py: print('unspoken: stopped; run the same command to continue', file=sys.stderr)",
         "report/terminal.py: console.print(table)",
-        "training/progress.py: print(f'{self.title}  step {state.global_step}/{state.max_steps}  "
-        "{self._status(state)}', flush=True)",
     }

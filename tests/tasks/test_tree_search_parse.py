@@ -20,14 +20,14 @@ CONFIGS = [
 def test_a_printed_problem_is_read_back(config: TreeSearchConfig) -> None:
     task = config.build()
     for text in task.text(task.sample("test", np.arange(10))):
-        again = task.text(task.parse(text))[0]
+        again = task.text(task.parse(text.partition("[ROUTE]")[0] + "[ROUTE]"))[0]
         # With several targets the prompt does not say which one was meant.
         if config.targets == 1:
             assert again == text
         assert again.split("[ROUTE]")[0] == text.split("[ROUTE]")[0]
 
 
-def test_the_route_may_be_left_out_and_space_around_it_is_ignored() -> None:
+def test_space_around_a_problem_is_ignored() -> None:
     task = TreeSearchConfig(depth=3).build()
     text = task.text(task.sample("test", np.array([0])))[0]
     prompt = text.split("[ROUTE]")[0] + "[ROUTE]"

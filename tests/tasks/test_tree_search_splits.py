@@ -120,7 +120,7 @@ def test_the_hash_is_blind_to_the_order_of_edges() -> None:
     task = TreeSearchConfig(depth=3).build()
     problems = task.sample("train", np.arange(20))
     generator = np.random.default_rng(0)
-    for text, expected in zip(task.text(problems), task.tree_hash(problems.names_BM), strict=True):
+    for text, expected in zip(task.questions(problems), task.tree_hash(problems.names_BM), strict=True):
         edges, rest = text.split("[ROOT]")
         shuffled = ",".join(generator.permutation(edges.split(",")).tolist())
         assert task.tree_hash(task.parse(f"{shuffled}[ROOT]{rest}").names_BM)[0] == expected

@@ -277,7 +277,7 @@ def test_sst_may_start_from_random_weights() -> None:
     [
         ("tree-serach", "tiny", ("'tree-serach'", "did you mean 'tree-search'?")),
         ("tree-search", "huge", ("'tree-search'", "'huge'", "tiny")),
-        ("missing.yaml", "tiny", ("missing.yaml",)),
+        ("missing.yaml", None, ("missing.yaml",)),
     ],
 )
 def test_an_unknown_recipe_is_refused_by_name(name: str, size: str, words: tuple[str, ...]) -> None:
@@ -292,7 +292,7 @@ def test_a_recipe_file_that_is_not_text_is_refused_by_name(tmp_path: Path) -> No
     path = tmp_path / "picture.yaml"
     path.write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(SettingsError, match=r"picture\.yaml"):
-        load(str(path), "tiny")
+        load(str(path))
 
 
 @pytest.mark.parametrize(

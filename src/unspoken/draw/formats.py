@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +13,29 @@ from functools import partial
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 MINUS = "−"
 NO_VALUE = "–"
+# What stands for signs of ours on a terminal that has none of them.
+_ASCII = dict(zip("−–—‘’“”·×±│─┌┐└┘├┤┬┴┼", "---''\"\".x~|-+++++++++", strict=True))
 
 
 def escaped(text: object) -> str:
     """A text as it stands, control characters but tab and line feed by their numbers: ``\\x1b``."""
     return _CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), str(text))
+
+
+def _similar(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    written = [
+        _ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode()
+        for sign in error.object[error.start : error.end]
+    ]
+    return "".join(written), error.end
+
+
+def write_every_sign(stream: object) -> None:
+    """Let a stream write what its encoding lacks: by a similar sign, or else by number, ``\\u2228``."""
+    codecs.register_error("unspoken", _similar)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="unspoken")
 
 
 def percent(rate: float, digits: int = 2) -> str:

@@ -35,7 +35,7 @@ def answer_problems(
 
     Args:
         source, seed, stage, reasoning, device: see `unspoken.runs.open_system`.
-        texts: printed problems, with or without a route, or questions; None means the first problem of the test split.
+        texts: printed problems, or questions; None means the first problem of the test split.
 
     Raises:
         ValueError: no such model or device, a text that is not a problem of its task, or no task to take one from.

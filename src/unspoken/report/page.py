@@ -15,6 +15,13 @@ from unspoken.storage import one_line, write_text
 PAGE = "report.html"
 
 
+def default_page(first: Path, *, alone: bool) -> Path:
+    """Where the page about some runs is written: the first run's own, or beside it one that compares them."""
+    if not alone:
+        return first.parent / "compare.html"
+    return first / PAGE if first.is_dir() else first.with_suffix(".html")
+
+
 def _run(results: Results, prefix: str = "") -> Run:
     summary = results.get("recipe", {}).get("summary", "")
     headline, *sections = measured_sections(results)

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import ipaddress
 import json
+import socket
 import time
 import uuid
 from collections import Counter
@@ -138,6 +139,7 @@ def serve(
     Raises:
         ValueError: there is no such model, or the address is open to others and there is no key, or no client could
             send it.
+            The port is in use.
         OSError: the file with the key cannot be read.
     """
     key = read_key(api_key_file) if api_key is None else checked_key(api_key, "api_key")
@@ -145,10 +147,29 @@ def serve(
         raise ValueError(
             f"host {host} is open to others: set {KEY_VARIABLE} or give a file with a key, or listen on 127.0.0.1"
         )
+    _refuse_busy(host, port)  # before a model is loaded, which may take minutes
     served = open_served(run, seed=seed, stage=stage, reasoning=reasoning, device=device)
     limits = limits or Limits()
     api, settings = app(served, limits=limits, api_key=key), connection_settings(limits)
     uvicorn.run(api, host=host, port=port, timeout_graceful_shutdown=drain_seconds, **settings)
+
+
+def _refuse_busy(host: str, port: int) -> None:
+    """Refuse an address at which nothing can listen."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ValueError(f"host {host!r} has no address here ({error.strerror}); give 127.0.0.1 or 0.0.0.0") from None
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                trial.bind(address)
+            except OSError as error:
+                raise ValueError(
+                    f"nothing can listen at {host} port {port} ({error.strerror}); give another --port, or 0 for any "
+                    "that is free"
+                ) from None
 
 
 def _is_loopback(host: str) -> bool:

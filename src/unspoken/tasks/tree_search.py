@@ -292,14 +292,20 @@ class TreeSearchTask(SymbolTask):
         return self.tokenizer.convert_ids_to_tokens(ids[: ids.index(EOS)] if EOS in ids else ids)
 
     def parse(self, text: str) -> TreeProblems:
-        """Read a problem typed by a person, with or without a route after the route marker."""
-        pattern = r"(?P<edges>[^\[]*)\[ROOT\](?P<root>[^\[]*)\[TARGET\](?P<targets>[^\[]*)\[ROUTE\].*"
+        """Read a problem typed by a person, which ends with the route marker.
+
+        Raises:
+            ValueError: it is no problem of this task, or goes on after the marker, where the answer will stand.
+        """
+        pattern = r"(?P<edges>[^\[]*)\[ROOT\](?P<root>[^\[]*)\[TARGET\](?P<targets>[^\[]*)\[ROUTE\](?P<rest>.*)"
         match = re.fullmatch(pattern, text.strip())
         if match is None:
             raise ValueError(
                 f"not a tree-search problem: {text!r}; expected edges[ROOT]name[TARGET]leaf[ROUTE], "
-                f"for instance {self.text(self.sample('test', np.array([0])))[0]!r}"
+                f"for instance {self.questions(self.sample('test', np.array([0])))[0]!r}"
             )
+        if match["rest"]:
+            raise ValueError(f"after [ROUTE] stands {match['rest']!r}, which the model is to find; leave it out")
         edges, listed = match["edges"].split(","), match["targets"]
         heap = self._heap(edges, match["root"])
         twice = not self.config.repeat_targets and len(set(listed)) < len(listed)

@@ -309,12 +309,12 @@ def shipped() -> list[tuple[str, str, str]]:
     return recipes
 
 
-def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(name: str, size: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Read a shipped recipe by name, or any YAML file by path, and apply dotted overrides.
 
     Args:
         name: for instance ``tree-search``, or a path that ends in ``.yaml``.
-        size: ``tiny``, ``small`` or ``paper``; ignored for a path.
+        size: ``tiny``, ``small`` or ``paper``, by default ``tiny``; a path has none.
         overrides: ``key=value`` with dots and list positions or stage names: ``stages.sst.steps=100``.
 
     Raises:
@@ -322,6 +322,8 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
+        if size is not None:
+            raise SettingsError(f"{name} is a recipe of one size, so --size {size} means nothing; leave it out")
         if not path.is_file():
             raise SettingsError(f"there is no recipe file {name}")
         try:
@@ -335,7 +337,7 @@ def load(name: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
             if name in trainable():
                 raise SettingsError(f"{name!r} is a method, not a recipe; give it --model and --data")
             raise SettingsError(f"there is no recipe {name!r}; {nearest(name, names)}")
-        sizes = [entry[1] for entry in known if entry[0] == name]
+        size, sizes = size or "tiny", [entry[1] for entry in known if entry[0] == name]
         if size not in sizes:
             raise SettingsError(f"recipe {name!r} has no size {size!r}; it has {', '.join(sizes)}")
         text = (resources.files("unspoken.recipes") / name / f"{size}.yaml").read_text()
@@ -362,6 +364,7 @@ def _read_yaml(text: str) -> Any:
             return None
         if _entries(root, {}) > _LARGEST:
             raise SettingsError(f"its aliases stand for more than {_LARGEST} entries; write out what is meant")
+        _refuse_duplicates(root, set())
         return loader.construct_document(root)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -385,6 +388,25 @@ def _entries(node: Any, known: dict[int, float]) -> float:
         children = (child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,)))
         known[id(node)] = 1 + sum(_entries(child, known) for child in children)
     return known[id(node)]
+
+
+def _refuse_duplicates(node: Any, known: set[int]) -> None:
+    """Refuse a mapping that has a key twice, of which YAML readers keep the last."""
+    if id(node) in known:
+        return
+    known.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in seen:
+                    first = seen[key.value]
+                    raise SettingsError(f"the key {key.value!r} stands twice (lines {first} and {line}); remove one")
+                seen[key.value] = line
+    for entry in node.value if isinstance(node.value, list) else ():
+        for child in entry if isinstance(entry, tuple) else (entry,):
+            _refuse_duplicates(child, known)
 
 
 def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:

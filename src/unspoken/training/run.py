@@ -17,7 +17,7 @@ from unspoken.tasks.task import rows_in_words
 from unspoken.training.context import check_backbone
 from unspoken.training.limits import explain_oom
 from unspoken.training.lock import run_lock
-from unspoken.training.progress import StageProgress
+from unspoken.training.progress import Pace, StageProgress
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.stages import SeedRun, claim, settled, train_stage
 
@@ -121,11 +121,14 @@ def train(
         if recipe.task.traits.from_files and distributed.is_main_process():
             write_line(rows_in_words(recipe.task.build()), console, "dim")
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
+        rows = [
+            sum(recipe.steps(stage) * stage.batch_size for stage in stages if not run.finished(stage)) for run in runs
+        ]
+        pace = Pace(sum(rows))
         for run in runs:
-            for stage in stages:
-                bar = (
-                    [StageProgress(console, f"seed {run.seed}  {stage.name}")] if distributed.is_main_process() else []
-                )
+            for number, stage in enumerate(stages, start=1):
+                title = f"seed {run.seed}  stage {number} of {len(stages)}: {stage.name}"
+                bar = [StageProgress(console, title, pace)] if distributed.is_main_process() else []
                 with ExitStack() as ends, _memory_to_train(recipe, stage):
                     for one in bar:
                         ends.callback(one.bar.stop)  # it hides the cursor

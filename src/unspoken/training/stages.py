@@ -208,15 +208,20 @@ def _trains(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "evaluation": evaluation, "summary": ""}
 
 
+def _has_weights(folder: Path) -> bool:
+    """Whether a seed of the run has a finished stage or a checkpoint."""
+    return any(any(folder.glob(f"seed-*/*/{name}")) for name in (MODEL, "best-*", "checkpoint-*"))
+
+
 def claim(folder: Path, recipe: Recipe) -> None:
-    """Bind a run folder to a recipe, so that a resumed run cannot mix two.
+    """Bind a run folder to a recipe, so that a resumed run cannot mix two; one in which nothing was trained is free.
 
     Raises:
         ValueError: the folder belongs to a recipe that trains something else.
     """
     path = folder / RECIPE
     content = as_mapping(recipe)
-    if path.is_file():
+    if path.is_file() and _has_weights(folder):
         try:
             # Read as a recipe, so that a key which is newer than the folder has its default there.
             before = as_mapping(read(Recipe, read_json(path)))

@@ -1,0 +1,81 @@
+"""What is shown while a run trains."""
+
+from __future__ import annotations
+
+import io
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_recipe import TEXT
+
+from unspoken.training.progress import Pace, StageProgress
+from unspoken.training.recipe import parse
+from unspoken.training.run import train
+
+ALONE: Any = SimpleNamespace(world_size=1)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time; a test sets it."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_the_pace_of_what_was_trained_is_that_of_the_rest() -> None:
+    pace = Pace(100)
+    assert pace.left is None
+    pace.add(10, 5.0)
+    assert pace.left == 45.0
+    pace.skip(50)
+    assert pace.left == 20.0
+    pace.add(60, 25.0)  # more than was planned
+    assert pace.left == 0.0
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list[float]) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=200, legacy_windows=False)
+    progress = StageProgress(console, "seed 0  stage 2 of 3: sst", Pace(400))
+    state: Any = SimpleNamespace(max_steps=50, global_step=0, num_input_tokens_seen=0, train_batch_size=4)
+    progress.on_train_begin(ALONE, state, None)
+    progress.on_evaluate(ALONE, state, None, {"eval_exact_match": 0.25})
+    for _ in range(10):
+        clock[0] += 0.5
+        state.global_step += 1
+        state.num_input_tokens_seen += 1000
+        progress.on_step_end(ALONE, state, None)
+    progress.on_log(ALONE, state, None, {"loss": 1.5})
+    status = progress._status(state)
+    assert status == "loss 1.5000  exact match 25.0 % at step 0  2.0k tokens/s  training left: about 45 s"
+    progress.on_evaluate(ALONE, state, None, {"eval_exact_match": 0.5})
+    assert "exact match 50.0 % at step 10" in progress._status(state)
+    progress.on_train_end(ALONE, state, None)
+    assert progress.pace.left == pytest.approx((400 - 160 - 40) * 5 / 40)  # the stage ended 160 rows early
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = [line for line in written.splitlines() if "step 10/50" in line]
+    assert len(lines) == (0 if terminal else 1)
+    assert "stage 2 of 3: sst" in written
+
+
+def test_a_run_without_a_terminal_prints_plain_lines(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    from unspoken.cli import _console
+
+    assert not _console(quiet=False).quiet
+    console = Console(file=io.StringIO(), width=30)
+    recipe = parse(TEXT, "here")
+    train(recipe, tmp_path, seeds=2, report_to=[], console=console)
+    lines = [line for line in console.file.getvalue().splitlines() if "stage" in line]  # type: ignore[attr-defined]
+    titles = [line.partition("  step ")[0] for line in lines]
+    assert list(dict.fromkeys(titles)) == [
+        f"seed {seed}  stage {number} of 3: {name}"
+        for seed in (0, 1)
+        for number, name in enumerate(("pretrain", "sst", "talker"), start=1)
+    ]
+    assert "training left: about 0 s" in lines[-1]
+    assert not any("\x1b" in line for line in lines)
