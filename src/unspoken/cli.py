@@ -16,6 +16,23 @@ from rich.console import Console
 
 from unspoken.cli_examples import epilog
 from unspoken.cli_help import Verbs
+from unspoken.cli_options import (
+    AnyModel,
+    AsJson,
+    Data,
+    Device,
+    Grader,
+    Logger,
+    Model,
+    Output,
+    Quiet,
+    RecipeName,
+    Seeds,
+    Set,
+    Size,
+    Way,
+    Ways,
+)
 from unspoken.draw.formats import escaped, write_every_sign
 from unspoken.interruption import Interrupted, handled
 
@@ -27,62 +44,6 @@ app = typer.Typer(
 )
 
 _LONGEST = 2000  # characters of an error
-
-Size = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SIZE",
-        help="Of a shipped recipe: tiny (a minute or two; the default), small (minutes) or paper (GPUs).",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe key: stages.sst.steps=100. Repeatable."),
-]
-Output = Annotated[str | None, typer.Option(metavar="FOLDER", help="Run folder; runs/NAME-SIZE if not given.")]
-Seeds = Annotated[
-    int, typer.Option(metavar="N", min=1, help="Train seeds 0 to N-1, one after another; finished ones are skipped.")
-]
-Logger = Annotated[
-    list[str] | None, typer.Option("--report-to", metavar="LOGGER", help="Any logger that transformers knows, or none.")
-]
-Device = Annotated[
-    str,
-    typer.Option(metavar="DEVICE", help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Ways = Annotated[
-    list[str] | None,
-    typer.Option("--reasoning", metavar="WAY", help="Also measure this way to reason, as for generate. Repeatable."),
-]
-Way = Annotated[
-    str | None,
-    typer.Option("--reasoning", metavar="WAY", help="Another way to reason: a name, or '{kind: NAME, KEY: VALUE}'."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
-RecipeName = Annotated[
-    str,
-    typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a method, with --model and --data."),
-]
-AnyModel = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL", help="A run folder, a model folder, a name on the hub, or tree-search, which is included."
-    ),
-]
-Model = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Of a method: the pretrained model, a folder or a name on the hub.")
-]
-Data = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Of a method: your problems, with question, answer and steps or cot.")
-]
-Grader = Annotated[
-    str | None,
-    typer.Option(
-        metavar="GRADER",
-        help="Of your problems: how answers are compared: math, number, string, choice, or module:function.",
-    ),
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -276,9 +237,9 @@ def train(
 @app.command("new-recipe")
 def new_recipe(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="What is trained, such as cot or latent-sft.")],
-    model: Annotated[str, typer.Option(help="The pretrained model: a folder, or a name on the hub.")],
-    data: Annotated[str, typer.Option(help="Your problems, with question, answer and steps or cot.")],
-    output: Annotated[str | None, typer.Option(help="The file; METHOD.yaml if not given.")] = None,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The pretrained model: a folder, or a name on the hub.")],
+    data: Annotated[str, typer.Option(metavar="FILE", help="Your problems, with question, answer and steps or cot.")],
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="The file; METHOD.yaml if not given.")] = None,
     grader: Grader = None,
     overrides: Set = None,
 ) -> None:

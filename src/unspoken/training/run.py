@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -74,6 +75,21 @@ def memory_to_measure(recipe: Recipe) -> AbstractContextManager[None]:
     )
 
 
+def _train_in_turn(runs: Sequence[SeedRun], stages: Sequence[Stage], *, report_to: list[str], console: Console) -> None:
+    """Train the stages of each seed that are not finished, and show how far all of it is."""
+    pace = Pace(
+        sum(run.recipe.steps(stage) * stage.batch_size for run in runs for stage in stages if not run.finished(stage))
+    )
+    for run in runs:
+        for number, stage in enumerate(stages, start=1):
+            title = f"seed {run.seed}  stage {number} of {len(stages)}: {stage.name}"
+            bar = [StageProgress(console, title, pace)] if distributed.is_main_process() else []
+            with ExitStack() as ends, _memory_to_train(run.recipe, stage):
+                for one in bar:
+                    ends.callback(one.bar.stop)  # it hides the cursor
+                train_stage(run, stage, report_to=report_to, callbacks=[*bar])
+
+
 def train(
     recipe: Recipe,
     output: Path,
@@ -121,16 +137,5 @@ def train(
         if recipe.task.traits.from_files and distributed.is_main_process():
             write_line(rows_in_words(recipe.task.build()), console, "dim")
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
-        rows = [
-            sum(recipe.steps(stage) * stage.batch_size for stage in stages if not run.finished(stage)) for run in runs
-        ]
-        pace = Pace(sum(rows))
-        for run in runs:
-            for number, stage in enumerate(stages, start=1):
-                title = f"seed {run.seed}  stage {number} of {len(stages)}: {stage.name}"
-                bar = [StageProgress(console, title, pace)] if distributed.is_main_process() else []
-                with ExitStack() as ends, _memory_to_train(recipe, stage):
-                    for one in bar:
-                        ends.callback(one.bar.stop)  # it hides the cursor
-                    train_stage(run, stage, report_to=report_to, callbacks=[*bar])
+        _train_in_turn(runs, stages, report_to=report_to, console=console)
     return runs
