@@ -41,6 +41,22 @@ def changes(before: Tensor, after: Tensor) -> list[bool]:
     return ((before - after).abs().amax(dim=(0, 2)) > 1e-5).tolist()
 
 
+# --- the input -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_unit_latents_enter_with_entries_of_mean_square_one(form: str) -> None:
+    talker = talker_of(form)
+    latents, mask, tokens = latents_of()
+    stack = talker.encoder if isinstance(talker, DualTalker) else talker.decoder
+    seen: list[Tensor] = []
+    stack.register_forward_pre_hook(lambda _, __, given: seen.append(given["inputs_embeds"]), with_kwargs=True)
+    talker(latents, mask, tokens)
+    torch.testing.assert_close(seen[0].square().mean(dim=-1), torch.ones(3, 6))
+    torch.testing.assert_close(F.normalize(seen[0], dim=-1), latents)
+
+
 # --- who sees which latent -------------------------------------------------------------------------------------------
 
 

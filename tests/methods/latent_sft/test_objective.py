@@ -270,8 +270,9 @@ def test_a_batch_without_latents_is_supervised_by_its_words_alone(hidden: bool) 
 
 def test_without_a_vocabulary_step_directions_are_compared() -> None:
     # Same direction, opposite direction, a right angle: squared distances 0, 4 and 2 of unit vectors.
-    taught = torch.tensor([[3.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 5.0, 0]])
-    slots = torch.tensor([[9.0, 0, 0, 0], [0, -1.0, 0, 0], [0, 0, 0, 7.0]])
+    # Entries of one place differ from latent to latent, so that only lengths of latents, not of places, give these.
+    taught = torch.tensor([[3.0, 4.0, 0, 0], [0, 3.0, 4.0, 0], [0, 0, 3.0, 4.0]])
+    slots = torch.tensor([[6.0, 8.0, 0, 0], [0, -1.5, -2.0, 0], [0, 0, 8.0, -6.0]])
     _, terms = learned(torch.randn(WORDS, 4), slots, torch.randn(20, 4), taught, None, Stage2())
     torch.testing.assert_close(terms["latent_loss"], torch.tensor(((0.0 + 4.0) / 2 + 2.0) / 2))
 
