@@ -224,6 +224,7 @@ serve("tree-search", port=port)
             "3",
         ),
     ],
+    ids=["hub", "serve", "harness"],
 )
 def test_an_extra_brings_what_its_feature_imports(
     extra: str, code: str, expected: str, built: Path, tmp_path: Path

@@ -446,8 +446,8 @@ def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
         print_diagnosis(facts, Console())
 
 
-for verb in app.registered_commands:
-    verb.epilog = epilog(verb.name or getattr(verb.callback, "__name__", ""))
+for command in app.registered_commands:
+    command.epilog = epilog(command.name or str(getattr(command.callback, "__name__", "")))
 
 
 def _short(error: Exception) -> str:
