@@ -14,7 +14,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from unspoken import doctor, machine
+from unspoken import doctor, machine, provenance
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
@@ -93,7 +93,7 @@ def test_a_missing_package_and_an_unknown_processor_are_no_obstacle(monkeypatch:
             raise FileNotFoundError
 
     monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor, "Path", Nowhere)
+    monkeypatch.setattr(provenance, "Path", Nowhere)
     actual = doctor.diagnose()
     assert actual["versions"]["peft"] is None
     assert actual["processor"]

@@ -7,7 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -16,6 +15,7 @@ from rich.console import Console
 from unspoken.draw.formats import duration, quantity
 from unspoken.draw.table import write_line
 from unspoken.machine import Precision, choose_attention, choose_precision, product_rate, resolve_device, usable_threads
+from unspoken.provenance import processor
 from unspoken.tasks import TreeSearchTask
 from unspoken.training.plan import plan
 from unspoken.training.recipe import load
@@ -66,7 +66,7 @@ def diagnose(device_name: str = "auto") -> dict[str, Any]:
     attention = choose_attention(chosen, device, demo.pop("row_length"))
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "processor": _processor(),
+        "processor": processor(),
         "gpus": _gpus(),
         "device": str(device),
         "threads": threads,
@@ -90,16 +90,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    """Its name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _gpus() -> list[str]:

@@ -18,6 +18,7 @@ from unspoken.methods.reasoning import Reasoning
 from unspoken.probes.catalogue import default_probes
 from unspoken.probes.evaluate import Asked, evaluate
 from unspoken.probes.probe import Probe
+from unspoken.provenance import made
 from unspoken.report.page import PAGE, write_page
 from unspoken.storage import read_text, write_json
 from unspoken.tasks.prompt_format import PromptFormat
@@ -142,7 +143,7 @@ def measure_run(
         facts = {"name": recipe.name, "size": recipe.size, "command": command, "recipe": as_mapping(recipe)}
         manifest = read_manifest(models[0].stages[recipe.stages[0].name])
         rows = {key: manifest[key] for key in ("splits", "dropped", "overlap") if manifest.get(key) is not None}
-        results = facts | measured | rows
+        results = facts | {"made": made(runs[0].device)} | measured | rows
         distributed.run_on_main(lambda: write_json(folder / RESULTS, results))
     return results
 

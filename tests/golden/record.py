@@ -27,7 +27,17 @@ STEPS = 4
 ROWS = 64
 PROBLEMS = 24
 # Wall-clock, and what names this copy of the program or its machine.
-PASSING = ("train_runtime", "seconds", "seconds_alone", "seconds_batched", "command", "recipe", "versions", "machine")
+PASSING = (
+    "train_runtime",
+    "seconds",
+    "seconds_alone",
+    "seconds_batched",
+    "command",
+    "recipe",
+    "versions",
+    "machine",
+    "made",
+)
 
 
 def tiny_recipes() -> list[str]:

@@ -78,7 +78,7 @@ def aged(results: Results) -> Results:
 
 
 def text_of(page: str) -> str:
-    part = page[page.index('id="compare"') : page.index('<section class="run">')]
+    part = page[page.index('id="compare"') : page.index("<article")]
     return re.sub(r"<[^>]+>", " ", part).replace("\xa0", " ")
 
 
@@ -205,7 +205,7 @@ def test_one_run_on_reasoning_problems_has_its_picture() -> None:
     drawn = to_html(cost_blocks(results))
     assert drawn.count("<svg") == 3
     assert unbalanced(drawn) == []
-    assert drawn in render([results])
+    assert drawn.partition("\n")[2] in render([results])
     assert cost_blocks(run("three")) != []
     assert cost_blocks(run("one", right={"cot": [1, 0, 0, 0]})) == []
 

@@ -25,12 +25,12 @@ WITH_A_TALKER = [
 
 
 def titles(page: str) -> list[str]:
-    return [html.unescape(title) for title in re.findall(r"<h3>(.*?)</h3>", page)]
+    return [html.unescape(title) for title in re.findall(r'<h2 class="title">(.*?) <a', page)]
 
 
 def headings(page: str) -> list[str]:
     """Headings within sections."""
-    return [html.unescape(title) for title in re.findall(r'<h4 class="run-in">(.*?)</h4>', page)]
+    return [html.unescape(title) for title in re.findall(r'<h\d class="small run-in">(.*?)</h\d>', page)]
 
 
 @pytest.mark.parametrize("depth", [2, 3, 4])

@@ -48,7 +48,7 @@ SECTIONS = TESTS, COST, VERDICTS, SEVERAL, CHAINS, HOLDS, GEOMETRY, TRAINING, RE
 
 def sections(page: str) -> dict[str, str]:
     """The text of every section by its title, and of what stands before the first as "head"."""
-    parts = re.split(r"<section[^>]*><h3>(.*?)</h3>", page.split("</style>")[1])
+    parts = re.split(r'<section[^>]*><h2 class="title">(.*?) <a[^>]*>#</a></h2>', page.split("</style>")[1])
     text = [html.unescape(re.sub(r"<[^>]+>", " ", part)).replace("\xa0", " ") for part in parts]
     return {"head": text[0]} | dict(zip(text[1::2], text[2::2], strict=True))
 
@@ -230,12 +230,12 @@ def test_word_problems_and_trees_share_a_page(complete: Callable[..., Results]) 
 
 def test_a_token_is_shared_where_the_explicit_piece_has_it_whole() -> None:
     page = chains_page(chain([({"18": 0.6, "1": 0.2, "+": 0.1, " apple": 0.1}, 0.5)], ["<<18+3 apples"]))
-    shared = re.findall(r'<li class="(\w+)" style="--w:(\d+)%" title="([^"]*)"', page)
+    shared = re.findall(r'<li class="(\w+)" style="--w:([\d.]+)" title="([^"]*)"', page)
     assert shared == [
-        ("shared", "60", "18"),
-        ("unshared", "20", "1"),
-        ("shared", "10", "+"),
-        ("unshared", "10", " apple"),
+        ("shared", "0.60", "18"),
+        ("unshared", "0.20", "1"),
+        ("shared", "0.10", "+"),
+        ("unshared", "0.10", " apple"),
     ]
     assert '<p class="piece">&lt;&lt;<mark>18</mark><mark>+</mark>3 apples</p>' in page
 

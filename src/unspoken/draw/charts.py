@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,8 @@ from markupsafe import Markup, escape
 
 from unspoken.draw.formats import coefficient
 
+_LETTER = 6.4  # pixels, of a letter on average
+_LABEL_GAP, _LABEL_HEIGHT = 8, 14  # pixels between a plot and the names of its lines, and from name to name
 Point = tuple[float, float]
 Tick = tuple[float, str]
 
@@ -60,6 +62,7 @@ class Line:
     classes: str
     marker: str = ""
     hint: str = ""
+    name: str = ""  # at its right end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class Frame:
     y: Axis
     width: int = 330
     height: int = 210
-    left: int = 44
+    left: int = 54
     right: int = 10
     top: int = 10
     bottom: int = 36
@@ -109,6 +112,11 @@ class Frame:
         across = self.width - self.left - self.right
         down = self.height - self.top - self.bottom
         return self.left + across * self.x.fraction(x), self.top + down * (1 - self.y.fraction(y))
+
+    def labelled(self, lines: Iterable[Line]) -> Frame:
+        """The same size with a margin on the right for the names of the lines."""
+        longest = max((len(line.name) for line in lines), default=0)
+        return replace(self, right=max(self.right, round(_LETTER * longest) + _LABEL_GAP + 2)) if longest else self
 
 
 # --- axes --------------------------------------------------------------------------------------------------------
@@ -255,7 +263,25 @@ def line_chart(frame: Frame, lines: Sequence[Line], *, label: str, extra: Iterab
         dots = [circle(pixel, f"{shape} {line.classes}", radius) for pixel in pixels] if line.marker else []
         marks.append(element("g", *hint, polyline(pixels, line.classes), *dots))
     marks += [_level(frame, level, lines) for level in frame.levels]
-    return svg(frame.width, frame.height, [*marks, *extra], label=label)
+    return svg(frame.width, frame.height, [*marks, *_end_names(frame, lines), *extra], label=label)
+
+
+def _end_names(frame: Frame, lines: Sequence[Line]) -> list[Markup]:
+    """Names of lines at the height of their ends, moved apart where ends meet, with a thin line to an end far away."""
+    ends = sorted(((frame.at(*line.points[-1]), line) for line in lines if line.name), key=lambda end: end[0][1])
+    x, heights = frame.width - frame.right + _LABEL_GAP, [y for (_, y), _ in ends]
+    for index in range(1, len(heights)):
+        heights[index] = max(heights[index], heights[index - 1] + _LABEL_HEIGHT)
+    lowest = float(frame.height - frame.bottom)
+    for index in reversed(range(len(heights))):
+        heights[index] = min(heights[index], lowest)
+        lowest = heights[index] - _LABEL_HEIGHT
+    marks = []
+    for (end, line), y in zip(ends, heights, strict=True):
+        if math.dist(end, (x, y)) > _NEAR:
+            marks.append(element("line", class_="lead", x1=end[0] + 3, y1=end[1], x2=float(x - 2), y2=y))
+        marks.append(element("text", line.name, class_=f"end-name {line.classes.split()[0]}", x=x, y=y, dy=".35em"))
+    return marks
 
 
 # --- numbered points ---------------------------------------------------------------------------------------------
@@ -344,4 +370,21 @@ def rate_bar(rate: Mapping[str, Any], classes: str, *, bar: bool = True) -> Mark
     marks.append(element("line", class_="whisker", x1=f"{100 * low:.2f}%", x2=f"{100 * high:.2f}%", y1=10, y2=10))
     marks += [] if bar else [element("circle", class_=f"dot {classes}", cx=f"{100 * mean:.2f}%", cy=10, r=4)]
     label = f"{coefficient(100 * mean)} %, interval {coefficient(100 * low)} to {coefficient(100 * high)} %"
+    return element("svg", *marks, class_="interval", role="img", aria_label=label, width="100%", height=20)
+
+
+def difference_bar(entry: Mapping[str, Any], reach: float, classes: str) -> Markup:
+    """A difference with its interval on an axis from -``reach`` to ``reach``, zero in the middle."""
+
+    def across(value: float) -> str:
+        return f"{50 + 48 * value / reach:.2f}%"
+
+    mean, low, high = entry["mean"], entry["low"], entry["high"]
+    marks = [
+        element("line", class_="grid", x1=0, x2="100%", y1=10, y2=10),
+        element("line", class_="axis", x1="50%", x2="50%", y1=2, y2=18),
+        element("line", class_=f"range {classes}", x1=across(low), x2=across(high), y1=10, y2=10),
+        element("circle", class_=f"dot {classes}", cx=across(mean), cy=10, r=4),
+    ]
+    label = f"{coefficient(100 * mean)} points, interval {coefficient(100 * low)} to {coefficient(100 * high)}"
     return element("svg", *marks, class_="interval", role="img", aria_label=label, width="100%", height=20)

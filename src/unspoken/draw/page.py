@@ -26,6 +26,7 @@ class Run:
     title: str
     finding: str  # what came out, in a sentence or two
     facts: str  # how it was measured
+    origin: str  # when, with what and where
     headline: Sequence[Block]  # the numbers at the top
     sections: Sequence[Section]
     prefix: str = ""  # of its anchors, which are its own on a page of several runs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 from markupsafe import Markup
 from rich.console import Console
@@ -84,11 +84,44 @@ class Figure:
     template: ClassVar[str] = "figure"
 
 
+Status = Literal["holds", "fails", "inconclusive"]
+
+
+class Test(NamedTuple):
+    """One test behind a verdict: what came out, in words and as a drawing of its interval, if there is one."""
+
+    status: Status
+    text: str
+    drawing: Markup | str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What follows from numbers: a name, and sentences about it or the tests of a claim."""
+
+    name: str
+    sentences: Sequence[str] = ()  # a terminal shows the first
+    tests: Sequence[Test] = ()
+
+    @property
+    def status(self) -> Status | None:
+        """Of a claim: it holds where every test shows it, and fails where one shows the opposite."""
+        every = {test.status for test in self.tests}
+        if not every:
+            return None
+        return "fails" if "fails" in every else "holds" if every == {"holds"} else "inconclusive"
+
+    @property
+    def text(self) -> str:
+        """What a terminal shows."""
+        return "; ".join(test.text for test in self.tests) if self.tests else self.sentences[0]
+
+
 @dataclass(frozen=True)
 class Verdicts:
-    """What follows from the numbers: names, each with sentences, of which a terminal shows the first."""
+    """What follows from the numbers, one verdict below the other."""
 
-    items: Sequence[tuple[str, Sequence[str]]]
+    items: Sequence[Verdict]
     template: ClassVar[str] = "verdicts"
 
 
@@ -132,8 +165,8 @@ def print_section(section: Section, console: Console) -> None:
             print_table(table, console)
     for block in section.blocks:
         if isinstance(block, Verdicts):
-            for name, sentences in block.items:
-                write(name, sentences[0])
+            for verdict in block.items:
+                write(verdict.name, verdict.text)
         elif isinstance(block, Paragraph) and block.label:
             write_line("", console)
             write(block.label, block.text)

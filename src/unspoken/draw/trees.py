@@ -55,7 +55,8 @@ class Step:
     def value(self, name: str) -> str:
         """The coefficient of a name as it is written; nothing where it is too small."""
         value = self.coefficients.get(name, 0.0)
-        return coefficient(value) if abs(value) >= SHOWN_FROM else ""
+        # Without its zero before the point it is as wide as its circle.
+        return coefficient(value).replace("0.", ".", 1) if abs(value) >= SHOWN_FROM else ""
 
     def outside(self) -> tuple[str, float] | None:
         """The name outside the tree with the largest coefficient, if it is large enough to show."""

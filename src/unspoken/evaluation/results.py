@@ -53,7 +53,7 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         return {**results, "probes": _renamed(results["probes"])}
     problems, systems = results.get("words") or {}, results.get("systems") or {}
     baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
-    copied = ("name", "size", "command", "recipe", "seeds", "problems", "outcomes", "training", "overlap")
+    copied = ("name", "size", "command", "recipe", "seeds", "problems", "outcomes", "training", "overlap", "made")
     tests = problems.get("tests") or {
         "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
     }

@@ -11,7 +11,7 @@ import numpy as np
 
 from unspoken.draw.charts import rate_bar
 from unspoken.draw.formats import BARE_PERCENT_1, POINTS, bare_percent, count, joined, percent, points
-from unspoken.draw.section import Section, Verdicts
+from unspoken.draw.section import Section, Verdict, Verdicts
 from unspoken.draw.table import UNKNOWN, Cell, Column, Table, estimate, text
 from unspoken.evaluation.results import Results, differs, label
 from unspoken.evaluation.significance import Outcomes, paired_difference, rate
@@ -96,7 +96,9 @@ class ControlsProbe(Probe):
         return summary
 
     def draw(self, controls: Any, results: Results) -> Section | None:
-        verdicts = [(label(system), chain_verdict(entries)) for system, entries in controls.items()]
+        verdicts = [
+            Verdict(name=label(system), sentences=chain_verdict(entries)) for system, entries in controls.items()
+        ]
         return Section(self.key, "Does the chain do anything?", [Verdicts(verdicts), _table(results, controls)])
 
 

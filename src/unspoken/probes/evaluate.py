@@ -5,7 +5,7 @@ compared with; ``systems`` (name -> ``exact_match`` with interval; ``ended``, th
 themselves; ``cost``, a mean problem's; ``chain``, what a step is, None without one); ``tests``
 (test set -> system -> ``exact_match``); ``differences``, paired tests against
 the baseline; ``outcomes`` (`unspoken.evaluation.outcomes`); ``probes`` (key -> what the probe of that key summarises);
-``training``, a curve for each stage of each seed.
+``training``, a curve for each stage of each seed. What a run measured also has ``made`` (`unspoken.provenance.made`).
 
 Axes: B problems.
 """

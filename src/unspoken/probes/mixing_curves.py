@@ -8,7 +8,7 @@ from typing import Any
 
 from unspoken.draw.charts import Axis, Frame, Level, Line, line_chart, linear, logarithmic, rates, training_steps
 from unspoken.draw.formats import ONE_DECIMAL, percent
-from unspoken.draw.section import Block, Figure, Heading, Key, Panel
+from unspoken.draw.section import Block, Figure, Heading, Panel
 from unspoken.evaluation.results import Results, is_ambiguous, stage_curves
 from unspoken.probes.colours import SERIES
 from unspoken.probes.tree_latents import KINDS
@@ -85,23 +85,25 @@ def _panel(
         for line in _seed_lines(stage_curves(results, stage), f"{kind}_{key}", classes, name)
     ]
     values = [value for line in lines for _, value in line.points]
-    drawing = line_chart(replace(frame(reference, values), x=x), lines, label=f"{title} along SST, {kind}")
-    return Panel(title=title, legend=[Key(f"{mark} plain", name) for *_, mark, name in readings], drawing=drawing)
+    made = replace(frame(reference, values), x=x).labelled(lines)
+    return Panel(title=title, drawing=line_chart(made, lines, label=f"{title} along SST, {kind}"))
 
 
 def _seed_lines(curves: list[tuple[int, Mapping[str, Any]]], key: str, classes: str, name: str) -> list[Line]:
     """A thin line a seed and their mean, or one plain line for one seed."""
     known = [(seed, curve["steps"], curve[key]) for seed, curve in curves if key in curve]
 
-    def line(steps: list[int], values: list[float], faint: str, hint: str) -> Line:
-        return Line(points=[*zip(steps, values, strict=True)], classes=f"{classes}{faint}", hint=hint)
+    def line(steps: list[int], values: list[float], faint: str, hint: str, name: str = "") -> Line:
+        return Line(points=[*zip(steps, values, strict=True)], classes=f"{classes}{faint}", hint=hint, name=name)
 
     if len(known) == 1:
-        return [line(*known[0][1:], "", name)]
+        return [line(*known[0][1:], "", name, name)]
     lines = [line(steps, values, " faint", f"{name}, seed {seed}") for seed, steps, values in known]
     if known and all(steps == known[0][1] for _, steps, _ in known):
         means = [sum(values) / len(known) for values in zip(*(values for *_, values in known), strict=True)]
-        lines.append(line(known[0][1], means, "", f"{name}, mean of seeds"))
+        lines.append(line(known[0][1], means, "", f"{name}, mean of seeds", name))
+    elif lines:  # seeds that were read at different steps have no mean; one of them carries the name
+        lines[-1] = replace(lines[-1], name=name)
     return lines
 
 

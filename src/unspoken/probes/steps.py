@@ -70,9 +70,11 @@ def _panel(title: str, values: Mapping[str, Sequence[float]], lowest: float) -> 
     ticks = tuple((float(index), name.removeprefix("level ")) for index, name in enumerate(names))
     x = Axis(low=-0.3, high=len(names) - 0.7, ticks=ticks)
     lines = [
-        Line(points=list(enumerate(values["forced"])), classes="c4", marker="ring", hint="teacher-forced"),
-        Line(points=list(enumerate(values["rollout"])), classes="c1", marker="dot", hint="rollout"),
+        Line(
+            points=list(enumerate(values["forced"])), classes="c2", marker="ring", hint="teacher-forced", name="forced"
+        ),
+        Line(points=list(enumerate(values["rollout"])), classes="c1", marker="dot", hint="rollout", name="rollout"),
     ]
-    legend = (Key("c1 dotted", "rollout"), Key("c4 ringed", "teacher-forced"))
-    frame = Frame(x=x, y=rates(lowest), bottom=24, height=190)
+    legend = (Key("c1 dotted", "rollout"), Key("c2 ringed", "teacher-forced"))
+    frame = Frame(x=x, y=rates(lowest), bottom=24, height=190).labelled(lines)
     return Panel(title=title, legend=legend, drawing=line_chart(frame, lines, label=f"Accuracy, {title}"))

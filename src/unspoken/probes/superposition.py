@@ -11,7 +11,7 @@ import numpy as np
 
 from unspoken.draw.charts import Axis, Frame, Level, Line, Tick, line_chart, linear, logarithmic, nice_ticks
 from unspoken.draw.formats import PERCENT_1, STEPS, THREE_DECIMALS, TWO_DECIMALS, coefficient
-from unspoken.draw.section import Block, Figure, Heading, Key, Panel, Paragraph, Section
+from unspoken.draw.section import Block, Figure, Heading, Panel, Paragraph, Section
 from unspoken.draw.table import Cell, Column, Table, number, reading, text
 from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import seed_means
@@ -23,7 +23,7 @@ _ECR = (1, 5, 10, 50, 100, 150, 200, 250, 300)
 _PARALLELISM = ("chains", "n_eff", "n_naive", "ratio", "n_eff_v1", "top2", "top2_v1")
 _AVERAGED = ("questions", *_PARALLELISM)
 _LEAST = 0.1  # the entropy line ends where fewer chains than this share still run
-_WIDTH = 430  # pixels of a chart of all systems
+_WIDTH = 500  # pixels of a chart of all systems
 _SHOWN = 120  # points of one system's picture
 _RECONSTRUCTED = (
     "ECR, N_eff and the top-2 score are reconstructions: the authors published no formula of ECR and top-2 and withdrew the "
@@ -129,25 +129,20 @@ def _rates(entry: Mapping[str, Any]) -> list[tuple[int, float]]:
     return sorted((int(most), value) for most, value in entry["ecr"].items())
 
 
-def _legend(results: Results, names: Sequence[str]) -> tuple[Key, ...]:
-    colours = system_colours(results)
-    return tuple(Key(f"{colours[name]} plain", label(name)) for name in names)
-
-
 def _ecr_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
     rates = {name: _rates(entry) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
-        Line(points=values, classes=colours[name], marker="dot", hint=label(name)) for name, values in rates.items()
+        Line(points=values, classes=colours[name], marker="dot", hint=label(name), name=label(name))
+        for name, values in rates.items()
     ]
     x = replace(logarithmic(most for values in rates.values() for most, _ in values), title="K")
     y = linear([0.0, 1.0, *(value for values in rates.values() for _, value in values)])
     frame = Frame(x=x, y=y, width=_WIDTH, height=240, levels=(Level(value=1, name="explicit"),))
-    drawing = line_chart(frame, lines, label="Effective compression rate at K")
+    drawing = line_chart(frame.labelled(lines), lines, label="Effective compression rate at K")
     return Panel(
         title="Effective compression",
         remark="ECR@K, tokens a latent",
-        legend=_legend(results, list(rates)),
         width=_WIDTH,
         drawing=drawing,
     )
@@ -157,16 +152,22 @@ def _entropy_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
     shown = {name: _along(entry["entropy"]) for name, entry in entries.items()}
     colours = system_colours(results)
     lines = [
-        Line(points=values, classes=colours[name], marker="dot" if len(values) < 20 else "", hint=label(name))
+        Line(
+            points=values,
+            classes=colours[name],
+            marker="dot" if len(values) < 20 else "",
+            hint=label(name),
+            name=label(name),
+        )
         for name, values in shown.items()
     ]
     last = max(len(values) for values in shown.values())
     ticks: list[Tick] = [(float(step), f"{step:.0f}") for step in nice_ticks(0, last, 7) if 1 <= step <= last]
     x = Axis(low=0, high=last, ticks=tuple(ticks), title="latent step")
     y = linear([0.0, *(value for values in shown.values() for _, value in values)])
-    drawing = line_chart(Frame(x=x, y=y, width=_WIDTH, height=240), lines, label="Entropy of the latents by step")
-    legend = _legend(results, list(shown))
-    return Panel(title="Entropy along the chain", remark="nats", legend=legend, drawing=drawing, width=_WIDTH)
+    frame = Frame(x=x, y=y, width=_WIDTH, height=240).labelled(lines)
+    drawing = line_chart(frame, lines, label="Entropy of the latents by step")
+    return Panel(title="Entropy along the chain", remark="nats", drawing=drawing, width=_WIDTH)
 
 
 def _along(entropy: Mapping[str, Any]) -> list[tuple[int, float]]:

@@ -30,6 +30,28 @@ def sample(results: Results) -> str:
     return f"{count(results['problems'], what)}, {count(len(results['seeds']), 'seed')}"
 
 
+def origin(results: Results) -> str:
+    """When, from which sources and versions and on which machine results were measured, as far as they tell."""
+    made = results.get("made") or {}
+    machine, versions = made.get("machine") or {}, made.get("versions") or {}
+    device = machine.get("gpu") or machine.get("device")
+    hardware = [machine[key] for key in ("processor",) if machine.get(key)]
+    hardware += [count(machine["threads"], "thread")] if machine.get("threads") else []
+    hardware += [f"computed on {device}"] if device else []
+    facts = {
+        "date": made.get("date") and f"measured {made['date']}",
+        "commit": made.get("commit") and f"commit {made['commit']}",
+        "hardware": ", ".join(hardware),
+        "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
+    }
+    missing = [name for name, fact in facts.items() if not fact]
+    sentences = [fact for fact in facts.values() if fact]
+    if missing:
+        sentences.append(f"{joined(missing)} not recorded")
+    text = " · ".join(sentences)
+    return text[:1].upper() + text[1:]
+
+
 def _spoken_text(results: Results) -> str | None:
     """The best Talker of plain text, with its own latents and with another sentence's."""
     every = summary_of(results, "corruption").get("systems")

@@ -8,7 +8,7 @@ from pathlib import Path
 from unspoken.draw.page import Run, to_page
 from unspoken.evaluation.results import Results, title
 from unspoken.report.compare import comparison, cost_blocks
-from unspoken.report.findings import finding, sample
+from unspoken.report.findings import finding, origin, sample
 from unspoken.report.sections import made_sections, measured_sections
 from unspoken.storage import one_line, write_text
 
@@ -32,6 +32,7 @@ def _run(results: Results, prefix: str = "") -> Run:
         title=title(results),
         finding=finding(results),
         facts=f"{sample(results)} · {summary}" if summary else sample(results),
+        origin=origin(results),
         # On a page of several runs, their costs are in one picture.
         headline=blocks if prefix else [*blocks, *cost_blocks(results)],
         sections=[*sections, *made_sections(results)],
