@@ -64,4 +64,5 @@ benchmarks: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/python docs/render.py
+	$(BIN)/python docs/pictures.py
 	$(BIN)/zensical build --strict

@@ -45,13 +45,40 @@ def test_relative_links_lead_to_files(page):
             assert (page.parent / link).exists(), link
 
 
-def test_the_paper_index_names_only_files_that_exist():
+METHOD_PAGES = sorted((ROOT / "docs" / "methods").glob("[a-z]*.md"))
+
+
+def test_every_method_has_a_page_and_a_picture():
+    methods = ROOT / "src" / "unspoken" / "methods"
+    names = {folder.parent.name for folder in methods.glob("*/method.py")} | {"soft_thinking"}
+    assert {page.stem for page in METHOD_PAGES} == names
+    for page in METHOD_PAGES:
+        assert f"](../pictures/{page.stem}.svg)" in page.read_text(), page
+    assert {picture.stem for picture in (ROOT / "docs" / "pictures").glob("*.svg")} == names
+
+
+def test_pictures_are_as_they_are_drawn(tmp_path):
+    copy = tmp_path / "pictures.py"
+    copy.write_text((ROOT / "docs" / "pictures.py").read_text())
+    (tmp_path / "pictures").mkdir()
+    subprocess.run([sys.executable, str(copy)], check=True)
+    for picture in (tmp_path / "pictures").iterdir():
+        assert picture.read_text() == (ROOT / "docs" / "pictures" / picture.name).read_text(), picture.name
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_a_method_page_names_only_files_and_names_that_exist(page):
+    """Its last tables map a paper to the code."""
     package = Path(unspoken.__file__).parent
-    text = (ROOT / "docs" / "paper_index.md").read_text()
-    files = set(re.findall(r"`((?:\w+/)+\w+\.py)`", text))
-    assert len(files) > 10
-    for file in files:
-        assert (package / file).is_file(), file
+    rows = [line for line in page.read_text().splitlines() if line.startswith("|") and ".py`" in line]
+    assert len(rows) > 1
+    for row in rows:
+        files = [package / file for file in re.findall(r"`([\w/]+\.py)`", row)]
+        files = [file if file.is_file() else package / "methods" / file.relative_to(package) for file in files]
+        assert all(file.is_file() for file in files), row
+        source = "".join(file.read_text() for file in files)
+        for names in re.findall(r"`([A-Z]\w+)(?:\.(\w+))?`", row):
+            assert all(name in source for name in names), (names, row)
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)

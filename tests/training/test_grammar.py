@@ -183,7 +183,7 @@ def test_impossible_recipes_are_refused(override: str, message: str) -> None:
 
 
 def test_the_paper_s_models_have_the_sizes_that_its_shapes_give() -> None:
-    # Blocks of 11.06M, and 3.69M more where one reads the encoder: 24 of them; 16, 4 and 4 (paper_index, point 20).
+    # Blocks of 11.06M, and 3.69M more where one reads the encoder: 24 of them; 16, 4 and 4 (open point 20).
     facts = {entry["stage"]: entry for entry in plan(load("grammar", "paper"))["models"]}
     assert facts["coupled"]["parameters"] == pytest.approx(265.4e6, rel=0.002)
     assert facts["coconut"]["parameters"] == facts["coupled"]["parameters"]

@@ -1,7 +1,7 @@
 """The paper's decoder as a transformers model.
 
 Source: JEPA-Reasoner, section 3 (blocks with parameter-free QK-norm, HybridNorm after the last block, tied head that
-exists only in pretraining). Block norm, activation, positions and biases are not printed; docs/paper_index.md lists
+exists only in pretraining). Block norm, activation, positions and biases are not printed; docs/methods/ lists
 our choices.
 
 Axes: B batch, T tokens, S keys, H heads, C width of a head, D latent width, V vocabulary.

@@ -80,7 +80,7 @@ def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
     """What turns an output of the stack into scores; no gradient reaches it.
 
     ``"table"`` is the published code's choice; with an untied head its labels have little to do with what the model
-    would say (latent_sft_index, open point 1), so it warns.
+    would say (docs/methods/latent_sft.md, open point 1), so it warns.
     """
     if readout == "head":
         return head_of(model)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class StackShape:
     """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
 
-    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (paper_index,
+    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (docs/methods,
     open point 8). ``initializer_range``: standard deviation of fresh weights.
     """
 

@@ -145,7 +145,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         return self.backbone
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Table rows on the unit sphere, times the scale that looped latents get too (paper_index, open point 8)."""
+        """Table rows on the unit sphere, times the scale that looped latents get too (docs/methods, open point 8)."""
         embedding = self.backbone.get_input_embeddings()
         if not self.config.unit_tokens or self._turns_rows:
             rows: Tensor = embedding(input_ids)

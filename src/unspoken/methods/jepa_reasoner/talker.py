@@ -24,7 +24,7 @@ class MonoTalker(nn.Module):
     """Decoder blocks over the latents themselves and an LM head: the whole answer in one pass, no token embedding.
 
     ``config.is_causal`` chooses between the causal form (default: the paper calls it a decoder) and the bidirectional
-    one, which is what access to the whole trajectory needs (paper_index, open point 15).
+    one, which is what access to the whole trajectory needs (docs/methods, open point 15).
     """
 
     def __init__(self, config: UnspokenConfig) -> None:
@@ -52,8 +52,8 @@ class MonoTalker(nn.Module):
 class DualTalker(nn.Module):
     """A bidirectional encoder over the latents and a causal decoder over the tokens written so far.
 
-    Its own start token (id V) is the same in training and in decoding (paper_index, open point 18). The head is
-    tied to the decoder's own embedding unless the config says otherwise (paper_index, open point 19).
+    Its own start token (id V) is the same in training and in decoding (docs/methods, open point 18). The head is
+    tied to the decoder's own embedding unless the config says otherwise (docs/methods, open point 19).
     """
 
     def __init__(self, config: UnspokenConfig, encoder_layers: int) -> None:
