@@ -22,7 +22,8 @@ from unspoken.experiment import measure_again, measure_run, open_run
 from unspoken.probes.pass_at_k import PassAtKProbe
 from unspoken.report.page import PAGE, default_page
 from unspoken.tasks import TreeSearchConfig
-from unspoken.training.recipe import load, parse
+from unspoken.tasks.prompt_format import PromptFormat
+from unspoken.training.recipe import load, parse, shipped
 
 RUN = Path(__file__).parent.parent / "results" / "tree-search-tiny.json"
 PROBLEM = "LA,LB,AC,AD,BE,BF[ROOT]L[TARGET]E[ROUTE]"
@@ -225,3 +226,39 @@ def test_a_file_of_another_kind_is_one_line_and_nothing_is_left(
     assert (status, output) == (2, "")
     assert len(errors.splitlines()) == 1, errors
     assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
+
+
+# --- what can be run ---------------------------------------------------------------------------------------------
+
+
+def test_recipes_show_time_hardware_and_where_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    status, output, _ = command(monkeypatch, "recipes")
+    assert status == 0
+    lines = output.splitlines()
+    assert lines[1:4] == ["", "tree search", lines[3]]
+    assert re.match(r"\* tree-search +tiny +2 min +2 CPU cores +Route finding", lines[3])
+    assert sum(line.startswith("* ") for line in lines[:-1]) == 1
+    assert re.search(r"^  grade-school +paper +\d+\.\d h +1 GPU ", output, re.MULTILINE)
+    _, output, _ = command(monkeypatch, "recipes", "--json")
+    listed = json.loads(output)
+    assert {(entry["name"], entry["size"]) for entry in listed} == {(name, size) for name, size, _ in shipped()}
+    seconds = {(entry["name"], entry["size"]): entry["seconds"] for entry in listed}
+    # Measured, training and measuring together: two minutes, and 100 of one thread, which are 50 of two.
+    assert seconds["tree-search", "tiny"] == pytest.approx(120, rel=0.25)
+    assert seconds["arithmetic", "small"] == pytest.approx(50 * 60, rel=0.25)
+    tasks = [entry["task"] for entry in listed]
+    assert len(list(dict.fromkeys(tasks))) == sum(a != b for a, b in zip(tasks, ["", *tasks], strict=False))
+
+
+def test_the_latent_sft_prompt_of_the_readme_is_what_its_model_was_trained_on() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    snippet = re.search(r'folder = "runs/([\w-]+)-tiny/.*?prompt = tokenizer\("(.*?)"', readme, re.DOTALL)
+    assert snippet is not None
+    folder, question = snippet.groups()
+    recipe = load(folder)
+    task: Any = recipe.task.build()
+    tokenizer = recipe.tokenizer()
+    problems = task.parse(question)
+    ids, _ = task.prompts(problems, PromptFormat(tokenizer=tokenizer))
+    assert tokenizer(question)["input_ids"] == ids[0].tolist()
+    assert tokenizer.unk_token_id not in ids[0].tolist()

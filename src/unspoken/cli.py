@@ -423,15 +423,14 @@ def report(
 
 @app.command()
 def recipes(as_json: AsJson = False) -> None:
-    """List what can be run."""
+    """List what can be run, with the time and the hardware that it takes."""
     from unspoken.report.terminal import print_recipes
-    from unspoken.training.recipe import shipped
+    from unspoken.training.recorded_plans import offers
 
-    listed = shipped()
     if as_json:
-        print(json.dumps([{"name": name, "size": size, "summary": summary} for name, size, summary in listed]))
+        print(json.dumps([vars(offer) for offer in offers()]))
     else:
-        print_recipes(listed, Console())
+        print_recipes(offers(), Console())
 
 
 @app.command()

@@ -19,6 +19,7 @@ from unspoken.draw.table import Column, Table, print_table, text, write_line
 from unspoken.report.answers import print_answer
 from unspoken.report.terminal import print_recipes
 from unspoken.training.progress import Pace, StageProgress
+from unspoken.training.recorded_plans import Offer
 
 SOURCE = Path(unspoken.__file__).parent
 TEXTS = {
@@ -80,17 +81,18 @@ def test_a_text_appears_as_it_stands(name: str, console: Console) -> None:
     assert shown(console, expected, 7)
     print_table(Table(columns=[Column(given), Column(given)], rows=[[text(given), text(given)]], title=given), console)
     assert shown(console, expected, 11)
-    print_recipes([(given, given, given)], console)
+    offer = {"name": given, "size": given, "summary": given, "task": given, "hardware": given}
+    print_recipes([Offer(**offer, seconds=1.0, start_here=True)], console)
     write_line(given, console, "dim", label=given)
     doctor._list(given, [(given, given)], console)
-    assert shown(console, expected, 18)
+    assert shown(console, expected, 20)
     progress = StageProgress(console, given, Pace(2))
     state: Any = SimpleNamespace(max_steps=2, global_step=1, num_input_tokens_seen=3, train_batch_size=1)
     alone: Any = SimpleNamespace(world_size=1)
     progress.on_train_begin(alone, state, None)
     progress.on_evaluate(alone, state, None, {})
     progress.on_train_end(alone, state, None)
-    assert shown(console, expected, 19)
+    assert shown(console, expected, 21)
 
 
 @pytest.mark.parametrize("name", TEXTS)

@@ -22,7 +22,8 @@ from unspoken.report.page import write_page
 from unspoken.report.plan import print_plan
 from unspoken.report.terminal import print_recipes, print_results
 from unspoken.training.plan import plan
-from unspoken.training.recipe import load, parse, shipped
+from unspoken.training.recipe import load, parse
+from unspoken.training.recorded_plans import offers
 
 COUPLED = """
   - name: coupled
@@ -123,7 +124,7 @@ def test_every_number_of_the_results_is_finite(run: Path) -> None:
 
 def test_recipes_and_plans_print(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_terminal=False)
-    print_recipes(shipped(), console)
+    print_recipes(offers(), console)
     print_plan(plan(load("tree-search", "paper")), console)
     text = capsys.readouterr().out
     assert "tree-search" in text

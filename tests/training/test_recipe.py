@@ -113,3 +113,22 @@ def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"here|summary"):
             parse(text, "here", overrides)
     assert not trap.exists()
+
+
+def test_the_replay_of_the_published_code_has_its_settings() -> None:
+    recipe = load("grade-school-v2-code", "small")
+    rates = {stage.name: stage.optimizer.lr for stage in recipe.stages if not stage.objective.writes_data}
+    assert rates == {
+        "cot": 3e-4, "answer_only": 3e-4, "encoder": 1e-4, "decoder": 1e-4, "union": 1e-4, "latent_sft_2": 3e-4
+    }  # fmt: skip
+    for stage in recipe.stages:
+        if stage.objective.writes_data:
+            continue
+        assert (stage.optimizer.name, stage.optimizer.betas) == ("adamw", (0.9, 0.999))
+        assert stage.optimizer.weight_decay == 0.01
+        assert stage.optimizer.warmup_steps == 0.05 * recipe.steps(stage)
+        assert stage.lora is not None
+        assert (stage.lora.rank, stage.lora.dropout) == (64, 0.1)
+    shape = recipe.stage("encoder").objective.shape
+    assert (shape.rate, shape.top_k, shape.readout, shape.positions) == (2, 10, "table", "two_track")
+    assert "differs" in recipe.summary

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from rich import box
 from rich.console import Console
@@ -15,6 +16,7 @@ from unspoken.draw.table import aligned, write_line
 from unspoken.evaluation.results import Results
 from unspoken.report.findings import training_time
 from unspoken.report.sections import measured_sections
+from unspoken.training.recorded_plans import Offer
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -26,13 +28,40 @@ def print_results(results: Results, console: Console) -> None:
         write_line(f"training took {duration(seconds)} a seed", console)
 
 
-def print_recipes(recipes: Sequence[tuple[str, str, str]], console: Console) -> None:
-    """Name, size and summary of every recipe."""
-    if not console.is_terminal:
-        for line in aligned([list(recipe) for recipe in recipes], right=False):
-            write_line(line, console)
-        return
-    table = Table("recipe", "size", "what it does", box=box.SIMPLE_HEAD, pad_edge=False)
-    for recipe in recipes:
-        table.add_row(*(Text(escaped(entry)) for entry in recipe))
-    console.print(table)
+def print_recipes(offers: Sequence[Offer], console: Console) -> None:
+    """Name, size, time, hardware and summary of every recipe, by task; a star before the one to start with."""
+    heads = ["recipe", "size", "a seed", "on", "what it does"]
+    groups = [
+        [
+            [
+                f"{'* ' if offer.start_here else '  '}{offer.name}",
+                offer.size,
+                duration(offer.seconds),
+                offer.hardware,
+                offer.summary,
+            ]
+            for offer in group
+        ]
+        for _, group in groupby(offers, lambda offer: offer.task)
+    ]
+    titles = [task for task, _ in groupby(offers, lambda offer: offer.task)]
+    if console.is_terminal:
+        table = Table(*heads, box=box.SIMPLE_HEAD, pad_edge=False)
+        for title, rows in zip(titles, groups, strict=True):
+            table.add_section()
+            table.add_row(Text(escaped(title), "bold"))
+            for row in rows:
+                table.add_row(*(Text(escaped(entry)) for entry in row))
+        console.print(table)
+    else:
+        lines = iter(aligned([heads, *(row for rows in groups for row in rows)], right=False))
+        write_line(next(lines), console)
+        for title, rows in zip(titles, groups, strict=True):
+            write_line(f"\n{title}", console)
+            for _ in rows:
+                write_line(next(lines), console)
+    write_line(
+        "\n* start here. Times are estimates from the operations of a plan: two cores at 150 GFLOP/s in float32 "
+        "('unspoken doctor' measures yours), or a GPU of 400 TFLOP/s used to 40 %.",
+        console,
+    )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,46 @@ from typing import Any
 from unspoken.training.recipe import Recipe, load, shipped
 
 PLANS = resources.files("unspoken.recipes") / "plans.json"
+_START = ("tree-search", "tiny")
+_CPU_SPEED = 1.2e11  # FLOP/s of training on two cores that multiply float32 at 150 GFLOP/s
+_MEASURING = 53.0  # seconds that loading and measuring take beside training, of the smallest recipe
+_LONGEST_ON_CPU = 12 * 3600  # seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A shipped recipe as a list shows it."""
+
+    name: str
+    size: str
+    summary: str
+    task: str  # what its problems are
+    hardware: str
+    seconds: float  # that a seed takes on it, by the operations of its plan; measured times differ
+    start_here: bool
+
+
+def offers() -> list[Offer]:
+    """Every shipped recipe, those of one task together, the one to start with first."""
+    plans, listed = json.loads(PLANS.read_text()), []
+    for name, size, summary in shipped():
+        models = plans[f"{name} {size}"]["models"]
+        on_cpu = _MEASURING + sum(model["flops"] for model in models) / _CPU_SPEED
+        on_gpu = 3600 * sum(model["hours"]["1"] or 0.0 for model in models)
+        small = on_cpu <= _LONGEST_ON_CPU
+        listed.append(
+            Offer(
+                name=name,
+                size=size,
+                summary=summary,
+                task=load(name, size).task.kind.replace("_", " "),
+                hardware="2 CPU cores" if small else "1 GPU",
+                seconds=on_cpu if small else on_gpu,
+                start_here=(name, size) == _START,
+            )
+        )
+    first = next(offer.task for offer in listed if offer.start_here)
+    return sorted(listed, key=lambda offer: (offer.task != first, offer.task, not offer.start_here))
 
 
 def recorded_plan(recipe: Recipe) -> dict[str, Any] | None:
