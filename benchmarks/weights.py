@@ -24,6 +24,7 @@ from unspoken.training.run import train
 # What each is called, and the shipped recipe and the stage that make it.
 MODELS = {
     "tree-search": ("tree-search", "tiny", "talker"),
+    "cups": ("cups", "small", "latent_sft_2_rollouts"),
 }
 
 

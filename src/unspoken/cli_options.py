@@ -45,7 +45,7 @@ RecipeName = Annotated[
 AnyModel = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A run folder, a model folder, a name on the hub, or tree-search, which is included."
+        metavar="MODEL", help="A run folder, a model folder, a name on the hub, or of the package: tree-search, cups."
     ),
 ]
 Model = Annotated[

@@ -28,7 +28,7 @@ def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple
 
     Args:
         source: a run folder, the folder of one model, the name of a model on the hub, or of one that comes with the
-            package (``tree-search``).
+            package (``tree-search``, ``cups``).
         seed, stage: which model of a run folder; by default the last stage that answers from latents.
 
     Raises:
@@ -87,7 +87,7 @@ def open_system(
 
     Args:
         source: a run folder, the folder of one model, the name of a model on the hub, or of one that comes with the
-            package (``tree-search``).
+            package (``tree-search``, ``cups``).
         reasoning: another way to reason than the one that the model was trained for, see `reasoning_of`; for instance
             ``"no_think"`` or `unspoken.SoftThinking`.
         stage: which model of a run folder; by default the last stage that answers from latents.
