@@ -407,6 +407,26 @@ def serve(
 
 
 @app.command()
+def explore(
+    model: AnyModel,
+    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
+    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    reasoning: Way = None,
+    device: Device = "auto",
+    host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with the key that clients must send; or set UNSPOKEN_API_KEY.")
+    ] = None,
+) -> None:
+    """Look into chains in a browser, change them, and see what the answer becomes."""
+    from unspoken.explorer.routes import explore as serve_explorer
+
+    opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
+    serve_explorer(model, host=host, port=port, api_key_file=api_key_file, **opened)
+
+
+@app.command()
 def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders or results files.")],
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where to write the page.")] = None,
