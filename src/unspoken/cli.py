@@ -418,11 +418,22 @@ def explore(
     api_key_file: Annotated[
         Path | None, typer.Option(help="File with the key that clients must send; or set UNSPOKEN_API_KEY.")
     ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Write one HTML file with every change precomputed, and serve nothing.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=2, max=8, help="Test problems in that file.")] = 3,
 ) -> None:
     """Look into chains in a browser, change them, and see what the answer becomes."""
+    opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
+    if output is not None:
+        from unspoken.explorer.record import write_record
+
+        target = _named(output)
+        write_record(model, target, problems=problems, **opened)
+        print(escaped(target))
+        return
     from unspoken.explorer.routes import explore as serve_explorer
 
-    opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
     serve_explorer(model, host=host, port=port, api_key_file=api_key_file, **opened)
 
 

@@ -24,6 +24,8 @@ from unspoken.reasoning.superposition import embedding_table, mix
 if TYPE_CHECKING:
     from unspoken.reasoning.system import System
 
+_ROUNDING = 1e-3  # of the length of a unit vector
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -217,7 +219,7 @@ class Chain:
         at, rows, chosen = self.check_step(step), self._editable_rows(), self._token(token)
         record, latent = self.record, self.record.latents[0, at].float()
         most = 1.0 if self.system.targets is None else float(latent.norm())
-        if not 0 <= weight <= most + 1e-6:
+        if not 0 <= weight <= most * (1 + _ROUNDING):
             raise ValueError(f"the weight is {weight}; it must be from 0 to {most:.4g}")
         if self.system.targets is not None:
             own = self._coefficients(latent[None], rows)[0, chosen]
@@ -230,8 +232,8 @@ class Chain:
             kept.pop(chosen, None)
             total = sum(kept.values())
             if total or weight == 1:
-                scaled = {other: value * (1 - weight) / total for other, value in kept.items()}
-                return self.edit(at, {**scaled, chosen: weight})
+                mixture: dict[str | int, float] = {other: value * (1 - weight) / total for other, value in kept.items()}
+                return self.edit(at, {**mixture, chosen: weight})
         raise ValueError(f"step {at} is {self._name(chosen)!r} alone; use edit to name what it shall be")
 
     def mixed(self, other: Chain, fraction: float) -> Chain:
@@ -386,8 +388,8 @@ def _turned(latent: Float[Tensor, " D"], direction: Tensor, own: float, weight: 
     rest = latent - own * direction
     # |weight * direction + scale * rest| = |latent|, solved for the positive scale.
     square, product = float(rest @ rest), weight * float(direction @ rest)
-    missing = float(latent @ latent) - weight**2
+    missing = max(float(latent @ latent) - weight**2, 0.0)
     if square < 1e-12 * max(float(latent @ latent), 1e-12):
         return None
-    scale = (max(product**2 + square * missing, 0.0) ** 0.5 - product) / square
+    scale = ((product**2 + square * missing) ** 0.5 - product) / square
     return weight * direction + scale * rest

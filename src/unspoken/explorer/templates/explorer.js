@@ -159,7 +159,7 @@ function tree(shape, step) {
 const pieceHas = (step, token) => step.piece !== null && token.trim() !== "" && step.piece.split(/\s+|(?=[.,?!])/).includes(token.trim());
 
 function column(step) {
-  const tokens = step.norm ? step.tokens.slice(0, 4) : [];
+  const tokens = step.norm ? step.tokens.slice(0, 4).filter(([, weight], index) => !index || Math.abs(weight) >= 0.005) : [];
   return make("span", { class: "tokens" }, ...tokens.map(([token, weight]) => {
     const line = make("span", pieceHas(step, token) ? { class: "matching" } : {});
     line.style.setProperty("--w", `${Math.min(Math.max(weight, 0), 1) * 100}%`);
@@ -237,8 +237,9 @@ function showWeights(step) {
   at("weights").hidden = !start.weighs;
   at("add").hidden = Boolean(frozen);
   const dragged = [...state.rows.values()].find(({ input }) => input === document.activeElement);
-  for (const [token, line] of [...state.rows]) if (!shown.has(token) && line !== dragged) state.rows.delete(token);
-  for (const [token] of frozen ? [...shown].slice(0, 3) : shown) if (!state.rows.has(token)) state.rows.set(token, slider(token));
+  for (const [token, line] of [...state.rows]) if (!frozen && !shown.has(token) && line !== dragged) state.rows.delete(token);
+  const offered = frozen ? state.own.steps[state.selected].tokens.slice(0, frozen.tokens) : shown;
+  for (const [token] of offered) if (!state.rows.has(token)) state.rows.set(token, slider(token));
   for (const [token, { input, output }] of state.rows) {
     const weight = shown.get(token) ?? 0;
     if (input !== document.activeElement) input.value = Math.max(weight, 0);
@@ -297,10 +298,11 @@ function showTrace(trace) {
   at("track").hidden = false;
   const lines = texts.map((text) => {
     const fractions = trace.points.filter((point) => point.text === text).map(({ fraction }) => fraction);
-    return make("li", { class: colour(text) }, make("span", {}, `${text || "(no text)"}: at ${decimal(Math.min(...fractions))} to ${decimal(Math.max(...fractions))}`));
+    const [low, high] = [Math.min(...fractions), Math.max(...fractions)].map((fraction) => decimal(fraction));
+    return make("li", { class: colour(text) }, make("span", {}, `${text || "(no text)"}: ${low === high ? `at ${low}` : `${low} to ${high}`}`));
   });
   const flips = trace.flips.map(({ low, high }) => `between ${decimal(low)} and ${decimal(high)}`);
-  lines.push(make("li", { class: "plain" }, flips.length ? `The answer flips ${flips.join(", ")}.` : "The answer never flips."));
+  lines.push(make("li", { class: "plain" }, flips.length ? `The answer flips ${flips.join(", and ")}.` : "The answer never flips."));
   const [mine, theirs] = trace.lengths;
   if (mine !== theirs) lines.push(make("li", { class: "plain" }, `The chains have ${mine} and ${theirs} latents; further latents are those of the nearer chain.`));
   at("flips").replaceChildren(...lines);
