@@ -251,7 +251,7 @@ function showWeights(step) {
     at("rows").replaceChildren(...lines);
     if (at("rows").contains(focused)) focused.focus();
   }
-  at("weights-note").textContent = shown.size ? "" : "This latent is no known mixture of tokens.";
+  at("weights-note").textContent = lines.length ? "" : "This latent is no known mixture of tokens.";
 }
 
 function showLatent() {
@@ -259,6 +259,7 @@ function showLatent() {
   at("latent").hidden = !step;
   if (!step) return;
   at("latent-title").textContent = `Latent ${state.selected + 1} of ${state.now.steps.length}`;
+  at("picture").replaceChildren(...(state.now.tree ? [tree(state.now.tree, step)] : []));
   showReading(step);
   showWeights(step);
   const last = state.edits.at(-1);
