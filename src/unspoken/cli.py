@@ -22,16 +22,21 @@ from unspoken.cli_options import (
     Data,
     Device,
     Grader,
+    Host,
+    KeyFile,
     Logger,
     Model,
     Output,
+    Port,
     Quiet,
     RecipeName,
+    Seed,
     Seeds,
     Set,
     Size,
     Way,
     Ways,
+    WhichStage,
 )
 from unspoken.draw.formats import escaped, write_every_sign
 from unspoken.interruption import Interrupted, handled
@@ -333,10 +338,8 @@ def generate(
         str | None,
         typer.Argument(metavar="PROBLEM", help="A problem of the run's task; '-' reads lines from standard input."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
-    stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
-    ] = None,
+    seed: Seed = 0,
+    stage: WhichStage = None,
     reasoning: Way = None,
     device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
@@ -374,22 +377,13 @@ def chat(
 @app.command()
 def serve(
     model: AnyModel,
-    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
-    stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
-    ] = None,
+    seed: Seed = 0,
+    stage: WhichStage = None,
     reasoning: Way = None,
     device: Device = "auto",
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Where to listen; other than loopback needs a key.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Where to listen; 0 for any that is free.")
-    ] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with the key that clients must send; or set UNSPOKEN_API_KEY."),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Answers computed at once.")] = 32,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Answers that may wait beside those.")] = 256,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest prompt.")] = 4096,
@@ -409,19 +403,17 @@ def serve(
 @app.command()
 def explore(
     model: AnyModel,
-    seed: Annotated[int, typer.Option(help="Which seed of the run.")] = 0,
-    stage: Annotated[str | None, typer.Option(help="Which stage; the Talker's if there is one.")] = None,
+    seed: Seed = 0,
+    stage: WhichStage = None,
     reasoning: Way = None,
     device: Device = "auto",
-    host: Annotated[str, typer.Option(help="Where to listen; other than loopback needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="File with the key that clients must send; or set UNSPOKEN_API_KEY.")
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
     output: Annotated[
-        str | None, typer.Option(help="Write one HTML file with every change precomputed, and serve nothing.")
+        str | None, typer.Option(metavar="FILE", help="Serve nothing; write one page with every change precomputed.")
     ] = None,
-    problems: Annotated[int, typer.Option(min=2, max=8, help="Test problems in that file.")] = 3,
+    problems: Annotated[int, typer.Option(metavar="N", min=2, max=8, help="Test problems of that page.")] = 3,
 ) -> None:
     """Look into chains in a browser, change them, and see what the answer becomes."""
     opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
