@@ -22,16 +22,21 @@ from unspoken.cli_options import (
     Data,
     Device,
     Grader,
+    Host,
+    KeyFile,
     Logger,
     Model,
     Output,
+    Port,
     Quiet,
     RecipeName,
+    Seed,
     Seeds,
     Set,
     Size,
     Way,
     Ways,
+    WhichStage,
 )
 from unspoken.draw.formats import escaped, write_every_sign
 from unspoken.interruption import Interrupted, handled
@@ -333,10 +338,8 @@ def generate(
         str | None,
         typer.Argument(metavar="PROBLEM", help="A problem of the run's task; '-' reads lines from standard input."),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
-    stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
-    ] = None,
+    seed: Seed = 0,
+    stage: WhichStage = None,
     reasoning: Way = None,
     device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
@@ -374,22 +377,13 @@ def chat(
 @app.command()
 def serve(
     model: AnyModel,
-    seed: Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")] = 0,
-    stage: Annotated[
-        str | None, typer.Option(metavar="STAGE", help="Which stage; the Talker's if there is one.")
-    ] = None,
+    seed: Seed = 0,
+    stage: WhichStage = None,
     reasoning: Way = None,
     device: Device = "auto",
-    host: Annotated[
-        str, typer.Option(metavar="HOST", help="Where to listen; other than loopback needs a key.")
-    ] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(metavar="N", min=0, max=65535, help="Where to listen; 0 for any that is free.")
-    ] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="File with the key that clients must send; or set UNSPOKEN_API_KEY."),
-    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Answers computed at once.")] = 32,
     queue: Annotated[int, typer.Option(metavar="N", min=1, help="Answers that may wait beside those.")] = 256,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest prompt.")] = 4096,
@@ -404,6 +398,35 @@ def serve(
     limits = Limits(batch_size=batch_size, queue=queue, prompt_tokens=prompt_tokens, answer_tokens=answer_tokens)
     served: dict[str, Any] = {"host": host, "port": port, "api_key_file": api_key_file, "reasoning": reasoning}
     serve_run(model, seed=seed, stage=stage, device=device, limits=limits, **served)
+
+
+@app.command()
+def explore(
+    model: AnyModel,
+    seed: Seed = 0,
+    stage: WhichStage = None,
+    reasoning: Way = None,
+    device: Device = "auto",
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    api_key_file: KeyFile = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Serve nothing; write one page with every change precomputed.")
+    ] = None,
+    problems: Annotated[int, typer.Option(metavar="N", min=2, max=8, help="Test problems of that page.")] = 3,
+) -> None:
+    """Look into chains in a browser, change them, and see what the answer becomes."""
+    opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
+    if output is not None:
+        from unspoken.explorer.record import write_record
+
+        target = _named(output)
+        write_record(model, target, problems=problems, **opened)
+        print(escaped(target))
+        return
+    from unspoken.explorer.routes import explore as serve_explorer
+
+    serve_explorer(model, host=host, port=port, api_key_file=api_key_file, **opened)
 
 
 @app.command()

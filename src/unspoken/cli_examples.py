@@ -41,6 +41,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "unspoken serve FOLDER --port 8080 --batch-size 8",
         "unspoken serve runs/mine --host 0.0.0.0 --api-key-file key.txt",
     ),
+    "explore": (
+        "unspoken explore tree-search",
+        "unspoken explore runs/mine --output chains.html",
+    ),
     "report": (
         "unspoken report runs/tree-search-tiny",
         "unspoken report runs/one runs/other --output both.html",

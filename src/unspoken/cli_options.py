@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -60,4 +61,14 @@ Grader = Annotated[
         metavar="GRADER",
         help="Of your problems: how answers are compared: math, number, string, choice, or module:function.",
     ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")]
+WhichStage = Annotated[
+    str | None, typer.Option("--stage", metavar="STAGE", help="Which stage; the Talker's if there is one.")
+]
+Host = Annotated[str, typer.Option(metavar="HOST", help="Where to listen; other than loopback needs a key.")]
+Port = Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Where to listen; 0 for any that is free.")]
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the key that clients must send; or set UNSPOKEN_API_KEY."),
 ]

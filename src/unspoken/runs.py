@@ -54,6 +54,23 @@ def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple
     return None, source
 
 
+def compression_rate(source: str | Path, seed: int = 0, stage: str | None = None) -> int | None:
+    """Tokens of an explicit chain that one latent of a model stands for; None where nothing cut the chains it learned.
+
+    Args:
+        source, seed, stage: see `locate`.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    recipe, place = locate(source, seed, stage)
+    trained = read_manifest(Path(place)).get("stage") if recipe is not None else None
+    if recipe is None or trained is None:
+        return None
+    chosen = recipe.stage(trained)
+    return chosen.objective.rate(recipe.line(chosen))
+
+
 def reasoning_of(given: Reasoning | Mapping[str, Any] | str) -> Reasoning:
     """A way to reason, by its name.
 

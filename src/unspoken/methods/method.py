@@ -323,6 +323,10 @@ class Objective:
         """The stage whose model made what this one learned from."""
         return None
 
+    def rate(self, line: Line) -> int | None:
+        """Tokens of an explicit chain that one latent stands for; None where nothing cuts it."""
+        return None
+
     # --- validation ------------------------------------------------------------------------------------------------
 
     def candidate(self, step: int) -> bool:

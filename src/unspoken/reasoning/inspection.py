@@ -1,4 +1,4 @@
-"""Answers as text, and their chains as tables that can be edited and answered from.
+"""Chains as tables that can be edited and answered from.
 
 Axes: N latent steps, K entries of a distribution, D latent width, V vocabulary.
 """
@@ -11,63 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.draw.chains import visible
-from unspoken.draw.formats import TWO_DECIMALS, count, quantity
+from unspoken.draw.formats import TWO_DECIMALS, count
 from unspoken.draw.table import Column, Table, number, text
 from unspoken.placement import moved
 from unspoken.reasoning.superposition import embedding_table, mix
-from unspoken.tasks.prompt_format import left_padded
 
 if TYPE_CHECKING:
-    from unspoken.reasoning.picking import Sample
     from unspoken.reasoning.system import System
 
-_AT_ONCE = 64  # texts answered in one batch
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What one answer takes, given alone and with a cache; an answer from a given chain counts it as if it was written.
-
-    Attributes:
-        latent_steps: of the chain; those of an explicit chain are tokens.
-        tokens: of the answer, its end included.
-        passes: forward passes that wait for one another, the prompt's included.
-        flops: floating-point operations, see `System.flops`.
-    """
-
-    latent_steps: int
-    tokens: int
-    passes: float
-    flops: float
-
-    def __str__(self) -> str:
-        steps, passes = count(self.latent_steps, "latent step"), count(round(self.passes), "pass", "passes")
-        return f"{steps}, {count(self.tokens, 'token')}, {passes}, {quantity(self.flops)}FLOP"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextAnswer:
-    """One answer; as text it is ``text``.
-
-    Attributes:
-        text: without its end.
-        tokens: the same as ids, the end included.
-        chain: that it was made from.
-        cost: see `Cost`.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    chain: Chain
-    cost: Cost
-
-    def __str__(self) -> str:
-        return self.text
+_ROUNDING = 1e-3  # of the length of a unit vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +36,20 @@ class Step:
             coefficients of these, by least squares, or with cosines where there are more rows than a latent has
             numbers. Of hidden states the head's most likely tokens there, if they were scored; otherwise none.
         entropy: of the whole distribution, in nats; None without one.
-        nearest: token whose row points most nearly where the latent does; None where rows mean nothing.
+        rows: tokens whose rows point most nearly where the latent does, with their cosines; none where rows mean
+            nothing.
         norm: of the latent.
     """
 
     tokens: tuple[tuple[str, float], ...]
     entropy: float | None
-    nearest: str | None
+    rows: tuple[tuple[str, float], ...]
     norm: float
+
+    @property
+    def nearest(self) -> str | None:
+        """The token of the nearest row; None where rows mean nothing."""
+        return self.rows[0][0] if self.rows else None
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -115,15 +78,12 @@ class Chain:
     # --- reading -----------------------------------------------------------------------------------------------------
 
     def steps(self, top: int = 5) -> list[Step]:
-        """What each step is made of: at most ``top`` tokens."""
+        """What each step is made of: at most ``top`` tokens, and as many nearest rows."""
         if not len(self):
             return []
         latents, rows = self.record.latents[0].float(), self._rows()
-        cosines = weighed = None
-        if rows is not None:
-            directions = F.normalize(rows.float(), dim=-1)
-            cosines = F.normalize(latents, dim=-1) @ directions.T
-            weighed = latents @ torch.linalg.pinv(directions) if self._solvable(rows) else cosines
+        cosines = None if rows is None else _cosines(latents, rows)
+        weighed = None if rows is None else self._coefficients(latents, rows)
         ids, weights = self.record.support_ids, self.record.support_weights
         read = []
         for step, latent in enumerate(latents):
@@ -138,10 +98,34 @@ class Chain:
                 shown = zip(strongest.tolist(), weighed[step, strongest].tolist(), strict=True)
             else:
                 shown = zip((), (), strict=True)
-            nearest = None if cosines is None or not latent.any() else self._name(int(cosines[step].argmax()))
             tokens = tuple((self._name(token), weight) for token, weight in shown)
-            read.append(Step(tokens=tokens, entropy=entropy, nearest=nearest, norm=float(latent.norm())))
+            nearest: tuple[tuple[str, float], ...] = ()
+            if cosines is not None and latent.any():
+                closest = cosines[step].topk(min(max(top, 1), cosines.shape[1]))
+                pairs = zip(closest.indices.tolist(), closest.values.tolist(), strict=True)
+                nearest = tuple((self._name(token), cosine) for token, cosine in pairs)
+            read.append(Step(tokens=tokens, entropy=entropy, rows=nearest, norm=float(latent.norm())))
         return read
+
+    def distances(self, pieces: Sequence[Sequence[int]]) -> list[float | None]:
+        """How far each step is from the piece of an explicit chain in its place: 1 - cosine.
+
+        The cosine is that with the nearest row of the piece's tokens.
+
+        Args:
+            pieces: token ids, step by step; there may be more or fewer of them than steps.
+
+        Returns:
+            One number a step; None without a piece, of a step of zeros, and where rows mean nothing.
+        """
+        rows = self._rows()
+        if rows is None or not len(self):
+            return [None] * len(self)
+        cosines, latents = _cosines(self.record.latents[0].float(), rows), self.record.latents[0]
+        return [
+            1 - float(cosines[step, [*pieces[step]]].max()) if step < len(pieces) and latents[step].any() else None
+            for step in range(len(self))
+        ]
 
     def table(self, top: int = 5) -> Table:
         """The steps, of at most ``top`` tokens, as a table, which a terminal prints and a notebook draws."""
@@ -179,6 +163,12 @@ class Chain:
         table = embedding_table(self.system.model) if self.system.mixes_rows else None
         return None if table is None else moved(table, self.record.latents.device)
 
+    def _coefficients(self, latents: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+        """Of directions of rows in each latent, by least squares; or cosines, see `Step`."""
+        if not self._solvable(rows):
+            return _cosines(latents, rows)
+        return latents @ torch.linalg.pinv(F.normalize(rows.float(), dim=-1))
+
     def _solvable(self, rows: Tensor) -> bool:
         """Coefficients of a latent over all rows are unique; with more rows than numbers they are not."""
         return rows.shape[0] <= rows.shape[1]
@@ -201,10 +191,7 @@ class Chain:
             ValueError: there is no such step or token, a weight is negative or all are 0, or the latents are neither
                 mixtures of rows nor point at them.
         """
-        at, rows = self._at(step), self._rows()
-        if rows is None or not self.system.silent:
-            why = "its chain is its answer" if not self.system.silent else "its latents are no mixtures of tokens"
-            raise ValueError(f"{self.system.name}: a step cannot be edited with words, since {why}; use zero or swap")
+        at, rows = self.check_step(step), self._editable_rows()
         total = sum(weights.values())
         if total <= 0 or min(weights.values()) < 0:
             raise ValueError(f"the weights are {dict(weights)}; give at least one above 0 and none below")
@@ -212,8 +199,74 @@ class Chain:
         fractions = torch.tensor([weight / total for weight in weights.values()], device=ids.device)
         if self.system.targets is not None:
             direction = F.normalize(fractions @ F.normalize(rows[ids].float(), dim=-1), dim=-1)
-            return self._changed(at, direction * self.record.latents[0, at].float().norm())
-        return self._changed(at, mix(fractions[None], ids[None], rows)[0], ids, fractions)
+            return self.with_latent(at, direction * self.record.latents[0, at].float().norm())
+        return self.with_latent(at, mix(fractions[None], ids[None], rows)[0], ids, fractions)
+
+    def weigh(self, step: int, token: str | int, weight: float) -> Chain:
+        """One token of a step at another weight; the others keep their proportions.
+
+        Of a superposition, weights sum to 1. Where latents are trained to point at rows, the weight is the coefficient
+        of the token's direction (see `Step`), and the latent keeps its length.
+
+        Args:
+            step, token: see `edit`.
+            weight: 0 to 1, or to the latent's length.
+
+        Raises:
+            ValueError: as `edit`; the weight is out of range, or there is nothing else in the step that could have the
+                rest.
+        """
+        at, rows, chosen = self.check_step(step), self._editable_rows(), self._token(token)
+        record, latent = self.record, self.record.latents[0, at].float()
+        most = 1.0 if self.system.targets is None else float(latent.norm())
+        if not 0 <= weight <= most * (1 + _ROUNDING):
+            raise ValueError(f"the weight is {weight}; it must be from 0 to {most:.4g}")
+        if self.system.targets is not None:
+            own = self._coefficients(latent[None], rows)[0, chosen]
+            turned = _turned(latent, F.normalize(rows[chosen].float(), dim=-1), float(own), weight)
+            if turned is not None:
+                return self.with_latent(at, turned)
+        else:
+            ids, weights = record.support_ids, record.support_weights
+            kept = {} if ids is None or weights is None else self._entries(ids[0, at], weights[0, at])
+            kept.pop(chosen, None)
+            total = sum(kept.values())
+            if total or weight == 1:
+                mixture: dict[str | int, float] = {other: value * (1 - weight) / total for other, value in kept.items()}
+                return self.edit(at, {**mixture, chosen: weight})
+        raise ValueError(f"step {at} is {self._name(chosen)!r} alone; use edit to name what it shall be")
+
+    def mixed(self, other: Chain, fraction: float) -> Chain:
+        """A chain between this one and another, step by step.
+
+        Superpositions are mixed by their weights, latents that point at rows by their directions, at a length between
+        the two. Where one chain is longer, the further steps are those of the nearer chain.
+
+        Args:
+            fraction: of the other chain, 0 to 1, where the result is the other chain.
+
+        Raises:
+            ValueError: the fraction is out of range, or the other one's latents have another width.
+        """
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"the fraction is {fraction}; it must be from 0 to 1")
+        nearer = self.swap(other) if fraction > 0.5 else self
+        shared, mixed = min(len(self), len(other)), nearer
+        for step in range(shared if 0 < fraction < 1 else 0):
+            mine, theirs = self.record.latents[0, step].float(), other.record.latents[0, step].float()
+            latent = (1 - fraction) * mine + fraction * theirs
+            if self.system.targets is not None:
+                length = (1 - fraction) * mine.norm() + fraction * theirs.norm()
+                latent = F.normalize(latent, dim=-1) * length
+            support: dict[int, float] = {}
+            for record, factor in ((self.record, 1 - fraction), (other.record, fraction)):
+                if record.support_ids is not None and record.support_weights is not None:
+                    entries = self._entries(record.support_ids[0, step], record.support_weights[0, step])
+                    for token, weight in entries.items():
+                        support[token] = support.get(token, 0.0) + factor * weight
+            ids = torch.tensor([*support], dtype=torch.long, device=latent.device)
+            mixed = mixed.with_latent(step, latent, ids, torch.tensor([*support.values()], device=latent.device))
+        return mixed
 
     def swap(self, other: Chain, step: int | None = None) -> Chain:
         """The latents of another chain in place of this one's.
@@ -228,22 +281,28 @@ class Chain:
             raise ValueError(f"{other!r} has latents of another width than {self!r}; take a chain of the same model")
         if step is None:
             return replace(self, record=other.record)
-        at, there, record = self._at(step), other._at(step), other.record
+        at, there, record = self.check_step(step), other.check_step(step), other.record
         if record.support_ids is None or record.support_weights is None:
-            return self._changed(at, record.latents[0, there])
-        return self._changed(
+            return self.with_latent(at, record.latents[0, there])
+        return self.with_latent(
             at, record.latents[0, there], record.support_ids[0, there], record.support_weights[0, there]
         )
 
     def zero(self, step: int) -> Chain:
         """One step as a vector of zeros."""
-        at = self._at(step)
-        return self._changed(at, torch.zeros_like(self.record.latents[0, at]))
+        at = self.check_step(step)
+        return self.with_latent(at, torch.zeros_like(self.record.latents[0, at]))
 
     def delete(self, step: int) -> Chain:
         """The chain without one step."""
-        at = self._at(step)
+        at = self.check_step(step)
         return self._only([index for index in range(len(self)) if index != at])
+
+    def move(self, step: int, to: int) -> Chain:
+        """One step in another place; those between the two move up."""
+        at, place = self.check_step(step), self.check_step(to)
+        order = [index for index in range(len(self)) if index != at]
+        return self._only([*order[:place], at, *order[place:]])
 
     def truncate(self, steps: int) -> Chain:
         """The first so many steps; a ValueError if there are fewer."""
@@ -251,13 +310,38 @@ class Chain:
             raise ValueError(f"steps is {steps}, but {self!r}; give 0 to {len(self)}")
         return self._only(list(range(steps)))
 
+    def _editable_rows(self) -> Float[Tensor, "V D"]:
+        """The rows that a step can be a mixture of; a ValueError if it cannot."""
+        rows = self._rows()
+        if rows is None or not self.system.silent:
+            why = "its chain is its answer" if not self.system.silent else "its latents are no mixtures of tokens"
+            raise ValueError(f"{self.system.name}: a step cannot be edited with words, since {why}; use zero or swap")
+        return rows
+
+    @staticmethod
+    def _entries(ids: Int[Tensor, " K"], weights: Float[Tensor, " K"]) -> dict[int, float]:
+        """Tokens of a distribution with their weights, without what only fills it up."""
+        pairs = zip(ids.tolist(), weights.tolist(), strict=True)
+        return {token: weight for token, weight in pairs if weight > 0}
+
     def _only(self, steps: list[int]) -> Chain:
         kept = torch.tensor(steps, dtype=torch.long, device=self.record.mask.device)
         by_step = {name: value for name, value in vars(self.record).items() if name != "stop" and value is not None}
         return replace(self, record=replace(self.record, **{name: value[:, kept] for name, value in by_step.items()}))
 
-    def _changed(self, at: int, latent: Tensor, ids: Tensor | None = None, weights: Tensor | None = None) -> Chain:
-        """The chain with another latent; without a distribution of its own, the step has none."""
+    def with_latent(
+        self,
+        step: int,
+        latent: Float[Tensor, " D"],
+        ids: Int[Tensor, " K"] | None = None,
+        weights: Float[Tensor, " K"] | None = None,
+    ) -> Chain:
+        """The chain with any vector as one of its steps.
+
+        Args:
+            ids, weights: the distribution that it is a mixture of; without them, the step has none.
+        """
+        at = self.check_step(step)
         record, latents = self.record, self.record.latents.clone()
         latents[0, at] = latent.to(latents.dtype)
         if record.support_ids is None or record.support_weights is None:
@@ -271,7 +355,8 @@ class Chain:
         changed = replace(record, latents=latents, support_ids=all_ids, support_weights=all_weights)
         return replace(self, record=changed)
 
-    def _at(self, step: int) -> int:
+    def check_step(self, step: int) -> int:
+        """The place of a step, counted from 0; a ValueError if there is none."""
         if not -len(self) <= step < len(self):
             raise ValueError(f"there is no step {step} in {self!r}; they are counted from 0")
         return step % len(self)
@@ -294,61 +379,17 @@ class Chain:
         return int(known)
 
 
-def answer_texts(
-    system: System,
-    texts: Sequence[str],
-    chains: Sequence[Chain] | None,
-    *,
-    sample: Sample | None,
-    max_tokens: int | None,
-) -> list[TextAnswer]:
-    """See `System.answer`."""
-    if chains is not None:
-        _check_chains(system, texts, chains)
-    return answer_prompts(system, [system.texts.prompt(text) for text in texts], chains, sample, max_tokens)
+def _cosines(latents: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
+    return F.normalize(latents, dim=-1) @ F.normalize(rows.float(), dim=-1).T
 
 
-def answer_prompts(
-    system: System,
-    prompts: Sequence[tuple[int, ...]],
-    chains: Sequence[Chain] | None,
-    sample: Sample | None,
-    max_tokens: int | None,
-) -> list[TextAnswer]:
-    """Answers to prompts that are tokens already, some at once."""
-    answers: list[TextAnswer] = []
-    for first in range(0, len(prompts), _AT_ONCE):
-        rows = prompts[first : first + _AT_ONCE]
-        ids, mask = left_padded(rows, system.texts.tokenizer.pad_token_id)
-        given = None if chains is None else [chain.record for chain in chains[first : first + _AT_ONCE]]
-        answer = system.respond(
-            ids,
-            mask,
-            max_tokens=max_tokens,
-            chain=None if given is None else LatentChain.concatenate(given),
-            sample=sample,
-        )
-        flops = system.flops(mask.sum(dim=1), answer).tolist()
-        for row, (steps, length) in enumerate(zip(answer.chain.lengths.tolist(), answer.lengths.tolist(), strict=True)):
-            record = answer.chain.select(torch.tensor([row])) if given is None else given[row]
-            tokens, passes = answer.tokens[row, :length].tolist(), system.sequential_passes(steps, length)
-            answers.append(
-                TextAnswer(
-                    text=system.texts.decode(tokens),
-                    tokens=tuple(tokens),
-                    chain=Chain(system=system, record=record).truncate(steps),
-                    cost=Cost(latent_steps=steps, tokens=length, passes=passes, flops=flops[row]),
-                )
-            )
-    return answers
-
-
-def _check_chains(system: System, texts: Sequence[str], chains: Sequence[Chain]) -> None:
-    """Refuse chains that do not belong to the texts or to the system."""
-    if len(chains) != len(texts):
-        raise ValueError(f"{len(chains)} chains for {len(texts)} texts; give each text one")
-    for chain in chains:
-        if chain.record.latents.shape[-1] != system.reasoner.stack.config.hidden_size:
-            raise ValueError(f"{chain!r} has latents of another width than {system.name}; give a chain of its own")
-        if not len(chain) and not system.speaker.same_stack:
-            raise ValueError(f"{system.name} writes one token a latent, so an empty chain has no answer")
+def _turned(latent: Float[Tensor, " D"], direction: Tensor, own: float, weight: float) -> Tensor | None:
+    """A latent of the same length with another coefficient of a direction; None if it has nothing else in it."""
+    rest = latent - own * direction
+    # |weight * direction + scale * rest| = |latent|, solved for the positive scale.
+    square, product = float(rest @ rest), weight * float(direction @ rest)
+    missing = max(float(latent @ latent) - weight**2, 0.0)
+    if square < 1e-12 * max(float(latent @ latent), 1e-12):
+        return None
+    scale = ((product**2 + square * missing) ** 0.5 - product) / square
+    return weight * direction + scale * rest

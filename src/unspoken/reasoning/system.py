@@ -25,7 +25,8 @@ from unspoken.tasks.prompt_format import TextFormat
 
 if TYPE_CHECKING:
     from unspoken.measuring import Evaluation
-    from unspoken.reasoning.inspection import Chain, TextAnswer
+    from unspoken.reasoning.inspection import Chain
+    from unspoken.reasoning.text_answers import TextAnswer
     from unspoken.tasks.problems import ReasoningProblem
     from unspoken.tasks.task import TaskConfig
 
@@ -158,7 +159,13 @@ class System:
 
     @overload
     def answer(
-        self, text: str, chain: Chain | None = None, sample: Sample | None = None, max_tokens: int | None = None
+        self,
+        text: str,
+        chain: Chain | None = None,
+        sample: Sample | None = None,
+        max_tokens: int | None = None,
+        *,
+        goes_on: bool = False,
     ) -> TextAnswer: ...
 
     @overload
@@ -168,10 +175,18 @@ class System:
         chain: Sequence[Chain] | None = None,
         sample: Sample | None = None,
         max_tokens: int | None = None,
+        *,
+        goes_on: bool = False,
     ) -> list[TextAnswer]: ...
 
     def answer(
-        self, text: Any, chain: Any = None, sample: Sample | None = None, max_tokens: int | None = None
+        self,
+        text: Any,
+        chain: Any = None,
+        sample: Sample | None = None,
+        max_tokens: int | None = None,
+        *,
+        goes_on: bool = False,
     ) -> TextAnswer | list[TextAnswer]:
         """Read a problem, reason and answer; of several texts, all in one batch.
 
@@ -180,16 +195,17 @@ class System:
             chain: answer from this chain, or from one for each text, instead of writing one.
             sample: how the tokens of the answer are chosen, for instance a `Sampler`; None takes the most likely ones.
             max_tokens: cap of the answer.
+            goes_on: the chain is a beginning, and the model writes the steps that come after it.
 
         Raises:
             ValueError: the text cannot be read, a chain is another model's, or as `respond`.
         """
-        from unspoken.reasoning.inspection import answer_texts
+        from unspoken.reasoning.text_answers import answer_texts
 
         if isinstance(text, str):
             one = None if chain is None else [chain]
-            return answer_texts(self, [text], one, sample=sample, max_tokens=max_tokens)[0]
-        return answer_texts(self, text, chain, sample=sample, max_tokens=max_tokens)
+            return answer_texts(self, [text], one, goes_on=goes_on, sample=sample, max_tokens=max_tokens)[0]
+        return answer_texts(self, text, chain, goes_on=goes_on, sample=sample, max_tokens=max_tokens)
 
     def chat(
         self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None
@@ -206,7 +222,7 @@ class System:
         Raises:
             ValueError: the model has no chat template or reads one problem alone, or the template refuses the turns.
         """
-        from unspoken.reasoning.inspection import answer_prompts
+        from unspoken.reasoning.text_answers import answer_prompts
 
         prompt = self.texts.chat(turns, instructed=self.texts.trained_on is not None)
         return answer_prompts(self, [prompt], None, sample, max_tokens)[0]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from unspoken.draw.formats import coefficient, count
 from unspoken.draw.table import write_line
-from unspoken.reasoning.inspection import TextAnswer
+from unspoken.reasoning.text_answers import TextAnswer
 from unspoken.runs import locate, open_system
 from unspoken.tasks import TreeSearchTask
 from unspoken.tasks.grading import boxed
@@ -61,7 +61,7 @@ def answer_problems(
             "latent_steps": len(answer.chain),
             "silent": system.chain_kind != "tokens",
             "stopped": answer.chain.stopped.name.lower(),
-            **_verdict(task, problems, answer),
+            **verdict(task, problems, answer),
             "chain": [
                 {"nearest": step.nearest, "coefficients": {name: round(weight, 4) for name, weight in step.tokens}}
                 for step in answer.chain.steps(_SHOWN)
@@ -70,7 +70,7 @@ def answer_problems(
         }
 
 
-def _verdict(task: Task | None, problems: Any, answer: TextAnswer) -> dict[str, Any]:
+def verdict(task: Task | None, problems: Any, answer: TextAnswer) -> dict[str, Any]:
     """The right answer, where it is known, and whether this is it; the drawing of a tree."""
     if isinstance(task, TreeSearchTask):
         facts: dict[str, Any] = {"tree": task.draw(problems)}

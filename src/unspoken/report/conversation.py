@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from unspoken.reasoning.inspection import TextAnswer
 from unspoken.reasoning.system import System
+from unspoken.reasoning.text_answers import TextAnswer
 
 
 def converse(

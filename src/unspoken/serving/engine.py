@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, fields
+from typing import TypeVar
 
 from unspoken.reasoning.engine import Reasoner
 from unspoken.serving.batch import Batch, Job, Progress
 from unspoken.serving.queue import Queue
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _LAST_STEP = 10  # seconds
@@ -90,6 +95,7 @@ class Engine:
         self._waiting = Queue()
         self._running = 0
         self._unfinished: set[Job] = set()
+        self._calls: deque[Callable[[], None]] = deque()
         self._closing = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="unspoken-model", daemon=True)
@@ -143,6 +149,31 @@ class Engine:
             self._unfinished.update(jobs)
             self._waiting.add(jobs)
             self._changed.notify_all()
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Compute something else with the model, between two steps of the batch, which waits for it.
+
+        Raises:
+            QueueFull: as many calls are waiting as answers may wait.
+            Closing: `close` was called.
+        """
+        result: Future[T] = Future()
+
+        def compute() -> None:
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(function())
+                except Exception as error:  # who waits for the result gets it
+                    result.set_exception(error)
+
+        with self._changed:
+            if self._closing:
+                raise Closing
+            if len(self._calls) >= self.limits.queue:
+                raise QueueFull
+            self._calls.append(compute)
+            self._changed.notify_all()
+        return result
 
     def cancel(self, jobs: Sequence[Job]) -> None:
         """Nobody waits for these any more: they leave the queue or the batch."""
@@ -225,11 +256,16 @@ class Engine:
         while True:
             with self._changed:
                 self._running = len(batch.rows)
-                self._changed.wait_for(lambda: len(self._waiting) or batch.rows or self._closing)
-                if not len(self._waiting) and not batch.rows:
+                self._changed.wait_for(lambda: len(self._waiting) or batch.rows or self._calls or self._closing)
+                if not len(self._waiting) and not batch.rows and not self._calls:
                     return
+                call = self._calls.popleft() if self._calls else None
                 joining = self._admitted()
                 self._running += len(joining)
+            if call is not None:
+                call()
+            if not joining and not batch.rows:
+                continue
             try:
                 batch.join(joining)
                 batch.step()

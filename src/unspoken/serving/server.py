@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,7 +31,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unspoken.serving.bodies import BODY_BYTES
+from unspoken.serving.bodies import BODY_BYTES, decoded
 from unspoken.serving.connections import connection_settings
 from unspoken.serving.engine import Engine, Limits
 from unspoken.serving.fields import Endpoint
@@ -56,13 +56,16 @@ _CODES = {
 }
 
 
-def app(served: Served, *, limits: Limits | None = None, api_key: str | None = None) -> FastAPI:
+def app(
+    served: Served, *, limits: Limits | None = None, api_key: str | None = None, pages: Pages | None = None
+) -> FastAPI:
     """The application; its engine runs while its lifespan lasts.
 
     Args:
         served: the system that answers.
         limits: see `Limits`.
         api_key: what clients must send as bearer token to ``/v1``; None asks for none.
+        pages: makes further routes, given the engine, the desk and the dependency that asks for the key.
 
     Raises:
         ValueError: the system's stack cannot be shared by rows that come and go.
@@ -89,6 +92,8 @@ def app(served: Served, *, limits: Limits | None = None, api_key: str | None = N
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(Exception, _broken)
     api.include_router(_endpoints(served, engine, desk, with_key))
+    if pages is not None:
+        api.include_router(pages(engine, desk, with_key), include_in_schema=False)
 
     @api.get("/openapi.json", dependencies=[Depends(with_key)], include_in_schema=False)
     async def openapi() -> Response:
@@ -123,6 +128,7 @@ def serve(
     api_key_file: str | Path | None = None,
     limits: Limits | None = None,
     drain_seconds: int = 30,
+    pages_of: Callable[[Served, Limits], Pages] | None = None,
 ) -> None:
     """Serve a finished model until a signal says stop.
 
@@ -135,6 +141,7 @@ def serve(
         api_key_file: a file that holds the key; without either, the environment variable ``UNSPOKEN_API_KEY`` counts.
         limits: see `Limits`.
         drain_seconds: patience with answers in the making.
+        pages_of: see `app`, of the model that was opened.
 
     Raises:
         ValueError: there is no such model, or the address is open to others and there is no key, or no client could
@@ -150,7 +157,8 @@ def serve(
     _refuse_busy(host, port)  # before a model is loaded, which may take minutes
     served = open_served(run, seed=seed, stage=stage, reasoning=reasoning, device=device)
     limits = limits or Limits()
-    api, settings = app(served, limits=limits, api_key=key), connection_settings(limits)
+    pages = None if pages_of is None else pages_of(served, limits)
+    api, settings = app(served, limits=limits, api_key=key, pages=pages), connection_settings(limits)
     uvicorn.run(api, host=host, port=port, timeout_graceful_shutdown=drain_seconds, **settings)
 
 
@@ -227,7 +235,7 @@ def _endpoints(served: Served, engine: Engine, desk: Desk, with_key: Any) -> API
             counted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
             return StreamingResponse(streamed(flight, form, counted=counted), media_type="text/event-stream")
         try:
-            return await _unless_gone(answered(flight, form), request)
+            return await unless_gone(answered(flight, form), request)
         finally:
             flight.end()
 
@@ -289,13 +297,25 @@ class Desk:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(threads, work_of, self._served, self._limits, endpoint, body)
 
+    async def decoded(self, body: bytes) -> Any:
+        """A body as JSON.
+
+        Raises:
+            Refusal: see `unspoken.serving.bodies.decoded`.
+        """
+        threads = self._threads[len(body) > _SHORT_BODY]
+        return await asyncio.get_running_loop().run_in_executor(threads, decoded, body)
+
     def close(self) -> None:
         """End the threads."""
         for threads in self._threads:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-async def _unless_gone(answer: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:
+Pages = Callable[[Engine, Desk, Any], APIRouter]
+
+
+async def unless_gone(answer: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:
     """The answer, unless its client hangs up first."""
 
     async def gone() -> None:

@@ -110,6 +110,19 @@ def _cap(
     Raises:
         Refusal: the prompt leaves no space for an answer.
     """
+    most = longest_answer(served, limits, prompt)
+    requested = request.requested_tokens()
+    if requested is not None and requested > most:
+        return most, most
+    return min(most, served.answer_tokens if requested is None else requested), None
+
+
+def longest_answer(served: Served, limits: Limits, prompt: Sequence[int]) -> int:
+    """The most tokens of an answer to a prompt.
+
+    Raises:
+        Refusal: the prompt leaves no space for an answer.
+    """
     fitting, opening = served.tokens_that_fit(prompt), len(served.system.opening)
     most = limits.answer_tokens if fitting is None else min(limits.answer_tokens, fitting)
     if most < 1 or len(prompt) + opening > limits.prompt_tokens:
@@ -122,10 +135,7 @@ def _cap(
             f"{max(0, longest)} fit",
             code="context_length_exceeded",
         )
-    requested = request.requested_tokens()
-    if requested is not None and requested > most:
-        return most, most
-    return min(most, served.answer_tokens if requested is None else requested), None
+    return most
 
 
 def _prompts(served: Served, limits: Limits, request: ChatRequest | CompletionRequest) -> Iterator[Sequence[int]]:
@@ -136,12 +146,12 @@ def _prompts(served: Served, limits: Limits, request: ChatRequest | CompletionRe
     """
     if isinstance(request, ChatRequest):
         turns = [message.turn() for message in request.messages]
-        _check_length(served, limits, [turn["content"] for turn in turns])
+        check_length(served, limits, [turn["content"] for turn in turns])
         yield served.chat(turns)
         return
     for prompt in request.prompt:
         if isinstance(prompt, str):
-            _check_length(served, limits, [prompt])
+            check_length(served, limits, [prompt])
             yield served.prompt(prompt, chat=False)
         elif len(prompt) > limits.prompt_tokens:
             raise _too_long(f"{len(prompt)} tokens", limits)
@@ -149,7 +159,7 @@ def _prompts(served: Served, limits: Limits, request: ChatRequest | CompletionRe
             yield served.of_ids(prompt)
 
 
-def _check_length(served: Served, limits: Limits, texts: Sequence[str]) -> None:
+def check_length(served: Served, limits: Limits, texts: Sequence[str]) -> None:
     """Refuse texts that are certainly too long, before any of them is tokenised as a whole.
 
     The time and memory of a tokenizer grow faster than the length of a text without spaces.

@@ -263,6 +263,9 @@ class Stage2(DecoderObjective):
     def teacher(self, line: Line) -> Line | None:
         return next((one.before for one in line if isinstance(one.objective, Labels)), None)
 
+    def rate(self, line: Line) -> int:
+        return shape_of(line).rate
+
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         passes = self.rollout_passes if self.rollout_latents else 0
         return building.stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
