@@ -24,6 +24,7 @@ from unspoken.report.page import PAGE, default_page
 from unspoken.tasks import TreeSearchConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import load, parse, shipped
+from unspoken.training.run import train
 
 RUN = Path(__file__).parent.parent / "results" / "tree-search-tiny.json"
 PROBLEM = "LA,LB,AC,AD,BE,BF[ROOT]L[TARGET]E[ROUTE]"
@@ -128,6 +129,29 @@ def test_a_busy_port_is_refused_before_a_model_is_loaded(monkeypatch: pytest.Mon
             server.serve("anything", port=port)
     with pytest.raises(ValueError, match=r"host 'no\.such\.host\.invalid' has no address here"):
         server.serve("anything", host="no.such.host.invalid", api_key="k" * 20)
+
+
+def test_a_line_of_standard_input_ends_at_a_line_feed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("\ufeffone\u2028still one\x0bstill\r\n\n  \ntwo\x85still two", newline="")
+    )
+    assert cli._typed() == ["one\u2028still one\x0bstill", "two\x85still two"]
+
+
+@pytest.mark.parametrize(
+    ("logger", "message"),
+    [
+        ("wandb", "the logger 'wandb' is not installed; install its package"),
+        ("tensorbord", "did you mean 'tensorboard'"),
+    ],
+)
+def test_a_logger_that_is_not_there_is_refused_before_anything_is_trained(
+    logger: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unspoken.training.run.get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ValueError, match=message):
+        train(parse(TEXT, "here"), tmp_path, seeds=1, report_to=[logger], console=Console(quiet=True))
+    assert not any(tmp_path.iterdir())
 
 
 # --- a run folder ------------------------------------------------------------------------------------------------

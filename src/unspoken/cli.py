@@ -123,10 +123,11 @@ def _named(path: str) -> Path:
 
 
 def _typed() -> list[str | None]:
-    """Problems on standard input, one a line."""
+    """Problems on standard input, one a line; only line feeds end it, and a byte order mark is left out."""
     if sys.stdin is None:
         raise ValueError("standard input is closed; type the problem as an argument, or send lines")
-    return [line for line in sys.stdin.read().splitlines() if line.strip()]
+    lines = sys.stdin.read().removeprefix("\ufeff").split("\n")
+    return [line.removesuffix("\r") for line in lines if line.strip()]
 
 
 def _messages(*, once: bool) -> Iterator[str]:
@@ -469,7 +470,7 @@ def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
 
 
 for command in app.registered_commands:
-    command.epilog = epilog(command.name or str(getattr(command.callback, "__name__", "")))
+    command.epilog = epilog(str(command.name or getattr(command.callback, "__name__", "")))
 
 
 def _short(error: Exception) -> str:

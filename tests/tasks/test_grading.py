@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspoken.tasks import grading
-from unspoken.tasks.grading import answer_fault, boxed, graded, name_of, number_of, plain
+from unspoken.tasks.grading import _same_mathematics, answer_fault, boxed, graded, name_of, number_of, plain
 from unspoken.tasks.problems import ReasoningProblem
 
 
@@ -319,3 +319,39 @@ def test_a_function_is_recorded_by_the_name_that_it_is_imported_by(own: Callable
     for nameless in (lambda *_: True, partial(function, "")):
         with pytest.raises(ValueError, match="which has no name to import it by; define it at the top of a module"):
             name_of(nameless)
+
+
+# --- numbers as people write them ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "right"),
+    [
+        *[("18", given, True) for given in (r"\$18", "$18", "18.00", r"\text{18}", "18 dollars", "18 people", "18.")],
+        *[("18", given, False) for given in ("-18", "18 million", "18 pi", "18 x", "18 18")],
+        *[("18", given, False) for given in ("18 squared", "18 and 19", "17 dollars", "dollars 19", "")],
+        ("1000", "1e3", True),
+        ("1000", "1,000", True),
+        ("1000", "1 thousand", True),
+        ("73", "73.", True),
+        ("1.5", "1 1/2", True),
+        ("-1.5", "-1 1/2", True),
+        ("0.5", "-1 1/2", False),
+        ("2880000", "2.88 million", True),
+        ("2880000", "2.88 million dollars", True),
+        ("0.5", r"50\%", True),
+        ("18 cents", "18 dollars", False),
+        ("2^{10}", "1024", True),
+    ],
+)  # fmt: skip
+def test_a_number_as_a_person_writes_it(answer: str, given: str, right: bool) -> None:
+    assert _same_mathematics(given, answer) == right
+
+
+@pytest.mark.parametrize("given", ["9^{9^9}", "9^9^9", "9**9**9", "2^{99999999}", "123456!", "((9!)!)!", "9!!!"])
+def test_a_tower_of_powers_is_not_computed_in_any_thread(given: str) -> None:
+    verdicts: list[bool] = []
+    thread = threading.Thread(target=lambda: verdicts.append(_same_mathematics(given, "18")), daemon=True)
+    thread.start()
+    thread.join(10)
+    assert verdicts == [False]

@@ -27,6 +27,27 @@ Grader: TypeAlias = Callable[[str, ReasoningProblem], bool]
 _TIME_LIMIT = 5  # seconds for one comparison: a model may well write 9^{9^9}
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?(?:e[-+]?\d{1,3})?|\.\d+(?:e[-+]?\d{1,3})?"
 _NUMBER = re.compile(rf"([-+]?)({_DECIMAL})(?:/({_DECIMAL}))?%?", re.ASCII | re.IGNORECASE)
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+# Words after a number are units, unless they say something about the number.
+_COUNTED = re.compile(r"(?P<number>\S+(?:\s+\d+/\d+)?)(?P<words>(?:\s+[a-z]{2,}){0,3})", re.ASCII | re.IGNORECASE)
+_NO_UNITS = {
+    "pi",
+    "percent",
+    "dozen",
+    "half",
+    "hundred",
+    "squared",
+    "cubed",
+    "plus",
+    "minus",
+    "times",
+    "over",
+    "and",
+    "or",
+}
+_NO_UNITS |= {"to", "sqrt", "mod", "log", "ln", "exp", "sin", "cos", "tan"}
+# Powers of powers, and factorials of large numbers: nobody can wait for their digits.
+_TOWER = re.compile(r"(?:\^|\*\*)[^+\-,=]*(?:\^|\*\*)|(?:\^|\*\*)\s*[{(]?\s*\d{4,}|\d{4,}\s*!|!\s*[)}]*\s*!")
 _CURRENCY = re.compile(r"^([-+]?)[$€£]")
 _CHOICE = re.compile(r"[(\[]?([a-z]|\d{1,2})(?:[)\].:](?:\s.*)?)?", re.ASCII | re.DOTALL)
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -49,6 +70,10 @@ def _same_mathematics(given: str, answer: str) -> bool:
     given, answer = given.strip(), answer.strip()
     if given == answer:
         return True
+    if _same_count(given, answer):
+        return True
+    if _TOWER.search(given) or _TOWER.search(answer):
+        return False
     # Words are compared as they are: read as a product of letters, a word would equal its anagrams.
     if (given + answer).isalpha() and len(given) > 1 and len(answer) > 1:
         return False
@@ -73,6 +98,28 @@ def number_of(text: str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):  # thousands of digits, or nothing to divide by
         return None
     return -value if sign == "-" else value
+
+
+def _count(text: str) -> Fraction | None:
+    """The number that a person writes: as `number_of`, and ``1 1/2``, ``2.88 million``, ``18 people``, ``73.``."""
+    bare = re.sub(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}", r" \1 ", text).strip().removesuffix(".").rstrip()
+    match = _COUNTED.fullmatch(bare)
+    if match is None or "%" in bare:
+        return None
+    words = match["words"].lower().split()
+    scale = _SCALES.get(words[0], 1) if words else 1
+    if _NO_UNITS.intersection(words) or any(word in _SCALES for word in words[1:]):
+        return None
+    whole, _, part = match["number"].partition(" ")
+    value, more = number_of(whole), number_of(part.strip() or "0")
+    if value is None or more is None:
+        return None
+    return scale * (value - more if whole.startswith("-") else value + more)
+
+
+def _same_count(given: str, answer: str) -> bool:
+    """Whether a text is the number that the answer is, whatever it counts; an answer with a unit keeps it."""
+    return number_of(answer) is not None and "%" not in answer and _count(given) == number_of(answer)
 
 
 def plain(text: str) -> str:
@@ -189,8 +236,9 @@ def graded(texts: Sequence[str], problems: Sequence[ReasoningProblem]) -> NDArra
     A text is right if the content of its last box is the answer by the grader that its problem names:
 
     - "math": letter by letter, or in value as Math-Verify has it (so ``18.0``, ``\\frac{36}{2}`` and ``9*2`` all mean
-      18, and numbers agree up to the sixth decimal place). A comparison that takes longer than five seconds is wrong;
-      outside the main thread nothing limits it.
+      18, and numbers agree up to the sixth decimal place), or as a person writes a number (``18 dollars``, ``1 1/2``,
+      ``2.88 million``). Powers of powers are compared letter by letter alone. A comparison that takes longer than five
+      seconds is wrong; outside the main thread nothing limits it.
     - "number": the same number, exactly; see `number_of`.
     - "string": the same text, apart from case, spaces, the form of letters and a full stop at the end.
     - "choice": the same label; see `choice_of`.

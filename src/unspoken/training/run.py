@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.utils import logging as transformers_logging
 
 from unspoken import distributed
@@ -20,6 +21,7 @@ from unspoken.training.limits import explain_oom
 from unspoken.training.lock import run_lock
 from unspoken.training.progress import Pace, StageProgress
 from unspoken.training.recipe import Recipe, Stage
+from unspoken.training.settings import nearest
 from unspoken.training.stages import SeedRun, claim, settled, train_stage
 
 
@@ -43,6 +45,15 @@ def device_for_all(device: str | torch.device) -> torch.device:
             "leave --device out"
         )
     return chosen
+
+
+def _check_loggers(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in ("all", "none", *INTEGRATION_TO_CALLBACK):
+            known = sorted(get_available_reporting_integrations())
+            raise ValueError(f"there is no logger {name!r}; {nearest(name, [*known, 'none'])}")
+        if name in INTEGRATION_TO_CALLBACK and name not in get_available_reporting_integrations():
+            raise ValueError(f"the logger {name!r} is not installed; install its package, or leave --report-to out")
 
 
 def _check_ranks(stage: Stage) -> None:
@@ -123,6 +134,7 @@ def train(
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     check_backbone(recipe)  # before anything is trained
+    _check_loggers(report_to)
     stages = recipe.stages if only is None else (recipe.stage(only),)
     for stage in stages:
         if not stage.objective.writes_data:

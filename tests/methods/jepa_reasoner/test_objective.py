@@ -17,6 +17,7 @@ from unspoken.methods.jepa_reasoner.objective import (
     effective_rank,
     sst_inputs,
     sst_loss,
+    talker_places,
 )
 from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 
@@ -208,3 +209,18 @@ def test_the_talker_s_loss_is_cross_entropy_over_real_steps() -> None:
     each = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view(2, 3)
     torch.testing.assert_close(loss, (each[0, 0] + each[0, 1] + each[1, 0]) / 3)
     assert torch.equal(terms["talker_loss"], loss)
+
+
+def test_places_of_a_talker_are_those_of_the_answer_packed_to_the_left() -> None:
+    # The first row answers three tokens, the second one; a latent stands before each of them.
+    batch = {
+        "attention_mask": torch.tensor([[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]),
+        "answer_mask": torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], dtype=torch.bool),
+    }
+    placed = talker_places(batch)
+    assert placed["length"] == 3
+    assert placed["places"].tolist() == [0, 1, 2, 3]  # of two rows of three, flat
+    # What is read must be real: an answer whose latent would stand on padding has no place.
+    batch["attention_mask"][0, 1] = 0
+    assert talker_places(batch)["places"].tolist() == [0, 1, 2]
+    assert talker_places(batch)["length"] == 2
