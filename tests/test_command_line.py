@@ -16,6 +16,7 @@ from tiny_recipe import TEXT, quiet_train
 from typer.main import get_command
 
 from unspoken import cli, experiment
+from unspoken.cli_inputs import typed_problems
 from unspoken.draw.formats import write_every_sign
 from unspoken.evaluation.results import RESULTS, read_results
 from unspoken.experiment import measure_again, measure_run, open_run
@@ -135,7 +136,7 @@ def test_a_line_of_standard_input_ends_at_a_line_feed_alone(monkeypatch: pytest.
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("\ufeffone\u2028still one\x0bstill\r\n\n  \ntwo\x85still two", newline="")
     )
-    assert cli._typed() == ["one\u2028still one\x0bstill", "two\x85still two"]
+    assert typed_problems() == ["one\u2028still one\x0bstill", "two\x85still two"]
 
 
 @pytest.mark.parametrize(
