@@ -315,9 +315,9 @@ def generate(
 @app.command()
 def chat(
     model: AnyModel,
-    instruction: Annotated[str, typer.Option(help="A system message before the first one.")] = "",
+    instruction: Annotated[str, typer.Option(metavar="TEXT", help="A system message before the first one.")] = "",
     once: Annotated[bool, typer.Option("--once", help="One message: a line, or all of what is piped in.")] = False,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = None,
     reasoning: Way = None,
     device: Device = "auto",
 ) -> None:
