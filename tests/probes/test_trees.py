@@ -55,6 +55,17 @@ def test_examples_are_the_first_right_the_least_sure_and_the_wrong_ones() -> Non
         assert step[name] == pytest.approx(1.0, abs=1e-3)
 
 
+def test_the_page_says_how_uncertain_the_most_uncertain_problem_is() -> None:
+    reading = PROBE.measure(view())
+    assert reading is not None
+    text = to_html(PROBE.draw(reading, {"probes": {}}).blocks)
+    second = reading["examples"][1]["coefficients"][1]
+    (right, other) = sorted(second.values(), reverse=True)[:2]
+    assert f"latent 2 holds {right:.2f} of the right child and {other:.2f} of its sibling" in text
+    certain = reading | {"examples": [reading["examples"][0] | {"kind": "most uncertain"}]}
+    assert "This model is certain everywhere" in to_html(PROBE.draw(certain, {"probes": {}}).blocks)
+
+
 def test_a_latent_that_is_a_row_lies_on_its_square() -> None:
     task, problems = printed("B")
     table = slanted_table()
@@ -120,6 +131,6 @@ def test_a_short_chain_is_drawn_as_zeros() -> None:
     )
     reading = PROBE.measure(planted)
     assert reading is not None
-    (entry,) = reading["examples"]
+    entry = reading["examples"][-1]
     assert (entry["kind"], entry["spoken"]) == ("wrong", [])
     assert set(entry["coefficients"][2].values()) == {0.0}

@@ -63,7 +63,7 @@ def page_of(results: list[dict[str, Any]], folder: Path) -> str:
 def test_the_page_needs_no_network_and_every_tag_is_closed(run: Path, tmp_path: Path) -> None:
     page = page_of([read_results(run)], tmp_path)
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
-    assert "<script" not in page
+    assert page.count("<script") == 1
     assert unbalanced(page) == []
 
 
@@ -89,7 +89,7 @@ def test_text_of_a_recipe_is_escaped(run: Path, tmp_path: Path) -> None:
     results["name"] = "<script>alert(1)</script>"
     results["recipe"]["summary"] = "a <b>bold</b> claim"
     page = page_of([results], tmp_path)
-    assert "<script>" not in page
+    assert page.count("<script>") == 1
     assert "<b>bold</b>" not in page
 
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import itertools
+import json
 import re
+import subprocess
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -13,6 +20,7 @@ import pytest
 from words_results import words_results
 
 from unspoken.draw.charts import Frame, Line, line_chart, linear
+from unspoken.draw.glossary import GLOSSARY
 from unspoken.evaluation.results import upgraded
 from unspoken.probes.colours import SERIES
 from unspoken.report.findings import origin
@@ -108,7 +116,7 @@ def test_nothing_is_left_out_in_print() -> None:
         "screen and (max-width: 700px)",
     ]
     hidden = re.findall(r"([^{}]+){ display: none; }", PRINT)
-    assert [text.strip() for text in hidden] == ["nav, .anchor"]
+    assert [text.strip() for text in hidden] == ["nav, .anchor, .tools, .picker"]
     assert "::details-content" in PRINT
 
 
@@ -164,3 +172,52 @@ def test_lines_are_named_where_they_end_and_names_keep_their_distance() -> None:
     for x, _, name in drawn:
         assert float(x) + 6.4 * len(name) <= wide.width + 1
     assert frame.labelled([]) == frame
+
+
+def test_the_one_script_is_the_pages_own_and_nothing_depends_on_it(complete: Callable[..., Results]) -> None:
+    page = render([complete()])
+    (script,) = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    (allowed,) = re.findall(r"script-src 'sha256-([^']+)'", page)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    # It adds buttons and a picker; whatever is hidden from the start would be lost without it.
+    assert "hidden" not in page.replace(script, "").split("</style>")[1]
+
+
+def test_heads_of_tables_are_explained_where_they_stand_and_in_a_list(complete: Callable[..., Results]) -> None:
+    page = render([complete(), words_results()])
+    explained = set(re.findall(r'<abbr title="[^"]+">([^<]+)</abbr>', page))
+    assert explained >= {"Exact match", "Passes", "Rank", "p", "On the frontier", "MFLOPs"}
+    assert re.findall(r"<dt>([^<]+)</dt>", page) == list(GLOSSARY)
+
+
+BROWSER = which("chromium")
+CLICKS = """
+<script>
+addEventListener("load", () => {
+  const copied = [];
+  navigator.clipboard.writeText = async (text) => { copied.push(text); };
+  for (const button of document.querySelectorAll(".tools button")) button.click();
+  document.querySelectorAll("table.headline th.sortable")[1].click();
+  const names = [...document.querySelectorAll("table.headline tbody th")].map((cell) => cell.firstChild.textContent);
+  document.title = JSON.stringify([copied.length, copied[0], copied[1], names]);
+});
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a real browser")
+def test_tables_are_sorted_and_copied(tmp_path: Path) -> None:
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render([words_results()]))
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{CLICKS}</body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    title = re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[0]  # drawings have titles too
+    number, csv, latex, names = json.loads(html.unescape(title))
+    assert number > 10
+    lines = csv.split("\n")
+    assert lines[0].startswith('"System","Exact match, 95 % interval"')
+    assert lines[1].startswith('"cot","61.27 %","59.17 – 63.37"')
+    assert latex.startswith("\\begin{tabular}{lrr") and "cot & 61.27 \\% &" in latex
+    assert names[:3] == ["cot", "latent sft 2", "soft thinking"]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_UNCERTAIN = "most uncertain"
 _DOTS_OF = 150  # problems whose latents are in the cloud
 
 
@@ -48,27 +49,31 @@ class TreesProbe(Probe):
         ]
         caption = (
             "Each tree is one latent of the chain, taken apart by least squares over the rows of all names; values "
-            f"below {trees.SHOWN_FROM:g} are not written. Look for two shaded siblings: there the model was not sure."
+            f"below {trees.SHOWN_FROM:g} are not written. Look for two shaded siblings: there the model was not certain."
         )
-        blocks: list[Block] = [Legend(keys), *map(_example_figure, summary["examples"]), Paragraph(caption, "caption")]
+        blocks: list[Block] = [Legend(keys), *map(_example_figure, summary["examples"])]
+        blocks.append(Paragraph(f"{caption} {_certainty(summary['examples'])}".strip(), "caption"))
         if summary["plane"]:
             blocks += [Heading("Where latents lie"), _cloud(summary["plane"])]
         return Section(self.key, "Chains, latent by latent", blocks)
 
 
 def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
-    """The first problem that is right, the right one whose mixture is closest, and two that are wrong."""
+    """The first problem that is right, the one with the most even mixture of two siblings, and two that are wrong."""
+    import torch
+
     from unspoken.analysis.mixture import measure, siblings
 
     correct, below = view.graded.correct, slice(1, latents.task.config.depth)
     expected = siblings(latents.task, latents.problems)
     mixture = measure(latents.rollout[:, below], latents.targets.target_table, expected)
-    gap = (mixture.right - mixture.other).min(dim=1).values
+    # Where a latent holds neither sibling it is no mixture of them, however close they are.
+    mixed = torch.minimum(mixture.right, mixture.other).max(dim=1).values
     picks: list[tuple[str, int]] = []
     right, wrong = correct.nonzero()[:, 0], (~correct).nonzero()[:, 0]
     if len(right):
         picks.append(("right", int(right[0])))
-        picks.append(("most uncertain", int(right[gap[right].argmin()])))
+    picks.append((_UNCERTAIN, int(mixed.argmax())))
     picks += [("wrong", int(row)) for row in wrong[:2]]
     return [_example(view, latents, row, kind) for kind, row in picks]
 
@@ -120,6 +125,33 @@ def _plane(latents: TreeLatents) -> dict[str, Any]:
             for point, name in zip(points, answers, strict=True)
         ],
     }
+
+
+def _certainty(examples: Sequence[Mapping[str, Any]]) -> str:
+    """How even the most even mixture of two siblings is, of the most uncertain problem."""
+    entry = {example["kind"]: example for example in examples}.get(_UNCERTAIN)
+    if entry is None:
+        return ""
+    evenness = [min(own, other) for own, other in _siblings(entry)]
+    most = max(evenness, default=0.0)
+    if most < trees.SHOWN_FROM:
+        return "This model is certain everywhere: even in its most uncertain problem no sibling is worth drawing."
+    step = evenness.index(most)
+    own, other = _siblings(entry)[step]
+    return (
+        f"In the most uncertain problem latent {step + 2} holds {coefficient(own)} of the right child and "
+        f"{coefficient(other)} of its sibling."
+    )
+
+
+def _siblings(entry: Mapping[str, Any]) -> list[tuple[float, float]]:
+    """Of every latent below the root the coefficients of the right child and of its sibling."""
+    pairs = []
+    for right, coefficients in list(zip(entry["route"], entry["coefficients"], strict=False))[1:]:
+        node = entry["heap"].index(right)
+        sibling = entry["heap"][node + 1 if node % 2 else node - 1]
+        pairs.append((coefficients.get(right, 0.0), coefficients.get(sibling, 0.0)))
+    return pairs
 
 
 def _example_figure(entry: Mapping[str, Any]) -> Figure:
