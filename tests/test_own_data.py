@@ -108,7 +108,7 @@ def test_the_file_of_new_recipe_is_the_recipe_that_train_uses(method: str, hub: 
     written = CliRunner().invoke(app, ["new-recipe", method, *given, "--output", str(file)])
     assert (written.exit_code, written.stdout) == (0, f"{file}\n")
     assert file.read_text().startswith("# rows: 33 train, 4 validation, 3 held_out\n")
-    assert load(str(file), "small") == own_recipe(method, hub, data, ["task.test_rows=3"])
+    assert load(str(file)) == own_recipe(method, hub, data, ["task.test_rows=3"])
 
 
 def test_new_recipe_overwrites_nothing(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
