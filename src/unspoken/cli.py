@@ -16,6 +16,7 @@ from rich.console import Console
 
 from unspoken.cli_examples import epilog
 from unspoken.cli_help import Verbs
+from unspoken.cli_input import chosen_recipe, named_path, recipe_of_method, typed_lines
 from unspoken.cli_options import (
     AnyModel,
     AsJson,
@@ -84,51 +85,6 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
         print_results(results, Console())
 
 
-def _load(
-    name: str,
-    size: str | None,
-    overrides: list[str] | None,
-    output: str | None,
-    model: str | None,
-    data: str | None,
-    grader: str | None,
-) -> tuple[Any, Path]:
-    if model is not None and data is not None and size is not None:
-        raise ValueError(f"--size {size} means nothing beside --model and --data; leave it out")
-    if model is not None and data is not None:
-        recipe = _own_recipe(name, model, data, grader, overrides)
-    elif model is not None or data is not None or grader is not None:
-        raise ValueError(
-            "--model and --data go together, with the name of a method, and --grader with them; give both, or none"
-        )
-    else:
-        from unspoken.training.recipe import load
-
-        recipe = load(name, size, overrides or [])
-    return recipe, Path("runs") / f"{recipe.name}-{recipe.size}" if output is None else _named(output)
-
-
-def _own_recipe(method: str, model: str, data: str, grader: str | None, overrides: list[str] | None) -> Any:
-    from unspoken.training.own_data import own_recipe
-
-    chosen = [] if grader is None else [f"task.grader={grader}"]
-    return own_recipe(method, model, data, [*chosen, *(overrides or [])])
-
-
-def _named(path: str) -> Path:
-    """A path that has a name: nothing would be the current folder."""
-    if not path.strip():
-        raise ValueError("a path is empty; name a folder or a file, '.' for the current folder")
-    return Path(path)
-
-
-def _typed() -> list[str | None]:
-    """Problems on standard input, one a line."""
-    if sys.stdin is None:
-        raise ValueError("standard input is closed; type the problem as an argument, or send lines")
-    return [line for line in sys.stdin.read().splitlines() if line.strip()]
-
-
 def _messages(*, once: bool) -> Iterator[str]:
     """What a person types or pipes in, a line a message; with ``once`` a single one."""
     if sys.stdin is None:
@@ -169,7 +125,7 @@ def run(
     show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe without training.")] = False,
 ) -> None:
     """Train every stage, measure on test problems, and write the report page. Run it again to continue."""
-    chosen, folder = _load(recipe, size, overrides, output, model, data, grader)
+    chosen, folder = chosen_recipe(recipe, size, overrides, output, model, data, grader)
     if show:
         from unspoken.training.recipe import dump
 
@@ -223,7 +179,7 @@ def train(
     """Train stages without measuring them."""
     from unspoken.training.run import train as train_seeds
 
-    chosen, folder = _load(recipe, size, overrides, output, model, data, grader)
+    chosen, folder = chosen_recipe(recipe, size, overrides, output, model, data, grader)
     runs = train_seeds(
         chosen,
         folder,
@@ -252,8 +208,8 @@ def new_recipe(
     from unspoken.tasks.task import rows_in_words
     from unspoken.training.recipe import dump
 
-    recipe = _own_recipe(method, model, data, grader, overrides)
-    file = Path(f"{recipe.name}.yaml") if output is None else _named(output)
+    recipe = recipe_of_method(method, model, data, grader, overrides)
+    file = Path(f"{recipe.name}.yaml") if output is None else named_path(output)
     if file.exists():
         raise ValueError(f"{file} exists; name another file with --output, or remove it")
     file.write_text(f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}", encoding="utf-8")
@@ -302,7 +258,7 @@ def eval(
     from unspoken.runs import reasoning_of
 
     results = measure_again(
-        _named(folder),
+        named_path(folder),
         device=device,
         console=_console(quiet=quiet),
         command=_command(),
@@ -327,7 +283,7 @@ def convert(
     """Make a pretrained model one of another method, with its weights and without any training."""
     from unspoken.api import convert as convert_model
 
-    convert_model(model, to=to, output=_named(output), device="cpu")
+    convert_model(model, to=to, output=named_path(output), device="cpu")
     print(escaped(output))
 
 
@@ -348,7 +304,7 @@ def generate(
     """Answer a problem, silently first. Without a problem, one from the test split."""
     from unspoken.report.answers import answer_problems, print_answer
 
-    texts = _typed() if problem == "-" else [problem]
+    texts = typed_lines() if problem == "-" else [problem]
     for result in answer_problems(model, texts, seed=seed, stage=stage, reasoning=reasoning, device=device):
         if as_json:
             print(json.dumps(result))
@@ -420,7 +376,7 @@ def explore(
     if output is not None:
         from unspoken.explorer.record import write_record
 
-        target = _named(output)
+        target = named_path(output)
         write_record(model, target, problems=problems, **opened)
         print(escaped(target))
         return
@@ -438,8 +394,8 @@ def report(
     from unspoken.evaluation.results import read_results
     from unspoken.report.page import default_page, write_page
 
-    first, *others = map(_named, runs)
-    target = default_page(first, alone=not others) if output is None else _named(output)
+    first, *others = map(named_path, runs)
+    target = default_page(first, alone=not others) if output is None else named_path(output)
     write_page([read_results(path) for path in (first, *others)], target)
     print(escaped(target))
 
