@@ -221,7 +221,7 @@ function showReading(step) {
 function slider(token) {
   const id = `weight-${state.rows.size}-${state.selected}`;
   const input = make("input", { id, type: "range", min: 0, max: 1, step: frozen ? 0.25 : 0.01, "aria-label": `Weight of ${visible(token)} in latent ${state.selected + 1}` });
-  const output = make("output", { for: id });
+  const output = make("span", { "aria-hidden": "true" });
   const row = make("div", { class: "slider" }, make("label", { for: id }, make("code", {}, visible(token))), input, output);
   input.addEventListener("input", () => {
     const edit = { kind: "weigh", step: state.selected, token, weight: Number(input.value), rest: restOf() };
