@@ -304,7 +304,7 @@ def shots(content: dict[str, Any]) -> str:
         for entry in content["rows"]
     ]
     return _markdown(
-        ["model", "test set", "examples", "problems", "strict (95 %)", "flexible (95 %)", "steps", "words"], rows
+        ["model", "test set", "examples", "problems", "strict (95 %)", "flexible (95 %)", "steps", "tokens"], rows
     )
 
 
