@@ -304,7 +304,7 @@ def shots(content: dict[str, Any]) -> str:
         for entry in content["rows"]
     ]
     return _markdown(
-        ["model", "test set", "examples", "problems", "strict (95 %)", "flexible (95 %)", "steps", "words"], rows
+        ["model", "test set", "examples", "problems", "strict (95 %)", "flexible (95 %)", "steps", "tokens"], rows
     )
 
 
@@ -476,8 +476,7 @@ def render(text: str) -> str:
     for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER)):
         if text.count(opening) != len(whole.findall(text)):
             raise ValueError(f"a page has a '{opening.strip()}' without its end: it would never be written again")
-    # Markdown takes a comment at the start of a line for a block of HTML, and ends the paragraph there.
-    if at_start := re.search(r"^[ \t]*<!-- r .*", text, re.MULTILINE):
+    if at_start := re.search(r"^[ \t]*<!-- r .*", text, re.MULTILINE):  # Markdown would end the paragraph there
         raise ValueError(f"a number must not begin a line; put a word before it: {at_start[0][:80]}")
     return TABLE.sub(table, NUMBER.sub(number, text))
 

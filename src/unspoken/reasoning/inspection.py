@@ -209,7 +209,8 @@ class Chain:
         of the token's direction (see `Step`), and the latent keeps its length.
 
         Args:
-            step, token: see `edit`.
+            step: see `edit`.
+            token: see `edit`.
             weight: 0 to 1, or to the latent's length.
 
         Raises:
@@ -339,7 +340,10 @@ class Chain:
         """The chain with any vector as one of its steps.
 
         Args:
-            ids, weights: the distribution that it is a mixture of; without them, the step has none.
+            step: negative ones count from the end.
+            latent: the vector.
+            ids: tokens that it is a mixture of; without them, the step has no distribution.
+            weights: of these tokens.
         """
         at = self.check_step(step)
         record, latents = self.record, self.record.latents.clone()
