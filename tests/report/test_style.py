@@ -27,7 +27,9 @@ from unspoken.report.findings import origin
 from unspoken.report.page import render
 
 Results = dict[str, Any]
-STYLE = resources.files("unspoken.draw").joinpath("templates/style.css").read_text()
+FOLDER = resources.files("unspoken.draw").joinpath("templates")
+# In this order, as a page includes them; the palette is that of the explorer too.
+STYLE = "".join(FOLDER.joinpath(name).read_text() for name in ("palette.css", "style.css"))
 SCREEN, PRINT = STYLE.split("@media print")
 LIGHT, DARK = (dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", part)) for part in STYLE.split("@media screen", 2)[:2])
 MODES = {"light": LIGHT, "dark": LIGHT | DARK}
