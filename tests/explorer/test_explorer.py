@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from tiny_words import TASK, tiny_word_system
 
 import unspoken
+from unspoken.explorer import record
 from unspoken.explorer.exploring import Explorer
 from unspoken.explorer.opening import first_contents
 from unspoken.explorer.page import render
-from unspoken.explorer.record import recorded
 from unspoken.explorer.routes import pages, served_explorer
 from unspoken.serving import Limits, Served, app
 
@@ -71,6 +71,13 @@ def test_the_rest_is_kept_or_written_anew(trees: Explorer) -> None:
     unmoved = edited(trees, {"kind": "noise", "step": 1, "amount": 0.0, "rest": "write"})
     assert unmoved["text"] == "MCN" and not unmoved["changed"]
     assert [step["rows"][0][0] for step in unmoved["steps"]] == ["M", "C", "N", "[EOS]"]
+
+
+def test_the_value_in_a_box_is_what_an_answer_comes_to() -> None:
+    cups = Explorer(unspoken.load("cups", device="cpu"))
+    own = edited(cups)
+    assert own["value"] == own["expected"] == own["own"]["value"] and f"{{{own['value']}}}" in own["text"]
+    assert own["tree"] is None and own["steps"][0]["decoded"] is None
 
 
 def test_every_change_does_what_its_name_is(trees: Explorer) -> None:
@@ -173,13 +180,18 @@ def test_nothing_of_another_origin_is_taken(client: TestClient) -> None:
 # --- the page --------------------------------------------------------------------------------------------------------
 
 
-def test_a_page_without_a_server_has_every_answer_that_it_offers(trees: Explorer) -> None:
-    frozen = recorded(trees, 2)
+def test_a_page_without_a_server_has_every_answer_that_it_offers(
+    trees: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "_WEIGHTS", (0.5,))
+    monkeypatch.setattr(record, "_AMOUNTS", (1,))
+    monkeypatch.setattr(record, "_POINTS", 3)
+    frozen = record.recorded(trees, 2)
     state = frozen["chain"]['[0,[{"kind":"zero","step":1,"rest":"keep"}]]']
     live = edited(trees, {"kind": "zero", "step": 1, "rest": "keep"})
     assert state["text"] == live["text"]
     assert [frozen["steps"][index] for index in state["steps"]] == json.loads(json.dumps(live["steps"]))
-    assert '[0,[{"kind":"mix","problem":1,"fraction":0.55}]]' in frozen["chain"]
+    assert '[0,[{"kind":"mix","problem":1,"fraction":0.5}]]' in frozen["chain"]
     assert '[1,[{"kind":"mix","problem":0,"fraction":1}]]' in frozen["chain"]
     assert frozen["between"]["[0,1]"]["flips"]
     page = unescape(render({**first_contents(trees), "frozen": frozen}))

@@ -16,6 +16,7 @@ from unspoken.reasoning.inspection import Chain
 from unspoken.reasoning.system import System
 from unspoken.reasoning.text_answers import TextAnswer
 from unspoken.report.answers import verdict
+from unspoken.tasks.grading import boxed
 from unspoken.tasks.task import Task
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS, searches_trees
 from unspoken.training.settings import read
@@ -109,7 +110,8 @@ class Explorer:
             "expected": facts.get("expected"),
             "correct": facts.get("correct"),
             "text": answer.text,
-            "own": problem.answer.text,
+            "value": boxed(answer.text),
+            "own": {"text": problem.answer.text, "value": boxed(problem.answer.text)},
             "changed": answer.text != problem.answer.text,
             "cost": str(answer.cost),
             "stopped": answer.chain.stopped.name.lower(),
@@ -134,7 +136,10 @@ class Explorer:
         texts = [answer.text for answer in answers]
         pairs = zip(pairwise(fractions), pairwise(texts), strict=True)
         return {
-            "points": [{"fraction": fraction, "text": text} for fraction, text in zip(fractions, texts, strict=True)],
+            "points": [
+                {"fraction": fraction, "text": text, "value": boxed(text)}
+                for fraction, text in zip(fractions, texts, strict=True)
+            ],
             "flips": [
                 {"low": low, "high": high, "from": before, "to": after}
                 for (low, high), (before, after) in pairs

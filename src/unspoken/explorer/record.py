@@ -69,7 +69,7 @@ def recorded(explorer: Explorer, problems: int) -> dict[str, Any]:
             with suppress(ValueError):  # a change that this chain does not allow; the page names what is missing
                 state = explorer.changed({"problem": problem, "edits": edits})
                 steps = [places.setdefault(json.dumps(step), len(places)) for step in state["steps"]]
-                kept = {key: state[key] for key in ("text", "changed", "correct", "cost", "stopped")}
+                kept = {key: state[key] for key in ("text", "value", "changed", "correct", "cost", "stopped")}
                 chains[_key(problem, edits)] = {**kept, "steps": steps}
         for other in range(problems):
             if other != problem:

@@ -112,6 +112,9 @@ function described(edit) {
   return edit.rest === "write" ? `${words}, the rest written anew` : words;
 }
 
+// What an answer comes to: the value in its box, or all of it.
+const short = (answer) => answer.value ?? (answer.text || "(no text)");
+
 // --- the answer ------------------------------------------------------------------------------------------------------
 
 function report(text, kind) {
@@ -121,10 +124,13 @@ function report(text, kind) {
 
 function showAnswer() {
   const { now, own, edits } = state;
-  at("text").textContent = now.text || "(no text)";
+  at("text").textContent = short(now);
+  at("complete").textContent = now.value === null ? "" : now.text;
+  at("complete").hidden = now.value === null;
   if (!edits.length) report("The model’s own chain.", "");
   else if (!now.changed) report("No change of the text.", "same");
-  else report(`The text changed from ${own.text || "nothing"} to ${now.text || "nothing"}.`, "changed");
+  else if (short(own) !== short(now)) report(`The text changed from ${short(own)} to ${short(now)}.`, "changed");
+  else report(`The text changed from ${own.text} to ${now.text}.`, "changed");
   const verdict = now.expected == null ? "" : now.correct ? "Right. " : `Wrong: right is ${now.expected}. `;
   at("facts-of-answer").textContent = `${verdict}${now.cost}.${now.stopped === "cap" ? " The chain was cut off at its cap." : ""}`;
 }
@@ -298,9 +304,10 @@ function showTrace(trace) {
   at("track").setAttribute("aria-label", `Answers from ${named(state.problem)} on the left to ${named(state.other)} on the right`);
   at("track").hidden = false;
   const lines = texts.map((text) => {
-    const fractions = trace.points.filter((point) => point.text === text).map(({ fraction }) => fraction);
+    const point = trace.points.find((one) => one.text === text);
+    const fractions = trace.points.filter((one) => one.text === text).map(({ fraction }) => fraction);
     const [low, high] = [Math.min(...fractions), Math.max(...fractions)].map((fraction) => decimal(fraction));
-    return make("li", { class: colour(text) }, make("span", {}, `${text || "(no text)"}: ${low === high ? `at ${low}` : `${low} to ${high}`}`));
+    return make("li", { class: colour(text) }, make("span", {}, `${short(point)}: ${low === high ? `at ${low}` : `${low} to ${high}`}`));
   });
   const flips = trace.flips.map(({ low, high }) => `between ${decimal(low)} and ${decimal(high)}`);
   lines.push(make("li", { class: "plain" }, flips.length ? `The answer flips ${flips.join(", and ")}.` : "The answer never flips."));
