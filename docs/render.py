@@ -25,7 +25,7 @@ from rich.console import Console
 
 from unspoken.draw.formats import p_value
 from unspoken.evaluation.outcomes import PAIR, unpacked
-from unspoken.evaluation.results import upgraded
+from unspoken.evaluation.results import differs, label, upgraded
 from unspoken.evaluation.significance import paired_difference
 from unspoken.probes.claims import claims as claims_of
 from unspoken.report.compare import comparisons, problem_sets, reference
@@ -103,6 +103,21 @@ def controls(content: dict[str, Any]) -> str:
         for name, entry in content["probes"]["controls"][PAIR].items()
     ]
     return _markdown(["chain replaced by", "exact match (95 %)", "right names below the root"], rows)
+
+
+def altered(content: dict[str, Any]) -> str:
+    """Points that each system loses on each kind of altered chain; in brackets where it may be chance."""
+
+    def change(entry: dict[str, Any] | None) -> str:
+        if entry is None:
+            return ""
+        points = f"{100 * entry['difference']['mean']:+.1f}"
+        return points if differs(entry["difference"]) else f"({points})"
+
+    found = content["probes"]["controls"]
+    names = list(dict.fromkeys(name for entries in found.values() for name in entries))
+    rows = [[label(system), *(change(entries.get(name)) for name in names)] for system, entries in found.items()]
+    return _markdown(["system", *names], rows)
 
 
 def mixture(content: dict[str, Any]) -> str:
@@ -440,6 +455,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "headline": headline,
     "terminal": terminal,
     "controls": controls,
+    "altered": altered,
     "mixture": mixture,
     "calibration": calibration,
     "along": along,
