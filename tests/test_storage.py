@@ -217,6 +217,7 @@ WRITERS = {
         "context.tokenizer.save_pretrained",
         "shutil.copytree",
     },
+    "explorer/record.py": {"target.parent.mkdir"},  # as the page of a report
     "training/conversion.py": {"model.save_pretrained", "prompt_format.tokenizer.save_pretrained"},  # likewise
     "training/trainer.py": {
         "plain.save_pretrained",  # likewise

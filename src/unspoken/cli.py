@@ -205,6 +205,7 @@ def new_recipe(
     overrides: Set = None,
 ) -> None:
     """Write the recipe that 'unspoken train METHOD --model ... --data ...' uses, to be changed by hand."""
+    from unspoken.storage import write_text
     from unspoken.tasks.task import rows_in_words
     from unspoken.training.recipe import dump
 
@@ -212,7 +213,7 @@ def new_recipe(
     file = Path(f"{recipe.name}.yaml") if output is None else named_path(output)
     if file.exists():
         raise ValueError(f"{file} exists; name another file with --output, or remove it")
-    file.write_text(f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}", encoding="utf-8")
+    write_text(file, f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}")
     print(escaped(file))
 
 

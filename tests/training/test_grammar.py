@@ -156,6 +156,8 @@ def test_a_run_goes_on_when_recipes_have_a_new_key(tmp_path: Path) -> None:
             del stage["blocks"]
     path.write_text(json.dumps(content))
     claim(tmp_path, recipe)
+    (tmp_path / "seed-0" / "pretrain" / "checkpoint-1").mkdir(parents=True)  # from now on the folder belongs to it
+    claim(tmp_path, recipe)
     with pytest.raises(ValueError, match="another recipe"):
         claim(tmp_path, tiny_strings("stages.sst.blocks=2"))
 

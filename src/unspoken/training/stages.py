@@ -82,12 +82,15 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
     """
     recipe, config = run.recipe, run.recipe.task
     task = config.build()
-    rows = {"splits": task.sizes(), "dropped": dict(task.dropped), "overlap": _overlap(config, task.fingerprint)}
+    rows: dict[str, Any] = {}
+    if config.traits.from_files:
+        overlap = _overlap(config, task.fingerprint)
+        rows = {"splits": task.sizes(), "dropped": dict(task.dropped), "overlap": overlap}
     return {
         "recipe": as_mapping(recipe),
         "seed": run.seed,
         "data": task.fingerprint,
-        **(rows if config.traits.from_files else {}),
+        **rows,
         "versions": {name: version(name) for name in ("unspoken", "torch", "transformers", "numpy")},
         "machine": _machine(run),
     }
