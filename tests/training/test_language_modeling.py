@@ -133,7 +133,7 @@ def test_the_page_and_the_tables_show_it(
     write_page([results, results], tmp_path / "two.html")
     page = (tmp_path / "one.html").read_text()
     assert unbalanced(page) == unbalanced((tmp_path / "two.html").read_text()) == []
-    titles = re.findall(r"<h3[^>]*>(.*?)</h3>", page)
+    titles = re.findall(r'<h2 class="title">(.*?) *<', page)
     assert titles == ["What is known of the next token", "Training", "How to make it again"]
     assert "Sentences, right and corrupted" in page
     assert "other sentence" in page
