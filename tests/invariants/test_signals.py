@@ -189,11 +189,11 @@ def started(recipe: Path, output: Path, **how: Any) -> subprocess.Popen[str]:
     return subprocess.Popen([*command, "--report-to", "none"], text=True, env=environment, **how)
 
 
-def begun(recipe: Path, output: Path, **how: Any) -> subprocess.Popen[str]:
+def begun(recipe: Path, output: Path) -> subprocess.Popen[str]:
     """A training that has taken a step."""
-    process = started(recipe, output, stdout=subprocess.PIPE, **how)
-    assert process.stdout is not None
-    for line in process.stdout:
+    process = started(recipe, output, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    for line in process.stderr:
         if "step 2/" in line:
             return process
     raise AssertionError(process.wait())
@@ -213,7 +213,7 @@ def _recipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_a_training_process_obeys(name: str, tmp_path: Path) -> None:
-    process = begun(_recipe(tmp_path), tmp_path / "run", stderr=subprocess.PIPE)
+    process = begun(_recipe(tmp_path), tmp_path / "run")
     process.send_signal(getattr(signal, name))
     status, words = ends(process)
     assert (status, words.splitlines()[-1]) == (SIGNALS[name], "unspoken: stopped; run the same command to continue")
@@ -251,7 +251,7 @@ def test_a_process_that_was_stopped_goes_on_bit_for_bit(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(dump(recipe))
     for _ in range(3):
-        process = begun(path, tmp_path / "run", stderr=subprocess.PIPE) if not steps(tmp_path / "run") else None
+        process = begun(path, tmp_path / "run") if not steps(tmp_path / "run") else None
         if process is not None:
             process.send_signal(signal.SIGTERM)
             ends(process)
