@@ -81,7 +81,7 @@ def test_every_command_of_the_readme_is_accepted(place):
     commands = re.findall(r"^\$ unspoken (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
-        # What would train for long is only resolved, and a server has no end of its own; the rest is run as it stands.
+        # What would train for long is only resolved, and what serves has no end of its own; the rest is run as it stands.
         extra = ["--show"] if command.startswith("run") and "--plan" not in command else []
-        extra += ["--help"] if command.startswith("serve") else []
+        extra += ["--help"] if command.startswith(("serve", "explore", "chat")) else []
         unspoken(*command.split(), *extra, cwd=place)
