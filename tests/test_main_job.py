@@ -15,7 +15,12 @@ pytestmark = pytest.mark.slow
 
 def unspoken(*arguments, cwd, status=0):
     done = subprocess.run(
-        [sys.executable, "-m", "unspoken.cli", *arguments], cwd=cwd, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "unspoken.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=900,
     )
     assert done.returncode == status, done.stderr
     return done
@@ -81,7 +86,7 @@ def test_every_command_of_the_readme_is_accepted(place):
     commands = re.findall(r"^\$ unspoken (.*?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(commands) >= 5
     for command in commands:
-        # What would train for long is only resolved, and what serves has no end of its own; the rest is run as it stands.
+        # What would train for long is only resolved, and what serves has no end; the rest is run as it stands.
         extra = ["--show"] if command.startswith("run") and "--plan" not in command else []
         extra += ["--help"] if command.startswith(("serve", "explore", "chat")) else []
         unspoken(*command.split(), *extra, cwd=place)
