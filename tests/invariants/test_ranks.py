@@ -294,7 +294,7 @@ def test_one_of_the_ranks_prints(folder: Path) -> None:
     command = ("-m", "unspoken.cli", "run", recipe, "--output", output, "--report-to", "none")
     done = launch(*TORCHRUN, "2", *command)
     assert done.stdout.count("report page:") == 1
-    assert done.stdout.count("step 6/6") == 1
+    assert done.stderr.count("step 6/6") == 1
 
 
 def test_an_error_ends_all_ranks_in_one_line_and_status_2(folder: Path) -> None:
