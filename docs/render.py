@@ -222,8 +222,12 @@ def against(content: dict[str, Any], system: str) -> str:
 
 
 def compared(*every: dict[str, Any]) -> str:
-    """Systems of several runs on the first test set that they share, with paired tests, as their page has them."""
-    entries = problem_sets(every)[0].entries
+    """Systems of several runs on the first test set that they share, with paired tests, as their page has them.
+
+    A model that several runs have trained alike, such as the explicit chain that they start from, is one row.
+    """
+    measured = problem_sets(every)[0].entries
+    entries = list({(entry.system, *entry.rate["seeds"]): entry for entry in reversed(measured)}.values())[::-1]
     against = reference(entries)
     assert against is not None
     tested = {id(found.entry): found for found in comparisons(entries, against)}
