@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -151,6 +153,21 @@ def drilled(name: str, folder: Path | None = None, *overrides: str) -> Recipe:
     """
     own = [f"task.train={corpus(folder)}"] if folder is not None and name == "prose" else []
     return parse(TEXTS[name], name, [*own, *overrides])
+
+
+def runs_made_once(
+    new_folder: Callable[[str], Path], recipe_of: Callable[[str, Path], Recipe]
+) -> Callable[[str], tuple[Recipe, Path]]:
+    """A recipe's name to the recipe and the folder of its run, which is trained when it is first asked for."""
+
+    @cache
+    def run_of(name: str) -> tuple[Recipe, Path]:
+        folder = new_folder(name)
+        recipe = recipe_of(name, folder)
+        quiet_train(recipe, folder / "run")
+        return recipe, folder / "run"
+
+    return run_of
 
 
 def train_and_tell(text: str, output: Path, ready: Connection) -> None:

@@ -6,7 +6,7 @@ A job of one process is the same code: every function here then passes through w
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
@@ -23,6 +23,7 @@ R = TypeVar("R")
 
 _alone = False
 _sharded = False
+_step: MicroBatches | None = None  # the one whose micro-batch is read now
 
 
 def init_distributed() -> None:
@@ -77,7 +78,77 @@ def as_single_process() -> Iterator[None]:
         _alone = before
 
 
-# --- the mean over a batch that ranks share ---------------------------------------------------------------------------
+# --- the mean over a batch that ranks and micro-batches share ---------------------------------------------------------
+
+
+class MicroBatches:
+    """The micro-batches of one optimiser step on this rank, whose gradients are added up.
+
+    Args:
+        counts: of each micro-batch the items that its losses are means over, by name.
+    """
+
+    def __init__(self, counts: Sequence[Mapping[str, int | Tensor]]) -> None:
+        self._counts = counts
+        self._draws: list[Tensor] = []  # for all rows of the step, in the order in which they are drawn
+        self._drawn = 0  # of these, those that the current micro-batch has read
+        self._number = -1
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Inside, the losses of the next micro-batch are computed."""
+        global _step  # noqa: PLW0603
+        self._number, self._drawn, _step = self._number + 1, 0, self
+        try:
+            yield
+        finally:
+            _step = None
+
+    def counts(self, of: str) -> list[int | Tensor]:
+        """Items of each micro-batch; a ValueError where the objective does not count them."""
+        if any(of not in counts for counts in self._counts):
+            raise ValueError(
+                f"this stage takes a mean over {of!r} that its objective does not count for a whole step; set its "
+                "accumulate to 1"
+            )
+        return [counts[of] for counts in self._counts]
+
+    def drawn(self, own: range, draw: Callable[[], Tensor]) -> Tensor:
+        """Some rows of what is drawn once a step."""
+        if self._drawn == len(self._draws):
+            self._draws.append(draw())
+        rows = self._draws[self._drawn][own.start : own.stop]
+        self._drawn += 1
+        return rows
+
+    def before(self, counts_by_rank: Sequence[Sequence[int]]) -> int:
+        """Rows of the step before those of this micro-batch; ranks take micro-batches in turn."""
+        now = (self._number, rank())
+        return sum(
+            count
+            for number, counts in enumerate(zip(*counts_by_rank, strict=True))
+            for other, count in enumerate(counts)
+            if (number, other) < now
+        )
+
+
+def pieces() -> int:
+    """Batches whose losses are averaged to that of an optimiser step: of all ranks, and micro-batches of each."""
+    return world_size() * (1 if _step is None else len(_step))
+
+
+def step_total(count: int | Tensor, of: str, device: torch.device) -> Tensor:
+    """Items of all ranks and micro-batches of a step.
+
+    Args:
+        count: items of this batch.
+        of: their name in `Objective.counts`.
+    """
+    own = [count] if _step is None else _step.counts(of)
+    return all_reduce_sum(torch.stack([torch.as_tensor(one, device=device) for one in own]).sum(dim=0))
 
 
 def all_reduce_sum(value: Tensor) -> Tensor:
@@ -89,25 +160,35 @@ def all_reduce_sum(value: Tensor) -> Tensor:
     return value
 
 
-def rank_weighted_mean(mean: Tensor, count: int | Tensor) -> Tensor:
-    """A mean over this rank's items, weighted so that the plain average over ranks is the mean over all items.
+def rank_weighted_mean(mean: Tensor, count: int | Tensor, of: str = "tokens") -> Tensor:
+    """A mean over the items of this batch, weighted so that the plain average over `pieces` is that over all items.
 
-    Averaging over ranks is what DDP and FSDP do to gradients, and the Trainer to losses.
+    Averaging over ranks is what DDP and FSDP do to gradients, and the Trainer to losses, over micro-batches too.
 
     Args:
         mean: of any shape; not a number where there are no items.
         count: items that it was taken over.
+        of: their name in `Objective.counts`.
+
+    Raises:
+        ValueError: the objective does not count them for the micro-batches of a step.
     """
-    if world_size() == 1:
+    if pieces() == 1:
         return mean
+    return _weighted(mean, count, step_total(count, of, mean.device), pieces())
+
+
+def _weighted(mean: Tensor, count: int | Tensor, total: Tensor, batches: int) -> Tensor:
     items = torch.as_tensor(count, device=mean.device)
-    weight = items * world_size() / all_reduce_sum(items).clamp(min=1)
-    return torch.where(items > 0, mean, 0.0) * weight
+    return torch.where(items > 0, mean, 0.0) * (items * batches / total.clamp(min=1))
 
 
 def all_reduce_mean(mean: Tensor, count: int | Tensor) -> Tensor:
-    """The mean over the items of all ranks, on each of them; it has no gradient there."""
-    return mean if world_size() == 1 else all_reduce_sum(rank_weighted_mean(mean, count)) / world_size()
+    """The mean over the items of all ranks, on each of them; it has no gradient there, and is of one micro-batch."""
+    if world_size() == 1:
+        return mean
+    total = all_reduce_sum(torch.as_tensor(count, device=mean.device))
+    return all_reduce_sum(_weighted(mean, count, total, 1))
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------
@@ -148,21 +229,28 @@ def map_over_ranks(batches: Sequence[T], work: Callable[[T], R]) -> list[R]:
     return [results_by_rank[index % world_size()][index // world_size()] for index in range(len(batches))]
 
 
-def draw_rank_rows(rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-    """This rank's rows of something random that is drawn for the rows of all ranks at once.
+def draw_rank_rows(rows: int, draw: Callable[[int], Tensor], of: str) -> Tensor:
+    """This batch's rows of something random that is drawn for the rows of all ranks and micro-batches at once.
 
     Every rank draws all of it, so a row gets what it would get on one process, and the ranks' generators stay in step.
 
     Args:
-        rows: of this rank; another number on each.
+        rows: of this batch; another number in each.
         draw: number of rows to ``[rows, ...]``.
+        of: their name in `Objective.counts`.
     """
-    if world_size() == 1:
+    if pieces() == 1:
         return draw(rows)
-    counts: list[int] = [0] * world_size()
-    dist.all_gather_object(counts, rows)
-    first = sum(counts[: rank()])
-    return draw(sum(counts))[first : first + rows]
+    own = [rows] if _step is None else [int(count) for count in _step.counts(of)]
+    counts_by_rank: list[list[int]] = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(counts_by_rank, own)
+    total = sum(map(sum, counts_by_rank))
+    if _step is None:
+        first = sum(counts[0] for counts in counts_by_rank[: rank()])
+        return draw(total)[first : first + rows]
+    first = _step.before(counts_by_rank)
+    return _step.drawn(range(first, first + rows), lambda: draw(total))
 
 
 def full_tensor(table: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from faults import a_disk_that_can_fill, flip, interrupt, poison, stage_in_which, truncate
-from tiny_drills import TEXTS, drilled
+from tiny_drills import TEXTS, drilled, runs_made_once
 from tiny_recipe import TEXT, quiet_stage, quiet_train, verify_finished_folders, weights
 
 from unspoken import cli, experiment
@@ -96,17 +96,7 @@ class Drill:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Recipe, Path]]:
     """A whole run that nothing disturbed, made once a recipe."""
-    made: dict[str, tuple[Recipe, Path]] = {}
-
-    def run_of(name: str) -> tuple[Recipe, Path]:
-        if name not in made:
-            folder = tmp_path_factory.mktemp(name)
-            recipe = drilled(name, folder)
-            quiet_train(recipe, folder / "run")
-            made[name] = recipe, folder / "run"
-        return made[name]
-
-    return run_of
+    return runs_made_once(tmp_path_factory.mktemp, drilled)
 
 
 @pytest.fixture(

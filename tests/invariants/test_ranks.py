@@ -57,6 +57,7 @@ stages:
   - name: union
     start: decoder
     objective: {{kind: stage1, train: union, noise: {{}}}}
+    accumulate: 2
     steps: 6
     evaluate_every: 2
     batch_size: 8
@@ -72,6 +73,7 @@ stages:
   - name: silent
     start: cot
     objective: {{kind: coconut, replaced: 1}}
+    accumulate: 2
     steps: 4
     evaluate_every: 2
     batch_size: 8
@@ -151,7 +153,7 @@ for order in sys.argv[3:]:
     elif kind == "continue":
         train(load(str(folder / "words.yaml")), folder / what, seeds=1, report_to=[], console=quiet)
     elif kind == "unbalanced":
-        distributed.rank_weighted_mean = lambda mean, count: mean
+        distributed.rank_weighted_mean = lambda mean, count, of=None: mean
         recipe = load(str(folder / "words.yaml"))
         train(recipe, folder / what, seeds=1, report_to=[], console=quiet, only="cot")
 """

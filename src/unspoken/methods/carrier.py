@@ -122,6 +122,10 @@ class AddedLoss(Objective):
         """
         raise NotImplementedError
 
+    def added_counts(self, added: Batch) -> dict[str, int | Tensor]:
+        """What the loss is a mean over, as `Objective.counts`."""
+        raise NotImplementedError
+
     def added_loss(self, outputs: Tensor, added: Batch) -> Tensor:
         """The loss, of what `CarrierModel.read` returns."""
         raise NotImplementedError
@@ -188,6 +192,10 @@ class AddedLoss(Objective):
     def with_places(self, batch: Batch) -> Batch:
         """The carrier's."""
         return self.carrier.with_places(batch)
+
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        """Of both losses."""
+        return {**self.carrier.counts(batch), **self.added_counts(batch["added"])}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Both losses, in one pass of the model."""

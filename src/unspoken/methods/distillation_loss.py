@@ -105,13 +105,13 @@ def distillation_loss(
     mean, rows, first = distributed.rank_weighted_mean, len(batch["text_ids"]), objective.first_state
     teacher_targets = batch["teacher_targets"]
     student = text_loss(outputs.logits, batch)
-    teacher = mean(F.cross_entropy(outputs.teacher_logits.float(), teacher_targets), len(teacher_targets))
+    teacher = mean(F.cross_entropy(outputs.teacher_logits.float(), teacher_targets), len(teacher_targets), "teacher")
     own_L = distances(outputs.states[first:], outputs.teacher_states[first:], divide_by_std=objective.divide_by_std)
-    layers_L = mean(own_L, rows)
+    layers_L = mean(own_L, rows, "rows")
     distance = layers_L.mean()
     terms = {"student_loss": student, "teacher_loss": teacher, "distance": distance}
     terms |= {f"distance_{layer}": value for layer, value in enumerate(layers_L, start=first)}
     if outputs.residual is not None:
-        terms["residual"] = mean(outputs.residual, rows)
+        terms["residual"] = mean(outputs.residual, rows, "rows")
     loss = student + objective.teacher_weight * teacher + objective.distance_weight * distance
     return loss, {name: value.detach() for name, value in terms.items()}

@@ -292,6 +292,14 @@ class Objective:
         """A batch that is still on the host, with indices that its loss would otherwise look up on the device."""
         return batch
 
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        """Items of a batch with its places that its losses are means over, and rows that are drawn for, by name.
+
+        With them the losses of several micro-batches become those of one batch, see
+        `unspoken.distributed.rank_weighted_mean`.
+        """
+        return {"tokens": len(batch["targets"])} if "targets" in batch else {}
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a batch, and named terms of it; any number of passes.
 

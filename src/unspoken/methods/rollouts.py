@@ -32,7 +32,7 @@ def stretches(able: Tensor, longest: int) -> Tensor:
 
     from unspoken import distributed
 
-    draws_B2 = distributed.draw_rank_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device))
+    draws_B2 = distributed.draw_rank_rows(len(able), lambda rows: torch.rand(rows, 2, device=able.device), "rows")
     count_B = 1 + (draws_B2[:, 0] * longest).long()
     first_B = (draws_B2[:, 1] * (able.sum(dim=1) - count_B + 1).clamp(min=1)).long()
     place_BT = able.cumsum(dim=1) - 1

@@ -97,8 +97,13 @@ class SelfDistillation(Carrier):
             )
 
     def check_line(self, line: Line, run: Recipe) -> None:
-        """Kernels and checkpointing must go with a growing cache."""
+        """Kernels and checkpointing must go with a growing cache, and micro-batches with the distance."""
         refuse_cacheless(self.title, run)
+        if self.divide_by_std and line.settings.accumulate > 1:
+            raise ValueError(
+                "divide_by_std takes the deviation over the whole batch, which micro-batches do not see; set "
+                "accumulate to 1, or objective.divide_by_std to false"
+            )
 
     @property
     def properties(self) -> Sequence[Needs]:
@@ -186,6 +191,10 @@ class SelfDistillation(Carrier):
         from unspoken.methods.distillation_loss import with_places
 
         return with_places(batch)
+
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        """Of the student, the teacher, and the distance."""
+        return {**super().counts(batch), "teacher": len(batch["teacher_targets"]), "rows": len(batch["text_ids"])}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """See `unspoken.methods.distillation_loss.distillation_loss`."""

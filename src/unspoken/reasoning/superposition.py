@@ -206,7 +206,7 @@ def noisy(weights: Float[Tensor, "N K"], noise: Noise) -> Float[Tensor, "N K"]:
     """Noisy weights, by torch's own generator; the gradient goes through."""
     # A row's noise must not depend on which rank it is read by.
     drawn = distributed.draw_rank_rows(
-        len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_()
+        len(weights), lambda rows: weights.new_empty(rows, weights.shape[-1]).exponential_(), "latents"
     )
     gumbel = -drawn.log()
     bounded = (noise.scale * gumbel).clamp(noise.lowest, noise.highest)

@@ -135,6 +135,7 @@ def _filled(stage: Mapping[str, Any], facts: TrainingFacts, given: Mapping[str, 
     usual = {
         "steps": steps,
         "batch_size": facts.batch_size,
+        "accumulate": 1,
         "evaluate_every": max(1, min(250, steps // 4)),
         "lora": {"rank": _RANK} if adapted else None,
     }

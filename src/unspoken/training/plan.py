@@ -146,9 +146,10 @@ def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengt
 
     def memory(ranks: int) -> dict[str, float] | None:
         """Gigabytes on each GPU; None where the batch cannot be divided among them."""
-        if batch % ranks and not objective.writes_data:
+        pieces = 1 if objective.writes_data else ranks * stage.accumulate
+        if batch % pieces:
             return None
-        rows_here = batch if objective.writes_data else batch // ranks
+        rows_here = batch // pieces
         bytes_of = {name: FULL * number / ranks for name, number in sharded.items()} | {
             "gathered": gathered,
             "activations": rows_here * sum(one.saved_bytes(width, **kernel) for one in row.passes),

@@ -51,6 +51,8 @@ class Stage:
     # Exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
     stop_at: float | None = None
     batch_size: int = 64  # sequences a step
+    # Micro-batches that a step reads one after another; their gradients are added up, so it takes less memory.
+    accumulate: int = 1
     optimizer: Optimizer = field(default_factory=Optimizer)  # see `Optimizer`
     lora: LoRA | None = None  # adapters instead of full training; null trains all weights
     talker: TalkerShape | None = None  # shape of this stage's Talker; the recipe's if null
@@ -66,6 +68,11 @@ class Stage:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.batch_size < 1 or self.evaluate_every < 1:
             raise ValueError("batch_size and evaluate_every must be at least 1")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; micro-batches are at least 1 and "
+                "of one size"
+            )
         if self.stop_at is not None:
             if not 0 < self.stop_at <= 1:
                 raise ValueError(f"stop_at is {self.stop_at}; it is a share of problems, more than 0 and at most 1")

@@ -57,11 +57,12 @@ def _check_loggers(names: Sequence[str]) -> None:
 
 
 def _check_ranks(stage: Stage) -> None:
-    ranks = distributed.world_size()
-    if stage.batch_size % ranks:
+    ranks, accumulate = distributed.world_size(), stage.accumulate
+    if stage.batch_size % (ranks * accumulate):
+        each = f" in {accumulate} micro-batches each (accumulate)" if accumulate > 1 else ""
         raise ValueError(
-            f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly; "
-            "set it to a multiple of them, or start another number"
+            f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly"
+            f"{each}; set it to a multiple of them, or start another number"
         )
 
 
@@ -70,10 +71,13 @@ def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[Non
         return explain_oom(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
     other = " or set activation_checkpointing to true"
     can_recompute = not recipe.activation_checkpointing and stage.objective.recomputes
+    rows, key = stage.batch_size // stage.accumulate, f"stages.{stage.name}"
+    fewer = next((number for number in range(2, rows + 1) if rows % number == 0), None)
+    smaller = "" if fewer is None else f"set {key}.accumulate to {fewer * stage.accumulate}, or "
     return explain_oom(
-        f"stage {stage.name!r} with batch_size {stage.batch_size}",
-        f"lower stages.{stage.name}.batch_size{other if can_recompute else ''}, in another --output since it trains "
-        "otherwise; or share the batch among more processes, which go on from the last checkpoint",
+        f"stage {stage.name!r} with batch_size {stage.batch_size} and accumulate {stage.accumulate}",
+        f"{smaller}share the batch among more processes, and it goes on from the last checkpoint; or lower "
+        f"{key}.batch_size{other if can_recompute else ''}, in another --output since it trains otherwise",
     )
 
 

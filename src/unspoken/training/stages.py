@@ -206,9 +206,13 @@ def _already(run: SeedRun, stage: Stage) -> bool:
 
 
 def _trains(content: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a recipe that decide the weights, among them the validation problems that select checkpoints."""
+    """The keys of a recipe that decide the weights, among them the validation problems that select checkpoints.
+
+    Micro-batches may change, as the number of ranks may: a run goes on with others, up to the rounding of sums.
+    """
     evaluation = {"validation_problems": content["evaluation"]["validation_problems"]}
-    return {**content, "evaluation": evaluation, "summary": ""}
+    stages = [{**stage, "accumulate": 1} for stage in content["stages"]]
+    return {**content, "stages": stages, "evaluation": evaluation, "summary": ""}
 
 
 def _has_weights(folder: Path) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import TrainerCallback
 
@@ -50,6 +52,16 @@ def write_unlogged(trainer: Any, checkpoint: Path) -> None:
         "terms_steps": trainer.terms_steps,
     }
     write_json(checkpoint / _UNLOGGED, sums)
+
+
+def restore_random_state(states: dict[str, Any], device: torch.device) -> None:
+    """Go on drawing where a checkpoint ended; one that was written on another device has no state for this one."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        cuda = states["cuda"]
+        torch.cuda.set_rng_state(cuda[0] if isinstance(cuda, list) else cuda, device)
 
 
 def restore_unlogged(trainer: Any, checkpoint: Path) -> None:

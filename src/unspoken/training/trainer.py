@@ -13,15 +13,13 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -43,7 +41,7 @@ from unspoken.training.limits import explain_io_error, explain_oom, out_of_memor
 from unspoken.training.optimizers import build_optimizer
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
-from unspoken.training.stopping import EndsAtSignal, restore_unlogged, write_unlogged
+from unspoken.training.stopping import EndsAtSignal, restore_random_state, restore_unlogged, write_unlogged
 
 Validator = Callable[[PreTrainedModel], dict[str, float]]
 
@@ -91,7 +89,8 @@ def _arguments(
         output_dir=str(folder),
         max_steps=steps,
         # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
-        per_device_train_batch_size=stage.batch_size // distributed.world_size(),
+        per_device_train_batch_size=stage.batch_size // (distributed.world_size() * stage.accumulate),
+        gradient_accumulation_steps=stage.accumulate,
         ddp_find_unused_parameters=False,
         bf16=recipe.precision == "bf16",
         activation_checkpointing=recipe.activation_checkpointing,
@@ -164,6 +163,7 @@ class StageTrainer(Trainer):
         self.folder = folder
         self.manifest = manifest
         self._output_override: Path | None = None
+        self._micro_batches: distributed.MicroBatches | None = None  # of the current step, if there are several
         self.terms: dict[str, Tensor] = {}
         self.terms_steps = 0
         self._began = time.monotonic()
@@ -201,6 +201,13 @@ class StageTrainer(Trainer):
             batch = {name: value for name, value in batch.items() if name != "supervised"}
         return self.objective.with_places(batch)
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Batch], Any]:
+        """The micro-batches of a step, which are counted before the first loss is computed."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) > 1:
+            self._micro_batches = distributed.MicroBatches([self.objective.counts(batch) for batch in batches])
+        return batches, items
+
     # --- loss ----------------------------------------------------------------------------------------------------
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -218,7 +225,7 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The objective's loss; its named terms are summed up for the next log line without leaving the device."""
-        with masks_unread():
+        with masks_unread(), nullcontext() if self._micro_batches is None else self._micro_batches.following():
             loss, terms = self.objective.loss(model, inputs)
         # Shapes are known without waiting for the device; padding is counted.
         self.state.num_input_tokens_seen += distributed.world_size() * sum(
@@ -230,6 +237,10 @@ class StageTrainer(Trainer):
             self.terms[name] = self.terms.get(name, torch.zeros_like(value)) + value
         self.terms_steps += 1
         return (loss, None) if return_outputs else loss
+
+    def _defer_fsdp_gradient_reduction(self) -> AbstractContextManager[None]:
+        # Whole gradients between micro-batches would take the memory that sharding saves.
+        return nullcontext()
 
     def _clip_grad_norm(self, model: Any) -> Any:
         return distributed.full_tensor(super()._clip_grad_norm(model))
@@ -433,14 +444,7 @@ class StageTrainer(Trainer):
         assert checkpoint is not None
         with _reading(checkpoint), safe_globals():
             (file,) = Path(checkpoint).glob("rng_state*.pth")
-            states = torch.load(file, weights_only=True)
-            random.setstate(states["python"])
-            np.random.set_state(states["numpy"])
-            torch.set_rng_state(states["cpu"])
-        # A checkpoint that was written on another device has no state for this one.
-        if self.args.device.type == "cuda" and "cuda" in states:
-            cuda = states["cuda"]
-            torch.cuda.set_rng_state(cuda[0] if isinstance(cuda, list) else cuda, self.args.device)
+            restore_random_state(torch.load(file, weights_only=True), self.args.device)
 
     # --- the whole stage -----------------------------------------------------------------------------------------
 

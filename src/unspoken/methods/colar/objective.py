@@ -72,7 +72,9 @@ def latent_losses(output: ColarOutput, floor: float) -> dict[str, Tensor]:
     if output.log_deviation is None:
         return losses
     log_deviation = output.log_deviation.float()
-    noise = distributed.draw_rank_rows(len(mean), lambda rows: torch.randn(rows, mean.shape[-1], device=mean.device))
+    noise = distributed.draw_rank_rows(
+        len(mean), lambda rows: torch.randn(rows, mean.shape[-1], device=mean.device), "latents"
+    )
     losses["sample"] = (mean + log_deviation.exp() * noise - groups).square().mean(dim=-1)
     floored = log_deviation.clamp(min=math.log(floor))
     quadratic = ((mean - groups) / floored.exp()).square()
@@ -86,12 +88,12 @@ def colar_loss(objective: Colar, output: ColarOutput, batch: dict[str, Any]) -> 
     tokens = batch["targets"]
     token_loss = distributed.rank_weighted_mean(F.cross_entropy(output.logits.float(), tokens), len(tokens))
     losses = {
-        name: distributed.rank_weighted_mean(values.mean(), len(values))
+        name: distributed.rank_weighted_mean(values.mean(), len(values), "latents")
         for name, values in latent_losses(output, objective.floor).items()
     }
     loss = objective.token_weight * token_loss + objective.latent_weight * losses[objective.latent_loss]
     terms = {"token_loss": token_loss, **{f"latent_{name}": value for name, value in losses.items()}}
     if output.log_deviation is not None:
         spread = output.log_deviation.detach().float().exp()
-        terms["deviation"] = distributed.rank_weighted_mean(spread.mean(), len(spread))
+        terms["deviation"] = distributed.rank_weighted_mean(spread.mean(), len(spread), "latents")
     return loss, {name: value.detach() for name, value in terms.items()}

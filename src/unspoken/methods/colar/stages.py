@@ -187,6 +187,9 @@ class Colar(DecoderObjective):
 
     # --- training --------------------------------------------------------------------------------------------------
 
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        return {**super().counts(batch), "latents": len(batch["before_groups"])}
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         from unspoken.methods.colar.objective import colar_loss
 

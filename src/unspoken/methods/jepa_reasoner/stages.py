@@ -90,6 +90,9 @@ class SST(Objective):
     def with_places(self, batch: Batch) -> Batch:
         return objective.sst_places(self, batch)
 
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        return {**super().counts(batch), "rows": len(batch["input_ids"])}
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return objective.stage_loss(self, model(**objective.sst_inputs(self, batch)), batch)
 
@@ -149,6 +152,9 @@ class TalkerLoss(Objective):
 
     def with_places(self, batch: Batch) -> Batch:
         return objective.talker_places(batch)
+
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        return {"tokens": len(batch["places"])}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         given = {key: batch[key] for key in ("input_ids", "attention_mask", "answer_mask")}

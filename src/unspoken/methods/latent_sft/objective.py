@@ -20,6 +20,8 @@ from unspoken.methods.rows import Kind, Rows
 from unspoken.places import at, places_of
 from unspoken.reasoning.superposition import Head, in_pieces, positions_at_once, scorer
 
+_KINDS = {"chunk": Kind.TEXT, "final": Kind.FINAL}  # of supervised tokens
+
 
 def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Cross-entropy of each token, in nats."""
@@ -56,6 +58,17 @@ def stage1_places(objective: Stage1, batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, **added}
 
 
+def stage1_counts(batch: dict[str, Any]) -> dict[str, int | Tensor]:
+    """Items of a batch with its places, see `Objective.counts`."""
+    rows = batch["decoder"]
+    kinds = at(rows.kind, rows.targets_at)
+    counts: dict[str, int | Tensor] = {"tokens": len(kinds), "latents": len(rows.slots_at)}
+    counts |= {name: (kinds == kind).sum() for name, kind in _KINDS.items()}
+    if "supervised_rows" in batch:
+        counts["rows"] = batch["supervised_rows"]
+    return counts | ({"hints": len(batch["hinted_at"])} if "hinted_at" in batch else {})
+
+
 def stage2_places(batch: dict[str, Any]) -> dict[str, Any]:
     """A batch that is still on the host, with the weight of every latent in the mean over its row."""
     rows = batch["decoder"]
@@ -67,18 +80,20 @@ def stage2_places(batch: dict[str, Any]) -> dict[str, Any]:
 def stage1_loss(objective: Stage1, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of what the latents must predict, in nats."""
     losses, kinds = _supervised(outputs, batch)
-    terms = {"chunk_loss": _mean(losses, kinds == Kind.TEXT), "final_loss": _mean(losses, kinds == Kind.FINAL)}
+    terms = {f"{name}_loss": _mean(losses, kinds == kind, name) for name, kind in _KINDS.items()}
     if objective.mean == "tokens":
         loss = distributed.rank_weighted_mean(losses.mean(), len(losses))
     else:
         counted = batch if "target_weights" in batch else stage1_places(objective, batch)
-        loss = distributed.rank_weighted_mean((losses * counted["target_weights"]).sum(), counted["supervised_rows"])
+        loss = distributed.rank_weighted_mean(
+            (losses * counted["target_weights"]).sum(), counted["supervised_rows"], "rows"
+        )
     if objective.hint:
         counted = batch if "hinted_at" in batch else stage1_places(objective, batch)
         assert outputs.summaries is not None and outputs.head is not None
         tokens = at(batch["decoder"].ids, counted["hinted_at"])
         hints = token_losses(outputs.summaries[counted["hinted_by"]], outputs.head, tokens)
-        hint = distributed.rank_weighted_mean(hints.mean(), len(hints))
+        hint = distributed.rank_weighted_mean(hints.mean(), len(hints), "hints")
         loss, terms["hint_loss"] = loss + objective.hint * hint, hint.detach()
     return loss, terms
 
@@ -109,7 +124,9 @@ def stage2_loss(objective: Stage2, outputs: LatentSFTOutput, batch: dict[str, An
     else:
         slots = divergences(outputs.before_slots, outputs.head, batch["weights"], batch["ids"])
     rows = batch["rows_with_latents"]
-    latent_loss = distributed.rank_weighted_mean((slots * batch["slot_weights"]).sum() / rows.clamp(min=1), rows)
+    latent_loss = distributed.rank_weighted_mean(
+        (slots * batch["slot_weights"]).sum() / rows.clamp(min=1), rows, "rows_with_latents"
+    )
     loss = objective.ce_weight * token_loss + objective.kl_weight * latent_loss
     return loss, {"token_loss": token_loss.detach(), "latent_loss": latent_loss.detach()}
 
@@ -145,6 +162,6 @@ def _weights_of_chunks(rows: Rows) -> tuple[Float[Tensor, " M"], Tensor]:
     return 1.0 / (in_group[group_M] * in_row[row_M] * supervised_rows), supervised_rows
 
 
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+def _mean(values: Tensor, chosen: Tensor, of: str) -> Tensor:
     count = chosen.sum()
-    return distributed.rank_weighted_mean((values * chosen).sum().detach() / count.clamp(min=1), count)
+    return distributed.rank_weighted_mean((values * chosen).sum().detach() / count.clamp(min=1), count, of)

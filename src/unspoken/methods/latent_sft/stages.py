@@ -143,6 +143,9 @@ class Stage1(Objective):
     def with_places(self, batch: Batch) -> Batch:
         return objective.stage1_places(self, batch)
 
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        return objective.stage1_counts(batch)
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         outputs = model(decoder=batch["decoder"], encoder=batch["encoder"], noise=self.noise)
         return objective.stage1_loss(self, outputs, batch)
@@ -256,6 +259,11 @@ class Stage2(DecoderObjective):
 
     def with_places(self, batch: Batch) -> Batch:
         return objective.stage2_places(batch)
+
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        rows = batch["decoder"]
+        counted = {"tokens": len(rows.targets_at), "rows": len(rows.ids)}
+        return {**counted, "rows_with_latents": batch["rows_with_latents"]}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return objective.stage2_loss(self, model(**objective.stage2_inputs(self, batch)), batch)

@@ -59,6 +59,6 @@ def lotus_loss(objective: Lotus, outputs: LotusOutput, batch: dict[str, Any]) ->
     text = text_loss(outputs.logits, batch)
     # The sum, so that a batch without steps has a loss of 0 and not of nothing.
     total = F.cross_entropy(at(outputs.latent_logits, batch["step_places"]).float(), targets, reduction="sum")
-    latent = distributed.rank_weighted_mean(total / max(len(targets), 1), len(targets))
+    latent = distributed.rank_weighted_mean(total / max(len(targets), 1), len(targets), "steps")
     terms = {"token_loss": text.detach(), "latent_loss": latent.detach(), "cut": batch["cut"]}
     return text + objective.latent_weight * latent, terms

@@ -137,6 +137,9 @@ class Lotus(Objective):
 
         return with_places(batch)
 
+    def counts(self, batch: Batch) -> dict[str, int | Tensor]:
+        return {**super().counts(batch), "steps": len(batch["step_targets"])}
+
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         from unspoken.methods.lotus.objective import lotus_loss
 

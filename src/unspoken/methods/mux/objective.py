@@ -54,4 +54,4 @@ def divergence(scores: Float[Tensor, "P V"], added: dict[str, Tensor]) -> Tensor
     likely_PS = F.log_softmax(scores.float(), dim=-1).gather(-1, added["span_ids"])
     own_PS = torch.xlogy(weights_PS, weights_PS) - weights_PS * likely_PS
     # The sum, so that a batch without spans has a loss of 0 and not of nothing.
-    return distributed.rank_weighted_mean(own_PS.sum() / max(len(scores), 1), len(scores))
+    return distributed.rank_weighted_mean(own_PS.sum() / max(len(scores), 1), len(scores), "spans")

@@ -80,6 +80,9 @@ class Mux(AddedLoss):
         ]
         return span_targets(spans, max(row.latents for row in rows), self.decay)
 
+    def added_counts(self, added: Batch) -> dict[str, int | Tensor]:
+        return {"spans": len(added["span_places"])}
+
     def added_loss(self, outputs: Tensor, added: Batch) -> Tensor:
         """See `unspoken.methods.mux.objective.divergence`."""
         from unspoken.methods.mux.objective import divergence

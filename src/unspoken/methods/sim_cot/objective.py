@@ -65,8 +65,14 @@ def spelling_loss(scores: Tensor, added: dict[str, Tensor], units: int) -> Tenso
     """
     losses_P = F.cross_entropy(scores.float(), added["step_targets"], reduction="none")
     number_P = added["step_numbers"]
-    counts = losses_P.new_zeros(units).index_add(0, number_P, torch.ones_like(losses_P))
-    counts = distributed.all_reduce_sum(counts)
+    counts = distributed.step_total(tokens_of_steps(number_P, units), "numbers", number_P.device)
     mean = (losses_P / counts[number_P]).sum() / (counts > 0).sum().clamp(min=1)
-    # Ranks are averaged, and each has a part of the sum.
-    return mean * distributed.world_size()
+    # Ranks and micro-batches are averaged, and each has a part of the sum.
+    return mean * distributed.pieces()
+
+
+def tokens_of_steps(number_P: Tensor, units: int) -> Tensor:
+    """Supervised tokens ``[units]`` of each number of a step."""
+    # In contrast to `bincount` it does not wait for the device.
+    ones_P = torch.ones(len(number_P), device=number_P.device)
+    return ones_P.new_zeros(units).index_add(0, number_P, ones_P)

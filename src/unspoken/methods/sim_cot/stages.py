@@ -48,11 +48,21 @@ class SimCot(AddedLoss):
         end_id, pad_id = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
         return step_targets([row.steps for row in rows], units, answers, end_id=end_id, pad_id=pad_id)
 
+    @property
+    def units(self) -> int:
+        """Steps that the latents of a row can spell."""
+        return self.carrier.latents // self.carrier.latents_a_step
+
+    def added_counts(self, added: Batch) -> dict[str, int | Tensor]:
+        from unspoken.methods.sim_cot.objective import tokens_of_steps
+
+        return {"numbers": tokens_of_steps(added["step_numbers"], self.units)}
+
     def added_loss(self, outputs: Tensor, added: Batch) -> Tensor:
         """See `unspoken.methods.sim_cot.objective.spelling_loss`."""
         from unspoken.methods.sim_cot.objective import spelling_loss
 
-        return spelling_loss(outputs, added, self.carrier.latents // self.carrier.latents_a_step)
+        return spelling_loss(outputs, added, self.units)
 
     def added_cost(self, model: Any, lengths: Lengths) -> tuple[Sequence[StackPass], Sequence[Scores]]:
         """One short pass over each step."""
