@@ -15,6 +15,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from known_defaults import check_defaults
 from numpy.typing import NDArray
 
 from unspoken.tasks.context_free import EOS, FIRST_TERMINAL, PAD, Grammar
@@ -415,3 +416,7 @@ def test_the_fingerprint_names_settings_and_rules() -> None:
     other = GrammarTask(TASK.config)
     other.grammar = GrammarConfig(levels=3, grammar_seed=1).build().grammar
     assert other.fingerprint != TASK.fingerprint
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(GrammarConfig, "recipes.md", prefix="task.", kind="grammar")

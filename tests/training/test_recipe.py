@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from known_defaults import check_defaults
 
-from unspoken.training.recipe import Recipe, dump, load, parse, shipped
+from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
+from unspoken.training.recipe import Evaluation, Recipe, Stage, dump, load, parse, shipped
 
 SHIPPED = [(name, size) for name, size, _ in shipped()]
 WORKED = """
@@ -132,3 +134,10 @@ def test_the_replay_of_the_published_code_has_its_settings() -> None:
     shape = recipe.stage("encoder").objective.shape
     assert (shape.rate, shape.top_k, shape.readout, shape.positions) == (2, 10, "table", "two_track")
     assert "differs" in recipe.summary
+
+
+def test_defaults_are_those_of_the_pages() -> None:
+    pages = ("recipes.md", "methods/latent_sft.md")
+    parts = {Recipe: "", Stage: "", Evaluation: "evaluation.", LoRA: "lora.", StackShape: "backbone."}
+    for settings, prefix in {**parts, Optimizer: "optimizer.", TalkerShape: "talker."}.items():
+        check_defaults(settings, *pages, prefix=prefix)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults
 from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
 from torch import Tensor
@@ -204,3 +205,7 @@ def test_a_batch_of_nothing_and_a_debt_of_latents_are_refused() -> None:
         batch_of([], pad_id=PAD)
     with pytest.raises(ValueError, match="a row has -1 latents"):
         Row(prompt=(3,), latents=-1, end=(7,), text=(1,))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Coconut, "methods/coconut.md")

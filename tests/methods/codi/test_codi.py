@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
+from known_defaults import check_defaults, check_recorded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
 from safetensors.torch import load_file, save_file
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
@@ -25,6 +26,7 @@ from unspoken.methods import catalogue
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.codi.configuration import CodiConfig
 from unspoken.methods.codi.model import CodiForCausalLM
 from unspoken.methods.codi.stages import Codi
 from unspoken.methods.distillation_loss import batch_of, before_value, distances
@@ -505,3 +507,8 @@ def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-codi", "tiny")
     assert {made.steps(made.stage(name)) for name in ("cot", "answer_only", "codi")} == {300}
     assert {made.stage(name).start for name in ("cot", "answer_only", "codi")} == {"pretrain"}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Codi, "methods/codi.md")
+    check_recorded(CodiConfig)

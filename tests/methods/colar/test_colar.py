@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, ReasonerConformance, left_padded
+from known_defaults import check_defaults, check_recorded
 from safetensors.torch import load_file
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -490,3 +491,8 @@ def test_places_of_a_batch_are_those_before_its_targets() -> None:
 def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-colar", "tiny")
     assert {made.steps(made.stage(name)) for name in ("colar", "cot_longer", "answer_only")} == {300}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Colar, "methods/colar.md")
+    check_recorded(ColarConfig)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
 
@@ -105,3 +106,7 @@ def test_scores_at_supervised_places_give_the_same_loss_and_gradients(family: st
     # A place too few is no smaller loss, but an error.
     with pytest.raises(ValueError, match="batch_size"):
         learn({**BATCH, "supervised": torch.tensor([1, 2])})
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(NextToken, "recipes.md", "methods/latent_sft.md", kind="next_token")

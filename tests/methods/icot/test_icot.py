@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CausalConformance, left_padded
 from faults import StopAt
+from known_defaults import check_defaults
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train, weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -484,3 +485,7 @@ def test_a_plan_counts_what_is_left_of_the_chains() -> None:
 def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
     made = recipes.load("arithmetic-icot", "small")
     assert made.steps(made.stage("answer_only")) == made.steps(made.stage("cot")) + made.steps(made.stage("icot"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Icot, "methods/icot.md")

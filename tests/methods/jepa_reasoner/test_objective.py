@@ -9,8 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults, check_recorded
 from torch import Tensor
 
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.objective import (
     best_constant_loss,
     collapsed,
@@ -224,3 +226,8 @@ def test_places_of_a_talker_are_those_of_the_answer_packed_to_the_left() -> None
     batch["attention_mask"][0, 1] = 0
     assert talker_places(batch)["places"].tolist() == [0, 1, 2]
     assert talker_places(batch)["length"] == 2
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(SST, "recipes.md", kind="sst")
+    check_recorded(JepaReasonerConfig)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults, check_recorded
 from tiny_models import PAD, VOCABULARY, tiny_language_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -410,3 +411,10 @@ def test_noise_that_means_nothing_is_refused(how: dict[str, float]) -> None:
 def test_labels_are_of_at_least_one_problem() -> None:
     with pytest.raises(ValueError, match="rows is 0"):
         Labels(rows=0)
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    for stage in (Stage1, Labels, Stage2):
+        check_defaults(stage, "methods/latent_sft.md", kind=stage.kind)
+    check_defaults(LatentShape, "methods/latent_sft.md", prefix="shape.")
+    check_recorded(LatentSFTConfig)

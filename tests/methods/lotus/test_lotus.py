@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
+from known_defaults import check_defaults, check_recorded
 from latent_models import MARKERS, SPANS, around, assert_same_gradients, gradients, outputs_of
 from safetensors.torch import load_file
 from tiny_drills import drilled
@@ -24,6 +25,7 @@ from unspoken.chain import StopReason
 from unspoken.evaluation.cost import counted
 from unspoken.methods import catalogue
 from unspoken.methods.loading import load_model
+from unspoken.methods.lotus.configuration import LotusConfig
 from unspoken.methods.lotus.model import LotusForCausalLM
 from unspoken.methods.lotus.objective import batch_of
 from unspoken.methods.lotus.stages import Lotus
@@ -317,3 +319,8 @@ def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
     assert made.steps(made.stage("answer_only")) == sum(
         made.steps(made.stage(name)) for name in ("cot", "loop", "lotus")
     )
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Lotus, "methods/lotus.md")
+    check_recorded(LotusConfig)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model
@@ -128,3 +129,7 @@ def test_a_refusal_is_one_line(make: Any, message: str) -> None:
 def test_the_shipped_recipe_trains_each_as_long() -> None:
     made = recipes.load("arithmetic-mux", "tiny")
     assert made.steps(made.stage("mux")) == made.steps(made.stage("codi"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Mux, "methods/mux.md")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
+from known_defaults import check_defaults
 from latent_models import MARKERS, SPANS, gradients
 from safetensors.torch import load_file, save_file
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
@@ -433,3 +434,7 @@ def test_one_line_says_what_is_wrong(make: Any, message: str) -> None:
 def test_without_chains_between_markers_there_is_nothing_to_pause_in() -> None:
     assert "pause" in recipes.learnable(recipe().task)
     assert "pause" not in recipes.learnable(TreeSearchConfig())
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Pause, "methods/pause.md")

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, LatentConformance, left_padded
+from known_defaults import check_defaults, check_recorded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
 from safetensors.torch import load_file, save_file
 from tiny_models import FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
@@ -564,3 +565,8 @@ def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-pccot", "tiny")
     assert {made.steps(made.stage(name)) for name in ("cot", "answer_only", "pccot")} == {300}
     assert {made.stage(name).start for name in ("cot", "answer_only", "pccot")} == {"pretrain"}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Pccot, "methods/pccot.md")
+    check_recorded(PccotConfig)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from known_defaults import check_defaults
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
 from safetensors.torch import load_file
 from tiny_drills import drilled
@@ -249,3 +250,7 @@ def test_the_shipped_recipe_trains_each_as_long() -> None:
     made = recipes.load("arithmetic-sim-cot", "tiny")
     assert made.steps(made.stage("sim_cot")) == made.steps(made.stage("codi"))
     assert made.steps(made.stage("sim_coconut")) == made.steps(made.stage("coconut"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(SimCot, "methods/sim_cot.md")
