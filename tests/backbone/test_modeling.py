@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import left_padded
-from known_defaults import check_recorded
+from settings_checks import check_recorded
 from tiny_models import PAD, enliven, prompts, tiny_config, tiny_language_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

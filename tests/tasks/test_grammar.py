@@ -15,8 +15,8 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from known_defaults import check_defaults
 from numpy.typing import NDArray
+from settings_checks import check_defaults
 
 from unspoken.tasks.context_free import EOS, FIRST_TERMINAL, PAD, Grammar
 from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask

@@ -6,9 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
-from known_defaults import check_defaults
 from numpy.typing import NDArray
 from printed_trees import read_printed
+from settings_checks import check_defaults
 
 from unspoken.tasks import TreeProblems, TreeSearchConfig, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from known_defaults import check_defaults
+from recorded_batches import batch_digest
+from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
 from torch import Tensor
@@ -209,3 +210,15 @@ def test_a_batch_of_nothing_and_a_debt_of_latents_are_refused() -> None:
 
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(Coconut, "methods/coconut.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    shape: dict[str, Any] = {"replaced": ([0, 1], [-1]), "latents_per_step": ([1], [0])}
+    check_ranges(Coconut, {**shape, "mixed": ([0.0, 1.0], [-0.01, 1.01])}, replaced=1)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-sim-cot", "first") == "4366da115d11"
+    assert batch_digest("arithmetic-sim-cot", "coconut") == "394a40384fad"
+    assert batch_digest("arithmetic-sim-cot", "coconut", "stages.coconut.objective.mixed=0.5") == "407a4d3be66a"
+    assert batch_digest("grammar", "coconut") == "c057c8668ee7"

@@ -13,9 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
-from known_defaults import check_defaults, check_recorded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
+from recorded_batches import batch_digest
 from safetensors.torch import load_file, save_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
@@ -512,3 +513,14 @@ def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(Codi, "methods/codi.md")
     check_recorded(CodiConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    weights: dict[str, Any] = {name: ([0.0], [-0.01]) for name in ("distance_weight", "teacher_weight")}
+    check_ranges(Codi, {**weights, "latents": ([0], [-1])})
+    check_ranges(Projection, {"width": ([1], [0]), "dropout": ([0.0, 0.99], [-0.01, 1.0])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-codi", "codi") == "8b6108265198"
+    assert batch_digest("arithmetic-codi", "codi", "stages.codi.objective.last_step=false") == "67edf9981bd5"

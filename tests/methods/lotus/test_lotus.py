@@ -12,9 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
-from known_defaults import check_defaults, check_recorded
 from latent_models import MARKERS, SPANS, around, assert_same_gradients, gradients, outputs_of
+from recorded_batches import batch_digest
 from safetensors.torch import load_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -324,3 +325,13 @@ def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(Lotus, "methods/lotus.md")
     check_recorded(LotusConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    counts: dict[str, Any] = {"replaced": ([1], [0]), "latents_per_step": ([1], [0]), "iterations": ([0], [-1])}
+    check_ranges(Lotus, {**counts, "latent_weight": ([0.0], [-0.01])}, replaced=1)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-lotus", "loop") == "88705d43e167"
+    assert batch_digest("arithmetic-lotus", "lotus") == "fbf29b220988"

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from known_defaults import check_defaults
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
+from recorded_batches import batch_digest
+from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -133,3 +134,13 @@ def test_the_shipped_recipe_trains_each_as_long() -> None:
 
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(Mux, "methods/mux.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    ranges: dict[str, Any] = {"decay": ([1e-6, 1.0], [0.0, 1.01]), "temperature": ([1e-6], [0.0])}
+    check_ranges(Mux, {**ranges, "weight": ([1e-6], [0.0])}, carrier=Codi())
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-mux", "mux") == "9013dd29b203"
+    assert batch_digest("arithmetic-mux", "mux", "stages.mux.objective.random_cuts=false") == "735c637b3601"

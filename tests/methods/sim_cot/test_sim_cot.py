@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from known_defaults import check_defaults
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
+from recorded_batches import batch_digest
 from safetensors.torch import load_file
+from settings_checks import check_defaults
 from tiny_drills import drilled
 from tiny_models import END, FAMILIES, PAD, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -254,3 +255,10 @@ def test_the_shipped_recipe_trains_each_as_long() -> None:
 
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(SimCot, "methods/sim_cot.md")
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-sim-cot", "sim_cot") == "3cd4844ce47d"
+    assert batch_digest("arithmetic-sim-cot", "sim_coconut") == "5ba9d7ba63cb"
+    pseudo = batch_digest("arithmetic-sim-cot", "sim_cot", "stages.sim_cot.objective.pseudo_steps=true")
+    assert pseudo == "143dd3c2d1f5"

@@ -1,6 +1,6 @@
-"""Compares defaults with what is known of them from elsewhere.
+"""Compares settings with what is known of them from elsewhere.
 
-Those of settings stand in tables of the documentation, beside the papers' values. A table counts where its header has a
+Defaults stand in tables of the documentation, beside the papers' values. A table counts where its header has a
 column "default". Its first column names one key, or several whose defaults stand in the same order; ``a.b`` is a field
 of a field, and "of `kind`" after the keys says whose they are.
 
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from transformers import PreTrainedConfig
 
@@ -100,3 +101,20 @@ def check_recorded(configuration: type[PreTrainedConfig]) -> None:
     names = {name for base in own for name in base.__annotations__}
     recorded = json.loads(RECORDED.read_text())[configuration.__name__]
     assert {name: getattr(configuration, name) for name in names} == recorded
+
+
+def check_ranges(
+    settings: Callable[..., Any], ranges: Mapping[str, tuple[Sequence[Any], Sequence[Any]]], **others: Any
+) -> None:
+    """Each setting takes the ends of its range, and is refused by name beyond them.
+
+    Args:
+        ranges: for each setting, values that it takes and values that it does not.
+        others: further settings.
+    """
+    for name, (allowed, refused) in ranges.items():
+        for value in allowed:
+            assert getattr(settings(**{**others, name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValueError, match=name):
+                settings(**{**others, name: value})
