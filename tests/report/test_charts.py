@@ -189,7 +189,7 @@ def mark(number: int, x: float, y: float, *, filled: bool = True) -> Mark:
 def test_points_have_intervals_and_numbers_beside_them() -> None:
     drawing = scatter(FRAME, [mark(1, 5, 0.5), mark(2, 5, 0.5, filled=False)], [(0, 0.2), (10, 0.2)], label="one")
     assert [one["points"] for one in drawn(drawing, "polyline", "line c0 thin")] == ["20,90 120,90"]
-    assert lines(drawing, "range c3") == [(70, 70, 70, 50)] * 2
+    assert lines(drawing, "range c3") == [(70, 50, 70, 70)] * 2
     (ring,), (dot,) = drawn(drawing, "circle", "ring open c3"), drawn(drawing, "circle", "dot c3")
     assert (ring["cx"], ring["cy"], ring["r"]) == (dot["cx"], dot["cy"], dot["r"]) == (70, 60, 4.5)
     names = {text: (x, y) for text, x, y in texts(drawing, "name middle c3")}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
@@ -222,3 +222,7 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-sim-cot", "coconut") == "394a40384fad"
     assert batch_digest("arithmetic-sim-cot", "coconut", "stages.coconut.objective.mixed=0.5") == "407a4d3be66a"
     assert batch_digest("grammar", "coconut") == "c057c8668ee7"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-sim-cot tiny", "grammar tiny")

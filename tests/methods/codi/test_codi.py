@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file, save_file
 from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
@@ -524,3 +524,7 @@ def test_settings_end_where_they_say() -> None:
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-codi", "codi") == "8b6108265198"
     assert batch_digest("arithmetic-codi", "codi", "stages.codi.objective.last_step=false") == "67edf9981bd5"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-codi tiny")

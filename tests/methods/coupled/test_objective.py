@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
@@ -121,3 +121,7 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic", "cot") == "d593b1e81703"
     assert batch_digest("arithmetic", "answer_only") == "f617ee171ae7"
     assert batch_digest("tree-search", "pretrain") == "5fc6aff32e17"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("tree-search tiny", "tree-search-ambiguous tiny")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from settings_checks import check_defaults, check_ranges, check_recorded
 from torch import Tensor
 
@@ -243,3 +243,7 @@ def test_settings_end_where_they_say() -> None:
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("grammar", "sst") == "fc60ffd7f664"
     assert batch_digest("grammar", "talker") == "b8588b3e2e0f"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("tree-search tiny", "prose tiny")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import PAD, VOCABULARY, tiny_language_model
 from torch import Tensor
@@ -430,3 +430,7 @@ def test_settings_end_where_they_say() -> None:
 
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic", "encoder") == "5b5a4d1dad25"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic tiny", "cups small")

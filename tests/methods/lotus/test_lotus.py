@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
 from latent_models import MARKERS, SPANS, around, assert_same_gradients, gradients, outputs_of
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_drills import drilled
@@ -335,3 +335,7 @@ def test_settings_end_where_they_say() -> None:
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-lotus", "loop") == "88705d43e167"
     assert batch_digest("arithmetic-lotus", "lotus") == "fbf29b220988"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-lotus tiny")

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model
@@ -144,3 +144,7 @@ def test_settings_end_where_they_say() -> None:
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-mux", "mux") == "9013dd29b203"
     assert batch_digest("arithmetic-mux", "mux", "stages.mux.objective.random_cuts=false") == "735c637b3601"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-mux tiny")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
 from latent_models import MARKERS, SPANS, gradients
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file, save_file
 from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
@@ -448,3 +448,7 @@ def test_settings_end_where_they_say() -> None:
 def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-codi", "pause") == "4a97f5653d4e"
     assert batch_digest("arithmetic-codi", "filler") == "878fea6ce266"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-codi tiny")

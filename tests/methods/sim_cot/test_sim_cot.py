@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
-from recorded_batches import batch_digest
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults
 from tiny_drills import drilled
@@ -262,3 +262,7 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-sim-cot", "sim_coconut") == "5ba9d7ba63cb"
     pseudo = batch_digest("arithmetic-sim-cot", "sim_cot", "stages.sim_cot.objective.pseudo_steps=true")
     assert pseudo == "143dd3c2d1f5"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-sim-cot tiny")

@@ -91,7 +91,7 @@ class Colar(DecoderObjective):
                 "1 to max_compression"
             )
         widths = () if self.head_width is None else (self.head_width,)
-        if min(self.token_weight, self.latent_weight) < 0 or min(self.floor, *widths) <= 0:
+        if min(self.token_weight, self.latent_weight) < 0 or min((self.floor, *widths)) <= 0:
             raise ValueError(
                 f"token_weight is {self.token_weight}, latent_weight {self.latent_weight}, floor {self.floor} and "
                 f"head_width {self.head_width}; weights are not negative, and the others are positive"
