@@ -193,9 +193,9 @@ def test_points_have_intervals_and_numbers_beside_them() -> None:
     (ring,), (dot,) = drawn(drawing, "circle", "ring open c3"), drawn(drawing, "circle", "dot c3")
     assert (ring["cx"], ring["cy"], ring["r"]) == (dot["cx"], dot["cy"], dot["r"]) == (70, 60, 4.5)
     names = {text: (x, y) for text, x, y in texts(drawing, "name middle c3")}
-    # What is not filled lies below and is named first, 12 pixels away at 45 degrees; the other at the next free place.
-    assert names["2"] == pytest.approx((70 + 12 * math.sqrt(0.5), 60 - 12 * math.sqrt(0.5)), abs=0.06)
-    assert names["1"] == pytest.approx((70 + 12 * math.sqrt(0.5), 60 + 12 * math.sqrt(0.5)), abs=0.06)
+    # What is not filled lies below and is named first: 12 pixels to the right, the nearest place beside the dot, whose
+    # half and that of a digit are 10 pixels wide together. The other number is on the left.
+    assert names == {"2": (82, 60), "1": (58, 60)}
 
 
 def test_numbers_of_a_crowd_cover_nothing() -> None:
