@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import left_padded
+from settings_checks import check_recorded
 from tiny_models import PAD, enliven, prompts, tiny_config, tiny_language_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -272,3 +273,7 @@ def test_padding_gets_no_gradient_in_the_table() -> None:
     assert grad is not None
     assert not grad[PAD].any()
     assert grad[3].any()
+
+
+def test_fields_that_a_folder_lacks_mean_what_they_meant() -> None:
+    check_recorded(UnspokenConfig)

@@ -109,3 +109,18 @@ def test_few_problems_are_answered_one_by_one_where_that_takes_long(
     asked.clear()
     assert list(seconds(respond, problems, 2, alone=False)) == ["seconds_batched"]
     assert asked == [(keys, 2)]
+
+
+def test_seconds_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, sizes = [0.0], []
+
+    def respond(problems: Problems, batch_size: int) -> None:
+        sizes.append((len(problems), batch_size))
+        clock[0] += 3.0 + len(sizes) if batch_size == 1 else 64.0
+
+    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", 20)
+    monkeypatch.setattr("unspoken.evaluation.cost.time.perf_counter", lambda: clock[0])
+    found = seconds(respond, TASK.sample("test", range(130)), 50, alone=True)
+    # Alone they take 4 and 5 and 6 seconds, with which ten seconds are over; 128 problems in batches take 64.
+    assert sizes == [(1, 1)] * 3 + [(128, 50)]
+    assert found == {"seconds_alone": 5.0, "seconds_batched": 0.5}

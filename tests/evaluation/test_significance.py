@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from unspoken.evaluation.significance import bootstrap_means, interval, paired_difference, rate
+from unspoken.evaluation import significance
+from unspoken.evaluation.significance import (
+    bootstrap_means,
+    interval,
+    paired_difference,
+    rate,
+    ratio,
+    ratios_of_counts,
+    seed_means,
+)
 
 
 def test_a_perfect_score_still_has_an_interval():
@@ -104,3 +113,61 @@ def test_samples_that_are_kept_are_those_of_a_fresh_generator(seeds):
     for _ in range(2):
         np.testing.assert_allclose(bootstrap_means(values, draws=20, seed=5), expected)
     assert not np.allclose(bootstrap_means(values, draws=20, seed=6), expected)
+
+
+@pytest.mark.parametrize(
+    ("right", "of", "low", "high"),
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_the_interval_of_one_seed_is_wilsons(right, of, low, high):
+    found = rate((np.arange(of) < right)[None].astype(float))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=6e-5)
+    assert (found.mean, found.seeds, found.problems) == (right / of, [right / of], of)
+
+
+def test_seeds_that_disagree_count_as_fewer_problems():
+    # Rates 0.4 and 0.6: their variance, 0.02, is eight times the 0.25 / 100 of independent problems.
+    outcomes = (np.arange(100) < np.array([[40], [60]])).astype(float)
+    half = 1.959964 * np.sqrt(0.25 / 25 + 1.959964**2 / (4 * 25**2)) / (1 + 1.959964**2 / 25)
+    found = rate(outcomes)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    # No fewer than one problem a seed, and no more than there are where seeds agree.
+    apart = rate(np.array([[0.0] * 50, [1.0] * 50]))
+    half = 1.959964 * np.sqrt(0.25 / 2 + 1.959964**2 / 16) / (1 + 1.959964**2 / 2)
+    assert (apart.low, apart.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    alike = rate((np.arange(100) < 50)[None].repeat(2, axis=0).astype(float))
+    half = 1.959964 * np.sqrt(0.25 / 200 + 1.959964**2 / (4 * 200**2)) / (1 + 1.959964**2 / 200)
+    assert (alike.low, alike.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+
+
+def test_percentiles_and_p_values_by_hand():
+    found = significance.tested(0.5, np.arange(-100, 901) / 1000)
+    # 101 of 1001 draws are not above zero; one is added to both counts.
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, -0.075, 0.875))
+    assert found.p == pytest.approx(2 * 102 / 1002)
+    assert significance.tested(-0.5, -np.arange(-100, 901) / 1000).p == found.p
+    assert significance.tested(0.0, np.array([-1.0, 1.0])).p == 1
+    assert significance.tested(0.0, np.zeros(9)).p == 1
+    # 5,000 draws, none of which is on the other side.
+    certain = paired_difference(np.ones((2, 5)), np.zeros((2, 5)))
+    assert (certain.mean, certain.low, certain.high, certain.p) == pytest.approx((1, 1, 1, 2 / 5001))
+
+
+def test_ratios_leave_out_draws_without_a_denominator():
+    found = ratio(3.0, 4.0, np.array([1.0, 9.0, 1.0]), np.array([2.0, 0.0, 2.0]))
+    assert found == {"mean": 0.75, "low": 0.5, "high": 0.5}
+    assert ratio(3.0, 0.0, np.ones(2), np.ones(2)) is None
+    counts = np.random.default_rng(0).integers(1, 9, (2, 5, 3)).astype(float)
+    of = ratios_of_counts(counts, ["a", "b", "c"])
+    assert of("c", "a") == ratios_of_counts(counts, ["a", "b", "c"], draws=2000, seed=0)("c", "a")
+    drawn = bootstrap_means(counts, draws=2000)
+    means = counts.mean(axis=(0, 1))
+    assert of("c", "a") == ratio(means[2], means[0], drawn[:, 2], drawn[:, 0])
+
+
+def test_means_over_seeds_keep_the_seeds():
+    assert seed_means([{"rate": 1.0, "steps": [0, 4]}, {"rate": 2.0, "steps": [2, 8]}]) == {
+        "rate": {"mean": 1.5, "seeds": [1.0, 2.0]},
+        "steps": {"mean": [1.0, 6.0], "seeds": [[0, 4], [2, 8]]},
+    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 from tiny_words import PROMPT_FORMAT, TASK, saved, table_rows, tiny_word_system
 
+from unspoken.chain import StopReason
 from unspoken.evaluation.answering import Graded, answer
 from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.seeds import SeedModels
@@ -193,3 +194,31 @@ def test_a_baseline_that_was_not_measured_compares_nothing(seeds: list[SeedModel
     assert (results["baseline"], results["differences"], results["probes"]) == (None, {}, {})
     assert list(results["tests"]) == ["test"]
     assert lines == ["seed 3  latent: 2 problems of test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted(Asked):
+    """Every chain stopped for a reason of the test's."""
+
+    reasons: tuple[StopReason, ...]
+
+    def answer(self, system: System, problems: Problems, batch_size: int) -> Graded | None:
+        given = super().answer(system, problems, batch_size)
+        assert given is not None
+        return replace(given, chain=replace(given.chain, stop=torch.tensor(self.reasons)))
+
+
+@pytest.mark.parametrize(
+    ("reasons", "ended"),
+    [
+        ((StopReason.END, StopReason.CAP, StopReason.CERTAIN, StopReason.CAP), [0.25]),
+        ((StopReason.END, StopReason.END, StopReason.FIXED, StopReason.END), [0.75]),
+        ((StopReason.FIXED,) * 4, []),
+    ],
+)
+def test_chains_of_fixed_length_have_no_rate_of_ends(reasons: tuple[StopReason, ...], ended: list[float]) -> None:
+    settings: dict[str, Any] = {"task": TASK, "prompt_format": PROMPT_FORMAT, "max_answer": 3}
+    asked = Planted(**settings, problems=4, batch_size=4, reasons=reasons)
+    test, system = loop.TestSet(TASK.sample("test", np.arange(4))), tiny_word_system(top_k=1, max_latents=4)
+    assert test.answer(system, asked, timed=False, alone=False) is not None
+    assert test.ended[system.name] == ended

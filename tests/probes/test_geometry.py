@@ -44,6 +44,8 @@ def test_every_chain_is_measured_and_averaged_over_seeds() -> None:
     plane = entry["plane"]
     assert len(plane["hidden"]) == len(states[0])
     assert len(plane["embeddings"]) == len(rows[0])
+    values = [value for cloud in ("hidden", "embeddings") for point in plane[cloud] for value in point]
+    assert values == [round(value, 4) for value in values] != [round(value, 3) for value in values]
     section = PROBE.section({"probes": {"geometry": summary}})
     assert section is not None
     body = to_html(section.blocks)

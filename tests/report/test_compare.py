@@ -18,6 +18,8 @@ from words_results import words_results
 from unspoken.draw.charts import Axis, Frame, Mark, scatter
 from unspoken.draw.page import to_html
 from unspoken.evaluation.outcomes import fingerprint_of, outcomes_of, packed, unpacked
+from unspoken.evaluation.significance import Difference
+from unspoken.report import compare
 from unspoken.report.compare import comparisons, cost_blocks, frontier, holm, problem_sets, reference
 from unspoken.report.page import render
 
@@ -223,3 +225,15 @@ def test_numbers_of_points_in_one_place_do_not_cover_each_other() -> None:
     assert all(math.dist(centre, dot) > 9 for centre in centres)
     # What is on the frontier is drawn over the rest.
     assert drawing.rindex('class="dot') > drawing.rindex('class="ring')
+
+
+@pytest.mark.parametrize(
+    ("corrected", "low", "classes"),
+    [(0.049, 0.1, ""), (0.05, 0.1, "muted"), (0.3, 0.1, "muted"), (0.049, 0.0, "muted"), (0.049, -0.1, "muted")],
+)
+def test_grey_is_what_the_data_cannot_tell_from_zero(corrected: float, low: float, classes: str) -> None:
+    entry: Any = None
+    found = Difference(mean=0.2, low=low, high=0.3, p=0.001)
+    one = compare.Comparison(entry=entry, seeds=3, difference=found, holm=corrected)
+    assert compare._faint(one) == classes
+    assert compare._faint(None) == "muted"

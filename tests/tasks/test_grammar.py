@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from settings_checks import check_defaults
 
 from unspoken.tasks.context_free import EOS, FIRST_TERMINAL, PAD, Grammar
 from unspoken.tasks.grammar import GrammarConfig, GrammarProblems, GrammarTask
@@ -415,3 +416,7 @@ def test_the_fingerprint_names_settings_and_rules() -> None:
     other = GrammarTask(TASK.config)
     other.grammar = GrammarConfig(levels=3, grammar_seed=1).build().grammar
     assert other.fingerprint != TASK.fingerprint
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(GrammarConfig, "recipes.md", prefix="task.", kind="grammar")

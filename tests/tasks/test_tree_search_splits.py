@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from printed_trees import read_printed
+from settings_checks import check_defaults
 
 from unspoken.tasks import TreeProblems, TreeSearchConfig, TreeSearchTask
 from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS
@@ -149,3 +150,7 @@ def test_the_hash_does_not_see_the_target() -> None:
 def test_there_are_enough_names_for_the_deepest_tree() -> None:
     assert isinstance(TreeSearchConfig(depth=4).build(), TreeSearchTask)
     assert TreeSearchConfig(depth=4).build().nodes == len(LETTERS)
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(TreeSearchConfig, "recipes.md", prefix="task.")

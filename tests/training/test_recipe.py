@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from settings_checks import check_defaults, check_ranges
 
-from unspoken.training.recipe import Recipe, dump, load, parse, shipped
+from unspoken.methods.coupled.stages import NextToken
+from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
+from unspoken.training.recipe import Evaluation, Recipe, Stage, dump, load, parse, shipped
 
 SHIPPED = [(name, size) for name, size, _ in shipped()]
 WORKED = """
@@ -132,3 +137,34 @@ def test_the_replay_of_the_published_code_has_its_settings() -> None:
     shape = recipe.stage("encoder").objective.shape
     assert (shape.rate, shape.top_k, shape.readout, shape.positions) == (2, 10, "table", "two_track")
     assert "differs" in recipe.summary
+
+
+def test_defaults_are_those_of_the_pages() -> None:
+    pages = ("recipes.md", "methods/latent_sft.md")
+    parts = {Recipe: "", Stage: "", Evaluation: "evaluation.", LoRA: "lora.", StackShape: "backbone."}
+    for settings, prefix in {**parts, Optimizer: "optimizer.", TalkerShape: "talker."}.items():
+        check_defaults(settings, *pages, prefix=prefix)
+
+
+def test_settings_end_where_they_say() -> None:
+    parts = ("problems", "validation_problems", "batch_size", "max_latents", "max_answer")
+    check_ranges(Evaluation, {name: ([1], [0]) for name in parts})
+    shares: dict[str, Any] = {"rank": ([1], [0]), "dropout": ([0.0, 0.99], [-0.01, 1.0])}
+    check_ranges(LoRA, shares)
+    moves: dict[str, Any] = {"weight_decay": ([0.0], [-0.01]), "warmup_steps": ([0], [-1]), "clip": ([1e-6], [0.0])}
+    rates: dict[str, Any] = {"lr": ([1e-9], [0.0]), "lr_rest": ([1e-9, None], [0.0])}
+    pairs: tuple[Any, Any] = ([(0.0, 0.999)], [(0.9,), (0.9, 0.95, 0.99), (1.0, 0.9), (0.9, 1.0), (-0.01, 0.9)])
+    check_ranges(Optimizer, {**moves, "betas": pairs})
+    for name, (allowed, refused) in rates.items():
+        for value in allowed:
+            assert getattr(Optimizer(**{name: value}), name) == value
+        for value in refused:
+            with pytest.raises(ValueError, match="must be positive"):
+                Optimizer(**{name: value})
+    check_ranges(Optimizer, {"lr": ([0.01], [0.0101])}, name="adamw")
+    stage = partial(Stage, name="one", objective=NextToken(), optimizer=Optimizer(schedule="constant"))
+    check_ranges(stage, {"steps": ([1], [0])})
+    counts: dict[str, Any] = {"batch_size": ([1], [0]), "evaluate_every": ([1], [0])}
+    check_ranges(stage, {**counts, "stop_at": ([1e-6, 1.0], [0.0, 1.01])}, steps=1)
+    blocks = {"attention_size": 8, "intermediate_size": 8, "layers": 1, "heads": 1}
+    check_ranges(TalkerShape, {"encoder_layers": ([1], [0])}, variant="dual", **blocks)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conformance import left_padded
+from settings_checks import check_defaults, check_ranges
 from tiny_hub import save_hub_folder
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch import Tensor
@@ -217,3 +218,13 @@ def test_recipes_ask_for_them_by_name() -> None:
         load("tree-search", "tiny", ["evaluation.reasonings=[{kind: budget_forcing, budget: 4}]"])
     with pytest.raises(ValueError, match="budget is missing"):
         load("arithmetic", "tiny", ["evaluation.reasonings=[{kind: budget_forcing}]"])
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    for way in (NoThink, BudgetForcing):
+        check_defaults(way, "methods/budget_forcing.md", kind=way.kind)
+
+
+def test_settings_end_where_they_say() -> None:
+    check_ranges(BudgetForcing, {"budget": ([3, 4], [2]), "least": ([0, 3], [-1])}, budget=3, least=3)
+    assert BudgetForcing(budget=0).budget == 0

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
 from torch import Tensor
@@ -204,3 +206,23 @@ def test_a_batch_of_nothing_and_a_debt_of_latents_are_refused() -> None:
         batch_of([], pad_id=PAD)
     with pytest.raises(ValueError, match="a row has -1 latents"):
         Row(prompt=(3,), latents=-1, end=(7,), text=(1,))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Coconut, "methods/coconut.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    shape: dict[str, Any] = {"replaced": ([0, 1], [-1]), "latents_per_step": ([1], [0])}
+    check_ranges(Coconut, {**shape, "mixed": ([0.0, 1.0], [-0.01, 1.01])}, replaced=1)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-sim-cot", "first") == "4366da115d11"
+    assert batch_digest("arithmetic-sim-cot", "coconut") == "394a40384fad"
+    assert batch_digest("arithmetic-sim-cot", "coconut", "stages.coconut.objective.mixed=0.5") == "407a4d3be66a"
+    assert batch_digest("grammar", "coconut") == "c057c8668ee7"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-sim-cot tiny", "grammar tiny")

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file, save_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
@@ -25,6 +27,7 @@ from unspoken.methods import catalogue
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.codi.configuration import CodiConfig
 from unspoken.methods.codi.model import CodiForCausalLM
 from unspoken.methods.codi.stages import Codi
 from unspoken.methods.distillation_loss import batch_of, before_value, distances
@@ -505,3 +508,23 @@ def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-codi", "tiny")
     assert {made.steps(made.stage(name)) for name in ("cot", "answer_only", "codi")} == {300}
     assert {made.stage(name).start for name in ("cot", "answer_only", "codi")} == {"pretrain"}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Codi, "methods/codi.md")
+    check_recorded(CodiConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    weights: dict[str, Any] = {name: ([0.0], [-0.01]) for name in ("distance_weight", "teacher_weight")}
+    check_ranges(Codi, {**weights, "latents": ([0], [-1])})
+    check_ranges(Projection, {"width": ([1], [0]), "dropout": ([0.0, 0.99], [-0.01, 1.0])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-codi", "codi") == "8b6108265198"
+    assert batch_digest("arithmetic-codi", "codi", "stages.codi.objective.last_step=false") == "67edf9981bd5"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-codi tiny")

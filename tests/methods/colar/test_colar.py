@@ -14,7 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, ReasonerConformance, left_padded
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
@@ -490,3 +492,22 @@ def test_places_of_a_batch_are_those_before_its_targets() -> None:
 def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-colar", "tiny")
     assert {made.steps(made.stage(name)) for name in ("colar", "cot_longer", "answer_only")} == {300}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Colar, "methods/colar.md")
+    check_recorded(ColarConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    weights: dict[str, Any] = {name: ([0.0], [-0.01]) for name in ("token_weight", "latent_weight")}
+    check_ranges(Colar, {**weights, "floor": ([1e-6], [0.0]), "head_width": ([1], [0, -1])})
+    check_ranges(Colar, {"compression": ([1, 3], [0, 4])}, max_compression=3)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-colar", "colar") == "12733afcce29"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-colar tiny")

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
 
@@ -105,3 +107,21 @@ def test_scores_at_supervised_places_give_the_same_loss_and_gradients(family: st
     # A place too few is no smaller loss, but an error.
     with pytest.raises(ValueError, match="batch_size"):
         learn({**BATCH, "supervised": torch.tensor([1, 2])})
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(NextToken, "recipes.md", "methods/latent_sft.md", kind="next_token")
+
+
+def test_settings_end_where_they_say() -> None:
+    check_ranges(NextToken, {"questions": ([1], [0])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic", "cot") == "d593b1e81703"
+    assert batch_digest("arithmetic", "answer_only") == "f617ee171ae7"
+    assert batch_digest("tree-search", "pretrain") == "5fc6aff32e17"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("tree-search tiny", "tree-search-ambiguous tiny")

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from conformance import CausalConformance, left_padded
 from faults import StopAt
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train, weights
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -484,3 +486,23 @@ def test_a_plan_counts_what_is_left_of_the_chains() -> None:
 def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
     made = recipes.load("arithmetic-icot", "small")
     assert made.steps(made.stage("answer_only")) == made.steps(made.stage("cot")) + made.steps(made.stage("icot"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Icot, "methods/icot.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    counts: dict[str, Any] = {"pretrain_steps": ([0], [-1]), "remove_all_beyond": ([0], [-1])}
+    others = {"steps_per_token": 1, "pretrain_steps": 0}
+    check_ranges(Icot, {**counts, "steps_per_token": ([1], [0]), "smoothing": ([1e-6], [0.0])}, **others)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-icot", "icot", size="small") == "cb96d29e28e3"
+    changes = ("stages.icot.objective.from_right=true", "stages.icot.objective.eos_separators=false")
+    assert batch_digest("arithmetic-icot", "icot", *changes, size="small") == "d78741e571ca"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-icot small")

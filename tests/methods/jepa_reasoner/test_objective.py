@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges, check_recorded
 from torch import Tensor
 
+from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.objective import (
     best_constant_loss,
     collapsed,
@@ -224,3 +228,22 @@ def test_places_of_a_talker_are_those_of_the_answer_packed_to_the_left() -> None
     batch["attention_mask"][0, 1] = 0
     assert talker_places(batch)["places"].tolist() == [0, 1, 2]
     assert talker_places(batch)["length"] == 2
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(SST, "recipes.md", kind="sst")
+    check_recorded(JepaReasonerConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    rollouts: dict[str, Any] = {"rollout_latents": ([0], [-1]), "rollout_passes": ([1], [0])}
+    check_ranges(SST, {**rollouts, "k": ([1e-6], [0.0]), "momentum": ([0.0, 1.0], [-0.01, 1.01])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("grammar", "sst") == "fc60ffd7f664"
+    assert batch_digest("grammar", "talker") == "b8588b3e2e0f"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("tree-search tiny", "prose tiny")

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import PAD, VOCABULARY, tiny_language_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -410,3 +412,25 @@ def test_noise_that_means_nothing_is_refused(how: dict[str, float]) -> None:
 def test_labels_are_of_at_least_one_problem() -> None:
     with pytest.raises(ValueError, match="rows is 0"):
         Labels(rows=0)
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    for stage in (Stage1, Labels, Stage2):
+        check_defaults(stage, "methods/latent_sft.md", kind=stage.kind)
+    check_defaults(LatentShape, "methods/latent_sft.md", prefix="shape.")
+    check_recorded(LatentSFTConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    check_ranges(LatentShape, {"rate": ([1], [0]), "top_k": ([1], [0]), "temperature": ([1e-6], [0.0])})
+    check_ranges(Labels, {"rows": ([1], [0])})
+    check_ranges(Stage1, {"hint": ([0.0], [-0.01])}, train="union")
+    check_ranges(Stage2, {"rollout_latents": ([0], [-1]), "rollout_passes": ([1], [0])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic", "encoder") == "5b5a4d1dad25"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic tiny", "cups small")

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
 from latent_models import MARKERS, SPANS, around, assert_same_gradients, gradients, outputs_of
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -24,6 +26,7 @@ from unspoken.chain import StopReason
 from unspoken.evaluation.cost import counted
 from unspoken.methods import catalogue
 from unspoken.methods.loading import load_model
+from unspoken.methods.lotus.configuration import LotusConfig
 from unspoken.methods.lotus.model import LotusForCausalLM
 from unspoken.methods.lotus.objective import batch_of
 from unspoken.methods.lotus.stages import Lotus
@@ -317,3 +320,22 @@ def test_the_shipped_recipe_trains_answers_alone_as_long() -> None:
     assert made.steps(made.stage("answer_only")) == sum(
         made.steps(made.stage(name)) for name in ("cot", "loop", "lotus")
     )
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Lotus, "methods/lotus.md")
+    check_recorded(LotusConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    counts: dict[str, Any] = {"replaced": ([1], [0]), "latents_per_step": ([1], [0]), "iterations": ([0], [-1])}
+    check_ranges(Lotus, {**counts, "latent_weight": ([0.0], [-0.01])}, replaced=1)
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-lotus", "loop") == "88705d43e167"
+    assert batch_digest("arithmetic-lotus", "lotus") == "fbf29b220988"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-lotus tiny")

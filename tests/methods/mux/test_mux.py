@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
+from recorded import batch_digest, check_plans
+from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import FAMILIES, PAD, VOCABULARY, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -128,3 +130,21 @@ def test_a_refusal_is_one_line(make: Any, message: str) -> None:
 def test_the_shipped_recipe_trains_each_as_long() -> None:
     made = recipes.load("arithmetic-mux", "tiny")
     assert made.steps(made.stage("mux")) == made.steps(made.stage("codi"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Mux, "methods/mux.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    ranges: dict[str, Any] = {"decay": ([1e-6, 1.0], [0.0, 1.01]), "temperature": ([1e-6], [0.0])}
+    check_ranges(Mux, {**ranges, "weight": ([1e-6], [0.0])}, carrier=Codi())
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-mux", "mux") == "9013dd29b203"
+    assert batch_digest("arithmetic-mux", "mux", "stages.mux.objective.random_cuts=false") == "735c637b3601"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-mux tiny")

@@ -15,7 +15,9 @@ import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
 from latent_models import MARKERS, SPANS, gradients
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file, save_file
+from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
@@ -433,3 +435,20 @@ def test_one_line_says_what_is_wrong(make: Any, message: str) -> None:
 def test_without_chains_between_markers_there_is_nothing_to_pause_in() -> None:
     assert "pause" in recipes.learnable(recipe().task)
     assert "pause" not in recipes.learnable(TreeSearchConfig())
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Pause, "methods/pause.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    check_ranges(Pause, {"pauses": ([0], [-1]), "replaced": ([0, 1], [-1])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-codi", "pause") == "4a97f5653d4e"
+    assert batch_digest("arithmetic-codi", "filler") == "878fea6ce266"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-codi tiny")

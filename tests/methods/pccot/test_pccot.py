@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from conformance import CAP, LatentConformance, left_padded
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file, save_file
+from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
 from torch import Tensor
@@ -564,3 +566,20 @@ def test_the_shipped_recipe_trains_each_baseline_as_long() -> None:
     made = recipes.load("arithmetic-pccot", "tiny")
     assert {made.steps(made.stage(name)) for name in ("cot", "answer_only", "pccot")} == {300}
     assert {made.stage(name).start for name in ("cot", "answer_only", "pccot")} == {"pretrain"}
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(Pccot, "methods/pccot.md")
+    check_recorded(PccotConfig)
+
+
+def test_settings_end_where_they_say() -> None:
+    check_ranges(Pccot, {"latents": ([1], [0]), "iterations": ([0], [-1])})
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-pccot", "pccot") == "54ddf5911a57"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-pccot tiny")

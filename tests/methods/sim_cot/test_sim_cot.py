@@ -11,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
+from recorded import batch_digest, check_plans
 from safetensors.torch import load_file
+from settings_checks import check_defaults
 from tiny_drills import drilled
 from tiny_models import END, FAMILIES, PAD, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train
@@ -249,3 +251,18 @@ def test_the_shipped_recipe_trains_each_as_long() -> None:
     made = recipes.load("arithmetic-sim-cot", "tiny")
     assert made.steps(made.stage("sim_cot")) == made.steps(made.stage("codi"))
     assert made.steps(made.stage("sim_coconut")) == made.steps(made.stage("coconut"))
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(SimCot, "methods/sim_cot.md")
+
+
+def test_what_is_read_is_what_recorded_runs_read() -> None:
+    assert batch_digest("arithmetic-sim-cot", "sim_cot") == "3cd4844ce47d"
+    assert batch_digest("arithmetic-sim-cot", "sim_coconut") == "5ba9d7ba63cb"
+    pseudo = batch_digest("arithmetic-sim-cot", "sim_cot", "stages.sim_cot.objective.pseudo_steps=true")
+    assert pseudo == "143dd3c2d1f5"
+
+
+def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+    check_plans("arithmetic-sim-cot tiny")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
+from settings_checks import check_defaults, check_ranges
 from tiny_models import FAMILIES, prompts, tiny_language_model
 from tiny_words import TEXT_FORMAT
 from torch import Tensor
@@ -198,3 +199,13 @@ def test_the_cold_stop_closes_a_chain_that_has_been_certain_for_long(family: str
 def test_numbers_out_of_range_are_refused(wrong: Any) -> None:
     with pytest.raises(ValueError, match="the level is positive, patience at least 1"):
         SoftThinking(**wrong)
+
+
+def test_defaults_are_those_of_the_page() -> None:
+    check_defaults(SoftThinking, "methods/soft_thinking.md")
+
+
+def test_settings_end_where_they_say() -> None:
+    counts: dict[str, Any] = {"patience": ([1], [0]), "seed": ([0], [-1])}
+    check_ranges(SoftThinking, {**counts, "noise_level": ([1e-6], [0.0]), "entropy_threshold": ([0.0], [-0.01])})
+    check_ranges(Filter, {"top_k": ([1], [0]), "top_p": ([1e-6, 1.0], [0.0, 1.01]), "min_p": ([0.0], [-0.01, 1.0])})

@@ -90,7 +90,8 @@ class Colar(DecoderObjective):
                 f"compression is {self.compression} and max_compression {self.max_compression}; compression is from "
                 "1 to max_compression"
             )
-        if min(self.token_weight, self.latent_weight) < 0 or self.floor <= 0 or (self.head_width or 1) < 1:
+        widths = () if self.head_width is None else (self.head_width,)
+        if min(self.token_weight, self.latent_weight) < 0 or min((self.floor, *widths)) <= 0:
             raise ValueError(
                 f"token_weight is {self.token_weight}, latent_weight {self.latent_weight}, floor {self.floor} and "
                 f"head_width {self.head_width}; weights are not negative, and the others are positive"

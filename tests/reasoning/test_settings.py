@@ -1,0 +1,79 @@
+"""Settings of steps and chains: defaults that the papers and the pages state, and ends of ranges."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from settings_checks import check_ranges, documented
+
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
+from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.soft_steps import Filter, SoftReasoner
+from unspoken.reasoning.superposition import choose, heaviest, perturb, positions_at_once, rows_at_once
+
+SOFT = {name: value for (name, _), value in documented("methods/soft_thinking.md").items()}
+SUPERPOSED = {name: value for (name, _), value in documented("methods/latent_sft.md").items()}
+
+
+def defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
+
+
+def test_soft_thinking_filters_nothing_and_draws_nothing_unless_asked() -> None:
+    given = Filter()
+    assert (given.top_k, given.top_p, given.min_p) == (SOFT["filter_top_k"], SOFT["top_p"], SOFT["min_p"])
+    assert (
+        defaults(SoftReasoner).items()
+        >= {
+            "mixture_noise": SOFT["noise"],
+            "level": SOFT["noise_level"],
+            "certain_below": SOFT["entropy_threshold"],
+            "seed": SOFT["seed"],
+        }.items()
+    )
+
+
+def test_noise_on_superpositions_is_the_published_one() -> None:
+    names = ("scale", "temperature", "lowest", "highest")
+    published = {name: SUPERPOSED[f"noise.{name}"] for name in names}
+    # The published code gives up after a hundred draws.
+    assert defaults(perturb) == {**published, "attempts": 100}
+    assert defaults(choose) == {"temperature": SUPERPOSED["shape.temperature"]}
+
+
+def test_a_folder_without_settings_means_the_documented_ones() -> None:
+    settings = LatentGenerationConfig(open_ids=(1,), end_ids=(2,))
+    assert (settings.top_k, settings.temperature) == (SUPERPOSED["shape.top_k"], SUPERPOSED["shape.temperature"])
+    assert (settings.max_latents, settings.fixed) == (SUPERPOSED["evaluation.max_latents"], False)
+    ranges: dict[str, Any] = {"top_k": ([1, None], [0]), "temperature": ([1e-6], [0.0]), "max_latents": ([0], [-1])}
+    check_ranges(LatentGenerationConfig, ranges, open_ids=(1,), end_ids=(2,))
+
+
+def test_a_chain_ends_by_its_own_rule_unless_asked() -> None:
+    rule = StopRule(max_latents=3)
+    assert (rule.fixed, rule.min_latents, rule.continuation, rule.patience) == (False, 0, (), 0)
+    check_ranges(StopRule, {name: ([0], [-1]) for name in ("max_latents", "min_latents", "patience")}, max_latents=0)
+
+
+def test_a_sampler_takes_the_most_likely_token_unless_asked() -> None:
+    sampler = Sampler()
+    assert (sampler.temperature, sampler.top_p) == (0, 1)
+    check_ranges(Sampler, {"temperature": ([0.0, 1e-6], [-0.01]), "top_p": ([1e-6, 1.0], [0.0, 1.01])})
+
+
+def test_tensors_of_one_time_are_of_half_a_gibibyte_and_a_chain_keeps_256_entries() -> None:
+    # In float32; of scores at most 1,024 positions.
+    assert rows_at_once(1000) * 1000 * 4 <= 2**29 < (rows_at_once(1000) + 1) * 1000 * 4
+    assert (rows_at_once(0), rows_at_once(2**40)) == (2**27, 1)
+    assert (positions_at_once(1000), positions_at_once(2**20), positions_at_once(2**40)) == (1024, 128, 1)
+    weights, ids = torch.rand(2, 300), torch.arange(300).expand(2, -1)
+    kept, places = heaviest(weights, ids)
+    assert kept.shape == (2, 256)
+    assert kept[:, -1].min() >= 0
+    assert torch.equal(weights.gather(-1, places), kept)
+    assert torch.equal(weights.sort(descending=True).values[:, :256], kept)
+    assert torch.equal(heaviest(weights[:, :256], ids[:, :256])[1], ids[:, :256])
