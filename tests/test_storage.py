@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_recipe import one_stage, quiet_train
@@ -82,6 +84,32 @@ def test_a_temporary_name_is_never_the_same_and_never_opened_twice(
     with pytest.raises(FileExistsError):
         write_text(tmp_path / "facts", "new")
     assert untouched(victim)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [],
+        {"empty": {}, "none": [], "text": "a ]\n[ b, \u2028 {", "curve": [0.1] * 200, "pairs": [["a", 0.5]] * 30},
+        {1: [{"x": None, "y": True}] * 20, None: ({"long": "x" * 200},), 0.5: [[[1, 2], [3]] * 30]},
+    ],
+)
+def test_json_is_read_as_it_was_written(tmp_path: Path, content: Any) -> None:
+    write_json(tmp_path / "facts", content)
+    assert read_json(tmp_path / "facts") == json.loads(json.dumps(content))
+
+
+def test_json_has_an_entry_a_line_but_curves_and_what_is_short_on_one(tmp_path: Path) -> None:
+    write_json(
+        tmp_path / "facts", {"curve": [0.125] * 50, "system": {"mean": 1, "low": [{}]}, "many": [{"x": "y" * 120}] * 2}
+    )
+    lines = read_text(tmp_path / "facts").splitlines()
+    assert [line.strip()[:12] for line in lines] == [
+        "{", '"curve": [0.', '"system": {"', '"many": [', "{", '"x": "yyyyyy', "},", "{", '"x": "yyyyyy', "}", "]", "}",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "facts", {"far": [float("inf")]})
 
 
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

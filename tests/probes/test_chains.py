@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system, word_view
 
 from unspoken.draw.page import to_html
 from unspoken.draw.section import Fold
+from unspoken.evaluation.results import upgraded
 from unspoken.probes.chains import ChainsProbe
 from unspoken.probes.probe import View
 from unspoken.reasoning.teacher import Teacher
@@ -33,20 +36,24 @@ def view(teacher_rate: int | None = None, *, right: list[bool] = RIGHT, **settin
 
 def test_two_right_chains_and_a_wrong_one_are_written_out() -> None:
     looked_at = view()
-    entries = PROBE.measure(looked_at)
-    assert entries is not None
-    json.dumps(entries, allow_nan=False)
-    assert [(entry["kind"], entry["correct"]) for entry in entries] == [("right", True)] * 2 + [("wrong", False)]
+    reading = PROBE.measure(looked_at)
+    assert reading is not None
+    json.dumps(reading, allow_nan=False)
+    entries = reading["examples"]
+    found = [(entry["kind"], entry["correct"]) for entry in entries[:3]]
+    assert found == [("right", True)] * 2 + [("wrong", False)]
     problems, chain = looked_at.problems, looked_at.graded.chain
     assert chain.support_ids is not None and chain.support_weights is not None
     tokenizer = PROMPT_FORMAT.tokenizer
-    for entry, row in zip(entries, (1, 3, 0), strict=True):
+    # Then the others in their order.
+    for entry, row in zip(entries, (1, 3, 0, 2, 4, 5), strict=True):
         assert entry["question"] == problems.select([row])[0].question  # type: ignore[index]
         assert entry["response"] == PROMPT_FORMAT.decode(looked_at.graded.tokens[row : row + 1])[0]
         assert len(entry["steps"]) == int(chain.lengths[row])
         for step, weights, ids in zip(entry["steps"], chain.support_weights[row], chain.support_ids[row], strict=False):
-            assert [token for token, _ in step["tokens"]] == [tokenizer.decode([int(token)]) for token in ids[:5]]
-            assert [weight for _, weight in step["tokens"]] == pytest.approx(weights[:5].tolist(), abs=1e-4)
+            kept = weights[:5] >= 0.005
+            assert [token for token, _ in step["tokens"]] == [tokenizer.decode([int(one)]) for one in ids[:5][kept]]
+            assert [weight for _, weight in step["tokens"]] == pytest.approx(weights[:5][kept].tolist(), abs=1e-3)
             assert step["entropy"] == pytest.approx(float(-(weights * weights.log()).nansum()), abs=1e-3)
         assert entry["chunks"] == [], "nothing cut the chains that it learned from"
 
@@ -54,9 +61,9 @@ def test_two_right_chains_and_a_wrong_one_are_written_out() -> None:
 @pytest.mark.parametrize(("settings", "rate", "tokens"), [({}, 2, 2), ({"top_k": 1}, None, 1)])
 def test_the_explicit_chain_is_cut_as_training_cuts_it(settings: Any, rate: int | None, tokens: int) -> None:
     looked_at = view(rate, **settings)
-    entries = PROBE.measure(looked_at)
-    assert entries is not None
-    for entry, row in zip(entries, (1, 3, 0), strict=True):
+    reading = PROBE.measure(looked_at)
+    assert reading is not None
+    for entry, row in zip(reading["examples"][:3], (1, 3, 0), strict=True):
         explicit = list(TASK.spans(looked_at.problems.select([row]), PROMPT_FORMAT)[0].chain)
         cut = [explicit[at : at + tokens] for at in range(0, len(explicit), tokens)]
         assert entry["chunks"] == [PROMPT_FORMAT.tokenizer.decode(piece) for piece in cut]
@@ -66,25 +73,73 @@ def test_examples_are_of_the_first_seed_and_of_chains_with_tokens() -> None:
     assert PROBE.measure(replace(view(), first_seed=False)) is None
     assert PROBE.measure(view(max_latents=0)) is None
     nothing_wrong = PROBE.measure(view(right=[True] * 6))
-    assert nothing_wrong is not None and [entry["kind"] for entry in nothing_wrong] == ["right", "right"]
+    assert nothing_wrong is not None and [entry["kind"] for entry in nothing_wrong["examples"]] == ["right"] * 6
     assert PROBE.applies(tiny_word_system(), TASK)
     assert not PROBE.applies(tiny_word_system(), TreeSearchConfig(depth=2).build()), "the answer itself is the chain"
+
+
+def test_fifty_chains_of_what_reasons_in_latents_are_kept_and_three_of_the_others() -> None:
+    many = word_view(tiny_word_system("llama"), problems=60)
+    reading = PROBE.measure(many)
+    assert reading is not None
+    assert len(reading["examples"]) in (50, 51), "the first wrong or right one may lie beyond the fifty"
+    assert all(len(entry["at"]) == len(entry["steps"]) for entry in reading["examples"])
+    other_way = PROBE.measure(replace(many, as_trained=False))
+    assert other_way is not None and len(other_way["examples"]) <= 3 and other_way["plane"] is None
+
+
+def test_a_latent_lies_between_the_rows_that_it_is_mixed_of() -> None:
+    looked_at = view()
+    reading = PROBE.measure(looked_at)
+    assert reading is not None
+    chain, table = looked_at.graded.chain, looked_at.system.model.get_input_embeddings().weight.detach()
+    latents = chain.latents[1, : int(chain.lengths[1])]
+    names = reading["plane"]["names"]
+    tokenizer = PROMPT_FORMAT.tokenizer
+    rows = torch.stack([table[tokenizer.encode(name, add_special_tokens=False)[0]] for name in names])
+    # A plane keeps differences of points: those of latents are seen as those of their shadows, never longer.
+    shadows = torch.cdist(torch.tensor(reading["examples"][0]["at"]), torch.tensor([*names.values()]))
+    assert bool((shadows <= torch.cdist(latents, rows) + 1e-2).all())
 
 
 def test_the_section_shows_every_chain_of_every_system() -> None:
     one, other = PROBE.measure(view(2)), PROBE.measure(view())
     assert one is not None and other is not None
-    for entry in other:
+    for entry in other["examples"]:
         entry["system"] = "other_one"
     summary = PROBE.summarise({"llama": [one], "other_one": [other]}, baseline=None)
-    assert summary == [*one, *other]
+    assert summary == {
+        "examples": [*one["examples"], *other["examples"]],
+        "planes": {"llama": one["plane"], "other_one": other["plane"]},
+    }
     systems = {name: {"chain": "superposition"} for name in ("llama", "other_one")}
     section = PROBE.section({"systems": systems, "probes": {"chains": summary}})
     assert section is not None
     folds = [block for block in section.blocks if isinstance(block, Fold)]
     assert [(fold.summary, fold.remark, fold.opened) for fold in folds] == [
-        ("llama", "3 chains", True),
-        ("other one", "3 chains", False),
+        ("llama", "6 chains", True),
+        ("other one", "6 chains", False),
     ]
-    assert unbalanced(to_html(section.blocks)) == []
+    body = to_html(section.blocks)
+    assert unbalanced(body) == []
+    # Each latent is in the chain and on the plane by one name; a piece of text has it too.
+    names = re.findall(r'data-latent="([^"]+)"', body)
+    counts = Counter(names)
+    steps = sum(len(entry["steps"]) for entry in summary["examples"])
+    assert len(counts) == steps and set(counts.values()) <= {2, 3}
+    assert 3 in counts.values()
     assert PROBE.section({"systems": {}, "probes": {}}) is None
+
+
+def test_older_results_without_places_are_drawn() -> None:
+    reading = PROBE.measure(view(2))
+    assert reading is not None
+    for entry in reading["examples"]:
+        del entry["at"]
+    older = upgraded(
+        {"schema": 2, "systems": {"llama": {"chain": "superposition"}}, "probes": {"chains": reading["examples"]}}
+    )
+    section = PROBE.section(older)
+    assert section is not None
+    body = to_html(section.blocks)
+    assert unbalanced(body) == [] and "<svg" not in body

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from planted_trees import chain_of, printed, right_rows, slanted_table, some, vi
 from tag_balance import unbalanced
 
 from unspoken.draw.page import to_html
-from unspoken.draw.section import Figure, Heading
+from unspoken.draw.section import Examples, Heading
 from unspoken.evaluation.results import read_results
 from unspoken.probes.probe import View
 from unspoken.probes.trees import TreesProbe
@@ -41,16 +43,16 @@ def test_examples_are_the_first_right_the_least_sure_and_the_wrong_ones() -> Non
     assert reading is not None
     json.dumps(reading, allow_nan=False)
     examples = reading["examples"]
-    assert [entry["kind"] for entry in examples] == ["right", "most uncertain", "wrong"]
-    assert [entry["correct"] for entry in examples] == [True, True, False]
-    first, unsure, wrong = examples
+    assert [entry["kind"] for entry in examples] == ["most uncertain", "right", "wrong", "right", "right"]
+    assert [entry["correct"] for entry in examples] == [True, True, False, True, True]
+    unsure, first, wrong = examples[:3]
     assert first["spoken"] == first["route"]
     assert wrong["spoken"] == [*wrong["route"][:2], wrong["route"][0]]
     second = unsure["coefficients"][1]
     (right, other) = sorted(second, key=lambda name: -second[name])[:2]
     assert right == unsure["route"][1]
     assert second[other] / second[right] == pytest.approx(5 / 6, abs=0.01)
-    assert sum(abs(value) for name, value in second.items() if name not in (right, other)) < 0.01
+    assert set(second) == {right, other}, "what is written as zero is left out"
     for step, name in zip(first["coefficients"], first["route"], strict=True):
         assert step[name] == pytest.approx(1.0, abs=1e-3)
 
@@ -59,10 +61,10 @@ def test_the_page_says_how_uncertain_the_most_uncertain_problem_is() -> None:
     reading = PROBE.measure(view())
     assert reading is not None
     text = to_html(PROBE.draw(reading, {"probes": {}}).blocks)
-    second = reading["examples"][1]["coefficients"][1]
+    second = reading["examples"][0]["coefficients"][1]
     (right, other) = sorted(second.values(), reverse=True)[:2]
     assert f"latent 2 holds {right:.2f} of the right child and {other:.2f} of its sibling" in text
-    certain = reading | {"examples": [reading["examples"][0] | {"kind": "most uncertain"}]}
+    certain = reading | {"examples": [reading["examples"][1] | {"kind": "most uncertain"}]}
     assert "This model is certain everywhere" in to_html(PROBE.draw(certain, {"probes": {}}).blocks)
 
 
@@ -72,21 +74,11 @@ def test_a_latent_that_is_a_row_lies_on_its_square() -> None:
     right = right_rows(task, problems, table)
     reading = PROBE.measure(view_of(task, problems, table, rollout=right, forced=right, talker=True))
     assert reading is not None
-    plane = reading["plane"]
-    (dot,) = plane["predictions"]
-    assert dot["name"] == "K"
-    assert dot["at"] == pytest.approx(plane["names"]["K"], abs=1e-3)
+    plane, (entry,) = reading["plane"], reading["examples"]
+    assert entry["route"] == ["L", "K", "B"]
+    assert entry["at"] == [pytest.approx(plane["names"][name], abs=2e-3) for name in entry["route"]]
     assert set(plane["names"]) == set(LETTERS)
     assert 0 < plane["explained"][1] <= plane["explained"][0] < 1
-
-
-def test_a_tree_without_inner_nodes_has_squares_alone() -> None:
-    task, problems = some(depth=2)
-    table = slanted_table()
-    right = right_rows(task, problems, table)
-    reading = PROBE.measure(view_of(task, problems, table, rollout=right, forced=right, talker=True))
-    assert reading is not None
-    assert reading["plane"]["predictions"] == []
 
 
 def test_pictures_are_those_of_the_first_seed_of_a_pair() -> None:
@@ -108,10 +100,12 @@ def test_the_section_draws_a_tree_a_latent_and_the_cloud() -> None:
     assert section is not None
     body = to_html(section.blocks)
     assert unbalanced(body) == []
-    figures = [block for block in section.blocks if isinstance(block, Figure)]
-    assert [len(figure.panels) for figure in figures] == [3, 3, 3, 1]
-    assert figures[2].title == "Wrong"
-    assert "spoken" in figures[2].remark
+    (examples,) = [block for block in section.blocks if isinstance(block, Examples)]
+    assert [len(figure.panels) for figure in (*examples.shown, *examples.further)] == [3] * 5
+    assert examples.shown[2].title == "Wrong"
+    # A latent has one name in the tree, in the answer and on the plane.
+    counts = Counter(re.findall(r'data-latent="([^"]+)"', body))
+    assert counts == {f"{chain}.{step}": 3 for chain in range(5) for step in range(3)}
     assert "Where latents lie" in [block.text for block in section.blocks if isinstance(block, Heading)]
     assert PROBE.section({"probes": {}}) is None
 
@@ -132,5 +126,5 @@ def test_a_short_chain_is_drawn_as_zeros() -> None:
     reading = PROBE.measure(planted)
     assert reading is not None
     entry = reading["examples"][-1]
-    assert (entry["kind"], entry["spoken"]) == ("wrong", [])
-    assert set(entry["coefficients"][2].values()) == {0.0}
+    assert (entry["correct"], entry["spoken"]) == (False, [])
+    assert entry["coefficients"][2] == {}

@@ -68,7 +68,7 @@ def chain(steps: list[tuple[dict[str, float], float]], chunks: list[str], system
 
 def chains_page(*chains: Results) -> str:
     results = words_results()
-    results["probes"]["chains"] = list(chains)
+    results["probes"]["chains"] = {"examples": list(chains), "planes": {}}
     page = render([results])
     return page[page.index('id="chains"') : page.index('id="superposition"')]
 
@@ -162,7 +162,7 @@ def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> Non
         ({"geometry": None}, GEOMETRY),
         ({"pass_at_k": None}, SEVERAL),
         ({"pass_at_k": {"draws": 4, "systems": {}}}, SEVERAL),
-        ({"chains": []}, CHAINS),
+        ({"chains": {}}, CHAINS),
         ({"controls": {}}, VERDICTS),
         ({"superposition": {}}, HOLDS),
     ],
@@ -203,7 +203,7 @@ def test_everything_from_outside_is_escaped() -> None:
     bad = "<img src=x onerror=alert(1)>\"'&"
     results = words_results()
     probes = results["probes"]
-    for entry in probes["chains"]:
+    for entry in probes["chains"]["examples"]:
         entry |= {"question": bad, "answer": bad, "response": bad, "kind": bad, "system": bad}
         entry["steps"][0]["tokens"] = [[bad, 0.9], ["<b>", 0.1]]
         entry["chunks"] = [f"<b>{bad}</b>", *entry["chunks"]]
@@ -237,12 +237,12 @@ def test_a_token_is_shared_where_the_explicit_piece_has_it_whole() -> None:
         ("shared", "0.10", "+"),
         ("unshared", "0.10", " apple"),
     ]
-    assert '<p class="piece">&lt;&lt;<mark>18</mark><mark>+</mark>3 apples</p>' in page
+    assert '<p class="piece" data-latent="0.0.0">&lt;&lt;<mark>18</mark><mark>+</mark>3 apples</p>' in page
 
 
 def test_the_longer_of_two_tokens_is_marked() -> None:
     page = chains_page(chain([({">": 0.5, ">>": 0.5}, 0.1)], ["8>> >"]))
-    assert '<p class="piece">8<mark>&gt;&gt;</mark> <mark>&gt;</mark></p>' in page
+    assert '<p class="piece" data-latent="0.0.0">8<mark>&gt;&gt;</mark> <mark>&gt;</mark></p>' in page
 
 
 def test_white_space_is_made_visible() -> None:
@@ -254,7 +254,7 @@ def test_white_space_is_made_visible() -> None:
 def test_a_chain_that_ended_early_leaves_pieces_without_a_latent() -> None:
     page = chains_page(chain([({"5": 1.0}, 0.0)] * 2, ["5", "6", "7"]))
     assert page.count("no latent") == 1
-    assert [re.sub("<[^>]+>", "", band) for band in re.findall(r'<p class="piece[^"]*">(.*?)</p>', page)] == list("567")
+    assert [re.sub("<[^>]+>", "", band) for band in re.findall(r'<p class="piece[^>]*>(.*?)</p>', page)] == list("567")
 
 
 def test_a_chain_that_ran_on_is_cut_and_says_so() -> None:

@@ -281,7 +281,7 @@ def words_results() -> Results:
                 "no_induction": _superposition(2, parallel=True, level=1.1),
                 "soft thinking": _superposition(1, parallel=False, level=0.5),
             },
-            "chains": _chains(),
+            "chains": {"examples": _chains(), "planes": {}},
             "geometry": _geometry(),
             "pass_at_k": _samples(),
         },

@@ -14,7 +14,8 @@ from tiny_recipe import one_stage, quiet_stage, quiet_train, tiny_recipe, verify
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.backbone import UnspokenForCausalLM
-from unspoken.backbone.folder import verify
+from unspoken.backbone.folder import remove, verify
+from unspoken.evaluation.curves import curve
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.loading import load_model
@@ -111,7 +112,43 @@ def test_readings_are_those_of_the_saved_weights_in_float32(finished: Path, stag
     assert recipe.precision == "bf16"
     context = context_of(recipe, recipe.stage(stage))
     again = validator_of(context, recipe.evaluation.validation_problems)(load_model(folder))
-    assert verify(folder)["validation"] == pytest.approx(again, rel=1e-5, abs=1e-7)
+    chains = again.pop("chains", None)
+    manifest = verify(folder)
+    assert manifest["validation"] == pytest.approx(again, rel=1e-5, abs=1e-7)
+    # Of the first two problems, where the stage writes chains of latents.
+    written = {entry["step"]: entry.get("chains") for entry in manifest["history"] if "eval_score" in entry}
+    assert (chains is None) == (stage == "pretrain")
+    for before, now in zip(written[manifest["step"]] or (), chains or (), strict=True):
+        assert [before[key] for key in ("heap", "route", "spoken", "correct")] == [
+            now[key] for key in ("heap", "route", "spoken", "correct")
+        ]
+        assert before["coefficients"] == [pytest.approx(step, abs=2e-3) for step in now["coefficients"]]
+
+
+def test_chains_are_written_out_at_every_validation_and_reach_the_curve(finished: Path) -> None:
+    folder = finished / "seed-0" / "sst" / "model"
+    read = curve(folder, chains=True)
+    assert [len(examples) for examples in read["chains"]] == [2] * len(read["steps"])
+    first, last = ([entry["coefficients"] for entry in read["chains"][at]] for at in (0, -1))
+    assert first != last, "the stage trains what is written out"
+    assert {tuple(entry["heap"]) for examples in read["chains"] for entry in examples[:1]} == {
+        tuple(read["chains"][0][0]["heap"])
+    }
+    assert curve(folder) == {key: value for key, value in read.items() if key != "chains"}
+    assert "chains" not in curve(finished / "seed-0" / "pretrain" / "model", chains=True)
+
+
+@pytest.mark.parametrize(("moment", "step"), [("evaluate", 0), ("evaluate", 4), ("step_end", 3), ("save", 2)])
+def test_chains_of_a_stage_that_was_stopped_are_those_of_one_that_was_not(
+    finished: Path, own_copy: Path, moment: str, step: int
+) -> None:
+    stage = Path("seed-0") / "sst"
+    remove(own_copy / stage)
+    with pytest.raises(KeyboardInterrupt):
+        quiet_stage(tiny_recipe(), own_copy, StopAt(moment, step), name="sst")
+    quiet_stage(tiny_recipe(), own_copy, name="sst")
+    both = [curve(folder / stage / "model", chains=True) for folder in (own_copy, finished)]
+    assert both[0]["chains"] == both[1]["chains"]
 
 
 # --- calling again ---------------------------------------------------------------------------------------------------

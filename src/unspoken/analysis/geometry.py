@@ -9,6 +9,7 @@ Axes: V vocabulary, N hidden states, D width, P and Q points of a picture.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -87,13 +88,19 @@ def principal_planes(
     """
     _check(embeddings, hidden)
     generator = torch.Generator().manual_seed(seed)
-    shown = [_sample(rows, _PICTURE, generator).double() for rows in (embeddings, hidden)]
-    pooled = torch.cat(shown)
+    (at_embeddings, at_hidden), explained = on_main_plane(
+        [_sample(rows, _PICTURE, generator) for rows in (embeddings, hidden)]
+    )
+    return PrincipalPlane(embeddings=at_embeddings, hidden=at_hidden, explained=explained)
+
+
+def on_main_plane(clouds: Sequence[Float[Tensor, "_ D"]]) -> tuple[list[Float[Tensor, "_ 2"]], tuple[float, float]]:
+    """Clouds on the plane of most variance of all of them together, and the share of the variance on each axis."""
+    pooled = torch.cat([cloud.double() for cloud in clouds])
     pooled = pooled - pooled.mean(dim=0)
     _, spread, axes = torch.linalg.svd(pooled, full_matrices=False)
     first, second = (spread**2 / (spread**2).sum())[:2].tolist()
-    at_embeddings, at_hidden = (pooled @ axes[:2].T).split([len(rows) for rows in shown])
-    return PrincipalPlane(embeddings=at_embeddings, hidden=at_hidden, explained=(first, second))
+    return list((pooled @ axes[:2].T).split([len(cloud) for cloud in clouds])), (first, second)
 
 
 def frechet_distance(left: Float[Tensor, "V D"], right: Float[Tensor, "N D"]) -> float:

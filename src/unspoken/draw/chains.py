@@ -18,6 +18,7 @@ _SPACES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 class Chain:
     """The chain of one problem."""
 
+    key: str = ""  # of the chain in its section; a latent is marked wherever the latent of its name is drawn
     # title, remark: above it
     title: str
     remark: str
@@ -25,9 +26,10 @@ class Chain:
     question: str
     response: str
     answer: str
-    # Of each latent its ``tokens``, pairs of text and weight, and its ``entropy`` in nats.
+    # Of each latent its ``tokens``, pairs of text and weight, and its ``entropy`` in nats, None without a distribution.
     steps: Sequence[Mapping[str, Any]]
     pieces: Sequence[str]  # of the explicit chain; none where it was not cut
+    decoded: Sequence[str] = ()  # the token that is written from each latent; none where latents are not decoded
     most: float  # entropy of the highest bar
     template: ClassVar[str] = "chain"
 
@@ -39,11 +41,25 @@ class Chain:
             (step, *_shared([text for text, _ in step["tokens"]] if step else [], piece or "")) for step, piece in every
         ]
 
+    def latent(self, step: int) -> str:
+        """The name of a latent; empty where it is drawn nowhere else."""
+        return latent_name(self.key, step) if self.key else ""
+
+    @property
+    def words(self) -> list[tuple[str, str]]:
+        """What is written from each latent, with the name of the latent."""
+        return [(visible(text), self.latent(at)) for at, text in enumerate(self.decoded[:SHOWN_STEPS])]
+
     @property
     def left_out(self) -> str:
         """How much is not drawn."""
         more = max(len(self.steps), len(self.pieces)) - SHOWN_STEPS
         return f"and {count(more, 'more step')}" if more > 0 else ""
+
+
+def latent_name(chain: str, step: int) -> str:
+    """By which a latent is known in every drawing of its section."""
+    return f"{chain}.{step}"
 
 
 def visible(token: str) -> str:

@@ -4,34 +4,66 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
 
 from markupsafe import Markup
 
-from unspoken.draw.charts import Point, circle, element, svg
+from unspoken.draw.chains import latent_name, visible
+from unspoken.draw.charts import Point, circle, element, polyline, svg
 
 LARGEST = 470  # pixels of the longer side
 _EDGE = 26  # free pixels on every side, for labels
 Vector = Sequence[float]
 
 
-def named_cloud(names: Mapping[str, Vector], dots: Sequence[tuple[str, Vector]], *, label: str) -> Markup:
-    """Names as squares, and translucent dots in the colour of their names."""
-    at, width, height = _scale([*names.values(), *(vector for _, vector in dots)])
+class Dot(NamedTuple):
+    """A latent."""
+
+    name: str  # in whose colour it is drawn
+    at: Vector
+    chain: str = ""  # which chain it belongs to, and at which place; empty where its chain is not drawn
+    step: int = 0
+    hint: str = ""  # shown where the pointer rests on it
+
+
+def named_cloud(names: Mapping[str, Vector], dots: Sequence[Dot], *, label: str) -> Markup:
+    """Names as squares, and translucent dots in the colour of their names; a line joins those of one chain."""
+    at, width, height = _scale([*names.values(), *(dot.at for dot in dots)])
     squares = {name: at(vector) for name, vector in names.items()}
     labels = spread(squares)
-    clouds, marks, focus = [], [], []
+    groups = {name: _group(index) for index, name in enumerate(squares)}
+    chains = [
+        element("g", *_path(list(own), at, groups), class_="path", **({"data_chain": chain} if chain else {}))
+        for chain, own in groupby(dots, lambda dot: dot.chain)
+    ]
+    marks, focus = [], []
     for index, (name, (x, y)) in enumerate(squares.items()):
-        # Seven is prime to fifteen: neighbours in the alphabet get hues that are far apart.
-        group = {"class_": f"n k{index}", "style": f"--h:{360 * (index * 7 % len(squares)) / len(squares):.0f}"}
-        clouds.append(
-            element("g", *(circle(at(vector), "cloud", 4.5) for own, vector in dots if own == name), "", **group)
-        )
         square = element("rect", class_="row", x=x - 3, y=y - 3, width=6, height=6)
-        written = element("text", name, class_="name", x=labels[name][0], y=labels[name][1], dy=".36em")
-        marks.append(element("g", square, written, **group))
-        focus.append(f".pca:has(.k{index}:hover) .n:not(.k{index}){{opacity:.12}}")
+        written = element("text", visible(name), class_="name", x=labels[name][0], y=labels[name][1], dy=".36em")
+        marks.append(element("g", square, written, class_=f"n k{index}", style=groups[name][1]))
+        focus.append(f".pca:has(.n.k{index}:hover) .n:not(.k{index}){{opacity:.12}}")
     style = element("style", Markup("".join(focus)))
-    return svg(width, height, [style, *clouds, *marks], label=label, classes="pca")
+    return svg(width, height, [style, *chains, *marks], label=label, classes="pca")
+
+
+def _group(index: int) -> tuple[str, str]:
+    """The class and the hue of a name: by the golden angle, neighbours in a list get hues that are far apart."""
+    return f"k{index}", f"--h:{137.508 * index % 360:.0f}"
+
+
+def _path(dots: Sequence[Dot], at: Callable[[Vector], Point], groups: Mapping[str, tuple[str, str]]) -> list[Markup]:
+    """The latents of one chain, or of none."""
+    marks = [polyline([at(dot.at) for dot in dots], "c0 thin")] if dots[0].chain and len(dots) > 1 else []
+    for dot in dots:
+        group, hue = groups.get(dot.name, ("", ""))
+        x, y = at(dot.at)
+        attributes: dict[str, object] = {"style": hue} if hue else {}
+        if dot.chain:
+            attributes["data_latent"] = latent_name(dot.chain, dot.step)
+        hint = [element("title", dot.hint)] if dot.hint else []
+        marks.append(element("circle", *hint, class_=f"cloud n {group}".strip(), cx=x, cy=y, r=4.5, **attributes))
+    return marks
 
 
 def two_clouds(squares: Sequence[Vector], dots: Sequence[Vector], *, label: str) -> Markup:

@@ -67,6 +67,7 @@ class Panel:
     legend: Sequence[Key] = ()
     below: tuple[str, str] | None = None
     width: float = 0.0  # in pixels, where the line below must not widen the panel
+    latent: str = ""  # which latent it draws: the one of this name is marked wherever it is drawn
     classes: str = ""  # of the style sheet; ``miss`` raises the remark below
 
 
@@ -81,6 +82,8 @@ class Figure:
     remark: str = ""
     legend: Sequence[Key] = ()  # of all panels
     strip: bool = False  # on a phone the panels stay side by side and are swiped through
+    chain: str = ""  # which chain it draws; its latents are named after it
+    words: Sequence[tuple[str, str]] = ()  # of the answer, each with the latent that it is written from
     template: ClassVar[str] = "figure"
 
 
@@ -143,6 +146,31 @@ class Fold:
     blocks: Sequence[Block]
     opened: bool
     template: ClassVar[str] = "fold"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Chains of single problems, of which a script shows the one that is picked; the further ones are folded away."""
+
+    shown: Sequence[Block]
+    further: Sequence[Block] = ()
+    template: ClassVar[str] = "examples"
+
+
+class Frame(NamedTuple):
+    """What was seen at one moment."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """One thing at several moments, of which a script shows the one that a slider points at."""
+
+    name: str  # of the slider
+    items: Sequence[Frame]
+    template: ClassVar[str] = "frames"
 
 
 @dataclass(frozen=True)

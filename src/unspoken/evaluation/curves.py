@@ -8,8 +8,12 @@ from typing import Any
 from unspoken.backbone.folder import read_manifest
 
 
-def curve(folder: Path) -> dict[str, Any]:
-    """Loss and validation readings along one stage, its selected step and its seconds."""
+def curve(folder: Path, *, chains: bool = False) -> dict[str, Any]:
+    """Loss and validation readings along one stage, its selected step and its seconds.
+
+    Args:
+        chains: and the chains that were written out at each validation, if there are any.
+    """
     manifest = read_manifest(folder)
     evaluations = [entry for entry in manifest["history"] if "eval_score" in entry]
     losses = [entry for entry in manifest["history"] if "loss" in entry]
@@ -38,7 +42,14 @@ def curve(folder: Path) -> dict[str, Any]:
         "loss_steps": [entry["step"] for entry in losses],
         "loss": [round(entry["loss"], 5) for entry in losses],
         "seconds": next((entry["train_runtime"] for entry in manifest["history"] if "train_runtime" in entry), None),
+        **(_chains(evaluations) if chains else {}),
     }
+
+
+def _chains(evaluations: list[dict[str, Any]]) -> dict[str, Any]:
+    """What was written out at every validation; nothing where one of them has none."""
+    written = [entry.get("chains") for entry in evaluations]
+    return {"chains": written} if all(written) else {}
 
 
 def has_curve(folder: Path) -> bool:

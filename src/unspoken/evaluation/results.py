@@ -76,7 +76,10 @@ def _renamed(probes: dict[str, Any]) -> dict[str, Any]:
             return {new if key == old else key: with_new_key(value, old, new) for key, value in content.items()}
         return [with_new_key(value, old, new) for value in content] if isinstance(content, list) else content
 
-    return {key: with_new_key(summary, *_SUMMARY_KEYS.get(key, ("", ""))) for key, summary in probes.items()}
+    named = {key: with_new_key(summary, *_SUMMARY_KEYS.get(key, ("", ""))) for key, summary in probes.items()}
+    if isinstance(named.get("chains"), list):  # without places on a plane
+        named["chains"] = {"examples": named["chains"], "planes": {}}
+    return named
 
 
 def _system(results: Results, name: str, entry: dict[str, Any], baseline: str | None) -> dict[str, Any]:

@@ -162,7 +162,12 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
         "outcomes": {test: test_set.outcomes(asked.task) for test, test_set in tests.items()},
         "probes": {key: summary for key, summary in summaries.items() if summary is not None},
         "training": [
-            {"seed": entry.seed, "stages": {name: curve(at) for name, at in entry.stages.items() if has_curve(at)}}
+            {
+                "seed": entry.seed,
+                "stages": {
+                    name: curve(at, chains=entry is seeds[0]) for name, at in entry.stages.items() if has_curve(at)
+                },
+            }
             for entry in seeds
         ],
     }

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from unspoken.draw import clouds, trees
+from unspoken.draw.chains import latent_name
 from unspoken.draw.formats import coefficient, count, joined, percent
-from unspoken.draw.section import Block, Figure, Heading, Key, Legend, Panel, Paragraph, Section
+from unspoken.draw.section import Block, Examples, Figure, Heading, Key, Legend, Panel, Paragraph, Section
 from unspoken.evaluation.results import Results
+from unspoken.probes.examples import on_plane, with_first_rows
 from unspoken.probes.probe import Probe, System, Task, View
 from unspoken.probes.tree_latents import TreeLatents, tree_latents
-from unspoken.tasks.tree_search import FIRST_LETTER, LETTERS, searches_trees
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from unspoken.tasks.tree_search import LETTERS, searches_trees
 
 _UNCERTAIN = "most uncertain"
-_DOTS_OF = 150  # problems whose latents are in the cloud
+_SHOWN = 4  # chains that are not folded away
 
 
 class TreesProbe(Probe):
@@ -27,7 +25,7 @@ class TreesProbe(Probe):
     key = "trees"
 
     def applies(self, system: System, task: Task) -> bool:
-        """Tree search by a Reasoner with its Talker, whose words are drawn beside its latents."""
+        """Tree search by a Reasoner with its Talker, whose answer is drawn beside its latents."""
         return searches_trees(task) and system.targets is not None and system.has_talker
 
     def measure(self, view: View) -> dict[str, Any] | None:
@@ -35,7 +33,9 @@ class TreesProbe(Probe):
         if not view.first_seed:
             return None
         latents = tree_latents(view)
-        return {"examples": _examples(view, latents), "plane": _plane(latents)}
+        picks = with_first_rows(_chosen(view, latents), view.graded.correct.tolist())
+        examples = [_example(view, latents, row, kind) for kind, row in picks]
+        return {"examples": examples, "plane": _plane(latents, [row for _, row in picks], examples)}
 
     def summarise(self, readings: Mapping[str, Sequence[dict[str, Any]]], *, baseline: str | None) -> dict[str, Any]:
         """Those of the first system: Talkers of one Reasoner have the same chains."""
@@ -45,21 +45,22 @@ class TreesProbe(Probe):
         keys = [
             Key("mass", "shade: coefficient of the name"),
             Key("right", "ring: right name"),
-            Key("spoken", "dot: spoken name"),
+            Key("spoken", "dot: name in the answer"),
         ]
         caption = (
             "Each tree is one latent of the chain, taken apart by least squares over the rows of all names; values "
             f"below {trees.SHOWN_FROM:g} are not written. Look for two shaded siblings: there the model was not certain."
         )
-        blocks: list[Block] = [Legend(keys), *map(_example_figure, summary["examples"])]
+        figures = [tree_figure(entry, str(index)) for index, entry in enumerate(summary["examples"])]
+        blocks: list[Block] = [Legend(keys), Examples(figures[:_SHOWN], figures[_SHOWN:])]
         blocks.append(Paragraph(f"{caption} {_certainty(summary['examples'])}".strip(), "caption"))
         if summary["plane"]:
-            blocks += [Heading("Where latents lie"), _cloud(summary["plane"])]
+            blocks += [Heading("Where latents lie"), _cloud(summary["plane"], summary["examples"])]
         return Section(self.key, "Chains, latent by latent", blocks)
 
 
-def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
-    """The first problem that is right, the one with the most even mixture of two siblings, and two that are wrong."""
+def _chosen(view: View, latents: TreeLatents) -> list[tuple[str, int]]:
+    """The problem with the most even mixture of two siblings, the first one that is right, and two that are wrong."""
     import torch
 
     from unspoken.analysis.mixture import measure, siblings
@@ -69,62 +70,43 @@ def _examples(view: View, latents: TreeLatents) -> list[dict[str, Any]]:
     mixture = measure(latents.rollout[:, below], latents.targets.target_table, expected)
     # Where a latent holds neither sibling it is no mixture of them, however close they are.
     mixed = torch.minimum(mixture.right, mixture.other).max(dim=1).values
-    picks: list[tuple[str, int]] = []
-    right, wrong = correct.nonzero()[:, 0], (~correct).nonzero()[:, 0]
-    if len(right):
-        picks.append(("right", int(right[0])))
-    picks.append((_UNCERTAIN, int(mixed.argmax())))
-    picks += [("wrong", int(row)) for row in wrong[:2]]
-    return [_example(view, latents, row, kind) for kind, row in picks]
+    right, wrong = correct.nonzero()[:, 0].tolist(), (~correct).nonzero()[:, 0].tolist()
+    return [
+        (_UNCERTAIN, int(mixed.argmax())),
+        *(("right", row) for row in right[:1]),
+        *(("wrong", row) for row in wrong[:2]),
+    ]
 
 
 def _example(view: View, latents: TreeLatents, row: int, kind: str) -> dict[str, Any]:
     """One problem with the coefficients of each latent over all names."""
-    from unspoken.analysis.mixture import all_coefficients
+    from unspoken.evaluation.examples import tree_example
 
-    task, problems = latents.task, latents.problems
-    coefficients = all_coefficients(latents.rollout[row, : task.config.depth], latents.targets.target_table)
-    names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
+    graded = view.graded
     return {
         "kind": kind,
-        "heap": names,
-        "route": [names[node] for node in task.route_nodes(problems.leaf_B)[row]],
-        "spoken": task.words(view.graded.tokens[row]),
-        "correct": bool(view.graded.correct[row]),
-        "coefficients": [
-            {LETTERS[index]: round(float(step[FIRST_LETTER + index]), 4) for index in range(len(LETTERS))}
-            for step in coefficients
-        ],
+        **tree_example(
+            latents.task,
+            latents.problems,
+            row,
+            latents=latents.rollout[row],
+            targets=latents.targets,
+            tokens=graded.tokens[row],
+            correct=bool(graded.correct[row]),
+        ),
     }
 
 
-def _plane(latents: TreeLatents) -> dict[str, Any]:
-    """First two principal components of the name rows and of the latents of inner nodes, in rollout."""
-    import torch
-
+def _plane(latents: TreeLatents, rows: Sequence[int], examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """First two principal components of the name rows and the latents of the examples, which get their places ``at``."""
     from unspoken.analysis.mixture import name_rows
-    from unspoken.placement import moved
 
-    inner = slice(1, latents.task.config.depth - 1)
-    points = latents.rollout[:_DOTS_OF, inner].reshape(-1, latents.rollout.shape[-1])
-    answers = latents.task.answers(latents.problems)[:_DOTS_OF, inner].reshape(-1)
-    rows = moved(name_rows(latents.targets.target_table), points.device)
-    both = torch.cat([rows, points])
-    centre = both.mean(dim=0)
-    _, spread, axes = torch.linalg.svd(both - centre, full_matrices=False)
-    explained = (spread**2 / (spread**2).sum())[:2]
-
-    def on_plane(vector: Tensor) -> list[float]:
-        return [round(value, 4) for value in ((vector - centre) @ axes[:2].T).tolist()]
-
-    return {
-        "explained": explained.tolist(),
-        "names": {name: on_plane(row) for name, row in zip(LETTERS, rows, strict=True)},
-        "predictions": [
-            {"at": on_plane(point), "name": LETTERS[int(name) - FIRST_LETTER]}
-            for point, name in zip(points, answers, strict=True)
-        ],
-    }
+    depth = latents.task.config.depth
+    chains = [latents.rollout[row, :depth] for row in rows]
+    places, squares, explained = on_plane(chains, name_rows(latents.targets.target_table))
+    for entry, at in zip(examples, places, strict=True):
+        entry["at"] = at
+    return {"explained": explained, "names": dict(zip(LETTERS, squares, strict=True))}
 
 
 def _certainty(examples: Sequence[Mapping[str, Any]]) -> str:
@@ -154,22 +136,31 @@ def _siblings(entry: Mapping[str, Any]) -> list[tuple[float, float]]:
     return pairs
 
 
-def _example_figure(entry: Mapping[str, Any]) -> Figure:
+def tree_figure(entry: Mapping[str, Any], key: str) -> Figure:
+    """One chain as a tree for each latent.
+
+    Args:
+        entry: see `unspoken.evaluation.examples.tree_example`; its ``kind``, if it has one, is the title.
+        key: names the chain in its section.
+    """
     verdict = "right" if entry["correct"] else "wrong"
-    remark = f"route {''.join(entry['route'])}, spoken {''.join(entry['spoken']) or 'nothing'}"
+    kind = entry.get("kind", verdict)
+    remark = f"route {''.join(entry['route'])}" + ("" if kind == verdict else f", answered {verdict}")
     return Figure(
-        [_latent(entry, index) for index in range(len(entry["coefficients"]))],
+        [_latent(entry, index, latent_name(key, index)) for index in range(len(entry["coefficients"]))],
         classes="example",
-        title=f"{entry['kind'][:1].upper()}{entry['kind'][1:]}",
-        remark=remark if entry["kind"] == verdict else f"{remark}, {verdict}",
+        title=f"{kind[:1].upper()}{kind[1:]}",
+        remark=remark,
         strip=True,
+        chain=key,
+        words=[(word, latent_name(key, index)) for index, word in enumerate(entry["spoken"])],
     )
 
 
-def _latent(entry: Mapping[str, Any], index: int) -> Panel:
+def _latent(entry: Mapping[str, Any], index: int, name: str) -> Panel:
     right, spoken = entry["route"][index], dict(enumerate(entry["spoken"])).get(index)
     step = trees.Step(heap=entry["heap"], coefficients=entry["coefficients"][index], right=right, spoken=spoken)
-    remark = f"spoken {spoken or 'nothing'}"
+    remark = f"decoded as {spoken}" if spoken else "not decoded"
     if spoken is not None and spoken not in entry["heap"]:
         remark += ", not in this tree"
     if spoken != right:
@@ -181,17 +172,32 @@ def _latent(entry: Mapping[str, Any], index: int) -> Panel:
         below=(str(index + 1), remark),
         width=trees.size(step.depth)[0],
         classes="" if spoken == right else "miss",
+        latent=name,
     )
 
 
-def _cloud(plane: Mapping[str, Any]) -> Figure:
+def _cloud(plane: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> Figure:
     explained = joined([percent(fraction, 1) for fraction in plane["explained"]])
-    many = count(len(plane["predictions"]), "dot")
+    dots = list(_dots(examples))
+    if "predictions" in plane:  # of other problems than the examples, in older results
+        dots = [clouds.Dot(name=entry["name"], at=entry["at"]) for entry in plane["predictions"]]
+        what = f"{count(len(dots), 'dot')}: latents that predict inner nodes in rollout, coloured by the right name"
+    else:
+        what = (
+            f"{count(len(dots), 'dot')}: the latents of {count(len(examples), 'chain')}, coloured by the right name; a line joins "
+            "those of a chain that is shown. Point at a latent, here or in its chain, to see it in both; a click shows its chain"
+        )
     caption = (
-        f"Squares: table rows of the names. {many}: latents that predict inner nodes in rollout, coloured by the right "
-        "name; point at a letter to see its own. A dot on its square is a plain name; dots between squares are "
-        f"mixtures. Two components of a wide space, which explain {explained} of it: distances here are only a hint."
+        f"Squares: table rows of the names. {what}. Point at a letter to see its own. A dot on its square is a plain name; dots "
+        f"between squares are mixtures. Two components of a wide space, which explain {explained} of it: distances here are only "
+        "a hint."
     )
-    dots = [(entry["name"], entry["at"]) for entry in plane["predictions"]]
     label = "Names and predicted latents on two principal components"
     return Figure([Panel(drawing=clouds.named_cloud(plane["names"], dots, label=label))], caption, "beside")
+
+
+def _dots(examples: Sequence[Mapping[str, Any]]) -> Iterator[clouds.Dot]:
+    for index, entry in enumerate(examples):
+        for step, (at, name) in enumerate(zip(entry.get("at", ()), entry["route"], strict=False)):
+            hint = f"chain {index + 1}, latent {step + 1}, right is {name}"
+            yield clouds.Dot(name=name, at=at, chain=str(index), step=step, hint=hint)

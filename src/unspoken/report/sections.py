@@ -13,6 +13,7 @@ from unspoken.evaluation.results import Results, label
 from unspoken.probes.catalogue import probes
 from unspoken.probes.colours import system_colours
 from unspoken.report.accuracy import accuracy_section, cost_section
+from unspoken.report.along_training import chains_section
 from unspoken.report.training import training_section
 
 
@@ -60,4 +61,5 @@ def measured_sections(results: Results) -> list[Section]:
 
 def made_sections(results: Results) -> list[Section]:
     """How the run was trained, and how to make it again."""
-    return [section for section in (training_section(results), recipe_section(results)) if section is not None]
+    made = (chains_section(results), training_section(results), recipe_section(results))
+    return [section for section in made if section is not None]

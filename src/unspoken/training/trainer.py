@@ -43,7 +43,7 @@ from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
 from unspoken.training.stopping import EndsAtSignal, restore_random_state, restore_unlogged, write_unlogged
 
-Validator = Callable[[PreTrainedModel], dict[str, float]]
+Validator = Callable[[PreTrainedModel], dict[str, Any]]
 
 
 def loading(device: torch.device) -> dict[str, Any]:
@@ -131,7 +131,8 @@ class StageTrainer(Trainer):
         folder: of the stage.
         seed: of the random numbers of training (dropout, the loader).
         device: where it trains.
-        validator: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint.
+        validator: measures the model on validation problems; must contain ``"score"``, which selects the checkpoint,
+            and may have ``"chains"``, written out, which the history keeps.
         manifest: what every published folder of this stage records.
         report_to: loggers of the transformers integrations.
     """
@@ -286,11 +287,14 @@ class StageTrainer(Trainer):
             ):
                 measured = self.validate(self.model)
             # The last bits may differ from rank to rank, and all must choose alike.
-            reading = distributed.run_on_main(lambda: measured)
+            reading = dict(distributed.run_on_main(lambda: measured))
+            chains = reading.pop("chains", None)  # kept in the history alone: loggers take numbers
             self.model.train()
             self._warn(reading)
             metrics = {f"eval_{name}": value for name, value in reading.items()}
             self.log(dict(metrics))
+            if chains:
+                self.state.log_history[-1]["chains"] = chains
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             if self.objective.candidate(self.state.global_step):
                 distributed.run_on_main(lambda: self._keep(reading))
@@ -349,7 +353,7 @@ class StageTrainer(Trainer):
         earlier = [entry for entry in self.state.log_history if "eval_score" in entry]
         if not earlier or not distributed.is_main_process():
             return
-        first = {name.removeprefix("eval_"): value for name, value in earlier[0].items()}
+        first = {name.removeprefix("eval_"): value for name, value in earlier[0].items() if name != "chains"}
         wrong = self.objective.warning(first, reading)
         if wrong is not None:
             warnings.warn(f"stage {self.stage.name!r} at step {self.state.global_step}: {wrong}", stacklevel=2)

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from unspoken import distributed
 from unspoken.analysis.mixture import Siblings, measure, siblings
 from unspoken.chain import LatentChain, StopReason
+from unspoken.evaluation.examples import first_examples
 from unspoken.evaluation.seeds import capped
 from unspoken.evaluation.teacher_forcing import answer_tokens, decoded, forced_chain, next_tokens
 from unspoken.methods.catalogue import systems
@@ -23,10 +24,11 @@ from unspoken.methods.method import Batch, Context
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.engine import RowTargets
 from unspoken.reasoning.system import System
-from unspoken.tasks import TreeSearchTask
+from unspoken.tasks.tree_search import searches_trees
 
-Validator = Callable[[PreTrainedModel], dict[str, float]]
+Validator = Callable[[PreTrainedModel], dict[str, Any]]
 _WORST = 100.0  # larger losses count as this one
+_EXAMPLES = 2  # problems whose chains are written out
 
 
 def validator_of(context: Context, count: int) -> Validator:
@@ -35,6 +37,9 @@ def validator_of(context: Context, count: int) -> Validator:
     Where problems have answers, the model answers them freely. ``score`` is then the rate of right answers or symbols;
     where the task has no explicit chain, the validation loss breaks ties, with less weight than one answer or symbol.
     Running text has no answers; its ``score`` measures the prediction of tokens, see `_predictions`.
+
+    Where the model writes chains of latents that are made of tokens, ``chains`` has those of the first two problems
+    (`unspoken.evaluation.examples`).
     """
     if context.traits.continues:
         return _predictions(context, count)
@@ -51,12 +56,12 @@ def validator_of(context: Context, count: int) -> Validator:
     batches = [] if context.has_chain else _batches(context, count)
 
     @torch.no_grad()
-    def validate(model: PreTrainedModel) -> dict[str, float]:
+    def validate(model: PreTrainedModel) -> dict[str, Any]:
         system = system_of(model, context)
         with distributed.as_single_process():
             given = _answers(system, model, context, asked)
         correct = distributed.gather_rows(given.correct).double()
-        reading = {"exact_match": float(correct.mean())}
+        reading: dict[str, Any] = {"exact_match": float(correct.mean())}
         size, right = count, reading["exact_match"]
         if given.per_symbol is not None and context.traits.selected_by == "symbols":
             per_symbol = distributed.gather_rows(given.per_symbol)
@@ -77,13 +82,29 @@ def validator_of(context: Context, count: int) -> Validator:
             # With several possible targets no answer is right every time, so the loss alone ranks models.
             certain = context.traits.selected_by != "loss"
             reading["score"] = (right if certain else 0.0) - min(loss, _WORST) / (1000 * size)
-        if system.targets is not None and system.silent and isinstance(task, TreeSearchTask):
+        if system.targets is not None and system.silent and searches_trees(task):
             free = distributed.gather_rows(given.chain.latents)
             if (forced := objective.forced_latents(model, rows())) is not None:
                 reading |= _mixtures(system.targets, siblings(task, problems), forced, free)
+        if given.free and (chains := _first_chains(system, context, own, given)):
+            reading["chains"] = chains
         return reading
 
     return validate
+
+
+def _first_chains(system: System, context: Context, problems: Any, given: _Answers) -> list[dict[str, Any]]:
+    """The chains of the first problems, written out."""
+    some = np.arange(min(_EXAMPLES, len(problems)))
+    return first_examples(
+        system,
+        context.task,
+        problems.select(some),
+        context.prompt_format,
+        chain=given.chain.select(torch.from_numpy(some)),
+        tokens=given.first_tokens[: len(some)],
+        correct=given.correct[: len(some)],
+    )
 
 
 def system_of(model: PreTrainedModel, context: Context) -> System:
@@ -104,6 +125,7 @@ class _Answers:
     correct: Tensor
     per_symbol: Tensor | None
     free: bool  # the model wrote its chains itself
+    first_tokens: Tensor  # ``[b, M]``, of the first batch
 
 
 def _prompted(context: Context, problems: Any) -> list[tuple[Any, tuple[Tensor, Tensor]]]:
@@ -118,12 +140,13 @@ def _answers(
 ) -> _Answers:
     """Free answers, a batch at a time."""
     objective, task, pad = context.line.objective, context.task, context.tokenizer.pad_token_id
-    chains, correct, symbols, free = [], [], [], True
+    chains, correct, symbols, free, first_tokens = [], [], [], True, None
     for some, prompts in asked:
         given = objective.teacher_chain(model, context, some)
         free = free and given is None
         answer = system.respond(*prompts, chain=given)
         tokens = answer.filled(pad)
+        first_tokens = tokens if first_tokens is None else first_tokens
         if context.has_chain:
             grades = task.grade(context.prompt_format.decode(tokens), some)
         else:
@@ -133,11 +156,13 @@ def _answers(
         if grades.per_symbol is not None:
             symbols.append(grades.per_symbol[:, system.replaced :])
         correct.append(symbols[-1].all(dim=1) if symbols and system.replaced else grades.correct)
+    assert first_tokens is not None
     return _Answers(
         chain=LatentChain.concatenate(chains),
         correct=torch.cat(correct),
         per_symbol=torch.cat(symbols) if symbols else None,
         free=free,
+        first_tokens=first_tokens,
     )
 
 

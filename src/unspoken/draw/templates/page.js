@@ -110,18 +110,91 @@
       ["LaTeX", "copy the table as LaTeX", () => latex(rows(table))]]);
   }
   for (const svg of document.querySelectorAll(".panel > svg"))
-    tools(svg, [["SVG", "copy the drawing as SVG", () => drawing(svg)]]);
+    tools(svg.parentElement.lastElementChild, [["SVG", "copy the drawing as SVG", () => drawing(svg)]]);
 
-  for (const fold of document.querySelectorAll(".strips")) {
-    const chains = [...fold.querySelectorAll(".example")];
+  // Of several chains the one that is picked; without this script the first few are there to read, and the others below.
+  for (const place of document.querySelectorAll(".examples")) {
+    const chains = [...place.querySelectorAll(".example")], further = place.querySelector(".further");
     if (chains.length < 2) continue;
-    const label = made("label", "Chain ", { className: "picker" }), picker = label.appendChild(made("select", ""));
-    picker.append(made("option", `all ${chains.length}`, { value: -1 }));
+    const row = made("p", "", { className: "picker" }), picker = made("select", "", { ariaLabel: "Chain" });
+    const first = chains.filter((chain) => !further?.contains(chain));
+    picker.append(made("option", first.length < chains.length ? `the first ${first.length}` : `all ${first.length}`, { value: -1 }));
     chains.forEach((chain, at) => {
-      const title = chain.querySelector(".small").textContent, question = chain.querySelector(".question").textContent;
-      picker.append(made("option", `${at + 1} · ${title} · ${question.slice(0, 60)}`, { value: at }));
+      const [kind, remark] = chain.querySelector(".small").childNodes, question = chain.querySelector(".question")?.textContent;
+      const named = [`${at + 1}`, kind.textContent.trim(), question?.slice(0, 40) ?? remark.textContent];
+      picker.append(made("option", named.join(" · "), { value: at }));
     });
-    picker.onchange = () => chains.forEach((chain, at) => { chain.hidden = picker.value >= 0 && picker.value != at; });
-    chains[0].before(label);
+    const scope = place.closest("details.strips") ?? place.closest("section, .more");
+    const pick = (wanted) => {
+      picker.value = wanted;
+      chains.forEach((chain, at) => { chain.hidden = wanted < 0 ? !first.includes(chain) : at !== wanted; });
+      if (further) further.open = wanted < 0 ? false : further.contains(chains[wanted]);
+      further?.classList.toggle("picked", wanted >= 0);
+      for (const path of scope.querySelectorAll(".path[data-chain]"))
+        path.classList.toggle("shown", chains.some((chain) => !chain.hidden && chain.dataset.chain === path.dataset.chain));
+    };
+    const steps = [["‹", "previous chain", -1], ["›", "next chain", 1]].map(([name, title, step]) => {
+      const button = made("button", name, { type: "button", title, ariaLabel: title });
+      button.onclick = () => pick((Number(picker.value) + step + chains.length) % chains.length);
+      return button;
+    });
+    picker.onchange = () => pick(Number(picker.value));
+    const label = made("label", "Chain ");
+    label.append(picker);
+    row.append(label, ...steps);
+    place.before(row);
+    // A point of the plane opens its chain.
+    const open = (event) => {
+      const path = event.target.closest(".path[data-chain]");
+      if (path) pick(chains.findIndex((chain) => chain.dataset.chain === path.dataset.chain));
+    };
+    scope.addEventListener("click", open);
+    scope.addEventListener("keydown", (event) => { if (event.key === "Enter") open(event); });
+    pick(0);
+  }
+
+  // Of several moments the one that the slider points at, the last one first.
+  for (const place of document.querySelectorAll(".frames")) {
+    const frames = [...place.children], last = frames.length - 1;
+    const slider = made("input", "", { type: "range", min: 0, max: last, value: last, ariaLabel: place.dataset.name });
+    const show = () => {
+      frames.forEach((frame, at) => { frame.hidden = at !== Number(slider.value); });
+      slider.ariaValueText = frames[slider.value].querySelector(".small").textContent;
+    };
+    slider.oninput = show;
+    const row = made("p", "", { className: "picker" }), label = made("label", `${place.dataset.name} `);
+    label.append(slider);
+    row.append(label);
+    place.before(row);
+    show();
+  }
+
+  // One latent, wherever it is drawn: what is pointed at or focused in one place is marked in all of them.
+  for (const place of document.querySelectorAll("section, .more")) {
+    const drawn = [...place.querySelectorAll("[data-latent]")], groups = new Map();
+    const mark = (event, on) => {
+      const name = event.target.closest("[data-latent]")?.dataset.latent;
+      for (const one of drawn) if (name && one.dataset.latent === name) one.classList.toggle("lit", on);
+    };
+    for (const [begin, end] of [["pointerover", "pointerout"], ["focusin", "focusout"]]) {
+      place.addEventListener(begin, (event) => mark(event, true));
+      place.addEventListener(end, (event) => mark(event, false));
+    }
+    // Each chain is one stop of the tab key; arrows go from latent to latent.
+    for (const one of drawn) {
+      if (one.parentElement.closest("[data-latent]")) continue;
+      const group = groups.get(one.parentElement) ?? [];
+      groups.set(one.parentElement, [...group, one]);
+      one.tabIndex = group.length ? -1 : 0;
+    }
+    place.addEventListener("keydown", (event) => {
+      const group = groups.get(event.target.parentElement), step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+      const next = step && group?.[group.indexOf(event.target) + step];
+      if (!next) return;
+      event.preventDefault();
+      event.target.tabIndex = -1;
+      next.tabIndex = 0;
+      next.focus();
+    });
   }
 })();
