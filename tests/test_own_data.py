@@ -111,6 +111,17 @@ def test_the_file_of_new_recipe_is_the_recipe_that_train_uses(method: str, hub: 
     assert load(str(file)) == own_recipe(method, hub, data, ["task.test_rows=3"])
 
 
+def test_new_recipe_of_python_writes_the_same_file(hub: Path, tmp_path: Path) -> None:
+    data, shell = save_problems(tmp_path / "mine.jsonl"), tmp_path / "shell.yaml"
+    given = ["--model", str(hub), "--data", str(data), "--set", "steps=7", "--grader", grading.name_of(never)]
+    assert CliRunner().invoke(app, ["new-recipe", "cot", *given, "--output", str(shell)]).exit_code == 0
+    file = tmp_path / "python.yaml"
+    assert unspoken.new_recipe("cot", model=hub, data=data, output=file, grader=never, steps=7) == file
+    assert file.read_text() == shell.read_text()
+    with pytest.raises(ValueError, match="exists; name another file"):
+        unspoken.new_recipe("cot", model=hub, data=data, output=file)
+
+
 def test_new_recipe_overwrites_nothing(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = ["new-recipe", "cot", "--model", str(hub), "--data", str(save_problems(tmp_path / "mine.jsonl"))]

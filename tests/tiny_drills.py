@@ -88,7 +88,9 @@ stages:
     name: hidden_encoder
     start: cot
     objective: {{kind: stage1, train: encoder, shape: {{rate: 3, latent: hidden}}}}
-  - {{name: hidden_labels, start: hidden_encoder, objective: {{kind: labels, rows: 300}}}}
+    lora: {{rank: 4, table: true}}
+    optimizer: {{name: adamw, lr: 0.01, lr_rest: null, warmup: logarithmic}}
+  - {{name: hidden_labels, start: hidden_encoder, objective: {{kind: labels, rows: 300, precision: bfloat16}}}}
   - <<: *adapted
     name: hidden_autonomy
     start: hidden_labels

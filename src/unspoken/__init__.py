@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from unspoken.auto_classes import extend_auto_classes
 
 if TYPE_CHECKING:
-    from unspoken.api import convert, load, train
+    from unspoken.api import convert, load, new_recipe, train
     from unspoken.methods.method import Method
     from unspoken.methods.soft_thinking import SoftThinking
     from unspoken.probes.probe import Probe
     from unspoken.reasoning.system import System
     from unspoken.tasks.task import Task
 
-__all__ = ["Method", "Probe", "SoftThinking", "System", "Task", "convert", "load", "train"]
+__all__ = ["Method", "Probe", "SoftThinking", "System", "Task", "convert", "load", "new_recipe", "train"]
 
 _HOMES = {
     "Method": "unspoken.methods.method",
@@ -28,6 +28,7 @@ _HOMES = {
     "Task": "unspoken.tasks.task",
     "convert": "unspoken.api",
     "load": "unspoken.api",
+    "new_recipe": "unspoken.api",
     "train": "unspoken.api",
 }
 

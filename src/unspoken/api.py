@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import torch
 
     from unspoken.reasoning.system import System
+    from unspoken.training.recipe import Recipe
 
-__all__ = ["convert", "load", "train"]
+__all__ = ["convert", "load", "new_recipe", "train"]
 
 
 def train(
@@ -59,16 +60,51 @@ def train(
     """
     from rich.console import Console
 
-    from unspoken.tasks.grading import name_of
-    from unspoken.training.own_data import as_overrides, own_recipe
     from unspoken.training.run import train as train_seeds
 
-    if grader is not None:
-        overrides["task.grader"] = name_of(grader) if callable(grader) else grader
-    recipe = own_recipe(method, model, data, as_overrides(overrides))
+    recipe = _own_recipe(method, model, data, grader, overrides)
     console = Console(quiet=quiet, stderr=True)
     train_seeds(recipe, Path(output), seeds=seeds, report_to=[*report_to], console=console, device=device)
     return load(output, device=device)
+
+
+def new_recipe(
+    method: str,
+    *,
+    model: str | Path,
+    data: str | Path | Mapping[str, Any],
+    output: str | Path | None = None,
+    grader: str | Callable[..., bool] | None = None,
+    **overrides: Any,
+) -> Path:
+    """Write the recipe that `train` would use, to be changed by hand and then run: ``unspoken run FILE``.
+
+    Args:
+        method, model, data, grader, overrides: as of `train`.
+        output: the file; ``METHOD.yaml`` in the current folder by default.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: as `unspoken.training.own_data.own_recipe`, or the file exists.
+    """
+    from unspoken.training.own_data import write_recipe
+
+    recipe = _own_recipe(method, model, data, grader, overrides)
+    return write_recipe(recipe, Path(f"{recipe.name}.yaml" if output is None else output))
+
+
+def _own_recipe(
+    method: str, model: str | Path, data: Any, grader: str | Callable[..., bool] | None, overrides: dict[str, Any]
+) -> Recipe:
+    """The recipe by which a model learns a method from one's own problems."""
+    from unspoken.tasks.grading import name_of
+    from unspoken.training.own_data import as_overrides, own_recipe
+
+    if grader is not None:
+        overrides["task.grader"] = name_of(grader) if callable(grader) else grader
+    return own_recipe(method, model, data, as_overrides(overrides))
 
 
 def convert(

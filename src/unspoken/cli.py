@@ -205,16 +205,10 @@ def new_recipe(
     overrides: Set = None,
 ) -> None:
     """Write the recipe that 'unspoken train METHOD --model ... --data ...' uses, to be changed by hand."""
-    from unspoken.storage import write_text
-    from unspoken.tasks.task import rows_in_words
-    from unspoken.training.recipe import dump
+    from unspoken.training.own_data import write_recipe
 
     recipe = recipe_of_method(method, model, data, grader, overrides)
-    file = Path(f"{recipe.name}.yaml") if output is None else named_path(output)
-    if file.exists():
-        raise ValueError(f"{file} exists; name another file with --output, or remove it")
-    write_text(file, f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}")
-    print(escaped(file))
+    print(escaped(write_recipe(recipe, Path(f"{recipe.name}.yaml") if output is None else named_path(output))))
 
 
 @app.command()

@@ -128,6 +128,7 @@ def measure_run(
         problems=recipe.evaluation.problems,
         batch_size=recipe.evaluation.batch_size,
         max_answer=recipe.evaluation.max_answer,
+        sampling=recipe.evaluation.sampling,
         baseline=_baseline(recipe),
     )
     ways = (*recipe.evaluation.reasonings, *(way for way in reasonings if way not in recipe.evaluation.reasonings))

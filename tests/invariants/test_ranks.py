@@ -61,6 +61,7 @@ stages:
     steps: 6
     evaluate_every: 2
     batch_size: 8
+    lora: {{rank: 4, dropout: 0.0, table: true}}
     {ADAMW}
   - {{name: labels, start: union, objective: {{kind: labels, rows: 21}}}}
   - name: autonomy

@@ -428,6 +428,17 @@ def test_a_slot_that_always_ends_keeps_its_clean_weights() -> None:
     assert not torch.equal(noisy[2], weights[2])
 
 
+def test_the_published_guard_draws_all_slots_of_a_row_again() -> None:
+    weights, ids = ending(6)
+    draws, source = [], seeded()
+    while not draws or (draws[-1].argmax(dim=-1) == 1).any():
+        draws.append(perturb(weights, ids, source, end_id=NEVER))
+    assert len(draws) > 2
+    assert torch.equal(perturb(weights, ids, seeded(), end_id=4, redraw="row"), draws[-1])
+    # It gives up after some attempts and goes on with what was drawn last.
+    assert torch.equal(perturb(weights, ids, seeded(), end_id=4, redraw="row", attempts=2), draws[1])
+
+
 def test_a_single_attempt_leaves_slots_that_would_end_clean() -> None:
     weights, ids = ending()
     free = perturb(weights, ids, seeded(), end_id=NEVER)

@@ -24,6 +24,7 @@ from unspoken.methods.loading import load_model
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.flops import stack_flops
+from unspoken.reasoning.latents import Sampling
 from unspoken.reasoning.picking import FREE, Sampler
 from unspoken.reasoning.system import System
 
@@ -124,6 +125,22 @@ def test_what_a_finished_chain_says_needs_no_prompt_unless_the_stack_says_it(kin
     assert torch.equal(system.decode(answer.chain).tokens, answer.tokens)
     with pytest.raises(ValueError, match="no tokens can be put before an answer"):
         system.respond(IDS, REAL, forced=(9,))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_system_that_samples_draws_the_same_for_the_same_prompts(kind: str) -> None:
+    greedy = system_of(kind)
+    sampled = replace(greedy, sampling=Sampling(temperature=5.0, top_p=0.9))
+    answer, again = sampled.respond(IDS, REAL, max_tokens=6), sampled.respond(IDS, REAL, max_tokens=6)
+    assert torch.equal(answer.tokens, again.tokens)
+    assert_same(answer.chain, greedy.respond(IDS, REAL, max_tokens=6).chain)
+    free = greedy.speaker.samples
+    assert torch.equal(answer.tokens, greedy.respond(IDS, REAL, max_tokens=6).tokens) == (not free)
+    # A request may choose for itself.
+    own = sampled.respond(IDS, REAL, max_tokens=6, **({"sample": Sampler(0.0)} if free else {}))
+    assert torch.equal(own.tokens, greedy.respond(IDS, REAL, max_tokens=6).tokens)
+    likeliest = replace(greedy, sampling=Sampling(temperature=5.0, top_p=1e-6))
+    assert torch.equal(likeliest.respond(IDS, REAL, max_tokens=6).tokens, own.tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)

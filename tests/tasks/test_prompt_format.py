@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from unspoken.backbone import loading
 from unspoken.methods.rows import compact_rows
 from unspoken.tasks import ArithmeticConfig
+from unspoken.tasks.grade_school import GradeSchoolConfig
 from unspoken.tasks.grading import graded
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
+from unspoken.training.recipe import load
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -76,6 +80,26 @@ def test_a_template_puts_instruction_and_question_in_the_user_s_turn() -> None:
     prompt = PromptFormat(tokenizer=letters()).prompt("Ann has 3.")
     # The template writes the first token itself; the tokenizer must not put another before it.
     assert prompt == (1, *spelled(f"[user|{INSTRUCTION}\nAnn has 3.][assistant|"))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("small", "<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"),
+        (
+            "paper",
+            "<|start_header_id|>user<|end_header_id|>\n\n{asked}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+    ],
+)
+def test_the_replay_asks_in_a_user_turn_alone(size: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the published code spells it for Llama; the small model's turns have markers of their own."""
+    monkeypatch.setattr(loading, "load_answer_tokenizer", lambda _: letters())
+    monkeypatch.setattr(GradeSchoolConfig, "build", lambda _: SimpleNamespace(tokenizer=None))
+    asked = "Please reason step by step, and put your final answer within \\boxed{}.\nHow many?"
+    prompt_format = PromptFormat(tokenizer=load("grade-school-v2-code", size).tokenizer())
+    assert prompt_format.prompt("How many?") == spelled(expected.replace("{asked}", asked))
 
 
 @pytest.mark.parametrize("opened", ["<think>", "<think>\n"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,9 @@ from tiny_models import prompts, tiny_language_model, tiny_pair
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import get_linear_schedule_with_warmup
 
-from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, is_matrix, orthogonal
+from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, is_matrix, orthogonal, warmed_up
 from unspoken.training.parts import Optimizer
 
 MUON = Optimizer(lr=0.02, lr_rest=0.003)
@@ -227,3 +230,18 @@ def test_nothing_is_multiplied_in_bfloat16_where_float32_is_chosen() -> None:
     with Types() as types:
         optimizer.step()
     assert torch.bfloat16 not in types.seen
+
+
+def test_a_logarithmic_warm_up_is_that_of_deepspeed() -> None:
+    settings = Optimizer(name="adamw", lr=0.01, warmup_steps=5, warmup="logarithmic", schedule="linear")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = warmed_up(get_linear_schedule_with_warmup(optimizer, 5, 25), settings)
+    rates = []
+    for _ in range(25):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    rising = [math.log(step) / math.log(5) for step in range(1, 6)]
+    assert rates == pytest.approx([0.0, *rising, *[(25 - step) / 20 for step in range(6, 25)]])
+    plain = get_linear_schedule_with_warmup(optimizer, 5, 25)
+    assert warmed_up(plain, replace(settings, warmup="linear")).lr_lambdas[0](2) == pytest.approx(2 / 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from settings_checks import check_defaults, check_ranges
 
 from unspoken.methods.coupled.stages import NextToken
+from unspoken.reasoning.latents import Noise, Sampling
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.recipe import Evaluation, Recipe, Stage, dump, load, parse, shipped
 
@@ -120,23 +122,47 @@ def test_a_recipe_cannot_run_code(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
-def test_the_replay_of_the_published_code_has_its_settings() -> None:
-    recipe = load("grade-school-v2-code", "small")
-    rates = {stage.name: stage.optimizer.lr for stage in recipe.stages if not stage.objective.writes_data}
-    assert rates == {
+@pytest.mark.parametrize("size", ["small", "paper"])
+def test_the_replay_of_the_published_code_has_its_settings(size: str) -> None:
+    recipe = load("grade-school-v2-code", size)
+    trained = [stage for stage in recipe.stages if not stage.objective.writes_data]
+    assert {stage.name: stage.optimizer.lr for stage in trained} == {
         "cot": 3e-4, "answer_only": 3e-4, "encoder": 1e-4, "decoder": 1e-4, "union": 1e-4, "latent_sft_2": 3e-4
     }  # fmt: skip
-    for stage in recipe.stages:
-        if stage.objective.writes_data:
-            continue
-        assert (stage.optimizer.name, stage.optimizer.betas) == ("adamw", (0.9, 0.999))
-        assert stage.optimizer.weight_decay == 0.01
-        assert stage.optimizer.warmup_steps == 0.05 * recipe.steps(stage)
-        assert stage.lora is not None
-        assert (stage.lora.rank, stage.lora.dropout) == (64, 0.1)
+    for stage in trained:
+        moved = stage.optimizer
+        assert (moved.name, moved.betas, moved.weight_decay, moved.lr_rest) == ("adamw", (0.9, 0.999), 0.01, None)
+        assert (moved.warmup, moved.schedule, moved.clip) == ("logarithmic", "linear", 1.0)
+        assert moved.warmup_steps == math.ceil(0.05 * recipe.steps(stage))
+        assert stage.lora == LoRA(rank=64, dropout=0.1, table=stage.name in ("encoder", "union"))
     shape = recipe.stage("encoder").objective.shape
     assert (shape.rate, shape.top_k, shape.readout, shape.positions) == (2, 10, "table", "two_track")
-    assert "differs" in recipe.summary
+    assert recipe.stage("labels").objective.precision == "bfloat16"
+    last = recipe.stage("latent_sft_2").objective
+    assert (last.noise, last.ce_weight, last.kl_weight) == (Noise(scale=1.0, temperature=1.0, redraw="row"), 1.0, 1.0)
+    assert recipe.evaluation.sampling == Sampling(temperature=0.6, top_p=0.95)
+    assert (recipe.evaluation.max_latents, recipe.evaluation.max_answer) == (128, 128)
+    assert ("differs" in recipe.summary) == (size == "small")
+
+
+def test_the_replay_with_the_published_model_has_its_rows_and_epochs() -> None:
+    recipe = load("grade-school-v2-code", "paper")
+    assert recipe.backbone == "meta-llama/Llama-3.2-1B-Instruct"
+    epoch, rows = 385_620 // 512, recipe.stage("labels").objective.rows
+    epochs = {"encoder": 10, "decoder": 10, "union": 10, "latent_sft_2": 70}
+    assert {name: recipe.stage(name).steps for name in epochs} == {name: epoch * n for name, n in epochs.items()}
+    assert rows == 385_620
+    assert {stage.batch_size for stage in recipe.stages if not stage.objective.writes_data} == {512}
+
+
+def test_a_chat_template_needs_a_tokenizer_of_others() -> None:
+    with pytest.raises(ValueError, match="chat_template is set, but the backbone is not pretrained"):
+        parse(WORKED, "here", ["chat_template=x"])
+
+
+def test_adapters_on_a_table_need_an_encoder() -> None:
+    with pytest.raises(ValueError, match=r"lora.table is true; this stage trains no encoder"):
+        load("grade-school-v2-code", "small", ["stages.decoder.lora.table=true"])
 
 
 def test_defaults_are_those_of_the_pages() -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unspoken.methods.defaults import TrainingFacts
     from unspoken.methods.reasoning import Reasoning
     from unspoken.reasoning.causal_lm import LatentGenerationConfig
+    from unspoken.reasoning.latents import Sampling
     from unspoken.reasoning.system import System
     from unspoken.reasoning.teacher import Teacher
     from unspoken.tasks.prompt_format import PromptFormat
@@ -91,6 +92,7 @@ class Context:
     max_latents: int
     max_answer: int
     batch_size: int
+    sampling: Sampling | None = None  # how answers are drawn; None takes the most likely tokens
     seed: int = 0  # of the run
     folder: Path | None = None  # of the run's seed; None where nothing is read from it
 
@@ -260,6 +262,11 @@ class Objective:
     def adapted(self, model: PreTrainedModel) -> list[nn.Module]:
         """Parts of a model whose linear layers get adapters."""
         return [model]
+
+    @property
+    def adapted_table(self) -> str | None:
+        """The one of these parts whose input table may get adapters too, by its name in the model."""
+        return None
 
     def after_adapters(self, model: PreTrainedModel) -> None:
         """Train in full what adapters must not replace."""

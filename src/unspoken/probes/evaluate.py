@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from unspoken.evaluation.significance import Outcomes, paired_difference, rate
 from unspoken.evaluation.teacher_forcing import read_back, sentence_pairs
 from unspoken.methods import catalogue
 from unspoken.probes.probe import Probe, View
+from unspoken.reasoning.latents import Sampling
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.task import Problems, Task
@@ -48,6 +49,7 @@ class Asked:
     problems: int  # of each test set; smaller sets are used in full
     batch_size: int  # problems answered at once
     max_answer: int  # cap of an answer, where the task has none of its own
+    sampling: Sampling | None = None  # how answers are drawn; None takes the most likely tokens
     baseline: str | None = None  # the stage that others are compared with
 
     def tests(self) -> dict[str, TestSet]:
@@ -186,7 +188,8 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
     """Every system of every seed, after it has answered all test sets."""
     first = next(iter(tests.values()))
     for entry in seeds:
-        for stage, systems in measured_systems(entry, asked.task.traits, asked.max_answer, asked.prompt_format):
+        for stage, models in measured_systems(entry, asked.task.traits, asked.max_answer, asked.prompt_format):
+            systems = [replace(one, sampling=asked.sampling) for one in models]
             teacher = None
             if stage in entry.teachers:
                 teacher = catalogue.teacher(entry.teachers[stage], asked.prompt_format, device=entry.device)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -223,17 +223,20 @@ def perturb(
     temperature: float = 1.0,
     lowest: float = -1.5,
     highest: float = 3.0,
+    redraw: Literal["slot", "row"] = "slot",
     attempts: int = 100,
 ) -> Float[Tensor, "N K"]:
     """Gumbel-Softmax noise on stored superpositions (the second version's Latent-Optim, section 7.2).
 
     ``softmax((log(alpha + 1e-10) + clamp(scale * g, lowest, highest)) / temperature)``. A slot whose most likely entry
-    became the first token of the end marker is drawn again, alone; after ``attempts`` draws it keeps its clean weights.
+    became the first token of the end marker is drawn again.
 
     Args:
-        weights, ids: superpositions; weights sum to 1.
+        weights, ids: superpositions of one row; weights sum to 1.
         generator: of the row, so that a draw depends on nothing else.
         end_id: first token of the end marker.
+        redraw: that slot alone, which keeps its clean weights after ``attempts`` draws; or all slots of the row, which
+            then keep the last draw, as in the published code.
     """
     logs = (weights.float() + 1e-10).log()
     noisy = weights.float().clone()
@@ -244,6 +247,11 @@ def perturb(
         drawn = F.softmax((logs[pending] + (scale * gumbel).clamp(lowest, highest)) / temperature, dim=-1)
         first = ids[pending].gather(-1, drawn.argmax(dim=-1, keepdim=True))[:, 0]
         fine = first != end_id
+        if redraw == "row":
+            noisy = drawn
+            if fine.all():
+                break
+            continue
         noisy[pending[fine]] = drawn[fine]
         pending = pending[~fine]
         if not len(pending):

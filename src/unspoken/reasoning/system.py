@@ -19,7 +19,8 @@ from unspoken.chain import LatentChain, StopReason
 from unspoken.reasoning.block import BlockReasoner
 from unspoken.reasoning.engine import Intervention, Reasoner, RowTargets, StopRule
 from unspoken.reasoning.flops import stack_flops
-from unspoken.reasoning.picking import FREE, ForcedTokens, Sample
+from unspoken.reasoning.latents import Sampling
+from unspoken.reasoning.picking import FREE, ForcedTokens, Sample, Sampler, generator_of
 from unspoken.reasoning.speakers import Request, SameStack, Speaker
 from unspoken.tasks.prompt_format import TextFormat
 
@@ -77,6 +78,8 @@ class System:
         scorings: products with that table at each latent step; 2 where the whole vocabulary is mixed.
         step_flops: floating-point operations of a latent step besides the stack's and the scores'.
         text_format: how it reads text; None where it is given token ids alone.
+        sampling: how the tokens of an answer are drawn where a request has no choice of its own; None takes the most
+            likely ones. The same prompts get the same draws.
     """
 
     name: str
@@ -94,6 +97,7 @@ class System:
     scorings: int = 1
     step_flops: int = 0
     text_format: TextFormat | None = None
+    sampling: Sampling | None = None
 
     # --- what it is ----------------------------------------------------------------------------------------------
 
@@ -256,6 +260,9 @@ class System:
             ValueError: as `unspoken.reasoning.engine.respond`, or the speaker cannot do what is asked.
         """
         cap = self.max_tokens if max_tokens is None else max_tokens
+        if sample is None and self.sampling is not None and self.speaker.samples:
+            source = generator_of(str(input_ids.tolist()))
+            sample = Sampler(self.sampling.temperature, source, self.sampling.top_p)
         ids, mask = opened(input_ids, attention_mask, self.opening)
         request = Request(
             input_ids=ids,

@@ -8,6 +8,7 @@ from typing import Any
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -18,16 +19,22 @@ from unspoken.training.parts import LoRA
 def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -> None:
     """Put adapters on the linear layers of every stack that a stage adapts, in place; weights below them are frozen.
 
+    With ``settings.table``, the input table of the objective's ``adapted_table`` gets adapters as well.
+
     Raises:
         ValueError: adapters would not reach every expert, or would be merged into a shared weight more than once.
     """
     stacks: list[Any] = objective.adapted(model)
+    with_table = objective.adapted_table if settings.table else None
     for stack in stacks:
         layers = [
             name
             for name, module in stack.named_modules()
             if isinstance(module, nn.Linear | Conv1D) and module is not stack.get_output_embeddings()
         ]
+        if with_table is not None and stack is model.get_submodule(with_table):
+            table = stack.get_input_embeddings()
+            layers += [name for name, module in stack.named_modules() if module is table]
         _require_reach(stack, layers)
         config = LoraConfig(
             r=settings.rank,
@@ -70,4 +77,11 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
             module.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(plain.get_submodule(parent), attribute, module.get_base_layer())
+    if parametrize.is_parametrized(plain):  # a weight that moves with an adapted one
+        # torch's own removal would change the class, which the model in training has too.
+        values = {name: getattr(plain, name).detach() for name in plain.parametrizations}
+        plain.__class__ = type(plain).__bases__[0]
+        del plain.parametrizations
+        for name, value in values.items():
+            plain.register_parameter(name, nn.Parameter(value))
     return plain

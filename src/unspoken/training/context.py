@@ -37,6 +37,7 @@ def context_of(recipe: Recipe, stage: Stage, *, seed: int = 0, folder: Path | No
         max_latents=recipe.evaluation.max_latents,
         max_answer=recipe.evaluation.max_answer,
         batch_size=recipe.evaluation.batch_size,
+        sampling=recipe.evaluation.sampling,
         seed=seed,
         folder=folder,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from unspoken import distributed
 from unspoken.machine import Precision
@@ -128,8 +130,9 @@ def _pair(settings: Optimizer) -> tuple[float, float]:
 
 
 def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix of a block, and not a table, a head or a gain."""
-    return parameter.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+    """Whether a parameter is a matrix of a block or of an adapter, and not a table, a head or a gain."""
+    in_block = "embed_tokens" not in name and "lm_head" not in name
+    return parameter.ndim == 2 and (in_block or ".lora_embedding_" in name)
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision) -> torch.optim.Optimizer:
@@ -148,3 +151,16 @@ def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision)
         {"params": rest, "lr": settings.lr_rest or settings.lr, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, betas=_pair(settings), fused=True)
+
+
+def warmed_up(scheduler: LRScheduler, settings: Optimizer) -> LRScheduler:
+    """The library's schedule, changed in place to the warm-up of the settings."""
+    if settings.warmup == "logarithmic":
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.lr_lambdas = [_logarithmic(factor, settings.warmup_steps) for factor in scheduler.lr_lambdas]
+    return scheduler
+
+
+def _logarithmic(factor: Callable[[int], float], steps: int) -> Callable[[int], float]:
+    """A schedule whose first ``steps`` rise as the logarithm of the step."""
+    return lambda step: math.log(max(step, 1)) / math.log(steps) if step < steps else factor(step)

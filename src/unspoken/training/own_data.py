@@ -14,7 +14,9 @@ import yaml
 
 from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.defaults import TrainingFacts
-from unspoken.training.recipe import Recipe, Stage, parse
+from unspoken.storage import write_text
+from unspoken.tasks.task import rows_in_words
+from unspoken.training.recipe import Recipe, Stage, dump, parse
 from unspoken.training.settings import nearest
 
 _LOOKED_AT = 1000  # training problems by which lengths are chosen
@@ -76,6 +78,14 @@ def own_recipe(
     values |= {"stages": stages, "evaluation": evaluation, "group_by_length": not _in_order(stages)}
     spread = [one for override in overrides for one in _spread(override, stages)]
     return parse(yaml.safe_dump(values, sort_keys=False), method, spread)
+
+
+def write_recipe(recipe: Recipe, file: Path) -> Path:
+    """A recipe as a file to be changed by hand, with the sizes of its splits on top; a ValueError if there is one."""
+    if file.exists():
+        raise ValueError(f"{file} exists; name another file with --output, or remove it")
+    write_text(file, f"# {rows_in_words(recipe.task.build())}\n{dump(recipe)}")
+    return file
 
 
 def as_overrides(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -105,7 +105,9 @@ class Optimizer:
     lr_rest: float | None = 0.003  # peak learning rate of everything else; the same as ``lr`` if null
     weight_decay: float = 0.0  # of the matrices; table and gains have none
     betas: tuple[float, ...] = (0.9, 0.95)  # of AdamW
-    warmup_steps: int = 20  # linear warm-up
+    warmup_steps: int = 20
+    # ``"linear"``, or ``"logarithmic"``: log(step) / log(warmup_steps) of the peak, the default of DeepSpeed.
+    warmup: Literal["linear", "logarithmic"] = "linear"
     schedule: Literal["cosine", "linear", "constant"] = "cosine"  # decay to zero after the warm-up, or none
     clip: float = 1.0  # largest norm of the gradient
 
@@ -128,7 +130,10 @@ class LoRA:
     """
 
     rank: int = 64  # of the adapters; their scale is 2, as published
-    dropout: float = 0.1  # before them
+    dropout: float = 0.1  # before those of linear layers
+    # Also on the input table of Latent-SFT's encoder, as in the published code, and thereby on the row of its extra
+    # token; false trains that row alone, in full.
+    table: bool = False
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:

@@ -17,6 +17,7 @@ import yaml
 from unspoken.methods.catalogue import objectives, reasonings, trainable
 from unspoken.methods.method import Line, Objective
 from unspoken.methods.reasoning import Reasoning
+from unspoken.reasoning.latents import Sampling
 from unspoken.storage import FolderError, read_text
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
@@ -64,6 +65,10 @@ class Stage:
         if not self.name.isidentifier():
             raise ValueError(f"stage name {self.name!r} must be letters, digits and underscores")
         self.objective.check_stage(self)
+        if self.lora is not None and self.lora.table and self.objective.adapted_table is None:
+            raise ValueError(
+                "lora.table is true; this stage trains no encoder that has a table of its own: set it to false"
+            )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"steps is {self.steps}; it must be at least 1")
         if self.batch_size < 1 or self.evaluate_every < 1:
@@ -92,6 +97,7 @@ class Evaluation:
     # max_latents, max_answer: caps of chain and answer of a word problem, in steps and tokens
     max_latents: int = 128
     max_answer: int = 16
+    sampling: Sampling | None = None  # how the tokens of answers are drawn; null takes the most likely ones
     # Further ways in which finished models answer, each of every measured stage that it suits.
     reasonings: tuple[Reasoning, ...] = field(default=(), metadata={"choices": reasonings})
 
@@ -133,6 +139,8 @@ class Recipe:
     task: TaskConfig = field(metadata={"choices": task_configs})
     # A shape to train from random weights, or a pretrained model: a folder or a name on the hub.
     backbone: StackShape | str
+    # Of a pretrained backbone, in place of the one of its tokenizer; what is trained keeps it.
+    chat_template: str | None = None
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -155,6 +163,8 @@ class Recipe:
             )
         if self.threads is not None and not 1 <= self.threads <= _MOST_THREADS:
             raise ValueError(f"threads is {self.threads}; it must be at least 1 and at most {_MOST_THREADS}")
+        if self.chat_template is not None and not isinstance(self.backbone, str):
+            raise ValueError("chat_template is set, but the backbone is not pretrained; leave it out")
         if not self.stages:
             raise ValueError("stages is empty; a recipe trains at least one stage")
         self._check_task()
@@ -250,7 +260,9 @@ class Recipe:
 
         assert isinstance(self.backbone, str)
         with self.loading_backbone():
-            return load_answer_tokenizer(self.backbone)
+            tokenizer = load_answer_tokenizer(self.backbone)
+        tokenizer.chat_template = self.chat_template or tokenizer.chat_template
+        return tokenizer
 
     @contextmanager
     def loading_backbone(self) -> Iterator[None]:

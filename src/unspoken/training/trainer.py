@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
@@ -38,7 +39,7 @@ from unspoken.storage import MODEL, discard, new_folder, one_line, refuse_link, 
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
 from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
-from unspoken.training.optimizers import build_optimizer
+from unspoken.training.optimizers import build_optimizer, warmed_up
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.sharding import assembled, blank_of, gathered_state, scattered_state, shard
 from unspoken.training.stopping import EndsAtSignal, restore_random_state, restore_unlogged, write_unlogged
@@ -221,6 +222,9 @@ class StageTrainer(Trainer):
                 self.model if model is None else model, self.stage.optimizer, self.precision
             )
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> LRScheduler:
+        return warmed_up(super().create_scheduler(num_training_steps, optimizer), self.stage.optimizer)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -113,7 +113,8 @@ def system_of(model: PreTrainedModel, context: Context) -> System:
     end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
     cap = traits.answer_cap or objective.answer_tokens(context)
     named = {"stage": context.line.name, "max_answer": cap, "end_id": end, "pad_id": pad}
-    return capped(systems(objective.answering(model), **named)[0], traits)
+    system = capped(systems(objective.answering(model), **named)[0], traits)
+    return replace(system, sampling=context.sampling)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from unspoken.backbone.folder import MANIFEST, read_manifest, verify, write_manifest
-from unspoken.methods.latent_sft.labels import Label, LabelIdentity, LatentKind, differing_facts
+from unspoken.methods.latent_sft.labels import Label, LabelIdentity, differing_facts
+from unspoken.methods.latent_sft.stages import LatentKind
 from unspoken.storage import UNFINISHED, discard, make_folder, sync, write_bytes
 
 _UNFINISHED, _RANK, _BLOCK = ".{}.unfinished", "rank-{:05d}", "block-{:05d}.safetensors"
@@ -45,13 +46,13 @@ def _key_entry(key: str) -> tuple[int, int]:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True), len(text)
 
 
-def _opened(path: Path, remedy: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _opened(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A block, mapped into memory (only the rows in use are read), and the facts in its header."""
     try:
         with safe_open(path, framework="pt") as block:
             facts = dict(json.loads(block.metadata()["labels"]))
             names = ("vectors",) if facts["latent"] == "hidden" else ("ids", "weights")
-            return {name: block.get_tensor(name).numpy() for name in ("offsets", "keys", *names)}, facts
+            return {name: block.get_tensor(name) for name in ("offsets", "keys", *names)}, facts
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is missing or damaged ({error}); {remedy}") from None
 
@@ -269,9 +270,13 @@ class LabelStore:
             )
         latents = slice(*block["offsets"][local : local + 2].tolist())
         if self.identity.latent == "hidden":
-            return Label(vectors=torch.tensor(block["vectors"][latents], dtype=torch.float32))
-        ids = torch.tensor(block["ids"][latents], dtype=torch.int64)
-        return Label(ids=ids, weights=torch.tensor(block["weights"][latents], dtype=torch.float32))
+            return Label(vectors=block["vectors"][latents].to(torch.float32, copy=True))
+        weights = block["weights"][latents].to(torch.float32, copy=True)
+        return Label(ids=block["ids"][latents].to(torch.int64), weights=weights)
+
+    def rounded(self, weights: Tensor) -> Tensor:
+        """Weights as float32 that the precision on disk can hold."""
+        return weights.to(getattr(torch, self.identity.precision)).float()
 
     def __reduce__(self) -> tuple[type[LabelStore], tuple[Path, LabelIdentity, tuple[str, ...]]]:
         # A worker that is spawned, not forked, maps the files itself; pickled arrays would carry their content.
@@ -280,4 +285,4 @@ class LabelStore:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of latents N of every row ``[rows]``."""
-        return np.concatenate([np.empty(0, np.int64), *(np.diff(block["offsets"]) for block in self._blocks)])
+        return np.concatenate([np.empty(0, np.int64), *(np.diff(block["offsets"].numpy()) for block in self._blocks)])

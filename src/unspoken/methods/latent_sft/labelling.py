@@ -60,8 +60,9 @@ def _permutation(rows: int, seed: int, epoch: int) -> Indices:
 
 def label_identity(context: Context) -> LabelIdentity:
     """What the labels of a run are made of: the recipe's settings, and the folder of the models that make them."""
-    maker = _labels_line(context).before
-    assert maker is not None
+    labels = _labels_line(context)
+    maker = labels.before
+    assert maker is not None and isinstance(labels.objective, Labels)
     teacher = context.model_folder(maker)
     shape, config = shape_of(maker), load_config(teacher)
     assert isinstance(config, LatentSFTConfig) and isinstance(config.base_config, PreTrainedConfig)
@@ -81,6 +82,7 @@ def label_identity(context: Context) -> LabelIdentity:
         readout=shape.readout,
         encoder=weights,
         decoder=weights,
+        precision=labels.objective.precision,
     )
 
 
@@ -144,7 +146,7 @@ def labelled_batches(objective: Stage2, context: Context) -> Callable[[Indices],
             vectors = torch.cat([label.vectors for label in of_rows if label.vectors is not None])
             return {"decoder": compact, "weights": vectors, "ids": None}
         weights = [
-            _noisy(objective, label, f"{context.seed}:{epoch}:{row}", prompt_format.markers.end[0])
+            store.rounded(_noisy(objective, label, f"{context.seed}:{epoch}:{row}", prompt_format.markers.end[0]))
             for label, epoch, row in zip(of_rows, epochs.tolist(), chosen.tolist(), strict=True)
         ]
         ids = torch.cat([label.ids for label in of_rows if label.ids is not None])

@@ -6,17 +6,16 @@ Axes: N latents of a problem, K entries of a label, D latent width, V vocabulary
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unspoken.methods.latent_sft.stages import LatentKind, Precision
 from unspoken.reasoning.latents import Readout
 
-LatentKind = Literal["superposition", "hidden"]
-
-_TOLERANCE = 0.01  # of the sum of weights: what bfloat16, or float16 over a whole vocabulary, rounds away
+_TOLERANCE = 0.01  # of the sum of weights: what bfloat16 rounds away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +36,7 @@ class LabelIdentity:
     # encoder, decoder: fingerprints of the models
     encoder: str
     decoder: str
-    precision: Literal["float32", "float16"] = "float32"  # of the stored weights or vectors
+    precision: Precision = "float32"  # of the stored weights or vectors
 
     def __post_init__(self) -> None:
         assert self.rate > 0 and self.width > 0, f"rate is {self.rate} and width {self.width}; both are at least 1"
@@ -68,7 +67,6 @@ class LabelIdentity:
     def _stored(self, name: str, values: Tensor) -> Tensor:
         if values.dim() != 2 or values.shape[1] != self.width or not values.is_floating_point():
             raise ValueError(f"{name} are {_form(values)}; give floats [N, {self.width}]")
-        # Looked at after the cast: float16 turns into infinity what is large.
         stored = values.detach().to("cpu", getattr(torch, self.precision), copy=True)
         if not stored.isfinite().all():
             raise ValueError(f"{name} are not all finite in {self.precision}")

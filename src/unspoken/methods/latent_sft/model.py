@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from peft.tuners import lora
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
@@ -46,11 +48,31 @@ class LatentSFTOutput(ModelOutput):
     head: Head | None = None  # what turns them into scores; it is never trained
 
 
+class AdaptedRow(nn.Module):
+    """A row kept apart from a table with low-rank adapters, as the table's next row would move.
+
+    It has a column of the first factor to itself and shares the second factor with the table.
+    """
+
+    def __init__(self, table: lora.Embedding) -> None:
+        super().__init__()
+        self._table = (table,)  # in a tuple: the adapters belong to the encoder
+        (self.adapter,) = table.lora_embedding_A
+        first = table.lora_embedding_A[self.adapter]
+        self.column = nn.Parameter(first.new_zeros(len(first), 1))
+
+    def forward(self, row: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        """The row with what its adapter adds."""
+        table = self._table[0]
+        return row + table.scaling[self.adapter] * (table.lora_embedding_B[self.adapter] @ self.column)[:, 0]
+
+
 class LatentSFTModel(AroundDecoder):
     """Encoder and decoder of one shape, started from one base model.
 
     Table and head of the decoder never change, so that a latent means the same in every stage. The encoder's extra
-    token is one vector of its own (the published code adds a row to the encoder's table instead).
+    token is one vector of its own (the published code adds a row to the encoder's table instead, which learns the same:
+    see `AdaptedRow`).
     """
 
     config_class = LatentSFTConfig
@@ -85,6 +107,13 @@ class LatentSFTModel(AroundDecoder):
             if id(parameter) not in stack:
                 parameter.requires_grad_(False)
         self.decoder.get_input_embeddings().requires_grad_(False)
+
+    def adapt_extra_row(self) -> None:
+        """Where the encoder's table has adapters, train the row of the extra token through them too, in place."""
+        table = self.encoder.get_input_embeddings() if self.config.has_encoder else None
+        if isinstance(table, lora.Embedding):
+            self.compress.requires_grad_(False)
+            parametrize.register_parametrization(self, "compress", AdaptedRow(table))
 
     def summaries(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The encoder's output at every slot: each sees the prompt and all text before it, and no other slot."""

@@ -37,15 +37,19 @@ def token_losses(hidden: Float[Tensor, "M D"], head: Head, tokens: Int[Tensor, "
 def divergences(
     hidden: Float[Tensor, "N D"], head: Head, weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]
 ) -> Float[Tensor, " N"]:
-    """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary."""
+    """``KL(teacher || student)`` of each latent, in nats; the student is normalised over the whole vocabulary.
+
+    ``weights`` are the teacher's; those of labels in bfloat16 do not sum to 1 before they are normalised here.
+    """
 
     scores = scorer(head, hidden)
+    weights = F.normalize(weights.float(), p=1, dim=-1)
 
     def piece(hidden: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         student = F.log_softmax(scores(hidden).float(), dim=-1).gather(-1, ids)
         return (torch.special.xlogy(weights, weights) - weights * student).sum(dim=-1)
 
-    return in_pieces(piece, positions_at_once(len(head)), hidden, weights.float(), ids)
+    return in_pieces(piece, positions_at_once(len(head)), hidden, weights, ids)
 
 
 def stage1_places(objective: Stage1, batch: dict[str, Any]) -> dict[str, Any]:

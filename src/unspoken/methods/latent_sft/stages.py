@@ -30,6 +30,10 @@ else:
     objective = Late("unspoken.methods.latent_sft.objective")
 
 
+LatentKind = Literal["superposition", "hidden"]
+Precision = Literal["float32", "bfloat16"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
     """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one."""
@@ -39,7 +43,7 @@ class LatentShape:
     temperature: float = 1.0  # of the read-out
     readout: Readout = "head"  # "head" (the paper's formula) or "table" (the published code)
     # "superposition", or "hidden" for the ablation without the vocabulary step, ``Z_i = h_i``.
-    latent: Literal["superposition", "hidden"] = "superposition"
+    latent: LatentKind = "superposition"
     # induction_mask, supervision_mask: false replaces the mask by a plain causal one (the ablations)
     induction_mask: bool = True
     supervision_mask: bool = True
@@ -126,6 +130,14 @@ class Stage1(Objective):
             if any(weight.requires_grad for weight in half.parameters())
         ]
 
+    @property
+    def adapted_table(self) -> str | None:
+        return None if self.train == "decoder" else "encoder"
+
+    def after_adapters(self, model: Any) -> None:
+        """The row of the encoder's extra token moves as those of its table do."""
+        model.adapt_extra_row()
+
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         shape = shape_of(context.line)
 
@@ -173,6 +185,7 @@ class Labels(DecoderObjective):
     writes_data: ClassVar[bool] = True
 
     rows: int = 4096
+    precision: Precision = "float32"  # of labels on disk, and of noisy ones; "bfloat16" is the published code's
 
     def __post_init__(self) -> None:
         if self.rows < 1:
