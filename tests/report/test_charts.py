@@ -198,6 +198,11 @@ def test_points_have_intervals_and_numbers_beside_them() -> None:
     assert names == {"2": (82, 60), "1": (58, 60)}
 
 
+def test_a_point_is_a_dot_and_an_axis_even_unless_asked() -> None:
+    assert Mark(x=0, y=0, low=0, high=0, number=1, colour="c1").filled
+    assert not Axis(low=0, high=1, ticks=()).log
+
+
 def test_numbers_of_a_crowd_cover_nothing() -> None:
     crowd = [mark(number, 4 + 0.3 * (number % 3), 0.5 + 0.04 * (number // 3)) for number in range(9)]
     drawing = scatter(FRAME, crowd, [(0, 0.5), (10, 0.5)], label="one")

@@ -131,6 +131,14 @@ def test_recipes_and_plans_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert "42,489,600" in text
 
 
+def test_recipes_on_a_terminal_are_a_table_without_a_margin(capsys: pytest.CaptureFixture[str]) -> None:
+    print_recipes(offers(), Console(force_terminal=True, color_system=None, width=200))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    # One column of the frame, and no more of the table's own.
+    assert lines[0].startswith(" recipe ")
+    assert next(line for line in lines if "tree-search " in line and " tiny " in line).startswith(" * tree-search ")
+
+
 def test_an_answer_shows_its_chain(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (result,) = answer_problems(run, ["LK,LC,KB,KN,CJ,CE[ROOT]L[TARGET]E[ROUTE]"], seed=1)
     assert result["expected"] == "LCE"

@@ -54,6 +54,16 @@ def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) 
     ):
         (stage,) = own_recipe("cot", model, data, overrides).stages
         assert (stage.lora and stage.lora.rank, stage.optimizer.lr) == (rank, rate)
+    # Forty rows, of which four are held out for validation and four for the test; the longest chain has 12 tokens.
+    small = own_recipe("cot", hub, data)
+    (stage,) = small.stages
+    assert (stage.batch_size, stage.steps, stage.evaluate_every) == (8, 3 * 20, 3 * 20 // 4)
+    moves = stage.optimizer
+    assert (moves.name, moves.lr_rest, moves.weight_decay, moves.warmup_steps) == ("adamw", None, 0.01, 6)
+    measured = small.evaluation
+    assert (measured.problems, measured.validation_problems, measured.batch_size) == (500, 4, 32)
+    assert measured.max_latents == 4 + 1.25 * len("33+5=38\ndone")
+    assert small.group_by_length
     many = save_problems(tmp_path / "many.jsonl", rows=7000)
     (stage,) = own_recipe("cot", hub, many).stages
     assert (stage.batch_size, stage.steps) == (32, 3 * 6000 / 32 + 0.5)  # 500 for validation, 500 held out
