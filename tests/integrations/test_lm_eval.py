@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import END, PAD, tiny_config, tiny_language_model, tiny_pair
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("lm_eval")
@@ -132,6 +132,20 @@ def test_what_opened_chains_in_training_stands_behind_every_prompt(tmp_path: Pat
     tokenizer().save_pretrained(tmp_path / "opened")
     lm = UnspokenLM(str(tmp_path / "opened"), batch_size=3)
     assert ask(lm, PROMPTS) == ask(plain, [f"{prompt}q" for prompt in PROMPTS]) != ask(plain, PROMPTS)
+
+
+def test_what_the_tokenizer_puts_before_every_text_stands_before_every_prompt(tmp_path: Path) -> None:
+    plain = UnspokenLM(str(save("explicit", tmp_path / "plain")), batch_size=3)
+    begun = tokenizer()
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(single="c $A", special_tokens=[("c", 4)])
+    begun.save_pretrained(save("explicit", tmp_path / "begun"))
+    lm = UnspokenLM(str(tmp_path / "begun"), batch_size=3)
+    assert ask(lm, PROMPTS) == ask(plain, [f"c{prompt}" for prompt in PROMPTS]) != ask(plain, PROMPTS)
+    texts = lm.system.texts
+    assert texts.prompt("de") == texts.continued("de") == (4, 5, 6)
+    room = 64 - CAP - 1 - 5 - 2
+    assert [row[:2] for row in lm._fitting(["d" + "e" * 80], CAP)] == [[4, 6]]
+    assert [len(row) for row in lm._fitting(["e" * 80], CAP)] == [room]
 
 
 def test_text_is_cut_at_the_first_of_its_stops(tmp_path: Path) -> None:
@@ -358,6 +372,26 @@ def test_the_harness_finds_the_model_by_name_and_records_its_cost(tmp_path: Path
     assert found["results"]["unspoken_tree_search"]["exact_match,none"] == 0
     assert found["config"]["answers"] == 3
     assert 1 <= found["config"]["tokens_per_answer"] <= 10
+
+
+def test_bad_input_of_the_command_line_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["run", "--model", "unspoken", "--tasks", "unspoken_tree_search", "--model_args"]
+    for arguments, message in (
+        (f"pretrained={tmp_path}/gone", "it has no config.json"),
+        (f"pretrained={save('coupled', tmp_path / 'model')},dtype=float16", "dtype is 'float16'; known are"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["harness", *asked, arguments])
+        with pytest.raises(SystemExit) as ended:
+            harness.main()
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("unspoken: ") and message in last
+    monkeypatch.setattr(sys, "argv", ["harness", *asked[:-1], "--batch_size", "auto", "--model_args", arguments])
+    with pytest.raises(SystemExit):
+        harness.main()
+    assert "batch_size is 'auto'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_command_line_adds_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
