@@ -312,6 +312,39 @@ def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
             assert prompt.endswith(f"Question: Asked {number}? \nAnswer:" if shots else f"Asked {number}?")
 
 
+# A right answer, what a model says, and whether that is right.
+SAID = [
+    *[
+        ("18", rf"\boxed{{{text}}}", True)
+        for text in (r"\$18", "$18", "18.00", r"\text{18}", "18 dollars", "18 people")
+    ],
+    ("18", r"first \boxed{17}, no: \boxed{18}", True),
+    ("1000", r"\boxed{1e3}", True),
+    ("1,000", r"\boxed{1000}", True),
+    ("73", r"\boxed{73.}", True),
+    ("1.5", r"\boxed{1 1/2}", True),
+    ("2880000", r"\boxed{2.88 million}", True),
+    ("0.5", r"\boxed{50\%}", True),
+    ("18", r"\boxed{-18}", False),
+    ("18", r"\boxed{9^{9^9}}", False),
+    ("18", r"\boxed{18", False),
+]
+
+
+def test_the_harness_grades_as_evaluation_does(tmp_path: Path) -> None:
+    rows = [{"question": f"Asked {n}?", "answer": f"So.\n#### {answer}"} for n, (answer, _, _) in enumerate(SAID)]
+    write(tmp_path / "gsm8k_test.jsonl", rows)
+    write(tmp_path / "train.jsonl", [{"question": "q", "steps": ["<<1+1=2>>"], "answer": "2"}])
+    files = (str(tmp_path / "gsm8k_test.jsonl"),)
+    ours = GradeSchoolConfig(train=str(tmp_path / "train.jsonl"), validation_rows=0, tests=files).build()
+    said = [text for _, text, _ in SAID]
+    assert ours.grade(said, ours.sample("gsm8k_test", range(len(SAID)))).correct.tolist() == [one[2] for one in SAID]
+    found = evaluate(Scripted({f"Asked {n}?": text for n, text in enumerate(said)}), "gsm8k_0shot", data=tmp_path)
+    assert score(found, "gsm8k_0shot")[0] == pytest.approx(sum(right for *_, right in SAID) / len(SAID))
+    for answer, text, right in SAID:
+        assert harness.exact_match([answer], harness.stated_answers([[text]], None)[0]) == right, text
+
+
 def test_other_sets_ask_what_our_own_reader_reads(tmp_path: Path) -> None:
     hard = [{"input": "Much? ", "target": -9867630.0}, {"input": "Half?", "target": 2.5}, {"input": "x?", "target": 7}]
     write(tmp_path / "gsm_hard.jsonl", hard)

@@ -45,6 +45,8 @@ from unspoken.methods.loading import load_system
 from unspoken.runs import reasoning_of
 from unspoken.tasks.chat_template import render
 from unspoken.tasks.files import read_rows, row_fields
+from unspoken.tasks.grading import boxed, graded
+from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import INSTRUCTION, left_padded, unopened
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
 
@@ -308,6 +310,23 @@ def local_files(
             raise ValueError(f"there is no file {path}; name its folder: --metadata data_dir=FOLDER") from None
         splits[split] = datasets.Dataset.from_list([row_fields(row) for _where, row in rows])
     return splits
+
+
+def stated_answers(answers: Sequence[Sequence[str]], _docs: Any) -> list[list[str]]:
+    """What each text states as its answer: the content of its last box, or else what stands after ``####``."""
+    return [[_stated(text) for text in texts] for texts in answers]
+
+
+def _stated(text: str) -> str:
+    _, mark, line = text.rpartition("#### ")
+    return boxed(text) or (line.partition("\n")[0] if mark else "[invalid]")
+
+
+def exact_match(references: Sequence[str], predictions: Sequence[str], **_: Any) -> float:
+    """Whether an answer is the right one, as evaluation grades it; a solution ends in ``#### 18``."""
+    answer, given = references[0].rpartition("#### ")[2].strip(), predictions[0]
+    problem = ReasoningProblem(question="", chains=(), answer=answer, key="")
+    return float(graded([f"\\boxed{{{given}}}"], [problem])[0])
 
 
 def tree_search(*, problems: int = 2000, depth: int = 4, shuffle_edges: bool = False, **_: Any) -> dict[str, Any]:
