@@ -107,7 +107,8 @@ def save_tokenizer(folder: Path, markers: tuple[str, ...] = ("<think>", "</think
     """One token a character after padding, end and the markers; how many there are."""
     tokens = ["~pad", "~end", *markers, *string.printable]
     words = Tokenizer(models.WordLevel({token: place for place, token in enumerate(tokens)}, unk_token="~pad"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>|~end|[\s\S]"), behavior="isolated")
+    whole = "|".join([*markers, "~end"])
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(whole + r"|[\s\S]"), behavior="isolated")
     words.decoder = decoders.Fuse()
     special = {"pad_token": "~pad", "eos_token": "~end"}
     PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)

@@ -26,7 +26,7 @@ from unspoken.training.lock import run_lock
 from unspoken.training.recipe import Recipe, parse
 from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
-from unspoken.training.stages import SeedRun
+from unspoken.training.stages import SeedRun, require_same_data
 
 
 def measured_stages(recipe: Recipe) -> list[str]:
@@ -82,7 +82,8 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
         device: where they are measured; see `unspoken.training.run.device_for_all`.
 
     Raises:
-        ValueError: it is not a run folder, no seed is finished, or there is no such device.
+        ValueError: it is not a run folder, no seed is finished, there is no such device, or its files hold other rows
+            than it was trained on.
     """
     path = folder / "recipe.json"
     if not path.is_file():
@@ -95,6 +96,7 @@ def open_run(folder: Path, device: str | torch.device = "auto") -> tuple[Recipe,
     runs = [run for run in every if all(run.finished(stage) for stage in recipe.stages)]
     if not runs:
         raise ValueError(f"{folder}: no seed is finished; run the recipe again to continue it")
+    require_same_data(folder, recipe)
     return recipe, runs
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import END, PAD, tiny_config, tiny_language_model, tiny_pair
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("lm_eval")
@@ -132,6 +132,20 @@ def test_what_opened_chains_in_training_stands_behind_every_prompt(tmp_path: Pat
     tokenizer().save_pretrained(tmp_path / "opened")
     lm = UnspokenLM(str(tmp_path / "opened"), batch_size=3)
     assert ask(lm, PROMPTS) == ask(plain, [f"{prompt}q" for prompt in PROMPTS]) != ask(plain, PROMPTS)
+
+
+def test_what_the_tokenizer_puts_before_every_text_stands_before_every_prompt(tmp_path: Path) -> None:
+    plain = UnspokenLM(str(save("explicit", tmp_path / "plain")), batch_size=3)
+    begun = tokenizer()
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(single="c $A", special_tokens=[("c", 4)])
+    begun.save_pretrained(save("explicit", tmp_path / "begun"))
+    lm = UnspokenLM(str(tmp_path / "begun"), batch_size=3)
+    assert ask(lm, PROMPTS) == ask(plain, [f"c{prompt}" for prompt in PROMPTS]) != ask(plain, PROMPTS)
+    texts = lm.system.texts
+    assert texts.prompt("de") == texts.continued("de") == (4, 5, 6)
+    room = 64 - CAP - 1 - 5 - 2
+    assert [row[:2] for row in lm._fitting(["d" + "e" * 80], CAP)] == [[4, 6]]
+    assert [len(row) for row in lm._fitting(["e" * 80], CAP)] == [room]
 
 
 def test_text_is_cut_at_the_first_of_its_stops(tmp_path: Path) -> None:
@@ -298,6 +312,39 @@ def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
             assert prompt.endswith(f"Question: Asked {number}? \nAnswer:" if shots else f"Asked {number}?")
 
 
+# A right answer, what a model says, and whether that is right.
+SAID = [
+    *[
+        ("18", rf"\boxed{{{text}}}", True)
+        for text in (r"\$18", "$18", "18.00", r"\text{18}", "18 dollars", "18 people")
+    ],
+    ("18", r"first \boxed{17}, no: \boxed{18}", True),
+    ("1000", r"\boxed{1e3}", True),
+    ("1,000", r"\boxed{1000}", True),
+    ("73", r"\boxed{73.}", True),
+    ("1.5", r"\boxed{1 1/2}", True),
+    ("2880000", r"\boxed{2.88 million}", True),
+    ("0.5", r"\boxed{50\%}", True),
+    ("18", r"\boxed{-18}", False),
+    ("18", r"\boxed{9^{9^9}}", False),
+    ("18", r"\boxed{18", False),
+]
+
+
+def test_the_harness_grades_as_evaluation_does(tmp_path: Path) -> None:
+    rows = [{"question": f"Asked {n}?", "answer": f"So.\n#### {answer}"} for n, (answer, _, _) in enumerate(SAID)]
+    write(tmp_path / "gsm8k_test.jsonl", rows)
+    write(tmp_path / "train.jsonl", [{"question": "q", "steps": ["<<1+1=2>>"], "answer": "2"}])
+    files = (str(tmp_path / "gsm8k_test.jsonl"),)
+    ours = GradeSchoolConfig(train=str(tmp_path / "train.jsonl"), validation_rows=0, tests=files).build()
+    said = [text for _, text, _ in SAID]
+    assert ours.grade(said, ours.sample("gsm8k_test", range(len(SAID)))).correct.tolist() == [one[2] for one in SAID]
+    found = evaluate(Scripted({f"Asked {n}?": text for n, text in enumerate(said)}), "gsm8k_0shot", data=tmp_path)
+    assert score(found, "gsm8k_0shot")[0] == pytest.approx(sum(right for *_, right in SAID) / len(SAID))
+    for answer, text, right in SAID:
+        assert harness.exact_match([answer], harness.stated_answers([[text]], None)[0]) == right, text
+
+
 def test_other_sets_ask_what_our_own_reader_reads(tmp_path: Path) -> None:
     hard = [{"input": "Much? ", "target": -9867630.0}, {"input": "Half?", "target": 2.5}, {"input": "x?", "target": 7}]
     write(tmp_path / "gsm_hard.jsonl", hard)
@@ -358,6 +405,26 @@ def test_the_harness_finds_the_model_by_name_and_records_its_cost(tmp_path: Path
     assert found["results"]["unspoken_tree_search"]["exact_match,none"] == 0
     assert found["config"]["answers"] == 3
     assert 1 <= found["config"]["tokens_per_answer"] <= 10
+
+
+def test_bad_input_of_the_command_line_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    asked = ["run", "--model", "unspoken", "--tasks", "unspoken_tree_search", "--model_args"]
+    for arguments, message in (
+        (f"pretrained={tmp_path}/gone", "it has no config.json"),
+        (f"pretrained={save('coupled', tmp_path / 'model')},dtype=float16", "dtype is 'float16'; known are"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["harness", *asked, arguments])
+        with pytest.raises(SystemExit) as ended:
+            harness.main()
+        assert ended.value.code == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert last.startswith("unspoken: ") and message in last
+    monkeypatch.setattr(sys, "argv", ["harness", *asked[:-1], "--batch_size", "auto", "--model_args", arguments])
+    with pytest.raises(SystemExit):
+        harness.main()
+    assert "batch_size is 'auto'" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_command_line_adds_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -409,6 +409,58 @@ def test_generate_refuses_beams_and_padding_on_the_right(loaded: PreTrainedModel
         generated(loaded, input_ids=prompts(), attention_mask=wrong)
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prompt_lookup_num_tokens": 3}, "prompt_lookup_num_tokens is 3"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha is 0.6"),
+        ({"guidance_scale": 1.5}, "guidance_scale is 1.5"),
+        ({"return_dict_in_generate": True, "output_scores": True}, "output_scores is True"),
+        ({"return_dict_in_generate": True, "output_logits": True}, "output_logits is True"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states is True"),
+        ({"latent": {"max_latent": 1}}, "latent has no 'max_latent'; known are open_ids, end_ids, top_k"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused_by_name(
+    loaded: PreTrainedModel, asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        generated(loaded, **asked)
+    assert "\n" not in str(caught.value)
+
+
+def test_embeddings_and_a_filled_cache_are_refused(loaded: PreTrainedModel) -> None:
+    embeds = loaded.get_input_embeddings()(prompts()).detach()
+    with pytest.raises(ValueError, match="inputs_embeds is given"):
+        generated(loaded, input_ids=prompts(), attention_mask=None, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match="inputs_embeds is given"):
+        loaded.generate(inputs_embeds=embeds, custom_generate=latent_generate, max_new_tokens=2)
+    filled = loaded(prompts(), use_cache=True).past_key_values
+    longer = torch.cat([prompts(), prompts()], dim=1)
+    with pytest.raises(ValueError, match="past_key_values is filled"):
+        generated(loaded, input_ids=longer, attention_mask=torch.ones_like(longer), past_key_values=filled)
+
+
+def test_a_mapping_changes_the_settings_of_the_folder(loaded: PreTrainedModel) -> None:
+    out, settings = generated(loaded, latent={"max_latents": 1, "fixed": True}), LatentGenerationConfig.of(loaded)
+    same = generated(loaded, latent=replace(settings, max_latents=1, fixed=True))
+    assert out.chain is not None and same.chain is not None and out.sequences is not None
+    assert_same_chain(out.chain, same.chain)
+    assert torch.equal(out.sequences, same.sequences)
+    plain = tiny_language_model("llama")
+    with pytest.raises(ValueError, match="latent lacks 'open_ids'"):
+        generated(plain, latent={"max_latents": 1})
+    whole = settings_of("llama")
+    listed = {"open_ids": list(whole.open_ids), "end_ids": list(whole.end_ids), "max_latents": 5}
+    assert generated(plain, latent=listed).sequences is not None
+
+
+def test_a_mapping_is_returned_where_the_caller_asks_for_one(loaded: PreTrainedModel) -> None:
+    out = generated(loaded, return_chain=False, return_dict_in_generate=True)
+    assert isinstance(out, LatentGenerateOutput)
+    assert out.sequences is not None and torch.equal(out.sequences, generated(loaded, return_chain=False))
+
+
 def test_a_chain_that_met_its_cap_says_so_through_generate(loaded: PreTrainedModel) -> None:
     chain = generated(loaded).chain
     assert chain is not None

@@ -16,6 +16,7 @@ import pytest
 
 from unspoken.tasks.grade_school import GradeSchoolConfig, GradeSchoolTask
 from unspoken.tasks.problems import ReasoningTask
+from unspoken.tasks.task import left_out_in_words
 
 TOLD = "Ann has 5+3=<<5+3=8>>8 pears.\nThat is $8*2=<<8*2=16>>16.\n#### 16"
 WANTED = {"question": "Ann's pears?", "answer": TOLD}
@@ -145,6 +146,21 @@ def test_training_rows_whose_chain_does_not_end_in_the_answer_are_dropped_and_co
     made = task(save(tmp_path / "aug.json", rows))
     assert sorted(row.answer for row in made.sample("train", range(3))) == ["10", "16", "8"]
     assert made.dropped == {"train: chain does not end in the answer": 2, "train: no chain": 2}
+    assert made.left_out["train: no chain"] == [
+        f"{tmp_path}/aug.json, row 4: Twice 4 and 3?",
+        f"{tmp_path}/aug.json, row 7: No equation?",
+    ]
+
+
+def test_of_many_rows_that_are_left_out_the_first_three_are_shown(tmp_path: Path) -> None:
+    rows = [augmented(1), *(augmented(number, question=f"{number}? " + "long " * 100, steps=[]) for number in range(9))]
+    made = task(save(tmp_path / "aug.json", rows))
+    assert made.dropped == {"train: no chain": 9}
+    shown = left_out_in_words(made)
+    assert [line[: line.index("?")] for line in shown] == [
+        f"left out (train: no chain): {tmp_path}/aug.json, row {number + 2}: {number}" for number in range(3)
+    ]
+    assert all("\n" not in line and len(line) < 240 for line in shown)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +170,8 @@ def test_training_rows_whose_chain_does_not_end_in_the_answer_are_dropped_and_co
         ("So it is $16 a day.", True),
         ("It is 8*2=16", True),
         ("She pays $1,016 less 1,000, or 16.00.", True),
-        ("It is 16 pears for 2 people.", False),
+        ("It is 16 pears for 2 people.", True),
+        ("It is 16 pears. There are 2 people.", False),
         ("It is 10-16", True),
         ("It is -16", False),
         ("It is 0.16", False),
@@ -229,7 +246,7 @@ def test_a_list_that_is_not_json_is_refused_even_so(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_no_text_or_empty_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no file .*gone\.jsonl.*owner/name\[:config\] on the hub"):
+    with pytest.raises(ValueError, match=r"no file .*gone\.jsonl.*owner/name\[:config\]\[@split\] on the hub"):
         task(str(tmp_path / "gone.jsonl"))
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="must be JSON in UTF-8"):
@@ -389,6 +406,43 @@ def test_a_name_unknown_to_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert "\n" not in str(caught.value)
 
 
+def test_a_split_of_the_hub_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def load_dataset(name: str, config: str | None, split: str, streaming: bool) -> list[dict[str, Any]]:
+        asked.append((name, config, split))
+        return [augmented(1)] if name.startswith("somebody") else [{"input": "Q?", "code": "", "target": 2.0}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    made = task("somebody/aug:all@train-part", tests=("reasoning-machines/gsm-hard@train",))
+    assert asked == [("somebody/aug", "all", "train-part"), ("reasoning-machines/gsm-hard", None, "train")]
+    assert made.tests == ("gsm-hard",)
+    assert made.sample("gsm-hard", [0])[0].answer == "2"
+
+
+def test_rows_of_multiarith_as_the_hub_has_them(tmp_path: Path, hundred: str) -> None:
+    row = {"question": "Paige had 11 songs.", "final_ans": "39"}
+    made = task(hundred, tests=(save(tmp_path / "MultiArith.json", [row]),))
+    (problem,) = made.sample("MultiArith", [0])
+    assert (problem.question, problem.answer, problem.chains) == ("Paige had 11 songs.", "39", ())
+
+
+class OwnError(Exception):
+    """Of a library, and of no class that Python has."""
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Dataset scripts are no longer supported"), OwnError("two\nlines")])
+def test_whatever_the_library_raises_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(ValueError, match=r"Dataset scripts are no longer|two lines") as caught:
+        task("somebody/script")
+    assert "\n" not in str(caught.value)
+    assert "[@split]" in str(caught.value)
+
+
 def test_a_malformed_row_of_the_hub_has_a_place_too(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [augmented(1), {"text": "Q?"}]
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: rows))
@@ -405,7 +459,7 @@ def test_a_malformed_row_of_the_hub_has_a_place_too(monkeypatch: pytest.MonkeyPa
     [
         ("gsm8k_aug_7500.json", "equations", 7500, 7000),
         ("gsm8k_train.jsonl", "equations", 7473, 6900),
-        ("gsm8k_train.jsonl", "prose", 7473, 7100),
+        ("gsm8k_train.jsonl", "prose", 7473, 7400),
     ],
 )
 def test_the_real_files_are_read_in_full(train: str, chains: Any, rows: int, kept: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import os
 import re
@@ -112,6 +113,17 @@ def test_columns_may_have_other_names(tmp_path: Path) -> None:
         assert every(named, split) == every(usual, split)
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_packed_file_gives_the_same_problems(tmp_path: Path, suffix: str) -> None:
+    plain = write(tmp_path / f"mine.{suffix}", ROWS)
+    packed = tmp_path / f"other.{suffix}.gz"
+    packed.write_bytes(gzip.compress(Path(plain).read_bytes()))
+    task = JsonlConfig(tests=(plain, str(packed))).build()
+    assert task.tests == ("mine", "other")
+    both = [[(row.question, row.chains, row.answer) for row in task.sample(name, range(4))] for name in task.tests]
+    assert both[0] == both[1]
+
+
 def test_a_table_needs_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     assert JsonlConfig(tests=(write(tmp_path / "mine.csv", ROWS),)).build().size("mine") == 4
@@ -175,6 +187,7 @@ def test_training_rows_that_ask_a_test_question_are_left_out_and_counted(tmp_pat
     task = build(tmp_path, many(40), tests=(test,), validation_rows=3)
     assert task.tests == ("exam",)
     assert task.dropped == {"train: question of a test set": 2}
+    assert [len(rows) for rows in task.left_out.values()] == [2]
     assert [task.size(split) for split in ("train", "validation", "exam")] == [35, 3, 5]
     seen = seen_in_training(task)
     assert seen is not None
@@ -297,6 +310,15 @@ def test_a_broken_table_is_named(tmp_path: Path, content: str, message: str) -> 
         ("mine.jsonl", b"\xff\xfe", "cannot read .*mine.jsonl: .*; it must be JSON in UTF-8"),
         ("mine.csv", b"question,answer\n\xe9?,1\n", "cannot read .*mine.csv: .*; it must be CSV in UTF-8"),
         ("mine.parquet", b"question,answer", "mine.parquet: not Parquet .*; fix the file"),
+        ("mine.jsonl.gz", b"no archive", "cannot read .*mine.jsonl.gz: Not a gzipped file"),
+        ("mine.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "cannot read .*mine.jsonl.gz: .*ended before"),
+        (
+            "mine.tsv",
+            b"question\tanswer\n",
+            r"cannot read .*mine.tsv: it is no JSON, and .tsv tells .*CSV \(.csv\) and",
+        ),
+        ("mine", b"question\tanswer\n", r"cannot read .*mine: it is no JSON, and a name without suffix tells no"),
+        ("mine.xlsx", b"PK\x03\x04\xff", r"cannot read .*mine.xlsx: .*Read are JSON lines .* Parquet \(.parquet\)"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(
@@ -304,6 +326,25 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     refused(message, JsonlConfig(tests=(str(tmp_path / name),)))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "half \\ud83d of it", "answer": "1"}', r"half a character \(U\+D83D, a surrogate\)"),
+        ('{"question": "Q?", "answer": "1", "other": ["\\udc00"]}', r"half a character \(U\+DC00"),
+        ("[" * 100_000, "not JSON"),
+        ('{"a":' * 100_000, "not JSON"),
+    ],
+)
+def test_a_row_that_breaks_tokenizers_or_parsers_is_named_and_can_be_left_out(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"question": "Q?", "answer": "1"}\n' + line + "\n")
+    refused(f"mine.jsonl, line 2: .*{message}", JsonlConfig(tests=(str(path),)))
+    task = JsonlConfig(tests=(str(path),), skip_malformed=True).build()
+    assert (task.size("mine"), task.dropped) == (1, {"mine: malformed": 1})
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -11,14 +11,15 @@ available under its name, or name one of our task files, whose loading imports t
 ``data_dir`` is the folder of the files that a task's YAML names, and
 ``--metadata '{"data_files": {"test": "mine.json"}}'`` names others. Nothing is read from the hub.
 
-Text becomes tokens as in training: without special tokens, and with ``--apply_chat_template`` as a user turn of the
-tokenizer's template, behind the instruction that word problems are trained with. Chains are not part of the answer's
-text; what they cost is in the results, under ``config``.
+Text becomes tokens as in training: after the tokens that the tokenizer puts before every text, and with
+``--apply_chat_template`` as a user turn of the tokenizer's template, behind the instruction that word problems are
+trained with. Chains are not part of the answer's text; what they cost is in the results, under ``config``.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,11 +39,14 @@ except ImportError:
     raise ImportError("lm_eval is not installed; install the extra: pip install 'unspoken[harness]'") from None
 
 from unspoken.chain import StopReason
+from unspoken.draw.formats import escaped
 from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_system
 from unspoken.runs import reasoning_of
 from unspoken.tasks.chat_template import render
 from unspoken.tasks.files import read_rows, row_fields
+from unspoken.tasks.grading import boxed, graded
+from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.prompt_format import INSTRUCTION, left_padded, unopened
 from unspoken.tasks.tree_search import MARKERS, ROUTE, TreeSearchConfig
 
@@ -176,12 +180,13 @@ class UnspokenLM(LM):
 
     def _fitting(self, prompts: list[str], cap: int) -> list[list[int]]:
         """Prompts as tokens; of those that are too long, the end."""
+        start = list(self.system.texts.prompt_format.start)
         rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-        rows = [row or [self.tokenizer.eos_token_id] for row in rows]
+        rows = [row if row or start else [self.tokenizer.eos_token_id] for row in rows]
         positions = self.system.positions
         if positions is None:
-            return rows
-        room = positions - self.system.steps_after_prompt(cap)
+            return [start + row for row in rows]
+        room = positions - len(start) - self.system.steps_after_prompt(cap)
         if room < 1:
             raise ValueError(
                 f"an answer of {cap} tokens and its chain leave no room for a prompt in {positions} positions; "
@@ -190,7 +195,7 @@ class UnspokenLM(LM):
         cut = sum(len(row) > room for row in rows)
         if cut:
             _log.warning("%d of %d prompts are longer than %d tokens; only their ends are read", cut, len(rows), room)
-        return [row[-room:] for row in rows]
+        return [start + row[-room:] for row in rows]
 
     # --- likelihood of text --------------------------------------------------------------------------------------
 
@@ -227,7 +232,7 @@ class UnspokenLM(LM):
             backend="causal",
             tokenizer=self.tokenizer,
             batch_size=self.batch_size,
-            add_bos_token=False,
+            add_bos_token=bool(self.system.texts.prompt_format.start),
         )
 
     # --- what else the harness asks for --------------------------------------------------------------------------
@@ -307,6 +312,23 @@ def local_files(
     return splits
 
 
+def stated_answers(answers: Sequence[Sequence[str]], _docs: Any) -> list[list[str]]:
+    """What each text states as its answer: the content of its last box, or else what stands after ``####``."""
+    return [[_stated(text) for text in texts] for texts in answers]
+
+
+def _stated(text: str) -> str:
+    _, mark, line = text.rpartition("#### ")
+    return boxed(text) or (line.partition("\n")[0] if mark else "[invalid]")
+
+
+def exact_match(references: Sequence[str], predictions: Sequence[str], **_: Any) -> float:
+    """Whether an answer is the right one, as evaluation grades it; a solution ends in ``#### 18``."""
+    answer, given = references[0].rpartition("#### ")[2].strip(), predictions[0]
+    problem = ReasoningProblem(question="", chains=(), answer=answer, key="")
+    return float(graded([f"\\boxed{{{given}}}"], [problem])[0])
+
+
 def tree_search(*, problems: int = 2000, depth: int = 4, shuffle_edges: bool = False, **_: Any) -> dict[str, Any]:
     """Test problems of tree search as text: ``question`` up to the route marker, ``answer`` the route.
 
@@ -322,12 +344,21 @@ def tree_search(*, problems: int = 2000, depth: int = 4, shuffle_edges: bool = F
 
 
 def main() -> None:
-    """The harness's command line, with this model and our tasks within reach; an ``--include_path`` replaces ours."""
+    """The harness's command line, with this model and our tasks within reach; an ``--include_path`` replaces ours.
+
+    Bad input ends in one line and status 2, as for the command ``unspoken``.
+    """
     from lm_eval.__main__ import cli_evaluate
 
     verb, *rest = sys.argv[1:] if sys.argv[1:2] and sys.argv[1] in ("run", "ls", "validate") else ("run", *sys.argv[1:])
     sys.argv = ["lm_eval", verb, "--include_path", str(TASKS), *(rest or ["--help"])]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except (ValueError, OSError) as error:
+        if os.environ.get("UNSPOKEN_DEBUG"):
+            raise
+        print(f"unspoken: {escaped(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ Axes: B batch, T prompt tokens, N latent steps, M tokens of an answer, D width, 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -237,7 +238,7 @@ def latent_generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    latent: LatentGenerationConfig | None = None,
+    latent: LatentGenerationConfig | Mapping[str, Any] | None = None,
     latent_noise: float = 0.0,
     return_chain: bool = False,
     **model_kwargs: Any,
@@ -246,23 +247,26 @@ def latent_generate(
 
     ``model.generate(**inputs, custom_generate=latent_generate)`` works on any plain causal language model folder.
     ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options and stopping
-    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library does not pass
-    a ``streamer`` on, so it is given the prompt alone; ``unspoken serve`` streams.
+    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library passes neither
+    a ``streamer`` nor an ``assistant_model`` on: the one is given the prompt alone (``unspoken serve`` streams), and
+    the other, which only speeds answers up, is not used.
 
     Args:
-        latent: the settings; those in the model's generation config by default.
+        latent: the settings, or a mapping of those that differ from the model's generation config, which holds the
+            default.
         latent_noise: scale of Gumbel noise on the superpositions, to draw different chains.
         return_chain: also return the chain, with its distributions.
 
     Returns:
-        ``[B, T + M]``: prompt, both markers, answer. There are no tokens between the markers.
+        ``[B, T + M]``: prompt, both markers, answer. There are no tokens between the markers. With ``return_chain`` or
+        ``return_dict_in_generate`` a `LatentGenerateOutput`.
 
     Raises:
-        ValueError: the model has no latent settings and none were given, prompts are padded on the right, or beams.
+        ValueError: the model has no latent settings and none were given, prompts are padded on the right, or something
+            is asked for that would have no effect: beams or another search, embeddings, a cache, scores.
     """
-    if (generation_config.num_beams or 1) != 1:
-        raise ValueError(f"num_beams is {generation_config.num_beams}; latents are not searched with beams, use 1")
-    settings = latent or LatentGenerationConfig.of(model)
+    _refuse_without_effect(generation_config, model_kwargs)
+    settings = _latent_settings(model, latent)
     reasoner = CausalLMReasoner(model=model, settings=settings, noise=latent_noise)
     max_tokens = max(1, (generation_config.max_length or 0) - input_ids.shape[1])
     answers = input_ids.new_zeros((len(input_ids), max_tokens))
@@ -283,4 +287,53 @@ def latent_generate(
     chain, answer = reasoner.respond(input_ids, mask, max_tokens=max_tokens, sample=sample, config=generation_config)
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
     sequences = torch.cat([input_ids, markers.expand(len(input_ids), -1), answer], dim=1)
-    return LatentGenerateOutput(sequences=sequences, chain=chain) if return_chain else sequences
+    if return_chain or generation_config.return_dict_in_generate:
+        return LatentGenerateOutput(sequences=sequences, chain=chain)
+    return sequences
+
+
+def _latent_settings(model: Any, given: LatentGenerationConfig | Mapping[str, Any] | None) -> LatentGenerationConfig:
+    """The settings that hold, of those of the model and what a caller gives; a ValueError names what is none."""
+    if isinstance(given, LatentGenerationConfig):
+        return given
+    if not given:
+        return LatentGenerationConfig.of(model)
+    known = [field.name for field in fields(LatentGenerationConfig)]
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise ValueError(f"latent has no {unknown[0]!r}; known are {', '.join(known)}")
+    changes: dict[str, Any] = {
+        name: tuple(value) if name in ("open_ids", "end_ids") else value for name, value in given.items()
+    }
+    recorded = LatentGenerationConfig.recorded(model)
+    if recorded is not None:
+        return replace(recorded, **changes)
+    missing = [name for name in ("open_ids", "end_ids") if name not in given]
+    if missing:
+        raise ValueError(f"latent lacks {missing[0]!r}, and this model's generation config has no 'latent' settings")
+    return LatentGenerationConfig(**changes)
+
+
+def _refuse_without_effect(config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
+    """Refuse what a caller can ask the library for and would not get here, by a ValueError that names it."""
+    if (config.num_beams or 1) != 1:
+        raise ValueError(f"num_beams is {config.num_beams}; latents are not searched with beams, use 1")
+    cache = model_kwargs.get("past_key_values")
+    neutral: dict[str, tuple[Any, ...]] = {
+        **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers"), (None,)),
+        **dict.fromkeys(("constraints", "force_words_ids"), (None,)),
+        "guidance_scale": (None, 1, 1.0),
+        **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (None, False)),
+    }
+    asked = {
+        name: getattr(config, name, None)
+        for name, values in neutral.items()
+        if getattr(config, name, None) not in values
+    }
+    asked |= {name: "given" for name in ("inputs_embeds",) if model_kwargs.get(name) is not None}
+    if cache is not None and cache.get_seq_length():
+        asked["past_key_values"] = "filled"
+    for name, value in asked.items():
+        raise ValueError(
+            f"{name} is {value}; latent_generate reads token ids and returns tokens and the chain, so leave it out"
+        )

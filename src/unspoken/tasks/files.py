@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 import io
 import json
 import re
+import zlib
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,8 +30,10 @@ from unspoken.tasks.task import Indices, ProblemList, Traits
 Source: TypeAlias = tuple[Iterator[tuple[str, Any]], str]
 
 _MOST_HELD_OUT = 500
-_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?")
+_MOST_EXAMPLES, _LONGEST_EXAMPLE = 3, 200  # of rows that are left out for one reason, and characters of each
+_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".gz")
+_FORMATS = "JSON lines or a JSON list (.jsonl, .json), CSV (.csv) and Parquet (.parquet), each also packed (.gz)"
+HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
 
 
 @lru_cache(maxsize=8)
@@ -39,7 +44,14 @@ def epoch_order(seed: int, epoch: int, rows: int) -> NDArray[np.int64]:
 
 def set_name(source: str) -> str:
     """Name of a test set: its file without the suffix, or its name on the hub without the owner."""
-    return Path(source).stem if _is_file(source) else source.partition(":")[0].rpartition("/")[2]
+    match = None if _is_file(source) else HUB_NAME.fullmatch(source)
+    return _unpacked(source).stem if match is None else match["name"].rpartition("/")[2]
+
+
+def _unpacked(source: str) -> Path:
+    """The name that a packed file has without its packing."""
+    path = Path(source)
+    return path.with_suffix("") if path.suffix == ".gz" else path
 
 
 def _is_file(source: str) -> bool:
@@ -49,23 +61,29 @@ def _is_file(source: str) -> bool:
 def read_source(source: str, split: str) -> Source:
     """The rows of a file or of a data set on the hub; files are CSV, Parquet or JSON by their suffix.
 
+    Args:
+        split: of a data set whose name asks for no other.
+
     Raises:
         ValueError: the source is missing or cannot be read.
     """
     if not _is_file(source):
         return _read_hub(source, split)
-    read = {".csv": _read_csv, ".parquet": _read_parquet}.get(Path(source).suffix, read_rows)
+    read = {".csv": _read_csv, ".parquet": _read_parquet}.get(_unpacked(source).suffix, read_rows)
     try:
         return read(source)
     except FileNotFoundError:
-        raise ValueError(f"there is no file {source}; give a JSON file, or owner/name[:config] on the hub") from None
+        raise ValueError(
+            f"there is no file {source}; give {_FORMATS}, or owner/name[:config][@split] on the hub"
+        ) from None
 
 
 def hub_rows(source: str, split: str, *, streaming: bool = False) -> Any:
     """The rows of one split of a data set on the hub.
 
     Args:
-        source: ``owner/name[:config]``.
+        source: ``owner/name[:config][@split]``.
+        split: where the source names none.
         streaming: rows arrive as they are read, and nothing is stored.
 
     Raises:
@@ -77,13 +95,15 @@ def hub_rows(source: str, split: str, *, streaming: bool = False) -> Any:
         raise ValueError(
             f"there is no file {source}; to read it from the hub, install the extra: pip install 'unspoken[hub]'"
         ) from None
-    name, _, config = source.partition(":")
+    named = HUB_NAME.fullmatch(source)
+    assert named is not None
+    split = named["split"] or split
     try:
-        return datasets.load_dataset(name, config or None, split=split, streaming=streaming)
-    except (OSError, ValueError) as error:
+        return datasets.load_dataset(named["name"], named["config"], split=split, streaming=streaming)
+    except Exception as error:  # the library has errors of many classes, also of its own
         raise ValueError(
             f"there is no file {source}, and the hub gave no {split!r} split under that name "
-            f"({' '.join(str(error).split())}); give a file, or owner/name[:config] on the hub"
+            f"({' '.join(str(error).split())}); give a file, or owner/name[:config][@split] on the hub"
         ) from None
 
 
@@ -95,10 +115,11 @@ def _read_hub(source: str, split: str) -> Source:
 
 def _content(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        content = Path(path).read_bytes()
+        return gzip.decompress(content) if Path(path).suffix == ".gz" else content
     except FileNotFoundError:
         raise
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"cannot read {path}: {error}; give a file that can be read") from None
 
 
@@ -106,7 +127,7 @@ def _text(path: str, content: bytes, what: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: {error}; it must be {what} in UTF-8") from None
+        raise ValueError(f"cannot read {path}: {error}; it must be {what} in UTF-8. Read are {_FORMATS}") from None
 
 
 def read_rows(path: str) -> Source:
@@ -122,6 +143,7 @@ def read_rows(path: str) -> Source:
     content = _content(path)
     text, digest = _text(path, content, "JSON"), hashlib.sha256(content).hexdigest()
     if not text.lstrip().startswith("["):
+        _refuse_other_format(path, text)
         lines = enumerate(text.split("\n"), start=1)
         return ((f"{path}, line {number}", line) for number, line in lines if line.strip()), digest
     try:
@@ -129,6 +151,17 @@ def read_rows(path: str) -> Source:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not a JSON list ({error.msg}); fix the file") from None
     return ((f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)), digest
+
+
+def _refuse_other_format(path: str, text: str) -> None:
+    """Refuse a file whose name promises no JSON and that begins with none, by a ValueError that lists the formats."""
+    suffix = _unpacked(path).suffix
+    if suffix in _SUFFIXES or text.lstrip().startswith("{"):
+        return
+    raise ValueError(
+        f"cannot read {path}: it is no JSON, and {suffix or 'a name without suffix'} tells no other "
+        f"format; read are {_FORMATS}"
+    )
 
 
 def _read_csv(path: str) -> Source:
@@ -182,6 +215,11 @@ def row_fields(row: Any) -> dict[str, Any]:
             raise ValueError(f"not JSON ({error.msg})") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object with named fields, not {type(row).__name__}")
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):X}"
+        raise ValueError(f"a text holds half a character ({half}, a surrogate), which no tokenizer reads") from None
     return row
 
 
@@ -224,14 +262,14 @@ def check_split_names(names: Iterable[str]) -> None:
 class FileConfig:
     """Which files are read."""
 
-    # A file (JSON lines, a JSON list, CSV or Parquet), or ``owner/name[:config]`` on the Hugging Face hub, whose
-    # "train" split is read; null if nothing is trained.
+    # A file (JSON lines, a JSON list, CSV or Parquet, each also as .gz), or ``owner/name[:config][@split]`` on the
+    # Hugging Face hub, whose "train" split is read if none is named; null if nothing is trained.
     train: str | None = None
     # Training rows held out, chosen by a hash of the question; null is a tenth of them, at most 500. A question that
     # occurs several times is held out with all its rows, so there may be a few more.
     validation_rows: int | None = None
-    # Files, or names on the hub, whose "test" split is read. A test set is named after its file without the suffix, or
-    # by the name on the hub without the owner.
+    # Files, or names on the hub, whose "test" split is read if none is named. A test set is named after its file
+    # without the suffix, or by the name on the hub without the owner.
     tests: tuple[str, ...] = ()
     skip_malformed: bool = False  # leave out rows that cannot be read, with a count, instead of refusing the file
 
@@ -268,11 +306,12 @@ class FileTask(ReasoningTask):
     """
 
     dropped: dict[str, int]
+    left_out: dict[str, list[str]]
 
     def __init__(self, config: FileConfig) -> None:
         self.config = config
         self.tests = tuple(set_name(source) for source in config.tests)
-        dropped: Counter[str] = Counter()
+        self.dropped, self.left_out = {}, {}
         self._digests: dict[str, str] = {}
         self._problems: dict[str, list[ReasoningProblem]] = {}
         trained = () if config.train is None else (("train", config.train),)
@@ -288,7 +327,7 @@ class FileTask(ReasoningTask):
                         raise ValueError(
                             f"{where}: {error}; fix the row, or set skip_malformed to leave such rows out"
                         ) from None
-                    dropped[f"{name}: malformed"] += 1
+                    self._leave_out(f"{name}: malformed", f"{where}: {error}")
                     continue
                 fault = self._fault(problem) if name == "train" else None
                 if fault is None:
@@ -297,12 +336,18 @@ class FileTask(ReasoningTask):
                         problem = replace(problem, key=f"{problem.key}:{copies[problem.key]}")
                     self._problems[name].append(problem)
                 else:
-                    dropped[f"{name}: {fault}"] += 1
+                    self._leave_out(f"{name}: {fault}", f"{where}: {problem.question}")
             if not self._problems[name]:
-                raise ValueError(f"{source} has no row that can be used ({dict(dropped) or 'it is empty'})")
-        self.dropped = dict(dropped)
+                raise ValueError(f"{source} has no row that can be used ({self.dropped or 'it is empty'})")
         if config.train is not None:
             self._hold_out(config.train)
+
+    def _leave_out(self, reason: str, row: str) -> None:
+        """Count a row that is left out, and keep its text if it is among the first."""
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+        examples = self.left_out.setdefault(reason, [])
+        if len(examples) < _MOST_EXAMPLES:
+            examples.append(shorten(row, _LONGEST_EXAMPLE, placeholder=" ..."))
 
     @abstractmethod
     def _problem(self, row: Any, split: str) -> ReasoningProblem:

@@ -1,8 +1,8 @@
 """Grade-school word problems from files: GSM8K and its relatives.
 
 Training rows come from GSM8k-Aug (Deng et al., arXiv 2311.01460: chains of bare equations) or GSM8K (Cobbe et al.,
-arXiv 2110.14168: prose with annotated equations); tests also from GSM-Hard, SVAMP and MultiArith. The fields of a row
-determine its format:
+arXiv 2110.14168: prose with annotated equations); tests also from GSM-Hard, SVAMP and MultiArith. On the hub, GSM-Hard
+has one split, so its name there is ``reasoning-machines/gsm-hard@train``. The fields of a row determine its format:
 
 ==============================================  =======================================================
 fields                                          source
@@ -10,6 +10,7 @@ fields                                          source
 ``question``, ``steps`` (list), ``answer``      GSM8k-Aug
 ``question``, ``answer`` ending in ``#### 18``  GSM8K
 ``input``, ``target``                           GSM-Hard, MultiArith
+``question``, ``final_ans``                     MultiArith on the hub
 ``Body``, ``Question``, ``Answer``              SVAMP
 ==============================================  =======================================================
 """
@@ -61,6 +62,8 @@ class GradeSchoolTask(FileTask):
         elif "Body" in fields:
             question = f"{text_of(fields, 'Body')} {text_of(fields, 'Question')}"
             answer = _number(field_of(fields, "Answer"), "Answer")
+        elif "final_ans" in fields:
+            question, answer = text_of(fields, "question"), _number(field_of(fields, "final_ans"), "final_ans")
         elif "input" in fields:
             question, answer = text_of(fields, "input"), _number(field_of(fields, "target"), "target")
         elif "question" in fields:
@@ -72,10 +75,11 @@ class GradeSchoolTask(FileTask):
             equations = " ".join(_ANNOTATION.findall(solution))
             chain = equations if self.config.chains == "equations" else _ANNOTATION.sub("", solution).strip()
         else:
-            known = (
-                "question, steps, answer (GSM8k-Aug), question, answer (GSM8K), input, target (GSM-Hard, MultiArith)"
+            raise unknown_fields(
+                fields,
+                "question, steps, answer (GSM8k-Aug), question, answer (GSM8K), input, target (GSM-Hard, MultiArith), "
+                "question, final_ans (MultiArith) and Body, Question, Answer (SVAMP)",
             )
-            raise unknown_fields(fields, f"{known} and Body, Question, Answer (SVAMP)")
         key = f"{split}:{digest([question, chain, answer])}"
         return ReasoningProblem(question=question, chains=(chain,) if chain else (), answer=answer, key=key)
 
@@ -85,7 +89,9 @@ class GradeSchoolTask(FileTask):
     @cached_property
     def fingerprint(self) -> str:
         read = {name: getattr(self.config, name) for name in ("kind", "validation_rows", "chains", "skip_malformed")}
-        return digest({**read, "files": self._digests})
+        # Another rule for prose leaves in other rows.
+        rule = {"answer": "in the last sentence"} if self.config.chains == "prose" else {}
+        return digest({**read, **rule, "files": self._digests})
 
 
 def _steps(row: dict[str, Any], kind: Chains) -> str:
@@ -126,7 +132,8 @@ def _chain_fault(problem: ReasoningProblem, kind: Chains) -> str | None:
     if not problem.chains:
         return "no chain"
     if kind == "equations":
-        last = problem.chains[0].rpartition("=")[2].removesuffix(">>")
+        last = [problem.chains[0].rpartition("=")[2].removesuffix(">>")]
     else:
-        last = (_PROSE_NUMBER.findall(problem.chains[0]) or [""])[-1]
-    return None if _plain(last) == problem.answer else "chain does not end in the answer"
+        # Its last sentence may go on after the answer: "It takes 5 hours to read 120 pages."
+        last = _PROSE_NUMBER.findall(problem.steps[-1])
+    return None if problem.answer in map(_plain, last) else "chain does not end in the answer"

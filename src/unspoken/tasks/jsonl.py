@@ -150,8 +150,9 @@ class JsonlTask(FileTask):
         tested = {problem.question for test in self.tests for problem in self._problems[test]}
         rows = self._problems["train"]
         untested = [problem for problem in rows if problem.question not in tested]
-        if len(untested) < len(rows):
-            self.dropped["train: question of a test set"] = len(rows) - len(untested)
+        for problem in rows:
+            if problem.question in tested:
+                self._leave_out("train: question of a test set", problem.question)
         if not untested:
             raise ValueError(f"every question of {source} is one of a test set; give other rows to train or test on")
         self._problems["train"] = untested

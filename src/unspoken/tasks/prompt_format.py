@@ -76,7 +76,7 @@ class PromptFormat:
         Raises:
             ValueError: the chat template takes no user turn alone.
         """
-        return (*self._start, *self.encode(self._prompt_text(question)))
+        return (*self.start, *self.encode(self._prompt_text(question)))
 
     def chat(self, turns: Sequence[Mapping[str, str]], *, instruction: str = INSTRUCTION) -> tuple[int, ...]:
         """The turns of a chat in the words of the chat template.
@@ -98,7 +98,7 @@ class PromptFormat:
         return unopened(self._chat([{"role": "user", "content": question}]))
 
     @cached_property
-    def _start(self) -> tuple[int, ...]:
+    def start(self) -> tuple[int, ...]:
         """Tokens that the tokenizer puts before every text; none with a chat template, which writes its own."""
         if self.tokenizer.chat_template is not None:
             return ()
@@ -147,7 +147,7 @@ class PromptFormat:
             same = tuple(token for step in each for token in step) == chain
             made.append(
                 Spans(
-                    prompt=(*self._start, *prompt),
+                    prompt=(*self.start, *prompt),
                     steps=each,
                     answer=(*answer_ids, self.tokenizer.eos_token_id),
                     merged=None if same else chain,
@@ -158,7 +158,7 @@ class PromptFormat:
     def prompts(self, problems: Sequence[ReasoningProblem]) -> tuple[Tensor, Tensor]:
         """Questions as one batch padded on the left, and its mask."""
         texts = [self._prompt_text(problem.question) for problem in problems]
-        return left_padded([(*self._start, *row) for row in self.encode_all(texts)], self.tokenizer.pad_token_id)
+        return left_padded([(*self.start, *row) for row in self.encode_all(texts)], self.tokenizer.pad_token_id)
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Generated rows as text, up to their end."""
@@ -233,7 +233,7 @@ class TextFormat:
         """
         prompt = self.prompt(text)
         in_words = self.task is None or self.task.traits.natural_language
-        return self.prompt_format.encode(text.strip()) if in_words else prompt
+        return (*self.prompt_format.start, *self.prompt_format.encode(text.strip())) if in_words else prompt
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens; those that end or pad an answer have none."""

@@ -114,11 +114,13 @@ class Task(Protocol):
         config: the configuration that built this task, see `TaskConfig`.
         tests: names of the test sets.
         dropped: how many rows of a file were left out, and why, for instance ``{"train: malformed": 3}``.
+        left_out: the first of these rows, by the same reasons.
     """
 
     config: Any
     tests: tuple[str, ...] = ("test",)
     dropped: Mapping[str, int] = MappingProxyType({})
+    left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     @property
     def traits(self) -> Traits:
@@ -310,3 +312,8 @@ def rows_in_words(task: Task) -> str:
     sizes = ", ".join(f"{size:,} {split}" for split, size in task.sizes().items())
     dropped = ", ".join(f"{count:,} ({why})" for why, count in task.dropped.items())
     return f"rows: {sizes}" + (f"; left out: {dropped}" if dropped else "")
+
+
+def left_out_in_words(task: Task) -> list[str]:
+    """The first rows that were left out for each reason, a line each."""
+    return [f"left out ({why}): {row}" for why, rows in task.left_out.items() for row in rows]

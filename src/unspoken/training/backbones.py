@@ -18,7 +18,7 @@ from unspoken.tasks.prompt_format import PromptFormat
 
 def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
     """The same data; a row that is longer than the model's table of positions raises a ValueError."""
-    limit = _positions_in_a_table(model)
+    limit = positions_in_a_table(model)
     if limit is None:
         return data
 
@@ -34,7 +34,7 @@ def fitting(data: GeneratedDataset, model: PreTrainedModel) -> GeneratedDataset:
     return replace(data, make=make)
 
 
-def _positions_in_a_table(model: PreTrainedModel) -> int | None:
+def positions_in_a_table(model: PreTrainedModel) -> int | None:
     """Positions of a model that looks each of them up; None if it computes them."""
     for stack in model.modules():
         inner = (module for module in stack.modules() if module is not stack)

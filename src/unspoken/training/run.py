@@ -15,10 +15,11 @@ from unspoken import distributed
 from unspoken.draw.table import write_line
 from unspoken.machine import resolve_device, usable_threads
 from unspoken.placement import CPU
-from unspoken.tasks.task import rows_in_words
+from unspoken.tasks.task import left_out_in_words, rows_in_words
 from unspoken.training.context import check_backbone
 from unspoken.training.limits import explain_oom
 from unspoken.training.lock import run_lock
+from unspoken.training.problem_checks import beyond_caps, beyond_positions, require_written_chains
 from unspoken.training.progress import Pace, StageProgress
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.settings import nearest
@@ -151,7 +152,15 @@ def train(
             line = "; ".join(f"{key} {getattr(runs[0].recipe, key)} ({why})" for key, why in runs[0].reasons.items())
             write_line(line, console, "dim")
         if recipe.task.traits.from_files and distributed.is_main_process():
-            write_line(rows_in_words(recipe.task.build()), console, "dim")
+            task = recipe.task.build()
+            for line in (
+                rows_in_words(task),
+                *left_out_in_words(task),
+                *beyond_caps(recipe),
+                *beyond_positions(recipe),
+            ):
+                write_line(line, console, "dim")
+        distributed.run_on_main(lambda: require_written_chains(recipe))
         distributed.run_on_main(lambda: claim(output, runs[0].recipe))
         _train_in_turn(runs, stages, report_to=report_to, console=console)
     return runs

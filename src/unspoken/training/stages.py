@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from unspoken import distributed
-from unspoken.backbone.folder import MANIFEST, clear, remove, verify
+from unspoken.backbone.folder import MANIFEST, clear, read_manifest, remove, verify
 from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
 from unspoken.storage import MODEL, make_folder, one_line, read_json, write_json
@@ -26,6 +26,7 @@ from unspoken.tasks.task import TaskConfig
 from unspoken.training.backbones import fitting
 from unspoken.training.context import build, context_of, load_start
 from unspoken.training.limits import explain_io_error
+from unspoken.training.problem_checks import answered_splits, require_room
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.resolve import RECIPE, resolve, widest
 from unspoken.training.settings import as_mapping, read
@@ -77,8 +78,8 @@ def _machine(run: SeedRun) -> dict[str, Any]:
 def fingerprint(run: SeedRun) -> dict[str, Any]:
     """What every published folder records about its origin.
 
-    Of rows out of files: how many each split has, how many were left out and why, and the ``overlap`` of training and
-    tests.
+    Of rows out of files: how many each split has, how many were left out and why, with examples, and the ``overlap`` of
+    training and tests.
     """
     recipe, config = run.recipe, run.recipe.task
     task = config.build()
@@ -86,6 +87,7 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
     if config.traits.from_files:
         overlap = _overlap(config, task.fingerprint)
         rows = {"splits": task.sizes(), "dropped": dict(task.dropped), "overlap": overlap}
+        rows["left_out"] = {why: list(examples) for why, examples in task.left_out.items()}
     return {
         "recipe": as_mapping(recipe),
         "seed": run.seed,
@@ -163,12 +165,14 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
     # The starting weights of a stage do not depend on what ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     model = build(run.recipe, context, start)
+    data = fitting(data_of(run.recipe, context), model)
+    require_room(model, context, data, answered_splits(run.recipe))
     trainer = StageTrainer(
         recipe=run.recipe,
         stage=stage,
         model=model,
         tokenizer=context.tokenizer,
-        data=fitting(data_of(run.recipe, context), model),
+        data=data,
         folder=folder,
         seed=run.seed,
         device=run.device,
@@ -220,11 +224,29 @@ def _has_weights(folder: Path) -> bool:
     return any(any(folder.glob(f"seed-*/*/{name}")) for name in (MODEL, "best-*", "checkpoint-*"))
 
 
+def require_same_data(folder: Path, recipe: Recipe) -> None:
+    """Refuse a run whose files hold other rows than those that its stages and checkpoints have read.
+
+    Raises:
+        ValueError: names one of them; or its manifest is damaged.
+    """
+    if not recipe.task.traits.from_files:
+        return
+    now = recipe.task.build().fingerprint
+    for manifest in sorted(folder.glob(f"seed-*/*/*/{MANIFEST}")):
+        before = read_manifest(manifest.parent).get("data", now)
+        if before != now:
+            raise ValueError(
+                f"{manifest.parent} was trained on other rows than the files of the task hold now (fingerprint "
+                f"{before}, now {now}); put the files back as they were, or choose another --output"
+            )
+
+
 def claim(folder: Path, recipe: Recipe) -> None:
     """Bind a run folder to a recipe, so that a resumed run cannot mix two; one in which nothing was trained is free.
 
     Raises:
-        ValueError: the folder belongs to a recipe that trains something else.
+        ValueError: the folder belongs to a recipe that trains something else, or as `require_same_data`.
     """
     path = folder / RECIPE
     content = as_mapping(recipe)
@@ -240,5 +262,6 @@ def claim(folder: Path, recipe: Recipe) -> None:
                 f"{folder} was started with another recipe (they differ in {', '.join(changed)}); "
                 "choose another --output or remove that folder"
             )
+        require_same_data(folder, recipe)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
