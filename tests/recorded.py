@@ -7,17 +7,29 @@ random for it, changes what committed results were trained on.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from torch import Tensor
 
+from unspoken.methods.catalogue import trainable
+from unspoken.methods.defaults import TrainingFacts
 from unspoken.training import recipe as recipes
 from unspoken.training.context import context_of
 from unspoken.training.plan import plan
 from unspoken.training.recorded_plans import recorded_plan
+
+STAGES = Path(__file__).parent / "recorded_stages.json"
+# Problems with chains of some steps, of one, and of none, and models of two sizes.
+FACTS = {
+    "several steps": TrainingFacts(rows=7000, steps=4, chain=50, width=1024, heads=8, batch_size=32),
+    "one step": TrainingFacts(rows=40, steps=1, chain=6, width=64, heads=4, batch_size=8),
+    "no steps": TrainingFacts(rows=40, steps=0, chain=0, width=64, heads=4, batch_size=8),
+}
 
 
 def digest(content: Any) -> str:
@@ -60,3 +72,11 @@ def _approximate(content: Any) -> Any:
     if isinstance(content, list):
         return [_approximate(value) for value in content]
     return pytest.approx(content, rel=1e-4) if isinstance(content, float) else content
+
+
+def check_default_stages(*names: str) -> None:
+    """What ``unspoken train NAME`` trains on one's own problems is what it trained when runs were recorded."""
+    recorded = json.loads(STAGES.read_text())
+    for name in names:
+        for title, facts in FACTS.items():
+            assert json.loads(json.dumps(trainable(facts).get(name))) == recorded[title].get(name), (name, title)

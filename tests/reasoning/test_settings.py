@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from settings_checks import check_ranges, documented
 
+from unspoken.chain import StopReason
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 from unspoken.reasoning.soft_steps import Filter, SoftReasoner
 from unspoken.reasoning.superposition import choose, heaviest, perturb, positions_at_once, rows_at_once
 
@@ -38,7 +40,7 @@ def test_soft_thinking_filters_nothing_and_draws_nothing_unless_asked() -> None:
 
 
 def test_noise_on_superpositions_is_the_published_one() -> None:
-    names = ("scale", "temperature", "lowest", "highest")
+    names = ("scale", "temperature", "lowest", "highest", "redraw")
     published = {name: SUPERPOSED[f"noise.{name}"] for name in names}
     # The published code gives up after a hundred draws.
     assert defaults(perturb) == {**published, "attempts": 100}
@@ -57,6 +59,20 @@ def test_a_chain_ends_by_its_own_rule_unless_asked() -> None:
     rule = StopRule(max_latents=3)
     assert (rule.fixed, rule.min_latents, rule.continuation, rule.patience) == (False, 0, (), 0)
     check_ranges(StopRule, {name: ([0], [-1]) for name in ("max_latents", "min_latents", "patience")}, max_latents=0)
+
+
+def test_a_row_begins_with_its_chain_and_nothing_done() -> None:
+    row, rule = Row(max_latents=3), StopRule(max_latents=3)
+    assert (row.fixed, row.min_latents, row.continuation, row.patience) == (False, 0, (), 0)
+    assert all(getattr(row, name) == getattr(rule, name) for name in ("fixed", "min_latents", "patience"))
+    assert (row.phase, row.reason, row.recorded, row.tokens, row.forced) == (Phase.CHAIN, StopReason.CAP, [], [], None)
+    assert (row.key, row.index, row.cancelled, row.steps_left) == (0, 0, False, 3)
+    assert Row(max_latents=3, fixed=True).reason is StopReason.FIXED
+    assert Row(max_latents=0).phase is Phase.OVER
+    assert (
+        Row(max_latents=0, decoding=AnswerDecoding(marker=(1, 2), max_tokens=4, end_ids=(), pad_id=0)).steps_left == 6
+    )
+    check_ranges(AnswerDecoding, {"max_tokens": ([1], [0])}, marker=(1,), end_ids=(), pad_id=0)
 
 
 def test_a_sampler_takes_the_most_likely_token_unless_asked() -> None:

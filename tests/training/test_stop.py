@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from faults import StopAt
 from tiny_recipe import quiet_stage, quiet_train, weights
 
+from unspoken import interruption
 from unspoken.backbone.folder import verify
+from unspoken.training import stages
 from unspoken.training.recipe import Recipe, parse
 
 MOST, EVERY, ENOUGH = 200, 20, 0.5
@@ -80,3 +84,27 @@ def test_without_it_all_steps_are_taken(recipe: Recipe, finished: Path, tmp_path
         parse(TEXT, "here", ["stages.pretrain.stop_at=null", f"stages.pretrain.steps={last + EVERY}"]), tmp_path
     )
     assert ended(tmp_path) == last + EVERY
+
+
+@pytest.mark.parametrize(("look", "kept"), [(1, []), (2, [f"checkpoint-{EVERY}"])])
+def test_a_signal_while_it_is_measured_keeps_what_was_trained(
+    look: int, kept: list[str], recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, validator_of = [0], stages.validator_of
+
+    def interrupted(*given: Any) -> Any:
+        measure = validator_of(*given)
+
+        def one_look(model: Any) -> Any:
+            looks[0] += 1
+            if looks[0] == look:
+                raise interruption.Interrupted(signal.SIGTERM)
+            return measure(model)
+
+        return one_look
+
+    monkeypatch.setattr(stages, "validator_of", interrupted)
+    with pytest.raises(interruption.Interrupted):
+        quiet_stage(recipe, tmp_path)
+    # Before the first step there is nothing to keep.
+    assert sorted(folder.name for folder in tmp_path.glob("seed-0/pretrain/checkpoint-*")) == kept

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_drills import drilled
 from tiny_models import PAD, VOCABULARY
@@ -224,5 +224,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("grammar", "coconut") == "c057c8668ee7"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-sim-cot tiny", "grammar tiny")
+    check_default_stages("coconut")

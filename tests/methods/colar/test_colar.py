@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, ReasonerConformance, left_padded
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, enliven, prompts, tiny_language_model
@@ -509,5 +509,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-colar", "colar") == "12733afcce29"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-colar tiny")
+    check_default_stages("colar")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_models import FAMILIES, tiny_language_model
 from torch import Tensor
@@ -123,5 +123,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("tree-search", "pretrain") == "5fc6aff32e17"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("tree-search tiny", "tree-search-ambiguous tiny")
+    check_default_stages("cot", "answer-only")

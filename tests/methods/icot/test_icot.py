@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CausalConformance, left_padded
 from faults import StopAt
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
 from tiny_recipe import quiet_stage, quiet_train, weights
@@ -504,5 +504,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-icot", "icot", *changes, size="small") == "d78741e571ca"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-icot small")
+    check_default_stages("icot")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges, check_recorded
 from torch import Tensor
 
@@ -245,5 +245,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("grammar", "talker") == "b8588b3e2e0f"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("tree-search tiny", "prose tiny")
+    check_default_stages("jepa-reasoner")

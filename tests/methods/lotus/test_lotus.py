@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
 from latent_models import MARKERS, SPANS, around, assert_same_gradients, gradients, outputs_of
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults, check_ranges, check_recorded
 from tiny_drills import drilled
@@ -337,5 +337,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-lotus", "lotus") == "fbf29b220988"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-lotus tiny")
+    check_default_stages("lotus")

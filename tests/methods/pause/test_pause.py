@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
 from latent_models import MARKERS, SPANS, gradients
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file, save_file
 from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, VOCABULARY, prompts, tiny_language_model
@@ -450,5 +450,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert batch_digest("arithmetic-codi", "filler") == "878fea6ce266"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-codi tiny")
+    check_default_stages("pause")

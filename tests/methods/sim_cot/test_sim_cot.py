@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
-from recorded import batch_digest, check_plans
+from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults
 from tiny_drills import drilled
@@ -264,5 +264,6 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
     assert pseudo == "143dd3c2d1f5"
 
 
-def test_what_a_stage_takes_is_what_recorded_plans_state() -> None:
+def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-sim-cot tiny")
+    check_default_stages("sim-cot")
