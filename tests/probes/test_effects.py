@@ -104,7 +104,7 @@ def test_the_terminal_has_the_same_numbers() -> None:
     (table,) = blocks()
     assert isinstance(table, Table)
     ((title, (header, *rows)),) = grids(table)
-    assert "forced wrong words" in title
+    assert "forced wrong tokens" in title
     assert header == ["system", *(f"{rate} %: {what}" for rate in (10, 30) for what in ("later", "lost", "latents"))]
     assert rows[0] == ["cot", "25.0 %", "50.0 %", "1.75", "37.5 %", "75.0 %", "2.00"]
     assert rows[1] == ["latent sft 2", *("0.0 %", "–", "none") * 2]

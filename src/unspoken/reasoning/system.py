@@ -214,7 +214,7 @@ class System:
     def chat(
         self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None
     ) -> TextAnswer:
-        """Answer the last turn of a conversation, in the words of the model's chat template.
+        """Answer the last turn of a conversation, in the format of the model's chat template.
 
         A model that was trained on word problems also gets the instruction that these have; any other reads the turns
         alone.
