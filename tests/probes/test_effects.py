@@ -87,7 +87,7 @@ def test_the_page_says_what_was_forced_and_what_came_of_it() -> None:
     body = to_html(blocks())
     assert unbalanced(body) == []
     assert "first 200 problems" in body
-    for group in ("10 % of its words wrong", "30 % of its words wrong"):
+    for group in ("10 % of its tokens wrong", "30 % of its tokens wrong"):
         assert group.replace(" %", "\xa0%") in body
     rows = {
         "cot": "cot forced: its explicit chain and its answer 25.0 % 12.5 – 62.5 50.0 % 25.0 – 75.0 1.75 "
