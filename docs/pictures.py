@@ -344,7 +344,7 @@ PICTURES = {
                 label="answering",
                 cells=f"{QUESTION} z:z1 z:z2 z:z3 m:end a:8",
                 feed=chain(0, 3),
-                note="the latent head writes; the model's own head says where the chain ends",
+                note="the latent head writes; the model's own head ends the chain",
             ),
         ),
         links=(Link(start=(0, 1), end=(1, 1), label=""), Link(start=(0, 2), end=(1, 1), label="")),

@@ -1,6 +1,6 @@
 """Writes every measured number in README and docs from the committed results.
 
-A number stands between two comments that say where it comes from::
+A number stands between two comments that name its source::
 
     <!-- r tree-search-small systems/jepa-reasoner/exact_match/mean percent -->99.90 %<!-- /r -->
 
@@ -91,7 +91,7 @@ def headline(content: dict[str, Any]) -> str:
 
 
 def controls(content: dict[str, Any]) -> str:
-    """What the Talker says when the chain is altered."""
+    """What the Talker writes when the chain is altered."""
     names = {
         "zero": "zeros",
         "mean": "mean latent of the step",
@@ -328,7 +328,7 @@ def shots(content: dict[str, Any]) -> str:
 
 
 def corruption(content: dict[str, Any]) -> str:
-    """What each Talker says of corrupted latents or behind a corrupted prime."""
+    """What each Talker writes from corrupted latents or after a corrupted prime."""
     found = content["probes"]["corruption"]["systems"]
     header = ["corruption", *(f"{stage}: {kind}" for stage in found for kind in ("its own tokens", "the other's"))]
     rows = [
@@ -346,7 +346,7 @@ def corruption(content: dict[str, Any]) -> str:
 
 
 def claims(content: dict[str, Any]) -> str:
-    """What a run on strings says of the paper's claims, as its page does."""
+    """What a run on strings shows of the paper's claims, as its page does."""
     return _markdown(["claim", "here"], [list(claim) for claim in claims_of(content)])
 
 

@@ -1,4 +1,4 @@
-"""Help of the command line in words: an option says what it takes (FOLDER, N), and no Python type is shown."""
+"""Help of the command line in words: an option names what it takes (FOLDER, N), and no Python type is shown."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def models_of(run: SeedRun, reasonings: Sequence[Reasoning] = ()) -> SeedModels:
         reasonings: ways in which models answer besides, each of every measured stage that it suits.
 
     Raises:
-        ValueError: a stage is not finished; the message says which.
+        ValueError: a stage is not finished; the message names it.
     """
     for stage in run.recipe.stages:
         if not run.finished(stage):

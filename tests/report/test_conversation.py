@@ -1,4 +1,4 @@
-"""A conversation in the words of a chat template, whose history every answer follows from."""
+"""A conversation in the format of a chat template, whose history every answer follows from."""
 
 from __future__ import annotations
 

@@ -382,7 +382,7 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
         ),
         (
             {"swap": control(-0.025, own=0.025)},
-            ["It cannot be told whether the chain does anything: with it, 5 of 200 answers are right."],
+            ["Inconclusive: with its own chain, 5 of 200 answers are right, too few to show a loss on altered ones."],
         ),
         (
             {"swap": control(-0.03, own=0.03)},

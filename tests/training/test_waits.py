@@ -12,7 +12,7 @@ from tiny_drills import drilled
 from tiny_recipe import quiet_train, tiny_recipe, weights
 from transformers import TrainerCallback
 
-from unspoken.training import trainer
+from unspoken.training import arguments, trainer
 from unspoken.training.stages import SeedRun, train_stage
 
 
@@ -78,18 +78,18 @@ def test_batches_made_by_workers_train_the_same_weights(tmp_path: Path, monkeypa
         made.append(2)
         return {"dataloader_num_workers": 2, "dataloader_multiprocessing_context": "fork"}
 
-    monkeypatch.setattr(trainer, "loading", beside)
+    monkeypatch.setattr(arguments, "loading", beside)
     quiet_train(recipe, tmp_path / "beside", only="pretrain")
     assert made
     assert weights(tmp_path / "beside") == weights(tmp_path / "alone")
 
 
 def test_on_a_cpu_batches_are_made_in_the_step_and_not_pinned() -> None:
-    assert trainer.loading(torch.device("cpu")) == {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
+    assert arguments.loading(torch.device("cpu")) == {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
 
 
 def test_with_a_gpu_workers_make_pinned_batches_that_are_copied_without_a_wait() -> None:
-    actual = trainer.loading(torch.device("cuda"))
+    actual = arguments.loading(torch.device("cuda"))
     assert 1 <= actual["dataloader_num_workers"] <= 4
     assert actual["dataloader_pin_memory"]
     assert actual["accelerator_config"] == {"non_blocking": True}

@@ -133,13 +133,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def linear(
-    values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, title: str = "", count: int = 5
-) -> Axis:
+def linear(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, count: int = 5) -> Axis:
     """An axis from round number to round number around the values."""
     known = list(values) or [0.0, 1.0]
     ticks = nice_ticks(min(known), max(known), count)
-    return Axis(low=ticks[0], high=ticks[-1], ticks=tuple((tick, write(tick)) for tick in ticks), title=title)
+    return Axis(low=ticks[0], high=ticks[-1], ticks=tuple((tick, write(tick)) for tick in ticks))
 
 
 def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".format, *, most: int = 7) -> Axis:
@@ -159,7 +157,7 @@ def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".
     return Axis(low=below, high=above, ticks=tuple((tick, write(tick)) for tick in ticks), log=True)
 
 
-def rates(low: float = 0.0, *, title: str = "") -> Axis:
+def rates(low: float = 0.0) -> Axis:
     """An axis in per cent from a round rate at or below ``low`` to 100 %."""
     # Starting nearer to the top shows small losses; the caption must say that the axis is cut.
     choices = ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.4, 0.1), (0.0, 0.25))
@@ -167,14 +165,14 @@ def rates(low: float = 0.0, *, title: str = "") -> Axis:
     values = [start + index * step for index in range(round((1 - start) / step) + 1)]
     digits = 1 if step < 0.01 else 0
     ticks = tuple((value, f"{100 * value:.{digits}f} %") for value in values)
-    return Axis(low=start, high=1.0, ticks=ticks, title=title)
+    return Axis(low=start, high=1.0, ticks=ticks)
 
 
-def training_steps(values: Iterable[float], *, title: str = "step") -> Axis:
+def training_steps(values: Iterable[float]) -> Axis:
     """An axis of optimiser steps from 0."""
     last = max([*values, 1.0])
     ticks = [tick for tick in nice_ticks(0, last) if tick <= last * 1.001]
-    return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title=title)
+    return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title="step")
 
 
 # --- marks -------------------------------------------------------------------------------------------------------

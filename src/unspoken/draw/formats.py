@@ -48,9 +48,9 @@ def bare_percent(rate: float, digits: int = 2) -> str:
     return signed_minus(f"{100 * rate:.{digits}f}")
 
 
-def points(difference: float, digits: int = 1) -> str:
+def points(difference: float) -> str:
     """A difference of two shares in percentage points, with its sign unless it rounds to zero."""
-    text = f"{100 * difference:+.{digits}f}"
+    text = f"{100 * difference:+.1f}"
     return text[1:] if float(text) == 0 else signed_minus(text)
 
 

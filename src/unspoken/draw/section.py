@@ -91,7 +91,7 @@ Status = Literal["holds", "fails", "inconclusive"]
 
 
 class Test(NamedTuple):
-    """One test behind a verdict: what came out, in words and as a drawing of its interval, if there is one."""
+    """One test behind a verdict: what came out, as text and as a drawing of its interval, if there is one."""
 
     status: Status
     text: str

@@ -63,9 +63,9 @@ def estimate(entry: Any, write: Format = PERCENT, note: str = "", classes: str =
     return Cell(entry["mean"], write, interval=ends, note=note, classes=classes, drawing=bar)
 
 
-def drawing(markup: Markup, short: str = "") -> Cell:
-    """A cell of a picture alone; ``short`` is what a terminal writes."""
-    return Cell("", drawing=markup, short=short)
+def drawing(markup: Markup) -> Cell:
+    """A cell of a picture alone, which a terminal leaves empty."""
+    return Cell("", drawing=markup)
 
 
 @dataclass(frozen=True)

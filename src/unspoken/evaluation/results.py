@@ -107,7 +107,7 @@ def _cost_of_all(results: Results, name: str) -> Mapping[str, float]:
 
 
 def _writing_tokens(results: Results) -> set[str]:
-    """The stages that learned to write an explicit chain; the recipe says so of the baseline and of all others."""
+    """The stages that learned to write an explicit chain; the recipe names the baseline and all others."""
     stages = results.get("recipe", {}).get("stages", ())
     return {stage["name"] for stage in stages if _EXPLICIT.items() <= (_DEFAULTS | stage["objective"]).items()}
 

@@ -96,7 +96,7 @@ def explore(
     port: int = 8000,
     api_key_file: str | Path | None = None,
 ) -> None:
-    """Serve the explorer of a model, beside its API, until a signal says stop.
+    """Serve the explorer of a model, beside its API, until a signal stops it.
 
     Args:
         source, seed, stage, reasoning, device: see `unspoken.runs.open_system`.

@@ -12,7 +12,7 @@ available under its name, or name one of our task files, whose loading imports t
 ``--metadata '{"data_files": {"test": "mine.json"}}'`` names others. Nothing is read from the hub.
 
 Text becomes tokens as in training: after the tokens that the tokenizer puts before every text, and with
-``--apply_chat_template`` as a user turn of the tokenizer's template, behind the instruction that word problems are
+``--apply_chat_template`` as a user turn of the tokenizer's template, after the instruction that word problems are
 trained with. Chains are not part of the answer's text; what they cost is in the results, under ``config``.
 """
 
@@ -80,7 +80,7 @@ class UnspokenLM(LM):
         batch_size: requests answered at once.
         device: where the model goes, see `unspoken.machine.resolve_device`; the harness's own "cuda:0", which it gives
             where nobody named a device, counts as "auto" on a machine without CUDA.
-        max_gen_toks: cap of an answer in tokens, where a task says nothing. A silent chain has the cap of its folder;
+        max_gen_toks: cap of an answer in tokens, where a task gives none. A silent chain has the cap of its folder;
             the chain of a JEPA-Reasoner or a coupled model is as long as its answer.
         dtype: of the weights: "float32", or "bfloat16", with which prompts of a thousand tokens are read several times
             as fast on a CPU.
@@ -112,7 +112,7 @@ class UnspokenLM(LM):
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
-        # The harness's command line says "cuda:0" where no device is named.
+        # The harness's command line names "cuda:0" where no device is named.
         unnamed = device is None or (device in ("cuda", "cuda:0") and not torch.cuda.is_available())
         place = resolve_device("auto" if unnamed or device is None else device)
         # Prompts with worked examples are long; plain attention would copy every key at each step.
@@ -200,7 +200,7 @@ class UnspokenLM(LM):
     # --- likelihood of text --------------------------------------------------------------------------------------
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Log-probability of each continuation behind its context, in nats, and whether it is the greedy one.
+        """Log-probability of each continuation after its context, in nats, and whether it is the greedy one.
 
         Raises:
             ValueError: the method gives text no likelihood, since it thinks in latents first.

@@ -164,7 +164,7 @@ def require_answering(model: PreTrainedModel, source: str | Path) -> None:
         source: for the message.
 
     Raises:
-        ValueError: its method says why, or would be wrong around its backbone.
+        ValueError: for a reason that its method gives, or would be wrong around its backbone.
     """
     for method in methods():
         method.require_answering(model, source)

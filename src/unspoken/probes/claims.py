@@ -32,7 +32,7 @@ class ClaimsProbe(Probe):
 
 
 def claims(results: Results) -> list[tuple[str, str]]:
-    """The paper's claims about noise, each with what this run shows of it, in words."""
+    """The paper's claims about noise, each with what this run shows of it."""
     return [(verdict.name, verdict.text) for verdict in judged(results)]
 
 
@@ -104,7 +104,7 @@ def _verdict(entry: Mapping[str, float] | None, before: str = "") -> _Tested:
     if entry is None:
         return _Tested("inconclusive", f"{before}not measured")
     status: Status = "inconclusive" if not differs(entry) else "holds" if entry["mean"] > 0 else "fails"
-    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "cannot be told"}[status]
+    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "inconclusive"}[status]
     low, high = points(entry["low"]), points(entry["high"])
     return _Tested(
         status, f"{before}{answer} ({points(entry['mean'])} points, {low} to {high}, {p_value(entry['p'])})", entry
@@ -112,11 +112,11 @@ def _verdict(entry: Mapping[str, float] | None, before: str = "") -> _Tested:
 
 
 def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: token_noise.Kind) -> _Tested:
-    """What a test of noise shows of one generation step; nothing where a system knows nothing to lose."""
+    """What a test of noise shows of one generation step; nothing where a system has nothing to lose."""
     for name, _ in token_noise.compared(results):
         clean = token_noise.accuracy(results, name, "absolute", 0, step)
         if clean is not None and clean["low"] <= 1 / len(SYMBOLS):
-            text = f"step {step + 1} cannot be told: without noise {label(name)} is at chance"
+            text = f"step {step + 1} inconclusive: without noise {label(name)} is at chance"
             return _Tested("inconclusive", text)
     return _verdict(test[kind], f"step {step + 1} ")
 
@@ -126,7 +126,7 @@ def _nowhere_worse(test: Mapping[str, Any]) -> _Tested:
     cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
     above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
     status: Status = "fails" if below else "holds" if above == len(cells) else "inconclusive"
-    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "cannot be told everywhere"}[status]
+    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "inconclusive"}[status]
     lowest, highest = min(cell["mean"] for cell in cells), max(cell["mean"] for cell in cells)
     text = (
         f"{answer} (of {len(cells)} steps and levels it is above in {above}, below in {below}; "

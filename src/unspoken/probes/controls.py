@@ -175,7 +175,9 @@ def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
     answers = asked["problems"] * len(asked["seeds"])
     right = round(own_accuracy(controls) * answers)
     if right < _FEWEST_TO_LOSE:
-        return [f"It cannot be told whether the chain does anything: with it, {right} of {answers} answers are right."]
+        return [
+            f"Inconclusive: with its own chain, {right} of {answers} answers are right, too few to show a loss on altered ones."
+        ]
     change = {name: entry["difference"] for name, entry in controls.items()}
     lost = {name: -entry["mean"] for name, entry in change.items() if differs(entry) and entry["mean"] < 0}
     return [*_emptied(change, lost), *_disturbed(change, lost)]

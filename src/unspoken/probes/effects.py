@@ -24,7 +24,7 @@ def rate_of(*path: str) -> Callable[[Effect], Cell]:
 
 
 def latents_cell(effect: Effect) -> Cell:
-    """The largest change of any latent, in a word if there was none at all; nothing where no word was forced."""
+    """The largest change of any latent, in a word if there was none at all; nothing where no token was forced."""
     if not (effect["forced"] and effect["forced"]["mean"]):
         return UNKNOWN
     return text("none" if effect["latents_identical"] else coefficient(effect["largest_latent_change"]))

@@ -88,8 +88,8 @@ def readout_of(model: PreTrainedModel, readout: Readout) -> Head:
     head: Any = model.get_output_embeddings()
     if head is not None and head.weight is not weight:
         warnings.warn(
-            "readout is 'table', but this model's head is not tied to its table: the labels will differ from what the "
-            "head says; use readout 'head'",
+            "readout is 'table', but this model's head is not tied to its table: the labels will differ from the "
+            "distribution of the head; use readout 'head'",
             stacklevel=2,
         )
     return weight.detach()

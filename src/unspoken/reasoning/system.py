@@ -50,12 +50,10 @@ class Answer:
     tokens: Int[Tensor, "B M"]
     lengths: Int[Tensor, " B"]
 
-    def filled(self, fill: int, width: int | None = None) -> Int[Tensor, "B W"]:
-        """The tokens with one id after the end of every row, in ``width`` columns; those of ``tokens`` by default."""
+    def filled(self, fill: int) -> Int[Tensor, "B M"]:
+        """The tokens with one id after the end of every row."""
         column = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        tokens = torch.where(column < self.lengths[:, None], self.tokens, fill)
-        more = 0 if width is None else width - tokens.shape[1]
-        return torch.nn.functional.pad(tokens, (0, more), value=fill)
+        return torch.where(column < self.lengths[:, None], self.tokens, fill)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +212,7 @@ class System:
     def chat(
         self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None
     ) -> TextAnswer:
-        """Answer the last turn of a conversation, in the words of the model's chat template.
+        """Answer the last turn of a conversation, in the format of the model's chat template.
 
         A model that was trained on word problems also gets the instruction that these have; any other reads the turns
         alone.

@@ -299,11 +299,11 @@ def cost_blocks(results: Results) -> list[Block]:
 
 
 def comparison(every: Sequence[Results]) -> Section | None:
-    """Everything that several runs say together, a part for each set of problems that two systems were measured on."""
+    """Everything that several runs show together, a part for each set of problems that two systems were measured on."""
     sets = problem_sets(every)
     aged = [entry.run for one in sets for entry in one.entries if entry.right is None]
     caption = (
-        f"{_CAPTION} Numbers are those of the table. FLOPs are those of prompt, chain and words, answered alone"
+        f"{_CAPTION} Numbers are those of the table. FLOPs are those of prompt, chain and answer, answered alone"
         f"{'; older results counted a padded batch' if aged else ''}. Time is that of the machine on which a run was "
         "measured."
     )

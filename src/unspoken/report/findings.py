@@ -74,7 +74,7 @@ def _next_token(results: Results) -> str | None:
         return None
     name = max(language, key=lambda stage: language[stage]["accuracy"]["mean"])
     right = percent(language[name]["accuracy"]["mean"], 1)
-    return f"{label(name)} knows {right} of the next tokens of unseen text.{_seeds_caveat(results)}"
+    return f"{label(name)} predicts {right} of the next tokens of unseen text.{_seeds_caveat(results)}"
 
 
 def _known_odds(results: Results) -> str | None:
@@ -85,7 +85,7 @@ def _known_odds(results: Results) -> str | None:
     return (
         f"Where the odds of the next node are known, the mixture in a latent is off by {bare_percent(forced['error'], 1)} "
         f"points on average; even odds everywhere would be off by {bare_percent(forced['uniform_error'], 1)}. "
-        f"Of the spoken routes, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
+        f"Of the routes that are written, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
     )
 
 
@@ -184,7 +184,7 @@ def _ranking(results: Results) -> str:
 
 
 def _verdict(paired: Mapping[str, Any]) -> str:
-    """What a paired difference says of the baseline, after the baseline's rate."""
+    """What a paired difference shows of the baseline, after the baseline's rate."""
     if differs(paired):
         fewer = "fewer" if paired["mean"] > 0 else "more"
         test = "" if paired["p"] is None else f", {p_value(paired['p'])}"

@@ -130,7 +130,7 @@ def serve(
     drain_seconds: int = 30,
     pages_of: Callable[[Served, Limits], Pages] | None = None,
 ) -> None:
-    """Serve a finished model until a signal says stop.
+    """Serve a finished model until a signal stops it.
 
     On SIGTERM or SIGINT no new connection is taken, and what was asked is answered, for ``drain_seconds`` at most.
 
@@ -334,7 +334,7 @@ async def unless_gone(answer: Coroutine[Any, Any, dict[str, Any]], request: Requ
 
 
 def _body_of(endpoint: Endpoint) -> dict[str, Any]:
-    """What the schema says of a body, which is checked outside FastAPI."""
+    """What the schema requires of a body, which is checked outside FastAPI."""
     name = REQUESTS[endpoint].__name__
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     return {"requestBody": {"required": True, "content": content}}
@@ -368,7 +368,7 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _broken(_: Request, _error: Exception) -> Response:
-    return _json(error_of(500, "the server failed; its log says why"), 500)
+    return _json(error_of(500, "the server failed; its log has the reason"), 500)
 
 
 class _Counter:

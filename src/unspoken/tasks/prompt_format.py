@@ -79,7 +79,7 @@ class PromptFormat:
         return (*self.start, *self.encode(self._prompt_text(question)))
 
     def chat(self, turns: Sequence[Mapping[str, str]], *, instruction: str = INSTRUCTION) -> tuple[int, ...]:
-        """The turns of a chat in the words of the chat template.
+        """The turns of a chat in the format of the chat template.
 
         Args:
             turns: each with ``role`` and ``content``; the last one is a user's.
@@ -107,7 +107,7 @@ class PromptFormat:
         return framed[: starts[0]] if starts else ()
 
     def _chat(self, turns: Sequence[Mapping[str, str]], instruction: str = INSTRUCTION) -> str:
-        """Turns in the words of the chat template."""
+        """Turns in the format of the chat template."""
         question, template = turns[-1]["content"], self.tokenizer.get_chat_template()
         texts = [(turn["role"], turn["content"]) for turn in turns[:-1]]
         texts.append((turns[-1]["role"], f"{instruction}\n{question}" if instruction else question))

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import safe_globals
@@ -33,11 +33,12 @@ from transformers.trainer_pt_utils import safe_globals
 from unspoken import distributed, interruption
 from unspoken.backbone.folder import clear, numbered, publish, read_manifest, remove, verify, write_manifest
 from unspoken.backbone.masking import masks_unread
-from unspoken.machine import Precision, resolve_device, usable_threads
+from unspoken.machine import Precision
 from unspoken.methods.rows import Rows
 from unspoken.storage import MODEL, discard, new_folder, one_line, refuse_link, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
+from unspoken.training.arguments import arguments_of, train_on
 from unspoken.training.limits import explain_io_error, explain_oom, out_of_memory
 from unspoken.training.optimizers import build_optimizer, warmed_up
 from unspoken.training.recipe import Recipe, Stage
@@ -45,75 +46,6 @@ from unspoken.training.sharding import assembled, blank_of, gathered_state, scat
 from unspoken.training.stopping import EndsAtSignal, restore_random_state, restore_unlogged, write_unlogged
 
 Validator = Callable[[PreTrainedModel], dict[str, Any]]
-
-
-def loading(device: torch.device) -> dict[str, Any]:
-    """Settings of the loader: worker processes and asynchronous copies with a GPU, none on a CPU.
-
-    A batch is a pure function of its position, so it is the same in every process.
-    """
-    if device.type != "cuda":
-        return {"dataloader_num_workers": 0, "dataloader_pin_memory": False}
-    # A tokenizer in a forked worker must not use threads of its parent; the variable spares a warning.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return {
-        "dataloader_num_workers": max(1, min(4, usable_threads() // 2)),
-        "dataloader_multiprocessing_context": "fork",  # recipes make batches in closures, which cannot be pickled
-        "dataloader_pin_memory": True,
-        "accelerator_config": {"non_blocking": True},
-    }
-
-
-def _train_on(device: torch.device, arguments: TrainingArguments) -> None:
-    """Name the device of a single process, where the library takes the first GPU and adds all others to it.
-
-    It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
-    """
-    if distributed.world_size() > 1:
-        return  # each process has the one that the launcher gave it
-    device = resolve_device(device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    arguments._n_gpu = 0 if device.type == "cpu" else 1
-    arguments._setup_devices = device
-    arguments.distributed_state.device = device
-
-
-def _arguments(
-    recipe: Recipe, stage: Stage, *, folder: Path, seed: int, device: torch.device, report_to: list[str]
-) -> TrainingArguments:
-    """Arguments of the library's Trainer for a stage."""
-    steps = recipe.steps(stage)
-    every = min(stage.evaluate_every, steps)
-    schedule = stage.optimizer.schedule
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        # The loader deals these parts out in turn, so that all ranks together read the batch of one process.
-        per_device_train_batch_size=stage.batch_size // (distributed.world_size() * stage.accumulate),
-        gradient_accumulation_steps=stage.accumulate,
-        ddp_find_unused_parameters=False,
-        bf16=recipe.precision == "bf16",
-        activation_checkpointing=recipe.activation_checkpointing,
-        max_grad_norm=stage.optimizer.clip,
-        lr_scheduler_type="constant_with_warmup" if schedule == "constant" else schedule,
-        warmup_steps=stage.optimizer.warmup_steps,
-        train_sampling_strategy="sequential",
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        eval_on_start=True,
-        logging_steps=min(25, every),
-        logging_nan_inf_filter=False,
-        remove_unused_columns=False,
-        report_to=report_to,
-        disable_tqdm=True,
-        seed=seed,
-        data_seed=seed,
-        use_cpu=device.type == "cpu",
-        **loading(device),
-    )
 
 
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
@@ -172,8 +104,8 @@ class StageTrainer(Trainer):
         self._signal = EndsAtSignal()
         refuse_link(folder / "tensorboard")
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-        arguments = _arguments(recipe, stage, folder=folder, seed=seed, device=device, report_to=report_to)
-        _train_on(device, arguments)
+        arguments = arguments_of(recipe, stage, folder=folder, seed=seed, device=device, report_to=report_to)
+        train_on(device, arguments)
         super().__init__(
             model=model,
             args=arguments,

@@ -53,7 +53,7 @@ class DualTalker(nn.Module):
     """A bidirectional encoder over the latents and a causal decoder over the tokens written so far.
 
     Its own start token (id V) is the same in training and in decoding (docs/methods, open point 18). The head is
-    tied to the decoder's own embedding unless the config says otherwise (docs/methods, open point 19).
+    tied to the decoder's own embedding unless the config changes it (docs/methods, open point 19).
     """
 
     def __init__(self, config: UnspokenConfig, encoder_layers: int) -> None:

@@ -123,9 +123,9 @@ class LatentSFTModel(AroundDecoder):
         hidden_BTD = _hidden(self.encoder, inputs, attention_mask(mod, rows.position, self.encoder), rows.position)
         return at(hidden_BTD, rows.slots_at)
 
-    def latents(self, rows: Rows, noise: Noise | None = None) -> Float[Tensor, "N D"]:
+    def latents(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The decoder's input at every slot."""
-        return self._latents_of(self.summaries(rows), self.config.latent_shape.readout, noise)
+        return self._latents_of(self.summaries(rows), self.config.latent_shape.readout)
 
     def _latents_of(
         self, outputs: Float[Tensor, "N D"], readout: Readout, noise: Noise | None = None

@@ -121,7 +121,7 @@ class Pause(Objective):
         """Only the row of the pause is trained beside the adapters.
 
         Raises:
-            ValueError: several ranks shard the table, where one row cannot be told from the others.
+            ValueError: several ranks shard the table, where one row cannot be trained without the others.
         """
         from unspoken import distributed
         from unspoken.methods.pause.configuration import train_last_row
