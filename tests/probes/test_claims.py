@@ -52,11 +52,11 @@ def by_hand() -> dict[str, Any]:
 def test_a_claim_holds_only_where_its_test_shows_it() -> None:
     assert [verdict for _, verdict in claims(by_hand())] == [
         "step 2 holds (+3.1 points, +1.0 to +5.0, p = 0.004); step 3 not measured",
-        "step 3 cannot be told (+2.0 points, −1.0 to +5.0, p = 0.20)",
+        "step 3 inconclusive (+2.0 points, −1.0 to +5.0, p = 0.20)",
         "does not hold (of 6 steps and levels it is above in 0, below in 4; −20.0 to +2.0 points)",
         "holds (+3.1 points, +1.0 to +5.0, p = 0.004)",
         "does not hold (−20.0 points, −30.0 to −10.0, p < 0.001)",
-        "holds: not one bit of any latent changed",
+        "holds: every latent is identical, bit for bit",
     ]
     other = by_hand()
     other["probes"]["forced_symbols"]["systems"]["jepa-reasoner"]["latents_identical"] = False
@@ -68,13 +68,13 @@ def test_a_system_at_chance_has_nothing_to_lose() -> None:
     clean = {"level": 0.0, "symbol": [{"mean": 0.3, "low": 0.33, "high": 0.4}] * 3}
     clean["symbol"][2] = {"mean": 0.4, "low": 0.34, "high": 0.5}
     results["probes"]["token_noise"]["systems"] = {"coupled": {"levels": [clean]}}
-    assert claims(results)[0][1] == ("step 2 cannot be told: without noise coupled is at chance; step 3 not measured")
+    assert claims(results)[0][1] == ("step 2 inconclusive: without noise coupled is at chance; step 3 not measured")
 
 
 @pytest.mark.parametrize(
     ("steps", "start"),
     [
-        ([BETTER, UNCERTAIN], "cannot be told everywhere (of 2 steps and levels it is above in 1, below in 0; "),
+        ([BETTER, UNCERTAIN], "inconclusive (of 2 steps and levels it is above in 1, below in 0; "),
         ([BETTER, BETTER], "holds (of 2 steps and levels it is above in 2, below in 0; "),
     ],
 )
@@ -82,7 +82,9 @@ def test_nowhere_worse_takes_every_step_and_level(steps: list[dict[str, float]],
     results = by_hand()
     levels = [{"level": 0.3, "symbol": [{"absolute": step, "relative": step} for step in steps]}]
     results["probes"]["token_noise"]["comparison"] = {"jepa-reasoner, talker_own - coupled": {"levels": levels}}
-    verdict = dict(claims(results))["jepa-reasoner, talker own: nowhere worse than the coupled model"]
+    verdict = dict(claims(results))[
+        "jepa-reasoner, talker own: at least as accurate as the coupled model at every step and level"
+    ]
     assert verdict.startswith(start)
 
 

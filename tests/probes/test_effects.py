@@ -87,7 +87,7 @@ def test_the_page_says_what_was_forced_and_what_came_of_it() -> None:
     body = to_html(blocks())
     assert unbalanced(body) == []
     assert "first 200 problems" in body
-    for group in ("10 % of its words wrong", "30 % of its words wrong"):
+    for group in ("10 % of its tokens wrong", "30 % of its tokens wrong"):
         assert group.replace(" %", "\xa0%") in body
     rows = {
         "cot": "cot forced: its explicit chain and its answer 25.0 % 12.5 – 62.5 50.0 % 25.0 – 75.0 1.75 "
@@ -104,7 +104,7 @@ def test_the_terminal_has_the_same_numbers() -> None:
     (table,) = blocks()
     assert isinstance(table, Table)
     ((title, (header, *rows)),) = grids(table)
-    assert "forced wrong words" in title
+    assert "forced wrong tokens" in title
     assert header == ["system", *(f"{rate} %: {what}" for rate in (10, 30) for what in ("later", "lost", "latents"))]
     assert rows[0] == ["cot", "25.0 %", "50.0 %", "1.75", "37.5 %", "75.0 %", "2.00"]
     assert rows[1] == ["latent sft 2", *("0.0 %", "–", "none") * 2]

@@ -45,7 +45,7 @@ def judged(results: Results) -> list[Verdict]:
     effect = summary_of(results, "forced_symbols").get("systems", {}).get(PAIR)
     if effect is not None:
         kept = effect["latents_identical"]
-        unchanged = _Tested("holds", "holds: not one bit of any latent changed")
+        unchanged = _Tested("holds", "holds: every latent is identical, bit for bit")
         tested.append(
             ("wrong symbols never reach the chain", [unchanged if kept else _Tested("fails", "DOES NOT HOLD")])
         )
@@ -87,7 +87,10 @@ def _token_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
         yield f"{noise}: more symbols right than the coupled model", absolute
     for name, each in tests.items():
         if name.startswith(PAIR):
-            yield f"{label(name.removesuffix(against))}: nowhere worse than the coupled model", [_nowhere_worse(each)]
+            yield (
+                f"{label(name.removesuffix(against))}: at least as accurate as the coupled model at every step and level",
+                [_nowhere_worse(each)],
+            )
 
 
 def _latent_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
@@ -104,7 +107,7 @@ def _verdict(entry: Mapping[str, float] | None, before: str = "") -> _Tested:
     if entry is None:
         return _Tested("inconclusive", f"{before}not measured")
     status: Status = "inconclusive" if not differs(entry) else "holds" if entry["mean"] > 0 else "fails"
-    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "cannot be told"}[status]
+    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "inconclusive"}[status]
     low, high = points(entry["low"]), points(entry["high"])
     return _Tested(
         status, f"{before}{answer} ({points(entry['mean'])} points, {low} to {high}, {p_value(entry['p'])})", entry
@@ -116,7 +119,7 @@ def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: to
     for name, _ in token_noise.compared(results):
         clean = token_noise.accuracy(results, name, "absolute", 0, step)
         if clean is not None and clean["low"] <= 1 / len(SYMBOLS):
-            text = f"step {step + 1} cannot be told: without noise {label(name)} is at chance"
+            text = f"step {step + 1} inconclusive: without noise {label(name)} is at chance"
             return _Tested("inconclusive", text)
     return _verdict(test[kind], f"step {step + 1} ")
 
@@ -126,7 +129,7 @@ def _nowhere_worse(test: Mapping[str, Any]) -> _Tested:
     cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
     above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
     status: Status = "fails" if below else "holds" if above == len(cells) else "inconclusive"
-    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "cannot be told everywhere"}[status]
+    answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "inconclusive"}[status]
     lowest, highest = min(cell["mean"] for cell in cells), max(cell["mean"] for cell in cells)
     text = (
         f"{answer} (of {len(cells)} steps and levels it is above in {above}, below in {below}; "

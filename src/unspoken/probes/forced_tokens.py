@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PROBLEMS = 200  # that are asked
 _EFFECTS: Kinds = {
-    ("Later words|changed", "later"): rate_of("later_changed"),
+    ("Later tokens|changed", "later"): rate_of("later_changed"),
     ("Right answers|lost", "lost"): rate_of("answers_lost"),
     ("Latents|largest change", "latents"): latents_cell,
 }
@@ -80,20 +80,20 @@ class ForcedTokensProbe(Probe):
             for name, system in entry["systems"].items()
         ]
         note = (
-            "While a system answers, some of the numbers or names in its words become other ones, and it goes on from "
+            "While a system answers, some of the numbers or names in its text become other ones, and it goes on from "
             f"them; every system is forced at the same positions, on the first {count(entry['problems'], 'problem')}. "
-            "Later words are those after the first wrong one that are not forced themselves. An answer that is itself "
-            "forced is wrong by construction, so right answers lost are counted only where a word was forced and none in "
+            "Later tokens are those after the first wrong one that are not forced themselves. An answer that is itself "
+            "forced is wrong by construction, so right answers lost are counted only where a token was forced and none in "
             "the box: a method that writes nothing else has none to lose. Methods that reason in latents have finished "
-            "their chain when they answer; in an explicit chain every wrong word is a wrong step. Below each rate, its "
+            "their chain when they answer; in an explicit chain every wrong token is a wrong step. Below each rate, its "
             "95 % interval."
         )
         rates = [percent(rate, 0) for rate in entry["rates"]]
         table = effect_table(
             systems,
             _EFFECTS,
-            [(f"{rate} of its words wrong", f"{rate}: ") for rate in rates],
-            title="forced wrong words: later words changed, right answers lost, largest change of a latent",
+            [(f"{rate} of its tokens wrong", f"{rate}: ") for rate in rates],
+            title="forced wrong tokens: later tokens changed, right answers lost, largest change of a latent",
             note=note,
         )
-        return Section("forced", "Forced wrong words", [table])
+        return Section("forced", "Forced wrong tokens", [table])

@@ -92,7 +92,7 @@ class GeometryProbe(Probe):
         ]
         note = (
             "A method that feeds hidden states back as inputs assumes that they look like rows of the embedding table. Far-apart "
-            "norms, a cosine near zero and large distances say that they do not; a mixture of rows lies among the rows by itself. "
+            "norms, a cosine near zero and large distances show that they do not; a mixture of rows lies among the rows by itself. "
             "A hidden state is the output of the stack that a step of the chain was made from; means over seeds, both distances "
             "squared."
         )
