@@ -108,12 +108,12 @@ def test_verdicts_say_whether_the_chain_is_used(summary: dict[str, Any]) -> None
     unmoved = "Its order and its second half make no detectable difference."
     text_after = "Answering right after the chain costs nothing detectable."
     assert chain_verdict(summary[READER]) == [
-        "The chain does something: without what it holds, accuracy falls by 100.0 points.",
+        "The chain is used: without its content, accuracy falls by 100.0 points.",
         unmoved,
         text_after,
     ]
     assert chain_verdict(summary[IGNORER]) == [
-        "No sign that the chain does anything: to take away what it holds costs nothing detectable.",
+        "No evidence that the chain is used: without its content, accuracy does not change detectably.",
         unmoved,
         text_after,
     ]

@@ -67,7 +67,7 @@ def test_one_bit_of_one_latent_is_an_alarm(monkeypatch: pytest.MonkeyPatch) -> N
         assert section is not None
         body = to_html(section.blocks)
         assert ('class="statement alarm"' in body) == (not contained)
-        assert ("and not one bit of any chain" in body) == contained
+        assert ("and every chain is identical, bit for bit" in body) == contained
 
 
 def test_only_pairs_of_the_first_seed_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,25 @@ def test_a_committed_run_is_read_printed_and_put_on_a_page(path: Path) -> None:
         assert all(name.replace("_", " ") in text for name in results["systems"])
 
 
+# Words of our own where the field has plainer ones; problems and recipes are not our sentences.
+PRIVATE = (
+    r"cannot be told|cannot tell|\btell\b|\bsa(ys|id)\b|\btold\b|\bspoken\b|\bspeech\b|\bhears?\b|\bknows\b"
+    r"|\bhonest\b|made up its mind|lost the tree|worth drawing|nowhere worse|not one bit|behind|has a part|sibling part"
+    r"|wrong words?\b"
+)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_committed_page_is_in_the_words_of_the_field(path: Path) -> None:
+    results = read_results(path)
+    page = re.sub(r"<(style|script|pre|code|title)\b.*?</\1>", "", render([results]), flags=re.DOTALL)
+    page = re.sub(r'<p class="question">.*?</p>|<section id="corruption">.*?</section>', "", page, flags=re.DOTALL)
+    out = StringIO()
+    print_results({**results, "probes": {**results["probes"], "corruption": {}}}, Console(file=out, width=100))
+    for text in (re.sub(r"<[^>]+>", " ", page), out.getvalue()):
+        assert [text[max(0, hit.start() - 30) : hit.end() + 20] for hit in re.finditer(PRIVATE, text)] == []
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 def test_a_committed_run_knows_its_explicit_chains_and_has_one_cost(path: Path) -> None:
     results = read_results(path)

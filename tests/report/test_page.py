@@ -19,7 +19,7 @@ NEAREST = "jepa-reasoner, nearest row"
 ALONG = ["Along SST, teacher-forced", "Along SST, rollout"]
 WITH_A_TALKER = [
     "Does the chain do anything?",
-    "Does the answer reach the chain?",
+    "Does the answer affect the chain?",
     "Chains, latent by latent",
 ]
 

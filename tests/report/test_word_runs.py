@@ -114,8 +114,8 @@ def test_every_control_is_shown_with_its_difference_and_a_verdict() -> None:
         assert name in found, name
     # 0.5983 times 0.02 is left of it after the swap.
     assert re.search(r"1\.20 %\s+−58\.6 \(−61\.0 to −56\.2\)", found)
-    assert found.count("The chain does something") == 4
-    assert found.count("No sign that the chain does anything") == 1
+    assert found.count("The chain is used") == 4
+    assert found.count("No evidence that the chain is used") == 1
 
 
 def test_superposition_is_told_with_everything_needed_to_judge_it() -> None:
@@ -349,23 +349,23 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
     [
         (
             {"swap": control(-0.4), "zero": control(-0.123)},
-            ["The chain does something: without what it holds, accuracy falls by 12.3 to 40.0 points."],
+            ["The chain is used: without its content, accuracy falls by 12.3 to 40.0 points."],
         ),
         (
             {"swap": control(-0.4)},
-            ["The chain does something: without what it holds, accuracy falls by 40.0 points."],
+            ["The chain is used: without its content, accuracy falls by 40.0 points."],
         ),
         (
             {"zero": control(-0.3), "no chain": control(-0.2), "swap": control(-0.004)},
             [
-                "The chain does something, but not all of it counts: no chain and zero cost up to 30.0 points, while "
+                "The chain is used in part: no chain and zero cost up to 30.0 points, while "
                 "swap cost nothing detectable, so it need not be this problem’s chain."
             ],
         ),
         (
             {"swap": control(-0.4, p=0.2), "mean": control(0.05)},
             [
-                "No sign that the chain does anything: to take away what it holds costs nothing detectable.",
+                "No evidence that the chain is used: without its content, accuracy does not change detectably.",
             ],
         ),
         ({"shuffle": control(-0.2)}, ["Its order (−20.0 points) matters."]),
@@ -382,11 +382,11 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
         ),
         (
             {"swap": control(-0.025, own=0.025)},
-            ["Inconclusive: with its own chain, 5 of 200 answers are right, too few to show a loss on altered ones."],
+            ["Inconclusive: even from its own chains, only 5 of 200 answers are right."],
         ),
         (
             {"swap": control(-0.03, own=0.03)},
-            ["The chain does something: without what it holds, accuracy falls by 3.0 points."],
+            ["The chain is used: without its content, accuracy falls by 3.0 points."],
         ),
         ({"forced answer": control(0.0)}, ["Answering right after the chain costs nothing detectable."]),
     ],
@@ -474,7 +474,7 @@ def test_piped_tables_are_plain_narrow_and_whole() -> None:
         "clean chain",
     ):
         assert fact in text, fact
-    for verdict in ("latent sft 2: The chain does something", "hidden 2: No sign that the chain does anything"):
+    for verdict in ("latent sft 2: The chain is used", "hidden 2: No evidence that the chain is used"):
         assert verdict in text
 
 

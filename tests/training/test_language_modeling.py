@@ -134,7 +134,7 @@ def test_the_page_and_the_tables_show_it(
     page = (tmp_path / "one.html").read_text()
     assert unbalanced(page) == unbalanced((tmp_path / "two.html").read_text()) == []
     titles = re.findall(r'<h2 class="title">(.*?) *<', page)
-    assert titles == ["What is known of the next token", "Training", "How to make it again"]
+    assert titles == ["Next-token prediction", "Training", "How to make it again"]
     assert "Sentences, right and corrupted" in page
     assert "other sentence" in page
     print_results(results, Console(force_terminal=False))

@@ -10,7 +10,7 @@ GLOSSARY = {
     "MFLOPs": "Millions of floating-point operations of matrix products.",
     "FLOPs": "Floating-point operations of matrix products.",
     "Ended": "Share of chains that ended by themselves, not at the cap of their length.",
-    "p": "How often chance alone would make a difference at least as large; below 0.05 it is called one.",
+    "p": "How often chance alone would make a difference at least as large; below 0.05 it is significant.",
     "Real routes": "Share of answers that are routes of their tree to a leaf that may be meant.",
     "On the frontier": "No other system is more accurate for the same cost, or as accurate for less.",
     "Rank": "Share of the planes of all pairs of names that are nearer to a latent than that of the two siblings.",

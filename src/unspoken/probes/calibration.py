@@ -110,8 +110,8 @@ def _rollout_table(entry: Mapping[str, Any], title: str) -> Table:
     outside = partial(read, key="outside", write=PERCENT_1)
     columns.append(Column("latent", outside, "outside level", "Outside the level"))
     note = (
-        "In rollout nothing commits to a node, so a latent should carry the odds of the whole level. Compare each "
-        "number with the grey one beside it: entropy below the true one means that the chain made up its mind without "
-        "a reason, much outside the level means that it lost the tree. Distance is total variation."
+        "In rollout no token fixes a node, so a latent should carry the odds of the whole level. Compare each "
+        "number with the grey one beside it: entropy below the true one means that the chain commits itself without "
+        "evidence, much outside the level means that it leaves the level. Distance is total variation."
     )
     return Table.of(range(len(names)), columns, title=title, note=note)

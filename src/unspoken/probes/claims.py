@@ -45,7 +45,7 @@ def judged(results: Results) -> list[Verdict]:
     effect = summary_of(results, "forced_symbols").get("systems", {}).get(PAIR)
     if effect is not None:
         kept = effect["latents_identical"]
-        unchanged = _Tested("holds", "holds: not one bit of any latent changed")
+        unchanged = _Tested("holds", "holds: every latent is identical, bit for bit")
         tested.append(
             ("wrong symbols never reach the chain", [unchanged if kept else _Tested("fails", "DOES NOT HOLD")])
         )
@@ -87,7 +87,10 @@ def _token_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
         yield f"{noise}: more symbols right than the coupled model", absolute
     for name, each in tests.items():
         if name.startswith(PAIR):
-            yield f"{label(name.removesuffix(against))}: nowhere worse than the coupled model", [_nowhere_worse(each)]
+            yield (
+                f"{label(name.removesuffix(against))}: at least as accurate as the coupled model at every step and level",
+                [_nowhere_worse(each)],
+            )
 
 
 def _latent_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:

@@ -128,7 +128,7 @@ def _table(results: Results, controls: Mapping[str, Any]) -> Table:
     note = (
         "The same trained model answers from an altered chain. Large: exact match; bar: the same from 0 to 100 %, with its "
         "95 % interval. Below: points more or fewer than with the chain itself, with the 95 % interval of the paired "
-        "difference; grey where the data cannot tell it from zero. A bar that stays as long as the first one means that what "
+        "difference; grey where it is not significant at the 5 % level. A bar that stays as long as the first one means that what "
         "was destroyed was not used."
     )
     if altered < results["problems"]:
@@ -175,9 +175,7 @@ def chain_verdict(controls: Mapping[str, Mapping[str, Any]]) -> list[str]:
     answers = asked["problems"] * len(asked["seeds"])
     right = round(own_accuracy(controls) * answers)
     if right < _FEWEST_TO_LOSE:
-        return [
-            f"Inconclusive: with its own chain, {right} of {answers} answers are right, too few to show a loss on altered ones."
-        ]
+        return [f"Inconclusive: even from its own chains, only {right} of {answers} answers are right."]
     change = {name: entry["difference"] for name, entry in controls.items()}
     lost = {name: -entry["mean"] for name, entry in change.items() if differs(entry) and entry["mean"] < 0}
     return [*_emptied(change, lost), *_disturbed(change, lost)]
@@ -190,15 +188,15 @@ def _emptied(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str]:
     spared = [name for name in names if name not in lost]
     if needed and not spared:
         span = " to ".join(dict.fromkeys(bare_percent(lost[name], 1) for name in (needed[0], needed[-1])))
-        return [f"The chain does something: without what it holds, accuracy falls by {span} points."]
+        return [f"The chain is used: without its content, accuracy falls by {span} points."]
     if needed:
         most = f"{'up to ' if len(needed) > 1 else ''}{bare_percent(lost[needed[-1]], 1)} points"
         anyones = ", so it need not be this problem’s chain" if "swap" in spared else ""
         return [
-            f"The chain does something, but not all of it counts: {joined(needed)} cost {most}, while "
+            f"The chain is used in part: {joined(needed)} cost {most}, while "
             f"{joined(spared)} cost nothing detectable{anyones}."
         ]
-    none = "No sign that the chain does anything: to take away what it holds costs nothing detectable."
+    none = "No evidence that the chain is used: without its content, accuracy does not change detectably."
     return [none] if spared else []
 
 

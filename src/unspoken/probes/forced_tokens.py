@@ -80,7 +80,7 @@ class ForcedTokensProbe(Probe):
             for name, system in entry["systems"].items()
         ]
         note = (
-            "While a system answers, some of the numbers or names in its tokens become other ones, and it goes on from "
+            "While a system answers, some of the numbers or names in its text become other ones, and it goes on from "
             f"them; every system is forced at the same positions, on the first {count(entry['problems'], 'problem')}. "
             "Later tokens are those after the first wrong one that are not forced themselves. An answer that is itself "
             "forced is wrong by construction, so right answers lost are counted only where a token was forced and none in "

@@ -18,7 +18,7 @@ Readings = list[tuple[str, str, str, str]]  # stage, reading, classes and name
 MakeFrame = Callable[[Reference, list[float]], Frame]
 
 _ALONG = (
-    "Validation problems while SST runs. A model that cannot yet tell the siblings apart mixes them evenly: rank at "
+    "Validation problems while SST runs. A model that does not separate the siblings yet mixes them evenly: rank at "
     "the lower dashed line, equal coefficients, the right child larger by chance. Learning the search pulls the "
     "coefficients apart, and the rank rises towards the upper line as the sibling fades."
 )
@@ -71,7 +71,7 @@ def _charts(stages: list[str]) -> list[tuple[str, Readings, MakeFrame]]:
         last = "Coefficient of the other child"
     return [
         ("Rank of the sibling plane", rank, _rank_frame),
-        ("Right child has the larger part", larger, _larger_frame),
+        ("Right child has the larger coefficient", larger, _larger_frame),
         (last, coefficients, _coefficient_frame),
     ]
 

@@ -113,11 +113,11 @@ def _table(results: Results, systems: Mapping[str, Any], reference: Mapping[str,
     )
     if reference:
         mixed, plain = percent(reference["true_mixture"]), percent(reference["no_sibling"])
-        title += f":\nrank {plain} without a sibling part, {mixed} for the two siblings alone"
+        title += f":\nrank {plain} without the sibling, {mixed} for the two siblings alone"
         note += (
             f"Rank of that plane among the planes of all pairs of names, by distance: {mixed} "
             f"for a mixture of the two siblings alone, {plain} with no sibling in it. "
         )
     if not is_ambiguous(results):
-        note += "The leaf is named in the prompt, so the inner nodes are the honest test."
+        note += "The leaf is named in the prompt, so only the inner nodes test the search."
     return Table(title=title, columns=columns, rows=rows, note=note.strip())

@@ -47,7 +47,7 @@ class NextTokenProbe(Probe):
         }
 
     def draw(self, summary: Any, results: Results) -> Section | None:
-        return Section(self.key, "What is known of the next token", [_table(summary)])
+        return Section(self.key, "Next-token prediction", [_table(summary)])
 
 
 def _with_intervals(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -112,7 +112,7 @@ class PassAtKProbe(Probe):
             f"Chance that one of k chains leads to the right answer, estimated from {draws} a problem, "
             "with a 95 % interval that is rather too wide; the bar goes from 0 to 100 %. Explicit chains are sampled at temperature 1, "
             "superpositions have Gumbel noise on their weights, and every answer is decoded greedily. Guesses that differ raise pass@k "
-            "too, so compare systems at the same k; pass@1 far below the clean chain shows that the noise does harm."
+            "too, so compare systems at the same k; pass@1 far below the clean chain means that the noise does harm."
         )
         title = f"pass@k, from {draws} a problem"
         table = Table.of(entry["systems"], columns, title=title, note=note, classes="matrix")

@@ -49,20 +49,20 @@ class ResampledAnswersProbe(Probe):
 
     def draw(self, summary: Any, results: Results) -> Section | None:
         more = (
-            "Containment holds by construction: no token of the answer ever enters the Reasoner. It bounds what a wrong token "
+            "Containment holds by construction: no token of the answer enters the Reasoner. It limits what a wrong token "
             "can do, not what a wrong latent can do."
         )
         statements = [_statement("" if len(summary) == 1 else label(name), entry) for name, entry in summary.items()]
-        return Section(self.key, "Does the answer reach the chain?", [*statements, Paragraph(more, "caption")])
+        return Section(self.key, "Does the answer affect the chain?", [*statements, Paragraph(more, "caption")])
 
 
 def _statement(system: str, entry: Mapping[str, Any]) -> Paragraph:
-    contained, outcome = entry["latents_identical"], "and not one bit of any chain."
+    contained, outcome = entry["latents_identical"], "and every chain is identical, bit for bit."
     if not contained:
         outcome = "AND SO DID THE CHAINS: a token of the answer reached the Reasoner, which must not happen."
     text = (
         f"{f'{system}, ' if system else ''}{count(entry['talker_seeds'], 'seed')} of the Talker at temperature "
-        f"{steps(entry['temperature'])}, {count(entry['problems'], 'problem')}: the tokens of "
+        f"{steps(entry['temperature'])}, {count(entry['problems'], 'problem')}: "
         f"{percent(entry['answers_changed'], 1)} of the answers changed, {outcome}"
     )
     return Paragraph(text, "statement" if contained else "statement alarm", label="containment")

@@ -30,9 +30,9 @@ _RECONSTRUCTED = (
     "script of N_eff, so our numbers agree with theirs in meaning and may differ in value."
 )
 _TOGETHER = (
-    "N_eff measures among how many of a question’s M known chains its latents are undecided. Chains that all fit about equally well "
+    "N_eff estimates among how many of a question’s M known chains its latents are undecided. Chains that all fit about equally well "
     "bring it near M by themselves, so read the four numbers together: N_naive is the same for random matchings of latents to "
-    "pieces of the chain, and only a ratio away from 1 shows that the order of the latents has a part in it. Version 1 matches "
+    "pieces of the chain, and only a ratio away from 1 shows an effect of the order of the latents. Version 1 matches "
     "latent and piece by their place; top-2 is the second-best chain’s weight over the best one’s."
 )
 

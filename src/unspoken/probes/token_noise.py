@@ -175,7 +175,7 @@ def _table(results: Results, kind: Kind) -> Table:
     what = "Accuracy of each symbol" if kind == "absolute" else "Accuracy divided by the system’s own without noise"
     note = (
         f"{what}, in per cent; below it the 95 % interval, and the paper’s value, of its own grammar and models. "
-        "Bold where the paired test tells the two apart."
+        "Bold where the paired difference is significant."
     )
     groups = [(f"Step {step + 1}", str(step + 1)) for step in range(half)]
     if kind == "absolute":

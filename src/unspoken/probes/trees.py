@@ -117,7 +117,9 @@ def _certainty(examples: Sequence[Mapping[str, Any]]) -> str:
     evenness = [min(own, other) for own, other in _siblings(entry)]
     most = max(evenness, default=0.0)
     if most < trees.SHOWN_FROM:
-        return "This model is certain everywhere: even in its most uncertain problem no sibling is worth drawing."
+        return (
+            "This model is certain everywhere: even in its most uncertain problem no sibling has a coefficient of 0.05."
+        )
     step = evenness.index(most)
     own, other = _siblings(entry)[step]
     return (

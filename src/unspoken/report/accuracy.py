@@ -91,9 +91,14 @@ def _note(results: Results, *, compared: bool) -> str:
         ),
         ("Intervals widen where seeds disagree.", many),
         ("One seed: intervals cover the choice of problems only.", not many),
-        ("The difference is paired, problem by problem; grey where the data cannot tell it from zero.", compared),
+        ("The difference is paired, problem by problem; grey where it is not significant at the 5 % level.", compared),
+        (f"Names in full: {_full_names(results)}.", "full_names" in results),
     )
     return " ".join(sentence for sentence, holds in sentences if holds)
+
+
+def _full_names(results: Results) -> str:
+    return "; ".join(f"“{label(short)}” is {label(name)}" for short, name in results.get("full_names", {}).items())
 
 
 def cost_section(results: Results) -> Section | None:

@@ -91,7 +91,7 @@ def print_answer(result: dict[str, Any], console: Console, *, chain: bool) -> No
     if "correct" in result:
         what = "route" if "tree" in result else "answer"
         verdict = "  right" if result["correct"] else f"  wrong: the {what} is {result['expected']}"
-    made = count(result["latent_steps"], "silent step" if result["silent"] else "written token")
+    made = count(result["latent_steps"], "silent step" if result["silent"] else "token")
     ended = ", cut off at the cap" if result["stopped"] == "cap" else ""
     text = f"{result['system']}: {result['answer']}{verdict}  ({made}{ended})"
     write_line(text, console, "bold")

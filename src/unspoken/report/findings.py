@@ -85,7 +85,7 @@ def _known_odds(results: Results) -> str | None:
     return (
         f"Where the odds of the next node are known, the mixture in a latent is off by {bare_percent(forced['error'], 1)} "
         f"points on average; even odds everywhere would be off by {bare_percent(forced['uniform_error'], 1)}. "
-        f"Of the routes that are written, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
+        f"Of the routes in answers, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
     )
 
 
@@ -193,7 +193,7 @@ def _verdict(paired: Mapping[str, Any]) -> str:
     span = f"first minus second {points(paired['low'])} to {points(paired['high'])} points, 95 % interval"
     if paired["p"] is not None and paired["p"] < 0.05:
         # A test over problems alone can be sure about these seeds where seeds disagree with one another.
-        return f"; seeds differ too much to tell the two methods apart ({span})"
+        return f"; seeds differ too much for a significant difference of the two methods ({span})"
     return f", which is no detectable difference ({span})"
 
 

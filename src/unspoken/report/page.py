@@ -9,6 +9,7 @@ from unspoken.draw.page import Run, to_page
 from unspoken.evaluation.results import Results, title
 from unspoken.report.compare import comparison, cost_blocks
 from unspoken.report.findings import finding, origin, sample
+from unspoken.report.names import with_short_names
 from unspoken.report.sections import made_sections, measured_sections
 from unspoken.storage import one_line, write_text
 
@@ -49,6 +50,7 @@ def render(every: Sequence[Results]) -> str:
     with one_line(
         "the page cannot be written, since results are not what a run measured", "'unspoken eval' writes them"
     ):
+        every = [with_short_names(results) for results in every]
         if len(every) == 1:
             return to_page(title(every[0]), [_run(every[0])])
         runs = [_run(results, f"run{index + 1}-") for index, results in enumerate(every)]

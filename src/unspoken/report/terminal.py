@@ -13,16 +13,20 @@ from rich.text import Text
 from unspoken.draw.formats import duration, escaped
 from unspoken.draw.section import print_section
 from unspoken.draw.table import aligned, write_line
-from unspoken.evaluation.results import Results
+from unspoken.evaluation.results import Results, label
 from unspoken.report.findings import training_time
+from unspoken.report.names import with_short_names
 from unspoken.report.sections import measured_sections
 from unspoken.training.recorded_plans import Offer
 
 
 def print_results(results: Results, console: Console) -> None:
     """Everything a run measured, in under a hundred columns: tables on a terminal, elsewhere plain aligned text."""
+    results = with_short_names(results)
     for section in measured_sections(results):
         print_section(section, console)
+    for short, name in results.get("full_names", {}).items():
+        write_line(f"“{label(short)}” in full: {label(name)}", console)
     seconds = training_time(results)
     if seconds is not None:
         write_line(f"training took {duration(seconds)} a seed", console)

@@ -33,7 +33,7 @@ def training_section(results: Results) -> Section | None:
     if any("latents" in curve for curve in stages.values()) and given:
         sentences.append(
             f"In {joined(given)} answers come from the latents of the right chain, through which the answer leaks: this exact "
-            "match selects the checkpoint to keep and nothing else."
+            "match selects a checkpoint and means nothing else."
         )
     caption = " ".join(sentences)
     return Section("training", "Training", [Figure(groups, caption, strip=True), _stages_table(results)])
