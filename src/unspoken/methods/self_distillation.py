@@ -112,7 +112,7 @@ class SelfDistillation(Carrier):
 
         return (Needs(method=self.title, properties=LEARNING),)
 
-    # --- what a method states ------------------------------------------------------------------------------------------
+    # --- what a method states ----------------------------------------------------------------------------------------
 
     @staticmethod
     def model_class() -> type[SelfDistilledModel]:
