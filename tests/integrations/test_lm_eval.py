@@ -29,6 +29,7 @@ from unspoken.methods.latent_sft.model import LatentSFTModel
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
 from unspoken.tasks import GradeSchoolConfig, TreeSearchConfig
+from unspoken.tasks.chat_template import DATE
 from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
 
 LETTERS = string.ascii_lowercase[:18]  # with padding and end the twenty tokens of the tiny models
@@ -183,6 +184,8 @@ def test_chat_prompts_are_those_of_training(tmp_path: Path) -> None:
     assert text == f"[user|{INSTRUCTION}\nHow many?][assistant|"
     prompt = PromptFormat(tokenizer=latent.tokenizer).prompt("How many?")
     assert tuple(latent.tokenizer(text, add_special_tokens=False)["input_ids"]) == prompt
+    latent.tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + template
+    assert latent.apply_chat_template([turn]) == DATE + text
     assert plain.apply_chat_template([turn]) == pair.apply_chat_template([turn]) == "[user|How many?][assistant|"
     # A pair that opens its chains was trained on word problems, and asked as they are.
     opened = tiny_pair()

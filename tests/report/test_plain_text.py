@@ -88,7 +88,7 @@ def test_a_text_appears_as_it_stands(name: str, console: Console) -> None:
     assert shown(console, expected, 20)
     progress = StageProgress(console, given, Pace(2))
     state: Any = SimpleNamespace(max_steps=2, global_step=1, num_input_tokens_seen=3, train_batch_size=1)
-    alone: Any = SimpleNamespace(world_size=1)
+    alone: Any = SimpleNamespace(world_size=1, gradient_accumulation_steps=1)
     progress.on_train_begin(alone, state, None)
     progress.on_evaluate(alone, state, None, {})
     progress.on_train_end(alone, state, None)

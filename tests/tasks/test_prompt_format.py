@@ -19,7 +19,7 @@ from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.grade_school import GradeSchoolConfig
 from unspoken.tasks.grading import graded
 from unspoken.tasks.problems import ReasoningProblem
-from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat
+from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat, TextFormat
 from unspoken.training.recipe import load
 
 TEMPLATE = (
@@ -139,6 +139,15 @@ def test_a_template_that_prints_the_day_prints_the_same_every_day() -> None:
     assert not today.startswith("26 Jul 2024 ")
     start = PromptFormat(tokenizer=dated).prompt("Ann")[: len("26 Jul 2024 ")]
     assert start == spelled("26 Jul 2024 ")
+
+
+def test_half_a_character_is_refused() -> None:
+    texts = TextFormat(prompt_format=PromptFormat(tokenizer=letters()))
+    turns = [{"role": "system", "content": "\udc80"}, {"role": "user", "content": "Ann"}]
+    for act in (lambda: texts.prompt("half \ud83d"), lambda: texts.continued("\udfff"), lambda: texts.chat(turns)):
+        with pytest.raises(ValueError, match=r"half a character \(U\+D\w{3}, a surrogate\), which no tokenizer reads"):
+            act()
+    assert texts.prompt("Ann") == texts.prompt_format.prompt("Ann")
 
 
 def test_a_template_without_the_question_is_refused() -> None:

@@ -29,7 +29,7 @@ from unspoken.training.parts import LoRA
 from unspoken.training.plan import plan
 from unspoken.training.recipe import Recipe
 
-LETTERS = string.ascii_letters + string.digits + string.punctuation + " \n"
+LETTERS = (*string.ascii_letters, *string.digits, *string.punctuation, " ", "\n", "<think>", "</think>")
 BLOCKS = 3
 # The last question of the tests is the one of a training row, in other letters.
 ASKED = "Ann counts the pears in seven baskets twice and once more before she goes home at"
@@ -78,10 +78,10 @@ threads: 1
 
 
 def save_tokenizer(folder: Path, *, fillers: int = 0, **special: str) -> None:
-    """One token a letter, behind a padding token and an end."""
+    """One token a letter and a marker, after a padding token and an end."""
     tokens = ["~pad", "~end", *LETTERS, *(f"~{index}" for index in range(fillers))]
     words = Tokenizer(models.WordLevel({token: position for position, token in enumerate(tokens)}, unk_token="~pad"))
-    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"</?think>|[\s\S]"), behavior="isolated")
     words.decoder = decoders.Fuse()
     known = special or {"pad_token": "~pad", "eos_token": "~end"}
     PreTrainedTokenizerFast(tokenizer_object=words, **known).save_pretrained(folder)

@@ -14,6 +14,7 @@ from tiny_recipe import quiet_train
 
 from unspoken.backbone.folder import read_manifest
 from unspoken.experiment import open_run
+from unspoken.tasks.chat_template import DATE
 from unspoken.training.own_data import own_recipe
 from unspoken.training.problem_checks import beyond_caps, beyond_positions, require_written_chains
 from unspoken.training.recipe import Recipe, parse
@@ -75,6 +76,18 @@ def test_a_file_that_was_edited_is_refused_by_resume_and_measurement(tmp_path: P
         open_run(output)
     file.write_text(before)
     open_run(output)
+
+
+def test_the_day_in_prompts_is_recorded(tmp_path: Path) -> None:
+    folder, file = save_hub_folder(tmp_path / "hub"), save_problems(tmp_path / "mine.jsonl")
+    template = "{{ strftime_now('%d %b %Y') }}|{% for message in messages %}{{ message.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    recipe = own_recipe(
+        "answer-only", folder, file, ["steps=1", "evaluate_every=1", "evaluation.validation_problems=2"]
+    )
+    quiet_train(recipe, tmp_path / "run")
+    manifest = read_manifest(tmp_path / "run" / "seed-0" / "answer_only" / "model")
+    assert manifest["prompt_date"] == DATE
 
 
 # --- rows that are left out ------------------------------------------------------------------------------------------

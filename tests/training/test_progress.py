@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
-from tiny_recipe import TEXT
+from tiny_recipe import TEXT, one_stage
 
 from unspoken.training.progress import Pace, StageProgress
 from unspoken.training.recipe import parse
 from unspoken.training.run import train
 
-ALONE: Any = SimpleNamespace(world_size=1)
+ALONE: Any = SimpleNamespace(world_size=1, gradient_accumulation_steps=1)
 
 
 @pytest.fixture
@@ -35,6 +37,29 @@ def test_the_pace_of_what_was_trained_is_that_of_the_rest() -> None:
     assert pace.left == 20.0
     pace.add(60, 25.0)  # more than was planned
     assert pace.left == 0.0
+
+
+def test_rows_of_micro_batches_count() -> None:
+    pace = Pace(400)
+    progress = StageProgress(Console(file=io.StringIO()), "cot", pace)
+    state: Any = SimpleNamespace(max_steps=50, global_step=10, num_input_tokens_seen=0, train_batch_size=2)
+    progress.on_train_begin(SimpleNamespace(world_size=2, gradient_accumulation_steps=2), state, None)
+    assert pace.rows == 400 - 10 * 8
+
+
+def test_a_stage_that_trains_a_few_weights_tells_how_many(tmp_path: Path) -> None:
+    printed = io.StringIO()
+    lora = "stages.pretrain.lora={rank: 2}"
+    recipe = one_stage(lora, "stages.pretrain.steps=2", "stages.pretrain.optimizer={name: adamw, lr: 0.001}")
+    train(recipe, tmp_path / "run", seeds=1, report_to=[], console=Console(file=printed, width=300))
+    (line,) = [line for line in printed.getvalue().splitlines() if " trains " in line]
+    match = re.search(r"pretrain  trains ([\d,]+) of ([\d,]+) weights \(([\d.]+) %\)", line)
+    assert match is not None
+    # Two rows and two columns for each of the block's six matrices.
+    trained, every = (int(number.replace(",", "")) for number in match.groups()[:2])
+    adapted = 2 * (4 * (16 + 16) + 2 * (16 + 32))
+    assert trained == adapted
+    assert float(match[3]) == pytest.approx(100 * trained / every, abs=0.006)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -70,7 +95,7 @@ def test_a_run_without_a_terminal_prints_plain_lines(tmp_path: Any, monkeypatch:
     console = Console(file=io.StringIO(), width=30)
     recipe = parse(TEXT, "here")
     train(recipe, tmp_path, seeds=2, report_to=[], console=console)
-    lines = [line for line in console.file.getvalue().splitlines() if "stage" in line]  # type: ignore[attr-defined]
+    lines = [line for line in console.file.getvalue().splitlines() if "  step " in line]  # type: ignore[attr-defined]
     titles = [line.partition("  step ")[0] for line in lines]
     assert list(dict.fromkeys(titles)) == [
         f"seed {seed}  stage {number} of 3: {name}"

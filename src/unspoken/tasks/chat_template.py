@@ -17,6 +17,7 @@ from typing import Any
 
 from jinja2 import nodes
 
+DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 SECONDS = 5.0  # templates of the hub take milliseconds
 GIBIBYTES = 1.0  # that the process may grow by meanwhile
 _LARGEST = 10**5  # number in a template; ``range`` of the sandbox has the same limit
@@ -49,6 +50,9 @@ def render(
     """
     try:
         source = tokenizer.get_chat_template() if template is None else template
+        if prints_date(source):
+            # Labels and resumed runs need the same prompts every day.
+            source = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{source}"
         with _limited():
             _refuse_large_numbers(source)
             text = tokenizer.apply_chat_template(turns, chat_template=source, tokenize=False, **settings)
@@ -61,6 +65,11 @@ def render(
     else:
         return str(text)
     raise ValueError(f"the tokenizer's chat template {message}; set its chat_template to null or to one that takes it")
+
+
+def prints_date(template: str | None) -> bool:
+    """Whether a template asks for the day."""
+    return template is not None and "strftime_now" in template
 
 
 def _refuse_large_numbers(source: str) -> None:

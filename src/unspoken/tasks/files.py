@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unspoken.storage import parse_json
-from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
+from unspoken.tasks.problems import ReasoningProblem, ReasoningTask, require_whole_characters
 from unspoken.tasks.spans import END, OPEN
 from unspoken.tasks.task import Indices, ProblemList, Traits
 
@@ -215,11 +215,7 @@ def row_fields(row: Any) -> dict[str, Any]:
             raise ValueError(f"not JSON ({error.msg})") from None
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object with named fields, not {type(row).__name__}")
-    try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError as error:
-        half = f"U+{ord(error.object[error.start]):X}"
-        raise ValueError(f"a text holds half a character ({half}, a surrogate), which no tokenizer reads") from None
+    require_whole_characters(json.dumps(row, ensure_ascii=False, default=str))
     return row
 
 

@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from unspoken.tasks.prompt_format import PromptFormat
     from unspoken.tasks.spans import Spans
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # White space stays with the step after it, as tokenizers have it.
 _STEP_END = re.compile(r"(?:(?<=>>)|(?<=[.!?]))(?=\s+\S)|(?<=\S)(?=[ \t]*\n\s*\S)")
+
+
+def require_whole_characters(text: str) -> None:
+    """Refuse halves of surrogate pairs, which no tokenizer reads, by a ValueError."""
+    half = _SURROGATE.search(text)
+    if half is not None:
+        raise ValueError(f"a text holds half a character (U+{ord(half[0]):X}, a surrogate), which no tokenizer reads")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from unspoken.tasks.chat_template import render
-from unspoken.tasks.problems import ReasoningProblem
+from unspoken.tasks.problems import ReasoningProblem, require_whole_characters
 from unspoken.tasks.spans import END, OPEN, Markers, Spans
 
 if TYPE_CHECKING:
     from unspoken.tasks.task import Task, TaskConfig
 
-DATE = "26 Jul 2024"  # in every prompt whose template prints the day
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
@@ -108,12 +107,9 @@ class PromptFormat:
 
     def _chat(self, turns: Sequence[Mapping[str, str]], instruction: str = INSTRUCTION) -> str:
         """Turns in the format of the chat template."""
-        question, template = turns[-1]["content"], self.tokenizer.get_chat_template()
+        question = turns[-1]["content"]
         texts = [(turn["role"], turn["content"]) for turn in turns[:-1]]
         texts.append((turns[-1]["role"], f"{instruction}\n{question}" if instruction else question))
-        if "strftime_now" in template:
-            # Labels and resumed runs need the same prompts every day.
-            template = f"{{% macro strftime_now(format) %}}{DATE}{{% endmacro %}}{template}"
         refused = "a user turn" if len(turns) == 1 else f"the turns {', '.join(role for role, _ in texts)}"
         # Some templates take a text, others a list of parts.
         for in_parts in (False, True):
@@ -121,7 +117,7 @@ class PromptFormat:
                 {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text}
                 for role, text in texts
             ]
-            prompt = render(self.tokenizer, messages, template, refused=refused, add_generation_prompt=True)
+            prompt = render(self.tokenizer, messages, refused=refused, add_generation_prompt=True)
             if question.strip() in prompt:
                 return prompt
         raise ValueError(
@@ -188,8 +184,9 @@ class TextFormat:
         """A problem as tokens, without what opens a chain.
 
         Raises:
-            ValueError: it is empty, or the task cannot read it.
+            ValueError: it is empty, holds half a character, or the task cannot read it.
         """
+        require_whole_characters(text)
         if self.task is not None:
             ids, _ = self.task.prompts(self.task.parse(text), self.prompt_format)
             return tuple(ids[0].tolist())
@@ -208,6 +205,8 @@ class TextFormat:
             ValueError: as `prompt`; the last turn is not a user's, or the model reads one problem and no other turns.
         """
         turns = [turn for turn in turns if turn["role"] != "system" or turn["content"].strip()]
+        for turn in turns:
+            require_whole_characters(turn["content"])
         if not turns or turns[-1]["role"] != "user":
             raise ValueError("the last message is not a user's; send the question as the last message")
         if len(turns) == 1 and instructed:

@@ -43,6 +43,13 @@ class Pace:
         return None if not self.trained else self.seconds / self.trained * max(0, self.rows - self.trained)
 
 
+def frozen_in_words(model: Any) -> str:
+    """How many of a model's weights a stage trains; empty where it trains all."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    every, trained = sum(size for size, _ in sizes), sum(size for size, learns in sizes if learns)
+    return "" if trained == every else f"trains {trained:,} of {every:,} weights ({percent(trained / every, 2)})"
+
+
 class StageProgress(TrainerCallback):
     """Loss, the stage's own metric with the step at which it was measured, tokens a second and time left.
 
@@ -69,11 +76,13 @@ class StageProgress(TrainerCallback):
         )
         self.row = self.bar.add_task(self.title, total=None, status="")
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         self.began, self.tokens_before = time.monotonic(), state.num_input_tokens_seen
         self.counted, self.step = self.began, state.global_step
-        self.batch = state.train_batch_size * args.world_size
+        self.batch = state.train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.pace.skip(self.step * self.batch)
+        if model is not None and (line := frozen_in_words(model)):
+            write_line(f"{self.title}  {line}", self.console, "dim")
         self.bar.update(self.row, total=state.max_steps, completed=state.global_step)
         self.bar.start()
 

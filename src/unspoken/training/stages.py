@@ -20,6 +20,7 @@ from unspoken.backbone.folder import MANIFEST, clear, read_manifest, remove, ver
 from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
 from unspoken.storage import MODEL, make_folder, one_line, read_json, write_json
+from unspoken.tasks.chat_template import DATE, prints_date
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
 from unspoken.tasks.task import TaskConfig
@@ -153,9 +154,11 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
         with one_line(f"{origin / MANIFEST} does not say how it was trained", f"train {stage.start!r} again"):
             history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
-    facts = {**fingerprint(run), "stage": stage.name, "stages": history}
-    make_folder(run.folder.parent, folder)
     context = run.context(stage)
+    facts = {**fingerprint(run), "stage": stage.name, "stages": history}
+    if prints_date(context.tokenizer.chat_template):
+        facts["prompt_date"] = DATE
+    make_folder(run.folder.parent, folder)
     if stage.objective.writes_data:
         assert start is not None
         with explain_io_error(final, SafetensorError):
