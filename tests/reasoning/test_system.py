@@ -92,7 +92,7 @@ def test_chain_and_answer_are_those_of_the_method(kind: str) -> None:
         said = tokens[row].tolist()
         most = tokens.shape[1] if kind in THINKERS else int(chain.lengths[row])
         assert length == min(said.index(END) + 1 if END in said else len(said), most)
-        assert answer.filled(-7)[row].tolist() == said[:length] + [-7] * (len(said) - length)
+        assert answer.filled(-7, 9)[row].tolist() == said[:length] + [-7] * (9 - length)
     # A given chain is spoken from as it is.
     again = system.respond(IDS, REAL, max_tokens=6, chain=chain)
     assert again.chain is chain

@@ -50,10 +50,12 @@ class Answer:
     tokens: Int[Tensor, "B M"]
     lengths: Int[Tensor, " B"]
 
-    def filled(self, fill: int) -> Int[Tensor, "B M"]:
-        """The tokens with one id after the end of every row."""
+    def filled(self, fill: int, width: int | None = None) -> Int[Tensor, "B W"]:
+        """The tokens with one id after the end of every row, in ``width`` columns; those of ``tokens`` by default."""
         column = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return torch.where(column < self.lengths[:, None], self.tokens, fill)
+        tokens = torch.where(column < self.lengths[:, None], self.tokens, fill)
+        more = 0 if width is None else width - tokens.shape[1]
+        return torch.nn.functional.pad(tokens, (0, more), value=fill)
 
 
 @dataclass(frozen=True, kw_only=True)
