@@ -227,7 +227,7 @@ def test_a_published_pair_answers_through_the_library(trained: Path) -> None:
         pair = AutoModelForCausalLM.from_pretrained(trained / "seed-0" / stage / "model")
         assert isinstance(pair, JepaReasonerForCausalLM)
         assert pair.config.talker_config.hidden_size == 16
-        assert pair.config.max_latents == 5 + len("</think>") + 4
+        assert pair.config.max_latents == 5 + 1 + 4
         prompt = torch.arange(10, 18)[None]
         result = pair.generate(prompt, max_new_tokens=6, return_chain=True)
         assert torch.equal(result.sequences[:, :8], prompt)

@@ -51,7 +51,7 @@ def hub_recipe(folder: Path, file: Path, *overrides: str, markers: bool = True, 
     folder.mkdir()
     rows = save_tokenizer(folder) if markers else save_tokenizer(folder, ())
     tiny_hub_model(vocab_size=rows, **model).save_pretrained(folder)
-    return own_recipe("cot", folder, file, [*overrides, "steps=2"])
+    return own_recipe("cot", folder, file, [*overrides, "steps=12"])
 
 
 def long_problem(**changes: Any) -> dict[str, Any]:
