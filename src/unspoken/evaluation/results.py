@@ -77,8 +77,9 @@ def _renamed(probes: dict[str, Any]) -> dict[str, Any]:
         return [with_new_key(value, old, new) for value in content] if isinstance(content, list) else content
 
     named = {key: with_new_key(summary, *_SUMMARY_KEYS.get(key, ("", ""))) for key, summary in probes.items()}
-    for system in (named.get("forced_tokens") or {}).get("systems", {}).values():
-        system["output_kind"] = system["output_kind"].replace("its Talker says", "its Talker decodes")
+    if isinstance(forced := named.get("forced_tokens"), dict):
+        for system in forced["systems"].values():
+            system["output_kind"] = system["output_kind"].replace("its Talker says", "its Talker decodes")
     if isinstance(named.get("chains"), list):  # without places on a plane
         named["chains"] = {"examples": named["chains"], "planes": {}}
     return named
