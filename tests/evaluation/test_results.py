@@ -101,7 +101,7 @@ def test_reasoning_problems_of_schema_1() -> None:
         "controls": {"latent": {"swap": "W"}},
         "forced_tokens": "F",
         "superposition": {"latent": "S"},
-        "chains": ["C"],
+        "chains": {"examples": ["C"], "planes": {}},
         "pass_at_k": {"draws": 2, "systems": {}},
     }
     assert summary_of(results, "geometry") == {}
@@ -161,7 +161,10 @@ def test_older_keys_of_summaries_are_read() -> None:
     before = {"forced_tokens": forced, "chains": chains, "corruption": corruption, "symbols": {"said": 1}}
     assert upgraded(results | {"probes": before})["probes"] == {
         "forced_tokens": {"problems": 1, "systems": {"cot": {"output_kind": "its answer", "effects": []}}},
-        "chains": [{"system": "cot", "response": "3", "steps": [{"tokens": [["said", 1.0]]}]}],
+        "chains": {
+            "examples": [{"system": "cot", "response": "3", "steps": [{"tokens": [["said", 1.0]]}]}],
+            "planes": {},
+        },
         "corruption": {"samples": [{"decoded": {"none": "text"}}]},
         "symbols": {"said": 1},
     }
