@@ -28,7 +28,7 @@ from unspoken.evaluation.outcomes import PAIR, unpacked
 from unspoken.evaluation.results import differs, label, upgraded
 from unspoken.evaluation.significance import paired_difference
 from unspoken.probes.claims import claims as claims_of
-from unspoken.report.compare import comparisons, problem_sets, reference
+from unspoken.report.compare import Entry, comparisons, problem_sets, reference
 from unspoken.report.terminal import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -105,8 +105,11 @@ def controls(content: dict[str, Any]) -> str:
     return _markdown(["chain replaced by", "exact match (95 %)", "right names below the root"], rows)
 
 
-def altered(content: dict[str, Any]) -> str:
-    """Points that each system loses on each kind of altered chain; in brackets where it may be chance."""
+def altered(*every: dict[str, Any]) -> str:
+    """Points that each system loses on each kind of altered chain; in brackets where it may be chance.
+
+    A system that several runs have is the first one's.
+    """
 
     def change(entry: dict[str, Any] | None) -> str:
         if entry is None:
@@ -114,7 +117,9 @@ def altered(content: dict[str, Any]) -> str:
         points = f"{100 * entry['difference']['mean']:+.1f}"
         return points if differs(entry["difference"]) else f"({points})"
 
-    found = content["probes"]["controls"]
+    found: dict[str, dict[str, Any]] = {}
+    for content in every:
+        found |= {name: entries for name, entries in content["probes"]["controls"].items() if name not in found}
     names = list(dict.fromkeys(name for entries in found.values() for name in entries))
     rows = [[label(system), *(change(entries.get(name)) for name in names)] for system, entries in found.items()]
     return _markdown(["system", *names], rows)
@@ -227,7 +232,10 @@ def compared(*every: dict[str, Any]) -> str:
     A model that several runs have trained alike, such as the explicit chain that they start from, is one row.
     """
     measured = problem_sets(every)[0].entries
-    entries = list({(entry.system, *entry.rate["seeds"]): entry for entry in reversed(measured)}.values())[::-1]
+    once: dict[tuple[Any, ...], Entry] = {}
+    for entry in measured:
+        once.setdefault((entry.system, *entry.rate["seeds"]), entry)
+    entries = list(once.values())
     against = reference(entries)
     assert against is not None
     tested = {id(found.entry): found for found in comparisons(entries, against)}
@@ -261,9 +269,10 @@ def compared(*every: dict[str, Any]) -> str:
 def budgets(*every: dict[str, Any]) -> str:
     """How long every measured stage was trained, with those before it, and when its validation score stopped rising.
 
-    The score counts as risen where it is a point above every earlier one; curves are means over seeds.
+    The score counts as risen where it is a point above every earlier one; curves are means over seeds. Minutes are
+    those of the fastest seed, since other jobs may have run beside the others. A model of several runs is one row.
     """
-    rows = []
+    rows: dict[tuple[Any, ...], list[str]] = {}
     for content in every:
         stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
         for name in (name for name in content["systems"] if name in stages):
@@ -281,10 +290,10 @@ def budgets(*every: dict[str, Any]) -> str:
             last = risen[-1] if risen else 0
             earlier = sum(_steps(stages, one) for one in line[1:])
             limit = f"{earlier + steps[last]:,}" if last < len(steps) - 1 else f"more than {earlier + steps[-1]:,}"
-            row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{np.mean(minutes):.1f}", limit]
-            rows.append([*row, f"{100 * scores[last]:.1f} %"])
-    header = ["system", "run", "batches in all", "minutes a seed", "stops improving after", "validation score there"]
-    return _markdown(header, rows)
+            row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{min(minutes):.1f}", limit]
+            rows.setdefault((name, *scores), [*row, f"{100 * scores[last]:.1f} %"])
+    header = ["system", "run", "batches in all", "minutes", "stops improving after", "validation score there"]
+    return _markdown(header, list(rows.values()))
 
 
 def _steps(stages: dict[str, Any], name: str) -> int:
