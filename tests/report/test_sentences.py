@@ -20,8 +20,8 @@ EVERY = (*TOKENS, *LATENT, "answer_only", *VARIANTS)
 POINTS = r"([−+]?[\d.]+)"
 VERDICT = (
     rf" \({POINTS} points (?P<fewer>fewer|more)(?:, p (?:=|<) [\d.]+)?\)"
-    rf"|(?:, which is (?P<chance>no detectable difference)|; (?P<apart>seeds differ too much) to tell the two methods "
-    rf"apart) \(first minus second {POINTS} to {POINTS} points, 95 % interval\)"
+    rf"|(?:, which is (?P<chance>no detectable difference)|; (?P<apart>seeds differ too much) for a significant "
+    rf"difference of the two methods) \(first minus second {POINTS} to {POINTS} points, 95 % interval\)"
 )
 LEDE = re.compile(
     r"Reasoning in (?P<latents>[\d.]+) latents a problem, (?P<best>.+?) answers (?P<rate>[\d.]+) % of "
