@@ -279,7 +279,7 @@ def said_by(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 @pytest.mark.parametrize(
     ("training", "advice"),
     [
-        (True, "stage 'pretrain' with batch_size 8: out of memory; lower stages.pretrain.batch_size or set activation"),
+        (True, "stage 'pretrain' with batch_size 8 and accumulate 1: out of memory; set stages.pretrain.accumulate to"),
         (False, "stage 'pretrain': measuring with evaluation.batch_size 10 and evaluation.validation_problems 10: out"),
     ],
 )
