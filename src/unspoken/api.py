@@ -79,8 +79,9 @@ def new_recipe(
 ) -> Path:
     """Write the recipe that `train` would use, to be changed by hand and then run: ``unspoken run FILE``.
 
+    ``method``, ``model``, ``data``, ``grader`` and ``overrides`` are those of `train`.
+
     Args:
-        method, model, data, grader, overrides: as of `train`.
         output: the file; ``METHOD.yaml`` in the current folder by default.
 
     Returns:

@@ -144,7 +144,7 @@ def test_the_page_and_the_tables_show_it(
         assert wanted in text
     only = results | {"probes": {"next_token": results["probes"]["next_token"]}, "systems": {}}
     write_page([only], tmp_path / "only.html")
-    assert "pretrain knows" in (tmp_path / "only.html").read_text()
+    assert "pretrain predicts" in (tmp_path / "only.html").read_text()
 
 
 def test_a_plan_counts_tokens_and_weights(trained: tuple[Path, dict[str, Any]]) -> None:
