@@ -229,7 +229,8 @@ def against(content: dict[str, Any], system: str) -> str:
 def compared(*every: dict[str, Any]) -> str:
     """Systems of several runs on the first test set that they share, with paired tests, as their page has them.
 
-    A model that several runs have trained alike, such as the explicit chain that they start from, is one row.
+    A model that several runs have trained alike, such as the explicit chain that they start from, is one row; p-values
+    are those of the page, which has a row for each run.
     """
     measured = problem_sets(every)[0].entries
     once: dict[tuple[Any, ...], Entry] = {}
@@ -238,7 +239,7 @@ def compared(*every: dict[str, Any]) -> str:
     entries = list(once.values())
     against = reference(entries)
     assert against is not None
-    tested = {id(found.entry): found for found in comparisons(entries, against)}
+    tested = {id(found.entry): found for found in comparisons(measured, against)}
     rows = []
     for entry in entries:
         found = tested.get(id(entry))
