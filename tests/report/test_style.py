@@ -21,7 +21,7 @@ from words_results import words_results
 
 from unspoken.draw.charts import Frame, Line, line_chart, linear
 from unspoken.draw.glossary import GLOSSARY
-from unspoken.evaluation.results import upgraded
+from unspoken.evaluation.results import read_results, upgraded
 from unspoken.probes.colours import SERIES
 from unspoken.report.findings import origin
 from unspoken.report.page import render
@@ -223,3 +223,28 @@ def test_tables_are_sorted_and_copied(tmp_path: Path) -> None:
     assert lines[1].startswith('"cot","61.27 %","59.17 – 63.37"')
     assert latex.startswith("\\begin{tabular}{lrr") and "cot & 61.27 \\% &" in latex
     assert names[:3] == ["cot", "latent sft 2", "soft thinking"]
+
+
+MEASURED = """
+<script>
+addEventListener("load", () => {
+  const tables = [...document.querySelectorAll(".table")];
+  document.title = JSON.stringify([tables.length, tables.map((one) => one.scrollWidth - one.clientWidth)]);
+});
+</script>
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="needs a real browser")
+def test_no_table_is_wider_than_paper(tmp_path: Path) -> None:
+    # Twelve systems, nine of them with altered chains; A4 across has 1,031 pixels between its margins.
+    page = render([read_results(Path(__file__).parents[2] / "results" / "cups-small.json")])
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("@media print", "@media all")
+    (tmp_path / "page.html").write_text(page.replace("</body>", f"{MEASURED}</body>"))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += ["--window-size=1031,800", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    number, wider = json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[0]))
+    assert number > 5
+    assert max(wider) <= 1
