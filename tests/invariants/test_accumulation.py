@@ -42,7 +42,7 @@ def accumulating(recipe: Recipe, name: str, micro_batches: int) -> Recipe:
 
 def comparable(name: str, folder: Path | None = None) -> Recipe:
     """One of the recipes of the drills in float32, without dropout and without means over a whole batch."""
-    text = TEXTS[name].replace("dropout: 0.1", "dropout: 0.0").replace("{rank: 4}", "{rank: 4, dropout: 0.0}")
+    text = TEXTS[name].replace("dropout: 0.1", "dropout: 0.0").replace("{rank: 4", "{rank: 4, dropout: 0.0")
     text = text.replace("latents: 2, last_step: true}}", "latents: 2, last_step: true, divide_by_std: false}}")
     files = [f"task.train={corpus(folder)}"] if name == "prose" and folder is not None else []
     recipe = parse(text, name, ["precision=fp32", *files])
