@@ -214,7 +214,7 @@ def test_what_an_objective_does_not_count_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.pretrain.accumulate=3", "accumulate is 3 and batch_size 8; micro-batches are at least 1 and of one"),
+        ("stages.pretrain.accumulate=3", "accumulate is 3 and batch_size 8; accumulate must divide batch_size"),
         ("stages.pretrain.accumulate=0", "accumulate is 0"),
     ],
 )

@@ -75,8 +75,8 @@ class Stage:
             raise ValueError("batch_size and evaluate_every must be at least 1")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ValueError(
-                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; micro-batches are at least 1 and "
-                "of one size"
+                f"accumulate is {self.accumulate} and batch_size {self.batch_size}; accumulate must divide batch_size, "
+                "since all micro-batches have as many rows"
             )
         if self.stop_at is not None:
             if not 0 < self.stop_at <= 1:
