@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -69,10 +69,9 @@ def beyond_caps(recipe: Recipe) -> list[str]:
     context = context_of(recipe, recipe.stages[0])
     if not recipe.task.traits.from_files or not context.has_chain:
         return []
-    lines = []
+    lines, writes = [], any(stage.objective.writes_tokens for stage in recipe.stages)
     for split, count in answered_splits(recipe).items():
         rows = [*_problems(context, split, count)]
-        writes = any(stage.objective.writes_tokens for stage in recipe.stages)
         for what, key, cap, lengths in (
             ("right answers", "max_answer", context.max_answer, [len(row.answer) for _, row in rows]),
             ("chains", "max_latents", context.max_latents, [len(row.chain) if writes else 0 for _, row in rows]),
@@ -124,7 +123,8 @@ def beyond_positions(recipe: Recipe) -> list[str]:
     if not (context.pretrained and recipe.task.traits.from_files and context.has_chain and limit):
         return []
     problems: Any = context.sample(np.arange(context.task.size("train") or 0))
-    problems = problems.select([number for number, one in enumerate(problems) if _longest(one, context) > limit])
+    longest_of = _longest(context)
+    problems = problems.select([number for number, one in enumerate(problems) if longest_of(one) > limit])
     rows = context.task.spans(problems, context.prompt_format)
     lengths = [len(row.prompt) + len(row.chain) + len(row.answer) for row in rows]
     longer = [number for number, length in enumerate(lengths) if length > limit]
@@ -137,21 +137,26 @@ def beyond_positions(recipe: Recipe) -> list[str]:
     ]
 
 
-def _longest(problem: ReasoningProblem, context: Context) -> int:
+def _longest(context: Context) -> Callable[[ReasoningProblem], int]:
     """The most positions that a problem can take: no token is shorter than a byte, and no latent than a token."""
     around = len(context.prompt_format.prompt("?")) + len(context.markers.open) + len(context.markers.end)
-    text = problem.question + 2 * "".join(problem.chains[:1]) + (problem.solution or f"\\boxed{{{problem.answer}}}")
-    return around + len(text.encode()) + 1
+
+    def longest(problem: ReasoningProblem) -> int:
+        text = problem.question + 2 * "".join(problem.chains[:1])
+        text += problem.solution or f"\\boxed{{{problem.answer}}}"
+        return around + len(text.encode()) + 1
+
+    return longest
 
 
 def _read_long_rows(context: Context, data: GeneratedDataset, table: int) -> None:
     """Make every row that may be longer than a table of positions, which the data then refuses."""
-    objective = context.line.objective
+    objective, longest_of = context.line.objective, _longest(context)
     positions = np.arange(min(len(data), 2 * (context.task.size("train") or len(data))))
     for some in np.split(positions, range(_AT_ONCE, len(positions), _AT_ONCE)):
         problems: Any = context.sample(objective.rows_of(some + data.first, context))
         for position, problem in zip(some.tolist(), problems, strict=True):
-            if _longest(problem, context) > table:
+            if longest_of(problem) > table:
                 try:
                     data.make(np.array([position + data.first]))
                 except ValueError as error:
