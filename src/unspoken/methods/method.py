@@ -240,6 +240,11 @@ class Objective:
         return False
 
     @property
+    def ends_at_marker(self) -> bool:
+        """Its chain ends where the first token of the end marker is the most likely one, as an explicit chain does."""
+        return self.writes_tokens
+
+    @property
     def properties(self) -> Sequence[Property | Needs]:
         """Of the causal language model that the stage starts from."""
         return ()

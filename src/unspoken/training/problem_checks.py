@@ -48,10 +48,9 @@ def require_written_chains(recipe: Recipe) -> None:
         ValueError: names the token and a problem.
     """
     context = context_of(recipe, recipe.stages[0])
-    ended = {"stage1", "stage2"}  # their latents end where the marker's first token is the most likely one
     if not recipe.task.traits.from_files or not context.has_chain:
         return
-    if not any(stage.objective.writes_tokens or stage.objective.kind in ended for stage in recipe.stages):
+    if not any(stage.objective.ends_at_marker for stage in recipe.stages):
         return
     end = context.markers.end[0]
     for problem, row in _problems(context, "train", min(_MOST_MARKED, context.task.size("train") or 0)):

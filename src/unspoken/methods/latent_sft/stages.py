@@ -68,6 +68,7 @@ class Stage1(Objective):
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "stage1")
     chain_needed: ClassVar[bool] = True
     former_kind: ClassVar[str] = "compress"
+    ends_at_marker: ClassVar[bool] = True
 
     train: Literal["encoder", "decoder", "union"]  # which half learns
     # What a latent is; given where a line of stages starts, inherited by the later ones.
@@ -232,6 +233,7 @@ class Stage2(DecoderObjective):
     first_rows: ClassVar[bool] = True
     answers_from_latents: ClassVar[bool] = True
     former_kind: ClassVar[str] = "autonomy"
+    ends_at_marker: ClassVar[bool] = True
 
     # ce_weight, kl_weight: of the two losses
     ce_weight: float = 1.0
