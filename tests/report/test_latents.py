@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import subprocess
 from collections import Counter
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
+from in_browser import BROWSER, returned_by_page
 
 from unspoken.evaluation.results import read_results
 from unspoken.report.page import render
@@ -89,7 +86,6 @@ def test_a_chain_of_words_along_training_is_written_out_too(word_run: Any) -> No
     assert 'id="along-training"' not in render([word_run]), "nothing changed"
 
 
-BROWSER = which("chromium")
 HELP = """
 const all = (query) => [...document.querySelectorAll(query)], first = (query) => document.querySelector(query);
 const seen = (query) => all(query).filter((one) => one.checkVisibility());
@@ -99,14 +95,7 @@ const happen = (one, kind, Event, more) => one.dispatchEvent(new Event(kind, { b
 
 def seen(tmp_path: Path, path: Path, script: str) -> Any:
     """What a script in the page of some results returns."""
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render([read_results(path)]))
-    returned = f"JSON.stringify((() => {{{HELP}{script}}})())"
-    run = f"<script>addEventListener('load', () => {{ document.title = {returned}; }})</script>"
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{run}</body>"))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    return json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[0]))
+    return returned_by_page(render([read_results(path)]), f"(() => {{{HELP}{script}}})()", tmp_path)
 
 
 @pytest.mark.slow

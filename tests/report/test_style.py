@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import itertools
-import json
 import re
-import subprocess
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import numpy as np
 import pytest
+from in_browser import BROWSER, returned_by_page
 from words_results import words_results
 
 from unspoken.draw.charts import Frame, Line, line_chart, linear
@@ -192,31 +189,20 @@ def test_heads_of_tables_are_explained_where_they_stand_and_in_a_list(complete: 
     assert re.findall(r"<dt>([^<]+)</dt>", page) == list(GLOSSARY)
 
 
-BROWSER = which("chromium")
-CLICKS = """
-<script>
-addEventListener("load", () => {
+CLICKS = """(() => {
   const copied = [];
   navigator.clipboard.writeText = async (text) => { copied.push(text); };
   for (const button of document.querySelectorAll(".tools button")) button.click();
   document.querySelectorAll("table.headline th.sortable")[1].click();
   const names = [...document.querySelectorAll("table.headline tbody th")].map((cell) => cell.firstChild.textContent);
-  document.title = JSON.stringify([copied.length, copied[0], copied[1], names]);
-});
-</script>
-"""
+  return [copied.length, copied[0], copied[1], names];
+})()"""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a real browser")
 def test_tables_are_sorted_and_copied(tmp_path: Path) -> None:
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render([words_results()]))
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{CLICKS}</body>"))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--dump-dom", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    title = re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[0]  # drawings have titles too
-    number, csv, latex, names = json.loads(html.unescape(title))
+    number, csv, latex, names = returned_by_page(render([words_results()]), CLICKS, tmp_path)
     assert number > 10
     lines = csv.split("\n")
     assert lines[0].startswith('"System","Exact match, 95 % interval"')
@@ -225,26 +211,12 @@ def test_tables_are_sorted_and_copied(tmp_path: Path) -> None:
     assert names[:3] == ["cot", "latent sft 2", "soft thinking"]
 
 
-MEASURED = """
-<script>
-addEventListener("load", () => {
-  const tables = [...document.querySelectorAll(".table")];
-  document.title = JSON.stringify([tables.length, tables.map((one) => one.scrollWidth - one.clientWidth)]);
-});
-</script>
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="needs a real browser")
 def test_no_table_is_wider_than_paper(tmp_path: Path) -> None:
     # Twelve systems, nine of them with altered chains; A4 across has 1,031 pixels between its margins.
     page = render([read_results(Path(__file__).parents[2] / "results" / "cups-small.json")])
-    page = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("@media print", "@media all")
-    (tmp_path / "page.html").write_text(page.replace("</body>", f"{MEASURED}</body>"))
-    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=1031,800", "--dump-dom", (tmp_path / "page.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    number, wider = json.loads(html.unescape(re.findall(r"<title>(.*?)</title>", done.stdout, re.DOTALL)[0]))
-    assert number > 5
+    script = "[...document.querySelectorAll('.table')].map((one) => one.scrollWidth - one.clientWidth)"
+    wider = returned_by_page(page.replace("@media print", "@media all"), script, tmp_path, "--window-size=1031,800")
+    assert len(wider) > 5
     assert max(wider) <= 1
