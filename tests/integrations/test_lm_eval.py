@@ -316,7 +316,7 @@ def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
 
 
 # A right answer, what a model says, and whether that is right.
-SAID = [
+ANSWERS = [
     *[
         ("18", rf"\boxed{{{text}}}", True)
         for text in (r"\$18", "$18", "18.00", r"\text{18}", "18 dollars", "18 people")
@@ -335,16 +335,18 @@ SAID = [
 
 
 def test_the_harness_grades_as_evaluation_does(tmp_path: Path) -> None:
-    rows = [{"question": f"Asked {n}?", "answer": f"So.\n#### {answer}"} for n, (answer, _, _) in enumerate(SAID)]
+    rows = [{"question": f"Asked {n}?", "answer": f"So.\n#### {answer}"} for n, (answer, _, _) in enumerate(ANSWERS)]
     write(tmp_path / "gsm8k_test.jsonl", rows)
     write(tmp_path / "train.jsonl", [{"question": "q", "steps": ["<<1+1=2>>"], "answer": "2"}])
     files = (str(tmp_path / "gsm8k_test.jsonl"),)
     ours = GradeSchoolConfig(train=str(tmp_path / "train.jsonl"), validation_rows=0, tests=files).build()
-    said = [text for _, text, _ in SAID]
-    assert ours.grade(said, ours.sample("gsm8k_test", range(len(SAID)))).correct.tolist() == [one[2] for one in SAID]
-    found = evaluate(Scripted({f"Asked {n}?": text for n, text in enumerate(said)}), "gsm8k_0shot", data=tmp_path)
-    assert score(found, "gsm8k_0shot")[0] == pytest.approx(sum(right for *_, right in SAID) / len(SAID))
-    for answer, text, right in SAID:
+    texts = [text for _, text, _ in ANSWERS]
+    assert ours.grade(texts, ours.sample("gsm8k_test", range(len(ANSWERS)))).correct.tolist() == [
+        one[2] for one in ANSWERS
+    ]
+    found = evaluate(Scripted({f"Asked {n}?": text for n, text in enumerate(texts)}), "gsm8k_0shot", data=tmp_path)
+    assert score(found, "gsm8k_0shot")[0] == pytest.approx(sum(right for *_, right in ANSWERS) / len(ANSWERS))
+    for answer, text, right in ANSWERS:
         assert harness.exact_match([answer], harness.stated_answers([[text]], None)[0]) == right, text
 
 

@@ -211,15 +211,15 @@ def test_numbers_of_a_crowd_cover_nothing() -> None:
         assert 6 <= y <= 103
         assert all(abs(x - ox) >= 10.9 or abs(y - oy) >= 12.9 for ox, oy in names[:index])
         assert all(math.dist((x, y), FRAME.at(one.x, one.y)) > 9 for one in crowd)
-    leads = lines(drawing, "lead")
+    leader_lines = lines(drawing, "lead")
     # A number farther than 14 pixels from its point has a line, from 6 pixels beside the point to 7 before the number.
     far = [
         (start, name)
         for start, name in zip((FRAME.at(one.x, one.y) for one in crowd), names, strict=True)
         if math.dist(start, name) > 14
     ]
-    assert len(leads) == len(far) > 0
-    for (x1, y1, x2, y2), (start, name) in zip(leads, far, strict=True):
+    assert len(leader_lines) == len(far) > 0
+    for (x1, y1, x2, y2), (start, name) in zip(leader_lines, far, strict=True):
         assert math.dist(start, (x1, y1)) == pytest.approx(6, abs=0.2)
         assert math.dist(name, (x2, y2)) == pytest.approx(7, abs=0.2)
         assert math.dist((x1, y1), (x2, y2)) == pytest.approx(math.dist(start, name) - 13, abs=0.3)
