@@ -114,6 +114,13 @@ def test_what_is_read_of_planted_latents_is_what_noise_takes(summary: dict[str, 
     json.dumps(summary, allow_nan=False)
 
 
+def test_one_seed_has_its_own_values_and_the_same_comparison() -> None:
+    readings = {one.name: [PROBE.measure(string_view(one, seed=0))] for one in readers()}
+    summary = PROBE.summarise(readings, baseline=None)
+    assert summary["against"] == "unmoved"
+    assert summary["renormalised"]["systems"]["norms"]["levels"][-1]["exact"][-1]["mean"] == 1
+
+
 def test_the_ratio_of_norms_is_that_of_the_draws(summary: dict[str, Any]) -> None:
     for name, steps in (("exact", 4), ("unmoved", 2)):
         norms = [

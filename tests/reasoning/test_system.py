@@ -214,6 +214,31 @@ def test_passes_wait_for_one_another() -> None:
     assert {passes[kind] for kind in THINKERS} == {1 + 5 + 2 + 3}
 
 
+class Refining:
+    """A Reasoner whose latents count as refined three times."""
+
+    iterations, shift = 3, 0
+
+    def __init__(self, reasoner: Any) -> None:
+        self._reasoner = reasoner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reasoner, name)
+
+    def guess(self, count: int) -> Tensor:
+        raise NotImplementedError
+
+
+def test_latents_that_are_read_several_times_count_for_each_pass() -> None:
+    system = system_of("coconut")
+    assert (system.iterations, system.latent_positions(5)) == (None, 5)
+    refined = replace(system, reasoner=Refining(system.reasoner))
+    # Five latents at once: three passes write them, and one reads them with the answer.
+    assert refined.latent_positions(5) == 5 * (3 + 1)
+    assert refined.sequential_passes(5, 2) - system.sequential_passes(5, 2) == 3 - 5
+    assert refined.sequential_passes(0, 2) == system.sequential_passes(0, 2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_operations_are_those_of_the_stack_the_table_and_the_talker(kind: str) -> None:
     system = system_of(kind)

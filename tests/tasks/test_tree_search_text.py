@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from printed_trees import PrintedTree, read_printed
 
 from unspoken.tasks import TreeSearchConfig, TreeSearchTask
@@ -161,3 +163,27 @@ def test_the_fingerprint_tells_configurations_apart() -> None:
     prints = [task_of(**each).fingerprint for each in settings]
     assert len(set(prints)) == len(settings)
     assert prints == [task_of(**each).fingerprint for each in settings]
+
+
+@pytest.mark.parametrize("questions", [1, 3])
+def test_a_row_of_several_routes_has_the_tree_once_and_each_route_in_full(questions: int) -> None:
+    task = task_of(depth=3)
+    problems = task.sample("train", np.arange(5))
+    row, own = task.question_rows(problems, questions), task.rows(problems)
+    shared = task.prompt_length - 2
+    apart = own["input_ids"].shape[1] - shared
+    assert {name: tuple(values.shape) for name, values in row.items()} == dict.fromkeys(
+        [*own, "question", "position_ids"], (5, shared + questions * apart)
+    )
+    numbers = [0] * shared + [number for number in range(1, questions + 1) for _ in range(apart)]
+    places = [*range(shared), *[*range(shared, shared + apart)] * questions]
+    assert row["question"].tolist() == [numbers] * 5
+    assert row["position_ids"].tolist() == [places] * 5
+    leaves = task.nodes - task.first_leaf
+    for number in range(questions):
+        asked = task.first_leaf + (problems.leaf_B - task.first_leaf + number) % leaves
+        alone = task.rows(replace(problems, targets_BA=asked[:, None], leaf_B=asked))
+        for name, values in alone.items():
+            start = shared + number * apart
+            assert torch.equal(row[name][:, :shared], values[:, :shared])
+            assert torch.equal(row[name][:, start : start + apart], values[:, shared:])

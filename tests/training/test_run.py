@@ -10,7 +10,7 @@ import pytest
 import torch
 from faults import StopAt, truncate
 from safetensors.torch import load_file
-from tiny_recipe import one_stage, quiet_stage, quiet_train, tiny_recipe, verify_finished_folders, weights
+from tiny_recipe import built, one_stage, quiet_stage, quiet_train, tiny_recipe, verify_finished_folders, weights
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from unspoken.backbone import UnspokenForCausalLM
@@ -102,6 +102,13 @@ def test_the_best_reading_of_the_history_is_the_published_one(finished: Path) ->
         best = max(scores.values())
         assert manifest["validation"]["score"] == best
         assert manifest["step"] == max(step for step, score in scores.items() if score == best)
+
+
+def test_where_several_answers_are_right_the_loss_alone_selects() -> None:
+    recipe = one_stage("task.targets=2")
+    context = context_of(recipe, recipe.stage("pretrain"))
+    reading = validator_of(context, 10)(built(recipe, "pretrain").eval())
+    assert reading["score"] == pytest.approx(-reading["token_loss"] / (1000 * 10), abs=1e-12)
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sst", "talker"])
