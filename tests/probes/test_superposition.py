@@ -19,6 +19,7 @@ from unspoken.draw.page import to_html
 from unspoken.draw.section import Heading
 from unspoken.evaluation import distributions as measured
 from unspoken.evaluation.answering import Graded
+from unspoken.probes import superposition
 from unspoken.probes.probe import View
 from unspoken.probes.superposition import SuperpositionProbe
 from unspoken.reasoning.teacher import Teacher
@@ -85,6 +86,13 @@ def test_an_explicit_chain_has_a_rate_of_one_and_no_entropy(monkeypatch: pytest.
     assert reading["top1"] == pytest.approx(1, abs=2 * REST)
     assert reading["exit_rate"] == pytest.approx(1 / 5)
     assert reading["parallelism"] is None, "nothing says which latents stand for a chain"
+
+
+def test_no_more_tokens_are_counted_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(superposition, "_ECR", (1, VOCABULARY, VOCABULARY + 1))
+    reading = PROBE.measure(view(monkeypatch, 1))
+    assert reading is not None
+    assert list(reading["ecr"]) == ["1", str(VOCABULARY)]
 
 
 def test_a_latent_of_two_tokens_covers_both(monkeypatch: pytest.MonkeyPatch) -> None:

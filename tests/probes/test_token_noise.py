@@ -93,6 +93,9 @@ def test_curves_have_a_column_a_step_and_the_paper_s_lines_in_it(summary: dict[s
     assert isinstance(figure, Figure)
     assert isinstance(absolute, Table)
     assert isinstance(relative, Table)
+    notes = [table.note for table in (absolute, relative)]
+    assert notes[0].startswith("Accuracy of each symbol, in per cent")
+    assert notes[1].startswith("Accuracy divided by the system’s own without noise, in per cent")
     ((_, lines),) = grids(absolute)
     assert [line[:3] for line in lines[1:3]] == [["0 %", "100.0", "100.0"], ["5 %", "0.0", "100.0"]]
     assert lines[2][-2:] == ["0.0", "100.0"]

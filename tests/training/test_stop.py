@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from faults import StopAt
@@ -15,6 +18,7 @@ from unspoken import interruption
 from unspoken.backbone.folder import verify
 from unspoken.training import stages
 from unspoken.training.recipe import Recipe, parse
+from unspoken.training.stopping import restore_random_state
 
 MOST, EVERY, ENOUGH = 200, 20, 0.5
 TEXT = f"""
@@ -65,6 +69,25 @@ def test_it_ends_at_the_first_look_that_is_right_enough(finished: Path) -> None:
     assert all(right < ENOUGH for step, right in looks.items() if step != last)
 
 
+def test_a_stage_that_begins_right_enough_is_still_trained(finished: Path, tmp_path: Path) -> None:
+    more = f"""
+  - name: more
+    start: pretrain
+    objective: {{kind: next_token}}
+    steps: {2 * EVERY}
+    evaluate_every: {EVERY}
+    batch_size: 32
+    stop_at: 0.01
+    optimizer: {{schedule: constant, warmup_steps: 5}}
+evaluation:"""
+    shutil.copytree(finished / "seed-0", tmp_path / "seed-0")
+    quiet_stage(parse(TEXT.replace("\nevaluation:", more), "here"), tmp_path)
+    history = verify(tmp_path / "seed-0" / "more" / "model")["history"]
+    looks = {entry["step"]: entry["eval_exact_match"] for entry in history if "eval_exact_match" in entry}
+    assert looks[0] >= 0.01
+    assert [*looks] == [0, EVERY]
+
+
 @pytest.mark.parametrize("moment", ["evaluate", "save", "train_end"])
 def test_stopped_where_it_ends_it_is_the_same_stage(
     moment: str, recipe: Recipe, finished: Path, tmp_path: Path
@@ -108,3 +131,23 @@ def test_a_signal_while_it_is_measured_keeps_what_was_trained(
         quiet_stage(recipe, tmp_path)
     # Before the first step there is nothing to keep.
     assert sorted(folder.name for folder in tmp_path.glob("seed-0/pretrain/checkpoint-*")) == kept
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_drawing_goes_on_where_a_checkpoint_ended(several: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_device = torch.arange(16, dtype=torch.uint8)
+    given: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: given.append((state, device)))
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    drawn = random.random(), np.random.random(), torch.rand(1).item()
+    # transformers writes a list where a process has several devices; the first is its own.
+    states["cuda"] = [of_device, of_device + 1] if several else of_device
+    restore_random_state(states, torch.device("cpu"))
+    assert not given
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == drawn
+    device = torch.device("cuda", 0)
+    restore_random_state(states, device)
+    assert len(given) == 1 and torch.equal(given[0][0], of_device) and given[0][1] == device
+    del states["cuda"]
+    restore_random_state(states, device)
+    assert len(given) == 1

@@ -29,6 +29,7 @@ from unspoken.methods import catalogue
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
+from unspoken.methods.cost import Lengths
 from unspoken.methods.loading import load_model
 from unspoken.methods.pause.configuration import PauseSettings, append_row, train_last_row
 from unspoken.methods.pause.objective import batch_of
@@ -453,3 +454,13 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
 def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-codi tiny")
     check_default_stages("pause")
+
+
+@pytest.mark.parametrize(("replaced", "left"), [(None, 0.0), (0, 12.0), (1, 9.0), (9, 0.0)])
+def test_a_row_takes_one_pass_over_prompt_pauses_and_what_is_left(replaced: int | None, left: float) -> None:
+    lengths = Lengths(prompt=10, chain=12, end=1, answer=3, steps=4)
+    model: Any = tiny_language_model("llama")
+    cost = Pause(pauses=5, replaced=replaced).row_cost(model, lengths, None)  # type: ignore[arg-type]
+    (one,), (scores,) = cost.passes, cost.scores
+    assert cost.tokens == one.positions == 10 + 5 + 1 + left + 3
+    assert scores.made == scores.supervised == left + 3

@@ -584,3 +584,10 @@ def test_what_is_read_is_what_recorded_runs_read() -> None:
 def test_stages_and_what_they_take_are_the_recorded_ones() -> None:
     check_plans("arithmetic-pccot tiny")
     check_default_stages("pccot")
+
+
+def test_the_last_pass_reads_latents_and_text_and_the_prompt_if_nothing_was_refined() -> None:
+    refined, guessed = (Pccot(latents=6, iterations=iterations) for iterations in (2, 0))
+    assert [objective.scored(10.0, 5.0) for objective in (refined, guessed)] == [6 + 5, 6 + 5 + 10]
+    assert len(refined.further_passes(None, 10.0, 7.0)) == 2
+    assert not guessed.further_passes(None, 10.0, 7.0)
