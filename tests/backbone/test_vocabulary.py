@@ -53,6 +53,13 @@ def test_our_own_head_is_a_matrix_that_is_not_asked_for(monkeypatch: pytest.Monk
     assert torch.equal(scores(hidden, head_of(model)), model.lm_head(hidden))
 
 
+def test_a_cap_counts_where_scores_are_far_below_it() -> None:
+    model = tiny_hub_model("gemma2", **SLIDING, final_logit_softcapping=30.0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e-3)
+    assert isinstance(head_of(model), AskedHead)
+
+
 def test_a_bias_that_is_still_zero_counts() -> None:
     model = tiny_hub_model("phi")
     with torch.no_grad():

@@ -200,6 +200,10 @@ def test_the_page_of_several_runs_shows_costs_frontier_and_tests() -> None:
     assert re.search(r"5 · latent b tiny 3 100\.00 % [\d. –]+ 3 10 10\.0 M 100 all three", text)
     assert "4 · cot of b tiny is the most accurate system with an explicit chain of thought" in text
     assert "corrected after Holm for 4 tests" in text
+    shared = "Differences are paired, problem by problem, on the seeds that both have;"
+    assert shared in text
+    alike = re.sub(r"\s+", " ", text_of(render([run("a", seeds=2), run("b", seeds=2)])))
+    assert "Differences are paired, problem by problem;" in alike
 
 
 def test_one_run_on_reasoning_problems_has_its_picture() -> None:
