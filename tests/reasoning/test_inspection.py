@@ -136,6 +136,30 @@ def test_a_talker_answers_from_an_edited_chain(run: Path) -> None:
         system.answer(TREE, chain=chain.truncate(0))
 
 
+@pytest.mark.parametrize("share", [0.25, 0.8])
+def test_one_token_at_another_weight_leaves_the_rest_in_proportion_and_the_length(share: float, run: Path) -> None:
+    system = unspoken.load(run, device="cpu")
+    assert system.targets is not None
+    chain = system.answer(TREE).chain
+    latent, table = chain.record.latents[0, 1].float(), system.targets.target_table
+    token = int(system.texts.tokenizer.convert_tokens_to_ids("K"))
+    weight = share * float(latent.norm())
+    turned = chain.weigh(1, "K", weight).record.latents[0, 1].float()
+    assert float(turned.norm()) == pytest.approx(float(latent.norm()), rel=1e-4)
+    # With more rows than numbers in a latent, the coefficient is the cosine with the row.
+    direction = F.normalize(table[token].float(), dim=-1)
+    assert float(turned @ direction) == pytest.approx(weight, rel=1e-3)
+    rests = [one - (one @ direction) * direction for one in (latent, turned)]
+    assert float(F.cosine_similarity(*rests, dim=0)) == pytest.approx(1, abs=1e-4)
+    superposition = superposed()
+    mine = superposition.answer(QUESTIONS[0]).chain
+    shares = dict(mine.steps(top=5)[2].tokens)
+    first = next(iter(shares))
+    weighed = dict(mine.weigh(2, first, share).steps(top=5)[2].tokens)
+    rest = (1 - share) / (1 - shares[first])
+    assert weighed == pytest.approx({name: share if name == first else rest * old for name, old in shares.items()})
+
+
 def test_what_makes_no_sense_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
     system = superposed()
     chain = system.answer(QUESTIONS[0]).chain

@@ -160,10 +160,13 @@ TASKS = [
     task(steps=(1, 6), operations=EVERY_OPERATION, largest=200),
     task(steps=(3,), operations=("subtract",), largest=20),
     task(steps=(5,), operations=("add", "divide"), largest=40),
+    task(steps=(2, 4), largest=20, joins=False),
 ]
 
 
-@pytest.fixture(params=TASKS, ids=["default", "all operations", "one and six", "subtract alone", "add and divide"])
+@pytest.fixture(
+    params=TASKS, ids=["default", "all operations", "one and six", "subtract alone", "add and divide", "lines"]
+)
 def made(request: pytest.FixtureRequest) -> tuple[ArithmeticTask, list[ReasoningProblem]]:
     return request.param, request.param.sample("train", range(400))
 
@@ -192,6 +195,16 @@ def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[Re
         assert all(int(number) <= largest for number in re.findall("[0-9]+", problem.question + problem.chains[0]))
         results = read(problem.question).solve().values()
         assert all(result.denominator == 1 and 0 <= result <= largest for result in results)
+
+
+def test_without_joins_each_step_takes_up_the_result_before_it() -> None:
+    for problem in task(steps=(2, 4), largest=20, joins=False).sample("train", range(400)):
+        (chain,) = problem.chains
+        steps = [re.fullmatch(r"<<(\d+)[-+*](\d+)=(\d+)>>", step) for step in chain.split()]
+        numbers = [tuple(map(int, step.groups())) for step in steps if step]
+        assert len(numbers) in (2, 4)
+        assert all(result == taken for (_, _, result), (taken, _, _) in itertools.pairwise(numbers))
+        assert re.search(r"\d+", problem.question)[0] == str(numbers[0][0])  # type: ignore[index]
 
 
 def test_every_number_matters_to_the_answer(made: tuple[ArithmeticTask, list[ReasoningProblem]]) -> None:
@@ -428,8 +441,8 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
     ids="-".join,
 )
 def test_all_other_settings_have_problems_in_every_split(operations: tuple[Operation, ...]) -> None:
-    for steps in range(1, 7):
-        smallest = task(steps=(steps,), largest=20, operations=operations)
+    for steps, joins in itertools.product(range(1, 7), (True, False)):
+        smallest = task(steps=(steps,), largest=20, operations=operations, joins=joins)
         for split in SPLITS:
             assert smallest.sample(split, [0])[0].chains[0].count("<<") == steps
 
@@ -447,7 +460,8 @@ def test_there_is_no_other_split_and_none_ends() -> None:
 
 
 def test_the_fingerprint_names_the_settings() -> None:
-    made = [task().fingerprint, task(largest=98).fingerprint, task(steps=(2, 3)).fingerprint]
-    assert len(set(made)) == 3
+    made = [task(**changed).fingerprint for changed in ({}, {"largest": 98}, {"steps": (2, 3)}, {"joins": False})]  # type: ignore[dict-item]
+    assert len(set(made)) == 4
     assert task().fingerprint == made[0]
-    assert re.fullmatch("[0-9a-f]{16}", made[0])
+    assert made[0] == "37bde99248f1e98f"  # in runs from before there was a choice about joins
+    assert re.fullmatch("[0-9a-f]{16}", made[3])

@@ -7,7 +7,8 @@ of one or two earlier ones; the last step makes the answer, and every other quan
     How many pears do Bo and Cy have together?          <<5+3=8>> <<5*2=10>> <<8+10=18>>
 
 Steps that do not need each other may be taken in either order, so a problem often has several valid chains, all of
-which are known. The chains have the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
+which are known. Without ``joins`` each step is made of the quantity before it, and there is one chain. The chains have
+the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
 
 Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its
 answer written as one expression of the given numbers; names, things and the order of sentences do not enter. So no
@@ -19,14 +20,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from itertools import combinations, islice
 from random import Random
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
-from unspoken.tasks.task import ProblemList, split_of
+from unspoken.tasks.task import ProblemList, digest, split_of
 from unspoken.tasks.tokenizing import WORD, by_word
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ class ArithmeticConfig(MadeUpConfig):
     largest: int = 99  # no number in a problem, given or computed, is above it; at least 20. Each number is one token.
     # What a step may be. Only adding and subtracting join two people's quantities, so one of them is needed.
     operations: tuple[Operation, ...] = ("add", "subtract", "multiply")
+    # Whether a step may be made of two earlier quantities. If not, each is made of the one before it, so names need not
+    # be looked up and steps have one order.
+    joins: bool = True
 
     def __post_init__(self) -> None:
         check_numbers("steps", self.steps, 6)
@@ -130,7 +134,10 @@ class ArithmeticConfig(MadeUpConfig):
         if len(set(self.operations)) < len(self.operations):
             raise ValueError(f"operations is {self.operations}; it must list each operation once")
         if not {"add", "subtract"} & set(self.operations):
-            raise ValueError(f"operations is {self.operations}; it must hold add or subtract, which join two people")
+            raise ValueError(
+                f"operations is {self.operations}; it must hold add or subtract: only they join two people, and "
+                "products and shares alone soon leave the range"
+            )
 
     def build(self) -> ArithmeticTask:
         return ArithmeticTask(self)
@@ -146,15 +153,16 @@ class _Quantity(NamedTuple):
 
 
 @cache
-def _choices(count: int, unused: frozenset[int], left: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def _choices(count: int, unused: frozenset[int], left: int, joins: bool) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """What the next step may be made of: the ways to take one of ``count`` quantities, and the ways to take two.
 
     Every quantity must be used in the end. Each of the ``left`` steps after this one can bring the number of unused
-    quantities down by one, and the answer alone may be left over.
+    quantities down by one if it may join two, and the answer alone may be left over.
     """
+    spare, sizes = (left, (1, 2)) if joins else (0, (1,))
     ways = [
-        tuple(sources for sources in combinations(range(count), size) if len(unused.difference(sources)) <= left)
-        for size in (1, 2)
+        tuple(sources for sources in combinations(range(count), size) if len(unused.difference(sources)) <= spare)
+        for size in sizes
     ]
     return tuple(way for way in ways if way)
 
@@ -173,6 +181,13 @@ class ArithmeticTask(MadeUpTask):
 
     def __init__(self, config: ArithmeticConfig) -> None:
         self.config = config
+
+    @property
+    def fingerprint(self) -> str:
+        settings = {"kind": self.config.kind, **asdict(self.config)}
+        if self.config.joins:  # as in runs from before there was a choice
+            del settings["joins"]
+        return digest(settings)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -212,13 +227,14 @@ class ArithmeticTask(MadeUpTask):
         """The quantities of a problem, in the order of the text; None if the draw came to a dead end."""
         # Small numbers are more likely, since the products of large ones would exceed the limit.
         givens = range(2, self.config.largest + 1)
-        quantities = [_Quantity(givens[int(random.random() ** 2 * len(givens))]) for _ in range(random.choice((1, 2)))]
+        given = random.choice((1, 2)) if self.config.joins else 1
+        quantities = [_Quantity(givens[int(random.random() ** 2 * len(givens))]) for _ in range(given)]
         unused = frozenset(range(len(quantities)))
         seen = {quantity.value for quantity in quantities}
         if len(seen) < len(quantities):
             return None
         for left in reversed(range(steps)):
-            choices = _choices(len(quantities), unused, left)
+            choices = _choices(len(quantities), unused, left, self.config.joins)
             for _ in range(_TRIES):
                 sources = random.choice(random.choice(choices))
                 made = self._one_step(random, quantities, sources)
