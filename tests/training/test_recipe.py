@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from settings_checks import check_defaults, check_ranges
 
 from unspoken.methods.coupled.stages import NextToken
@@ -45,6 +46,8 @@ def test_a_shipped_recipe_reads_back_from_its_own_dump(name: str, size: str) -> 
     assert recipe.name == name
     assert recipe.size == size
     assert parse(dump(recipe), "dumped") == recipe
+    # Keys stand in the order in which a recipe is read: what it is, then its stages.
+    assert [*yaml.safe_load(dump(recipe))][:3] == ["name", "size", "summary"]
 
 
 @pytest.mark.parametrize(("name", "size"), SHIPPED)
