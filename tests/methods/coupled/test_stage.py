@@ -1,0 +1,124 @@
+"""What a stage of explicit text takes and counts, by hand."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of
+
+from unspoken.methods.cost import RowCost, Scores, StackPass
+from unspoken.methods.coupled.objective import next_token_loss, own_question, supervised, supervised_places, with_places
+from unspoken.methods.coupled.stages import LARGE_VOCABULARY, NextToken
+
+
+@pytest.mark.parametrize("entries", [LARGE_VOCABULARY - 1, LARGE_VOCABULARY])
+@pytest.mark.parametrize(
+    ("objective", "tokens", "learned"),
+    [
+        (NextToken(), 29, 29),
+        (NextToken(positions="answer"), 29, 19),
+        # Without the chain the marker that ends it stays in the row, and is not learned.
+        (NextToken(chain="none"), 17, 17),
+        (NextToken(positions="answer", chain="none"), 17, 5),
+    ],
+)
+def test_a_large_vocabulary_is_scored_where_a_target_is(
+    objective: NextToken, tokens: int, learned: int, entries: int
+) -> None:
+    head: Any = range(entries)
+    model: Any = SimpleNamespace(base_model="stack", get_output_embeddings=lambda: SimpleNamespace(weight=head))
+    made = learned if entries == 8192 else tokens
+    assert objective.row_cost(model, LENGTHS, CAPS) == RowCost(
+        tokens=tokens,
+        passes=(StackPass(stack="stack", positions=tokens),),
+        scores=(Scores(head=head, made=made, supervised=learned),),
+    )
+
+
+def test_the_chain_counts_unless_it_is_left_out() -> None:
+    assert NextToken().row_length(PROBLEM, CAPS) == 15
+    assert NextToken(chain="none").row_length(PROBLEM, CAPS) == 9
+    assert (NextToken().writes_tokens, NextToken(chain="none").writes_tokens) == (True, False)
+
+
+def test_what_a_stage_needs() -> None:
+    assert facts_of(NextToken) == {"recomputes"}
+    assert NextToken().candidate(0)
+
+
+@pytest.mark.parametrize(
+    ("positions", "last", "has_chain", "measured"),
+    [
+        ("all", True, True, True),
+        ("all", True, False, True),
+        ("all", False, True, False),
+        ("answer", False, True, True),
+        ("answer", False, False, False),
+        ("answer", True, False, True),
+    ],
+)
+def test_a_chain_is_measured_even_if_others_start_from_it(
+    positions: Any, last: bool, has_chain: bool, measured: bool
+) -> None:
+    assert NextToken(positions=positions).measured(last=last, has_chain=has_chain) is measured
+
+
+BATCH: dict[str, Any] = {
+    "input_ids": torch.tensor([[3, 11, 21, 1], [4, 22, 1, 0]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),
+    "answer_mask": torch.tensor([[False, False, True, True], [False, True, True, False]]),
+}
+
+
+def test_places_by_hand() -> None:
+    assert supervised(BATCH, "all").tolist() == [[True, True, True], [True, True, False]]
+    assert supervised(BATCH, "answer").tolist() == [[False, True, True], [True, True, False]]
+    assert supervised_places(BATCH).tolist() == [0, 1, 2]
+    placed = with_places(BATCH, "answer")
+    assert placed["places"].tolist() == [1, 2, 4, 5]
+    assert placed["targets"].tolist() == [21, 1, 22, 1]
+    # In a grid of the scored columns alone.
+    few = with_places({**BATCH, "supervised": torch.tensor([1, 2])}, "answer")
+    assert few["places"].tolist() == [0, 1, 2]
+    assert NextToken(positions="answer").counts(placed) == {"tokens": 4}
+
+
+def test_a_question_s_first_token_is_not_learned() -> None:
+    batch = {**BATCH, "question": torch.tensor([[0, 1, 1, 2], [0, 1, 1, 1]])}
+    assert supervised(batch, "all").tolist() == [[False, True, False], [False, True, False]]
+
+
+def test_a_question_sees_the_beginning_and_itself() -> None:
+    mask = own_question(torch.tensor([[0, 1, 2, 1]]))
+    seen = (mask == 0)[0, 0].int().tolist()
+    assert seen == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 0, 1]]
+    assert mask[0, 0, 0, 1] == -torch.inf
+
+
+def test_the_loss_is_a_mean_over_all_targets() -> None:
+    """Every score but one is equal over four tokens; that one is certain."""
+    logits = torch.zeros(2, 4, 4)
+    logits[1, 1, 1] = 100.0
+    batch = {**BATCH, "input_ids": torch.tensor([[3, 3, 2, 1], [1, 2, 1, 0]])}
+    loss, terms = next_token_loss(SimpleNamespace(logits=logits), batch, "answer")
+    assert loss.item() == pytest.approx(0.75 * torch.tensor(4.0).log().item())
+    assert terms["token_loss"].item() == loss.item()
+
+
+def test_a_row_of_several_questions_is_as_long_as_it_comes_out() -> None:
+    class Asks:
+        def question_rows(self, problems: Any, questions: int) -> Any:
+            assert (problems, questions) == ("first problem", 3)
+            return {"input_ids": torch.zeros(1, 31)}
+
+    context: Any = SimpleNamespace(
+        task=Asks(), sample=lambda indices: "first problem" if indices.tolist() == [0] else None
+    )
+    head: Any = range(9000)
+    model: Any = SimpleNamespace(base_model="stack", get_output_embeddings=lambda: SimpleNamespace(weight=head))
+    cost = NextToken(positions="answer", questions=3).row_cost(model, LENGTHS, context)
+    assert (cost.tokens, cost.scores[0].supervised, cost.scores[0].made) == (31, 3 * 19, 3 * 19)
+    assert NextToken(questions=3).questions_a_row == 3
