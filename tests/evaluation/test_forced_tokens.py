@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import enliven, tiny_config
@@ -240,3 +241,22 @@ def test_a_box_begins_where_it_is_opened() -> None:
         assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == row.index(PROMPT_FORMAT.box[0])
     row = [*PROMPT_FORMAT.encode("5 + 7"), END]
     assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == len(row)
+
+
+def test_a_tenth_and_three_tenths_of_the_tokens_that_can_be_are_forced() -> None:
+    assert measured.RATES == (0.1, 0.3)
+    for effect, rate in zip(scripted()[0], measured.RATES, strict=True):
+        words, forced = effect.counts[:, :2].sum(axis=0)
+        assert forced / words == pytest.approx(rate, abs=3 * (rate * (1 - rate) / words) ** 0.5)
+
+
+def test_a_summary_weighs_tokens_and_answers_alike() -> None:
+    columns = ("words", "forced", "later", "changed", "judged", "lost")
+    rows = [dict(zip(columns, row, strict=True)) for row in ((4, 2, 2, 1, 1, 1), (6, 1, 3, 0, 1, 0))]
+    counts = np.array([[float(row[name]) for name in columns] for row in rows])
+    seeds = [
+        Effect(counts=counts, latents_identical=same, largest_latent_change=0.5 * (not same)) for same in (True, False)
+    ]
+    found = measured.summary(seeds)
+    assert (found["forced"]["mean"], found["later_changed"]["mean"], found["answers_lost"]["mean"]) == (0.3, 0.2, 0.5)
+    assert (found["judged"], found["latents_identical"], found["largest_latent_change"]) == (4, False, 0.5)

@@ -146,3 +146,17 @@ def test_noisy_latents_are_recorded_and_looped(kind: str, renormalise: bool) -> 
 def test_negative_noise_is_refused(setting: dict[str, Any]) -> None:
     with pytest.raises(AssertionError, match="neither can be negative"):
         LatentNoise(**setting)
+
+
+def test_noise_is_renormalised_and_of_the_first_seed_unless_asked() -> None:
+    assert LatentNoise(fraction=0.1) == LatentNoise(fraction=0.1, seed=0, renormalise=True)
+    assert LatentNoise(fraction=0.0).fraction == 0.0
+
+
+def test_a_latent_of_zeros_gets_no_noise_and_no_steps_have_no_ratio() -> None:
+    noisy, ratio = LatentNoise(fraction=0.5).add(torch.zeros(2, 4), 0, torch.tensor([0, 1]))
+    assert not noisy.any()
+    assert ratio.tolist() == [0.0, 0.0]
+    none = StopRule(max_latents=0)
+    chain, mean = noisy_chain(tiny_reasoner(), prompts(), None, none, LatentNoise(fraction=0.5), batch_size=4)
+    assert (chain.latents.shape, mean) == ((6, 0, 16), 0.0)
