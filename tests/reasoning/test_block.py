@@ -17,6 +17,7 @@ from unspoken.reasoning.block import allow_rollback, refined
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
 from unspoken.reasoning.row import AnswerDecoding
+from unspoken.reasoning.static import StaticSteps
 
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
 LATENTS = 4
@@ -167,9 +168,21 @@ def test_a_window_goes_back_and_a_recurrent_state_does_not() -> None:
     allow_rollback(DynamicCache(config=together.stack.config), "Name")
 
 
-def test_steps_of_fixed_shape_are_left_out_where_latents_are_refined() -> None:
+def test_steps_of_fixed_shape_are_left_out_where_latents_are_refined(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Watched(StaticSteps):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            made.append(1)
+
+    monkeypatch.setattr("unspoken.reasoning.engine.StaticSteps", Watched)
     # A cache of constant size cannot go back; without passes nothing has to.
-    for iterations in (0, 2):
+    for iterations, fixed_shapes in ((0, 1), (1, 0), (2, 0)):
         together, _ = reasoners("llama", iterations)
-        chain = rollout(together, prompts(), None, STOP, static=True)
-        torch.testing.assert_close(chain.latents, rollout(together, prompts(), None, STOP).latents, **CLOSE)
+        made.clear()
+        chain, tokens = respond(together, prompts(), None, STOP, DECODING, static=True)
+        assert len(made) == fixed_shapes
+        expected, answers = respond(together, prompts(), None, STOP, DECODING)
+        torch.testing.assert_close(chain.latents, expected.latents, **CLOSE)
+        assert torch.equal(tokens, answers)
