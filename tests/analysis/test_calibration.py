@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from planted_trees import PRINTED, WIDTH, chain_of
 from torch import Tensor
 
-from unspoken.analysis.calibration import forced_calibration, rollout_calibration
+from unspoken.analysis.calibration import forced_calibration, rollout_calibration, valid_routes
 from unspoken.tasks import TreeProblems, TreeSearchConfig, TreeSearchTask
 
 TABLE = torch.eye(21, WIDTH)
@@ -82,3 +83,27 @@ def test_negative_coefficients_count_as_none() -> None:
     rollout = rollout_calibration(chain, TABLE, task, problems)
     assert rollout["largest"] == pytest.approx([1.0, 1 / 2], abs=1e-6)
     assert rollout["outside"] == pytest.approx([0.0, 0.0], abs=1e-6)
+
+
+def test_a_route_of_an_answer_is_real_and_may_be_meant() -> None:
+    # Leaves B, N and J may be meant; E may not.
+    task, problems = tree("BBNJ")
+    several = problems.select(np.zeros(7, dtype=np.int64))
+    routes = ("LKB", "LKN", "LCJ", "LCE", "LKJ", "LKK", "KLB")
+    tokens = torch.tensor([task.tokenizer.convert_tokens_to_ids([*route]) for route in routes])
+    expected = [True, True, True, False, False, False, False]
+    assert valid_routes(tokens, task, several).tolist() == expected
+    # What comes after the route does not matter, and a shorter answer is none.
+    more = torch.nn.functional.pad(tokens, (0, 2), value=9)
+    assert valid_routes(more, task, several).tolist() == expected
+    assert valid_routes(tokens[:, :2], task, several).tolist() == [False] * 7
+
+
+def test_names_that_a_latent_lacks_altogether_have_no_fraction() -> None:
+    task, problems = tree("BBNJ")
+    nothing = latents({"L": 1}, {"L": 1})
+    assert forced_calibration(nothing, TABLE, task, problems)["error_steps"] == pytest.approx([3 / 4, 2 / 3])
+    reading = rollout_calibration(nothing, TABLE, task, problems)
+    assert reading["outside"] == pytest.approx([1.0, 1.0])
+    assert reading["largest"] == reading["entropy"] == pytest.approx([0.0, 0.0])
+    assert reading["distance"] == pytest.approx([0.5, 0.5])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM, UnspokenModel
-from unspoken.backbone.modeling import Attention, HybridNorm
+from unspoken.backbone.modeling import Attention, HybridNorm, plain_attention, rotary_tables, rotate
 
 
 def stack(**settings: object) -> UnspokenModel:
@@ -223,6 +224,74 @@ def test_table_rows_enter_with_the_norm_of_looped_latents() -> None:
     torch.testing.assert_close(norms, torch.full((6, 5), 4.0))
     free = stack(unit_embeddings=False)
     assert torch.equal(free.get_input_embeddings()(prompts()), F.embedding(prompts(), free.embed_tokens.weight))
+
+
+# --- by hand ---------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_of_a_head_turn_by_the_angle_of_their_position() -> None:
+    # Of a head of four, the first pair turns by the position, the second by a hundredth of it.
+    cos, sin = rotary_tables(torch.tensor([[0, 2]]), 4, 10_000.0)
+    torch.testing.assert_close(cos[0, 0, 1], torch.tensor([math.cos(2), math.cos(0.02)]))
+    torch.testing.assert_close(sin[0, 0], torch.tensor([[0, 0], [math.sin(2), math.sin(0.02)]]))
+    x = torch.tensor([[[[1.0, 2, 3, 4], [1.0, 0, 0, 1]]]])
+    turned = rotate(x, (cos, sin))[0, 0]
+    assert torch.equal(turned[0], x[0, 0, 0])
+    expected = torch.tensor([math.cos(2), -math.sin(0.02), math.sin(2), math.cos(0.02)])
+    torch.testing.assert_close(turned[1], expected)
+
+
+def test_plain_attention_is_a_softmax_over_what_the_mask_lets_through() -> None:
+    # One head; scores of the query with three keys are 0, log 2 and log 3 after scaling by a half.
+    query = torch.tensor([[[[2.0, 0.0]]]])
+    key = torch.tensor([[[[0.0, 5.0], [math.log(2), 1.0], [math.log(3), 0.0]]]])
+    value = torch.tensor([[[[6.0], [12.0], [18.0]]]])
+    module = nn.Module()
+    out, weights = plain_attention(module, query, key, value, None, 0.5)
+    torch.testing.assert_close(weights.flatten(), torch.tensor([1.0, 2.0, 3.0]) / 6)
+    torch.testing.assert_close(out, torch.tensor([[[[1.0 + 4 + 9]]]]))
+    out, _ = plain_attention(module, query, key, value, torch.tensor([0.0, 0.0, -math.inf]), 0.5)
+    torch.testing.assert_close(out.flatten(), torch.tensor([2.0 + 8]))
+    # Heads of several tokens come back token by token.
+    many = torch.randn(2, 3, 4, 5)
+    assert plain_attention(module, many, many, many, None, 1.0)[0].shape == (2, 4, 3, 5)
+
+
+def test_positions_go_on_after_the_cache() -> None:
+    model = stack()
+    with torch.no_grad():
+        whole = model(prompts()).last_hidden_state
+        first = model(prompts()[:, :2])
+        rest = model(prompts()[:, 2:], past_key_values=first.past_key_values).last_hidden_state
+        torch.testing.assert_close(rest, whole[:, 2:], rtol=1e-4, atol=1e-5)
+        assert first.past_key_values.get_seq_length() == 5
+        # A cache can be asked for while it trains, and left out else; a folder may say that it wants none.
+        assert model(prompts(), use_cache=False).past_key_values is None
+        model.config.use_cache = False
+        assert model(prompts()).past_key_values is None
+        model.config.use_cache = True
+        assert model.train()(prompts(), use_cache=True).past_key_values.get_seq_length() == 5
+
+
+@torch.no_grad()
+def test_an_encoder_s_output_has_positions_of_its_own_from_zero() -> None:
+    # The same queries over the same source, wherever their own text begins: keys of the source do not move with it.
+    model = stack(cross_attention=True)
+    source = torch.randn(6, 4, 16)
+    positions = torch.arange(5).expand(6, -1)
+    here = model(prompts(), encoder_hidden_states=source, position_ids=positions).last_hidden_state
+    there = model(prompts(), encoder_hidden_states=source, position_ids=positions + 3).last_hidden_state
+    assert (here - there).abs().amax(dim=(1, 2)).min() > 1e-3
+    cross = model.layers[0].cross_attention
+    assert cross is not None
+    assert (cross.cross, cross.is_causal, cross.layer_idx, cross.num_key_value_groups) == (True, False, 0, 1)
+    assert [layer.attention.layer_idx for layer in model.layers] == [0, 1]
+    assert model.layers[1].attention.is_causal and not model.layers[1].attention.cross
+    # All of the source is seen from every token, and nothing is cached of it.
+    other = source.clone()
+    other[:, 3] += 1
+    changed = model(prompts(), encoder_hidden_states=other, position_ids=positions).last_hidden_state
+    assert (changed - here).abs().amax(dim=-1).min() > 1e-5
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -5,14 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import END, PAD, enliven, tiny_config
+from tiny_strings import TASK as STRINGS
+from tiny_strings import planted, right_symbols, string_view
+from tiny_words import PROMPT_FORMAT, tiny_word_system
+from tiny_words import TASK as WORDS
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unspoken.backbone import UnspokenForCausalLM
+from unspoken.chain import LatentChain
 from unspoken.evaluation.answering import answer
 from unspoken.evaluation.seeds import stage_systems
 from unspoken.methods import catalogue
@@ -21,7 +28,7 @@ from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.loading import load_model
 from unspoken.reasoning.speakers import Separate
-from unspoken.reasoning.system import System
+from unspoken.reasoning.system import Answer, System
 from unspoken.tasks import TreeSearchConfig
 from unspoken.tasks.prompt_format import PromptFormat
 
@@ -116,3 +123,61 @@ def test_a_model_is_loaded_as_the_system_it_makes(kind: str, tmp_path: Path) -> 
     assert [system.name for system in catalogue.systems(again, stage="mine", max_answer=4)] == named.get(kind, ["mine"])
     expected = {"pair": ["jepa-reasoner", "jepa-reasoner, nearest row"]}
     assert [system.name for system in stage_systems(again, "mine", TASK.traits, 4)] == expected.get(kind, ["mine"])
+
+
+# --- what counts, and what can be given ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [0, 2])
+def test_what_comes_after_the_fixed_steps_counts_of_every_system(replaced: int) -> None:
+    # Strings have four symbols, of which the first two are steps; row n has a wrong symbol at place n.
+    tokens = right_symbols(5)
+    for row in range(4):
+        tokens[row, row] = PAD
+    graded = string_view(planted(lambda *_: tokens[:, replaced:], replaced=replaced), 5).graded
+    assert graded.correct.tolist() == [True, True, False, False, True]
+    assert graded.outcomes.tolist() == [1.0, 1.0, 0.0, 0.0, 1.0]
+    hits = np.ones((5, 4)) - np.eye(5, 4)
+    hits[:, :replaced] = 0.0
+    assert graded.hits.tolist() == hits.tolist()
+    assert graded.select([4, 0]).hits.tolist() == hits[[4, 0]].tolist()
+    assert STRINGS.traits.fixed_steps == 2
+
+
+def test_an_answer_may_be_begun_by_force_and_made_from_given_prompts_and_chains() -> None:
+    system, problems = tiny_word_system(), WORDS.sample("test", range(5))
+    ask = partial(answer, system, WORDS, problems, PROMPT_FORMAT, batch_size=2)
+    free, boxed = ask(), ask(boxed=True)
+    ids, mask = WORDS.prompts(problems, PROMPT_FORMAT)
+    forced = system.respond(ids, mask, forced=PROMPT_FORMAT.box)
+    assert torch.equal(boxed.tokens, forced.tokens)
+    assert not torch.equal(boxed.tokens, free.tokens)
+    # Prompts in another order, with chains that go with them.
+    turned = ask(prompts=(ids.flip(0), mask.flip(0)))
+    assert torch.equal(turned.tokens.flip(0), free.tokens)
+    # Of no steps, which is another chain than its own.
+    nothing = free.chain.with_latents(free.chain.latents, torch.zeros_like(free.chain.mask))
+    for chain in (nothing, free.chain):
+        given = ask(chain=chain)
+        assert torch.equal(given.tokens, system.respond(ids, mask, chain=chain).tokens)
+    assert torch.equal(given.tokens, free.tokens)
+
+
+def test_the_start_of_a_boxed_answer_is_graded_with_it() -> None:
+    problems = WORDS.sample("test", range(3))
+    rows = [[*PROMPT_FORMAT.encode(f"{problem.answer}}}")] for problem in problems]
+    width = max(len(row) for row in rows)
+    end = int(PROMPT_FORMAT.tokenizer.eos_token_id)
+    tokens = torch.tensor([row + [end] * (width - len(row)) for row in rows])
+
+    class Written(System):
+        def respond(self, input_ids: Tensor, *_: Any, **how: Any) -> Answer:
+            steps = torch.zeros(len(input_ids), 0, 16)
+            chain = LatentChain(latents=steps, mask=steps[..., 0].bool(), stop=torch.zeros(len(input_ids)).long())
+            return Answer(chain=chain, tokens=tokens, lengths=torch.full((len(input_ids),), width))
+
+    system = Written(**vars(tiny_word_system()))
+    for boxed in (True, False):
+        graded = answer(system, WORDS, problems, PROMPT_FORMAT, batch_size=3, boxed=boxed)
+        assert graded.correct.tolist() == [boxed] * 3
+        assert graded.per_symbol is None

@@ -71,6 +71,50 @@ def test_truncate_keeps_the_first_half(chain):
     assert torch.equal(other.latents[0, :2], chain.latents[0, :2])
 
 
+def test_truncate_rounds_half_a_chain_up_and_leaves_zeros(chain):
+    latents = altered(chain, "truncate").latents
+    # Of 4, 2, 3, 4, 1 and 4 steps.
+    kept = [int(row.any(dim=-1).sum()) for row in latents]
+    assert kept == [2, 1, 2, 2, 1, 2]
+    assert torch.equal(altered(chain, "truncate").mask, chain.mask)
+
+
+def test_mean_counts_the_chains_that_have_the_step(chain):
+    pad = torch.nn.functional.pad
+    wider = replace(chain, latents=pad(chain.latents, (0, 0, 0, 1)), mask=pad(chain.mask, (0, 1)))
+    other = altered(wider, "mean").latents
+    # Three chains have four steps, and none has five.
+    assert torch.allclose(other[0, 3], (chain.latents[0, 3] + chain.latents[3, 3] + chain.latents[5, 3]) / 3)
+    assert not other[:, 4].any()
+    assert not other[~wider.mask].any()
+
+
+def test_a_swap_moves_all_chains_by_as_many_rows_drawn_anew_by_each_seed(chain):
+    shifts = set()
+    for seed in range(40):
+        other = CONTROLS["swap"](chain, torch.Generator().manual_seed(seed))
+        (shift,) = (n for n in range(6) if torch.equal(other.latents, chain.latents.roll(n, dims=0)))
+        shifts.add(shift)
+    assert shifts == {1, 2, 3, 4, 5}
+    # Another question is needed.
+    two = chain.select(torch.tensor([0, 1]))
+    assert torch.equal(altered(two, "swap").latents, two.latents.flip(0))
+    one = chain.select(torch.tensor([2]))
+    assert torch.equal(altered(one, "swap").latents, one.latents)
+
+
+def test_shuffle_draws_every_order_and_leaves_what_is_after_the_end(chain):
+    rows = LatentChain(
+        latents=torch.arange(4.0).expand(600, -1)[..., None],
+        mask=torch.tensor([[True, True, True, False]]).expand(600, -1),
+        stop=torch.zeros(600).long(),
+    )
+    orders = [tuple(row[:, 0].tolist()) for row in altered(rows, "shuffle").latents]
+    assert {order[3] for order in orders} == {3.0}
+    assert len(set(orders)) == 6
+    assert min(orders.count(order) for order in set(orders)) > 60
+
+
 # --- of a system -------------------------------------------------------------------------------------------------
 
 

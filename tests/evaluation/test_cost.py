@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import WIDTH, tiny_language_model, tiny_pair
+from tiny_models import WIDTH, tiny_pair
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +13,7 @@ from unspoken.evaluation.answering import answer
 from unspoken.evaluation.cost import counted, seconds
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.systems import talker_flops
-from unspoken.reasoning.flops import multiplied, stack_flops
+from unspoken.reasoning.flops import stack_flops
 from unspoken.reasoning.system import Answer
 from unspoken.tasks.task import Problems
 
@@ -28,20 +28,6 @@ def answers(latents: list[int], tokens: list[int]) -> Answer:
         latents=torch.zeros(*mask.shape, WIDTH), mask=mask, stop=torch.full((len(latents),), StopReason.CAP)
     )
     return Answer(chain=chain, tokens=mask.long(), lengths=torch.tensor(tokens))
-
-
-def test_a_stack_costs_two_a_weight_and_four_a_channel_and_pair() -> None:
-    model = tiny_language_model("unspoken")
-    assert multiplied(model.base_model) == BLOCKS  # the table is looked up
-    # Three positions see 1, 2 and 3.
-    assert stack_flops(model.base_model, 3) == 2 * BLOCKS * 3 + 4 * ATTENTION * (1 + 2 + 3)
-    assert stack_flops(model.base_model, 3, causal=False) == 2 * BLOCKS * 3 + 4 * ATTENTION * 9
-
-
-def test_grouped_heads_have_fewer_weights_and_the_same_scores() -> None:
-    stack = tiny_language_model("llama").base_model
-    assert multiplied(stack) == 2 * (2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32)
-    assert stack_flops(stack, 1) == 2 * multiplied(stack) + 4 * 2 * 16
 
 
 def test_a_talker_is_paid_for_by_the_latent() -> None:

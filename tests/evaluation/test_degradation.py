@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unspoken.evaluation.degradation import comparison, summary
+from unspoken.evaluation.degradation import comparison, degradation, summary
 
 CLEAN = np.array([[[1.0, 1], [1, 0]], [[1, 1], [0, 1]]])  # two seeds, two problems, two steps
 NOISY = np.array([[[1.0, 0], [0, 0]], [[1, 1], [0, 0]]])
@@ -67,3 +67,19 @@ def test_runs_that_do_not_belong_together_are_refused() -> None:
             summary(wrong)
     with pytest.raises(AssertionError, match="cannot be paired"):
         comparison(by_seed(_0=CLEAN), by_seed(_0=CLEAN[:, :1]))
+
+
+def test_each_system_is_summed_up_and_compared_with_one_of_them() -> None:
+    measured = {"a": by_seed(_0=CLEAN, _30=NOISY), "b": by_seed(_0=CLEAN, _30=CLEAN)}
+    found = degradation(measured, "b")
+    assert found == {
+        "systems": {name: summary(hits, draws=2000, seed=0) for name, hits in measured.items()},
+        "comparison": {"a - b": comparison(measured["a"], measured["b"], draws=5000, seed=0)},
+    }
+    for against in (None, "c"):
+        assert degradation(measured, against)["comparison"] == {}
+    # Two seeds and two problems: the clean rate of a symbol in a sample is a multiple of a quarter.
+    levels = found["comparison"]["a - b"]["levels"]
+    assert [level["level"] for level in levels] == [0.0, 0.3]
+    assert levels[1]["symbol"][0]["absolute"]["mean"] == -0.25
+    assert levels[1]["exact"][1]["relative"]["mean"] == pytest.approx(0.25 / 0.5 - 1)

@@ -10,11 +10,19 @@ import pytest
 
 from unspoken.evaluation.results import (
     SCHEMA,
+    as_trained,
+    averaged,
     difference,
     differs,
+    explicit,
+    is_ambiguous,
+    label,
     read_results,
     reasoners,
+    stage_curves,
+    step_names,
     summary_of,
+    title,
     upgraded,
 )
 
@@ -199,3 +207,102 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: str | None, me
     with pytest.raises(ValueError, match=message) as caught:
         read_results(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_later_schema_is_refused_and_one_without_a_number_is_the_first(tmp_path: Path) -> None:
+    results = old(["coupled"])
+    del results["schema"]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert read_results(tmp_path)["schema"] == SCHEMA == 2
+
+
+def test_systems_are_told_apart_by_their_chains_and_stages() -> None:
+    results = upgraded(
+        old(
+            ["coupled", "jepa-reasoner", "cot, soft thinking", "jepa-reasoner, dual", "jepa-reasoner, nearest row"],
+            recipe={
+                "stages": [
+                    {"name": "dual", "objective": {"kind": "talker"}},
+                    {"name": "coupled", "objective": {"kind": "next_token"}},
+                ]
+            },
+        )
+    )
+    # A coupled model is the baseline where nothing is named as one.
+    assert results["baseline"] == "coupled"
+    assert [name for name in results["systems"] if explicit(results, name)] == ["coupled"]
+    assert reasoners(results) == [
+        "jepa-reasoner",
+        "cot, soft thinking",
+        "jepa-reasoner, dual",
+        "jepa-reasoner, nearest row",
+    ]
+    assert as_trained(results) == ["coupled", "jepa-reasoner", "jepa-reasoner, dual"]
+    # Without a recipe nothing is known of stages.
+    unknown = {**results, "recipe": {}, "systems": {"a": {"chain": None}, "b": {}}}
+    assert (as_trained(unknown), reasoners(unknown)) == (["a", "b"], [])
+    assert upgraded(old(["other"]))["baseline"] is None
+
+
+@pytest.mark.parametrize(
+    ("entry", "is_one"),
+    [
+        ({"low": 0.1, "high": 0.2, "p": 0.049}, True),
+        ({"low": -0.2, "high": -0.1, "p": None}, True),
+        ({"low": 0.1, "high": 0.2, "p": 0.05}, False),
+        ({"low": 0.0, "high": 0.2, "p": 0.01}, False),
+        ({"low": -0.2, "high": 0.0, "p": 0.01}, False),
+        ({"low": -0.1, "high": 0.2, "p": None}, False),
+    ],
+)
+def test_a_difference_leaves_out_zero_and_is_significant(entry: Results, is_one: bool) -> None:
+    assert differs(entry) is is_one
+
+
+def test_names_titles_and_steps_of_a_route() -> None:
+    assert title({"name": "trees", "size": "tiny"}) == "trees, tiny"
+    assert (title({"name": "trees"}), title({})) == ("trees", "run")
+    assert label("answer_only_it") == "answer only it"
+    assert step_names(4) == ["root", "level 2", "level 3", "leaf"]
+    assert step_names(2) == ["root", "leaf"]
+    assert (averaged({"mean": 2.0, "seeds": [1.0, 3.0]}), averaged({"other": 1}), averaged(3)) == (2.0, {"other": 1}, 3)
+    for task, ambiguous in (({"targets": 2}, True), ({"targets": 0}, True), ({"targets": 1}, False), ({}, False)):
+        assert is_ambiguous({"recipe": {"task": task}}) is ambiguous
+    assert not is_ambiguous({})
+
+
+def test_curves_of_a_stage_are_of_the_seeds_that_trained_it() -> None:
+    training = [
+        {"seed": 0, "stages": {"sst": {"loss": [1.0]}}},
+        {"seed": 1, "stages": {}},
+        {"seed": 2, "stages": {"sst": {"loss": [2.0]}}},
+    ]
+    assert stage_curves({"training": training}, "sst") == [(0, {"loss": [1.0]}), (2, {"loss": [2.0]})]
+    assert stage_curves({"training": None}, "sst") == stage_curves({}, "sst") == []
+
+
+def test_costs_counted_over_all_problems_go_before_those_of_a_few() -> None:
+    first = {"latent_steps": 4.5, "flops": 2e6, "seconds": 0.5}
+    outcomes = {"easy": {"cost": {"coupled": first}}, "hard": {"cost": {"coupled": {"flops": 9e9}}}}
+    results = upgraded(old(["coupled", "other"], outcomes=outcomes))
+    # Seconds were no part of the older entry.
+    assert results["systems"]["coupled"]["cost"] == COST | {"latent_steps": 4.5, "flops": 2e6}
+    assert results["systems"]["other"]["cost"] == COST
+    recipe = {
+        "stages": [
+            {"name": "other", "objective": {"kind": "next_token"}},
+            {"name": "coupled", "objective": {"kind": "next_token", "chain": "none"}},
+        ]
+    }
+    chains = upgraded(old(["coupled", "other"], baseline="third", recipe=recipe))["systems"]
+    # The oldest recipes leave out that the chain is explicit.
+    assert {name: entry["chain"] for name, entry in chains.items()} == {"coupled": "latent", "other": "tokens"}
+
+
+def test_a_talker_decodes_where_older_results_had_another_verb() -> None:
+    forced = {"systems": {"dual": {"says": "all that its Talker says", "effects": []}}}
+    probes = upgraded(upgraded(old(["coupled"])) | {"probes": {"forced_tokens": forced}})["probes"]
+    assert probes["forced_tokens"]["systems"]["dual"]["output_kind"] == "all that its Talker decodes"

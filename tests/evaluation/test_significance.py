@@ -171,3 +171,15 @@ def test_means_over_seeds_keep_the_seeds():
         "rate": {"mean": 1.5, "seeds": [1.0, 2.0]},
         "steps": {"mean": [1.0, 6.0], "seeds": [[0, 4], [2, 8]]},
     }
+
+
+def test_a_difference_is_drawn_five_thousand_times_by_the_first_seed():
+    first, second = (np.random.default_rng(seed).random((3, 40)) for seed in (1, 2))
+    found = paired_difference(first, second)
+    assert found == paired_difference(first, second, draws=5000, seed=0)
+    assert found != paired_difference(first, second, seed=1)
+    # With one to both counts: 0.4 of the draws on the far side would be 0.8.
+    drawn = bootstrap_means((first - second)[..., None], draws=5000, seed=0)[:, 0]
+    beyond = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    assert found.p == pytest.approx(2 * (1 + beyond) / 5001)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))

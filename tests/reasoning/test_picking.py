@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
-from unspoken.reasoning.picking import Sampler, draw, upload
+from unspoken.reasoning.picking import FREE, ForcedTokens, Sampler, draw, generator_of, upload
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -39,3 +41,41 @@ def test_a_nucleus_is_drawn_from_alone() -> None:
         assert (shares[:kept] - expected).abs().max() < 0.03
     with pytest.raises(ValueError, match="top_p is 0"):
         Sampler(1.0, top_p=0.0)
+
+
+def test_a_temperature_divides_the_scores() -> None:
+    # Weights 4/7, 2/7 and 1/7 at temperature 1 are as 16, 4 and 1 at a half.
+    scores = torch.tensor([4.0, 2.0, 1.0]).log().expand(8000, 1, -1)
+    for temperature, expected in ((1.0, [4, 2, 1]), (0.5, [16, 4, 1])):
+        tokens = Sampler(temperature, torch.Generator().manual_seed(0))(scores).flatten()
+        rates = torch.bincount(tokens, minlength=3) / 8000
+        assert (rates - torch.tensor(expected) / sum(expected)).abs().max() < 0.02
+    assert Sampler()(scores).unique().tolist() == [0]
+
+
+def test_a_draw_by_hand() -> None:
+    weights, noise = torch.tensor([[0.6, 0.3, 0.1]]), torch.empty(1, 3)
+    for seed in range(20):
+        noise.exponential_(generator=torch.Generator().manual_seed(seed))
+        expected = (weights / noise).argmax(dim=-1)
+        assert torch.equal(Sampler(1.0, torch.Generator().manual_seed(seed))(weights.log()[:, None])[:, 0], expected)
+
+
+def test_a_token_is_forced_in_its_row_and_place_and_nowhere_else() -> None:
+    scores = torch.nn.functional.one_hot(torch.tensor([[2, 2], [3, 3], [4, 4]]), 6).float()
+    forced = ForcedTokens(torch.tensor([[FREE, 5, FREE], [0, FREE, 1], [FREE, FREE, FREE]]))
+    rows = torch.tensor([0, 1, 2])
+    assert FREE == -1
+    assert forced(scores, rows, 0).tolist() == [[2, 5], [0, 3], [4, 4]]
+    assert forced(scores, rows, 1).tolist() == [[5, 2], [3, 1], [4, 4]]
+    # Beyond the given columns the model chooses.
+    assert forced(scores, rows, 2).tolist() == [[2, 2], [1, 3], [4, 4]]
+    assert forced(scores, rows, 7).tolist() == [[2, 2], [3, 3], [4, 4]]
+    assert forced(scores[:1], torch.tensor([1]), 0).tolist() == [[0, 2]]
+
+
+def test_a_generator_belongs_to_its_name() -> None:
+    # The first eight bytes of the hash without their lowest bit, as a seed must be below 2 ** 63.
+    expected = int.from_bytes(hashlib.sha256(b"0:key:1").digest()[:8], "little") // 2
+    assert generator_of("0:key:1").initial_seed() == expected
+    assert generator_of("0:key:2").initial_seed() != expected

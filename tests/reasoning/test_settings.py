@@ -5,16 +5,18 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import pytest
 import torch
 from settings_checks import check_ranges, documented
 
 from unspoken.chain import StopReason
 from unspoken.reasoning.causal_lm import LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.latents import Noise, Sampling
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 from unspoken.reasoning.soft_steps import Filter, SoftReasoner
-from unspoken.reasoning.superposition import choose, heaviest, perturb, positions_at_once, rows_at_once
+from unspoken.reasoning.superposition import choose, heaviest, in_pieces, perturb, positions_at_once, rows_at_once
 
 SOFT = {name: value for (name, _), value in documented("methods/soft_thinking.md").items()}
 SUPERPOSED = {name: value for (name, _), value in documented("methods/latent_sft.md").items()}
@@ -93,3 +95,28 @@ def test_tensors_of_one_time_are_of_half_a_gibibyte_and_a_chain_keeps_256_entrie
     assert torch.equal(weights.gather(-1, places), kept)
     assert torch.equal(weights.sort(descending=True).values[:, :256], kept)
     assert torch.equal(heaviest(weights[:, :256], ids[:, :256])[1], ids[:, :256])
+
+
+def test_answers_are_drawn_and_labels_are_noisy_within_bounds() -> None:
+    assert (Sampling().temperature, Sampling().top_p) == (0.6, 0.95)
+    check_ranges(Sampling, {"temperature": ([1e-6], [0.0]), "top_p": ([1e-6, 1.0], [0.0, 1.01])})
+    published = {name: SUPERPOSED[f"noise.{name}"] for name in ("scale", "temperature", "lowest", "highest", "redraw")}
+    assert vars(Noise()) == published
+    check_ranges(Noise, {"scale": ([1e-6], [0.0]), "temperature": ([1e-6], [0.0])})
+    for lowest, highest in ((0.0, 0.0), (1.0, 0.5)):
+        with pytest.raises(ValueError, match="lowest below highest"):
+            Noise(lowest=lowest, highest=highest)
+    assert Noise(lowest=0.0, highest=1e-6).lowest == 0.0
+
+
+def test_rows_are_made_in_pieces_where_they_are_more_than_fit() -> None:
+    for rows, sizes in ((5, [5]), (4, [4, 1]), (2, [2, 2, 1]), (9, [5])):
+        called: list[int] = []
+
+        def double(some: torch.Tensor, called: list[int] = called) -> tuple[torch.Tensor, torch.Tensor]:
+            called.append(len(some))
+            return 2 * some, some + 1
+
+        one, two = in_pieces(double, rows, torch.arange(5.0))
+        assert (one.tolist(), two.tolist(), called) == ([0, 2, 4, 6, 8], [1, 2, 3, 4, 5], sizes)
+    assert in_pieces(lambda some: 3 * some, 2, torch.arange(3.0)).tolist() == [0, 3, 6]

@@ -166,6 +166,32 @@ def test_models_that_cannot_are_refused_with_the_reason(reason: str, model: Any)
     assert rollout(method, prompts(), None, StopRule(max_latents=2, fixed=True)).mask.all()
 
 
+def test_steps_have_fixed_shapes_on_a_gpu_or_where_they_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    able = tiny_language_model("llama").base_model
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    answers = {
+        (device.type, asked): static.has_static_steps(able, device, asked)
+        for device in (cuda, cpu)
+        for asked in (None, True, False)
+    }
+    assert answers == {
+        ("cuda", None): True,
+        ("cuda", True): True,
+        ("cuda", False): False,
+        ("cpu", None): False,
+        ("cpu", True): True,
+        ("cpu", False): False,
+    }
+    assert static.why_not_static(able) is None
+    windowed = tiny_language_model("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0).base_model
+    with caplog.at_level("INFO"):
+        assert not static.has_static_steps(windowed, cuda, None)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["Qwen2Model decodes without a captured step"]
+    assert not static.has_static_steps(windowed, cuda, False)
+    with pytest.raises(ValueError, match="leave static out"):
+        static.has_static_steps(windowed, cuda, True)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("family", FAMILIES)

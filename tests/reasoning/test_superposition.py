@@ -194,6 +194,14 @@ def test_a_full_superposition_never_holds_a_score_for_every_entry_of_every_slot(
     assert largest.numbers <= 50 * 100
 
 
+def test_a_full_superposition_looks_at_8192_entries_at_one_time() -> None:
+    readout, table, hidden = drawn(9000, 2), drawn(9000, 2), drawn(8, 2)
+    with Largest() as largest:
+        found = superpose(hidden, readout, table, top_k=None)
+    assert largest.numbers == 8 * 8192
+    torch.testing.assert_close(found, dense(hidden, readout, table, None, 1.0), rtol=1e-4, atol=1e-5)
+
+
 def test_scores_that_no_exponential_can_hold_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(superposition, "_CHUNK", 5)
     readout, table = drawn(12, 4), drawn(12, 4)

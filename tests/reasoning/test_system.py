@@ -265,6 +265,64 @@ def test_what_else_a_latent_step_computes_is_counted_for_each_step() -> None:
     assert torch.equal(more, 1000 * answer.chain.lengths.double())
 
 
+def test_latents_that_are_refined_cost_a_pass_over_all_of_them_each_time() -> None:
+    system = replace(system_of("coconut"), step_flops=1000)
+    answer = system.respond(IDS, REAL)
+    prompt = REAL.sum(dim=1)
+    refined = replace(system, reasoner=Refining(system.reasoner)).flops(prompt, answer)
+    stack = system.reasoner.stack
+    for row, (tokens, steps) in enumerate(zip(prompt.tolist(), answer.chain.lengths.tolist(), strict=True)):
+        # Three passes over the latents, which see the prompt, the marker's token and those before them.
+        block = stack_flops(stack, tokens + 1 + steps) - stack_flops(stack, tokens + 1)
+        expected = float(system.flops(prompt, answer)[row]) - 1000 * steps + 3 * (block + 1000 * steps)
+        assert float(refined[row]) == pytest.approx(expected)
+
+
+def test_tokens_of_the_opening_that_belong_to_the_prompt_take_no_pass() -> None:
+    system = system_of("superposition")
+    assert system.sequential_passes(5, 3) - replace(system, prefilled=1).sequential_passes(5, 3) == 1
+    # A separate speaker has no opening to write.
+    talker = replace(system_of("mono"), opening=(5, 6))
+    assert talker.sequential_passes(5, 3) == system_of("mono").sequential_passes(5, 3) == 6
+
+
+def test_a_system_is_plain_unless_more_is_known_of_it() -> None:
+    given = system_of("superposition")
+    names = ("name", "model", "reasoner", "speaker", "stop", "max_tokens", "chain_kind", "table_size")
+    plain = System(**{name: getattr(given, name) for name in names})
+    assert (plain.opening, plain.prefilled, plain.replaced, plain.targets) == ((), 0, 0, None)
+    assert (plain.scorings, plain.step_flops, plain.text_format, plain.sampling) == (1, 0, None, None)
+    assert (plain.markers, plain.iterations, plain.silent, plain.explicit) == (2, None, True, False)
+
+
+def test_problems_are_measured_as_the_page_has_it_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, dict[str, Any]]] = []
+    monkeypatch.setattr("unspoken.measuring.measured", lambda _system, data, **how: calls.append((data, how)))
+    system = system_of("superposition")
+    system.evaluate()
+    given = {"grader": "math", "problems": 3, "controls": False, "batch_size": 2, "seed": 9}
+    system.evaluate("file.jsonl", **given)
+    documented = {"grader": None, "problems": 200, "controls": True, "batch_size": 32, "seed": 0}
+    assert calls == [(None, documented), ("file.jsonl", given)]
+
+
+@pytest.mark.parametrize("kind", ["coupled", "explicit"])
+def test_steps_beyond_the_given_ones_are_the_system_s_own(kind: str) -> None:
+    system = system_of(kind).of_length(6)
+    tokens = torch.full((9, 2), FREE)
+    tokens[:, 0] = 11
+    forced = system.forcing(tokens)["intervene"]
+    answer, clean = system.respond(IDS, REAL, intervene=forced), system.respond(IDS, REAL)
+    assert answer.chain.support_ids is not None and clean.chain.support_ids is not None
+    assert (answer.chain.support_ids[:, 0, 0] == 11).all()
+    assert answer.chain.lengths.max() > 2
+    # A first step that the system would have chosen changes nothing.
+    first = clean.chain.support_ids[:, :1, 0]
+    rows = clean.chain.lengths > 1
+    same = system.respond(IDS, REAL, **{"intervene": system.forcing(first)["intervene"]})
+    assert torch.equal(same.chain.support_ids[rows], clean.chain.support_ids[rows])  # type: ignore[index]
+
+
 # --- whose a model is ------------------------------------------------------------------------------------------------
 
 

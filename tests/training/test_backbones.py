@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_hub import MINICPM_3, tiny_hub_model
+from tiny_hub import tiny_hub_model
 from tiny_recipe import built
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from unspoken.backbone.depth import require_same_blocks
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.rows import explicit_rows
 from unspoken.tasks.cups import CupsConfig
@@ -126,33 +125,6 @@ def test_positions_that_are_computed_have_no_end(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, tiny_hub_model("llama", vocab_size=100, max_position_embeddings=40))
     data = data_of(recipe, context_of(recipe, recipe.stage("cot")))
     assert fitting(data, built(recipe, "cot")) is data
-
-
-# --- the first blocks of a model -------------------------------------------------------------------------------------
-
-
-def first_blocks_of(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    config = type(model.config).from_dict({**model.base_model.config.to_dict(), "num_hidden_layers": count})
-    cut = AutoModel.from_config(config, attn_implementation="eager").eval()
-    remaining = cut.state_dict().keys()
-    cut.load_state_dict({name: value for name, value in model.base_model.state_dict().items() if name in remaining})
-    return cut
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox"])
-def test_first_blocks_that_stay_as_they_were(kind: str) -> None:
-    model = tiny_hub_model(kind)
-    model.train()
-    require_same_blocks(model.base_model, first_blocks_of(model, 1))
-    assert model.base_model.training
-
-
-def test_first_blocks_that_depend_on_their_number_are_refused() -> None:
-    model = tiny_hub_model("minicpm3", **MINICPM_3)
-    with pytest.raises(
-        ValueError, match="the first 1 blocks of MiniCPM3Model compute something else without those above"
-    ):
-        require_same_blocks(model.base_model, first_blocks_of(model, 1))
 
 
 @pytest.mark.parametrize(("chain", "latents", "longest"), [(1, 6, 12), (9, 2, 14), (2, 0, 7)])

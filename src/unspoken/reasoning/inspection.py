@@ -372,7 +372,10 @@ class Chain:
             if not 0 <= token < len(tokenizer):
                 raise ValueError(f"there is no token {token}; the vocabulary has {len(tokenizer)}")
             return token
-        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        try:
+            ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        except Exception:  # of no type of its own: a vocabulary without an entry for unknown texts
+            ids = []
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return int(ids[0])
         known = tokenizer.convert_tokens_to_ids(token)

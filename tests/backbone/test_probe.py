@@ -1,0 +1,168 @@
+"""What the properties of a model are tested with, and how much two computations may differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_hub import SLIDING, tiny_hub_model
+from torch import Tensor
+
+from unspoken.backbone import checks
+from unspoken.backbone.checks import _differ, _first, _Lacking, _Probe, _same, _short
+
+MODEL = tiny_hub_model("llama", vocab_size=80)
+
+
+def test_prompts_of_four_and_six_tokens_are_followed_by_three_latents_each() -> None:
+    probe, other = _Probe(MODEL, seed=0), _Probe(MODEL, seed=1)
+    table = MODEL.get_input_embeddings().weight.detach()
+    width = table.shape[1]
+    assert (len(probe.short), len(probe.long)) == (4, 6)
+    assert probe.mixed.shape == probe.unmixed.shape == probe.latents_2LD.shape == (2, 3, width)
+    assert probe.together.shape == (2, 4, width)  # before the latents, and at each
+    assert [len(row) for row in probe.whole] == [4 + 3, 6 + 3]
+    # Rare tokens and those at the start of a vocabulary, which are often special, are left out.
+    tokens = torch.cat([_Probe(MODEL, seed=seed).long for seed in range(40)])
+    assert (int(tokens.min()), int(tokens.max())) == (20, 69)
+    assert not torch.equal(probe.long, other.long)
+    # Latents are six tenths of a row and four of another, or rows where a model takes nothing else.
+    found = [
+        bool(((0.6 * table[one] + 0.4 * table - probe.mixed[0, 0]).abs().amax(dim=1) < 1e-5).any()) for one in range(80)
+    ]
+    assert sum(found) == 1
+    assert ((table - probe.unmixed[1, 2]).abs().amax(dim=1) == 0).sum() == 1
+    assert torch.equal(probe.latents_2LD, probe.mixed)
+    probe.__dict__["refusal"] = "no vectors"
+    assert torch.equal(probe.latents_2LD, probe.unmixed)
+
+
+def test_a_difference_is_relative_to_the_largest_number() -> None:
+    expected = torch.tensor([1.0, -4.0, 2.0])
+    assert _differ(expected + torch.tensor([0.0, 0.0, 0.5]), expected) == pytest.approx(0.125)
+    assert _differ(torch.tensor([1e-6]), torch.zeros(1)) == pytest.approx(1.0)
+    assert _differ(torch.tensor([float("nan")]), torch.ones(1)) == float("inf")
+    assert _differ(torch.tensor([float("inf")]), torch.ones(1)) == float("inf")
+    _same(expected + 4 * 1.9e-4, expected)
+    with pytest.raises(_Lacking, match=r"^off by 0\.0002$"):
+        _same(expected + 4 * 2.1e-4, expected)
+    _same(expected + 4 * 0.09, expected, 0.1)
+    with pytest.raises(_Lacking, match=r"shape \(1, 3\) instead of \(3,\)"):
+        _same(expected[None], expected)
+
+
+class Given(_Probe):
+    """Outputs that are known; no model is run."""
+
+    def __init__(self, **values: Any) -> None:
+        vars(self).update(values)
+
+
+def outputs(*rows: float) -> Tensor:
+    return torch.tensor([*rows])[:, None]
+
+
+# One row of outputs at a time: the property, what a probe gives, and what it gives where the property is missing.
+ROWS = outputs(1.0, 2, 3, 4, 5, 6, 7, 8, 9)
+SHORT = outputs(1.0, 2, 3, 4, 5, 6, 7)
+PROBE: dict[str, Any] = {
+    "short": torch.zeros(4),
+    "long": torch.zeros(6),
+    "whole": (SHORT, ROWS),
+    "of_rows": ROWS[:6],
+    "of_ids": ROWS[:6],
+    "together": torch.stack([SHORT[3:], ROWS[5:]]),
+}
+LIMITS: list[tuple[Callable[[Any], None], str, Any]] = [
+    (checks._takes_rows_for_ids, "of_ids", ROWS[:6] + 0.01),
+    (checks._looks_back_only, "of_rows", ROWS[:6] + 0.01),
+    (checks._batches, "together", torch.stack([SHORT[3:], ROWS[4:8]])),
+    (checks._pads, "together", torch.stack([SHORT[2:6], ROWS[5:]])),
+]
+
+
+@pytest.mark.parametrize(("question", "name", "wrong"), LIMITS)
+def test_outputs_are_compared_place_by_place(question: Callable[[Any], None], name: str, wrong: Tensor) -> None:
+    question(Given(**PROBE))
+    with pytest.raises(_Lacking, match="off by"):
+        question(Given(**{**PROBE, name: wrong}))
+
+
+def test_hidden_tokens_have_a_tenth_of_the_usual_tolerance() -> None:
+    for error, fits in ((1.9e-5, True), (2.1e-5, False)):
+        probe = Given(masked=(ROWS * (1 + error), ROWS))
+        if fits:
+            checks._obeys_masks(probe)
+        else:
+            with pytest.raises(_Lacking, match="off by 2e-05"):
+                checks._obeys_masks(probe)
+
+
+def test_a_few_tokens_exceed_a_reach_that_is_shortened_to_three() -> None:
+    for window, places, inside in ((4, 64, 3), (3, 64, 3), (2, 64, 2), (63, 64, 3), (64, 64, 64), (None, 64, None)):
+        config = tiny_hub_model("mistral", sliding_window=8, max_position_embeddings=places).config
+        config.sliding_window = window
+        with _short(config):
+            assert config.sliding_window == inside, window
+        assert config.sliding_window == window
+    config = tiny_hub_model("gemma3_text", **SLIDING).config
+    before = config.sliding_window
+
+    def interrupted() -> None:
+        with _short(config):
+            assert config.sliding_window == 3
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        interrupted()
+    assert config.sliding_window == before
+
+
+def test_an_error_is_one_line_of_at_most_120_letters() -> None:
+    assert _first(ValueError("a\n  b")) == "ValueError: a b"
+    assert _first(KeyError("x" * 200)) == f"KeyError: '{'x' * 119}"
+
+
+def test_a_property_must_fail_on_two_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    seen: list[tuple[int, bool]] = []
+
+    def question(fails: tuple[bool, bool]) -> Callable[[_Probe], None]:
+        def ask(probe: _Probe) -> None:
+            assert not probe.model.training
+            seed = 0 if torch.equal(probe.long, _Probe(MODEL, seed=0).long) else 1
+            seen.append((seed, torch.is_grad_enabled()))
+            if fails[seed]:
+                raise _Lacking("so")
+
+        return ask
+
+    properties = {
+        "both": ("it fails", question((True, True))),
+        "first": ("it fails", question((True, False))),
+        "second": ("it fails", question((False, True))),
+        "gradient": ("it learns", question((False, False))),
+    }
+    monkeypatch.setattr(checks, "_PROPERTIES", properties)
+    MODEL.train()
+    assert checks._ask(MODEL) == {"both": "it fails (so)"}
+    assert MODEL.training
+    MODEL.eval()
+    # Gradients are needed for one property alone, and only what failed is asked again.
+    assert seen == [(0, False), (0, False), (0, False), (0, True), (1, False), (1, False)]
+
+
+def test_results_are_kept_under_a_hash_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    key = checks._key(MODEL)
+    assert len(key) == 32 and set(key) <= set("0123456789abcdef")
+    assert checks._key(tiny_hub_model("llama", vocab_size=80)) == key
+    assert checks._read(key) is None
+    checks._write(key, {"causal": "so"})
+    assert checks._read(key) == {"causal": "so"}
+    assert checks._folder() == tmp_path / "unspoken" / "backbones"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert checks._folder() == Path.home() / ".cache" / "unspoken" / "backbones"
