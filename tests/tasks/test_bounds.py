@@ -11,10 +11,12 @@ from unspoken.tasks.arithmetic import ArithmeticConfig
 from unspoken.tasks.cups import CupsConfig
 from unspoken.tasks.grammar import GrammarConfig
 from unspoken.tasks.logic import LogicConfig
+from unspoken.tasks.prose import ProseConfig
 
 # Configuration, further settings, setting, ends of its range, and values beyond.
 RANGES: list[tuple[Any, dict[str, Any], str, list[Any], list[Any]]] = [
-    (CupsConfig, {}, "cups", [2, 9], [1, 10]),
+    (CupsConfig, {"swaps": (3,)}, "cups", [2, 9], [1, 10]),
+    (CupsConfig, {"cups": 2}, "swaps", [(3,), (3, 40)], [(1,), (2,), (2, 3), (41,)]),
     (CupsConfig, {}, "swaps", [(1,), (40,), (1, 40)], [(0,), (41,), (0, 40), (1, 41)]),
     (ArithmeticConfig, {}, "steps", [(1,), (6,)], [(0,), (7,)]),
     (ArithmeticConfig, {}, "largest", [20, 100_000], [19, 100_001]),
@@ -31,6 +33,18 @@ RANGES: list[tuple[Any, dict[str, Any], str, list[Any], list[Any]]] = [
     (GrammarConfig, {}, "rules", [2, 3, 4], [1, 5]),
     # Half of the 27 symbols of the shortest string of three levels.
     (GrammarConfig, {"levels": 3}, "steps", [2, 12], [0, 1, 13, 14]),
+    (GrammarConfig, {"levels": 4}, "steps", [40], [42]),
+    (ProseConfig, {"train": "a.txt"}, "vocabulary", [258, 65_536], [257, 65_537]),
+    (ProseConfig, {"train": "a.txt"}, "length", [2, 1024], [1, 1025]),
+    # An end stands before a sentence and one after it.
+    (
+        ProseConfig,
+        {"train": "a.txt"},
+        "sentence_tokens",
+        [(11, 11), (11, 1022)],
+        [(11, 1023), (12, 11), (11,), (11, 12, 13)],
+    ),
+    (ProseConfig, {"train": "a.txt", "sentence_tokens": (5, 9)}, "prime", [0, 4], [-1, 5]),
 ]
 
 

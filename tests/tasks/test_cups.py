@@ -39,6 +39,13 @@ def test_no_sequence_of_swaps_is_in_two_splits() -> None:
     assert not asked["validation"] & asked["test"]
 
 
+@pytest.mark.parametrize(("cups", "swaps"), [(2, 3), (3, 1), (9, 1)])
+def test_the_fewest_problems_are_enough_for_every_split(cups: int, swaps: int) -> None:
+    task = CupsConfig(cups=cups, swaps=(swaps,)).build()
+    for split in ("train", "validation", "test"):
+        assert [len(problem.steps) for problem in task.sample(split, range(3))] == [swaps] * 3
+
+
 @pytest.mark.parametrize("changes", [{"cups": 1}, {"cups": 10}, {"swaps": ()}, {"swaps": (2, 2)}, {"swaps": (0,)}])
 def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="it must"):
@@ -57,5 +64,6 @@ def test_impossible_settings_are_refused(changes: dict[str, object]) -> None:
     ],
 )
 def test_what_is_no_question_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ValueError, match="ask like 'Cups hold"):
+    example = TASK.sample("train", [0])[0].question
+    with pytest.raises(ValueError, match=re.escape(f"this is no question about 4 cups; ask like {example!r}")):
         TASK.parse(text)

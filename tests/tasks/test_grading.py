@@ -17,7 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unspoken.tasks import grading
-from unspoken.tasks.grading import _same_mathematics, answer_fault, boxed, graded, name_of, number_of, plain
+from unspoken.tasks.grading import (
+    _same_mathematics,
+    answer_fault,
+    boxed,
+    choice_of,
+    graded,
+    name_of,
+    number_of,
+    plain,
+)
 from unspoken.tasks.problems import ReasoningProblem
 
 
@@ -200,6 +209,62 @@ def test_another_answer_is_wrong(grader: str, inside: str, answer: str) -> None:
     assert not right_by(grader, inside, answer)
 
 
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("-3/4", Fraction(-3, 4)),
+        ("1,234,567.5", Fraction(2469135, 2)),
+        ("12/1,000", Fraction(12, 1000)),
+        ("1e-2", Fraction(1, 100)),
+        ("5.", Fraction(5)),
+        ("+€2", Fraction(2)),
+        ("£2", Fraction(2)),
+        ("-$2", Fraction(-2)),
+        ("$-2", Fraction(-2)),
+        ("1,23", None),
+        ("1/2/3", None),
+        ("3/0", None),
+        ("--3", None),
+        ("", None),
+    ],
+)
+def test_the_number_that_a_text_is(text: str, number: Fraction | None) -> None:
+    assert number_of(text) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [("b", "B"), ("(B)", "B"), ("[c]", "C"), ("B: Paris\nor so", "B"), ("12)", "12"), ("123", None), ("B) Paris", "B")]
+    + [(text, None) for text in ("B)Paris", "BC", "", "-1", "B Paris")],
+)
+def test_the_label_of_a_choice(text: str, label: str | None) -> None:
+    assert choice_of(text) == label
+
+
+@pytest.mark.parametrize(
+    ("grader", "answer", "fault"),
+    [
+        ("math", "18", None),
+        ("math", "{", "the answer '{' has braces that do not balance, so no box can hold it"),
+        ("math", " . ", "the answer ' . ' is blank"),
+        ("number", "many", "the answer 'many' is not a number, which the grader 'number' needs"),
+        ("math", "many", None),
+        ("choice", "Paris", "the answer 'Paris' is not a label such as B or (B), which the grader 'choice' needs"),
+        ("string", "Paris", None),
+        ("number", "B", "the answer 'B' is not a number, which the grader 'number' needs"),
+        ("choice", "B", None),
+    ],
+)
+def test_what_is_wrong_with_a_right_answer(grader: str, answer: str, fault: str | None) -> None:
+    assert answer_fault(grader, answer) == fault
+
+
+def test_a_comparison_has_five_seconds() -> None:
+    assert grading._TIME_LIMIT == 5
+    assert graded.__doc__ is not None
+    assert "longer than five\n" in graded.__doc__
+
+
 decimals = st.decimals(min_value=-(10**12), max_value=10**12, places=4, allow_nan=False)
 
 
@@ -339,6 +404,12 @@ def test_a_function_is_recorded_by_the_name_that_it_is_imported_by(own: Callable
         ("0.5", "-1 1/2", False),
         ("2880000", "2.88 million", True),
         ("2880000", "2.88 million dollars", True),
+        ("3000000000", "3 billion", True),
+        ("2000000000000", "2 trillion", True),
+        ("3000000000", "3 thousand million", False),
+        ("18", "18 big red pears", True),
+        ("18", "18 very big red pears", False),
+        ("18", "18 1/0", False),
         ("0.5", r"50\%", True),
         ("18 cents", "18 dollars", False),
         ("2^{10}", "1024", True),

@@ -19,7 +19,7 @@ from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.grade_school import GradeSchoolConfig
 from unspoken.tasks.grading import graded
 from unspoken.tasks.problems import ReasoningProblem
-from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat, TextFormat
+from unspoken.tasks.prompt_format import INSTRUCTION, PromptFormat, TextFormat, left_padded, unopened
 from unspoken.training.recipe import load
 
 TEMPLATE = (
@@ -279,3 +279,106 @@ def test_nothing_is_said_of_nothing() -> None:
     task, prompt_format = arithmetic()
     nothing = torch.full((2, 3), task.tokenizer.pad_token_id)
     assert prompt_format.decode(nothing) == ["", ""]
+
+
+# --- what a person types ---------------------------------------------------------------------------------------------
+
+SYSTEM, USER = {"role": "system", "content": "Be brief."}, {"role": "user", "content": " Ann has 3. "}
+EARLIER = [{"role": "user", "content": "Hm"}, {"role": "assistant", "content": "So?"}]
+ASKED = f"[user|{INSTRUCTION}\nAnn has 3.][assistant|"
+
+
+def texts_of(template: str | None = TEMPLATE, trained_on: Any = None) -> TextFormat:
+    return TextFormat(prompt_format=PromptFormat(tokenizer=letters(template)), trained_on=trained_on)
+
+
+@pytest.mark.parametrize(
+    ("turns", "how", "prompt"),
+    [
+        ([USER], {}, ASKED),
+        ([{"role": "system", "content": " \n"}, USER], {}, ASKED),
+        ([SYSTEM, USER], {}, f"[system|Be brief.][user|{INSTRUCTION}\n Ann has 3. ][assistant|"),
+        ([*EARLIER, USER], {}, f"[user|Hm][assistant|So?][user|{INSTRUCTION}\n Ann has 3. ][assistant|"),
+        ([SYSTEM, USER], {"instructed": False}, "[system|Be brief.][user| Ann has 3. ][assistant|"),
+        ([USER], {"instructed": False}, "[user| Ann has 3. ][assistant|"),
+    ],
+)
+def test_turns_of_a_chat_as_tokens(turns: list[dict[str, str]], how: dict[str, bool], prompt: str) -> None:
+    assert texts_of().chat(turns, **how) == (1, *spelled(prompt))
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "the last message is not a user's; send the question as the last message"),
+        ([SYSTEM], "the last message is not a user's"),
+        ([USER, EARLIER[1]], "the last message is not a user's"),
+        ([{"role": "user", "content": " "}], "the question is empty; type one"),
+        ([SYSTEM, {"role": "user", "content": " "}], "the question is empty; type one"),
+    ],
+)
+def test_a_chat_ends_in_a_question(turns: list[dict[str, str]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        texts_of().chat(turns)
+
+
+def test_a_model_that_reads_one_problem_takes_no_other_turns() -> None:
+    bare = "this model has no chat template: it answers one question and reads neither system messages nor earlier"
+    task, prompt_format = arithmetic()
+    trained = TextFormat(prompt_format=prompt_format, trained_on=task.config)
+    named = (
+        "this model answers one problem of the task 'arithmetic' and reads neither system messages nor earlier turns"
+    )
+    for texts, message in ((texts_of(None), bare), (trained, named)):
+        for turns, how in (([SYSTEM, USER], {}), ([*EARLIER, USER], {}), ([USER], {"instructed": False})):
+            with pytest.raises(ValueError, match=message):
+                texts.chat(turns, **how)
+    (problem,) = task.sample("train", [0])
+    assert trained.chat([{"role": "user", "content": problem.question}]) == prompt_format.prompt(problem.question)
+    texts_of().require_turns()
+
+
+def test_problems_out_of_files_are_plain_questions() -> None:
+    texts = texts_of(trained_on=GradeSchoolConfig(train="none.jsonl"))
+    assert texts.task is None
+    assert texts.chat([SYSTEM, USER]) == texts_of().chat([SYSTEM, USER])
+    assert texts.prompt(" Ann has 3. ") == (1, *spelled(ASKED))
+    assert texts.continued(" Ann has 3. ") == spelled("Ann has 3.")
+    assert texts_of(None).continued(" Ann has 3. ") == (1, *spelled("Ann has 3."))
+    for act in (texts.prompt, texts.continued):
+        with pytest.raises(ValueError, match="the question is empty; type one"):
+            act(" \n")
+
+
+def test_a_text_that_goes_on_is_a_problem_of_the_task() -> None:
+    task, prompt_format = arithmetic()
+    texts = TextFormat(prompt_format=prompt_format, trained_on=task.config)
+    (problem,) = task.sample("train", [0])
+    assert texts.continued(f" {problem.question} ") == texts.prompt(problem.question)
+    with pytest.raises(ValueError, match="unknown word"):
+        texts.continued("Colourless green ideas")
+    assert texts.decode([*prompt_format.encode(problem.question), 1, 0]) == problem.question
+
+
+def test_turns_that_a_template_refuses_are_named_by_their_roles() -> None:
+    refuses = letters("{{ raise_exception('no') }}" + TEMPLATE)
+    texts = TextFormat(prompt_format=PromptFormat(tokenizer=refuses))
+    with pytest.raises(ValueError, match=r"chat template refuses the turns system, user \(no\)"):
+        texts.chat([SYSTEM, USER])
+    with pytest.raises(ValueError, match=r"chat template refuses a user turn \(no\)"):
+        texts.chat([USER])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "bare"),
+    [("a<think>", "a"), ("a<think>\n", "a"), ("a\n", "a\n"), ("<think>a", "<think>a"), ("a </think>", "a </think>")],
+)
+def test_a_prompt_that_opens_a_chain_is_closed_before_it(prompt: str, bare: str) -> None:
+    assert unopened(prompt) == bare
+
+
+def test_rows_are_padded_on_the_left() -> None:
+    ids, mask = left_padded([[5], [6, 7, 8], [9, 9]], 4)
+    assert ids.tolist() == [[4, 4, 5], [6, 7, 8], [4, 9, 9]]
+    assert mask.tolist() == [[0, 0, 1], [1, 1, 1], [0, 1, 1]]
+    assert ids.dtype == mask.dtype == torch.long

@@ -113,6 +113,39 @@ def test_a_batch_is_padded_on_the_left(file: Path) -> None:
     assert batch["answer_mask"].dtype == torch.bool
 
 
+def test_the_first_rows_of_a_split_are_all_where_there_are_fewer(file: Path) -> None:
+    made = task(file)
+    size = made.size("validation")
+    assert size is not None
+    for most, count in ((0, 1), (1, 1), (size - 1, size - 1), (size, size), (size + 9, size)):
+        first = made.first("validation", most)
+        assert [row.tolist() for row in first] == rows(made, "validation")[:count]
+    sentences = made.first("test", 2, kind="sentences")
+    assert [row.tolist() for row in sentences] == rows(made, "test", kind="sentences")[:2]
+    with pytest.raises(IndexError, match=f"the validation split has {size} texts, and not all of .* are among them"):
+        made.sample("validation", [0, size])
+    with pytest.raises(IndexError):
+        made.sample("validation", [-1])
+
+
+def test_tokens_after_the_first_are_graded_up_to_the_end_of_each_row(file: Path) -> None:
+    made, problems = task(file), [np.array([1, 5, 6, 1]), np.array([1, 7, 1])]
+    for answers, correct in (
+        ([[5, 6, 1], [7, 1, 9]], [True, True]),
+        ([[5, 6, 2], [7, 1, 0]], [False, True]),
+        ([[9, 6, 1], [7, 2, 0]], [False, False]),
+        ([[5, 6], [7, 1]], [False, True]),
+        ([[5, 6, 1, 8], [3, 1, 8, 8]], [True, False]),
+    ):
+        grades = made.grade(torch.tensor(answers), problems)
+        assert grades.correct.tolist() == correct
+        assert grades.per_symbol is None
+    grades = made.grade(torch.tensor([[5, 6, 1], [7, 6, 1]]), [problems[0]] * 2)
+    assert grades.per_symbol is not None
+    assert grades.per_symbol.tolist() == [[True, True, True], [False, True, True]]
+    assert made.grade(torch.zeros((0, 3), dtype=torch.long), []).correct.tolist() == []
+
+
 # --- tokenizer ---------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +238,39 @@ def test_a_data_set_on_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> N
     assert again.sample("train", [0], seed=4)[0].tolist() != forwards[0]
     own = [text for text in paragraphs(200, seed=len("some/stream")) if sixteenth(text) == 15]
     assert made.text(made.sample("test", [0])[0]).startswith(own[0][:20])
+
+
+def test_a_stream_is_shuffled_ten_thousand_at_a_time_by_seed_and_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled: list[tuple[int, int]] = []
+
+    class Kept(Streamed):
+        def shuffle(self, seed: int, buffer_size: int) -> Streamed:
+            shuffled.append((seed, buffer_size))
+            return super().shuffle(seed, buffer_size)
+
+    rows = Kept(paragraphs(20), [])
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: rows))
+    made = ProseTask(ProseConfig(train="some/stream", **SMALL), (None,))
+    for seed, epoch in ((3, 0), (3, 1), (4, 0)):
+        list(made._documents("train", seed, epoch))
+    assert shuffled == [(1576890651, 10_000), (457190280, 10_000), (1490961094, 10_000)]
+    assert list(made._documents("test", 3, 0)) == [text for text in paragraphs(20) if sixteenth(text) == 15]
+    assert len(shuffled) == 3
+
+
+def test_a_tokenizer_is_learned_from_ten_thousand_training_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    class Ordered(Streamed):
+        def shuffle(self, seed: int, buffer_size: int) -> Streamed:
+            return self
+
+    rows = Ordered([f"{number:x}" for number in range(13_000)], read)
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=lambda *_, **__: rows))
+    made = ProseTask(ProseConfig(train="some/stream", **(SMALL | {"vocabulary": 258})), (None,))
+    assert len(made.tokenizer) == 258
+    assert sum(sixteenth(text) < 14 for text in read) == 10_000
+    assert sixteenth(read[-1]) < 14
 
 
 def test_documents_of_several_sources_come_in_turn(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:

@@ -40,6 +40,18 @@ def test_the_paper_s_own_form_is_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("listed", "leaves", "route"),
+    [("", [], "LAC"), ("E", [6], "LBE"), ("FC", [5, 3], "LBF"), ("EE", [6, 6], "LBE"), ("DCFE", [4, 3, 5, 6], "LAD")],
+)
+def test_leaves_are_read_in_the_order_in_which_they_are_listed(listed: str, leaves: list[int], route: str) -> None:
+    task = TreeSearchConfig(depth=3, targets=len(listed)).build()
+    problems = task.parse(f" LA,LB,AC,BF,BE,AD[ROOT]L[TARGET]{listed}[ROUTE]\n")
+    assert problems.targets_BA.tolist() == [leaves]
+    # The first of them is taken for the one that the route leads to; without any, the first of the tree.
+    assert task.text(problems) == [f"LA,LB,AC,BF,BE,AD[ROOT]L[TARGET]{listed}[ROUTE]{route}"]
+
+
+@pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("", "not a tree-search problem"),

@@ -174,7 +174,7 @@ def request_of(body: Any, endpoint: Endpoint) -> ChatRequest | CompletionRequest
     try:
         request = REQUESTS[endpoint].model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        first = error.errors()[0]
         path = [str(key) for key in first["loc"]]
         field = ".".join([path[0], *(key for key in path[1:] if key.isdigit() or key.islower())])
         raise Refusal(400, f"{field}: {first['msg']}", field=field) from None

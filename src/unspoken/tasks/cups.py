@@ -42,12 +42,14 @@ class CupsConfig(MadeUpConfig):
     kind: ClassVar[str] = "cups"
 
     cups: int = 5  # how many; 2 to 9
-    swaps: tuple[int, ...] = (2, 3, 4)  # numbers of swaps that occur, each equally often; 1 to 40
+    swaps: tuple[int, ...] = (2, 3, 4)  # numbers of swaps that occur, each equally often; 1 to 40, of two cups 3 to 40
 
     def __post_init__(self) -> None:
         if not 2 <= self.cups <= 9:
             raise ValueError(f"cups is {self.cups}; it must be from 2 to 9")
         check_numbers("swaps", self.swaps, 40)
+        if self.cups == 2 and min(self.swaps) < 3:
+            raise ValueError(f"swaps is {self.swaps}; of two cups fewer than 3 make too few problems for three splits")
 
     def build(self) -> CupsTask:
         return CupsTask(self)

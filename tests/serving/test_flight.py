@@ -1,0 +1,238 @@
+"""Answers on their way to a client: where they end, what of them is sent when, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from unspoken.serving.batch import Progress
+from unspoken.serving.engine import Closing, QueueFull
+from unspoken.serving.flight import Flight, answered, streamed
+from unspoken.serving.refusal import Refusal
+from unspoken.serving.responses import Form
+
+TEXTS = ("", "Ann ", "has ", "3 ", "pears", "\ufffd")
+OVER = Progress(tokens=(4,), over=True, latents=2)
+
+
+class Desk:
+    """A model whose jobs progress as they are told to, and what is asked of its engine."""
+
+    def __init__(
+        self, jobs: int = 1, *, error: type[Exception] | None = None, silent: bool = True, **asked: Any
+    ) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.jobs = [SimpleNamespace(prompt=[5] * (10 + number), chain=None, reason=0) for number in range(jobs)]
+        self.request = SimpleNamespace(**{"stop": None, "n": None, "unspoken": None, **asked})
+        self.error, self.silent = error, silent
+        self.report: Any = None
+
+    def submit(self, jobs: Sequence[Any], report: Any) -> None:
+        if self.error is not None:
+            raise self.error
+        self.report = report
+
+    def finish(self, job: Any) -> None:
+        self.calls.append(("finish", self.jobs.index(job)))
+
+    def cancel(self, jobs: Sequence[Any]) -> None:
+        self.calls.append(("cancel", len(jobs)))
+
+    def text(self, tokens: Sequence[int]) -> str:
+        return "".join(TEXTS[token] for token in tokens)
+
+    def flight(self, cuts: Sequence[int | None] | None = None) -> Flight:
+        work: Any = SimpleNamespace(
+            request=self.request,
+            jobs=self.jobs,
+            samplers=[None] * len(self.jobs),
+            cuts=cuts or [None] * len(self.jobs),
+        )
+        served: Any = SimpleNamespace(text=self.text, system=SimpleNamespace(silent=self.silent))
+        return Flight(served, self, work)  # type: ignore[arg-type]
+
+
+def updates(
+    desk: Desk, *progress: Progress, read: bool = False, index: int = 0, cuts: Any = None
+) -> tuple[Flight, list[tuple[str, str | None]]]:
+    """The text and the end of an answer after each progress."""
+
+    async def run() -> tuple[Flight, list[tuple[str, str | None]]]:
+        flight = desk.flight(cuts)
+        for one in progress:
+            desk.report(index, one)
+        return flight, [(choice.text, choice.reason) async for _, choice in flight.updates(read=read)]
+
+    return asyncio.run(run())
+
+
+def tokens(*ids: int) -> Progress:
+    return Progress(tokens=ids, latents=2)
+
+
+# --- where an answer ends --------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_made_where_somebody_reads_it_or_it_is_complete() -> None:
+    _, unread = updates(Desk(), tokens(1), tokens(2, 3), OVER)
+    assert unread == [("", None), ("", None), ("Ann has 3 pears", "stop")]
+    _, read = updates(Desk(), tokens(1), tokens(2, 3), OVER, read=True)
+    assert read == [("Ann ", None), ("Ann has 3 ", None), ("Ann has 3 pears", "stop")]
+    _, capped = updates(Desk(), Progress(tokens=(1,), over=True, capped=True))
+    assert capped == [("Ann ", "length")]
+
+
+@pytest.mark.parametrize(
+    ("stop", "seen"),
+    [
+        (["pear"], [("Ann ", None), ("Ann has 3 ", None), ("Ann has 3 ", "stop")]),
+        (["3", "has"], [("Ann ", None), ("Ann ", "stop")]),
+        (["has", "3"], [("Ann ", None), ("Ann ", "stop")]),
+        (["Ann"], [("", "stop")]),
+        (["An", "n has"], [("", "stop")]),
+        (["plums"], [("Ann ", None), ("Ann has 3 ", None), ("Ann has 3 pears", "stop")]),
+    ],
+)
+def test_an_answer_ends_before_the_first_of_its_stops(stop: list[str], seen: list[tuple[str, str | None]]) -> None:
+    desk = Desk(stop=stop)
+    flight, actual = updates(desk, tokens(1), tokens(2, 3), OVER)
+    assert actual == seen
+    # The engine is told where the model has not ended the answer itself, and what comes later counts no more.
+    assert desk.calls == ([] if stop == ["plums"] else [("finish", 0)])
+    assert len(flight.choices[0].tokens) == {1: 1, 2: 3, 3: 4}[len(seen)]
+
+
+def test_what_an_answer_was_cut_to_stands_beside_it() -> None:
+    flight, _ = updates(Desk(), OVER, cuts=[7])
+    assert flight.choices[0].extension == {"max_tokens": 7}
+    flight, _ = updates(Desk(), OVER)
+    assert flight.choices[0].extension is None
+    asked = SimpleNamespace(chain=True, coefficients=2)
+    flight, _ = updates(Desk(unspoken=asked), OVER, cuts=[7])
+    assert flight.choices[0].extension == {"max_tokens": 7, "chain": {"stopped": "end", "steps": []}}
+    flight, _ = updates(Desk(unspoken=SimpleNamespace(chain=False, coefficients=2)), OVER)
+    assert flight.choices[0].extension is None
+
+
+def test_a_model_that_fails_is_an_error_of_the_server() -> None:
+    with pytest.raises(Refusal, match="the model failed: out of memory") as failed:
+        updates(Desk(), tokens(1), Progress(over=True, failure="out of memory"))
+    assert (failed.value.status_code, failed.value.code) == (500, "model_failed")
+
+
+@pytest.mark.parametrize(("error", "status"), [(QueueFull, 429), (Closing, 503)])
+def test_what_the_engine_does_not_take_is_refused(error: type[Exception], status: int) -> None:
+    with pytest.raises(Refusal, match="try again in a second") as refused:
+        updates(Desk(error=error))
+    assert (refused.value.status_code, refused.value.headers) == (status, {"Retry-After": "1"})
+
+
+# --- what is sent, and what it cost ----------------------------------------------------------------------------------
+
+
+def sent(desk: Desk, *progress: tuple[int, Progress], chat: bool = True, counted: bool = False) -> list[Any]:
+    """Events of a stream: the choice, its new text and its end, or another content; and the last line."""
+    form = Form(chat=chat, name="tiny", number="1", created=1, token_text=str)
+
+    async def run() -> list[str]:
+        flight = desk.flight()
+        for index, one in progress:
+            desk.report(index, one)
+        return [event async for event in streamed(flight, form, counted=counted)]
+
+    events: list[Any] = []
+    for event in asyncio.run(run()):
+        assert event.startswith("data: ")
+        assert event.endswith("\n\n")
+        if event == "data: [DONE]\n\n":
+            events.append("done")
+            continue
+        content = json.loads(event.removeprefix("data: "))
+        if not content.get("choices"):
+            events.append(content.get("usage") or content["error"]["message"])
+            continue
+        (choice,) = content["choices"]
+        text = choice["delta"].get("content") if chat else choice["text"]
+        events.append((choice["index"], text, choice["finish_reason"]))
+    return events
+
+
+def test_a_stream_of_a_chat() -> None:
+    desk = Desk(2)
+    first, second = (0, tokens(1, 2)), (1, tokens(3))
+    assert sent(desk, first, second, (0, tokens(5)), (1, OVER), (0, OVER), counted=True) == [
+        (0, "", None),
+        (1, "", None),
+        (0, "Ann has ", None),
+        (1, "3 ", None),
+        # A letter that is not complete is sent with the next one.
+        (1, "pears", None),
+        (1, None, "stop"),
+        (0, "\ufffdpears", None),
+        (0, None, "stop"),
+        {
+            "prompt_tokens": 21,
+            "completion_tokens": 6,
+            "total_tokens": 27,
+            "completion_tokens_details": {"reasoning_tokens": 4},
+        },
+        "done",
+    ]
+    assert desk.calls == [("cancel", 2)]
+
+
+def test_a_stream_of_a_completion_holds_back_what_may_be_a_stop() -> None:
+    desk = Desk(stop=["has 3"])
+    assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(2)), (0, OVER), chat=False) == [
+        (0, "Ann ", None),
+        (0, "has ", None),
+        (0, "has pears", None),
+        (0, "", "stop"),
+        "done",
+    ]
+    desk = Desk(stop=["has 3"])
+    assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(3)), chat=False) == [
+        (0, "Ann ", None),
+        (0, "", "stop"),
+        "done",
+    ]
+    assert desk.calls == [("finish", 0), ("cancel", 1)]
+
+
+def test_a_stream_that_fails_ends_in_the_error() -> None:
+    desk = Desk()
+    failure = Progress(over=True, failure="out of memory")
+    assert sent(desk, (0, tokens(1)), (0, failure), chat=False) == [
+        (0, "Ann ", None),
+        "the model failed: out of memory",
+    ]
+    assert desk.calls == [("cancel", 1)]
+
+
+@pytest.mark.parametrize(
+    ("copies", "silent", "prompts", "steps"),
+    [(None, True, 46, 8), (1, True, 46, 8), (2, True, 22, 8), (4, False, 10, 0)],
+)
+def test_a_prompt_counts_once_for_all_its_answers(copies: int | None, silent: bool, prompts: int, steps: int) -> None:
+    desk = Desk(4, n=copies, silent=silent)
+
+    async def run() -> dict[str, Any]:
+        flight = desk.flight()
+        for index in range(4):
+            desk.report(index, tokens(1, 2))
+            desk.report(index, OVER)
+        return await answered(flight, Form(chat=False, name="tiny", number="1", created=1, token_text=str))
+
+    answer = asyncio.run(run())
+    assert [choice["text"] for choice in answer["choices"]] == ["Ann has pears"] * 4
+    assert answer["usage"] == {
+        "prompt_tokens": prompts,
+        "completion_tokens": 12,
+        "total_tokens": prompts + 12,
+        "completion_tokens_details": {"reasoning_tokens": steps},
+    }
