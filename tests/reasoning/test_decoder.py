@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
 from conformance import CLOSE
-from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_reasoner
+from tiny_models import PAD, prompts, tiny_language_model, tiny_reasoner
 from torch import Tensor
 
 from unspoken.reasoning.cache import ReservedCache
@@ -18,7 +17,7 @@ from unspoken.reasoning.engine import Decoder, LatentStep, Reasoner, StopRule, r
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
-ENDS = {"unspoken": 17, "llama": 7, "qwen2": 13, "gpt2": 19}
+ENDS = {"unspoken": 17, "gpt2": 19}
 CAP = 6
 
 
@@ -51,7 +50,7 @@ def finish(running: Decoder) -> None:
         running.regroup()
 
 
-@pytest.mark.parametrize(("family", "selective"), [*product(FAMILIES, (False, True))])
+@pytest.mark.parametrize(("family", "selective"), [("unspoken", False), ("gpt2", True)])
 @torch.no_grad()
 def test_rows_that_join_late_are_decoded_as_alone(family: str, selective: bool) -> None:
     method, decoding = reasoner_of(family), decoding_of(family)
