@@ -87,3 +87,22 @@ def test_buffers_that_are_not_saved_come_back(tmp_path: Path) -> None:
 def test_a_width_that_the_config_does_not_name_is_the_width_of_the_table() -> None:
     model = tiny_hub_model("opt", ffn_dim=48, word_embed_proj_dim=16)
     assert pair_around(model).compress.shape == (16,)
+
+
+def test_blocks_inside_may_be_computed_again_in_the_backward_pass() -> None:
+    coconut = CoconutModel._from_config(config_of(tiny_hub_model("llama")))
+    assert not coconut.decoder.is_activation_checkpointing
+    coconut.activation_checkpointing_enable()
+    assert coconut.decoder.is_activation_checkpointing
+    assert coconut.get_input_embeddings() is coconut.decoder.get_input_embeddings()
+
+
+@pytest.mark.parametrize(("kind", "settings", "_attention"), KINDS)
+def test_what_is_supported_is_what_the_model_inside_supports(
+    kind: str, settings: dict[str, Any], _attention: str
+) -> None:
+    model = tiny_hub_model(kind, **settings)
+    coconut, inner = CoconutModel._from_config(config_of(model)), type(model.base_model)
+    for name in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
+        assert getattr(coconut, name) is bool(getattr(inner, name)), name
+    assert not coconut.is_custom_code()

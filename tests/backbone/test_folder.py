@@ -306,6 +306,7 @@ def test_hashes_are_kept_of_files_that_have_been_still_for_two_seconds(
         ({"missing_keys": {"b", "a"}}, r"missing keys in the weights: a, b$"),
         ({"unexpected_keys": list("gfedcba")}, r"unexpected keys in the weights: a, b, c, d, e and 2 more$"),
         ({"missing_keys": list("abcde")}, r"weights: a, b, c, d, e$"),
+        ({"missing_keys": list("abcdef")}, r"weights: a, b, c, d, e and 1 more$"),
         (
             {"mismatched_keys": [("w", (2, 3), (4, 5))]},
             r"mismatched keys in the weights: w \(\[2, 3\] in the weights, \[4, 5\] by config.json\)$",

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Lfm2Config
 from transformers.cache_utils import DynamicCache
 
+from unspoken.chain import StopReason
 from unspoken.reasoning.block import allow_rollback, refined
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
@@ -106,6 +107,18 @@ def test_fewer_passes_write_as_many_of_its_latents(iterations: int) -> None:
     if iterations == 0:
         assert torch.equal(chain.latents, torch.ones(6, LATENTS, 16))
     assert chain.lengths.tolist() == [LATENTS] * 6
+
+
+@pytest.mark.parametrize("decoding", [None, DECODING])
+def test_an_end_that_a_step_returns_does_not_count(decoding: AnswerDecoding | None) -> None:
+    together, _ = reasoners("unspoken", 2)
+    free = StopRule(max_latents=LATENTS)
+    every = replace(together, settings=replace(together.settings, end_ids=(3, 14)))
+    hidden = together.stack(prompts()).last_hidden_state[:, -1]
+    assert bool(every.step(hidden).done.any())
+    chain, _ = respond(every, prompts(), None, free, decoding)
+    assert chain.lengths.tolist() == [LATENTS] * 6
+    assert chain.stop.tolist() == [StopReason.CAP] * 6
 
 
 def test_passes_read_the_prompt_once_and_then_latents_alone() -> None:

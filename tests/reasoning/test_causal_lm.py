@@ -272,7 +272,7 @@ def test_generate_returns_prompt_markers_and_answer(loaded: PreTrainedModel) -> 
     markers = torch.tensor([*OPEN, *settings.end_ids]).expand(6, -1)
     assert torch.equal(out.sequences, torch.cat([padded()["input_ids"], markers, said], dim=1))
     # Without the chain it returns what every decoding loop of the library does.
-    plain: Any = generated(loaded, return_chain=False)
+    plain: Any = loaded.generate(custom_generate=latent_generate, **padded(), max_new_tokens=6)
     assert torch.equal(plain, out.sequences)
 
 
@@ -427,6 +427,28 @@ def test_what_would_have_no_effect_is_refused_by_name(
     with pytest.raises(ValueError, match=message) as caught:
         generated(loaded, **asked)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_asked_for_by_its_neutral_value_is_no_question(loaded: PreTrainedModel) -> None:
+    expected = generated(loaded).sequences
+    assert expected is not None
+    for neutral in ({"guidance_scale": 1.0}, {"output_scores": False}, {"num_beams": 1}, {"output_attentions": False}):
+        found = generated(loaded, **neutral).sequences
+        assert found is not None and torch.equal(found, expected)
+
+
+def test_the_cap_of_the_library_counts_the_prompt_and_leaves_a_token_at_least(loaded: PreTrainedModel) -> None:
+    # Five tokens of the prompt, three of the markers; the cap is of prompt and answer.
+    for length, tokens in ((9, 4), (6, 1)):
+        out = generated(loaded, max_new_tokens=None, max_length=length, eos_token_id=99).sequences
+        assert out is not None and out.shape[1] == 5 + 4 + tokens
+
+
+def test_a_folder_with_latent_settings_keeps_a_cache_and_its_own_settings() -> None:
+    model = tiny_language_model("llama")
+    model.generation_config.use_cache, model.generation_config._from_model_config = False, True
+    settings_of("llama").attach(model)
+    assert (model.generation_config.use_cache, model.generation_config._from_model_config) == (True, False)
 
 
 def test_embeddings_and_a_filled_cache_are_refused(loaded: PreTrainedModel) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from unspoken.chain import LatentChain, StopReason
+from unspoken.draw.table import grids
 from unspoken.reasoning.inspection import Chain
 
 WIDTH = 16
@@ -120,6 +121,15 @@ def test_the_entropy_is_that_of_all_entries_and_zeros_only_fill_up() -> None:
     assert (last.tokens, last.entropy) == (((name(12), 1.0),), pytest.approx(0.0))
     assert last.rows[0] == (name(12), pytest.approx(1.0, abs=1e-5))
     assert chain.table().columns[1].head == "made of"
+
+
+def test_a_table_has_five_tokens_a_step_unless_asked() -> None:
+    weights = (0.2, 0.18, 0.16, 0.14, 0.12, 0.08, 0.07, 0.05)
+    chain = mixed(dict(zip(range(8, 16), weights, strict=True)))
+    for table, count in ((chain.table(), 5), (chain.table(3), 3), (chain.table(top=8), 8)):
+        _, (_, tokens, entropy, nearest, _) = grids(table)[0][1]
+        assert tokens == "  ".join(f"{name(8 + place)} {weights[place]:.2f}" for place in range(count))
+        assert (entropy, nearest) == ("1.99", chain.steps()[0].nearest)
 
 
 def test_the_distance_to_a_piece_is_that_to_its_nearest_token() -> None:
@@ -239,6 +249,8 @@ def test_a_step_of_another_chain_brings_its_distribution() -> None:
     assert weights_of(swapped, 0) == {name(8): 0.5, name(9): 0.5}
     assert weights_of(swapped, 1) == {name(9): 0.5, name(10): 0.25, name(11): 0.25}
     assert weights_of(other.swap(one, 1), 1) == {name(8): 1.0}
+    pointed = pointing({2: 1.0}, {3: 1.0}).swap(pointing({5: 1.0}, {6: 1.0}, {7: 1.0}), -1)
+    assert (order(pointed), pointed.record.support_ids) == ([2, 7], None)
     bare = one.with_latent(0, torch.ones(WIDTH))
     assert bare.steps()[0].tokens == () and bare.steps()[0].entropy is None
     assert weights_of(bare, 1) == {name(8): 1.0}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from unspoken.chain import StopReason
 from unspoken.reasoning.row import AnswerDecoding, Phase, Row
 
@@ -93,3 +97,27 @@ def test_a_row_without_an_answer_is_over_with_its_chain() -> None:
     assert read(row, [0, 1]) == ["latent", "latent"]
     assert row.reason is StopReason.END
     assert Row(max_latents=0).phase is Phase.OVER
+
+
+def test_certainty_counts_where_it_is_reported() -> None:
+    row = Row(max_latents=3, patience=1, decoding=DECODING)
+    assert row.read_latent(0, 1) is True
+    assert row.phase is Phase.CHAIN
+    assert row.read_latent(0, 1, 1) is False
+    assert row.reason is StopReason.CERTAIN
+
+
+@pytest.mark.parametrize("state", ["phase", "recorded", "reason", "forced", "tokens"])
+def test_what_a_row_has_gone_through_is_not_given(state: str) -> None:
+    given: dict[str, Any] = {state: getattr(Row(max_latents=3), state)}
+    with pytest.raises(TypeError, match=state):
+        Row(max_latents=3, **given)
+    for counter in ("_certain_steps", "_continuing", "_marker_tokens"):
+        with pytest.raises(TypeError, match=counter):
+            Row(max_latents=3, **{counter: 0})
+
+
+def test_rows_do_not_share_what_they_have_written() -> None:
+    one, other = Row(max_latents=1, decoding=DECODING), Row(max_latents=1, decoding=DECODING)
+    read(one)
+    assert (other.recorded, other.tokens, one == other) == ([], [], False)

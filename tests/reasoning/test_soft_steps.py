@@ -143,6 +143,9 @@ def test_a_step_without_noise_by_hand() -> None:
     for threshold, certain in ((nats + 1e-4, True), (nats - 1e-4, False), (0.0, False)):
         assert steps(soft(certain_below=threshold), logits, 1).certain.tolist() == [certain]  # type: ignore[union-attr]
 
+    sure = torch.full((20,), -math.inf).index_fill(0, torch.tensor([4]), 0.0)
+    assert steps(soft(certain_below=0.0), sure, 1).certain.tolist() == [False]  # type: ignore[union-attr]
+
 
 @torch.no_grad()
 @pytest.mark.parametrize("seed", [0, 5])

@@ -19,6 +19,7 @@ from unspoken.reasoning.engine import StopRule
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.system import Answer, System
 from unspoken.reasoning.text_answers import Cost, answer_prompts, beginning
+from unspoken.tasks.prompt_format import TextFormat
 
 QUESTIONS = [problem.question for problem in TASK.sample("test", range(5))]
 
@@ -152,3 +153,21 @@ def test_the_same_text_is_answered_the_same_way_unless_drawn() -> None:
     drawn = [[answer.tokens for answer in system.answer(QUESTIONS, sample=one)] for one in samplers]
     assert drawn[0] == drawn[1] != drawn[2]
     assert max(len(answer.tokens) for answer in system.answer(QUESTIONS, max_tokens=1)) == 1
+
+
+def test_a_conversation_is_instructed_where_word_problems_were_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    system, instructions = tiny_word_system(), list[bool]()
+    prompt = system.texts.prompt(QUESTIONS[0])
+
+    def chat(_: TextFormat, turns: Any, *, instructed: bool = True) -> tuple[int, ...]:
+        assert turns == [{"role": "user", "content": "again?"}]
+        instructions.append(instructed)
+        return prompt
+
+    monkeypatch.setattr(TextFormat, "chat", chat)
+    bare = replace(system, text_format=replace(TEXT_FORMAT, trained_on=None))
+    for one in (system, bare):
+        answer = one.chat([{"role": "user", "content": "again?"}])
+        assert answer.tokens == system.answer(QUESTIONS[0]).tokens
+    assert instructions == [True, False]
+    assert len(system.chat([{"role": "user", "content": "again?"}], max_tokens=1).tokens) == 1

@@ -80,5 +80,5 @@ def allow_rollback(cache: Cache, name: str) -> None:
             f"{name} has layers with a recurrent state, which cannot go back to the end of the prompt as latents are "
             "refined together; choose a model with attention alone"
         )
-    if any(getattr(layer, "is_sliding", False) for layer in cache.layers):
+    if any(cache.is_sliding):
         cache.activate_past_recording()

@@ -42,7 +42,7 @@ def why_not_static(stack: PreTrainedModel) -> str | None:
     """Why a model's steps cannot have fixed shapes; None if they can."""
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=stack.config).layers):
         return "it has layers that keep only part of what they saw (a sliding window, or a recurrent state)"
-    if not getattr(stack, "_can_compile_fullgraph", False):
+    if not stack._can_compile_fullgraph:
         return "the library does not list it among the models that run with a static cache"
     return _uncaptured.get(stack)
 

@@ -115,7 +115,7 @@ def choose(
 
 
 def distribution(
-    hidden: Float[Tensor, "N D"], readout: Head, top_k: int | None, temperature: float = 1.0
+    hidden: Float[Tensor, "N D"], readout: Head, top_k: int | None, temperature: float
 ) -> tuple[Float[Tensor, "N K"], Int[Tensor, "N K"]]:
     """As `choose`, of outputs of the stack; their scores ``[N, V]`` are made a piece at a time."""
     scores = scorer(readout, hidden)

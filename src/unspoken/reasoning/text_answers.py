@@ -116,7 +116,7 @@ def answer_texts(
     texts: Sequence[str],
     chains: Sequence[Chain] | None,
     *,
-    goes_on: bool = False,
+    goes_on: bool,
     sample: Sample | None,
     max_tokens: int | None,
 ) -> list[TextAnswer]:
