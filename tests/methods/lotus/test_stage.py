@@ -9,14 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of, sized_model
+from latent_models import MARKERS, around
+from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of, facts_of_system, sized_model
+from tiny_models import END, VOCABULARY, WIDTH, tiny_language_model
 
 from unspoken.methods.cost import RowCost, Scores, StackPass
 from unspoken.methods.defaults import TrainingFacts
 from unspoken.methods.lotus.method import LotusMethod
-from unspoken.methods.lotus.model import LotusOutput
+from unspoken.methods.lotus.model import LotusForCausalLM, LotusOutput
 from unspoken.methods.lotus.objective import batch_of, lotus_loss, with_places
 from unspoken.methods.lotus.stages import Lotus
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.spans import Markers, Spans
 
 
@@ -127,3 +130,21 @@ def test_default_stages_replace_one_step_more_each_and_six_at_most(steps: int) -
     assert [stage["objective"]["replaced"] for stage in stages] == list(range(1, most + 1))
     assert [stage["name"] for stage in stages] == [*(f"lotus_{number}" for number in range(1, most)), "lotus"]
     assert [stage["epochs"] for stage in stages] == [1] * (most - 1) + [3]
+
+
+def test_a_system_by_hand() -> None:
+    model = around(LotusForCausalLM, tiny_language_model("llama"), latents=4, iterations=3)
+    system = model.system(name="lotus", max_tokens=9)
+    assert facts_of_system(system) == {
+        "name": "lotus",
+        "opening": MARKERS.open,
+        "marker": MARKERS.end,
+        "ends": (END,),
+        "stop": StopRule(max_latents=4, fixed=True),
+        "max_tokens": 9,
+        "kind": "hidden",
+        "table": VOCABULARY * WIDTH,
+        "scorings": 0,
+    }
+    reasoner: Any = system.reasoner
+    assert (reasoner.shift, reasoner.iterations, reasoner.guess(3).shape) == (0, 3, (3, WIDTH))

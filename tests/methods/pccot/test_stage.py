@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from plain_stage import CAPS, LENGTHS, facts_of, sized_model
+from latent_models import MARKERS, around
+from plain_stage import CAPS, LENGTHS, facts_of, facts_of_system, sized_model
+from tiny_models import END, VOCABULARY, WIDTH, tiny_language_model
 
 from unspoken.methods.cost import ProjectionPass, RowCost, Scores, StackPass
-from unspoken.methods.pccot.model import _residual
+from unspoken.methods.pccot.model import PccotForCausalLM, _residual
 from unspoken.methods.pccot.stages import Pccot
 from unspoken.methods.self_distillation import Projection
+from unspoken.reasoning.engine import StopRule
 
 HEAD: Any = "head"
 
@@ -53,3 +56,23 @@ def test_the_residual_is_the_last_change_over_the_norm() -> None:
     assert residual is not None
     assert residual.item() == pytest.approx((4 / 5 + 2 / 4) / 2)
     assert _residual([after]) is None
+
+
+def test_a_system_by_hand() -> None:
+    projection = {"width": 24, "dropout": 0.0, "norm": True}
+    model = around(PccotForCausalLM, tiny_language_model("llama"), latents=4, iterations=3, projection=projection)
+    system = model.system(name="pccot", max_tokens=9)
+    assert facts_of_system(system) == {
+        "name": "pccot",
+        "opening": MARKERS.open,
+        "marker": MARKERS.end,
+        "ends": (END,),
+        "stop": StopRule(max_latents=4, fixed=True),
+        "max_tokens": 9,
+        "kind": "latent",
+        "table": VOCABULARY * WIDTH,
+        "scorings": 0,
+        "step_flops": 2 * (WIDTH * 24 + 24 * WIDTH),
+    }
+    reasoner: Any = system.reasoner
+    assert (reasoner.shift, reasoner.iterations, reasoner.guess(3).shape) == (1, 3, (3, WIDTH))
