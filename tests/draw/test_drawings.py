@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import re
 
 import pytest
 
 from unspoken.draw.charts import Frame, Level, Line, Point, line_chart, linear, logarithmic, nice_ticks, rates
 from unspoken.draw.clouds import spread
 from unspoken.draw.trees import RADIUS, VALUE_DROP, Step, draw, layout, size
-from unspoken.probes import mixing_curves
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -104,19 +102,6 @@ def test_the_name_of_a_level_keeps_clear_of_a_line() -> None:
         return float(drawing.split('class="note')[1].split('y="')[1].split('"', maxsplit=1)[0])
 
     assert base(met) > base(free)
-
-
-@pytest.mark.parametrize("values", [[0.011, 0.03], [0.2, 0.4], [0.0714]])
-def test_reference_ranks_lie_at_their_value_between_their_gridlines(values: list[float]) -> None:
-    frame = mixing_curves._rank_frame({"no_sibling": 1 / 14, "true_mixture": 1 / 105}, values)
-    assert frame.y.low < 1 / 105 and frame.y.high > 1 / 14
-    drawing = line_chart(frame, [], label="")
-    drawn = [float(y) for y in re.findall(r'class="level"[^>]* y1="([\d.]+)"', drawing)]
-    ticks = {text: frame.at(frame.x.low, value)[1] for value, text in frame.y.ticks}
-    assert drawn == [pytest.approx(frame.at(frame.x.low, value)[1], abs=0.06) for value in (1 / 14, 1 / 105)]
-    # 7.14 % lies between the lines of 5 % and 10 % where they are drawn, nearly in the middle of a logarithmic axis.
-    assert ticks["10 %"] + 5 < drawn[0]
-    assert "5 %" not in ticks or drawn[0] < ticks["5 %"] - 5
 
 
 def test_a_level_beyond_its_axis_is_not_drawn_at_its_end() -> None:

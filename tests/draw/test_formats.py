@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 
@@ -73,6 +74,29 @@ def test_one_is_singular_and_thousands_have_commas() -> None:
     assert count(1, "box", "boxes") == "1 box"
     assert formats.PERCENT.interval(0.5, 0.75) == "50.00 – 75.00"
     assert formats.POINTS.interval(-0.1, 0.2) == "−10.0 to +20.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("a\tb\n", "a\tb\n"),
+        ("\x1b[1m\x07\x7f\x9f", "\\x1b[1m\\x07\\x7f\\x9f"),
+        ("\u202ea\u2066\ud800", "\\u202ea\\u2066\\ud800"),
+        ("–é∅", "–é∅"),
+        (5, "5"),
+    ],
+)
+def test_control_characters_are_written_by_their_numbers(text: object, written: str) -> None:
+    assert formats.escaped(text) == written
+
+
+def test_a_stream_writes_what_its_encoding_lacks_by_a_similar_sign_or_by_number() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, "ascii")
+    formats.write_every_sign(stream)
+    stream.write("a −5 – “b” × 2 ± 1 │─┼ ∨ c")
+    stream.flush()
+    assert raw.getvalue().decode() == 'a -5 - "b" x 2 ~ 1 |-+ \\u2228 c'
 
 
 def attributes(drawing: str, tag: str, names: str) -> list[tuple[float, ...]]:
