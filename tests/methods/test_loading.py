@@ -16,6 +16,7 @@ from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.codi.stages import Codi
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.defaults import TrainingFacts, distilled, on_codi
+from unspoken.methods.latent_model import LatentModel
 from unspoken.methods.method import Line
 from unspoken.methods.mux.stages import Mux
 from unspoken.methods.self_distillation import Projection
@@ -59,6 +60,19 @@ def test_plain_attention_is_fastest_on_a_cpu(
     assert loading.load_model("there", device=torch.device(device), attention=asked) is model
     assert given == {"dtype": torch.float32, "attn_implementation": kernel}
     assert not model.training
+
+
+def test_sixteen_tokens_are_generated_where_no_number_is_given() -> None:
+    class Asked(Exception):
+        pass
+
+    def system(*, name: str, max_tokens: int) -> None:
+        raise Asked(f"{name} {max_tokens}")
+
+    model: Any = SimpleNamespace(config=SimpleNamespace(model_type="lotus"), system=system)
+    for given, asked in (({}, "lotus 16"), ({"max_new_tokens": 3}, "lotus 3")):
+        with pytest.raises(Asked, match=f"^{asked}$"):
+            LatentModel.generate(model, torch.zeros(1, 1, dtype=torch.long), **given)
 
 
 def test_stages_that_carry_a_loss() -> None:

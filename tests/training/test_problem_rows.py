@@ -191,3 +191,26 @@ def test_prompts_leave_positions_for_what_follows(
     else:
         with pytest.raises(ValueError, match=r"the test problem 'problem 1' has 7 tokens, and up to 10 further steps"):
             require_room(model, made.context, None, {"test": 2})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("from_files", "has_chain"), [(False, True), (True, False), (False, False)])
+def test_made_up_problems_and_those_without_chains_are_not_looked_at(
+    monkeypatch: pytest.MonkeyPatch, from_files: bool, has_chain: bool
+) -> None:
+    made = planted(monkeypatch, Task((40, 0, 50), (40, 40, 50)))
+    made.context.has_chain, made.context.traits.from_files = has_chain, from_files
+    monkeypatch.setattr(problem_checks, "system_of", lambda *_: SimpleNamespace(positions=1, max_tokens=1))
+    monkeypatch.setattr(problem_checks, "positions_in_a_table", lambda _: 1)
+    require_room(np, made.context, None, {"test": 2})  # type: ignore[arg-type]
+    require_written_chains(made.recipe)
+    assert (beyond_caps(made.recipe), beyond_positions(made.recipe)) == ([], [])
+
+
+@pytest.mark.parametrize(("pretrained", "limit"), [(False, 30), (True, None)])
+def test_positions_are_counted_of_pretrained_models_that_have_a_limit(
+    monkeypatch: pytest.MonkeyPatch, pretrained: bool, limit: int | None
+) -> None:
+    made = planted(monkeypatch, Task((10, 11, 10)))
+    made.context.pretrained = pretrained
+    made.context.backbone_config = lambda: SimpleNamespace(max_position_embeddings=limit)
+    assert beyond_positions(made.recipe) == []
