@@ -89,14 +89,6 @@ def test_a_width_that_the_config_does_not_name_is_the_width_of_the_table() -> No
     assert pair_around(model).compress.shape == (16,)
 
 
-def test_blocks_inside_may_be_computed_again_in_the_backward_pass() -> None:
-    coconut = CoconutModel._from_config(config_of(tiny_hub_model("llama")))
-    assert not coconut.decoder.is_activation_checkpointing
-    coconut.activation_checkpointing_enable()
-    assert coconut.decoder.is_activation_checkpointing
-    assert coconut.get_input_embeddings() is coconut.decoder.get_input_embeddings()
-
-
 @pytest.mark.parametrize(("kind", "settings", "_attention"), KINDS)
 def test_what_is_supported_is_what_the_model_inside_supports(
     kind: str, settings: dict[str, Any], _attention: str

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from unspoken.architecture import MOST_LAYERS
-from unspoken.backbone.loading import _downloads, _refuse_counts, _refuse_giants
+from unspoken.backbone.loading import _downloads, _refuse_counts, _refuse_giants, _refuse_infinite
 from unspoken.storage import FolderError
 
 
@@ -90,3 +90,24 @@ def test_kernels_off_the_hub_are_those_named_as_an_implementation() -> None:
     }
     assert list(_downloads(settings)) == ["someone/kernel", "other/kernel"]
     assert list(_downloads({"name": ["a/b"], "attn_implementation": None})) == []
+
+
+@pytest.mark.parametrize(
+    ("weight", "refused"),
+    [
+        (torch.tensor([6e4, 6e4], dtype=torch.float16), False),  # of which the sum is beyond the type
+        (torch.tensor([1.0, float("inf")]), True),
+        (torch.tensor([float("inf"), -float("inf")]), True),
+        (torch.tensor([float("nan"), 1.0], dtype=torch.bfloat16), True),
+        (torch.tensor([float("nan")]).to(torch.float8_e4m3fn), False),  # of one byte, as quantised models have
+        (torch.tensor([1, 2]), False),
+        (torch.empty(3, device="meta"), False),
+    ],
+)
+def test_weights_are_finite(weight: torch.Tensor, refused: bool) -> None:
+    model: Any = SimpleNamespace(state_dict=lambda: {"fine": torch.ones(2), "table": weight})
+    if refused:
+        with pytest.raises(FolderError, match=r"^folder: table holds values that are not finite"):
+            _refuse_infinite("folder", model)
+    else:
+        _refuse_infinite("folder", model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -89,6 +90,66 @@ def test_outputs_are_compared_place_by_place(question: Callable[[Any], None], na
     question(Given(**PROBE))
     with pytest.raises(_Lacking, match="off by"):
         question(Given(**{**PROBE, name: wrong}))
+
+
+def with_states(*widths: int) -> Given:
+    """A stack of two blocks that returns states of these widths."""
+
+    def stack(**_: Any) -> Any:
+        return SimpleNamespace(hidden_states=tuple(torch.zeros(1, 6, width) for width in widths) or None)
+
+    stack.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=2))  # type: ignore[attr-defined]
+    return Given(stack=stack, long=torch.zeros(6), rows=lambda ids: ids[:, None])
+
+
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ((4, 4, 4), None),
+        ((4, 4), "^2 instead of 3$"),
+        ((4, 4, 4, 4), "^4 instead of 3$"),
+        ((), "^0 instead of 3$"),
+        ((4, 4, 3), r"^of different shapes, \(1, 6, 3\) and \(1, 6, 4\)$"),
+    ],
+)
+def test_states_are_those_before_each_block_and_after_the_last(widths: tuple[int, ...], message: str | None) -> None:
+    if message is None:
+        checks._returns_states(with_states(*widths))
+        return
+    with pytest.raises(_Lacking, match=message):
+        checks._returns_states(with_states(*widths))
+
+
+def test_latents_that_enter_one_at_a_time_are_compared_from_the_prompt_s_last_token_on() -> None:
+    def caching(outputs: Tensor) -> Given:
+        def step_by_step(inputs: Tensor, mask: Any, latents: Tensor) -> Tensor:
+            assert (inputs.shape, mask, latents.tolist()) == ((1, 6, 1), None, [[7.0, 8.0, 9.0]])
+            return outputs[None]
+
+        vectors = torch.tensor([[4.0, 5, 6], [7.0, 8, 9]])
+        return Given(**PROBE, rows=lambda ids: ids[:, None], mixed=vectors, refusal=None, step_by_step=step_by_step)
+
+    checks._caches(caching(ROWS[5:]))
+    for wrong in (ROWS[4:8], ROWS[5:] + 0.01):
+        with pytest.raises(_Lacking, match="off by"):
+            checks._caches(caching(wrong))
+
+
+def test_widths_are_those_of_outputs_and_of_the_config() -> None:
+    inside = torch.zeros(2, 3, 4)
+    for outside, fits in ((4, True), (5, False)):
+        probe = Given(whole=(torch.zeros(7, outside), torch.zeros(9, outside)), unmixed=inside)
+        if fits:
+            checks._keeps_its_width(probe)
+        else:
+            with pytest.raises(_Lacking, match=r"^they are 5 wide, and its inputs 4$"):
+                checks._keeps_its_width(probe)
+    checks._names_its_width(Given(unmixed=inside, stack=SimpleNamespace(config=SimpleNamespace(hidden_size=4))))
+    for named in (5, None):
+        with pytest.raises(_Lacking, match=f"^hidden_size is {named}, and its inputs are 4 wide$"):
+            checks._names_its_width(
+                Given(unmixed=inside, stack=SimpleNamespace(config=SimpleNamespace(hidden_size=named)))
+            )
 
 
 def test_hidden_tokens_have_a_tenth_of_the_usual_tolerance() -> None:
