@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 import torch
 from rich.console import Console
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
@@ -46,6 +49,19 @@ def test_a_system_that_manages_two_steps_is_seen_to_do_so() -> None:
     with (console := Console(width=100)).capture() as captured:
         print_section(section, console)
     assert "50.00 %" in captured.get()
+
+
+@pytest.mark.parametrize(
+    ("steps", "measured"), [([1, 2], True), ([0, 1, 2], True), ([2, 2], False), ([0, 2], False), ([0, 0], False)]
+)
+def test_two_known_lengths_are_needed(steps: list[int], measured: bool) -> None:
+    questions = [SimpleNamespace(steps=[None] * number) for number in steps]
+    looked_at: Any = SimpleNamespace(questions=questions, graded=SimpleNamespace(outcomes=np.ones(len(steps))))
+    reading = DifficultyProbe().measure(looked_at)
+    assert (reading is not None) == measured
+    if reading is not None:
+        summary = DifficultyProbe().summarise({"it": [reading]}, baseline=None)
+        assert summary["problems"] == {"1": 1, "2": 1}, "those whose chain is not known are left out"
 
 
 def test_problems_of_one_length_say_nothing() -> None:

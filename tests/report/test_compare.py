@@ -126,6 +126,26 @@ def test_a_frontier_is_never_empty_rises_and_beats_what_is_not_on_it(places: lis
         assert any(places[i][1] >= accuracy and places[i][0] <= cost * (1 + resolution) ** len(places) for i in best)
 
 
+@pytest.mark.parametrize(
+    ("values", "title"),
+    [
+        ([1.0, 10.0], "cost"),
+        ([1.0, 10.1], "cost, logarithmic"),
+        ([0.05, 0.6], "cost, logarithmic"),
+        ([0.0, 5.0], "cost"),
+    ],
+)
+def test_costs_that_lie_more_than_ten_times_apart_have_a_logarithmic_axis(values: list[float], title: str) -> None:
+    axis = compare._axis(values, "cost")
+    assert (axis.title, axis.log) == (title, title != "cost")
+    assert axis.low <= min(values) < max(values) <= axis.high
+
+
+def test_ticks_have_no_zeros_at_their_end() -> None:
+    written = {50e6: "50 M", 1500: "1.5 k", 0.25: "0.25", 100: "100", 12: "12", 0: "0"}
+    assert {value: compare._tick(value) for value in written} == written
+
+
 def test_holm_by_hand() -> None:
     # Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1; the last must not fall below the one before it.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

@@ -17,10 +17,11 @@ def with_first_rows(chosen: Iterable[tuple[str, int]], correct: Sequence[bool]) 
     Args:
         correct: of every problem, whether its answer is right; the kind of those that were not chosen.
     """
-    rows = {row: kind for kind, row in reversed([*chosen])}  # a row that was chosen twice is what it was first
-    first = list(rows.items())[::-1]
+    rows: dict[int, str] = {}
+    for kind, row in chosen:
+        rows.setdefault(row, kind)  # a row that was chosen twice is what it was first
     others = [row for row in range(min(RECORDED, len(correct))) if row not in rows]
-    return [(kind, row) for row, kind in first] + [("right" if correct[row] else "wrong", row) for row in others]
+    return [(kind, row) for row, kind in rows.items()] + [("right" if correct[row] else "wrong", row) for row in others]
 
 
 def on_plane(latents: Sequence[Tensor], rows: Tensor) -> tuple[list[list[list[float]]], list[list[float]], list[float]]:
