@@ -440,3 +440,81 @@ def test_the_command_line_adds_our_tasks(monkeypatch: pytest.MonkeyPatch) -> Non
         harness.main()
     ours = ["--include_path", str(TASKS)]
     assert seen == [["run", *ours, "--model", "unspoken"], ["ls", *ours, "tasks"], ["run", *ours, "--help"]]
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "cuda", "place"),
+    [
+        (None, True, "auto"),
+        (None, False, "auto"),
+        ("cpu", True, "cpu"),
+        ("cuda:0", False, "auto"),
+        ("cuda", False, "auto"),
+        ("cuda:0", True, "cuda:0"),
+        ("cuda:1", False, "cuda:1"),
+    ],
+)
+def test_a_device_that_nobody_named_is_chosen(
+    device: str | None, cuda: bool, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def chosen(name: str) -> torch.device:
+        raise LookupError(name)
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(harness, "resolve_device", chosen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    with pytest.raises(LookupError, match=f"^{place}$"):
+        UnspokenLM(tmp_path, device=device)
+
+
+def test_what_the_harness_may_leave_out(tmp_path: Path) -> None:
+    folder = save("explicit", tmp_path)
+    lm = UnspokenLM(folder)
+    assert (lm.batch_size, lm.max_gen_toks, lm.model.dtype) == (1, 256, torch.float32)
+    for batch_size in (0, "0", "-1", 1.5):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size!r}; this model finds no size by itself"):
+            UnspokenLM(folder, batch_size=batch_size)  # type: ignore[arg-type]
+    lm.tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }};{% endfor %}"
+    assert lm.chat_template() is lm.chat_template(False) is None
+    assert lm.chat_template(True) == lm.tokenizer.chat_template
+    assert lm._fitting(["", "ab"], CAP) == [[END], [2, 3]]
+    assert ask(lm, ["abc"], max_gen_toks=55)  # of 64 positions, an opening, five steps and two markers leave one
+    with pytest.raises(ValueError, match="no room for a prompt in 64 positions"):
+        ask(lm, ["abc"], max_gen_toks=56)
+
+
+def test_answers_are_kept_and_prompts_that_are_cut_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm, kept = UnspokenLM(save("coupled", tmp_path), batch_size=2), list[Any]()
+    lm.cache_hook = SimpleNamespace(add_partial=lambda *arguments: kept.append(arguments))
+    answers = dict(zip(PROMPTS, ask(lm, PROMPTS), strict=True))
+    assert {args[0]: text for _, args, text in kept} == answers
+    assert {name for name, _, _ in kept} == {"generate_until"}
+    room = 64 - CAP
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        assert [len(row) for row in lm._fitting(["a" * room, "b" * (room + 1), "c" * 99], CAP)] == [room] * 3
+    assert caplog.messages == [f"2 of 3 prompts are longer than {room} tokens; only their ends are read"]
+
+
+def test_stated_answers_and_files_by_hand(tmp_path: Path) -> None:
+    texts = ["#### 18\nmore", "#### 1 #### 2", r"#### 17 \boxed{18}", "18", "####18"]
+    assert harness.stated_answers([texts, []], None) == [["18", "2", "18", "[invalid]", "[invalid]"], []]
+    assert harness.exact_match(["So.\n#### 18", "7"], ["18.0", "7"]) == 1.0
+    assert harness.exact_match(["18"], ["17"]) == 0.0
+    for name, answer in (("a.jsonl", "1"), ("b.json", "2")):
+        write(tmp_path / name, [{"answer": answer}], lines=name == "a.jsonl")
+    splits = local_files(files={"test": "a.jsonl", "train": "a.jsonl"}, data_dir=str(tmp_path))
+    assert {name: rows["answer"] for name, rows in splits.items()} == {"test": ["1"], "train": ["1"]}
+    splits = local_files(files={"test": "a.jsonl"}, data_files={"test": "b.json"}, data_dir=str(tmp_path))
+    assert {name: rows["answer"] for name, rows in splits.items()} == {"test": ["2"]}
+    rows = tree_search()["test"]
+    assert len(rows) == 2000
+    task = TreeSearchConfig(depth=4, shuffle_edges=False).build()
+    assert [one["question"] + one["answer"] for one in rows.select(range(3))] == task.text(
+        task.sample("test", [0, 1, 2])
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from collections import Counter
 from typing import Any
 
 import httpx2
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
 
-from unspoken.serving import Limits
+from unspoken.serving import Limits, Served
 
 QUESTION = TASK.sample("test", [0])[0].question
 
@@ -35,6 +37,21 @@ def asked(server: Any) -> str:
 def stream_of(server: Any) -> Any:
     body = {"model": "tiny", "messages": [{"role": "user", "content": QUESTION}], "stream": True}
     return httpx2.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=10)
+
+
+def responses(server: Any) -> Counter[str]:
+    """How many there were, by status; 499 is of a client that has left."""
+    text = httpx2.get(f"{server.url}/metrics").text
+    return Counter({code: int(count) for code, count in re.findall(r'http_responses_total{code="(\d+)"} (\d+)', text)})
+
+
+def test_a_client_that_leaves_within_its_body_is_counted(start: Any, served: Served, wait: Any) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+    with start(served) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as wire:
+            wire.sendall(head)
+            wait(lambda: len(server.server.server_state.tasks) == 1)
+        wait(lambda: responses(server)["499"] == 1)
 
 
 def test_a_client_that_leaves_mid_stream_makes_place(start: Any, held: Any, wait: Any) -> None:
@@ -63,6 +80,7 @@ def test_a_client_that_leaves_before_its_answer_makes_place(start: Any, held: An
         with socket.create_connection(("127.0.0.1", server.port)) as wire:
             wire.sendall(f"{head}\r\n\r\n".encode() + body)
             wait(lambda: server.metric("answers_running") == 1)
+        wait(lambda: responses(server)["499"] == 1)
         # A row that leaves is noticed between two steps.
         reasoner.let(1)
         wait(lambda: server.metric("answers_running") == 0)
