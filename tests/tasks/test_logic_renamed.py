@@ -62,11 +62,16 @@ def test_names_are_the_same_every_time_and_part_of_the_data(tmp_path: Path) -> N
 
 
 def test_more_names_than_there_are_cannot_be_given(tmp_path: Path) -> None:
-    coined = [one + other for one in "bcdfghk" for other in "bcdfghk"]
-    facts = [f"{old} is a {new}." for old, new in pairwise(["Ann", *coined])]
-    facts = [fact if fact.startswith("Ann") else f"Every {fact}" for fact in facts]
-    question = f"{' '.join(facts)} Bo is a wug. Is Ann a {coined[-1]} or wug?"
-    row = {"question": question, "answer": f"Ann is a {coined[-1]}.", "steps": facts}
+    def row_of(count: int) -> dict[str, Any]:
+        coined = [one + other for one in "bcdfghk" for other in "bcdfghk"][:count]
+        facts = [f"{old} is a {new}." for old, new in pairwise(["Ann", *coined])]
+        facts = [fact if fact.startswith("Ann") else f"Every {fact}" for fact in facts]
+        question = f"{' '.join(facts)} Bo is a wug. Is Ann a {coined[-1]} or wug?"
+        return {"question": question, "answer": f"Ann is a {coined[-1]}.", "steps": facts}
+
+    # As many as there are, with the wug.
+    assert len(read(tmp_path, row_of(40), renamed=True).sample("prosqa", [0])[0].steps) == 40
+    row = row_of(49)
     assert len(read(tmp_path, row, renamed=False).sample("prosqa", [0])[0].steps) == 49
     with pytest.raises(ValueError, match="row 1: it has 50 concepts, and there are only 41 names") as caught:
         read(tmp_path, row, renamed=True)
