@@ -28,7 +28,7 @@ WORK = {
     """,
     "labels of few entries": """
         with torch.no_grad():
-            distribution(hidden, readout, 10)
+            distribution(hidden, readout, 10, 1.0)
     """,
     "full superpositions that are given": """
         table = table.bfloat16()
