@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from tiny_recipe import tiny_recipe
 
-from unspoken.training import recorded_plans
+from unspoken import distributed
+from unspoken.training import recorded_plans, run
 from unspoken.training.progress import Pace, StageProgress, frozen_in_words
 from unspoken.training.recorded_plans import offers, recorded_plan
 from unspoken.training.run import _memory_to_train, memory_to_measure, seed_runs
@@ -99,6 +100,22 @@ def test_frozen_weights_are_told() -> None:
     assert frozen_in_words(model) == "trains 1 of 10 weights (10.00 %)"
 
 
+def test_the_time_that_is_left_counts_the_rows_of_all_stages_that_are_not_finished(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    paces: list[Pace] = []
+
+    def trained(_run: Any, _stage: Any, *, report_to: list[str], callbacks: list[StageProgress]) -> None:
+        paces.extend(one.pace for one in callbacks)
+
+    monkeypatch.setattr(run, "train_stage", trained)
+    recipe = tiny_recipe()
+    runs = seed_runs(recipe, tmp_path, 2, torch.device("cpu"))
+    run._train_in_turn(runs, recipe.stages, report_to=[], console=Console(quiet=True))
+    # Batches of eight; six, six and four steps a seed.
+    assert len(paces) == 2 * 3 and {pace.rows for pace in paces} == {2 * 8 * (6 + 6 + 4)}
+
+
 # --- where a stage ends at a signal ----------------------------------------------------------------------------------
 
 
@@ -110,6 +127,20 @@ def test_a_signal_ends_the_stage_with_a_checkpoint(monkeypatch: pytest.MonkeyPat
     ends.on_step_end(SimpleNamespace(logging_steps=25), SimpleNamespace(global_step=3), control)
     assert ends.ended is asked
     assert vars(control) == {"should_save": asked, "should_evaluate": not asked, "should_training_stop": asked}
+
+
+@pytest.mark.parametrize(("step", "others", "ends"), [(24, 1.0, False), (25, 1.0, True), (25, 0.0, False)])
+def test_ranks_end_together_at_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, step: int, others: float, ends: bool
+) -> None:
+    monkeypatch.setattr("unspoken.interruption.requested", lambda: False)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda own: own + others)
+    control: Any = SimpleNamespace(should_save=False, should_evaluate=True, should_training_stop=False)
+    args = SimpleNamespace(logging_steps=25, device=torch.device("cpu"))
+    signals = EndsAtSignal()
+    signals.on_step_end(args, SimpleNamespace(global_step=step), control)
+    assert signals.ended is control.should_training_stop is ends
 
 
 def test_sums_since_the_last_line_go_on(tmp_path: Path) -> None:

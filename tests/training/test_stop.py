@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from unspoken import interruption
 from unspoken.backbone.folder import verify
 from unspoken.training import stages
 from unspoken.training.recipe import Recipe, parse
-from unspoken.training.stopping import restore_random_state, restore_unlogged, write_unlogged
+from unspoken.training.stopping import restore_random_state
 
 MOST, EVERY, ENOUGH = 200, 20, 0.5
 TEXT = f"""
@@ -152,26 +151,3 @@ def test_drawing_goes_on_where_a_checkpoint_ended(several: bool, monkeypatch: py
     del states["cuda"]
     restore_random_state(states, device)
     assert len(given) == 1
-
-
-def test_sums_that_stand_in_no_line_of_the_log_go_on(tmp_path: Path) -> None:
-    def trainer(step: int, logged: int, loss: float = 0.0, terms: dict[str, float] | None = None) -> Any:
-        return SimpleNamespace(
-            _tr_loss=torch.tensor(loss),
-            _globalstep_last_logged=logged,
-            state=SimpleNamespace(global_step=step),
-            terms={name: torch.tensor(value) for name, value in (terms or {}).items()},
-            terms_steps=step - logged,
-            args=SimpleNamespace(device=torch.device("cpu")),
-            diverged=ValueError,
-        )
-
-    write_unlogged(trainer(7, 5, 3.5, {"token": 1.25}), tmp_path)
-    again = trainer(7, 7)
-    restore_unlogged(again, tmp_path / "nothing")
-    assert (float(again._tr_loss), again._globalstep_last_logged, again.terms) == (0.0, 7, {})
-    restore_unlogged(again, tmp_path)
-    assert (float(again._tr_loss), again._globalstep_last_logged) == (3.5, 5)
-    assert (again.terms, again.terms_steps) == ({"token": 1.25}, 2)
-    with pytest.raises(ValueError, match="the loss is nan"):
-        write_unlogged(trainer(7, 5, float("nan")), tmp_path)

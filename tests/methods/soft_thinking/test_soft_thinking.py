@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conformance import CAP, CausalConformance, left_padded
 from settings_checks import check_defaults, check_ranges
+from tiny_hub import save_hub_folder
 from tiny_models import FAMILIES, prompts, tiny_language_model
 from tiny_words import TEXT_FORMAT
 
+import unspoken
 from unspoken.chain import StopReason
 from unspoken.methods.soft_thinking import SoftThinking
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig, causal_lm_system
@@ -119,3 +122,9 @@ def test_defaults_are_those_of_the_page() -> None:
 def test_settings_end_where_they_say() -> None:
     counts: dict[str, Any] = {"patience": ([1], [0]), "seed": ([0], [-1])}
     check_ranges(SoftThinking, {**counts, "noise_level": ([1e-6], [0.0]), "entropy_threshold": ([0.0], [-0.01])})
+
+
+def test_a_model_that_records_no_cap_has_a_chain_of_at_most_128_steps(tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path)
+    assert unspoken.load(folder, SoftThinking(), device="cpu").stop.max_latents == 128
+    assert unspoken.load(folder, SoftThinking(max_latents=3), device="cpu").stop.max_latents == 3
