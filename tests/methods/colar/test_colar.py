@@ -481,6 +481,18 @@ def test_a_speed_that_the_tokenizer_cannot_write_is_refused() -> None:
         objective.speeds(context_of(made, made.stage("colar")))
 
 
+@torch.no_grad()
+def test_draws_have_the_deviation_of_the_head_in_units_of_the_table() -> None:
+    model = colar("llama", floor=0.5)
+    assert float(model.scale) != pytest.approx(1, abs=0.05)
+    hidden = torch.randn(1, model.decoder.config.hidden_size).expand(400, -1)
+    drawn = replace(model.reasoner(), seed=0).random_step(hidden, [(row, 0) for row in range(400)]).latent
+    deviation = model.latent_head(hidden)[1].exp().clamp(min=0.5)
+    standard = (drawn - model.latent(hidden)) / (deviation * model.scale)
+    assert float(standard.mean()) == pytest.approx(0, abs=0.05)
+    assert float(standard.std()) == pytest.approx(1, abs=0.05)
+
+
 def test_places_of_a_batch_are_those_before_its_targets() -> None:
     rows = batch_of(rows_of("unspoken"), PAD)
     batch = with_places({**rows})
