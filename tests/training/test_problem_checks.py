@@ -167,7 +167,7 @@ def test_answers_and_chains_beyond_their_caps_are_counted(tmp_path: Path) -> Non
 # --- the end marker --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "where"), [("<<1+1=2>>", "begins"), ("1+1 <2", "goes on")])
+@pytest.mark.parametrize(("step", "where"), [("<<1+1=2>>", "begins"), ("<1+1", "begins"), ("1+1 <2", "goes on")])
 def test_a_chain_in_which_the_end_marker_s_first_token_stands_is_refused(tmp_path: Path, step: str, where: str) -> None:
     file = rows_of(tmp_path / "mine.jsonl", *[long_problem(question=f"Q{n}?", steps=[step]) for n in range(9)])
     letters = hub_recipe(tmp_path / "hub", file, kind="llama", markers=False)
