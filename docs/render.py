@@ -41,6 +41,7 @@ FORMATS: dict[str, Callable[[Any], str]] = {
     "number": lambda value: f"{value:.3f}",
     "short": lambda value: f"{value:.2f}",
     "signed": lambda value: f"{100 * value:+.2f}",
+    "million": lambda value: f"{value / 1e6:.0f}",
     "count": lambda value: f"{round(value):,}",
     "p": lambda value: f"{value:.4f}",
     "text": str,

@@ -11,7 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    Lfm2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
 
 from unspoken.backbone import UnspokenConfig
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
@@ -72,6 +80,20 @@ def tiny_language_model(family: str, attention: str = "eager", **settings: Any) 
     enliven(model, family)
     model.eval()
     return model
+
+
+def tiny_recurrent_model() -> PreTrainedModel:
+    """A causal language model of which one layer has a recurrent state and one attends."""
+    config = Lfm2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention"],
+    )
+    return AutoModelForCausalLM.from_config(config)
 
 
 def tiny_reasoner(family: str = "unspoken", attention: str = "eager", *, unit_tokens: bool = True) -> JepaReasonerModel:

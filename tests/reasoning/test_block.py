@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conformance import CLOSE, left_padded
-from tiny_models import PAD, prompts, tiny_language_model
+from tiny_models import PAD, prompts, tiny_language_model, tiny_recurrent_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Lfm2Config
 from transformers.cache_utils import DynamicCache
 
 from unspoken.chain import StopReason
@@ -165,17 +164,7 @@ def test_a_window_goes_back_and_a_recurrent_state_does_not() -> None:
     together, in_turn = reasoners("qwen2", LATENTS, **windowed())
     expected = rollout(in_turn, prompts(), None, STOP)
     torch.testing.assert_close(rollout(together, prompts(), None, STOP).latents, expected.latents, **CLOSE)
-    recurrent = AutoModelForCausalLM.from_config(
-        Lfm2Config(
-            vocab_size=20,
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            layer_types=["conv", "full_attention"],
-        )
-    )
+    recurrent = tiny_recurrent_model()
     with pytest.raises(ValueError, match=r"^Name has layers with a recurrent state, .*choose a model with attention"):
         allow_rollback(DynamicCache(config=recurrent.config), "Name")
     allow_rollback(DynamicCache(config=together.stack.config), "Name")

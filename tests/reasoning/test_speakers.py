@@ -61,7 +61,7 @@ def test_a_separate_speaker_reads_a_finished_chain() -> None:
     speaker = Separate(decode=decode, end_ids=(1,))
     assert (speaker.same_stack, speaker.marker) == (False, ())
     assert (speaker.samples, speaker.reads_tokens, speaker.chain_tokens) == (False, False, False)
-    # Reading it off costs nothing unless it is said.
+    # Reading it off costs nothing unless tokens are written.
     assert (speaker.passes(5, 3), speaker.flops(torch.ones(2))) == (0, 0.0)
     dear = Separate(decode=decode, end_ids=(1,), chain_passes=lambda steps: 2 * steps, chain_flops=lambda n: 3 * n)
     assert (dear.passes(5, 3), dear.flops(torch.tensor([1, 2])).tolist()) == (10, [3, 6])  # type: ignore[union-attr]

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from conformance import assert_row_is, left_padded, naive_chain
-from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_reasoner
+from tiny_models import FAMILIES, PAD, prompts, tiny_language_model, tiny_reasoner, tiny_recurrent_model
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Lfm2Config, MptConfig
+from transformers import AutoModelForCausalLM, MptConfig
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
@@ -141,17 +141,7 @@ def test_a_step_that_cannot_be_captured_is_run_as_it_is_and_not_tried_again(
         ),
         (
             "recurrent state",
-            AutoModelForCausalLM.from_config(
-                Lfm2Config(
-                    vocab_size=20,
-                    hidden_size=16,
-                    intermediate_size=32,
-                    num_hidden_layers=2,
-                    num_attention_heads=2,
-                    num_key_value_heads=2,
-                    layer_types=["conv", "full_attention"],
-                )
-            ),
+            tiny_recurrent_model(),
         ),
         ("static cache", AutoModelForCausalLM.from_config(MptConfig(vocab_size=20, d_model=16, n_layers=2, n_heads=2))),
     ],

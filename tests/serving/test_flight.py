@@ -21,7 +21,7 @@ OVER = Progress(tokens=(4,), over=True, latents=2)
 
 
 class Desk:
-    """A model whose jobs progress as they are told to, and what is asked of its engine."""
+    """A model whose jobs progress as a test sets them, and what is asked of its engine."""
 
     def __init__(
         self, jobs: int = 1, *, error: type[Exception] | None = None, silent: bool = True, **asked: Any
@@ -102,7 +102,7 @@ def test_an_answer_ends_before_the_first_of_its_stops(stop: list[str], seen: lis
     desk = Desk(stop=stop)
     flight, actual = updates(desk, tokens(1), tokens(2, 3), OVER)
     assert actual == seen
-    # The engine is told where the model has not ended the answer itself, and what comes later counts no more.
+    # The engine is informed where the model has not ended the answer itself, and what comes later counts no more.
     assert desk.calls == ([] if stop == ["plums"] else [("finish", 0)])
     assert len(flight.choices[0].tokens) == {1: 1, 2: 3, 3: 4}[len(seen)]
 

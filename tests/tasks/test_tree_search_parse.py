@@ -47,7 +47,7 @@ def test_leaves_are_read_in_the_order_in_which_they_are_listed(listed: str, leav
     task = TreeSearchConfig(depth=3, targets=len(listed)).build()
     problems = task.parse(f" LA,LB,AC,BF,BE,AD[ROOT]L[TARGET]{listed}[ROUTE]\n")
     assert problems.targets_BA.tolist() == [leaves]
-    # The first of them is taken for the one that the route leads to; without any, the first of the tree.
+    # The first of them is taken for the one at which the route ends; without any, the first of the tree.
     assert task.text(problems) == [f"LA,LB,AC,BF,BE,AD[ROOT]L[TARGET]{listed}[ROUTE]{route}"]
 
 
