@@ -51,6 +51,7 @@ def test_the_spread_of_a_point_is_from_a_tenth_to_nine_tenths_of_its_readings() 
         for point in forced_calibration(chains, TABLE, task, problems)["points"]
         if point["truth"] == pytest.approx(2 / 3, abs=1e-3)
     )
+    assert point["truth"] == 0.6667, "rounded to four decimals"
     assert point == pytest.approx({"truth": 0.6667, "mean": 0.5, "low": 0.1, "high": 0.9, "count": 11}, abs=1e-4)
 
 

@@ -175,7 +175,8 @@ def test_turning_one_cloud_changes_what_compares_the_two_and_nothing_else() -> N
 
 
 def test_only_pairwise_measures_use_a_sample_and_the_seed_chooses_it() -> None:
-    embeddings, hidden = torch.randn(2_100, 2), torch.randn(50, 2)
+    # One row more than are used.
+    embeddings, hidden = torch.randn(2_001, 2), torch.randn(50, 2)
     one, again, other = (geometry(embeddings, hidden, seed=seed) for seed in (1, 1, 2))
     assert one == again
     assert one.mmd != other.mmd
@@ -207,7 +208,7 @@ def test_the_picture_shows_the_two_widest_directions_of_both_clouds() -> None:
     along = torch.tensor([-1.0, 1.0], dtype=torch.float64)
     embeddings = torch.stack([4 * along, 0 * along, 0.1 * along], dim=1)
     hidden = torch.stack([0 * along, 2 * along, -0.1 * along], dim=1)
-    plane = principal_planes(embeddings, hidden)
+    plane = principal_planes(embeddings, hidden, seed=0)
     np.testing.assert_allclose(plane.embeddings.abs().numpy(), [[4, 0], [4, 0]], atol=0.1)
     np.testing.assert_allclose(plane.hidden.abs().numpy(), [[0, 2], [0, 2]], atol=0.1)
     total = 2 * 16 + 2 * 4 + 4 * 0.01
@@ -217,7 +218,7 @@ def test_the_picture_shows_the_two_widest_directions_of_both_clouds() -> None:
 def test_flat_clouds_keep_their_distances_in_the_picture() -> None:
     axes, centre = rotation(7)[:2], torch.randn(7, dtype=torch.float64)
     flat = torch.randn(30, 2, dtype=torch.float64)
-    plane = principal_planes(flat[:20] @ axes + centre, flat[20:] @ axes + centre)
+    plane = principal_planes(flat[:20] @ axes + centre, flat[20:] @ axes + centre, seed=0)
     shown = torch.cat([plane.embeddings, plane.hidden])
     torch.testing.assert_close(torch.pdist(shown), torch.pdist(flat))
     assert sum(plane.explained) == pytest.approx(1)
@@ -231,3 +232,9 @@ def test_a_picture_has_at_most_five_hundred_points_of_each() -> None:
     assert one.hidden.shape == (40, 2)
     assert torch.equal(one.embeddings, again.embeddings)
     assert not torch.allclose(one.embeddings.abs(), other.embeddings.abs())
+
+
+def test_a_cloud_of_five_hundred_points_is_shown_in_its_order() -> None:
+    embeddings, hidden = torch.randn(500, 3), torch.randn(40, 3)
+    one, other = (principal_planes(embeddings, hidden, seed=seed) for seed in (1, 2))
+    assert torch.equal(one.embeddings, other.embeddings)

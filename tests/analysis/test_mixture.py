@@ -13,6 +13,7 @@ from printed_trees import read_printed
 from torch import Tensor
 
 from unspoken.analysis.mixture import (
+    Mixture,
     Siblings,
     all_coefficients,
     measure,
@@ -36,6 +37,11 @@ def orthogonal_table() -> Tensor:
 def slanted_table() -> Tensor:
     """Rows with a common part: every two of them are at a cosine of about a half."""
     return torch.randn(VOCABULARY, WIDTH) + torch.randn(WIDTH)
+
+
+def steep_table() -> Tensor:
+    """Rows of which every two are at a cosine of about nine tenths."""
+    return torch.randn(VOCABULARY, WIDTH) + 3 * torch.randn(WIDTH)
 
 
 def one(right: int, other: int) -> Siblings:
@@ -81,7 +87,7 @@ def test_a_mixture_of_two_others_puts_the_sibling_plane_last() -> None:
     assert float(measure(latent[None, None], vectors, one(3, 8)).rank) == PLANES - away + (away + 1) / 2
 
 
-@pytest.mark.parametrize("table", [orthogonal_table, slanted_table])
+@pytest.mark.parametrize("table", [orthogonal_table, slanted_table, steep_table])
 def test_the_rank_counts_the_planes_that_are_nearer(table: Callable[[], Tensor]) -> None:
     vectors = table()
     rows = name_rows(vectors)
@@ -103,7 +109,7 @@ def test_who_is_right_does_not_change_the_rank() -> None:
 # --- the coefficients ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", [orthogonal_table, slanted_table])
+@pytest.mark.parametrize("table", [orthogonal_table, slanted_table, steep_table])
 def test_coefficients_are_recovered_even_if_rows_are_not_orthogonal(table: Callable[[], Tensor]) -> None:
     vectors = table()
     rows = name_rows(vectors)
@@ -121,6 +127,13 @@ def test_coefficients_are_those_of_least_squares() -> None:
     ours = torch.stack(plane_coefficients(latents, first, second), dim=-1)
     theirs = torch.linalg.lstsq(torch.stack([first, second], dim=-1), latents[..., None]).solution[..., 0]
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_coefficients_of_nearly_parallel_vectors_are_those_of_their_difference() -> None:
+    # At a cosine of 0.8: their difference.
+    first, second = torch.tensor([1.0, 0.0]), torch.tensor([0.8, 0.6])
+    ours = plane_coefficients(torch.tensor([0.2, -0.6]), first, second)
+    assert [float(value) for value in ours] == pytest.approx([1.0, -1.0])
 
 
 def test_all_coefficients_are_exact_for_a_mixture_of_rows() -> None:
@@ -188,6 +201,13 @@ def test_a_tree_of_two_levels_has_only_leaves_below_its_root() -> None:
     vectors = orthogonal_table()
     summary = measure(name_rows(vectors)[1][None, None], vectors, one(1, 2)).summary()
     assert summary["rank_inner"] == summary["rank"]
+
+
+def test_all_nodes_but_the_leaf_are_inner_ones_and_of_equal_coefficients_none_is_larger() -> None:
+    rank, even = torch.tensor([[1.0, 2.0, 9.0]]), torch.full((1, 3), 0.5)
+    summary = Mixture(rank=rank, right=even, other=even, planes=10).summary()
+    assert (summary["rank_inner"], summary["rank"]) == pytest.approx((0.15, 0.4))
+    assert (summary["major"], summary["major_steps"]) == (0.0, [0.0] * 3)
 
 
 def test_the_reference_levels_are_the_papers_percentages() -> None:

@@ -128,6 +128,8 @@ def test_ecr_refuses_labels_that_were_cut_to_a_few_tokens() -> None:
     assert ecr([cut], [[0, 1]], top=(2,))[2].shape == (1,)
     with pytest.raises(ValueError, match="fewer than 3 possible tokens"):
         ecr([cut], [[0, 1]], top=(2, 3))
+    # Of a whole vocabulary nothing was cut, though some of its tokens are impossible.
+    assert ecr([cut], [[0, 3]], top=(4,))[4].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -177,12 +177,20 @@ def test_means_over_seeds_and_their_section() -> None:
     assert entry["forced"]["error"]["seeds"] == pytest.approx([0.0, 1 / 3], abs=1e-4)
     assert entry["forced"]["error"]["mean"] == pytest.approx(1 / 6, abs=1e-4)
     assert entry["valid_routes"]["mean"] == 1.0
-    readings = {round(point["truth"], 3): point["mean"] for point in entry["points"]}
-    assert readings[0.667] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-4)
+    alone = PROBE.summarise({"sst": readings[:1]}, baseline=None)["sst"]
+    assert alone["points"] == readings[0]["forced"]["points"]
+    means = {round(point["truth"], 3): point["mean"] for point in entry["points"]}
+    assert means[0.667] == pytest.approx((2 / 3 + 1 / 2) / 2, abs=1e-4)
     section = PROBE.section({"probes": {"calibration": summary}})
     assert section is not None
     assert unbalanced(to_html(section.blocks)) == []
     figure = section.blocks[0]
     assert isinstance(figure, Figure)
+    # Several systems are named.
+    for systems, titles in (({"sst": entry}, [""]), ({"sst": entry, "other": entry}, ["sst", "other"])):
+        several = PROBE.section({"probes": {"calibration": systems}})
+        assert several is not None
+        panels = [block.panels[0] for block in several.blocks if isinstance(block, Figure)]
+        assert [panel.title for panel in panels] == titles  # type: ignore[union-attr]
     assert "Mean error 16.7 points; one half everywhere: 33.3 points" in figure.caption.replace("\xa0", " ")
     assert PROBE.section({"probes": {}}) is None

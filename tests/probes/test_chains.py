@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from planted_trees import Rows
 from tag_balance import unbalanced
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system, word_view
 
+from unspoken.chain import LatentChain
 from unspoken.draw.page import to_html
 from unspoken.draw.section import Fold
 from unspoken.evaluation.results import upgraded
@@ -100,6 +102,59 @@ def test_a_latent_lies_between_the_rows_that_it_is_mixed_of() -> None:
     # A plane keeps differences of points: those of latents are seen as those of their shadows, never longer.
     shadows = torch.cdist(torch.tensor(reading["examples"][0]["at"]), torch.tensor([*names.values()]))
     assert bool((shadows <= torch.cdist(latents, rows) + 1e-2).all())
+
+
+def planted(heaviest: list[list[int]], **rest: Any) -> View:
+    """Six chains; each latent mixes two tokens, of which the second is the heavier one."""
+    steps = max(map(len, heaviest))
+    ids = torch.tensor([[[30, token] for token in row] + [[30, 30]] * (steps - len(row)) for row in heaviest])
+    mask = torch.arange(steps) < torch.tensor([len(row) for row in heaviest])[:, None]
+    weights = torch.tensor([0.25, 0.75]).expand(ids.shape) * mask[..., None]
+    latents = torch.randn(6, steps, 16) * mask[..., None]
+    chain = LatentChain(
+        latents=latents, mask=mask, stop=torch.zeros(6).long(), support_ids=ids, support_weights=weights
+    )
+    plain = view()
+    return replace(plain, answers=replace(plain.graded, chain=chain), **rest)
+
+
+def test_the_twelve_rows_that_are_nearest_to_most_latents_are_on_the_plane() -> None:
+    # Thirteen tokens in order; then the eighth of them three times more, and the last one twice.
+    tokens = [*range(8, 21), 15, 15, 15, 20, 20]
+    reading = PROBE.measure(planted([tokens[at : at + 3] for at in range(0, 18, 3)]))
+    assert reading is not None
+    expected = [15, 20, *range(8, 15), 16, 17, 18]
+    assert [*reading["plane"]["names"]] == [PROMPT_FORMAT.tokenizer.decode([token]) for token in expected]
+
+
+@pytest.mark.parametrize(("first", "drawn"), [([8], False), ([8, 9], True)])
+def test_a_plane_takes_two_latents(first: list[int], drawn: bool) -> None:
+    reading = PROBE.measure(planted([first, [], [], [], [], []]))
+    assert reading is not None and (reading["plane"] is not None) == drawn
+
+
+def test_a_latent_that_is_a_row_at_which_it_may_point_lies_on_its_square() -> None:
+    looked_at = view()
+    table = torch.randn(len(PROMPT_FORMAT.tokenizer), 16) * torch.rand(len(PROMPT_FORMAT.tokenizer), 1).add(0.5)
+    rows = Rows(target_table=table, forced=table)
+    latents = torch.nn.functional.normalize(table, dim=-1)[torch.arange(8, 26).view(6, 3)]
+    chain = LatentChain(latents=latents, mask=torch.ones(6, 3).bool(), stop=torch.zeros(6).long())
+    system = replace(looked_at.system, chain_kind="latent", targets=rows)
+    reading = PROBE.measure(replace(looked_at, system=system, answers=replace(looked_at.graded, chain=chain)))
+    assert reading is not None
+    squares = {name: pytest.approx(at, abs=2e-3) for name, at in reading["plane"]["names"].items()}
+    assert len(squares) == 12
+    for example in reading["examples"]:
+        for step, at in zip(example["steps"], example["at"], strict=True):
+            name = step["tokens"][0][0]
+            assert name not in squares or at == squares[name]
+
+
+def test_one_wrong_chain_is_chosen() -> None:
+    reading = PROBE.measure(view(right=[False, True, True, True, False, False]))
+    assert reading is not None
+    # Two right ones and the first wrong one; then the others as they come.
+    assert [entry["correct"] for entry in reading["examples"]] == [True, True, False, True, False, False]
 
 
 def test_the_section_shows_every_chain_of_every_system() -> None:

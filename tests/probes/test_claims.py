@@ -65,7 +65,7 @@ def test_a_claim_holds_only_where_its_test_shows_it() -> None:
 
 def test_a_system_at_chance_has_nothing_to_lose() -> None:
     results = by_hand()
-    clean = {"level": 0.0, "symbol": [{"mean": 0.3, "low": 0.33, "high": 0.4}] * 3}
+    clean = {"level": 0.0, "symbol": [{"mean": 0.3, "low": 1 / 3, "high": 0.4}] * 3}
     clean["symbol"][2] = {"mean": 0.4, "low": 0.34, "high": 0.5}
     results["probes"]["token_noise"]["systems"] = {"coupled": {"levels": [clean]}}
     assert claims(results)[0][1] == ("step 2 inconclusive: without noise coupled is at chance; step 3 not measured")

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from tag_balance import unbalanced
 from tiny_models import tiny_pair
+from tiny_strings import planted as planted_strings
+from tiny_strings import right_symbols, string_system, string_view
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system, word_view
 from torch import Tensor
 
@@ -160,6 +162,25 @@ def test_only_a_chain_that_is_not_the_answer_is_altered() -> None:
     assert not PROBE.applies(talker, _running_text())
 
 
+def test_a_box_is_opened_after_chains_of_texts_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = list[dict[str, Any]](), View.answer
+    monkeypatch.setattr(View, "answer", lambda self, **how: (asked.append(how), plain(self, **how))[1])
+    reading = PROBE.measure(view(planted(reads_chain=True)))
+    assert reading is not None and FORCED in reading.altered
+    assert [how["boxed"] for how in asked if "boxed" in how] == [True]
+    symbols = PROBE.measure(string_view(string_system("coconut")))
+    assert symbols is not None and FORCED not in symbols.altered
+
+
+def test_of_a_string_the_second_half_counts() -> None:
+    # Every answer has two symbols that are wrong, and then two that are right.
+    tokens = right_symbols()
+    tokens[:, :2] = 0
+    reading = PROBE.measure(string_view(planted_strings(lambda *_: tokens)))
+    assert reading is not None and len(reading.symbols) > 3
+    assert set(reading.symbols.values()) == {1.0}
+
+
 def _running_text() -> Any:
     """A task whose rows are no problems."""
 
@@ -167,6 +188,26 @@ def _running_text() -> Any:
         traits = replace(TASK.traits, continues=True, has_chain=False)
 
     return Text()
+
+
+def verdict_of(own: np.ndarray, altered: np.ndarray) -> list[str]:
+    """Of one seed and one control."""
+    reading = Reading(own=own.astype(float), altered={"zero": altered.astype(float)}, symbols={"zero": 0.5})
+    entries = PROBE.summarise({"it": [reading]}, baseline=None)["it"]
+    assert entries["zero"]["symbol_accuracy"] == 0.5
+    return chain_verdict(entries)
+
+
+def test_six_right_answers_are_needed_to_see_that_they_are_lost() -> None:
+    rows = np.arange(20)
+    assert verdict_of(rows < 5, rows < 0) == ["Inconclusive: even from its own chains, only 5 of 20 answers are right."]
+    assert verdict_of(rows < 6, rows < 0) == ["The chain is used: without its content, accuracy falls by 30.0 points."]
+
+
+def test_more_right_answers_without_the_chain_are_no_loss() -> None:
+    rows = np.arange(20)
+    (sentence,) = verdict_of(rows < 10, rows < 20)
+    assert sentence.startswith("No evidence that the chain is used")
 
 
 def test_symbols_are_averaged_over_seeds() -> None:

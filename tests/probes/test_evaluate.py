@@ -196,6 +196,21 @@ def test_a_baseline_that_was_not_measured_compares_nothing(seeds: list[SeedModel
     assert lines == ["seed 3  latent: 2 problems of test"]
 
 
+def test_curves_are_kept_of_all_seeds_and_chains_along_them_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    def curve(at: Path, *, chains: bool) -> dict[str, Any]:
+        return {"name": at.name, "chains": chains}
+
+    monkeypatch.setattr(loop, "curve", curve)
+    monkeypatch.setattr(loop, "has_curve", lambda at: at.name != "labels")
+    stages = {"long": Path("long"), "labels": Path("labels")}
+    models = [SeedModels(seed=seed, measured={}, stages=stages) for seed in (3, 4)]
+    few = Asked(task=TASK, prompt_format=PROMPT_FORMAT, problems=2, batch_size=2, max_answer=3)
+    assert evaluate(models, few, [], say=lambda _: None)["training"] == [
+        {"seed": 3, "stages": {"long": {"name": "long", "chains": True}}},
+        {"seed": 4, "stages": {"long": {"name": "long", "chains": False}}},
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planted(Asked):
     """Every chain stopped for a reason of the test's."""

@@ -33,6 +33,11 @@ def test_a_single_token_has_no_wrong_one() -> None:
     assert PROBE.measure(replace(view, problems=view.problems.select([0]))) is None
 
 
+def test_of_two_tokens_each_is_the_other_s_wrong_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "answer_tokens", lambda *_: TOKENS[:2])
+    assert PROBE.measure(word_view(tiny_word_system(), 2)) is not None
+
+
 def test_a_system_is_measured_by_what_its_tokens_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "answer_tokens", lambda *_: TOKENS)
     view = word_view(replace(tiny_word_system(top_k=1), max_tokens=6), 7, batch_size=3, seed=1)
@@ -77,3 +82,5 @@ def test_the_summary_weighs_tokens_and_answers_alike() -> None:
     assert (quiet["latents_identical"], loud["latents_identical"]) == (True, False)
     assert (quiet["largest_latent_change"], loud["largest_latent_change"]) == (0.0, 0.5)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+    alone = PROBE.summarise({"cot": [reading(second)]}, baseline=None)
+    assert (alone["problems"], len(alone["systems"]["cot"]["effects"])) == (2, 1)

@@ -11,6 +11,7 @@ from tiny_models import tiny_pair
 from tiny_words import TASK, table_rows, tiny_word_system, word_view
 
 from unspoken.draw.page import to_html
+from unspoken.evaluation import distributions
 from unspoken.methods import catalogue
 from unspoken.probes.geometry import GeometryProbe
 
@@ -60,6 +61,15 @@ def test_a_model_without_any_variety_is_left_out() -> None:
     for parameter in system.model.parameters():
         parameter.zero_()
     assert PROBE.measure(word_view(system, 3)) is None
+
+
+@pytest.mark.parametrize(("different", "measured"), [(1, False), (2, True)])
+def test_two_different_states_are_measured(different: int, measured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = [torch.randn(different, 16)] * 3
+    monkeypatch.setattr(distributions, "before_latents", lambda *_: states)
+    reading = PROBE.measure(word_view(tiny_word_system(), 2))
+    assert (reading is not None) == measured
+    assert reading is None or reading["states"] == 6
 
 
 def test_what_answers_at_once_has_no_hidden_states_of_a_chain() -> None:

@@ -80,6 +80,8 @@ def test_means_over_seeds_and_the_reference() -> None:
     assert rank["seeds"] == pytest.approx([PURE, MIXED])
     assert rank["mean"] == pytest.approx((PURE + MIXED) / 2)
     assert summary["reference"] == pytest.approx({"no_sibling": PURE, "true_mixture": MIXED})
+    alone = PROBE.summarise({"sst": readings[:1]}, baseline=None)["systems"]["sst"]
+    assert alone["rollout"]["rank"]["seeds"] == pytest.approx([PURE])
 
 
 def headings(section: Any) -> list[str]:

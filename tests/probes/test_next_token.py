@@ -19,6 +19,7 @@ from unspoken.draw.page import to_html
 from unspoken.evaluation.results import read_results
 from unspoken.evaluation.teacher_forcing import sentence_pairs
 from unspoken.methods import catalogue
+from unspoken.probes import next_token
 from unspoken.probes.next_token import NextTokenProbe
 from unspoken.probes.probe import View
 from unspoken.tasks import ProseTask, TreeSearchConfig
@@ -78,6 +79,18 @@ def test_even_scores_have_the_perplexity_of_the_vocabulary(task: ProseTask) -> N
     section = PROBE.section({"probes": {"next_token": summary}})
     assert section is not None
     assert unbalanced(to_html(section.blocks)) == []
+
+
+def test_intervals_are_of_two_thousand_draws_and_one_seed_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, plain = list[int](), next_token.bootstrap_means
+
+    def watched(values: Any, *, draws: int) -> Any:
+        asked.append(draws)
+        return plain(values, draws=draws)
+
+    monkeypatch.setattr(next_token, "bootstrap_means", watched)
+    summary = PROBE.summarise({"sst": [{"tokens": 144, "accuracy": np.ones(6)}]}, baseline=None)
+    assert (asked, summary["rows"], summary["tokens"]) == ([2000], 6, 144)
 
 
 def test_there_may_be_more_texts_than_sentences(task: ProseTask) -> None:

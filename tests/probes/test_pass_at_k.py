@@ -78,6 +78,7 @@ def test_only_steps_that_are_drawn_from_the_vocabulary_can_be_noisy() -> None:
     probe = PassAtKProbe(2)
     assert probe.applies(tiny_word_system(), TASK)
     assert probe.applies(tiny_word_system(top_k=1), TASK)
+    assert probe.applies(tiny_word_system(max_latents=1), TASK)
     assert not probe.applies(tiny_word_system(feed="hidden"), TASK), "hidden states have no weights for noise"
     assert not probe.applies(tiny_word_system(top_k=1, max_latents=0), TASK), "there is no chain"
 

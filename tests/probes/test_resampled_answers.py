@@ -53,6 +53,8 @@ def test_answers_change_and_chains_do_not(monkeypatch: pytest.MonkeyPatch) -> No
     # Four tokens out of twenty are the same by chance once in 160,000 times.
     assert reading["answers_changed"] == 1.0
     assert (reading["problems"], reading["talker_seeds"], len(seen)) == (200, 5, 5)
+    assert reading["temperature"] == 20
+    assert PROBE.summarise({"pair": [reading]}, baseline=None) == {"pair": reading}
     assert all(len(ids) == 200 for ids in seen)
 
 

@@ -54,6 +54,7 @@ def test_means_over_seeds_and_their_curves() -> None:
     json.dumps(summary, allow_nan=False)
     assert summary["sst"]["rollout"]["up_to"]["mean"] == pytest.approx([1.0, 0.875, 0.75, 0.75])
     assert summary["sst"]["rollout"]["up_to"]["seeds"][1] == [1.0] * 4
+    assert PROBE.summarise({"sst": [perfect]}, baseline=None)["sst"]["forced"]["step"]["seeds"] == [[1.0] * 4]
     for systems, panels in ((1, 2), (2, 4), (3, 3)):
         several = {f"system {number}": summary["sst"] for number in range(systems)}
         section = PROBE.section({"probes": {"steps": several}})

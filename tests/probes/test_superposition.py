@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.draw.page import to_html
-from unspoken.draw.section import Heading
+from unspoken.draw.section import Figure, Heading
 from unspoken.evaluation import distributions as measured
 from unspoken.evaluation.answering import Graded
 from unspoken.probes import superposition
@@ -119,7 +120,7 @@ def test_latents_of_one_chain_are_not_undecided(monkeypatch: pytest.MonkeyPatch)
     assert several["chains"] == 2
     # Each latent lies on the reference at its own step and gives nothing to the other chain's tokens there.
     assert several["n_eff"] == several["n_eff_v1"] < 1.1 < several["n_naive"]
-    assert several["points"] == [pytest.approx(several["n_eff"], abs=1e-4)]
+    assert several["points"] == [round(several["n_eff"], 4)] != [round(several["n_eff"], 5)]
     assert several["top2"] < 0.05
 
 
@@ -129,6 +130,53 @@ def test_nothing_is_measured_without_a_latent(monkeypatch: pytest.MonkeyPatch) -
     assert PROBE.measure(replace(looked_at, answers=silent)) is None
     assert PROBE.applies(tiny_word_system(), TASK)
     assert not PROBE.applies(tiny_word_system(feed="hidden"), TASK)
+
+
+@pytest.mark.parametrize(("problems", "asked"), [(1, 1), (200, 200), (203, 200)])
+def test_the_first_two_hundred_chains_are_taken_apart(
+    problems: int, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def planted(_system: Any, _task: Any, problems: Any, *_: Any) -> list[Tensor]:
+        seen.append(len(problems))
+        return [torch.full((1, 310), 1 / 310)] * len(problems)
+
+    monkeypatch.setattr(measured, "distributions", planted)
+    nothing = torch.zeros(problems, 1, dtype=torch.long)
+    answers = Graded(chain=chain_of([1] * problems), tokens=nothing, lengths=nothing[:, 0], correct=nothing[:, 0] > 0)
+    asked_of = replace(word_view(tiny_word_system(), 1), problems=TASK.sample("test", range(problems)), answers=answers)
+    reading = PROBE.measure(asked_of)
+    assert reading is not None
+    assert (seen, reading["ecr_left_out"]) == ([asked], 0)
+    # Of a large vocabulary every K of the paper counts.
+    assert [*reading["ecr"]] == ["1", "5", "10", "50", "100", "150", "200", "250", "300"]
+
+
+@pytest.mark.parametrize(("questions", "drawn", "dots"), [(1, 1, 1), (39, 39, 39), (40, 40, 0), (239, 120, 0)])
+def test_of_many_questions_evenly_spaced_ones_are_drawn(questions: int, drawn: int, dots: int) -> None:
+    points = [1 + 2 * place / questions for place in range(questions)]
+    parallelism = dict.fromkeys(("n_eff", "n_naive", "n_eff_v1", "top2", "top2_v1", "ratio"), 1.5)
+    entry = {
+        "ecr": {"1": 1.0},
+        "ecr_left_out": 0,
+        "entropy": {"mean": [1.0], "count": [questions]},
+        "top1": 0.5,
+        "exit_rate": 0.5,
+        "parallelism": {"questions": questions, "chains": 3, **parallelism, "points": points[::-1]},
+    }
+    section = PROBE.section({"systems": {"it": {}}, "baseline": None, "probes": {"superposition": {"it": entry}}})
+    assert section is not None
+    figure = section.blocks[-2]
+    assert isinstance(figure, Figure)
+    drawing = figure.panels[0].drawing  # type: ignore[union-attr]
+    (line,) = re.findall(r'<polyline[^>]*points="([^"]*)"', drawing)
+    at = [tuple(map(float, point.split(","))) for point in line.split()]
+    assert (len(at), drawing.count('class="dot')) == (drawn, dots)
+    # From the left to the right end, rising, with steps that are alike.
+    steps = [right - left for (left, _), (right, _) in pairwise(at)]
+    assert not steps or max(steps) - min(steps) < 0.2
+    assert [y for _, y in at] == sorted((y for _, y in at), reverse=True)
 
 
 def test_seeds_are_averaged_and_drawn(monkeypatch: pytest.MonkeyPatch) -> None:

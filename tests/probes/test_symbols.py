@@ -36,6 +36,9 @@ def test_planted_errors_are_counted_symbol_by_symbol() -> None:
     # Three of eight rows hold a symbol that is none; where the first half is not given, nothing is judged as a whole.
     assert measured["valid"]["some"]["mean"] == 5 / 8
     assert list(measured["valid"]) == ["some"]
+    right = right_symbols()
+    alone = PROBE.summarise({"one": [PROBE.measure(string_view(planted(lambda *_: right)))]}, baseline=None)
+    assert (alone["symbols"], alone["steps"]) == (4, {"one": [1.0] * 4})
     json.dumps(measured, allow_nan=False)
 
 

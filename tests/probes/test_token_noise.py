@@ -69,6 +69,19 @@ def test_what_a_planted_system_needs_of_its_prompt_is_measured(summary: dict[str
     json.dumps(summary, allow_nan=False)
 
 
+def test_one_seed_of_one_system_is_summarised() -> None:
+    reading = PROBE.measure(string_view(planted(lambda *_: right_symbols())))
+    assert PROBE.summarise({"one": [reading]}, baseline=None)["half"] == 2
+
+
+def test_steps_that_the_paper_does_not_print_have_no_line_of_its(summary: dict[str, Any]) -> None:
+    for system in summary["systems"].values():
+        for level in system["levels"]:
+            level["symbol"] = level["symbol"][:1] * 5
+    columns = noise_curves({"baseline": "coupled", "probes": {"token_noise": summary | {"half": 5}}})
+    assert [panel.drawing.count("dashed faint") for column in columns for panel in column] == [2] * 8 + [0] * 2
+
+
 def test_who_leaves_out_the_first_half_is_not_asked() -> None:
     assert not PROBE.applies(string_system("coconut"), TASK)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from unspoken.draw.page import to_html
 from unspoken.draw.section import Examples, Heading
 from unspoken.evaluation.results import read_results
 from unspoken.probes.probe import View
+from unspoken.probes.tree_latents import tree_latents
 from unspoken.probes.trees import TreesProbe
 from unspoken.tasks.tree_search import LETTERS
 
@@ -66,6 +68,45 @@ def test_the_page_says_how_uncertain_the_most_uncertain_problem_is() -> None:
     assert f"latent 2 holds {right:.2f} of the right child and {other:.2f} of its sibling" in text
     certain = reading | {"examples": [reading["examples"][1] | {"kind": "most uncertain"}]}
     assert "This model is certain everywhere" in to_html(PROBE.draw(certain, {"probes": {}}).blocks)
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "certain"), [(0.9, 0.05, False), (0.9, 0.049, True), (0.9, None, True), (None, 0.5, True)]
+)
+def test_a_model_is_uncertain_from_one_twentieth_of_a_sibling_on(
+    own: float | None, other: float | None, certain: bool
+) -> None:
+    reading = PROBE.measure(view())
+    assert reading is not None
+    example = reading["examples"][1] | {"kind": "most uncertain"}
+    for place, name in enumerate(example["route"][1:], 1):
+        node = example["heap"].index(name)
+        sibling = example["heap"][node + 1 if node % 2 else node - 1]
+        shares = {name: own, sibling: other} if place == 1 else {name: 1.0}
+        example["coefficients"][place] = {key: value for key, value in shares.items() if value is not None}
+    text = to_html(PROBE.draw(reading | {"examples": [example]}, {"probes": {}}).blocks)
+    assert ("This model is certain everywhere" in text) == certain
+    assert ("latent 2 holds" in text) != certain
+
+
+def test_two_wrong_answers_are_chosen() -> None:
+    looked_at = view()
+    wrong = torch.tensor([True, False, True, False, False])
+    reading = PROBE.measure(replace(looked_at, answers=replace(looked_at.graded, correct=wrong)))
+    assert reading is not None
+    # The most uncertain one, which is one of the first two wrong ones, and the first right one; then the others.
+    assert [entry["correct"] for entry in reading["examples"]] == [False, True, False, True, False]
+
+
+def test_latents_are_one_for_each_token_of_an_answer() -> None:
+    task, problems = some(count=2)
+    right = right_rows(task, problems, slanted_table())
+    for steps in (1, task.answer_length - 1, task.answer_length):
+        planted = view_of(task, problems, slanted_table(), rollout=right[:, :steps], forced=right)
+        latents = tree_latents(planted)
+        assert latents.rollout.shape == right.shape
+        # A chain with a latent for every name is complete, though it lacks its end.
+        assert latents.complete.tolist() == [steps >= task.config.depth] * 2
 
 
 def test_a_latent_that_is_a_row_lies_on_its_square() -> None:

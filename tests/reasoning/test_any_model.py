@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from unspoken.chain import LatentChain
 from unspoken.methods.coupled.reasoner import CoupledReasoner
+from unspoken.reasoning.cache import require_filled
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
 from unspoken.reasoning.row import AnswerDecoding
@@ -120,3 +123,10 @@ def test_a_model_that_ignores_the_cache_is_refused_by_name(kind: str) -> None:
     name = type(reasoner.stack).__name__
     with pytest.raises(ValueError, match=f"^{name} does not use the key-value cache .*past_key_values$"):
         rollout(reasoner, prompts(), None, StopRule(max_latents=4))
+
+
+def test_a_state_fills_a_cache_as_keys_do() -> None:
+    for states, filled in (({0: True}, True), ({0: False}, False)):
+        cache: Any = SimpleNamespace(layers=[SimpleNamespace(has_previous_state=states)])
+        with nullcontext() if filled else pytest.raises(ValueError, match=r"^Name does not use the key-value cache"):
+            require_filled(cache, "Name")

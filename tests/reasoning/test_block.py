@@ -15,8 +15,8 @@ from transformers.cache_utils import DynamicCache
 from unspoken.chain import StopReason
 from unspoken.reasoning.block import allow_rollback, refined
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
-from unspoken.reasoning.row import AnswerDecoding
+from unspoken.reasoning.engine import Decoder, LatentStep, StopRule, respond, rollout
+from unspoken.reasoning.row import AnswerDecoding, Row
 from unspoken.reasoning.static import StaticSteps
 
 ROWS = [prompt[start:] for prompt, start in zip(prompts(), (0, 3, 1, 4, 0, 2), strict=True)]
@@ -154,6 +154,25 @@ def test_no_latents_are_no_passes() -> None:
     (chain, answers), (_, tokens) = (respond(one, prompts(), None, none, DECODING) for one in (together, in_turn))
     assert torch.equal(answers, tokens)
     assert chain.lengths.tolist() == [0] * 6
+
+
+def test_one_latent_is_refined_too() -> None:
+    together, in_turn = reasoners("unspoken", 1)
+    chain, expected = (
+        rollout(one, prompts(), None, StopRule(max_latents=1, fixed=True)) for one in (together, in_turn)
+    )
+    torch.testing.assert_close(chain.latents, expected.latents, **CLOSE)
+
+
+@torch.no_grad()
+def test_the_first_step_takes_all_passes_and_what_follows_the_chain_is_read_next() -> None:
+    together, _ = reasoners("unspoken", 2)
+    rows = [Row(max_latents=LATENTS, fixed=True, decoding=DECODING) for _ in range(6)]
+    running = Decoder(together, rows, together.embed_prompt(prompts()), [5] * 6)
+    assert len(running.step()) == LATENTS
+    assert running.columns == 5 + LATENTS
+    marker = together.embed_prompt(torch.tensor([[7]]))
+    torch.testing.assert_close(running.inputs, marker.expand(6, -1, -1))
 
 
 def windowed() -> dict[str, Any]:

@@ -137,6 +137,25 @@ def test_gumbel_noise_draws_each_token_as_often_as_the_model_would() -> None:
     torch.testing.assert_close(shares, clean[0].sqrt() / clean[0].sqrt().sum(), rtol=0, atol=0.015)
 
 
+@pytest.mark.parametrize(
+    ("settings", "method"),
+    [
+        ({"feed": "hidden"}, "hidden states"),
+        ({"feed": "hidden", "top_k": 1}, "hidden states"),
+        ({"top_k": 1}, "explicit chains"),
+        ({"top_k": 2}, "superpositions"),
+        ({"top_k": None}, "superpositions"),
+    ],
+)
+def test_a_model_is_checked_for_what_is_fed_back(
+    settings: dict[str, Any], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("unspoken.reasoning.causal_lm.require", lambda _model, method: asked.append(method))
+    CausalLMReasoner(model=tiny_language_model("llama"), settings=settings_of("llama", **settings))
+    assert asked == [method]
+
+
 def test_noise_that_would_do_nothing_is_refused() -> None:
     model = tiny_language_model("llama")
     with pytest.raises(ValueError, match=r"noise is 0\.5 where the feed is 'hidden'"):

@@ -164,8 +164,9 @@ def test_a_coefficient_is_set_and_the_rest_is_scaled_to_the_length() -> None:
         with pytest.raises(ValueError, match="it must be from 0 to 5"):
             chain.weigh(0, 5, weight)
     assert chain.weigh(0, 5, 5.0049).steps(top=1)[0].tokens[0][0] == name(5)  # the length, but for rounding
-    with pytest.raises(ValueError, match="alone; use edit to name what it shall be"):
-        pointing({5: 2.0}).weigh(0, 5, 1.0)
+    for alone, weight in (({5: 2.0}, 1.0), ({}, 0.0)):
+        with pytest.raises(ValueError, match="alone; use edit to name what it shall be"):
+            pointing(alone).weigh(0, 5, weight)
 
 
 def test_a_coefficient_of_an_oblique_row_is_set() -> None:
@@ -174,6 +175,9 @@ def test_a_coefficient_of_an_oblique_row_is_set() -> None:
     # 2 a + 1 b with a b = 0.6 has squared length 7.4; so has 1 a + 2 b.
     latent = pointing({0: 2.6, 1: 0.8}, table=table).weigh(0, 1, 2.0).record.latents[0, 0]
     assert_close(latent[:2], torch.tensor([2.2, 1.6]))
+    # Of a long latent that is the row alone, rounding leaves a short rest.
+    with pytest.raises(ValueError, match="alone; use edit to name what it shall be"):
+        pointing({0: 6000.0, 1: 8000.0}, table=table).weigh(0, 1, 1.0)
 
 
 def test_a_weight_is_set_and_the_others_keep_their_proportions() -> None:
@@ -184,6 +188,9 @@ def test_a_weight_is_set_and_the_others_keep_their_proportions() -> None:
     assert weights_of(chain.weigh(0, 9, 1.0), 0) == weights_of(chain.weigh(1, 9, 1.0), 1) == {name(9): 1.0}
     assert weights_of(chain.weigh(-1, 9, 0.25), 1) == {name(8): 0.75, name(9): 0.25}
     assert weights_of(chain.weigh(1, 8, 1.0), 1) == {name(8): 1.0}
+    # What only fills a distribution up is no entry of the new one.
+    filled = mixed({8: 0.5, 9: 0.5}, {8: 1.0}).weigh(1, 9, 0.25).record.support_ids
+    assert filled is not None and filled.tolist() == [[[8, 9], [8, 9]]]
     table = table_of(chain.system)
     latent = chain.weigh(0, 9, 0.65).record.latents[0, 0]
     assert_close(latent, 0.65 * table[9] + 0.25 * table[8] + 0.1 * table[10])
@@ -217,6 +224,10 @@ def test_superpositions_are_mixed_by_their_weights() -> None:
     assert weights_of(both, 1) == {name(8): 1.0}
     latents = 0.75 * one.record.latents[0, 0] + 0.25 * other.record.latents[0, 0]
     assert_close(both.record.latents[0, 0], latents)
+    # At the ends it is one of the two, without entries of the other.
+    for fraction, whole in ((0.0, one), (1.0, other)):
+        ids, expected = one.mixed(other, fraction).record.support_ids, whole.record.support_ids
+        assert ids is not None and expected is not None and torch.equal(ids, expected)
 
 
 def order(chain: Chain) -> list[int]:

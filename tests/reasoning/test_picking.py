@@ -7,6 +7,7 @@ import hashlib
 import pytest
 import torch
 
+from unspoken.reasoning import picking
 from unspoken.reasoning.picking import FREE, ForcedTokens, Sampler, draw, generator_of, upload
 
 
@@ -41,6 +42,14 @@ def test_a_nucleus_is_drawn_from_alone() -> None:
         assert (shares[:kept] - expected).abs().max() < 0.03
     with pytest.raises(ValueError, match="top_p is 0"):
         Sampler(1.0, top_p=0.0)
+
+
+def test_without_a_nucleus_no_token_is_too_unlikely(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first token has so much of the probability that in float32 those before the third have all of it.
+    scores = torch.tensor([[[0.0, -20.0, -21.0, -22.0]]])
+    monkeypatch.setattr(picking, "draw", lambda weights, _generator: (weights > 0).sum(dim=-1))
+    assert Sampler(1.0)(scores).tolist() == [[4]]
+    assert Sampler(1.0, top_p=0.999)(scores).tolist() == [[1]]
 
 
 def test_a_temperature_divides_the_scores() -> None:

@@ -364,6 +364,31 @@ def test_words_are_picked_row_by_row_from_what_the_row_has_said() -> None:
         assert_said(said, row, words)
 
 
+def test_rows_with_fewer_tokens_are_picked_for_first() -> None:
+    # So what a shared source draws for them does not depend on their order.
+    case = case_of("unspoken", rest=(14, 9))
+    passes: list[list[int]] = []
+    case.reasoner.stack.register_forward_pre_hook(lambda *_: passes.append([]))
+
+    def sample(scores: Tensor, _rows: Tensor, first: int) -> Tensor:
+        passes[-1].append(first)
+        return scores.argmax(dim=-1)
+
+    ids, mask = left_padded(ROWS)
+    decoding = replace(case.decoding, end_ids=(99,), sample=sample)
+    chain, _ = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), decoding)
+    lengths = chain.lengths.tolist()
+    assert lengths != sorted(lengths, reverse=True), "the longest chains, whose answers are shortest, do not come first"
+    assert all(firsts == sorted(set(firsts)) for firsts in passes)
+    assert max(map(len, passes)) > 1
+
+
+def test_a_batch_may_be_empty() -> None:
+    case, nothing = case_of("unspoken"), torch.empty(0, 64, dtype=torch.long)
+    chain, answers = respond(case.reasoner, nothing, None, StopRule(max_latents=CAP), case.decoding)
+    assert (chain.latents.shape, answers.shape) == ((0, 0, 16), (0, 0))
+
+
 def test_scores_are_those_of_the_row_that_is_picked_for() -> None:
     case = case_of("gpt2", rest=(14, 9))
     ids, mask = left_padded(ROWS)

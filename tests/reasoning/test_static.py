@@ -76,11 +76,17 @@ def test_every_step_is_the_same_work() -> None:
         shapes.append((*how["hidden_states"].shape, *how["attention_mask"].shape))
 
     method.stack.layers[0].self_attn.register_forward_pre_hook(watch, with_kwargs=True)
+    # Models with states fill their caches only where they are asked to.
+    cached: list[bool] = []
+    method.stack.register_forward_pre_hook(
+        lambda _module, _args, how: cached.append(how["use_cache"]), with_kwargs=True
+    )
     rollout(method, *left_padded(ROWS), StopRule(max_latents=CAP, fixed=True), static=True)
     assert set(shapes[1:]) == {(6, 1, 16, 6, 1, 1, 5 + CAP)}
     shapes.clear()
     rollout(method, *left_padded(ROWS), StopRule(max_latents=CAP, fixed=True), static=False)
     assert len(set(shapes[1:])) == CAP - 1
+    assert cached == [True] * (2 * CAP)
 
 
 class Replayed:

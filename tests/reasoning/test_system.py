@@ -93,6 +93,7 @@ def test_chain_and_answer_are_those_of_the_method(kind: str) -> None:
         most = tokens.shape[1] if kind in THINKERS else int(chain.lengths[row])
         assert length == min(said.index(END) + 1 if END in said else len(said), most)
         assert answer.filled(-7, 9)[row].tolist() == said[:length] + [-7] * (9 - length)
+        assert answer.filled(-7)[row].tolist() == said[:length] + [-7] * (len(said) - length)
     # A given chain is spoken from as it is.
     again = system.respond(IDS, REAL, max_tokens=6, chain=chain)
     assert again.chain is chain
@@ -191,6 +192,7 @@ def test_kinds_are_told_apart() -> None:
         return [kind for kind, system in systems.items() if getattr(system, name)]
 
     assert having("explicit") == ["coupled", "explicit"]
+    assert replace(systems["explicit"], stop=StopRule(max_latents=1)).explicit
     assert having("has_talker") == ["mono", "dual"]
     assert having("silent") == [kind for kind in KINDS if kind != "coupled"]
     assert having("mixes_rows") == ["coupled", "explicit", "superposition", "full", "answer only"]
@@ -316,6 +318,9 @@ def test_steps_beyond_the_given_ones_are_the_system_s_own(kind: str) -> None:
     assert answer.chain.support_ids is not None and clean.chain.support_ids is not None
     assert (answer.chain.support_ids[:, 0, 0] == 11).all()
     assert answer.chain.lengths.max() > 2
+    # The first token of the vocabulary is one like any other.
+    zeros = system.respond(IDS, REAL, intervene=system.forcing(torch.zeros(9, 1).long())["intervene"]).chain
+    assert torch.equal(zeros.latents[:, 0], system.reasoner.embed_prompt(torch.zeros(9, 1).long())[:, 0])
     # A first step that the system would have chosen changes nothing.
     first = clean.chain.support_ids[:, :1, 0]
     rows = clean.chain.lengths > 1

@@ -15,7 +15,7 @@ from torch import Tensor
 from unspoken.chain import LatentChain, StopReason
 from unspoken.methods import catalogue
 from unspoken.reasoning import text_answers
-from unspoken.reasoning.engine import StopRule
+from unspoken.reasoning.engine import LatentStep, StopRule
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.system import Answer, System
 from unspoken.reasoning.text_answers import Cost, answer_prompts, beginning
@@ -64,6 +64,12 @@ def test_batches_take_their_own_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
     assert [len(answer.chain) for answer in found] == [0, 1, 2, 3, 4]
     assert [answer.cost.latent_steps for answer in found] == [0, 1, 2, 3, 4]
+    # Prompts that are tokens already are answered from a chain as it is, too.
+    asked = [system.texts.prompt(text) for text in QUESTIONS]
+    again = answer_prompts(system, asked, chains, None, None)
+    assert [(answer.tokens, len(answer.chain)) for answer in again] == [
+        (answer.tokens, row) for row, answer in enumerate(expected)
+    ]
 
 
 # --- chains that go on -----------------------------------------------------------------------------------------------
@@ -82,6 +88,17 @@ def test_a_chain_that_goes_on_from_its_own_beginning_is_itself(settings: dict[st
     # Of different length in one batch.
     several = [answer.chain.truncate(steps) for steps, answer in enumerate(own)]
     assert [answer.tokens for answer in system.answer(QUESTIONS, several, goes_on=True)] == [one.tokens for one in own]
+
+
+def test_a_given_latent_is_fed_at_the_multiple_at_which_the_method_feeds_its_own() -> None:
+    # Latents of length 0.04, fed three times as long.
+    own = torch.full((1, 16), 0.01)
+    step = LatentStep(latent=own, next_input=3 * own, done=torch.tensor([False]))
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    given = LatentChain(latents=torch.full((1, 1, 16), 5.0), mask=mask, stop=torch.zeros(1).long())
+    changed = beginning(tiny_word_system(feed="hidden"), given)(step, 0)
+    torch.testing.assert_close(changed.latent, torch.full((1, 16), 5.0))
+    torch.testing.assert_close(changed.next_input, torch.full((1, 16), 15.0))
 
 
 def test_given_steps_come_first_and_never_end_a_chain_of_mixtures() -> None:

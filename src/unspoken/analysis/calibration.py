@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from unspoken.analysis.mixture import all_coefficients, measure, siblings
+from unspoken.analysis.superposition import entropy
 from unspoken.tasks import TreeProblems, TreeSearchTask
 
 _NEVER_ZERO = 1e-9
@@ -87,18 +87,14 @@ def rollout_calibration(
         readings = {
             "distance": 0.5 * np.abs(fractions - truth).sum(axis=1),
             "uniform_distance": 0.5 * np.abs(1 / len(level) - truth).sum(axis=1),
-            "entropy": _entropy(fractions),
-            "true_entropy": _entropy(truth),
+            "entropy": entropy(torch.from_numpy(fractions)).numpy(),
+            "true_entropy": entropy(torch.from_numpy(truth)).numpy(),
             "largest": fractions.max(axis=1),
             "true_largest": truth.max(axis=1),
             "outside": 1 - inside.sum(axis=1) / np.clip(total, _NEVER_ZERO, None),
         }
         steps.append({key: float(values.mean()) for key, values in readings.items()})
     return {key: [step[key] for step in steps] for key in steps[0]}
-
-
-def _entropy(fractions: NDArray[np.float64]) -> NDArray[np.float64]:
-    return -(fractions * np.log(np.clip(fractions, 1e-12, 1.0))).sum(axis=-1)
 
 
 def valid_routes(tokens: Int[Tensor, "B M"], task: TreeSearchTask, problems: TreeProblems) -> Bool[Tensor, " B"]:

@@ -78,10 +78,10 @@ def geometry(embeddings: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], *, 
     )
 
 
-def principal_planes(
-    embeddings: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], *, seed: int = 0
-) -> PrincipalPlane:
+def principal_planes(embeddings: Float[Tensor, "V D"], hidden: Float[Tensor, "N D"], *, seed: int) -> PrincipalPlane:
     """Both clouds on the plane of most variance of the two together, at most 500 rows each; signs mean nothing.
+
+    The seed is of the choice of rows where not all are used.
 
     Raises:
         ValueError: clouds of different width or with fewer than two rows.

@@ -50,7 +50,7 @@ def judged(results: Results) -> list[Verdict]:
             ("wrong symbols never reach the chain", [unchanged if kept else _Tested("fails", "DOES NOT HOLD")])
         )
     entries = [test.entry for _, tests in tested for test in tests if test.entry is not None]
-    reach = max((abs(entry[end]) for entry in entries for end in ("low", "high")), default=0.0) or 1.0
+    reach = max([1e-9, *(abs(entry[end]) for entry in entries for end in ("low", "high"))])
     return [
         Verdict(name=claim, tests=[Test(test.status, test.text, _drawn(test, reach)) for test in tests])
         for claim, tests in tested
@@ -127,7 +127,8 @@ def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: to
 def _nowhere_worse(test: Mapping[str, Any]) -> _Tested:
     """Whether right symbols are at least as frequent at every step and level; ours, the paper's pair is not."""
     cells = [step["absolute"] for level in test["levels"] for step in level["symbol"]]
-    above, below = (sum(differs(cell) and sign * cell["mean"] > 0 for cell in cells) for sign in (1, -1))
+    sure = [cell["mean"] > 0 for cell in cells if differs(cell)]
+    above, below = sure.count(True), sure.count(False)
     status: Status = "fails" if below else "holds" if above == len(cells) else "inconclusive"
     answer = {"holds": "holds", "fails": "does not hold", "inconclusive": "inconclusive"}[status]
     lowest, highest = min(cell["mean"] for cell in cells), max(cell["mean"] for cell in cells)

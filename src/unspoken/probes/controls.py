@@ -70,7 +70,7 @@ class ControlsProbe(Probe):
         }
         if view.system.speaker.same_stack and view.task.traits.has_chain:
             altered[FORCED] = some.answer(chain=chain, boxed=True)
-        after = view.task.traits.fixed_steps or 0
+        after = view.task.traits.fixed_steps
         return Reading(
             own=some.graded.outcomes,
             altered={name: answers.outcomes for name, answers in altered.items()},

@@ -127,5 +127,5 @@ def _larger_frame(_: Reference, values: list[float]) -> Frame:
 
 def _coefficient_frame(_: Reference, values: list[float]) -> Frame:
     # A hair below zero is not worth an axis that goes below zero.
-    y = linear([0.0, 1.0, *(0.0 if -0.03 < value < 0 else value for value in values)], ONE_DECIMAL)
+    y = linear([0.0, 1.0, *(value for value in values if not -0.03 < value < 0)], ONE_DECIMAL)
     return Frame(x=y, y=y)

@@ -115,7 +115,7 @@ def _certainty(examples: Sequence[Mapping[str, Any]]) -> str:
     if entry is None:
         return ""
     evenness = [min(own, other) for own, other in _siblings(entry)]
-    most = max(evenness, default=0.0)
+    most = max(evenness)
     if most < trees.SHOWN_FROM:
         return (
             "This model is certain everywhere: even in its most uncertain problem no sibling has a coefficient of 0.05."
@@ -131,7 +131,7 @@ def _certainty(examples: Sequence[Mapping[str, Any]]) -> str:
 def _siblings(entry: Mapping[str, Any]) -> list[tuple[float, float]]:
     """Of every latent below the root the coefficients of the right child and of its sibling."""
     pairs = []
-    for right, coefficients in list(zip(entry["route"], entry["coefficients"], strict=False))[1:]:
+    for right, coefficients in list(zip(entry["route"], entry["coefficients"], strict=True))[1:]:
         node = entry["heap"].index(right)
         sibling = entry["heap"][node + 1 if node % 2 else node - 1]
         pairs.append((coefficients.get(right, 0.0), coefficients.get(sibling, 0.0)))

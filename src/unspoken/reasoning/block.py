@@ -59,7 +59,7 @@ def refined(
         What the last pass has to read, followed by what comes after the chain; and the latents of every pass.
     """
     length, count = prompt.shape[1], guess.shape[1]
-    chains, new, before = [guess], torch.cat([prompt, guess], dim=1), guess[:, :0]
+    chains, new = [guess], torch.cat([prompt, guess], dim=1)
     for iteration in range(iterations):
         hidden = read(new)
         if iteration == 0:

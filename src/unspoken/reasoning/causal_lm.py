@@ -322,7 +322,7 @@ def _refuse_without_effect(config: GenerationConfig, model_kwargs: Mapping[str, 
     neutral: dict[str, tuple[Any, ...]] = {
         **dict.fromkeys(("prompt_lookup_num_tokens", "assistant_early_exit", "penalty_alpha", "dola_layers"), (None,)),
         **dict.fromkeys(("constraints", "force_words_ids"), (None,)),
-        "guidance_scale": (None, 1, 1.0),
+        "guidance_scale": (None, 1),
         **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (None, False)),
     }
     asked = {

@@ -207,7 +207,7 @@ class Decoder:
             self.inputs = latent_step.next_input[:, None]
             return steps
         self.inputs = self.method.embed_prompt(upload(tokens, hidden.device)[:, None])
-        if latent_step is not None and any(feeds_latent):
+        if latent_step is not None:
             latents = latent_step.next_input[:, None].to(self.inputs.dtype)
             self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
         return steps
@@ -255,7 +255,7 @@ class Decoder:
         self.inputs, _ = refined(read, self.inputs, guess_BND, method.iterations, latents_of, method.shift)
         for row in self.rows:
             for _ in range(count):
-                row.read_latent(done=0, recorded=1)
+                row.read_latent(done=False, recorded=True)
         return steps
 
     def regroup(self, joining: Decoder | None = None) -> None:
@@ -323,7 +323,7 @@ class Decoder:
         return outputs.last_hidden_state
 
     def _latent_step(self, in_chain: Sequence[int], hidden: Tensor) -> LatentStep:
-        if self.selective and len(in_chain) < len(self.rows):
+        if self.selective:
             lines = {index: line for line, index in enumerate(in_chain)}
             line_of_row = upload([lines.get(index, 0) for index in range(len(self.rows))], hidden.device)
             some = hidden[upload(in_chain, hidden.device)]
@@ -366,7 +366,8 @@ class Decoder:
         numbers = torch.stack(values).tolist() if values else []  # the one wait of a step
         zeros = [0] * len(self.rows)
         tokens = zeros if next_tokens is None else numbers.pop(0)
-        return (*(numbers or (zeros, [1] * len(zeros), zeros)), tokens)
+        # Chains of fixed length are over when they are full, whatever is read of a step.
+        return (*(numbers or [zeros] * 3), tokens)
 
     def _phases(self) -> list[list[int]]:
         """The indices of the rows in each phase."""
@@ -478,7 +479,7 @@ def respond(
     longest = max((len(row.tokens) for row in rows), default=0)
     pad = [] if decoding is None else [decoding.pad_id]
     answers = upload([row.tokens + pad * (longest - len(row.tokens)) for row in rows], input_ids.device)
-    return moved(chain, input_ids.device), answers
+    return moved(chain, input_ids.device), answers.view(size, longest)
 
 
 def _require_positions(method: Reasoner, length: int, further: int) -> None:

@@ -84,15 +84,14 @@ class Chain:
         latents, rows = self.record.latents[0].float(), self._rows()
         cosines = None if rows is None else _cosines(latents, rows)
         weighed = None if rows is None else self._coefficients(latents, rows)
-        ids, weights = self.record.support_ids, self.record.support_weights
         read = []
         for step, latent in enumerate(latents):
-            entropy, kept = None, None
-            if ids is not None and weights is not None and bool(weights[0, step].any()):
-                kept = weights[0, step].float()
-                entropy = float(torch.special.entr(kept).sum())
-                best = kept.topk(min(top, int((kept > 0).sum())))
-                shown = zip(ids[0, step][best.indices].tolist(), best.values.tolist(), strict=True)
+            entropy, support = None, _support(self.record, step)
+            if support is not None and bool(support[1].any()):
+                ids, weights = support[0], support[1].float()
+                entropy = float(torch.special.entr(weights).sum())
+                best = weights.topk(min(top, int((weights > 0).sum())))
+                shown = zip(ids[best.indices].tolist(), best.values.tolist(), strict=True)
             elif weighed is not None and self.system.targets is not None:
                 strongest = weighed[step].abs().topk(min(top, weighed.shape[1])).indices
                 shown = zip(strongest.tolist(), weighed[step, strongest].tolist(), strict=True)
@@ -228,8 +227,7 @@ class Chain:
             if turned is not None:
                 return self.with_latent(at, turned)
         else:
-            ids, weights = record.support_ids, record.support_weights
-            kept = {} if ids is None or weights is None else self._entries(ids[0, at], weights[0, at])
+            kept = _entries(record, at)
             kept.pop(chosen, None)
             total = sum(kept.values())
             if total or weight == 1:
@@ -261,10 +259,8 @@ class Chain:
                 latent = F.normalize(latent, dim=-1) * length
             support: dict[int, float] = {}
             for record, factor in ((self.record, 1 - fraction), (other.record, fraction)):
-                if record.support_ids is not None and record.support_weights is not None:
-                    entries = self._entries(record.support_ids[0, step], record.support_weights[0, step])
-                    for token, weight in entries.items():
-                        support[token] = support.get(token, 0.0) + factor * weight
+                for token, weight in _entries(record, step).items():
+                    support[token] = support.get(token, 0.0) + factor * weight
             ids = torch.tensor([*support], dtype=torch.long, device=latent.device)
             mixed = mixed.with_latent(step, latent, ids, torch.tensor([*support.values()], device=latent.device))
         return mixed
@@ -282,12 +278,8 @@ class Chain:
             raise ValueError(f"{other!r} has latents of another width than {self!r}; take a chain of the same model")
         if step is None:
             return replace(self, record=other.record)
-        at, there, record = self.check_step(step), other.check_step(step), other.record
-        if record.support_ids is None or record.support_weights is None:
-            return self.with_latent(at, record.latents[0, there])
-        return self.with_latent(
-            at, record.latents[0, there], record.support_ids[0, there], record.support_weights[0, there]
-        )
+        at, there = self.check_step(step), other.check_step(step)
+        return self.with_latent(at, other.record.latents[0, there], *(_support(other.record, there) or ()))
 
     def zero(self, step: int) -> Chain:
         """One step as a vector of zeros."""
@@ -318,12 +310,6 @@ class Chain:
             why = "its chain is its answer" if not self.system.silent else "its latents are no mixtures of tokens"
             raise ValueError(f"{self.system.name}: a step cannot be edited with words, since {why}; use zero or swap")
         return rows
-
-    @staticmethod
-    def _entries(ids: Int[Tensor, " K"], weights: Float[Tensor, " K"]) -> dict[int, float]:
-        """Tokens of a distribution with their weights, without what only fills it up."""
-        pairs = zip(ids.tolist(), weights.tolist(), strict=True)
-        return {token: weight for token, weight in pairs if weight > 0}
 
     def _only(self, steps: list[int]) -> Chain:
         kept = torch.tensor(steps, dtype=torch.long, device=self.record.mask.device)
@@ -373,9 +359,9 @@ class Chain:
                 raise ValueError(f"there is no token {token}; the vocabulary has {len(tokenizer)}")
             return token
         try:
-            ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+            ids = self.system.texts.prompt_format.encode(token)
         except Exception:  # of no type of its own: a vocabulary without an entry for unknown texts
-            ids = []
+            ids = ()
         if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
             return int(ids[0])
         known = tokenizer.convert_tokens_to_ids(token)
@@ -384,6 +370,22 @@ class Chain:
                 f"{token!r} is no single token of {self.system.name}; give one as `table` writes it, or an id"
             )
         return int(known)
+
+
+def _support(record: LatentChain, step: int) -> tuple[Int[Tensor, " K"], Float[Tensor, " K"]] | None:
+    """Ids and weights of the distribution of a step, where the chain has any."""
+    if record.support_ids is None or record.support_weights is None:
+        return None
+    return record.support_ids[0, step], record.support_weights[0, step]
+
+
+def _entries(record: LatentChain, step: int) -> dict[int, float]:
+    """Tokens of a step's distribution with their weights, without what only fills it up."""
+    support = _support(record, step)
+    if support is None:
+        return {}
+    ids, weights = support
+    return {token: weight for token, weight in zip(ids.tolist(), weights.tolist(), strict=True) if weight > 0}
 
 
 def _cosines(latents: Float[Tensor, "N D"], rows: Float[Tensor, "V D"]) -> Float[Tensor, "N V"]:
@@ -396,7 +398,7 @@ def _turned(latent: Float[Tensor, " D"], direction: Tensor, own: float, weight: 
     # |weight * direction + scale * rest| = |latent|, solved for the positive scale.
     square, product = float(rest @ rest), weight * float(direction @ rest)
     missing = max(float(latent @ latent) - weight**2, 0.0)
-    if square < 1e-12 * max(float(latent @ latent), 1e-12):
+    if square <= 1e-12 * float(latent @ latent):
         return None
     scale = ((product**2 + square * missing) ** 0.5 - product) / square
     return weight * direction + scale * rest

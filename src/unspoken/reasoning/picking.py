@@ -74,9 +74,7 @@ class Sampler:
         self.generator = generator
         self.top_p = top_p
 
-    def __call__(
-        self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"] | None = None, first: int = 0
-    ) -> Int[Tensor, "R N"]:
+    def __call__(self, scores: Float[Tensor, "R N V"], *_where: object) -> Int[Tensor, "R N"]:
         """Tokens of a batch, wherever they stand."""
         if self.temperature == 0:
             return scores.argmax(dim=-1)

@@ -38,7 +38,7 @@ def prompt_inputs(
     misplaced, *lengths = torch.cat([gap.long()[None], mask.sum(dim=1)]).tolist()
     if misplaced:
         raise ValueError("prompts must be padded on the left: a row of attention_mask has a zero after a one")
-    if given is not None and min(lengths) < mask.shape[1]:
+    if given is not None:
         # What follows must come right after the last latent: windows, biases of distance and recurrent states count
         # columns, whatever a mask hides.
         inputs = inputs.gather(1, real_last(mask)[:, :, None].expand_as(inputs))

@@ -169,7 +169,7 @@ class System:
         sample: Sample | None = None,
         max_tokens: int | None = None,
         *,
-        goes_on: bool = False,
+        goes_on: bool = ...,
     ) -> TextAnswer: ...
 
     @overload
@@ -180,7 +180,7 @@ class System:
         sample: Sample | None = None,
         max_tokens: int | None = None,
         *,
-        goes_on: bool = False,
+        goes_on: bool = ...,
     ) -> list[TextAnswer]: ...
 
     def answer(
@@ -376,7 +376,7 @@ class System:
         total: Tensor = stack_flops(stack, positions) + 2 * self.table_size * scored + self.speaker.flops(steps)
         if self.iterations is None:
             return total + self.step_flops * steps
-        before = (prompt + len(self.opening)) + torch.zeros_like(steps)
+        before = (prompt + len(self.opening)).double()
         block = stack_flops(stack, before + steps) - stack_flops(stack, before)
         return total + self.iterations * (block + self.step_flops * steps)
 

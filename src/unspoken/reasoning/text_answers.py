@@ -74,7 +74,6 @@ def beginning(system: System, given: LatentChain) -> Intervention:
 
     A given step ends its chain only where latents point at rows and it points at an end, as one that the model wrote.
     """
-    entries = 0 if given.support_ids is None else given.support_ids.shape[-1]
 
     def padded(values: Tensor, width: int) -> Tensor:
         return F.pad(values, (0, width - values.shape[-1]))
@@ -84,7 +83,8 @@ def beginning(system: System, given: LatentChain) -> Intervention:
         home = moved(given, step.latent.device)
         is_given = home.mask[:, index] if index < home.mask.shape[1] else torch.zeros_like(step.done)
         if step.support_ids is not None and step.support_weights is not None:
-            width = max(entries, step.support_ids.shape[-1])  # of every step of the chain
+            # Of every step of the chain.
+            width = max(ids.shape[-1] for ids in (given.support_ids, step.support_ids) if ids is not None)
             changed = {name: padded(getattr(step, name), width) for name in ("support_ids", "support_weights")}
         if index >= home.mask.shape[1]:
             return replace(step, **changed)
