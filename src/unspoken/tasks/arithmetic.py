@@ -293,7 +293,7 @@ def _has_idle(quantities: Sequence[_Quantity]) -> bool:
             return True
         factors: list[int | Fraction] = [1, -1 if quantity.operation == "subtract" else 1]
         if quantity.number is not None:
-            by_number = {"multiply": quantity.number, "divide": Fraction(1, quantity.number)}
+            by_number: dict[str, int | Fraction] = {"multiply": quantity.number, "divide": Fraction(1, quantity.number)}
             factors = [by_number.get(quantity.operation or "", 1)]
         for source, factor in zip(quantity.sources, factors, strict=False):
             slopes[source] += slope * factor
