@@ -87,6 +87,9 @@ def test_mean_counts_the_chains_that_have_the_step(chain):
     assert torch.allclose(other[0, 3], (chain.latents[0, 3] + chain.latents[3, 3] + chain.latents[5, 3]) / 3)
     assert not other[:, 4].any()
     assert not other[~wider.mask].any()
+    # Of two chains one has a third step and a fourth.
+    two = chain.select(torch.tensor([0, 1]))
+    assert torch.allclose(altered(two, "mean").latents[0, 2:], two.latents[0, 2:])
 
 
 def test_a_swap_moves_all_chains_by_as_many_rows_drawn_anew_by_each_seed(chain):
@@ -140,6 +143,13 @@ def test_hidden_states_become_noise_and_a_talker_keeps_one_latent():
     other = altered_chains(talker, chain, 0)
     assert set(other) == set(CONTROLS)
     assert other["no chain"].lengths.tolist() == [1] * 3
+
+
+def test_chains_with_tokens_that_latents_are_not_made_of_become_noise():
+    system = tiny_word_system("unspoken")
+    chain = word_view(system).graded.chain
+    assert chain.support_ids is not None
+    assert set(altered_chains(replace(system, chain_kind="hidden"), chain, 0)) == set(CONTROLS)
 
 
 def test_what_is_drawn_depends_on_the_seed_alone(chain):

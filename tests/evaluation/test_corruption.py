@@ -108,13 +108,16 @@ def test_the_summary_compares_each_corruption_with_none() -> None:
     gaussian = torch.tensor([[5, 2, EOS], [2, 2, EOS]])
     decoded = {"none": tokens, "gaussian": gaussian, "other sentence": tokens.flip(0)}
     seed = Ablation(tokens=tokens, scored=scored, decoded=decoded)
-    summary = ablation_summary([seed, seed])
+    summary = ablation_summary([seed])
+    assert summary == ablation_summary([seed, seed])
     json.dumps(summary, allow_nan=False)
     assert summary["alike"] == 0.0
     conditions = summary["conditions"]
     assert "change" not in conditions["none"]
     assert conditions["gaussian"]["right"]["mean"] == pytest.approx(0.25)
     assert conditions["gaussian"]["change"]["mean"] == pytest.approx(-0.75)
+    change = conditions["gaussian"]["change"]
+    assert (change["low"], change["high"]) == (-1.0, -0.5)
     assert (conditions["gaussian"]["right"]["low"], conditions["gaussian"]["right"]["high"]) == (0.0, 0.5)
     other = conditions["other sentence"]
     assert (other["right"]["mean"], other["other"]["mean"]) == (0.0, 1.0)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unspoken.chain import LatentChain, StopReason
 from unspoken.evaluation.answering import answer
-from unspoken.evaluation.cost import counted, seconds
+from unspoken.evaluation.cost import _ALONE, counted, seconds
 from unspoken.methods import catalogue
 from unspoken.methods.jepa_reasoner.systems import talker_flops
 from unspoken.reasoning.flops import stack_flops
@@ -98,15 +98,19 @@ def test_few_problems_are_answered_one_by_one_where_that_takes_long(
 
 
 def test_seconds_are_those_of_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, sizes = [0.0], []
+    clock, sizes, alone = [0.0], [], iter([3.0, 5.0, 2.0, *[0.25] * 30])
 
     def respond(problems: Problems, batch_size: int) -> None:
         sizes.append((len(problems), batch_size))
-        clock[0] += 3.0 + len(sizes) if batch_size == 1 else 64.0
+        clock[0] += next(alone) if batch_size == 1 else 64.0
 
-    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", 20)
+    monkeypatch.setattr("unspoken.evaluation.cost._ALONE", _ALONE)  # other tests are content with fewer
     monkeypatch.setattr("unspoken.evaluation.cost.time.perf_counter", lambda: clock[0])
-    found = seconds(respond, TASK.sample("test", range(130)), 50, alone=True)
-    # Alone they take 4 and 5 and 6 seconds, with which ten seconds are over; 128 problems in batches take 64.
+    problems = TASK.sample("test", range(130))
+    # Alone they take 3 and 5 and 2 seconds, which are ten; 128 problems in batches take 64.
+    assert seconds(respond, problems, 50, alone=True) == {"seconds_alone": 3.0, "seconds_batched": 0.5}
     assert sizes == [(1, 1)] * 3 + [(128, 50)]
-    assert found == {"seconds_alone": 5.0, "seconds_batched": 0.5}
+    # Twenty problems in less time are enough.
+    sizes.clear()
+    assert seconds(respond, problems, 50, alone=True) == {"seconds_alone": 0.25, "seconds_batched": 0.5}
+    assert sizes == [(1, 1)] * 20 + [(128, 50)]

@@ -44,6 +44,11 @@ def test_losses_and_readings_are_kept_at_their_steps(tmp_path: Path) -> None:
     assert has_curve(tmp_path)
 
 
+def test_a_stage_that_was_validated_once_has_a_curve_of_one_point(tmp_path: Path) -> None:
+    read = curve(stage(tmp_path, {"step": 2, "loss": 0.5}, evaluation(4, eval_ended=0.5)))
+    assert (read["steps"], read["ended"], read["loss"]) == ([4], [0.5], [0.5])
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_reading_that_one_evaluation_lacks_is_left_out_of_the_curve(tmp_path: Path, first: bool) -> None:
     whole, short = {"eval_ended": 1.0, "eval_rollout_rank": 0.5}, {"eval_ended": 0.5}

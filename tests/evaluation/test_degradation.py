@@ -14,8 +14,8 @@ CLEAN = np.array([[[1.0, 1], [1, 0]], [[1, 1], [0, 1]]])  # two seeds, two probl
 NOISY = np.array([[[1.0, 0], [0, 0]], [[1, 1], [0, 0]]])
 
 
-def by_seed(**levels: np.ndarray[Any, Any]) -> list[dict[float, np.ndarray[Any, Any]]]:
-    return [{int(name[1:]) / 100: values[seed] for name, values in levels.items()} for seed in range(2)]
+def by_seed(seeds: int = 2, **levels: np.ndarray[Any, Any]) -> list[dict[float, np.ndarray[Any, Any]]]:
+    return [{int(name[1:]) / 100: values[seed] for name, values in levels.items()} for seed in range(seeds)]
 
 
 def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
@@ -33,6 +33,33 @@ def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
     assert relative == pytest.approx([2 / 3, 1 / 3, 2 / 3, 1 / 2])
     assert clean["exact"][1]["relative"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert json.loads(json.dumps(curves, allow_nan=False)) == curves
+
+
+def drawn_hits(generator: np.random.Generator, **rates: float) -> list[dict[float, np.ndarray[Any, Any]]]:
+    """Three seeds, forty problems, two symbols."""
+    return by_seed(3, **{name: (generator.random((3, 40, 2)) < rate) * 1.0 for name, rate in rates.items()})
+
+
+def test_a_curve_is_of_all_levels_and_drawn_by_the_first_seed() -> None:
+    generator = np.random.default_rng(3)
+    hits, others = (drawn_hits(generator, _0=rate, _10=0.4, _30=0.2, _50=0.1) for rate in (0.7, 0.6))
+    curves = summary(hits)
+    assert (curves["seeds"], curves["problems"]) == (3, 40)
+    assert [level["level"] for level in curves["levels"]] == [0.0, 0.1, 0.3, 0.5]
+    assert {len(level[kind]) for level in curves["levels"] for kind in ("symbol", "exact")} == {2}
+    assert curves == summary(hits, draws=2000, seed=0)
+    assert comparison(hits, others) == comparison(hits, others, draws=5000, seed=0)
+    # One seed is enough.
+    assert summary(hits[:1], draws=20)["seeds"] == 1
+
+
+def test_a_system_with_nothing_right_under_noise_has_lost_all_of_its_clean_accuracy() -> None:
+    clean = np.tile([[1.0], [1.0], [1.0], [0.0]], (2, 1, 1))
+    kept, lost = by_seed(_0=clean, _30=clean), by_seed(_0=clean, _30=0 * clean)
+    for first, second, change in ((lost, kept, -1.0), (kept, lost, 1.0)):
+        relative = comparison(first, second, draws=2000)["levels"][1]["symbol"][0]["relative"]
+        # In draws without anything right at first nothing can be lost; all others agree.
+        assert (relative["mean"], relative["low"], relative["high"]) == (change, change, change)
 
 
 def test_relative_accuracy_is_paired_with_the_clean_run() -> None:

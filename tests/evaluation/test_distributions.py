@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from transformers import DynamicCache
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation.answering import answer
@@ -31,6 +32,15 @@ def test_distributions_of_a_batch_are_those_of_single_rows(family: str, batch_si
         logits = model(inputs_embeds=torch.cat([vectors, chain.latents[row : row + 1, :steps]], dim=1)).logits[0]
         expected = (logits[len(prompt) - 1 :][:steps] / 0.7).softmax(dim=-1)
         torch.testing.assert_close(found[row], expected, rtol=0, atol=1e-5)
+
+
+def test_chains_are_read_without_a_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.ones(7, 2, dtype=torch.bool)
+    chain = LatentChain(latents=torch.ones(7, 2, 16), mask=mask, stop=torch.zeros(7).long())
+    # Nothing could take the keys and values of a position.
+    monkeypatch.setattr(DynamicCache, "update", None)
+    for family in ("llama", "gpt2"):
+        assert len(before_latents(tiny_word_system(family), TASK, PROBLEMS, PROMPT_FORMAT, chain, 7)) == 7
 
 
 @torch.no_grad()

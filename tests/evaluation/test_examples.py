@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
@@ -98,11 +97,19 @@ def test_small_weights_are_left_out_but_for_the_first() -> None:
     first, second = entry["steps"]
     assert first["tokens"] == [list(pair) for pair in kept]
     # -sum w log w in nats.
-    assert first["entropy"] == pytest.approx(0.0392 + 0.1052 + 0.0269 + 0.0261, abs=1e-3)
+    assert first["entropy"] == round(0.03919 + 0.10520 + 0.02691 + 0.02606, 3)
     assert second["tokens"] == [[names(8)[0], 0.002]]
     assert entry["response"] == "\\boxed{7}"
     assert "decoded" not in entry
     assert len(text_example(tiny_word_system(), PROMPT_FORMAT, mixed_chain(), 1, tokens)["steps"]) == 1
+
+
+def test_five_tokens_are_kept_of_a_latent_in_which_more_count() -> None:
+    chain = mixed_chain()
+    assert chain.support_weights is not None
+    even = replace(chain, support_weights=torch.full_like(chain.support_weights, 1 / 7))
+    for step in text_example(tiny_word_system(), PROMPT_FORMAT, even, 0, torch.tensor([1]))["steps"]:
+        assert [weight for _, weight in step["tokens"]] == [0.143] * 5
 
 
 def pointing(width: int = 16) -> System:

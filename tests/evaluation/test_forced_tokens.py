@@ -238,9 +238,9 @@ def test_a_reasoner_whose_latents_read_forced_tokens_is_an_error() -> None:
 def test_a_box_begins_where_it_is_opened() -> None:
     for text in ("5 + 7 \\boxed{12}", "\\boxed{12}", "5 \\boxed{7} \\boxed{12}"):
         row = [*PROMPT_FORMAT.encode(text), END, END]
-        assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == row.index(PROMPT_FORMAT.box[0])
+        assert measured._box_from(torch.tensor(row), PROMPT_FORMAT) == row.index(PROMPT_FORMAT.box[0])
     row = [*PROMPT_FORMAT.encode("5 + 7"), END]
-    assert measured._box_from(row, PROMPT_FORMAT.tokenizer) == len(row)
+    assert measured._box_from(torch.tensor(row), PROMPT_FORMAT) == len(row)
 
 
 def test_a_tenth_and_three_tenths_of_the_tokens_that_can_be_are_forced() -> None:

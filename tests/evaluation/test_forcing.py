@@ -12,7 +12,7 @@ from tiny_models import PAD, prompts, tiny_language_model, tiny_pair
 from torch import Tensor
 
 from unspoken.chain import LatentChain
-from unspoken.evaluation.forcing import Effect, Run, containment, corrupted, effect_summary, forced_run
+from unspoken.evaluation.forcing import Effect, Run, containment, corrupted, effect_of, effect_summary, forced_run
 from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
 from unspoken.reasoning.picking import FREE
@@ -159,6 +159,14 @@ def test_effects_are_counted_after_the_first_forced_token() -> None:
     assert sum(row[2] for row in expected) > 0
 
 
+def test_chains_without_latents_do_not_change() -> None:
+    none = torch.zeros(2, 0, dtype=torch.bool)
+    chain = LatentChain(latents=torch.zeros(2, 0, 4), mask=none, stop=torch.zeros(2, dtype=torch.long))
+    effect = effect_of([torch.tensor([1, 2]), torch.tensor([3, 4])], chain, chain)
+    assert effect.counts.tolist() == [[1.0, 3.0], [2.0, 4.0]]
+    assert (effect.latents_identical, effect.largest_latent_change) == (True, 0.0)
+
+
 def test_the_summary_of_effects_weighs_every_symbol_alike() -> None:
     first = Effect(
         counts=np.array([[4.0, 2, 1, 1, 1, 0], [4, 2, 3, 0, 3, 3]]),
@@ -170,7 +178,7 @@ def test_the_summary_of_effects_weighs_every_symbol_alike() -> None:
         latents_identical=False,
         largest_latent_change=0.5,
     )
-    effect = effect_summary([first, second], draws=200)
+    effect = effect_summary([first, second])
     assert effect["forced"]["mean"] == 6 / 16
     assert effect["later_changed"]["mean"] == 3 / 6
     assert effect["later_accuracy"]["clean"]["mean"] == 5 / 6
@@ -179,4 +187,4 @@ def test_the_summary_of_effects_weighs_every_symbol_alike() -> None:
     assert (effect["latents_identical"], effect["largest_latent_change"]) == (False, 0.5)
     assert json.loads(json.dumps(effect, allow_nan=False)) == effect
     nothing = Effect(counts=np.zeros((3, 6)), latents_identical=True, largest_latent_change=0.0)
-    assert effect_summary([nothing], draws=20)["later_changed"] is None
+    assert effect_summary([nothing])["later_changed"] is None

@@ -11,6 +11,7 @@ import torch
 from conformance import left_padded
 from tiny_models import tiny_language_model
 from tiny_words import PROMPT_FORMAT, TASK, tiny_word_system
+from torch.overrides import TorchFunctionMode
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation import sampling
@@ -51,6 +52,17 @@ def test_an_explicit_chain_is_sampled_from_the_model_its_end_included() -> None:
 
 
 @torch.no_grad()
+def test_a_token_whose_chance_is_zero_is_not_drawn() -> None:
+    model, hidden = tiny_language_model("llama"), 1000 * torch.randn(1, 16)
+    chances = model.get_output_embeddings()(hidden)[0].softmax(dim=-1)
+    assert (chances == 0).sum() > 5
+    settings = LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=1)
+    drawn = NoisyReasoner(model=model, settings=settings, generators=sources(50)).step(hidden.expand(50, 16))
+    assert drawn.support_ids is not None
+    assert (chances[drawn.support_ids] > 0).all()
+
+
+@torch.no_grad()
 def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_end() -> None:
     system = tiny_word_system("llama")
     hidden = torch.randn(64, 16)
@@ -72,6 +84,30 @@ def test_a_superposition_keeps_its_tokens_and_its_stop_and_never_leans_to_the_en
     assert (clean.support_ids[going, 1:] == end).any()
     assert (heaviest != clean.support_ids[:, 0])[going].any()
     assert not (heaviest == end)[going].any()
+
+
+class Sent(TorchFunctionMode):
+    """Whether the host waits for what it sends to a device, copy by copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[bool] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.to and not isinstance(args[1], torch.dtype):
+            self.waits.append(not (kwargs or {}).get("non_blocking", False))
+        return function(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("top_k", [1, 5])
+def test_what_is_drawn_on_the_host_is_sent_without_waiting(top_k: int) -> None:
+    system = tiny_word_system("llama", top_k=top_k)
+    noisy = NoisyReasoner(model=system.model, settings=system.reasoner.settings, generators=sources(3))
+    hidden = torch.randn(3, 16)
+    with Sent() as sent:
+        noisy.step(hidden)
+    assert sent.waits and not any(sent.waits)
 
 
 # --- whole chains ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Intervals cover, tests find what is there and nothing else."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,11 @@ def test_a_perfect_score_still_has_an_interval():
     found = rate(np.ones((3, 2000)))
     assert found.mean == found.high == 1.0
     assert 0.998 < found.low < 1.0
+    # Never more than all of them, whatever is rounded, and a single seed has no variance to be asked for.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {rate(np.ones((1, problems))).high for problems in range(1, 200)} == {1.0}
+        assert rate(np.array([[0.0, 1.0]])).mean == 0.5
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
@@ -171,6 +178,10 @@ def test_means_over_seeds_keep_the_seeds():
         "rate": {"mean": 1.5, "seeds": [1.0, 2.0]},
         "steps": {"mean": [1.0, 6.0], "seeds": [[0, 4], [2, 8]]},
     }
+
+
+def test_a_single_reading_is_its_own_mean():
+    assert seed_means([{"rate": 1.0}]) == {"rate": {"mean": 1.0, "seeds": [1.0]}}
 
 
 def test_a_difference_is_drawn_five_thousand_times_by_the_first_seed():

@@ -337,6 +337,35 @@ def test_the_split_is_blind_to_the_order_of_telling_and_of_terms() -> None:
     assert seen == set(SPLITS)
 
 
+# Ann has 12 things; D is half of that and one more, or what Ann and Bo have together.
+ANN, BO = arithmetic._Quantity(12), arithmetic._Quantity(3)
+HALF = [ANN, arithmetic._Quantity(6, "divide", (0,), 2), arithmetic._Quantity(7, "add", (1,), 1)]
+BOTH = [ANN, BO, arithmetic._Quantity(15, "add", (0, 1))]
+
+
+@pytest.mark.parametrize(
+    ("quantities", "idle"),
+    [
+        ([ANN], False),
+        (BOTH, False),
+        ([ANN, BO, arithmetic._Quantity(13, "add", (0,), 1)], True),  # nobody asks for what Bo has
+        ([*BOTH, arithmetic._Quantity(3, "subtract", (2, 0))], True),
+        ([*BOTH, arithmetic._Quantity(12, "subtract", (2, 1))], True),
+        ([*BOTH, arithmetic._Quantity(27, "add", (2, 0))], False),
+        ([ANN, BO, arithmetic._Quantity(9, "subtract", (0, 1)), arithmetic._Quantity(12, "add", (2, 1))], True),
+        ([ANN, arithmetic._Quantity(19, "add", (0,), 7), arithmetic._Quantity(7, "subtract", (1, 0))], True),
+        ([ANN, arithmetic._Quantity(10, "subtract", (0,), 2), arithmetic._Quantity(2, "subtract", (0, 1))], True),
+        ([ANN, arithmetic._Quantity(24, "multiply", (0,), 2), arithmetic._Quantity(12, "subtract", (1, 0))], False),
+        # Twice the half of it and one more is what Ann has and two; three times as much is more.
+        ([*HALF, arithmetic._Quantity(14, "multiply", (2,), 2), arithmetic._Quantity(2, "subtract", (3, 0))], True),
+        ([*HALF, arithmetic._Quantity(21, "multiply", (2,), 3), arithmetic._Quantity(9, "subtract", (3, 0))], False),
+        ([*HALF, arithmetic._Quantity(5, "subtract", (0, 2))], False),
+    ],
+)
+def test_a_quantity_is_idle_where_it_cancels_out(quantities: list[arithmetic._Quantity], idle: bool) -> None:
+    assert arithmetic._has_idle(quantities) is idle
+
+
 # --- tokens ----------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -85,14 +86,23 @@ def test_a_template_has_five_seconds_and_a_gibibyte(monkeypatch: pytest.MonkeyPa
     assert render(Templated(), TURNS) == "[user|Ann has 3.]"
 
 
-@pytest.mark.parametrize(("grown", "ended"), [(2**30, False), (2**30 + 1, True)])
-def test_the_memory_is_what_the_process_grows_by(grown: int, ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [5 * 2**30]
+@pytest.mark.parametrize(
+    ("passed", "grown", "ended"),
+    [(0.0, 2**30, False), (0.0, 2**30 + 1, True), (5.0, 0, False), (5.01, 0, True)],
+)
+def test_time_and_memory_are_what_a_template_takes(
+    passed: float, grown: int, ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, clock = [5 * 2**30], [700.0]
     monkeypatch.setattr(chat_template, "_resident", lambda: sizes[0])
+    monkeypatch.setattr(chat_template, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class Growing(Templated):
         def apply_chat_template(self, *arguments: Any, **named: Any) -> str:
+            # The watcher does not keep a process alive that is to end.
+            assert all(one.daemon for one in threading.enumerate() if one is not threading.main_thread())
             sizes[0] += grown
+            clock[0] += passed
             for _ in range(80):  # the watcher looks every twentieth of a second
                 time.sleep(0.005)
             return super().apply_chat_template(*arguments, **named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -168,6 +169,16 @@ def test_the_protocol_is_followed(case: Case) -> None:
     assert case.task.tests
     assert len(set(case.splits)) == len(case.splits)
     assert hash(case.config) == hash(case.config)
+
+
+@pytest.mark.parametrize("name", ["sample", "spans", "prompts", "rows", "talker_rows"])
+def test_what_is_not_named_is_the_first_seed_the_training_split_and_the_chain(case: Case, name: str) -> None:
+    meant = {"seed": 0, "split": "train", "chain": True, "prompt_format": None}
+    methods = [vars(kind)[name] for kind in type(case.task).__mro__ if name in vars(kind)]
+    assert methods
+    for parameters in (inspect.signature(method).parameters for method in methods):
+        defaults = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
+        assert defaults.items() <= meant.items() | {("kind", "texts")}
 
 
 def test_the_fingerprint_names_the_data(case: Case, tmp_path: Path) -> None:

@@ -354,6 +354,12 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path, h
     assert len({base, *(other.fingerprint for other in others)}) == 5
 
 
+def test_a_fingerprint_is_that_of_recorded_results(tmp_path: Path) -> None:
+    path = save(tmp_path / "gsm.jsonl", [WANTED], lines=True)
+    prints = {chains: task(path, chains=chains).fingerprint for chains in ("equations", "prose")}
+    assert prints == {"equations": "947b686703bc82a5", "prose": "b4da0463b5ea1b53"}
+
+
 def test_it_is_a_word_task(hundred: str) -> None:
     assert isinstance(task(hundred), ReasoningTask)
 

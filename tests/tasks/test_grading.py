@@ -103,6 +103,7 @@ def test_the_same_letters_or_the_same_value_are_right(said: str, answer: str) ->
         (r"\boxed{}", "18"),
         (r"\boxed{many}", "18"),
         (r"\boxed{guw}", "wug"),
+        (r"\boxed{ba}", "ab"),
         (r"\boxed{((((}", "18"),
         (r"first \boxed{18} then \boxed{7}", "18"),
         ("18", "18"),
@@ -381,7 +382,13 @@ def test_a_function_is_recorded_by_the_name_that_it_is_imported_by(own: Callable
     function = importlib.import_module(module).right
     assert name_of(function) == name
     assert graded([r"\boxed{1}"], [problem("2", name)]).tolist() == [True]
-    for nameless in (lambda *_: True, partial(function, "")):
+    again = own(
+        "def right(answer, problem):\n    return True\nfirst = right\ndef right(answer, problem):\n    return False\n"
+    )
+    importlib.reload(importlib.import_module(again))
+    # Its name is that of another function by now.
+    replaced = importlib.import_module(again).first
+    for nameless in (lambda *_: True, partial(function, ""), replaced):
         with pytest.raises(ValueError, match="which has no name to import it by; define it at the top of a module"):
             name_of(nameless)
 
@@ -407,11 +414,14 @@ def test_a_function_is_recorded_by_the_name_that_it_is_imported_by(own: Callable
         ("3000000000", "3 billion", True),
         ("2000000000000", "2 trillion", True),
         ("3000000000", "3 thousand million", False),
+        ("3000", "3 thousand million", False),
         ("18", "18 big red pears", True),
         ("18", "18 very big red pears", False),
         ("18", "18 1/0", False),
         ("0.5", r"50\%", True),
         ("18 cents", "18 dollars", False),
+        ("Omega", "\N{GREEK CAPITAL LETTER OMEGA}", True),
+        ("\N{GREEK CAPITAL LETTER OMEGA}", "Omega", True),
         ("2^{10}", "1024", True),
     ],
 )  # fmt: skip

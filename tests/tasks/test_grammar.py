@@ -161,6 +161,16 @@ def test_beginnings_are_judged_as_the_parser_judges_them() -> None:
     assert TASK.grammar.accepts_prefix(tokens(texts)).tolist() == expected
 
 
+@pytest.mark.parametrize("length", [1, 5, 7, 14])
+def test_a_text_that_is_shorter_than_what_its_symbols_derive_can_only_begin_a_string(length: int) -> None:
+    texts = [text[:length] for text in TASK.text(TASK.sample("test", np.arange(4)))]
+    texts += [text[::-1] for text in texts]
+    assert not TASK.grammar.accepts(tokens(texts)).any()
+    assert TASK.grammar.accepts_prefix(tokens(texts)).tolist() == [
+        parses(TASK.grammar, text, prefix=True) for text in texts
+    ]
+
+
 @pytest.mark.parametrize(("levels", "rules", "count"), [(3, 2, 300), (3, 4, 300), (4, 2, 60), (5, 2, 4), (5, 4, 4)])
 def test_every_string_is_in_the_language(levels: int, rules: int, count: int) -> None:
     task = GrammarConfig(levels=levels, rules=rules).build()
@@ -213,7 +223,7 @@ def test_strings_have_the_mean_length_of_their_grammar(levels: int, least: int, 
     error = lengths.std() / count**0.5
     assert abs(lengths.mean() - task.grammar.mean_length) < 4 * error
     assert least <= task.grammar.mean_length <= most
-    assert lengths.max() < task.longest
+    assert lengths.max() <= task.grammar.lengths[0][1]
 
 
 def test_every_rule_is_equally_likely() -> None:
@@ -252,7 +262,12 @@ def test_the_data_are_still_the_same() -> None:
 def test_an_empty_batch_is_empty() -> None:
     empty = TASK.sample("train", np.array([], dtype=np.int64))
     assert len(empty) == 0
-    assert TASK.rows(empty)["input_ids"].shape[0] == TASK.answers(empty).shape[0] == 0
+    for none in (empty, TASK.sample("train", np.arange(3)).select([])):
+        assert none.ids_BT.shape == TASK.prompts(none)[0].shape == (0, 0)
+        assert TASK.rows(none)["input_ids"].shape == (0, 1)  # the end
+        assert TASK.answers(none).shape == (0, 4)
+    ids, lengths = SMALL.derive(np.zeros((0, SMALL.choices), dtype=np.uint64))
+    assert (ids.shape, lengths.shape) == ((0, 0), (0,))
 
 
 def test_seeds_splits_indices_and_grammars_give_different_strings() -> None:
@@ -375,8 +390,9 @@ def test_an_end_is_valid_where_the_string_is_complete() -> None:
         ({"levels": 6}, "levels is 6"),
         ({"rules": 1}, "rules is 1"),
         ({"rules": 5}, "rules is 5"),
-        ({"steps": 0}, "steps is 0"),
-        ({"levels": 3, "steps": 14}, "between 1 and 13"),
+        ({"steps": 0}, "steps is 0; it must lie between 2 and 121"),
+        ({"levels": 3, "steps": 14}, "between 2 and 13"),
+        ({"levels": 3, "steps": 13}, "steps is 13; give an even number"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:

@@ -92,6 +92,22 @@ def test_a_chain_that_is_one_text_is_cut_into_sentences_and_lines(tmp_path: Path
     assert problem.steps == ("One is 1.", " Two is 2.", "\nThree")
 
 
+@pytest.mark.parametrize(
+    ("cot", "steps"),
+    [
+        (["One is 1. Two is 2.", "Three."], ("One is 1. Two is 2.", "\nThree.")),
+        ('["One is 1. Two is 2.", "Three."]', ("One is 1. Two is 2.", "\nThree.")),
+        ("[3, 4]", ("[3, 4]",)),
+        ("[3] is odd. So?", ("[3] is odd.", " So?")),
+    ],
+)
+def test_steps_of_a_list_stay_whole_and_a_text_in_brackets_is_a_text(
+    tmp_path: Path, cot: Any, steps: tuple[str, ...]
+) -> None:
+    path = write(tmp_path / "mine.jsonl", [{"question": "Q?", "cot": cot, "answer": "3"}])
+    assert JsonlConfig(tests=(path,)).build().sample("mine", [0])[0].steps == steps
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("answer", "text"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from itertools import pairwise
@@ -59,6 +60,13 @@ def test_names_are_the_same_every_time_and_part_of_the_data(tmp_path: Path) -> N
     first, again, plain = (read(tmp_path, ROW, renamed=renamed) for renamed in (True, True, False))
     assert first.sample("prosqa", [0]) == again.sample("prosqa", [0])
     assert first.fingerprint == again.fingerprint != plain.fingerprint
+    # As in recorded results, whose problems are named by their own words.
+    (problem,), (told,) = first.sample("prosqa", [0]), plain.sample("prosqa", [0])
+    assert problem.key == told.key == f"prosqa:{hashlib.sha256(told.question.encode()).hexdigest()[:16]}"
+    assert problem.question == (
+        "Every thrin is a tulk. Pam is a plov. Kit is a skon. Every skon is a thrin. Kit is a tazz. "
+        "Every tazz is a tulk. Every plov is a cheb. Is Kit a cheb or tulk?"
+    )
 
 
 def test_more_names_than_there_are_cannot_be_given(tmp_path: Path) -> None:

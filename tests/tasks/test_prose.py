@@ -64,6 +64,17 @@ def test_texts_are_the_documents_of_their_split_end_to_end(file: Path) -> None:
     assert set(trained) <= {text for text in every if sixteenth(text) < 14}
 
 
+def test_a_split_that_fills_its_texts_ends_with_its_last_token(file: Path) -> None:
+    total = sum(map(len, task(file)._known("texts", "validation")))
+    length = next(number for number in range(2, total + 1) if total % number == 0)
+    made = task(file, length=length)
+    texts = rows(made, "validation")
+    assert len(texts) * length == total
+    assert [token for text in texts for token in text] == [
+        token for document in made._known("texts", "validation") for token in document.tolist()
+    ]
+
+
 def test_a_row_is_the_same_however_it_is_asked_for(file: Path) -> None:
     size = task(file).size("train")
     assert size
@@ -143,7 +154,9 @@ def test_tokens_after_the_first_are_graded_up_to_the_end_of_each_row(file: Path)
     grades = made.grade(torch.tensor([[5, 6, 1], [7, 6, 1]]), [problems[0]] * 2)
     assert grades.per_symbol is not None
     assert grades.per_symbol.tolist() == [[True, True, True], [False, True, True]]
-    assert made.grade(torch.zeros((0, 3), dtype=torch.long), []).correct.tolist() == []
+    none = made.grade(torch.zeros((0, 3), dtype=torch.long), [])
+    assert none.per_symbol is not None
+    assert (none.correct.shape, none.per_symbol.shape) == ((0,), (0, 0))
 
 
 # --- tokenizer ---------------------------------------------------------------------------------------------------
@@ -253,6 +266,9 @@ def test_a_stream_is_shuffled_ten_thousand_at_a_time_by_seed_and_epoch(monkeypat
     made = ProseTask(ProseConfig(train="some/stream", **SMALL), (None,))
     for seed, epoch in ((3, 0), (3, 1), (4, 0)):
         list(made._documents("train", seed, epoch))
+    # A tokenizer is learned from the first epoch of the first seed.
+    list(made._documents("train"))
+    assert shuffled.pop() == (2968811710, 10_000)
     assert shuffled == [(1576890651, 10_000), (457190280, 10_000), (1490961094, 10_000)]
     assert list(made._documents("test", 3, 0)) == [text for text in paragraphs(20) if sixteenth(text) == 15]
     assert len(shuffled) == 3

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import asdict
 from typing import Any
 
@@ -138,7 +137,6 @@ def test_the_first_seed_is_meant_where_none_is_named(name: str) -> None:
     assert first == again
     plain, named = task.talker_rows(range(3)), task.talker_rows(range(3), 0, "train")
     assert all(torch.equal(plain[key], named[key]) for key in named)
-    assert inspect.signature(task.rows).parameters["chain"].default is True
 
 
 def test_the_last_two_classes_of_hashes_are_validation_and_test() -> None:

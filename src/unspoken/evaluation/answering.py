@@ -96,7 +96,7 @@ def answer(
         chain=LatentChain.concatenate([response.chain for response in responses]),
         tokens=tokens,
         lengths=torch.cat([response.lengths for response in responses]),
-        correct=grades.correct if after is None or symbols is None else symbols[:, after:].all(dim=1),
+        correct=grades.correct if symbols is None else symbols[:, after:].all(dim=1),
         per_symbol=symbols,
     )
 

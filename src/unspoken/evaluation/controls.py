@@ -40,14 +40,16 @@ def noise(chain: LatentChain, generator: torch.Generator) -> LatentChain:
 def shuffle(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """The steps of each chain in another order: content without order."""
     drawn = torch.rand(chain.mask.shape, generator=generator).to(chain.latents)
-    order = drawn.masked_fill(~chain.mask, 2.0).argsort(dim=1)
+    order = drawn.masked_fill(~chain.mask, torch.inf).argsort(dim=1)
     return chain.with_latents(chain.latents.gather(1, order[..., None].expand_as(chain.latents)))
 
 
 def swap(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """The chain of another question; no chain stays in its place."""
     rows = len(chain)
-    shift = int(torch.randint(1, rows, (1,), generator=generator)) if rows > 1 else 0
+    if rows < 2:
+        return chain
+    shift = int(torch.randint(1, rows, (1,), generator=generator))
     return chain.select(torch.arange(rows, device=chain.mask.device).roll(shift))
 
 

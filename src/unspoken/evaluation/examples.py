@@ -46,7 +46,7 @@ def tree_example(
         tokens: of the answer.
     """
     depth = task.config.depth
-    complete = F.pad(latents, (0, 0, 0, max(0, depth - len(latents))))[:depth]
+    complete = F.pad(latents, (0, 0, 0, depth))[:depth]
     names = [LETTERS[token - FIRST_LETTER] for token in problems.names_BM[row]]
     letters = slice(FIRST_LETTER, FIRST_LETTER + len(LETTERS))
     return {

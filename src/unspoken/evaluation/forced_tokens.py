@@ -115,7 +115,7 @@ def effects_of(
     def graded(tokens: Tensor) -> tuple[Bool[Tensor, " B"], Bool[Tensor, "B M"]]:
         """Whether each answer is right, and the positions that may hold it."""
         answers = tokens[:, decoding.answer_from :]
-        boxes = torch.tensor([_box_from(row, tokenizer) for row in answers.tolist()]) + decoding.answer_from
+        boxes = torch.tensor([_box_from(row, prompt_format) for row in answers]) + decoding.answer_from
         correct = task.grade(prompt_format.decode(answers), problems).correct
         return correct, torch.arange(tokens.shape[1]) >= boxes[:, None]
 
@@ -135,11 +135,11 @@ def effects_of(
     return effects
 
 
-def _box_from(row: list[int], tokenizer: Any) -> int:
+def _box_from(row: Int[Tensor, " M"], prompt_format: PromptFormat) -> int:
     """The token that the first box opens with; the length of the row, if there is no box."""
 
     def opened(length: int) -> bool:
-        return "\\boxed" in tokenizer.decode(row[: length + 1], skip_special_tokens=True)
+        return "\\boxed" in prompt_format.decode(row[None, : length + 1])[0]
 
     return bisect_left(range(len(row)), True, key=opened)
 

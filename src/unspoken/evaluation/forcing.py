@@ -39,7 +39,7 @@ def corrupted(
     others = torch.unique(alternatives)
     assert 0 <= rate <= 1 and len(others) > 1, f"cannot corrupt at rate {rate} with {len(others)} different tokens"
     order, choice = (torch.from_numpy(np.random.default_rng([seed, stream]).random(ids.shape)) for stream in range(2))
-    rank = order.to(ids.device).masked_fill(~mask, 2.0).argsort(dim=1).argsort(dim=1)
+    rank = order.to(ids.device).masked_fill(~mask, torch.inf).argsort(dim=1).argsort(dim=1)
     count = (rate * mask.sum(dim=1).double() + 0.5).floor()
     return torch.where(mask & (rank < count[:, None]), another(ids, others, choice.to(ids.device)), ids)
 
@@ -99,7 +99,7 @@ def effect_of(counts: Sequence[Int[Tensor, " B"]], chain: LatentChain, again: La
 
 
 def summed(
-    seeds: Sequence[Effect], names: Sequence[str], *, draws: int = 2000
+    seeds: Sequence[Effect], names: Sequence[str]
 ) -> tuple[Callable[[str, str], dict[str, float] | None], dict[str, Any]]:
     """Of the effects on the models of several seeds, ratios of counts, see `ratios_of_counts`, and facts of latents.
 
@@ -110,7 +110,7 @@ def summed(
         "latents_identical": all(effect.latents_identical for effect in seeds),
         "largest_latent_change": max(effect.largest_latent_change for effect in seeds),
     }
-    return ratios_of_counts(np.stack([effect.counts for effect in seeds]), names, draws=draws), latents
+    return ratios_of_counts(np.stack([effect.counts for effect in seeds]), names), latents
 
 
 @torch.no_grad()
@@ -132,13 +132,13 @@ def containment(
     forced = wrong != clean
     again, given = run(torch.where(forced, wrong, FREE))
     width = clean.shape[1]
-    given, right = (F.pad(one, (0, max(0, width - one.shape[1])), value=FREE)[:, :width] for one in (given, right))
+    given, right = (F.pad(one, (0, width), value=FREE)[:, :width] for one in (given, right))
     later = can & ~forced & (forced.cumsum(dim=1) > 0)
     groups = (can, forced, later, later & (given != clean), later & (clean == right), later & (given == right))
     return effect_of([group.sum(dim=1) for group in groups], chain, again)
 
 
-def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000) -> dict[str, Any]:
+def effect_summary(seeds: Sequence[Effect]) -> dict[str, Any]:
     """The effects on the models of several seeds, with 95 % intervals; plain values.
 
     Returns:
@@ -146,7 +146,7 @@ def effect_summary(seeds: Sequence[Effect], *, draws: int = 2000) -> dict[str, A
         ``later_accuracy`` (``clean``, ``forced``), each ``mean``, ``low``, ``high`` or None where there was no later
         symbol; ``latents_identical`` and ``largest_latent_change`` over all seeds.
     """
-    ratio, latents = summed(seeds, _COUNTS, draws=draws)
+    ratio, latents = summed(seeds, _COUNTS)
     return {
         "seeds": len(seeds),
         "problems": len(seeds[0].counts),

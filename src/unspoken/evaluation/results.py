@@ -37,7 +37,7 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
     results: dict[str, Any] = read_json(file, f"'unspoken eval {path}' writes it anew")
     with one_line(f"{file} does not hold what a run measured", f"'unspoken eval {path}' writes it anew"):
-        if results.get("schema", 1) > SCHEMA:
+        if results.get("schema", SCHEMA) > SCHEMA:
             raise FolderError(
                 f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
             )

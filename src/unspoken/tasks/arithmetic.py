@@ -21,6 +21,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from functools import cache, cached_property
 from itertools import combinations, islice
 from random import Random
@@ -256,7 +257,8 @@ class ArithmeticTask(MadeUpTask):
             if operation == "add":
                 swapped = random.random() < 0.5
                 return _Quantity(sum(values), operation, sources[::-1] if swapped else sources)
-            return _Quantity(abs(values[0] - values[1]), operation, sources if values[0] > values[1] else sources[::-1])
+            more, less = sorted(sources, key=lambda source: quantities[source].value, reverse=True)
+            return _Quantity(quantities[more].value - quantities[less].value, operation, (more, less))
         value, operation = values[0], random.choice(self.config.operations)
         # Numbers start at two, so that every thing is in the plural.
         if operation == "add":
@@ -284,14 +286,15 @@ def _has_idle(quantities: Sequence[_Quantity]) -> bool:
 
     That is a derivative of the answer that is zero; they are summed up from the answer backwards.
     """
-    slopes = [0.0] * (len(quantities) - 1) + [1.0]
+    slopes: list[int | Fraction] = [int(quantity is quantities[-1]) for quantity in quantities]
     for index in reversed(range(len(quantities))):
         quantity, slope = quantities[index], slopes[index]
-        if abs(slope) < 1e-9:
+        if not slope:
             return True
-        factors = [1.0, -1.0 if quantity.operation == "subtract" else 1.0]
+        factors: list[int | Fraction] = [1, -1 if quantity.operation == "subtract" else 1]
         if quantity.number is not None:
-            factors = [{"multiply": quantity.number, "divide": 1 / quantity.number}.get(quantity.operation or "", 1.0)]
+            by_number: dict[str, int | Fraction] = {"multiply": quantity.number, "divide": Fraction(1, quantity.number)}
+            factors = [by_number.get(quantity.operation or "", 1)]
         for source, factor in zip(quantity.sources, factors, strict=False):
             slopes[source] += slope * factor
     return False

@@ -120,7 +120,7 @@ class Grammar:
 
     def _over_rules(self, choose: Callable[[list[float]], float], leaf: float = 1, inner: float = 0) -> list[float]:
         """Of each symbol, a number that adds up over the nodes below it, chosen among its rules."""
-        sums = [0.0] * len(self.rules) + [leaf] * len(TERMINALS)
+        sums = [leaf] * (len(self.rules) + len(TERMINALS))
         for symbol in reversed(range(len(self.rules))):
             sums[symbol] = choose([inner + sum(sums[child] for child in rule) for rule in self.rules[symbol]])
         return sums
@@ -143,10 +143,13 @@ class Grammar:
 
     @cached_property
     def _table(self) -> tuple[Array, NDArray[np.uint64]]:
-        """The rules as an array ``[symbol, rule, place]`` filled up with -1, and how many each symbol has."""
+        """The rules as an array ``[symbol, rule, place]``, and how many each symbol has.
+
+        It is filled up with 0, the root, which no rule holds.
+        """
         most = max(len(choices) for choices in self.rules)
         longest = max(len(rule) for choices in self.rules for rule in choices)
-        table = np.full((len(self.rules), most, longest), -1, dtype=np.int64)
+        table = np.zeros((len(self.rules), most, longest), dtype=np.int64)
         for symbol, choices in enumerate(self.rules):
             for number, rule in enumerate(choices):
                 table[symbol, number, : len(rule)] = rule
@@ -161,6 +164,7 @@ class Grammar:
         Returns:
             Token ids ``[B, T]``, padded on the left, and lengths ``[B]``.
         """
+        assert noise.shape == (len(noise), self.choices), f"noise of shape {noise.shape} for {self.choices} choices"
         table, rules = self._table
         symbols = np.zeros(len(noise), dtype=np.int64)
         count_B = np.ones(len(noise), dtype=np.int64)
@@ -171,8 +175,8 @@ class Grammar:
             column = np.arange(len(symbols)) - first_B[row] + used_B[row]
             made = table[symbols, (noise[row, column] % rules[symbols]).astype(np.int64)]
             used_B = used_B + count_B
-            count_B = np.add.reduceat((made >= 0).sum(axis=1), first_B)
-            symbols = made[made >= 0]
+            count_B = np.add.reduceat((made != 0).sum(axis=1), first_B)
+            symbols = made[made != 0]
         ids_BT = np.full((len(noise), count_B.max(initial=0)), PAD, dtype=np.int64)
         ids_BT[last_places(ids_BT.shape[1], count_B)] = symbols - len(self.rules) + FIRST_TERMINAL
         return ids_BT, count_B
@@ -189,26 +193,25 @@ class Grammar:
         """Whether each string begins some string of the language, or is one; the empty string does. See `accepts`."""
         return self._recognise(ids_BT, self._begun)
 
-    def _recognise(self, ids_BT: Array, decide: Callable[[list[_Spans], Bits], Bits]) -> Truth:
+    def _recognise(self, ids_BT: Array, decide: Callable[[dict[int, _Spans], Bits], Bits]) -> Truth:
         verdicts = [np.zeros(0, dtype=np.bool_)]
         for first in range(0, len(ids_BT), _TOGETHER):
             some_BT = ids_BT[first : first + _TOGETHER]
             # One more position than tokens: the end, where no terminal starts.
-            tokens_PB = np.pad(some_BT.T, ((0, 1), (0, 0)), constant_values=PAD)
+            tokens_PB = np.vstack([some_BT.T, np.full(len(some_BT), PAD)])
             end_PC = np.packbits(np.indices(tokens_PB.shape)[0] == ids_BT.shape[1], axis=1)
-            start_B = np.argmax(np.pad(some_BT, ((0, 0), (0, 1)), constant_values=EOS) != PAD, axis=1)
-            verdict_PB = np.unpackbits(decide(self._chart(tokens_PB), end_PC), axis=1, count=len(some_BT))
+            start_B = (some_BT == PAD).cumprod(axis=1).sum(axis=1)
+            verdict_PB = np.unpackbits(decide(self._chart(tokens_PB, end_PC.shape), end_PC), axis=1, count=len(some_BT))
             verdicts.append(verdict_PB[start_B, np.arange(len(some_BT))] == 1)
         return np.concatenate(verdicts)
 
-    def _chart(self, tokens_PB: Array) -> list[_Spans]:
-        """Spans of every symbol. Those of the root stay empty, since it stands at the start alone."""
-        leaves = [_Spans(1, np.packbits(tokens_PB == symbol, axis=1)[None]) for symbol in SYMBOLS]
-        none = leaves[0].bits[:0]
-        chart = [_Spans(1, none)] * len(self.rules) + leaves
+    def _chart(self, tokens_PB: Array, shape_PC: tuple[int, ...]) -> dict[int, _Spans]:
+        """Spans of every symbol but the root, which stands at the start alone."""
+        leaves = enumerate(SYMBOLS, start=len(self.rules))
+        chart = {leaf: _Spans(1, np.packbits(tokens_PB == token, axis=1)[None]) for leaf, token in leaves}
         for symbol in reversed(range(1, len(self.rules))):
             shortest, longest = self.lengths[symbol]
-            bits = np.zeros((longest - shortest + 1, *none.shape[1:]), dtype=np.uint8)
+            bits = np.zeros((longest - shortest + 1, *shape_PC), dtype=np.uint8)
             for rule in self.rules[symbol]:
                 # From the right: the loop is over lengths of the first, which are then the fewest.
                 spans = (chart[child] for child in reversed(rule))
@@ -217,17 +220,17 @@ class Grammar:
             chart[symbol] = _Spans(shortest, bits)
         return chart
 
-    def _complete(self, chart: list[_Spans], end_PC: Bits) -> Bits:
+    def _complete(self, chart: dict[int, _Spans], end_PC: Bits) -> Bits:
         """Positions from which the root derives all that follows."""
         starts_at_PC = np.zeros_like(end_PC)
         for rule in self.rules[0]:
             starts_at_PC |= reduce(lambda goal_PC, child: _before(chart[child], goal_PC), reversed(rule), end_PC)
         return starts_at_PC
 
-    def _begun(self, chart: list[_Spans], end_PC: Bits) -> Bits:
+    def _begun(self, chart: dict[int, _Spans], end_PC: Bits) -> Bits:
         """Positions from which all that follows begins something that the root derives."""
         # The empty rest begins every symbol; a rule is begun by complete symbols and then one that is begun.
-        begun = [end_PC | _before(spans, end_PC) for spans in chart]
+        begun = {0: end_PC, **{symbol: end_PC | _before(spans, end_PC) for symbol, spans in chart.items()}}
         for symbol in reversed(range(len(self.rules))):
             for rule in self.rules[symbol]:
                 goal_PC = np.zeros_like(end_PC)

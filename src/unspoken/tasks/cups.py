@@ -69,9 +69,9 @@ class CupsTask(MadeUpTask):
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
         """A question typed by a person, with its chain and its answer."""
         match = _QUESTION.fullmatch(text.strip())
-        balls = match[1].split(" ") if match else []
-        swaps = [(int(first), int(second)) for first, second in _SWAP.findall(match[2])] if match else []
-        asked = int(match[3]) if match else 0
+        held, moves, number = match.groups() if match else ("", "", "0")
+        balls, asked = held.split(" "), int(number)
+        swaps = [(int(first), int(second)) for first, second in _SWAP.findall(moves)]
         numbers = {asked, *(cup for swap in swaps for cup in swap)}
         if sorted(balls) != list(ascii_uppercase[: self.config.cups]) or not numbers <= set(range(1, len(balls) + 1)):
             example = self.sample("train", [0])[0].question

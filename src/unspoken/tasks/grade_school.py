@@ -115,7 +115,7 @@ def _number(value: Any, name: str) -> str:
 def _plain(text: str) -> str:
     """One spelling for a number: "$1,234.50" is "1234.5", "18.0" and "18." are "18"."""
     text = text.strip()
-    bare = text.replace("$", "", 1)
+    bare = text.replace("$", "")
     if re.fullmatch(r"-?\d{1,3}(,\d{3})+(\.\d*)?", bare):
         bare = bare.replace(",", "")
     if not _NUMBER.fullmatch(bare):

@@ -57,8 +57,8 @@ class GrammarConfig:
         if not 2 <= self.rules <= 4:
             raise ValueError(f"rules is {self.rules}; every symbol has 2 to 4 rules")
         # Half of the shortest string that rules of three symbols make.
-        if not 1 <= self.steps <= 3**self.levels // 2:
-            raise ValueError(f"steps is {self.steps}; it must lie between 1 and {3**self.levels // 2}, half a string")
+        if not 2 <= self.steps <= 3**self.levels // 2:
+            raise ValueError(f"steps is {self.steps}; it must lie between 2 and {3**self.levels // 2}, half a string")
         if self.steps % 2:
             raise ValueError(
                 f"steps is {self.steps}; give an even number: one half of the symbols is measured under noise on "
@@ -109,7 +109,7 @@ class GrammarProblems:
         width = self.ids_BT.shape[1]
         columns = (width - self.length_B + self.prompt_B)[:, None] + np.arange(-before, after)
         inside = (columns >= 0) & (columns < width)
-        return np.where(inside, np.take_along_axis(self.ids_BT, np.where(inside, columns, 0), axis=1), PAD)
+        return np.where(inside, np.take_along_axis(self.ids_BT, columns * inside, axis=1), PAD)
 
 
 class GrammarTask(SymbolTask):
@@ -129,11 +129,6 @@ class GrammarTask(SymbolTask):
         """Tokens of an answer. A completion has a fixed length and no end."""
         return self.config.steps
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest string that there is, its end included."""
-        return self.grammar.lengths[0][1] + 1
-
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a terminal and a marker, 5 in all."""
@@ -145,7 +140,7 @@ class GrammarTask(SymbolTask):
         """A prompt ends anywhere between the middle of its string and the last place that leaves a whole answer."""
         check_split(split)
         indices = np.asarray(indices, dtype=np.int64)
-        strings: list[Array] = [np.zeros(0, dtype=np.int64)] * len(indices)
+        strings: dict[int, Array] = {}
         length_B = np.zeros(len(indices), dtype=np.int64)
         cut_B = np.zeros(len(indices), dtype=np.uint64)
         pending, attempt = list(range(len(indices))), 0
@@ -157,9 +152,10 @@ class GrammarTask(SymbolTask):
                 byte = hashlib.sha256(string[-length:].astype(np.uint8).tobytes()).digest()[0]
                 if split_of(byte, _SPLIT_CLASSES) == split:
                     strings[row], length_B[row], cut_B[row] = string[-length:], length, cut
-            pending, attempt = [row for row in pending if not length_B[row]], attempt + 1
+            pending, attempt = [row for row in pending if row not in strings], attempt + 1
         ids_BT = np.full((len(indices), length_B.max(initial=0)), PAD, dtype=np.int64)
-        ids_BT[last_places(ids_BT.shape[1], length_B)] = np.concatenate([*strings, np.zeros(0, dtype=np.int64)])
+        in_order = (strings[row] for row in range(len(indices)))
+        ids_BT[last_places(ids_BT.shape[1], length_B)] = np.concatenate([*in_order, np.zeros(0, dtype=np.int64)])
         places_B = length_B - self.config.steps - length_B // 2 + 1
         prompt_B = length_B // 2 + (cut_B % places_B.astype(np.uint64)).astype(np.int64)
         return GrammarProblems(ids_BT=ids_BT, length_B=length_B, prompt_B=prompt_B)
@@ -254,7 +250,7 @@ class GrammarTask(SymbolTask):
         """
         import torch
 
-        prompt_BP = problems.window(int(problems.prompt_B.max(initial=0)), 0)
+        prompt_BP = self.prompts(problems)[0].numpy()
         symbols_BN = answers_BN[:, : self.config.steps].cpu().numpy()
         strings = np.concatenate([prompt_BP, symbols_BN], axis=1)
         valid_B = self.grammar.accepts_prefix(strings)

@@ -96,16 +96,16 @@ class JsonlConfig(FileConfig):
         return _task(self, tuple(map(_state, sources)))
 
 
-def _state(source: str) -> tuple[str, int, int]:
-    """What changes when a file does; nothing of a data set on the hub."""
+def _state(source: str) -> tuple[str, int, int] | None:
+    """What changes when a file does; None of a data set on the hub."""
     path = Path(source)
     if not path.is_file():
-        return source, 0, 0
+        return None
     return str(path.resolve()), path.stat().st_mtime_ns, path.stat().st_size
 
 
 @lru_cache(maxsize=4)
-def _task(config: JsonlConfig, _states: tuple[tuple[str, int, int], ...]) -> JsonlTask:
+def _task(config: JsonlConfig, _states: tuple[tuple[str, int, int] | None, ...]) -> JsonlTask:
     """Cached, since training builds the task often, and reading files and training a tokenizer take long."""
     return JsonlTask(config)
 
@@ -208,12 +208,16 @@ def _steps_of(value: Any, name: str) -> tuple[str, ...]:
 
 
 def _listed(text: str) -> Any:
-    """A list of steps that is written as JSON, as in a cell of a table; the text itself if it is none."""
+    """A list of steps that is written as JSON, as in a cell of a table; the text itself if it is none.
+
+    Args:
+        text: begins with a bracket.
+    """
     try:
         value = parse_json(text)
     except json.JSONDecodeError:
         return text
-    return value if isinstance(value, list) and all(isinstance(step, str) for step in value) else text
+    return value if all(isinstance(step, str) for step in value) else text
 
 
 def _answer(fields: dict[str, Any], name: str) -> str:

@@ -66,7 +66,7 @@ class PromptFormat:
         """`encode` of many texts in one call, which costs much less than one call each."""
         if not texts:
             return []
-        rows = self.tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        rows = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         return [tuple(row) for row in rows]
 
     def prompt(self, question: str) -> tuple[int, ...]:

@@ -148,7 +148,7 @@ class ProseTask(Task):
 
         Every text can be written, and there are exactly ``config.vocabulary`` entries.
         """
-        documents = islice(self._documents("train", 0, 0), _TOKENIZER_DOCUMENTS)
+        documents = islice(self._documents("train"), _TOKENIZER_DOCUMENTS)
         # The space makes a sentence the same tokens alone and after another one.
         return byte_pairs(documents, self.config.vocabulary, MARKERS, prefix_space=True, what="training documents")
 
@@ -267,7 +267,7 @@ class ProseTask(Task):
     def _known(self, kind: Kind, split: str) -> list[Row]:
         """The tokens of all documents or sentences in files, each once, in the order of the files."""
         if (kind, split) not in self._encoded_once:
-            every = self._encoded(kind, self._documents(split, 0, 0))
+            every = self._encoded(kind, self._documents(split))
             self._encoded_once[kind, split] = list({row.tobytes(): row for row in every}.values())
         return self._encoded_once[kind, split]
 
@@ -278,7 +278,7 @@ class ProseTask(Task):
         complete = kind == "texts"
         pieces = documents if complete else (sentence for text in documents for sentence in _SENTENCE_END.split(text))
         while some := list(islice(pieces, 64)):
-            for piece in tokenizer.encode_batch(some, add_special_tokens=False):
+            for piece in tokenizer.encode_batch(some):
                 if complete:
                     yield np.array([*piece.ids, EOS], dtype=np.int64)
                 elif least <= len(piece.ids) <= most:
@@ -295,7 +295,7 @@ class ProseTask(Task):
 
     # --- documents -----------------------------------------------------------------------------------------------
 
-    def _documents(self, split: str, seed: int, epoch: int) -> Iterator[str]:
+    def _documents(self, split: str, seed: int = 0, epoch: int = 0) -> Iterator[str]:
         """The documents of a split, those of several sources in turn until each has ended, on one line each."""
         order = [seed, epoch] if split == "train" else None
         streams = [
@@ -367,8 +367,8 @@ def _stream(source: str, order: list[int] | None) -> Iterator[str]:
     """The texts of a data set on the hub, as they come or shuffled as far as a buffer allows."""
     rows = hub_rows(source, "train", streaming=True)
     if order is not None:
-        drawn = np.random.SeedSequence(order).generate_state(1)
-        rows = rows.shuffle(seed=int(drawn[0]), buffer_size=_SHUFFLED_TOGETHER)
+        (drawn,) = np.random.SeedSequence(order).generate_state(1)
+        rows = rows.shuffle(seed=int(drawn), buffer_size=_SHUFFLED_TOGETHER)
     for row in rows:
         if not isinstance(row.get("text"), str):
             raise ValueError(f"{source}: a row has the fields {', '.join(row)}, but no field 'text' that holds text")

@@ -153,7 +153,7 @@ class TreeSearchTask(SymbolTask):
             pending = pending[~belongs]
             attempt_B[pending] += 1
         leaves = self.nodes - self.first_leaf
-        noise = self._noise(split, indices, seed, attempt_B, columns=2 * leaves + self.nodes, stream=1)
+        noise = self._noise(split, indices, seed, attempt_B, columns=2 * leaves + self.nodes - 1, stream=1)
         listed = max(self.config.targets, 1)
         if self.config.repeat_targets:
             targets_BA = (noise[:, :listed] % np.uint64(leaves)).astype(np.int64)
@@ -167,7 +167,7 @@ class TreeSearchTask(SymbolTask):
         leaf_B = self.first_leaf + np.take_along_axis(targets_BA, chosen_B[:, None], axis=1)[:, 0]
         edges_BE = np.tile(np.arange(1, self.nodes), (len(indices), 1))
         if self.config.shuffle_edges:
-            edges_BE = 1 + np.argsort(noise[:, 2 * leaves : 2 * leaves + self.nodes - 1], axis=1)
+            edges_BE = 1 + np.argsort(noise[:, 2 * leaves :], axis=1)
         return TreeProblems(
             names_BM=names_BM,
             targets_BA=self.first_leaf + targets_BA[:, : self.config.targets],
@@ -328,12 +328,10 @@ class TreeSearchTask(SymbolTask):
             if len(edge) != 2 or any(name not in LETTERS for name in edge):
                 raise ValueError(f"edge {edge!r} is not a pair of names out of {LETTERS}")
             children.setdefault(edge[0], []).append(edge[1])
-        heap = [root]
+        heap, unread = [root], dict(children)
         for parent in heap:
-            heap.extend(children.get(parent, []))
-            if len(heap) > len(LETTERS):
-                break
-        if len(heap) != self.nodes or len(set(heap)) != self.nodes or len(edges) != self.nodes - 1:
+            heap.extend(unread.pop(parent, []))
+        if len(set(heap)) != self.nodes or len(edges) != self.nodes - 1:
             raise ValueError(
                 f"the edges are not a complete binary tree of {self.nodes} nodes below root {root!r}, "
                 "which is what this model was trained on"
