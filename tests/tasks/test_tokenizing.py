@@ -31,6 +31,11 @@ def test_words_and_signs_are_tokens_and_give_the_text_back(text: str, tokens: li
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
+def test_words_are_not_shortened_when_they_are_written() -> None:
+    tokenizer = by_word([*MARKERS, "they", "do", "not"])
+    assert tokenizer.decode([2, 3, 4]) == "they do not"
+
+
 def test_what_a_tokenizer_of_words_does_not_know() -> None:
     tokenizer = by_word(WORDS)
     assert tokenizer("  Ann\n has ")["input_ids"] == [16, 17]

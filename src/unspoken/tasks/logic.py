@@ -181,9 +181,9 @@ class LogicTask(MadeUpTask):
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_TOKEN), behavior="removed", invert=True)
         tokenizer.decoder = decoders.Sequence(
             [
-                decoders.WordPiece(prefix=_INSIDE),
+                decoders.WordPiece(prefix=_INSIDE, cleanup=False),
                 decoders.Fuse(),
-                decoders.Replace(Regex(r" (?=\})"), ""),
+                decoders.Replace(Regex(r" (?=[.?}])"), ""),
                 decoders.Replace(Regex(r"(?<=\{) "), ""),
             ]
         )

@@ -278,7 +278,7 @@ class ProseTask(Task):
         complete = kind == "texts"
         pieces = documents if complete else (sentence for text in documents for sentence in _SENTENCE_END.split(text))
         while some := list(islice(pieces, 64)):
-            for piece in tokenizer.encode_batch(some):
+            for piece in tokenizer.encode_batch(some, add_special_tokens=False):
                 if complete:
                     yield np.array([*piece.ids, EOS], dtype=np.int64)
                 elif least <= len(piece.ids) <= most:

@@ -36,9 +36,9 @@ def by_word(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     tokenizer.decoder = decoders.Sequence(
         [
-            decoders.WordPiece(),  # a space before every token but the first and stops
+            decoders.WordPiece(cleanup=False),  # a space before every token but the first
             decoders.Fuse(),
-            decoders.Replace(Regex(r" (?=[}=+*/-]|>>)"), ""),
+            decoders.Replace(Regex(r" (?=[.?,}=+*/-]|>>)"), ""),
             decoders.Replace(Regex(r"(?<=<<|[=+*/-]|\{) "), ""),
         ]
     )
