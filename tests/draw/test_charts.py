@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from lxml import etree
 from markupsafe import Markup
 
+from unspoken.draw import charts
 from unspoken.draw.charts import (
     Axis,
     Frame,
     Level,
     Line,
     Mark,
+    Point,
     difference_bar,
     element,
     line_chart,
@@ -95,6 +99,7 @@ def test_a_logarithmic_axis_names_ones_twos_and_fives_or_powers_alone() -> None:
     # Rounding takes no further tick.
     assert [tick for tick, _ in logarithmic([0.0999999, 1.0000001]).ticks] == pytest.approx([0.1, 0.2, 0.5, 1])
     assert len(logarithmic([0.01, 1]).ticks) == 7
+    assert [text for _, text in logarithmic([0.01, 2]).ticks] == ["0.01", "0.1", "1"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +127,7 @@ def test_an_axis_of_steps_ends_at_the_last_one() -> None:
     assert axis.ticks == ((0, "0"), (2000, "2,000"), (4000, "4,000"))
     assert training_steps([]).high == 1
     assert training_steps([4000]).ticks[-1] == (4000, "4,000")
+    assert [text for _, text in training_steps([4]).ticks] == ["0", "1", "2", "3", "4"]
 
 
 def test_axes_have_a_line_for_every_tick() -> None:
@@ -133,6 +139,13 @@ def test_axes_have_a_line_for_every_tick() -> None:
     assert texts(drawing, "tick middle") == [("0", 20, 126), ("5", 70, 126), ("step", 70, 147)]
     assert texts(drawing, "tick middle end") == [("a long end", 120, 126)]
     assert 'viewBox="0 0 150 150"' in drawing
+
+
+def test_a_long_label_within_twelve_pixels_of_the_edge_ends_at_it() -> None:
+    axis = Axis(low=0, high=100, ticks=((88, "four"), (89, "100"), (90, "1000")))
+    drawing = line_chart(replace(FRAME, x=axis), [], label="one")
+    assert texts(drawing, "tick middle") == [("four", 108, 126), ("100", 109, 126)]
+    assert texts(drawing, "tick middle end") == [("1000", 120, 126)]
 
 
 def test_a_line_passes_through_its_points() -> None:
@@ -154,6 +167,10 @@ def test_names_stand_at_the_ends_of_lines_and_apart() -> None:
     # The plot ends at 120; names are 8 pixels away and at least 14 from each other, moved down where they meet.
     assert texts(drawing, "end-name c1") == [("a", 128, 58), ("b", 128, 72), ("c", 128, 100)]
     assert lines(drawing, "lead") == [(123, 60, 126, 72)]
+    # From 14 pixels on no line is needed; the name is at 128.
+    for x, number in ((9.4, 0), (9.39, 1)):
+        one = line_chart(FRAME, [Line(points=[(x, 0.5)], classes="c1", name="a")], label="one")
+        assert len(lines(one, "lead")) == number
     low = [Line(points=[(10, 0)], classes="c1", name=name) for name in "abc"]
     # None lies below the plot, so the upper ones move up.
     assert [y for _, _, y in texts(line_chart(FRAME, low, label=""), "end-name c1")] == [82, 96, 110]
@@ -161,7 +178,7 @@ def test_names_stand_at_the_ends_of_lines_and_apart() -> None:
     wide = FRAME.labelled([Line(points=[], classes="", name="ten lettersx"[:10])])
     assert wide.right == 64 + 8 + 2
     assert FRAME.labelled([Line(points=[], classes="", name="a")]).right == 30
-    assert FRAME.labelled([Line(points=[], classes="")]) is FRAME
+    assert FRAME.labelled([Line(points=[], classes="")]) is FRAME.labelled([]) is FRAME
 
 
 def test_a_level_has_its_name_at_its_end() -> None:
@@ -174,6 +191,25 @@ def test_a_level_has_its_name_at_its_end() -> None:
     assert texts(right, "note start") == [("chance", 24, 54.5)]
     along = line_chart(frame, [Line(points=[(0, 0.55), (10, 0.55)], classes="c1")], label="")
     assert texts(along, "note end") == [("chance", 120, 73)]
+    # A name covers what is less than three pixels to its left or right, twelve above its base or four below.
+    for (x, y), name in (
+        ((82.1, 50), ("end", 120, 54.5)),
+        ((82.3, 50), ("start", 24, 54.5)),
+        ((100, 42.4), ("end", 120, 54.5)),
+        ((100, 42.6), ("start", 24, 54.5)),
+        ((100, 58.4), ("start", 24, 54.5)),
+        ((100, 58.6), ("end", 120, 54.5)),
+    ):
+        point = Line(points=[((x - 20) / 10, (110 - y) / 100)], classes="c1")
+        assert texts(line_chart(frame, [point], label=""), f"note {name[0]}") == [("chance", *name[1:])]
+    for x, name in ((61.9, ("start", 24, 54.5)), (61.7, ("end", 120, 73))):
+        points = [Line(points=[((px - 20) / 10, 0.6)], classes="c1") for px in (x, 100)]
+        assert texts(line_chart(frame, points, label=""), f"note {name[0]}") == [("chance", *name[1:])]
+    # Below it must end above the lower edge.
+    for value, base in ((0.13, 110), (0.12, 92.5)):
+        low = Frame(**{**vars(FRAME), "levels": (Level(value=value, name="chance"),)})
+        over = line_chart(low, [Line(points=[(0, value + 0.05), (10, value + 0.05)], classes="c1")], label="")
+        assert texts(over, "note end") == [("chance", 120, base)]
     # At the lower edge there is no place below.
     edge = Frame(**{**vars(FRAME), "levels": (Level(value=0, name="none"),)})
     over = line_chart(edge, [Line(points=[(0, 0.05), (10, 0.05)], classes="c1")], label="")
@@ -199,6 +235,130 @@ def test_points_have_intervals_and_numbers_beside_them() -> None:
 def test_a_point_is_a_dot_and_an_axis_even_unless_asked() -> None:
     assert Mark(x=0, y=0, low=0, high=0, number=1, colour="c1").filled
     assert not Axis(low=0, high=1, ticks=()).log
+
+
+# Values are pixels from the lower left corner of a plot between x 20 and 148, y 10 and 138.
+PIXELS = Axis(low=0, high=128, ticks=())
+PLOT = Frame(x=PIXELS, y=PIXELS, width=178, height=178, left=20, right=30, top=10, bottom=40)
+
+
+def numbers(marks: Sequence[tuple[int, float, float, float, float]], line: Sequence[Point] = ()) -> list[Point]:
+    """Where the numbers of points stand, everything in pixels: a point, and both ends of its interval."""
+    made = [
+        Mark(x=x - 20, y=138 - y, low=138 - bottom, high=138 - top, number=number, colour="c3")
+        for number, x, y, top, bottom in marks
+    ]
+    drawing = scatter(PLOT, made, [(x - 20, 138 - y) for x, y in line], label="one")
+    return [(x, y) for _, x, y in texts(drawing, "name middle c3")]
+
+
+RIGHT, LEFT, ABOVE, BELOW = (82, 60), (58, 60), (70, 48), (70, 72)
+UPRIGHT, LEVEL = [(70, 10), (70, 138)], [(20, 60), (148, 60)]
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ([], RIGHT),
+        # A line of steps is 6 pixels from the middle of a number, or half of the number beside it.
+        ([(20, 66), (148, 66)], RIGHT),
+        ([(20, 65.9), (148, 65.9)], ABOVE),
+        ([(20, 54), (148, 54)], RIGHT),
+        ([(20, 54.1), (148, 54.1)], ABOVE),
+        ([(87, 10), (87, 138)], RIGHT),
+        ([(86.9, 10), (86.9, 138)], LEFT),
+        ([(77, 10), (77, 138)], RIGHT),
+        ([(77.1, 10), (77.1, 138)], LEFT),
+        (LEVEL, ABOVE),
+        ([*LEVEL, (148, 48), (20, 48)], BELOW),
+        # Between the arms of a cross it stands farther out: nearer it would cover its own point.
+        ([*LEVEL, (70, 60), *UPRIGHT], (84.1, 45.9)),
+    ],
+)
+def test_a_number_stands_on_the_first_side_where_no_line_strikes_it(line: list[Point], place: Point) -> None:
+    assert numbers([(1, 70, 60, 60, 60)], line) == [place]
+
+
+@pytest.mark.parametrize(("x", "place"), [(78.5, ABOVE), (78.4, BELOW)])
+def test_a_number_of_two_digits_is_17_pixels_wide(x: float, place: Point) -> None:
+    assert numbers([(12, 70, 60, 60, 60)], [(x, 40), (x, 56)]) == [place]
+
+
+@pytest.mark.parametrize(
+    ("other", "place"),
+    [
+        # Another point is half of the number and 5 pixels away, or 11 above or below.
+        ((92, 60, 60, 60), RIGHT),
+        ((91.9, 60, 60, 60), LEFT),
+        ((82, 71, 71, 71), RIGHT),
+        ((82, 70.9, 70.9, 70.9), LEFT),
+        ((82, 49, 49, 49), RIGHT),
+        ((82, 49.1, 49.1, 49.1), LEFT),
+        # Its interval is half of the number and 1.5 pixels away, or 6 above or below.
+        ((88.5, 20, 20, 110), RIGHT),
+        ((88.4, 20, 20, 110), LEFT),
+        ((75.5, 20, 20, 110), RIGHT),
+        ((75.6, 20, 20, 110), LEFT),
+        ((85, 20, 20, 54), RIGHT),
+        ((85, 20, 20, 54.1), LEFT),
+        ((85, 100, 66, 100), RIGHT),
+        ((85, 100, 65.9, 100), LEFT),
+    ],
+)
+def test_a_number_covers_no_other_point_or_interval(other: tuple[float, float, float, float], place: Point) -> None:
+    assert numbers([(1, 70, 60, 60, 60), (2, *other)])[0] == place
+
+
+def test_corners_are_tried_from_the_upper_right_on() -> None:
+    cross, corners = [*LEVEL, (70, 60), *UPRIGHT], [(84.1, 45.9), (84.1, 74.1), (55.9, 45.9), (55.9, 74.1)]
+    for index, corner in enumerate(corners):
+        taken = [(2, x, y, y, y) for x, y in corners[:index]]
+        assert numbers([(1, 70, 60, 60, 60), *taken], cross)[0] == corner
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "line", "place"),
+    [
+        # A plot ends at 20 and 148 pixels; on the left half of the number is free too.
+        (136, 60, [], (148, 60)),
+        (136.1, 60, [], (124.1, 60)),
+        (37, 60, [(49, 10), (49, 138)], (25, 60)),
+        (36.9, 60, [(49, 10), (49, 138)], (36.9, 48)),
+        # Six pixels are free at the top of the drawing, and seven at the lower end of the plot, which is at 138.
+        (70, 18, [(20, 18), (148, 18)], (70, 6)),
+        (70, 17.9, [(20, 17.9), (148, 17.9)], (70, 29.9)),
+        (70, 119, [(20, 119), (148, 119), (148, 107), (20, 107)], (70, 131)),
+        (70, 119.1, [(20, 119.1), (148, 119.1), (148, 107.1), (20, 107.1)], (70, 99.1)),
+    ],
+)
+def test_a_number_stands_inside_of_the_plot(x: float, y: float, line: list[Point], place: Point) -> None:
+    assert numbers([(1, x, y, y, y)], line) == [place]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "place"),
+    [
+        # The second point is so far to the right that its number stands on the left, 11 pixels from the other one.
+        ((102, 60), (137, 60), (125, 60)),
+        ((102.1, 60), (137, 60), (137, 48)),
+        ((108, 60), (137, 73), (125, 73)),
+        ((108, 60), (137, 72.9), (137, 60.9)),
+    ],
+)
+def test_a_number_covers_no_other_number(first: Point, second: Point, place: Point) -> None:
+    assert numbers([(number, x, y, y, y) for number, (x, y) in ((1, first), (2, second))])[1] == place
+
+
+def test_a_number_is_at_most_68_pixels_from_its_point() -> None:
+    # A line that goes to and fro leaves only places that are farther away.
+    line = [(x, y) for y in range(10, 140, 10) for x in (30, 110, 30)]
+    assert numbers([(1, 40, 70, 70, 70)], line) == [(52, 70)]
+
+
+def test_points_along_a_line_are_four_pixels_apart() -> None:
+    assert sorted(charts._along([(0, 0), (12, -6), (12, -8)])) == [(0, 0), (4, -2), (8, -4), (12, -8), (12, -6)]
+    assert charts._along([(3, 1), (0, 8)]) == [(3, 1), (0, 8)]
+    assert charts._along([(1, 9), (2, 1)])[2:] == [(1.5, 5)]
 
 
 def test_numbers_of_a_crowd_cover_nothing() -> None:

@@ -48,7 +48,7 @@ WRITTEN: list[tuple[Callable[..., str], list[tuple[object, str]]]] = [
     ),
     (duration, [(0, "0 s"), (89, "89 s"), (90, "2 min"), (150, "2 min"), (5399, "90 min"), (5400, "1.5 h")]),
     (coefficient, [(0.125, "0.12"), (-0.3, "−0.30"), (-0.004, "0.00"), (12, "12.00")]),
-    (steps, [(3, "3"), (3.004, "3"), (3.006, "3.01"), (17.57, "17.57"), (0, "0")]),
+    (steps, [(3, "3"), (3.004, "3"), (3.006, "3.01"), (0.005, "0.01"), (17.57, "17.57"), (0, "0")]),
     (joined, [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]),
     (formats.PERCENT, [(0.98, "98.00 %")]),
     (formats.PERCENT_1, [(0.98, "98.0 %")]),
@@ -112,6 +112,11 @@ def test_a_cloud_has_one_scale_for_both_directions() -> None:
     assert attributes(drawing, "circle", "cx cy r") == [(26 + scale, 26 + scale / 2, 2.5)]
     assert 'width="470"' in drawing
     assert f'height="{scale + 52:.0f}"' in drawing
+    # Distances in the drawing are those of the plane, however small they are.
+    assert attributes(two_clouds([], [(0, 0), (1e-5, 0)], label=""), "circle", "cx cy r") == [
+        (26, 26, 2.5),
+        (444, 26, 2.5),
+    ]
     # A narrow one is as wide as its legend.
     assert 'width="260"' in two_clouds([(0, 0), (0, 1)], [], label="one")
 
@@ -124,13 +129,29 @@ def test_names_of_a_cloud_have_their_own_hues_and_places() -> None:
     # Names stand 10 pixels to the right of their squares and above.
     assert attributes(drawing, 'text class="name"', "x y") == [(36, 434), (454, 16)]
     assert attributes(drawing, "circle", "cx cy")[0] == (235, 235)
+    assert attributes(drawing, "circle", "r")[0] == (4.5,)
     # Neighbours are the golden angle apart.
     assert set(re.findall(r"--h:(\d+)", drawing)) == {"0", "138"}
+
+
+def test_latents_of_one_chain_are_joined_and_named() -> None:
+    chain = [
+        Dot(name="A", at=(0.0, 0.0), chain="0", latent="0.0"),
+        Dot(name="B", at=(1.0, 0.0), chain="0", latent="0.1"),
+    ]
+    single = Dot(name="A", at=(0.0, 1.0), hint="alone")
+    drawing = named_cloud({"A": (0.0, 0.0), "B": (1.0, 1.0)}, [*chain, single], label="one")
+    assert re.findall(r'points="([^"]*)"', drawing) == ["26,444 444,444"]
+    assert re.findall(r' data-latent="([^"]*)"', drawing) == ["0.0", "0.1"]
+    assert re.findall(r'<g class="path"( data-chain="0")?>', drawing) == [' data-chain="0"', ""]
+    assert re.findall(r"<title>([^<]*)", drawing) == ["alone"]
 
 
 def test_labels_that_meet_are_parted_along_the_line_between_them() -> None:
     free = spread({"a": (0.0, 0.0), "b": (100.0, 0.0)})
     assert free == {"a": (10.0, -10.0), "b": (110.0, -10.0)}
+    # At 16 pixels they are as far apart as they must be.
+    assert spread({"a": (0.0, 0.0), "b": (16.0, 0.0)}, clear=1) == {"a": (10.0, -10.0), "b": (26.0, -10.0)}
     near = spread({"a": (0.0, 0.0), "b": (0.0, 0.0)}, gap=8, clear=1)
     # Labels at one place are moved up and down until they are 8 pixels apart, and no further.
     assert near["a"][0] == near["b"][0] == 10

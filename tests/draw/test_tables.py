@@ -156,9 +156,11 @@ def test_a_pipe_gets_plain_text_and_a_terminal_a_table() -> None:
         "a [b]   50.00 %",
     ]
     # A name that does not fit is wrapped, a number never is.
-    console, out = printed(terminal=True, width=16)
-    print_table(Table(columns=table.columns, rows=[[text("a long name"), number(0.5)]]), console)
-    assert "50.00 %" in out.getvalue() and "a long name" not in out.getvalue()
+    for name, width in (("a long name", 16), ("a bb", 11)):
+        console, out = printed(terminal=True, width=width)
+        print_table(Table(columns=[Column("A"), Column("B")], rows=[[text(name), number(0.5)]]), console)
+        assert "50.00 %" in out.getvalue() and name not in out.getvalue()
+        assert all(word in out.getvalue() for word in name.split())
 
 
 def test_a_line_is_never_wrapped_and_holds_no_markup() -> None:

@@ -49,6 +49,7 @@ def test_the_depth_of_a_tree_follows_from_its_names() -> None:
         (0.7, ".70", "letter some", "0.70"),
         (0.71, ".71", "letter full", "0.71"),
         (1.25, "1.25", "letter full", "1.00"),
+        (10.05, "10.05", "letter full", "1.00"),
         (-0.05, "−.05", "letter", None),
         (-0.04, None, "letter", None),
     ],

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 from tiny_words import TASK, tiny_word_system
 
 import unspoken
-from unspoken.explorer import record
+from unspoken.explorer import record, routes
 from unspoken.explorer.exploring import Explorer
 from unspoken.explorer.opening import first_contents
 from unspoken.explorer.page import render
 from unspoken.explorer.routes import pages, served_explorer
 from unspoken.serving import Limits, Served, app
+from unspoken.serving.refusal import Refusal
 
 TREE = "MC,MJ,CN,CG,JF,JA[ROOT]M[TARGET]N[ROUTE]"
 
@@ -169,6 +176,48 @@ def test_bodies_are_checked_as_the_server_checks_them(client: TestClient, body: 
     answer = client.post("/explore/chain", content=body, headers=known)
     assert answer.status_code == status
     assert words in answer.json()["error"]["message"] and len(answer.json()["error"]["message"]) < 500
+
+
+def test_a_message_may_quote_what_was_sent_up_to_400_characters() -> None:
+    def refuses(_: Any) -> Future[dict[str, Any]]:
+        result: Future[dict[str, Any]] = Future()
+        result.set_exception(ValueError("what was\nsent: " + "x" * 500))
+        return result
+
+    engine: Any = SimpleNamespace(call=refuses)
+    with pytest.raises(Refusal) as refusal:
+        asyncio.run(routes._awaited(engine, dict))
+    assert (refusal.value.status_code, refusal.value.detail) == (400, "what was sent: " + "x" * 385)
+
+
+def test_a_client_that_leaves_within_its_body_has_the_status_of_those_who_left(words: Explorer) -> None:
+    class Left:
+        @contextlib.asynccontextmanager
+        async def body(self, _: Any) -> AsyncIterator[bytes]:
+            raise ClientDisconnect
+            yield b""
+
+    made: Any = pages(words)(None, Left(), lambda: None)  # type: ignore[arg-type]
+    for route in made.routes[1:]:
+        assert asyncio.run(route.endpoint(None)).status_code == 499
+
+
+def test_the_explorer_is_served_at_home_and_its_address_printed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    served, written = Served(system=tiny_word_system()), io.BytesIO()
+    monkeypatch.setattr(routes, "compression_rate", lambda *where: asked.append(where))
+    monkeypatch.setattr(routes, "task_of", lambda *where: asked.append(where))
+    monkeypatch.setattr(routes, "serve", lambda source, **how: asked.append((source, how)))
+    routes.explore("model")
+    how = asked[2][1]
+    pages_of = how.pop("pages_of")
+    assert asked[:2] == [("model", 0, None)] * 2
+    assert (how.pop("host"), how.pop("port"), how.pop("device")) == ("127.0.0.1", 8000, "auto")
+    assert how == {"seed": 0, "stage": None, "reasoning": None, "api_key_file": None}
+    # Whoever reads the output of the process waits for the address.
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written))
+    assert callable(pages_of(served, Limits()))
+    assert written.getvalue() == b"explorer of unspoken: http://127.0.0.1:8000/explore\n"
 
 
 def test_nothing_of_another_origin_is_taken(client: TestClient) -> None:

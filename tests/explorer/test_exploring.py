@@ -13,6 +13,7 @@ import pytest
 from unspoken.explorer import exploring, record
 from unspoken.explorer.edits import Delete, Edit, Mix, Move, Noise, StepEdit, Swap, Truncate, Weigh, Zero
 from unspoken.explorer.exploring import Between, Changed, Explorer
+from unspoken.explorer.opening import first_contents
 
 SIZE = 5  # of the planted task's test set
 
@@ -124,6 +125,23 @@ def test_a_latent_stands_above_its_piece_of_the_explicit_chain(
     assert [step["decoded"] for step in steps] == decoded
 
 
+@pytest.mark.usefixtures("judged")
+def test_nothing_is_known_of_a_question_that_the_task_has_not_read() -> None:
+    (step,) = explorer(PlantedSystem([reading()]), rate=2).changed({"problem": "how many?"})["steps"]
+    assert step["piece"] is None
+
+
+@pytest.mark.usefixtures("judged")
+def test_a_tree_names_what_is_large_enough_to_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Explorer, "_tree", lambda *_: {})
+    weights = [("a", 0.05), ("b", -0.05), ("c", 0.04996), ("d", 0.04994), ("e", -0.2), ("f", 0.0), ("g", 0.3)]
+    step = SimpleNamespace(**{**vars(reading()), "tokens": weights})
+    system = PlantedSystem([step])
+    system.texts.tokenizer = range(9)
+    (read,) = explorer(system).changed({"problem": 0})["steps"]
+    assert read["names"] == {"a": 0.05, "b": -0.05, "c": 0.05, "e": -0.2, "g": 0.3}
+
+
 def test_test_problems_have_numbers_from_zero() -> None:
     made = explorer(PlantedSystem())
     assert [made.question(number) for number in (0, SIZE - 1)] == ["test 0", "test 4"]
@@ -212,6 +230,25 @@ def test_the_model_writes_on_after_the_last_step_that_was_changed(edit: Edit, st
     assert edit.written_from == start
     if isinstance(edit, StepEdit):
         assert type(edit)(**{**vars(edit), "rest": "keep"}).written_from is None
+
+
+@pytest.mark.parametrize(
+    ("silent", "rows", "targets", "shown"),
+    [
+        (True, True, None, (True, True, "hidden states")),
+        (True, False, None, (False, False, "hidden states")),
+        (True, False, "a target", (True, False, "directions of table rows")),
+        (False, True, None, (False, True, "hidden states")),
+        (False, False, "a target", (False, False, "directions of table rows")),
+    ],
+)
+def test_weights_can_be_changed_of_silent_chains_that_are_made_of_rows(
+    silent: bool, rows: bool, targets: str | None, shown: tuple[bool, bool, str]
+) -> None:
+    system = SimpleNamespace(name="model", chain_kind="hidden", silent=silent, mixes_rows=rows, targets=targets)
+    contents = first_contents(SimpleNamespace(system=system, task=None))  # type: ignore[arg-type]
+    assert (contents["weighs"], contents["mixes"], contents["latents"]) == shown
+    assert (contents["silent"], contents["numbered"], contents["model"]) == (silent, False, "model")
 
 
 # --- a page without a model ------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def test_the_frontier_takes_no_notice_of_differences_below_the_resolution() -> N
     assert frontier([(23.566, 0.77), (23.5665, 0.83)], 0.001) == [1]
     assert frontier([(23.5, 0.77), (23.5665, 0.83)], 0.001) == [0, 1]
     assert frontier([(23.566, 0.8), (23.5665, 0.8)], 0.001) == [0, 1]
+    assert frontier([(1.0, 0.5), (1.0, 0.7), (1.0, 0.7)], 0.0) == [1, 2]
 
 
 @given(
@@ -139,6 +140,15 @@ def test_costs_that_lie_more_than_ten_times_apart_have_a_logarithmic_axis(values
     axis = compare._axis(values, "cost")
     assert (axis.title, axis.log) == (title, title != "cost")
     assert axis.low <= min(values) < max(values) <= axis.high
+
+
+def test_an_axis_of_costs_has_about_four_round_numbers_or_at_most_five_of_a_power() -> None:
+    def ticks(*values: float) -> list[str]:
+        return [text for _, text in compare._axis(values, "cost").ticks]
+
+    assert ticks(8, 7) == ["0", "5", "10"]
+    assert ticks(1, 20) == ["1", "2", "5", "10", "20"]
+    assert ticks(1, 40) == ["1", "10"]
 
 
 def test_ticks_have_no_zeros_at_their_end() -> None:
@@ -197,6 +207,39 @@ def test_older_results_are_told_apart_by_task_and_count_and_never_tested() -> No
     text = text_of(render([run("new"), old, other]))
     assert "Results of old tiny and other tiny do not keep which problems were answered rightly" in text
     assert "older results counted a padded batch" in text
+
+
+def test_older_results_of_one_task_meet_in_whatever_order_its_settings_stand() -> None:
+    old, other = aged(run("old")), aged(run("other"))
+    old["recipe"]["task"] = {"kind": "arithmetic", "steps": 3}
+    other["recipe"]["task"] = {"steps": 3, "kind": "arithmetic"}
+    assert [one.runs for one in problem_sets([old, other])] == [["old tiny", "other tiny"]]
+
+
+def templates(*every: Results) -> list[str]:
+    """The kinds of blocks that a comparison is made of."""
+    section = compare.comparison(every)
+    return [] if section is None else [block.template for block in section.blocks]
+
+
+def test_one_system_alone_is_compared_with_nothing() -> None:
+    alone = {"cot": RIGHT["cot"]}
+    assert templates(run("a", right=alone), run("b", fingerprint="b", right=alone)) == ["paragraph"]
+    # Two systems have a picture where the costs of both are known.
+    both = run("a", right=alone), run("b", right=alone)
+    assert templates(*both) == ["heading", "legend", "figure", "table"]
+    both[1]["outcomes"]["test"]["cost"] = {}
+    assert templates(*both) == ["heading", "table"]
+
+
+def test_nothing_is_tested_where_one_system_alone_has_its_outcomes() -> None:
+    alone = {"cot": RIGHT["cot"]}
+    for every, tested in (
+        ((run("a", right=alone), run("b", right=alone)), True),
+        ((run("a", right=alone), aged(run("b", right=alone))), False),
+    ):
+        page = render(every)
+        assert ("Against 1 · cot" in page) == ("Differences are paired" in page) == tested
 
 
 def test_runs_of_one_name_are_told_apart() -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from unspoken.report.findings import each_seed, origin, sample, training_time
+from unspoken.report import findings
+from unspoken.report.findings import each_seed, finding, origin, sample, training_time
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,27 @@ def test_a_page_names_what_is_known_of_where_it_was_measured() -> None:
 def test_the_size_of_a_run() -> None:
     assert sample({"problems": 1000, "seeds": [0, 1, 2], "probes": {}}) == "1,000 test problems, 3 seeds"
     assert sample({"problems": 1, "seeds": [0], "probes": {"corruption": {"systems": {}}}}) == "1 test sentence, 1 seed"
+
+
+@pytest.mark.parametrize(("high", "overlap"), [(0.4, "; the interval of b overlaps with its own"), (0.39, "")])
+def test_intervals_overlap_where_they_touch(high: float, overlap: str) -> None:
+    rates = {"a": {"mean": 0.5, "low": 0.4, "high": 0.6}, "b": {"mean": 0.3, "low": 0.2, "high": high}}
+    text = " It is the best of 2 systems that were trained to reason in latents, picked on these problems"
+    assert findings._rank(rates, "a") == f"{text}{overlap}."
+    results = {
+        "systems": {name: {"exact_match": rate} for name, rate in rates.items()},
+        "baseline": None,
+        "seeds": [0, 1],
+        "problems": 10,
+        "probes": {},
+    }
+    text = "Of 2 systems, a answers the most of 10 unseen problems, 50.00 %, and b the least, 30.00 %"
+    assert finding(results) == f"{text}{'; their intervals overlap' if overlap else ''}."
+
+
+@pytest.mark.parametrize(
+    ("p", "begin"),
+    [(0.05, ", which is no detectable difference"), (0.049, "; seeds differ too much"), (None, ", which")],
+)
+def test_a_test_is_significant_below_five_per_cent(p: float | None, begin: str) -> None:
+    assert findings._verdict({"mean": 0.1, "low": -0.1, "high": 0.3, "p": p}).startswith(begin)

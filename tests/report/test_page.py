@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from unspoken.report.page import render, write_page
+from unspoken.report.page import default_page, render, write_page
+from unspoken.report.sections import recipe_section
 
 Results = dict[str, Any]
 NEAREST = "jepa-reasoner, nearest row"
@@ -101,12 +102,24 @@ def test_a_chain_that_speech_reached_raises_an_alarm(complete: Callable[..., Res
 def test_a_page_replaces_the_old_one_and_leaves_nothing_beside_it(
     complete: Callable[..., Results], tmp_path: Path
 ) -> None:
-    target = tmp_path / "new" / "report.html"
+    target = tmp_path / "new" / "folder" / "report.html"
     write_page([complete()], target)
     write_page([complete(depth=4)], target)
     assert [path.name for path in target.parent.iterdir()] == ["report.html"]
     with pytest.raises(ValueError, match="no results"):
         write_page([], target)
+
+
+def test_a_page_is_written_beside_its_results(tmp_path: Path) -> None:
+    assert default_page(tmp_path, alone=True) == tmp_path / "report.html"
+    assert default_page(Path("results/cups.json"), alone=True) == Path("results/cups.html")
+    assert default_page(Path("results/cups.json"), alone=False) == Path("results/compare.html")
+
+
+def test_a_recipe_is_shown_as_it_was_written() -> None:
+    section = recipe_section({"command": "", "recipe": {"task": "cups", "summary": "one – é"}})
+    assert section is not None
+    assert [block.text for block in section.blocks] == ["task: cups\nsummary: one – é\n"]  # type: ignore[attr-defined]
 
 
 BROWSER = [

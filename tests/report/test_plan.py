@@ -65,8 +65,15 @@ def test_a_plan_has_budget_and_memory_of_every_stage_and_the_sum() -> None:
         ["one", "1.00", "2.00", "4.00", "0.50", "30.0", "40.0", "30.0", "40.0"],
         ["two", "1.00", "2.00", "4.00", "0.50", "30.0", "40.0", "–", "–"],
     ]
-    # A note has at most 116 letters a line and is indented from the second on.
+    # A note is indented from its second line on.
     assert out.getvalue().splitlines()[11:] == [" ".join(["word"] * 23), "  " + " ".join(["word"] * 7)]
+
+
+@pytest.mark.parametrize(("letters", "lines"), [(57, 1), (58, 2)])
+def test_a_line_of_a_note_has_at_most_116_letters(letters: int, lines: int) -> None:
+    out, note = StringIO(), f"{'x' * 58} {'y' * letters}"
+    print_plan({"name": "r", "size": "s", "models": [model("one", 1, fits=True)], "notes": [note]}, Console(file=out))
+    assert len(out.getvalue().partition("x")[2].splitlines()) == lines
 
 
 def test_recipes_are_listed_by_task_with_a_star_before_the_one_to_start_with() -> None:
@@ -79,7 +86,15 @@ def test_recipes_are_listed_by_task_with_a_star_before_the_one_to_start_with() -
         offer("long", "trees", 7200, start_here=False),
         offer("b", "words", 120, start_here=False),
     ]
-    out = StringIO()
+    out, terminal = StringIO(), StringIO()
+    print_recipes(offers, Console(file=terminal, width=60, force_terminal=True, color_system=None))
+    shown = [line.rstrip() for line in terminal.getvalue().splitlines()]
+    assert shown[1] == " recipe   size   a seed   on          what it does"
+    assert shown[3:6] == [
+        " trees",
+        " * a      tiny   60 s     two cores   about a",
+        "   long   tiny   2.0 h    two cores   about long",
+    ]
     print_recipes(offers, Console(file=out, width=200))
     assert out.getvalue().split("\n\n* start here.")[0] == (
         "recipe  size  a seed  on         what it does\n"

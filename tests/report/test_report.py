@@ -141,15 +141,21 @@ def test_recipes_on_a_terminal_are_a_table_without_a_margin(capsys: pytest.Captu
 
 def test_an_answer_shows_its_chain(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (result,) = answer_problems(run, ["LK,LC,KB,KN,CJ,CE[ROOT]L[TARGET]E[ROUTE]"], seed=1)
-    assert result["expected"] == "LCE"
+    assert (result["expected"], result["silent"]) == ("LCE", True)
     assert len(result["chain"]) == result["latent_steps"]
+    weights = [list(step["coefficients"].values()) for step in result["chain"]]
+    assert {len(some) for some in weights} == {4}
+    assert all(weight == round(weight, 4) for some in weights for weight in some)
     print_answer(result, Console(force_terminal=False), chain=True)
     assert "nearest" in capsys.readouterr().out
 
 
 def test_the_coupled_stage_answers_too(run: Path) -> None:
     (result,) = answer_problems(run, [None], stage="coupled")
-    assert result["system"] == "coupled"
+    assert (result["system"], result["silent"]) == ("coupled", False)
+    first, second = (next(answer_problems(run, [None], seed=seed)) for seed in (0, 1))
+    assert first != second
+    assert next(answer_problems(run, [None])) == first
 
 
 @pytest.mark.parametrize(

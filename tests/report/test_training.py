@@ -53,6 +53,19 @@ def test_losses_that_fall_far_have_a_logarithmic_axis(losses: list[float], axis:
     assert (panel.title, panel.remark) == ("sst", "next token, positions all")
 
 
+@pytest.mark.parametrize(
+    ("losses", "ticks"),
+    [
+        ([8.0, 7.0], ["0", "5", "10"]),
+        ([20.01, 1.0], ["1", "2", "5", "10", "20"]),
+        ([40.0, 1.0], ["1", "10"]),
+    ],
+)
+def test_an_axis_of_losses_has_few_ticks(losses: list[float], ticks: list[str]) -> None:
+    (panel,) = panels(losses)
+    assert re.findall(r'class="tick end"[^>]*>([^<]*)<', panel.drawing) == ticks
+
+
 def test_exact_match_has_a_panel_with_a_dot_at_the_checkpoint_that_was_kept() -> None:
     loss, rate = panels([2.0, 1.0], steps=[0, 100, 200], exact_match=[0.0, 0.5, 0.25])
     # The plot goes from 42 to 233 pixels across and from 10 to 106 down; the last step is 200, the axis ends at 100 %.
@@ -65,3 +78,6 @@ def test_exact_match_has_a_panel_with_a_dot_at_the_checkpoint_that_was_kept() ->
     (line,) = re.findall(r'<polyline[^>]*points="([^"]*)"', loss.drawing)
     assert [point.split(",")[0] for point in line.split()] == ["137.5", "233"]
     assert panels([], steps=[0, 100], exact_match=[0.0, 0.5])[0].title == ""
+    # A last validation without a reading has no point.
+    _, rate = panels([2.0, 1.0], steps=[0, 100, 200], exact_match=[0.0, 0.5])
+    assert re.findall(r'<polyline[^>]*points="([^"]*)"', rate.drawing) == ["42,106 137.5,58"]

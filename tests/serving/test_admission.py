@@ -80,6 +80,7 @@ def test_prompts_that_are_read_together_stay_within_a_piece(method: CausalLMReas
     assert admitted(waiting(method, [3] * 9, piece_tokens=8)) == [3] * 2
     assert admitted(waiting(method, [2, 4, 4], piece_tokens=8)) == [2, 4]
     assert admitted(waiting(method, [8, 1], piece_tokens=8)) == [8]
+    assert admitted(waiting(method, [1, 8], piece_tokens=8)) == [1]
     # A prompt longer than a piece is read by itself, one at a time, beside short ones.
     assert admitted(waiting(method, [9, 9], [3, 3, 3], piece_tokens=8)) == [3, 3, 9]
 
@@ -159,6 +160,8 @@ def test_a_piece_has_at_least_32_tokens(method: CausalLMReasoner, monkeypatch: p
         assert batch.reads_long
     batch.step()
     assert not batch.reads_long
+    batch.clear()
+    assert batch.budget == 100  # no row waits for its next step
 
 
 def test_the_length_of_a_job_is_all_that_the_cache_may_hold() -> None:
@@ -220,6 +223,23 @@ def test_what_was_computed_is_counted(served: Served) -> None:
     # All prompts are read in the first pass; the others make a step, read the marker, or give a token.
     assert counters.passes == max(one.latents for one in last) + 8
     assert 0 < counters.seconds < 3 * (time.monotonic() - began)
+
+
+def test_an_answer_that_is_complete_early_counts_as_answered(method: CausalLMReasoner) -> None:
+    engine = waiting(method, [3, 4])
+    job, _ = engine._admitted()
+    engine.finish(job)
+    counters = engine.counters
+    assert (counters.answers, counters.failures, counters.prompt_tokens, job.cancelled) == (1, 0, 3, True)
+
+
+def test_the_end_of_an_engine_is_waited_for_ten_seconds(
+    method: CausalLMReasoner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, waited = waiting(method), list[float]()
+    monkeypatch.setattr(engine._thread, "join", waited.append)
+    engine.close()
+    assert waited == [10]
 
 
 def test_counters_are_written_as_prometheus_reads_them(method: CausalLMReasoner) -> None:

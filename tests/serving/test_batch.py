@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unspoken.chain import LatentChain
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
-from unspoken.reasoning.engine import StopRule, respond, rollout
+from unspoken.reasoning.engine import LatentStep, StopRule, respond, rollout
 from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.row import AnswerDecoding
 from unspoken.serving.batch import Batch, Job, Progress
@@ -85,6 +85,7 @@ def test_a_row_that_joins_late_is_answered_as_it_would_be_alone(family: str, att
         assert [progress.over for progress in one.progress] == [False] * (len(words) - 1) + [True]
         assert one.progress[-1].latents == steps
         assert one.progress[-1].capped == (words[-1] not in decoding.end_ids)
+    assert [one.row.chain for one in reported] == [None] * len(ROWS)  # nobody asked for them
 
 
 def test_every_row_draws_from_its_own_generator() -> None:
@@ -134,6 +135,51 @@ def test_a_finished_chain_is_handed_over_as_the_engine_writes_it(kind: str) -> N
         assert reported[index].words == words[0, :steps].tolist()
         assert len(reported[index].progress) == 1
     assert len(lengths) >= 3
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_chain_that_is_kept_has_all_its_steps_however_few(steps: int) -> None:
+    reasoner, decoding = case_of("llama")
+    job, batch = (
+        Job(ROWS[0].tolist(), StopRule(max_latents=steps, fixed=True), decoding, keep_chain=True),
+        Batch(reasoner),
+    )
+    job.report = lambda _: None
+    batch.join([job])
+    finish(batch)
+    assert (0 if job.chain is None else job.chain.latents.shape[1]) == steps
+
+
+class Counted:
+    """A reasoner that counts the rows of which it makes steps and scores."""
+
+    def __init__(self, reasoner: CausalLMReasoner) -> None:
+        self.reasoner, self.stack, self.embed_prompt = reasoner, reasoner.stack, reasoner.embed_prompt
+        self.steps: list[int] = []
+        self.scores: list[int] = []
+
+    def step(self, hidden: Tensor) -> LatentStep:
+        self.steps.append(len(hidden))
+        return self.reasoner.step(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.scores.append(len(hidden))
+        return self.reasoner.logits(hidden)
+
+
+def test_steps_are_made_of_rows_that_reason_and_scores_of_those_that_answer() -> None:
+    reasoner, decoding = case_of("llama")
+    counted, endless = Counted(reasoner), replace(decoding, end_ids=(99,))
+    batch = Batch(counted)
+    first, second = (
+        Reported(row, endless, StopRule(max_latents=steps, fixed=True))
+        for row, steps in zip(ROWS, (1, 9), strict=False)
+    )
+    batch.join([first.row])
+    batch.step()
+    batch.join([second.row])  # the other one has ended its chain, and its answer ends before this one's chain
+    finish(batch)
+    assert (counted.steps, counted.scores) == ([1] * 10, [1] * 12)
 
 
 def test_a_cancelled_row_gives_up_its_place_and_disturbs_nobody() -> None:

@@ -122,6 +122,19 @@ def test_only_requests_in_progress_are_never_closed_for_others(start: Any, held:
             assert wire.recv(4096).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_head_that_came_in_pieces_sets_no_deadline_for_the_answer(start: Any, held: Any) -> None:
+    reasoner, served = held
+    body = httpx2.Request("POST", "http://x/v1/completions", json={"model": "tiny", "prompt": QUESTION}).content
+    request = HALF_BODY[:-1].replace(b"1000", b"%d" % len(body)) + body
+    with start(served, limits=QUICK) as server, connections(server.port, 1) as (wire,):
+        for piece in (request[:9], request[9:20], request[20:]):
+            wire.sendall(piece)
+            time.sleep(0.1)
+        time.sleep(1)
+        reasoner.let(1000)
+        assert wire.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
 def test_connections_stay_below_what_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     def allowed(descriptors: int) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
@@ -131,6 +144,8 @@ def test_connections_stay_below_what_the_system_allows(monkeypatch: pytest.Monke
     assert connection_cap(5000) == 768
     allowed(resource.RLIM_INFINITY)
     assert connection_cap(5000) == 5000
+    allowed(257)
+    assert connection_cap(512) == 1
     allowed(256)
     with pytest.raises(ValueError, match=r"may open 256 files.*ulimit -n"):
         connection_cap(512)

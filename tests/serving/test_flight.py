@@ -31,6 +31,7 @@ class Desk:
         self.request = SimpleNamespace(**{"stop": None, "n": None, "unspoken": None, **asked})
         self.error, self.silent = error, silent
         self.report: Any = None
+        self.texts = 0  # that were made of tokens
 
     def submit(self, jobs: Sequence[Any], report: Any) -> None:
         if self.error is not None:
@@ -44,6 +45,7 @@ class Desk:
         self.calls.append(("cancel", len(jobs)))
 
     def text(self, tokens: Sequence[int]) -> str:
+        self.texts += 1
         return "".join(TEXTS[token] for token in tokens)
 
     def flight(self, cuts: Sequence[int | None] | None = None) -> Flight:
@@ -230,6 +232,7 @@ def test_a_prompt_counts_once_for_all_its_answers(copies: int | None, silent: bo
 
     answer = asyncio.run(run())
     assert [choice["text"] for choice in answer["choices"]] == ["Ann has pears"] * 4
+    assert desk.texts == 4  # none of an answer that is not complete
     assert answer["usage"] == {
         "prompt_tokens": prompts,
         "completion_tokens": 12,

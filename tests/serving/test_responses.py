@@ -26,6 +26,7 @@ ENTRIES = {
     7: {"token": "é", "logprob": -1.0, "bytes": [195, 169]},
 }
 USAGE = usage_of(11, 3, 6)
+ROW = torch.tensor([0])
 
 
 def form(*, chat: bool) -> Form:
@@ -140,19 +141,19 @@ def test_chunks_of_a_stream(chat: bool) -> None:
 def test_scores_of_tokens_are_logarithms_of_their_probabilities() -> None:
     halves = torch.tensor([[[0.5, 0.25, 0.25, 0.0], [0.125, 0.0, 0.0, 0.875]]]).log()
     sampler = ScoringSampler(Sampler(), 2)
-    assert sampler(halves + 3).tolist() == [[0, 3]]
+    assert sampler(halves + 3, ROW, 0).tolist() == [[0, 3]]
     first, second = sampler.scored
     assert (first.token, second.token) == (0, 3)
     assert (first.logprob, second.logprob) == pytest.approx((math.log(0.5), math.log(0.875)))
     assert [token for token, _ in second.top] == [3, 0]
     assert [value for _, value in second.top] == pytest.approx([math.log(0.875), math.log(0.125)])
-    sampler(halves[:, :1])
+    sampler(halves[:, :1], ROW, 2)
     assert len(sampler.scored) == 3
 
 
 def test_a_token_that_cannot_be_has_a_number_that_json_can_write() -> None:
     sampler = ScoringSampler(Sampler(), 9)
-    sampler(torch.tensor([[[0.0, -math.inf, 0.0]]]))
+    sampler(torch.tensor([[[0.0, -math.inf, 0.0]]]), ROW, 0)
     (scored,) = sampler.scored
     assert len(scored.top) == 3  # there are no more tokens
     assert scored.top[-1] == (1, -9999.0)
@@ -162,7 +163,7 @@ def test_a_token_that_cannot_be_has_a_number_that_json_can_write() -> None:
             return torch.ones((1, 1), dtype=torch.long)
 
     impossible = ScoringSampler(Second(), 0)
-    impossible(torch.tensor([[[0.0, -math.inf]]]))
+    impossible(torch.tensor([[[0.0, -math.inf]]]), ROW, 0)
     assert impossible.scored == [ScoredToken(token=1, logprob=-9999.0, top=[])]
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import socket
+from collections import Counter
 from typing import Any
 
 import httpx2
 import pytest
 import uvicorn
+from fastapi import APIRouter
 
 from unspoken.serving import Limits, Served, app, serve, server
 from unspoken.serving import open_served as open_model
@@ -52,6 +55,18 @@ def test_the_loopback_device_has_these_names(host: str, loopback: bool) -> None:
     assert server._is_loopback(host) is loopback
 
 
+def test_an_address_where_something_listens_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ValueError, match=rf"nothing can listen at 127.0.0.1 port {port} \(Address already in use\);"
+        ):
+            server._refuse_busy("127.0.0.1", port)
+    server._refuse_busy("127.0.0.1", port)
+    with pytest.raises(ValueError, match="host 'no such host' has no address here"):
+        server._refuse_busy("no such host", 8000)
+
+
 def got(served: Served, path: str, **how: Any) -> httpx2.Response:
     """What an application answers whose engine does not run."""
 
@@ -82,6 +97,39 @@ def test_programs_can_read_what_clients_may_send(served: Served) -> None:
         assert name in schema["components"]["schemas"]
     for page in ("/docs", "/redoc"):
         assert got(served, page).status_code == 404
+
+
+def test_pages_of_a_program_are_served_and_not_in_the_schema(served: Served) -> None:
+    def pages(*_: Any) -> APIRouter:
+        router = APIRouter()
+        router.add_api_route("/page", lambda: "text")
+        return router
+
+    assert got(served, "/page", pages=pages).json() == "text"
+    assert set(got(served, "/openapi.json", pages=pages).json()["paths"]) == PATHS
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_shutdown_cuts_off_what_has_begun_and_ends_the_rest_in_order(begun: bool) -> None:
+    async def given_up(_scope: Any, _receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200})
+        raise asyncio.CancelledError
+
+    seen, sent = Counter[int](), list[Any]()
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    scope: Any = {"type": "http"}
+    asyncio.run(server._Counter(given_up, seen)(scope, None, keep))  # type: ignore[arg-type]
+    status = 200 if begun else 503
+    assert (sent[0]["status"], seen) == (status, {status: 1})
+    if begun:
+        assert len(sent) == 1
+        return
+    assert (b"connection", b"close") in sent[0]["headers"]
+    assert json.loads(sent[1]["body"])["error"]["code"] == "shutting_down"
 
 
 @pytest.mark.parametrize(

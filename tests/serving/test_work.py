@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,6 +67,7 @@ def test_a_chain_is_kept_of_a_single_answer_alone(served: Served) -> None:
     assert asked(served, unspoken={"chain": True}).jobs[0]._keep_chain
     assert not asked(served, unspoken={}).jobs[0]._keep_chain
     assert not asked(served).jobs[0]._keep_chain
+    assert not served.job([5], 1)._keep_chain
     assert len(asked(served, unspoken={}, n=2).jobs) == 2
     for fields in ({"n": 2}, {"prompt": [QUESTION] * 2}):
         message = refused(served, unspoken={"chain": True}, **fields)
@@ -216,6 +218,18 @@ def test_token_ids_are_those_of_the_vocabulary(chatting: Served) -> None:
         asked(chatting, limits=limits, prompt=[5] * 21)
     with pytest.raises(Refusal, match="with the chain and one token of an answer, at most 19 fit"):
         asked(chatting, limits=limits, prompt=[5] * 20)
+
+
+def test_token_ids_of_a_problem_stand_for_its_text() -> None:
+    texts = SimpleNamespace(
+        task="a task",
+        tokenizer=range(9),
+        decode=lambda ids: f"text of {ids}",
+        continued=lambda text: [text],
+        prompt=lambda text: [text, "for a chat"],
+    )
+    system: Any = SimpleNamespace(texts=texts)
+    assert Served(system=system).of_ids([5, 8]) == ["text of [5, 8]"]
 
 
 def test_a_text_of_a_completion_stands_for_itself(chatting: Served) -> None:

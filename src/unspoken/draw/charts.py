@@ -115,8 +115,8 @@ class Frame:
 
     def labelled(self, lines: Iterable[Line]) -> Frame:
         """The same size with a margin on the right for the names of the lines."""
-        longest = max((len(line.name) for line in lines), default=0)
-        return replace(self, right=max(self.right, round(_LETTER * longest) + _LABEL_GAP + 2)) if longest else self
+        widths = [round(_LETTER * len(line.name)) + _LABEL_GAP + 2 for line in lines if line.name]
+        return replace(self, right=max(self.right, *widths)) if widths else self
 
 
 # --- axes --------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def logarithmic(values: Iterable[float], write: Callable[[float], str] = "{:g}".
     """
     known = [value for value in values if value > 0] or [0.1, 1.0]
     low, high = min(known), max(known)
-    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     grid = [factor * 10.0**power for power in powers for factor in (1.0, 2.0, 5.0)]
     below = max(tick for tick in grid if tick <= low * 1.001)
     above = min(tick for tick in grid if tick >= high * 0.999 and tick > below)
@@ -161,7 +161,7 @@ def rates(low: float = 0.0) -> Axis:
     """An axis in per cent from a round rate at or below ``low`` to 100 %."""
     # Starting nearer to the top shows small losses; the caption must say that the axis is cut.
     choices = ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.4, 0.1), (0.0, 0.25))
-    start, step = next((choice for choice in choices if low >= choice[0]), choices[-1])
+    start, step = next(choice for choice in choices if low >= choice[0])
     values = [start + index * step for index in range(round((1 - start) / step) + 1)]
     digits = 1 if step < 0.01 else 0
     ticks = tuple((value, f"{100 * value:.{digits}f} %") for value in values)
@@ -171,7 +171,7 @@ def rates(low: float = 0.0) -> Axis:
 def training_steps(values: Iterable[float]) -> Axis:
     """An axis of optimiser steps from 0."""
     last = max([*values, 1.0])
-    ticks = [tick for tick in nice_ticks(0, last) if tick <= last * 1.001]
+    ticks = [tick for tick in nice_ticks(0, last) if tick <= last]
     return Axis(low=0, high=last, ticks=tuple((tick, f"{tick:,.0f}") for tick in ticks), title="step")
 
 
@@ -318,6 +318,10 @@ def _towards(start: Point, end: Point, pixels: float) -> Point:
     return start[0] + ratio * (end[0] - start[0]), start[1] + ratio * (end[1] - start[1])
 
 
+def _meet(one: Point, other: Point, across: float, down: float) -> bool:
+    return abs(one[0] - other[0]) < across and abs(one[1] - other[1]) < down
+
+
 def _names(
     frame: Frame,
     marks: Sequence[Mark],
@@ -332,19 +336,21 @@ def _names(
         half = 3.5 * len(str(mark.number)) + 1.5
         rings = [(x + away * math.cos(turn), y + away * math.sin(turn)) for away in range(12, 76, 8) for turn in turns]
 
-        def crowding(point: Point, half: float = half) -> float:
-            px, py = point
-            outside = not (
-                frame.left + half <= px <= frame.width - frame.right and 6 <= py <= frame.height - frame.bottom - 7
-            )
-            points = sum(abs(px - ox) < half + 5 and abs(py - oy) < 11 for ox, oy in at)
-            lines = sum(
+        def crowding(number: Point, half: float = half) -> tuple[bool, int, int, int, bool]:
+            """Whether it lies outside of the plot, and what it covers, the worst first."""
+            px, py = number
+            inside = frame.left + half <= px <= frame.width - frame.right and 6 <= py <= frame.height - frame.bottom - 7
+            intervals = sum(
                 abs(px - ox) < half + 1.5 and top - 6 < py < bottom + 6
                 for (ox, _), (top, bottom) in zip(at, spans, strict=True)
             )
-            names = sum(abs(px - ox) < 2 * half + 1 and abs(py - oy) < 13 for ox, oy in chosen)
-            struck = any(abs(px - ox) < half and abs(py - oy) < 6 for ox, oy in line)
-            return 8 * outside + 4 * names + 2 * points + lines + struck
+            return (
+                not inside,
+                sum(_meet(number, other, 2 * half + 1, 13) for other in chosen),
+                sum(_meet(number, other, half + 5, 11) for other in at),
+                intervals,
+                any(_meet(number, other, half, 6) for other in line),
+            )
 
         chosen.append(min(rings, key=crowding))  # the first of equals is the nearest
     return chosen

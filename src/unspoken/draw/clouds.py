@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from unspoken.draw.chains import latent_name, visible
+from unspoken.draw.chains import visible
 from unspoken.draw.charts import Point, circle, element, polyline, svg
 
 LARGEST = 470  # pixels of the longer side
@@ -22,8 +22,9 @@ class Dot(NamedTuple):
 
     name: str  # in whose colour it is drawn
     at: Vector
-    chain: str = ""  # which chain it belongs to, and at which place; empty where its chain is not drawn
-    step: int = 0
+    # Of its chain and of itself in every drawing of the section, see `latent_name`; empty where its chain is not drawn.
+    chain: str = ""
+    latent: str = ""
     hint: str = ""  # shown where the pointer rests on it
 
 
@@ -54,13 +55,13 @@ def _group(index: int) -> tuple[str, str]:
 
 def _path(dots: Sequence[Dot], at: Callable[[Vector], Point], groups: Mapping[str, tuple[str, str]]) -> list[Markup]:
     """The latents of one chain, or of none."""
-    marks = [polyline([at(dot.at) for dot in dots], "c0 thin")] if dots[0].chain and len(dots) > 1 else []
+    marks = [polyline([at(dot.at) for dot in dots], "c0 thin")] if dots[0].chain else []
     for dot in dots:
         group, hue = groups.get(dot.name, ("", ""))
         x, y = at(dot.at)
         attributes: dict[str, object] = {"style": hue} if hue else {}
-        if dot.chain:
-            attributes["data_latent"] = latent_name(dot.chain, dot.step)
+        if dot.latent:
+            attributes["data_latent"] = dot.latent
         hint = [element("title", dot.hint)] if dot.hint else []
         marks.append(element("circle", *hint, class_=f"cloud n {group}".strip(), cx=x, cy=y, r=4.5, **attributes))
     return marks
@@ -98,7 +99,7 @@ def spread(marks: Mapping[str, Point], *, gap: float = 16.0, clear: float = 12.0
     """
     centres = {name: (x + 10.0, y - 10.0) for name, (x, y) in marks.items()}
     for _ in range(200):
-        moved = False
+        before = dict(centres)
         for one in centres:
             others = [(centre, gap) for name, centre in centres.items() if name != one]
             for (x, y), distance in [*others, *((mark, clear) for mark in marks.values())]:
@@ -106,11 +107,10 @@ def spread(marks: Mapping[str, Point], *, gap: float = 16.0, clear: float = 12.0
                 apart = math.hypot(dx, dy)
                 if apart >= distance:
                     continue
-                moved = True
                 # Labels at one point have no direction of their own: part them upwards.
-                ux, uy = (dx / apart, dy / apart) if apart > 1e-6 else (0.0, -1.0)
+                ux, uy = (dx / apart, dy / apart) if apart else (0.0, -1.0)
                 push = (distance - apart) / 2 + 0.1
                 centres[one] = (centres[one][0] + ux * push, centres[one][1] + uy * push)
-        if not moved:
+        if centres == before:
             break
     return centres

@@ -14,7 +14,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\u
 MINUS = "−"
 NO_VALUE = "–"
 # What stands for signs of ours on a terminal that has none of them.
-_ASCII = dict(zip("−–—‘’“”·×±│─┌┐└┘├┤┬┴┼", "---''\"\".x~|-+++++++++", strict=True))
+_ASCII = str.maketrans("−–—‘’“”·×±│─┌┐└┘├┤┬┴┼", "---''\"\".x~|-+++++++++")
 
 
 def escaped(text: object) -> str:
@@ -24,11 +24,8 @@ def escaped(text: object) -> str:
 
 def _similar(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    written = [
-        _ASCII.get(sign) or sign.encode("ascii", "backslashreplace").decode()
-        for sign in error.object[error.start : error.end]
-    ]
-    return "".join(written), error.end
+    signs = error.object[error.start : error.end].translate(_ASCII)
+    return signs.encode("ascii", "backslashreplace").decode(), error.end
 
 
 def write_every_sign(stream: object) -> None:
@@ -108,7 +105,7 @@ def signed_minus(text: str) -> str:
 
 
 def _significant(number: float, digits: int) -> str:
-    digits_before = len(f"{abs(number):.0f}") if abs(number) >= 1 else 1
+    digits_before = len(f"{abs(number):.0f}")
     return signed_minus(f"{number:,.{max(0, digits - digits_before)}f}")
 
 

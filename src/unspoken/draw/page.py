@@ -50,7 +50,6 @@ def _templates() -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
-        lstrip_blocks=True,
     )
     templates.globals["glossary"] = GLOSSARY
     templates.filters |= {"prose": _prose, "coefficient": coefficient, "visible": visible}

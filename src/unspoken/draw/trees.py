@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -56,7 +57,7 @@ class Step:
         """The coefficient of a name as it is written; nothing where it is too small."""
         value = self.coefficients.get(name, 0.0)
         # Without its zero before the point it is as wide as its circle.
-        return coefficient(value).replace("0.", ".", 1) if abs(value) >= SHOWN_FROM else ""
+        return re.sub(r"\b0\.", ".", coefficient(value)) if abs(value) >= SHOWN_FROM else ""
 
     def outside(self) -> tuple[str, float] | None:
         """The name outside the tree with the largest coefficient, if it is large enough to show."""

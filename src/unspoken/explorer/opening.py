@@ -17,7 +17,7 @@ _KINDS = {
 }
 
 
-def task_of(source: str | Path, seed: int = 0, stage: str | None = None) -> Task | None:
+def task_of(source: str | Path, seed: int, stage: str | None) -> Task | None:
     """The task that a model was trained on, for its test problems; None where it records none, or the files are gone.
 
     Args:

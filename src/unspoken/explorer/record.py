@@ -108,5 +108,5 @@ def _changes(steps: list[dict[str, Any]], problem: int, problems: int) -> Iterat
                     yield {"kind": "weigh", "step": step, "token": token, "weight": weight, "rest": rest}
     for other in others:
         for point in range(_POINTS):
-            fraction = round(point / (_POINTS - 1), 2)
-            yield {"kind": "mix", "problem": other, "fraction": int(fraction) if fraction in (0, 1) else fraction}
+            fraction = point / (_POINTS - 1)
+            yield {"kind": "mix", "problem": other, "fraction": int(fraction) if fraction.is_integer() else fraction}

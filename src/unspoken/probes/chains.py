@@ -198,7 +198,8 @@ def _plane(plane: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], key: 
 
 def _dots(entries: Sequence[Mapping[str, Any]], key: str) -> Iterator[clouds.Dot]:
     for index, entry in enumerate(entries):
+        chain = f"{key}.{index}"
         for step, (at, reading) in enumerate(zip(entry["at"], entry["steps"], strict=True)):
             text, weight = reading["tokens"][0]
             hint = f"chain {index + 1}, latent {step + 1}: {chains.visible(text)} {coefficient(weight)}"
-            yield clouds.Dot(name=text, at=at, chain=f"{key}.{index}", step=step, hint=hint)
+            yield clouds.Dot(name=text, at=at, chain=chain, latent=chains.latent_name(chain, step), hint=hint)

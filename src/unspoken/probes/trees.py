@@ -202,4 +202,4 @@ def _dots(examples: Sequence[Mapping[str, Any]]) -> Iterator[clouds.Dot]:
     for index, entry in enumerate(examples):
         for step, (at, name) in enumerate(zip(entry.get("at", ()), entry["route"], strict=False)):
             hint = f"chain {index + 1}, latent {step + 1}, right is {name}"
-            yield clouds.Dot(name=name, at=at, chain=str(index), step=step, hint=hint)
+            yield clouds.Dot(name=name, at=at, chain=str(index), latent=latent_name(str(index), step), hint=hint)

@@ -170,7 +170,7 @@ def frontier(places: Sequence[Point], resolution: float) -> list[int]:
 
 def holm(values: Sequence[float]) -> list[float]:
     """p-values of a family of tests, corrected by Holm's step-down method (1979), in the given order."""
-    corrected, largest = [0.0] * len(values), 0.0
+    corrected, largest = [*values], 0.0
     for rank, place in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
         largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
         corrected[place] = largest
@@ -231,7 +231,7 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
     """Accuracy against each cost that all entries know."""
     panels = []
     marks_y = nice_ticks(min(entry.rate["low"] for entry in entries), max(entry.rate["high"] for entry in entries))
-    ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y if mark <= 1)
+    ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y)
     y = Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
     for key, name, axis, factor, resolution in COSTS:
         if not all(entry.cost.get(key) for entry in entries):
@@ -357,7 +357,7 @@ def _table(one: ProblemSet) -> Table:
             known[i] for i in frontier([(entry.cost[cost.key], entry.rate["mean"]) for entry in known], cost.resolution)
         ]
         for cost in COSTS
-        if known and all(entry.cost.get(cost.key) for entry in known)
+        if all(entry.cost.get(cost.key) for entry in known)
     }
 
     def on_frontier(row: tuple[int, Entry]) -> Cell:
@@ -387,7 +387,7 @@ def _tests(one: ProblemSet) -> tuple[list[Column], str]:
         return [], ""
     name = f"{one.entries.index(against) + 1} · {against.system}"
     kind = "with an explicit chain of thought" if against.explicit else "of all"
-    some = {test.seeds for test in tested.values()} != {len(against.right or ())}
+    some = {test.seeds for test in tested.values()} != {len(against.rate["seeds"])}
 
     def difference(row: tuple[int, Entry]) -> Cell:
         test = tested.get(id(row[1]))

@@ -16,7 +16,7 @@ _QUOTES = 2**15
 _VALUES = 2**16
 _DEPTH = 32
 _DIGITS = 100  # of a number; to convert thousands takes a time that grows with their square
-_DIGITS_AS_ZEROS = bytes(0x30 if 0x30 <= byte <= 0x39 else 0x20 for byte in range(256))
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields
@@ -216,15 +216,14 @@ class Engine:
         """The next rows to compute: so many that the batch stays within its tokens, and reading within its budget."""
         batch, limits, now = self._batch, self.limits, time.monotonic()
         joining, prompts, budget, reads_long = list[Job](), list[int](), batch.budget, batch.reads_long
-        held: dict[int, tuple[int, int]] = {}  # of all (0) and of each request: rows, and positions of the longest
+        rows, longest = Counter[int](), Counter[int]()  # of all (0) and of each request: positions of the longest
 
         def extended(key: int, job: Job) -> tuple[int, int]:
-            rows, longest = held.get(key, (0, 0))
-            return rows + 1, max(longest, job.length)
+            return rows[key] + 1, max(longest[key], job.length)
 
         def exceeds(key: int, job: Job, places: int, tokens: int) -> bool:
-            rows, longest = extended(key, job)
-            return rows > 1 and (rows > places or rows * longest > tokens)
+            number, length = extended(key, job)
+            return number > 1 and (number > places or number * length > tokens)
 
         def fits(job: Job) -> bool | None:
             places, tokens = limits.batch_size, limits.batch_tokens
@@ -238,11 +237,12 @@ class Engine:
             return not prompts or (len(prompts) + 1) * max(*prompts, len(job.prompt)) <= budget
 
         def hold(job: Job) -> None:
-            held[0], held[id(job.request)] = extended(0, job), extended(id(job.request), job)
+            for key in (0, id(job.request)):
+                rows[key], longest[key] = extended(key, job)
 
         for row in batch.rows:
             hold(row)
-        while held.get(0, (0, 0))[0] < limits.batch_size and (job := self._waiting.take(fits)) is not None:
+        while (job := self._waiting.take(fits)) is not None:
             hold(job)
             joining.append(job)
             if len(job.prompt) > limits.piece_tokens:

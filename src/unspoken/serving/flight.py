@@ -30,7 +30,7 @@ class Flight:
         self._served = served
         self._engine = engine
         self._work = work
-        self._latents = [0] * len(work.jobs)
+        self._latents: dict[int, int] = {}  # of each job that has begun to answer
         self._progress: asyncio.Queue[tuple[int, Progress]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -68,9 +68,9 @@ class Flight:
                 choice.reason = "length" if progress.capped else "stop"
             if read or stops or progress.over:
                 choice.text = self._served.text(choice.tokens)
-                end = min((place for stop in stops if (place := choice.text.find(stop)) >= 0), default=-1)
-                if end >= 0:
-                    choice.text, choice.reason = choice.text[:end], "stop"
+                ends = [place for stop in stops if (place := choice.text.find(stop)) >= 0]
+                if ends:
+                    choice.text, choice.reason = choice.text[: min(ends)], "stop"
                     self._engine.finish(self._work.jobs[index])
             if choice.reason is not None:
                 left -= 1
@@ -106,7 +106,7 @@ class Flight:
         copies = self._work.request.n or 1
         prompts = sum(len(job.prompt) for job in self._work.jobs[::copies])
         tokens = sum(len(choice.tokens) for choice in self.choices)
-        return usage_of(prompts, tokens, sum(self._latents) if self._served.system.silent else 0)
+        return usage_of(prompts, tokens, sum(self._latents.values()) if self._served.system.silent else 0)
 
 
 def _chain(served: Served, job: Job, coefficients: int) -> dict[str, Any]:

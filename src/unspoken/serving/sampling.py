@@ -44,9 +44,7 @@ class ScoringSampler:
         self._sampler = sampler
         self._top = top
 
-    def __call__(
-        self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"] | None = None, first: int = 0
-    ) -> Int[Tensor, "R N"]:
+    def __call__(self, scores: Float[Tensor, "R N V"], rows: Int[Tensor, " R"], first: int) -> Int[Tensor, "R N"]:
         """Tokens of a batch of one row, wherever they stand."""
         tokens = self._sampler(scores, rows, first)
         logprobs = torch.log_softmax(scores[0].float(), dim=-1)

@@ -47,17 +47,13 @@ Stops = Annotated[
 ]
 
 
-class _Fields(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-
-
-class StreamOptions(_Fields):
+class StreamOptions(BaseModel):
     """What a stream has besides the answer."""
 
     include_usage: bool | None = Field(None, description="A last chunk with the usage of the request.")
 
 
-class Extension(_Fields):
+class Extension(BaseModel):
     """What this server adds to the API; answers have it under the same name."""
 
     model_config = ConfigDict(extra="forbid")
@@ -68,14 +64,14 @@ class Extension(_Fields):
     )
 
 
-class TextPart(_Fields):
+class TextPart(BaseModel):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Fields):
+class Message(BaseModel):
     """A turn of a chat; the ``name`` of who wrote it is ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -88,7 +84,7 @@ class Message(_Fields):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class _Request(_Fields):
+class _Request(BaseModel):
     model: str
     max_tokens: Tokens | None = None
     temperature: Temperature | None = None

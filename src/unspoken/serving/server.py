@@ -168,16 +168,14 @@ def _refuse_busy(host: str, port: int) -> None:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ValueError(f"host {host!r} has no address here ({error.strerror}); give 127.0.0.1 or 0.0.0.0") from None
-    for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-            try:
-                trial.bind(address)
-            except OSError as error:
-                raise ValueError(
-                    f"nothing can listen at {host} port {port} ({error.strerror}); give another --port, or 0 for any "
-                    "that is free"
-                ) from None
+    for family, *_, address in addresses:
+        try:
+            socket.create_server(address, family=family).close()
+        except OSError as error:
+            reason = str(error.strerror).removesuffix(f" (while attempting to bind on address {address!r})")
+            raise ValueError(
+                f"nothing can listen at {host} port {port} ({reason}); give another --port, or 0 for any that is free"
+            ) from None
 
 
 def _is_loopback(host: str) -> bool:
@@ -255,7 +253,7 @@ class Desk:
         self._limits = limits
         self._held = 0
         # Short bodies have a thread of their own: they never wait for the tokens of long ones.
-        self._threads = [ThreadPoolExecutor(1, thread_name_prefix="unspoken-prompts") for _ in range(2)]
+        self._threads = [ThreadPoolExecutor(1, f"unspoken-{length}-prompts") for length in ("short", "long")]
 
     @contextlib.asynccontextmanager
     async def body(self, request: Request) -> AsyncIterator[bytes]:
@@ -359,16 +357,21 @@ def _json(content: dict[str, Any], status: int = 200, headers: dict[str, str] | 
     return Response(json.dumps(content), status, headers, media_type="application/json")
 
 
+def _error_response(
+    status: int, message: str, code: str | None = None, field: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    return _json(error_of(status, message, code, field), status, headers)
+
+
 async def _refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     status = error.status_code
     code = getattr(error, "code", None) or _CODES.get(status)
-    content = error_of(status, str(error.detail), code, getattr(error, "field", None))
-    return _json(content, status, dict(error.headers or {}))
+    return _error_response(status, str(error.detail), code, getattr(error, "field", None), dict(error.headers or {}))
 
 
 async def _broken(_: Request, _error: Exception) -> Response:
-    return _json(error_of(500, "the server failed; its log has the reason"), 500)
+    return _error_response(500, "the server failed; its log has the reason")
 
 
 class _Counter:
@@ -396,8 +399,8 @@ class _Counter:
             await self.app(scope, receive, counted)
         except asyncio.CancelledError:  # the deadline of a shutdown; an answer that has begun is cut off
             if not started:
-                content = error_of(503, "the server is shutting down; try again in a second", _CODES[503])
-                await _json(content, 503, {"Connection": "close"})(scope, receive, counted)
+                message, close = "the server is shutting down; try again in a second", {"Connection": "close"}
+                await _error_response(503, message, _CODES[503], headers=close)(scope, receive, counted)
 
 
 def _metrics(engine: Engine, seen: Counter[int]) -> str:
