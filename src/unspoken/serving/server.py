@@ -168,14 +168,16 @@ def _refuse_busy(host: str, port: int) -> None:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ValueError(f"host {host!r} has no address here ({error.strerror}); give 127.0.0.1 or 0.0.0.0") from None
-    for family, *_, address in addresses:
-        try:
-            socket.create_server(address, family=family).close()
-        except OSError as error:
-            reason = str(error.strerror).removesuffix(f" (while attempting to bind on address {address!r})")
-            raise ValueError(
-                f"nothing can listen at {host} port {port} ({reason}); give another --port, or 0 for any that is free"
-            ) from None
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            try:
+                trial.bind(address)
+            except OSError as error:
+                raise ValueError(
+                    f"nothing can listen at {host} port {port} ({error.strerror}); give another --port, or 0 for any "
+                    "that is free"
+                ) from None
 
 
 def _is_loopback(host: str) -> bool:
