@@ -63,10 +63,14 @@ def labels(rows: int) -> dict[str, float]:
         seed=0,
         tokenizer="none",
         rate=2,
+        latent="superposition",
         width=KEPT,
         top_k=KEPT,
+        temperature=1.0,
+        readout="head",
         encoder="none",
         decoder="none",
+        precision="float32",
     )
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(50_000, (rows, LATENTS, KEPT), generator=generator)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -46,6 +47,19 @@ def around(kind: type[M], base: PreTrainedModel, **settings: Any) -> M:
 def outputs_of(model: LatentModel, given: Mapping[str, Any], **how: Any) -> Any:
     """Of the pass that a stage trains by."""
     return model(**{name: piece for name, piece in given.items() if name != "target_mask"}, **how)
+
+
+@contextmanager
+def caches_kept(*stacks: PreTrainedModel) -> Iterator[list[bool]]:
+    """Whether each pass of some stacks leaves a key-value cache: one that nothing goes on from would take memory."""
+    kept: list[bool] = []
+    hooks = [
+        stack.register_forward_hook(lambda _, __, outputs: kept.append(outputs.past_key_values is not None))
+        for stack in stacks
+    ]
+    yield kept
+    for hook in hooks:
+        hook.remove()
 
 
 def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
 
 from unspoken.methods import catalogue, loading
 from unspoken.methods.carrier import Carrier, carried, carriers
@@ -22,6 +23,7 @@ from unspoken.methods.mux.stages import Mux
 from unspoken.methods.self_distillation import Projection
 from unspoken.methods.self_distilled import projection_of
 from unspoken.methods.sim_cot.stages import SimCot
+from unspoken.storage import FolderError
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,29 @@ def test_plain_attention_is_fastest_on_a_cpu(
     assert loading.load_model("there", device=torch.device(device), attention=asked) is model
     assert given == {"dtype": torch.float32, "attn_implementation": kernel}
     assert not model.training
+
+
+@pytest.mark.parametrize(
+    ("architectures", "kind"),
+    [
+        (None, AutoModelForCausalLM),
+        (["LlamaForCausalLM"], AutoModelForCausalLM),
+        (["LlamaModel"], AutoModel),
+        ([], AutoModel),
+        ("LlamaForCausalLM", None),
+        (["LlamaForCausalLM", 3], None),
+    ],
+)
+def test_a_folder_names_the_class_of_its_model(monkeypatch: pytest.MonkeyPatch, architectures: Any, kind: Any) -> None:
+    config = LlamaConfig()
+    object.__setattr__(config, "architectures", architectures)
+    monkeypatch.setattr("unspoken.backbone.loading.load_config", lambda _: config)
+    monkeypatch.setattr("unspoken.backbone.loading.load_pretrained", lambda *given, **how: (*given, how))
+    if kind is None:
+        with pytest.raises(FolderError, match=r"there: config\.json names architectures .*, no list of names"):
+            catalogue.load("there")
+    else:
+        assert catalogue.load("there", dtype=torch.float32) == ("there", kind, {"dtype": torch.float32})
 
 
 def test_sixteen_tokens_are_generated_where_no_number_is_given() -> None:

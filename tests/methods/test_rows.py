@@ -257,7 +257,7 @@ def test_places_and_counts_are_those_of_the_masks(build: Any) -> None:
 
 
 def test_rows_move_as_a_whole() -> None:
-    moved = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD).to("meta")
+    moved = decoder_rows([EXAMPLE], ONE, rate=2, pad_id=PAD).to("meta", non_blocking=True)
     pieces = [getattr(moved, field.name) for field in fields(moved)]
     assert {piece.device.type for piece in pieces if isinstance(piece, torch.Tensor)} == {"meta"}
 

@@ -59,7 +59,7 @@ class LatentModel(AroundDecoder, GenerationMixin):
 
     def start_from(self, base: PreTrainedModel) -> None:
         """Copy the weights of a causal language model of the same shape."""
-        self.decoder.load_state_dict(base.state_dict(), strict=True)
+        self.decoder.load_state_dict(base.state_dict())
 
     @classmethod
     def around(cls, base: PreTrainedModel, context: Context, **settings: Any) -> LatentModel:

@@ -63,7 +63,7 @@ class Rows:
         """True at latents."""
         return self.kind == Kind.LATENT
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Rows:
+    def to(self, device: torch.device | str, *, non_blocking: bool) -> Rows:
         """The same rows on a device; ``non_blocking`` copies pinned ones without waiting for it."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 

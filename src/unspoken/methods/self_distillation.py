@@ -131,8 +131,8 @@ class SelfDistillation(Carrier):
 
     @property
     def projected(self) -> float:
-        """Hidden states of a row that are projected."""
-        return self.latents if self.projection is not None else 0
+        """Hidden states of a row that are projected, where there is a projection."""
+        return self.latents
 
     def further_passes(self, stack: Any, prompt: float, teacher: float) -> Sequence[StackPass]:
         """Passes of a training row besides one over each of both sequences.

@@ -5,13 +5,17 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of, one_pass, sized_model
+from tiny_drills import drilled
 
 from unspoken.methods.coconut.method import CoconutMethod
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.cost import Lengths
 from unspoken.methods.defaults import TrainingFacts
+from unspoken.reasoning.causal_lm import LatentGenerationConfig
+from unspoken.training.context import context_of
 
 
 @pytest.mark.parametrize(
@@ -57,6 +61,32 @@ def test_stages_that_are_mixed_in() -> None:
         Coconut(replaced=1, latents_per_step=3, rest="none"),
     }
     assert {Coconut(replaced=1).read_at(PROBLEM, index, 0) for index in range(9)} == {Coconut(replaced=1)}
+
+
+def test_what_is_never_mixed_is_not_mixed_by_the_smallest_number_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = SimpleNamespace(random=lambda: 0.0, integers=lambda _: 0)
+    monkeypatch.setattr(np.random, "default_rng", lambda _: drawn)
+    assert Coconut(replaced=1).read_at(PROBLEM, 0, 0) == Coconut(replaced=1)
+    assert Coconut(replaced=1, mixed=1e-9).read_at(PROBLEM, 0, 0) == Coconut(replaced=0)
+
+
+def test_later_stages_have_as_many_latents_or_more() -> None:
+    run: Any = SimpleNamespace(
+        task=SimpleNamespace(traits=SimpleNamespace(fixed_steps=None)), attention="sdpa", activation_checkpointing=False
+    )
+    line: Any = SimpleNamespace(before=SimpleNamespace(objective=Coconut(replaced=2), name="earlier"))
+    Coconut(replaced=2, rest="none").check_line(line, run)
+    Coconut(replaced=4, latents_per_step=1).check_line(line, run)
+    with pytest.raises(ValueError, match="it has 3 latents and 'earlier' before it 4"):
+        Coconut(replaced=3, latents_per_step=1).check_line(line, run)
+
+
+def test_the_folder_records_a_fixed_number_of_hidden_states() -> None:
+    made = drilled("words")
+    model: Any = made.stage("second").objective.build(None, context_of(made, made.stage("second")))
+    recorded = LatentGenerationConfig.recorded(model.decoder)
+    assert recorded is not None
+    assert (recorded.feed, recorded.max_latents, recorded.fixed) == ("hidden", 4, True)
 
 
 def test_steps_that_are_left_come_before_the_answer() -> None:

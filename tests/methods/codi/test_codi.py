@@ -13,7 +13,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import LatentConformance, left_padded
-from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients, outputs_of
+from latent_models import (
+    BOX,
+    MARKERS,
+    NARROW,
+    SPANS,
+    around,
+    assert_same_gradients,
+    caches_kept,
+    gradients,
+    outputs_of,
+)
 from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file, save_file
 from settings_checks import check_defaults, check_ranges, check_recorded
@@ -215,10 +225,19 @@ def test_a_separate_teacher_differs_by_dropout_alone() -> None:
     for dropout, same in ((0.0, True), (0.5, False)):
         model = codi("gpt2", resid_pdrop=dropout).train()
         actual = []
-        for separate in (False, True):
+        for how in ({}, {"separate_teacher": False}, {"separate_teacher": True}):
             torch.manual_seed(0)
-            actual.append(outputs_of(model, given, separate_teacher=separate).teacher_states)
-        assert torch.equal(*actual) == same
+            actual.append(outputs_of(model, given, **how).teacher_states)
+        assert torch.equal(actual[0], actual[1])
+        assert torch.equal(actual[1], actual[2]) == same
+
+
+def test_latents_are_kept_for_what_reads_them_and_the_teacher_s_text_is_not() -> None:
+    model = codi("llama")
+    with caches_kept(model.decoder.base_model) as kept:
+        outputs_of(model, batch(), separate_teacher=True)
+    # Prompt, two latents, and the third one with the text; then both passes over what the teacher reads.
+    assert kept == [True] * 4 + [False] * 2
 
 
 # --- sequences -------------------------------------------------------------------------------------------------------
@@ -342,6 +361,7 @@ def test_a_folder_is_loaded_whole_or_not_at_all(family: str, settings: dict[str,
     assert torch.equal(out.sequences[:, :5], prompts())
     assert out.sequences[:, 5:8].tolist() == [[*MARKERS.open, *MARKERS.end]] * 6
     assert torch.equal(out.chain.latents, one.respond(prompts()).chain.latents)
+    assert torch.equal(auto.generate(prompts(), max_new_tokens=4), out.sequences)
     weights = load_file(tmp_path / "model.safetensors")
     save_file(
         {name: weight for name, weight in weights.items() if name != "projection.1.weight"},

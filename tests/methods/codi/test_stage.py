@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of, sized_model
 from unspoken.methods.codi.stages import Codi
 from unspoken.methods.cost import Lengths, ProjectionPass, RowCost, Scores, StackPass
 from unspoken.methods.distillation_loss import batch_of, before_value, distances, distillation_loss, with_places
+from unspoken.methods.self_distillation import SelfDistillation
 from unspoken.methods.self_distilled import SelfDistilledOutput
 from unspoken.tasks.spans import Markers, Spans
 
@@ -53,6 +55,21 @@ def test_a_chain_of_one_step_without_its_last_step_is_empty() -> None:
 def test_a_row_is_as_long_as_both_sequences() -> None:
     assert Codi().row_length(PROBLEM, CAPS) == 2 * (5 + 4) + 3
     assert Codi(last_step=True).row_length(PROBLEM, CAPS) == 2 * (5 + 4) + 6
+
+
+@pytest.mark.parametrize(("known", "spread"), [({"initializer_range": 0.5}, 0.5), ({}, 0.02)])
+def test_new_weights_are_drawn_as_the_model_s_own_were(known: Any, spread: float) -> None:
+    class Made(Codi):
+        @staticmethod
+        def model_class() -> Any:
+            return SimpleNamespace(around=lambda *_, **settings: settings)
+
+    base: Any = SimpleNamespace(config=SimpleNamespace(**known))
+    made: Any = SelfDistillation.build(Made(latents=3), base, CAPS)
+    projection = {"width": None, "dropout": 0.0, "norm": True}
+    assert made == {"latents": 3, "projection": projection, "initializer_range": spread}
+    # Without latents nothing is projected.
+    assert SelfDistillation.build(Made(latents=0), base, CAPS)["projection"] is None  # type: ignore[index]
 
 
 def test_what_a_stage_needs() -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, ReasonerConformance, left_padded
+from latent_models import caches_kept
 from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults, check_ranges, check_recorded
@@ -212,6 +213,13 @@ def test_a_padded_batch_is_the_naive_loop_in_loss_and_gradients(family: str, att
         "grouped": F.pad(batch["grouped"], (0, 3)),
     }
     torch.testing.assert_close(objective.loss(model, wide)[0], loss, **CLOSE)
+
+
+def test_a_training_pass_keeps_no_cache() -> None:
+    model, rows = colar("llama"), rows_of("llama")
+    with caches_kept(model.decoder.base_model) as kept:
+        OBJECTIVE.loss(model, {**batch_of(rows, PAD)})
+    assert kept == [False]
 
 
 def test_without_compression_it_is_explicit_tuning_on_the_same_text() -> None:
@@ -479,6 +487,15 @@ def test_a_speed_that_the_tokenizer_cannot_write_is_refused() -> None:
     assert isinstance(objective, Colar)
     with pytest.raises(ValueError, match="which the tokenizer cannot write"):
         objective.speeds(context_of(made, made.stage("colar")))
+
+
+@torch.no_grad()
+def test_a_draw_of_one_deviation_is_that_far_above_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unspoken.methods.colar.model.row_draws", lambda keys, *_: torch.ones(len(keys), 16))
+    model, hidden = colar("llama", floor=0.5), torch.randn(3, 16)
+    mean, log_deviation = model.latent_head(hidden)
+    drawn = replace(model.reasoner(), seed=0).random_step(hidden, [(row, 0) for row in range(3)]).latent
+    torch.testing.assert_close(drawn, model.scale * (mean + log_deviation.exp().clamp(min=0.5)))
 
 
 @torch.no_grad()

@@ -52,6 +52,27 @@ def test_what_a_stage_needs() -> None:
     assert facts_of(Colar) == {"chain_needed", "answers_from_latents", "recomputes"}
 
 
+@pytest.mark.parametrize(
+    ("loss", "floor", "deterministic"), [("nll", 0.25, False), ("sample", 0.0, False), ("mean", 0.0, True)]
+)
+@pytest.mark.parametrize(("known", "spread"), [({"initializer_range": 0.5}, 0.5), ({}, 0.02)])
+def test_a_deviation_has_a_floor_where_its_likelihood_is_learned(
+    loss: Any, floor: float, deterministic: bool, known: Any, spread: float
+) -> None:
+    class Made(Colar):
+        @staticmethod
+        def model_class() -> Any:
+            return SimpleNamespace(around=lambda *_, **settings: settings)
+
+    context = named(1)
+    context.max_latents = 20
+    base: Any = SimpleNamespace(config=SimpleNamespace(**known))
+    objective = Made(max_compression=1, compression=1, speed="{}", latent_loss=loss, floor=0.25)
+    made: Any = objective.build(base, context)
+    assert (made["floor"], made["deterministic"], made["initializer_range"]) == (floor, deterministic, spread)
+    assert (made["latents"], made["speed_ids"], made["compression"]) == (20, [[41]], 1)
+
+
 def test_each_speed_has_its_own_name() -> None:
     assert Colar(max_compression=3, compression=1, speed="{}").speeds(named(1, 2, 1)) == [[41], [42, 42], [43]]
 
@@ -134,6 +155,13 @@ def test_a_draw_is_as_far_off_as_mean_and_deviation_make_it() -> None:
         mean=torch.full((4000, 2), 1.0), groups=torch.zeros(4000, 2), log_deviation=torch.full((4000, 2), math.log(2.0))
     )
     assert latent_losses(output, floor=0.1)["sample"].mean().item() == pytest.approx(1 + 4, rel=0.05)
+
+
+def test_a_draw_above_the_mean_is_farther_from_a_group_below_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "randn", lambda *size, **_: torch.ones(size))
+    losses = latent_losses(output_of(2.0), floor=0.1)
+    # The mean is 3 above its group and 1 below, and every draw two above the mean.
+    assert losses["sample"].tolist() == pytest.approx([((3 + 2) ** 2 + (-1 + 2) ** 2) / 2, 2**2])
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:

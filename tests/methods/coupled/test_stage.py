@@ -5,9 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from latent_models import caches_kept
 from plain_stage import CAPS, LENGTHS, PROBLEM, facts_of
+from tiny_models import tiny_language_model
 
 from unspoken.methods.cost import RowCost, Scores, StackPass
 from unspoken.methods.coupled.objective import next_token_loss, own_question, supervised, supervised_places, with_places
@@ -47,6 +50,68 @@ def test_the_chain_counts_unless_it_is_left_out() -> None:
 def test_what_a_stage_needs() -> None:
     assert facts_of(NextToken) == {"recomputes"}
     assert NextToken().candidate(0)
+
+
+@pytest.mark.parametrize(
+    ("chain", "has_chain", "recorded"),
+    [
+        ("explicit", True, [{"top_k": 1}]),
+        ("none", True, [{"top_k": 1, "max_latents": 0, "fixed": True}]),
+        ("explicit", False, []),
+    ],
+)
+def test_the_folder_records_how_the_chain_is_written(chain: Any, has_chain: bool, recorded: Any) -> None:
+    attached: list[Any] = []
+    context: Any = SimpleNamespace(
+        has_chain=has_chain,
+        base=lambda: "model",
+        name_ends=attached.append,
+        generation=lambda **how: SimpleNamespace(attach=lambda model: attached.append((model, how))),
+    )
+    for start in (None, "start"):
+        attached.clear()
+        built = start or "model"
+        assert NextToken(chain=chain).build(start, context) == built  # type: ignore[arg-type,comparison-overlap]
+        assert attached == [*((built, how) for how in recorded), built]
+
+
+@pytest.mark.parametrize(
+    ("positions", "has_chain", "entries", "few"),
+    [
+        ("answer", True, 8192, True),
+        ("answer", True, 8191, False),
+        ("answer", False, 8192, False),
+        ("all", True, 8192, False),
+    ],
+)
+def test_rows_of_a_large_vocabulary_name_the_places_that_are_scored(
+    positions: Any, has_chain: bool, entries: int, few: bool
+) -> None:
+    explicit: list[bool] = []
+
+    def rows(*_: Any, chain: bool) -> Any:
+        explicit.append(chain)
+        return BATCH
+
+    context: Any = SimpleNamespace(
+        has_chain=has_chain,
+        tokenizer=range(entries),
+        prompt_format=None,
+        sample=lambda *_: None,
+        task=SimpleNamespace(rows=rows),
+    )
+    for chain in ("explicit", "none"):
+        batch = NextToken(positions=positions, chain=chain).collate(context)(None)  # type: ignore[arg-type]
+        assert ("supervised" in batch) == few
+        assert batch["input_ids"] is BATCH["input_ids"]
+    assert explicit == [True, False]
+
+
+def test_a_training_pass_keeps_no_cache() -> None:
+    model = tiny_language_model("llama", vocab_size=30)
+    with caches_kept(model.base_model) as kept:
+        NextToken().loss(model, BATCH)
+    assert kept == [False]
 
 
 @pytest.mark.parametrize(
@@ -108,17 +173,20 @@ def test_the_loss_is_a_mean_over_all_targets() -> None:
     assert terms["token_loss"].item() == loss.item()
 
 
-def test_a_row_of_several_questions_is_as_long_as_it_comes_out() -> None:
+@pytest.mark.parametrize("several", [2, 3])
+def test_a_row_of_several_questions_is_as_long_as_it_comes_out(several: int) -> None:
     class Asks:
         def question_rows(self, problems: Any, questions: int) -> Any:
-            assert (problems, questions) == ("first problem", 3)
+            assert (problems, questions) == ("first problem", several)
             return {"input_ids": torch.zeros(1, 31)}
 
     context: Any = SimpleNamespace(
-        task=Asks(), sample=lambda indices: "first problem" if indices.tolist() == [0] else None
+        task=Asks(), sample=lambda indices, *_: "first problem" if indices.tolist() == [0] else None
     )
     head: Any = range(9000)
     model: Any = SimpleNamespace(base_model="stack", get_output_embeddings=lambda: SimpleNamespace(weight=head))
-    cost = NextToken(positions="answer", questions=3).row_cost(model, LENGTHS, context)
-    assert (cost.tokens, cost.scores[0].supervised, cost.scores[0].made) == (31, 3 * 19, 3 * 19)
-    assert NextToken(questions=3).questions_a_row == 3
+    objective = NextToken(positions="answer", questions=several)
+    cost = objective.row_cost(model, LENGTHS, context)
+    assert (cost.tokens, cost.scores[0].supervised, cost.scores[0].made) == (31, several * 19, several * 19)
+    assert objective.questions_a_row == several
+    assert objective.collate(context)(np.array([0]))["input_ids"].shape == (1, 31)

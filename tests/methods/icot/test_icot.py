@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from conformance import CausalConformance, left_padded
 from faults import StopAt
+from latent_models import caches_kept
 from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges
 from tiny_models import END, FAMILIES, PAD, prompts, tiny_language_model
@@ -234,6 +235,13 @@ def test_a_padded_batch_is_its_rows_in_loss_and_gradients(family: str, attention
         # Scores at other positions change nothing.
         everywhere = {name: value for name, value in batch_at(PLAIN, removed).items() if name != "supervised"}
         torch.testing.assert_close(PLAIN.loss(model, everywhere)[0], loss, **CLOSE)
+
+
+def test_a_training_pass_keeps_no_cache() -> None:
+    model = tiny_language_model("llama")
+    with caches_kept(model.base_model) as kept:
+        PLAIN.loss(model, batch_at(PLAIN, 1))
+    assert kept == [False]
 
 
 def test_bfloat16_is_float32_within_its_rounding() -> None:

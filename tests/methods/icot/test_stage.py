@@ -27,6 +27,7 @@ def in_stage(steps: int) -> Any:
 
 def test_the_schedule_step_by_step() -> None:
     assert [SHORT.scheduled(step) for step in range(15)] == [0] * 5 + [1] * 3 + [2] * 3 + [3] * 3 + [4]
+    assert [replace(SHORT, steps_per_token=1).scheduled(step) for step in range(5)] == [0, 0, 0, 1, 2]
     assert SHORT.gone_from == 14
     assert replace(SHORT, remove_all_beyond=0).gone_from == 0
     assert [SHORT.removed(step, 0, 9) for step in (4, 5, 13, 14)] == [0, 1, 3, 9]

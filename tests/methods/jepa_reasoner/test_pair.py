@@ -13,6 +13,7 @@ from tiny_models import END, PAD, prompts, tiny_config, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
+from unspoken.methods.jepa_reasoner import pair
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.pair import JepaGenerateOutput, JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
@@ -147,6 +148,33 @@ def test_sampling_can_be_asked_for_through_the_generation_config() -> None:
     assert torch.equal(greedy, model.generate(prompts(), max_new_tokens=8))
 
 
+@pytest.mark.parametrize(("temperature", "expected"), [(None, 1.0), (0.5, 0.5)])
+def test_words_are_drawn_at_temperature_one_where_none_is_given(
+    temperature: float | None, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(pair, "Sampler", lambda *given: asked.append(given) or Sampler(*given))
+    model, generator = tiny_pair(), torch.Generator()
+    model.generation_config.temperature = None
+    model.generate(prompts(), max_new_tokens=2, do_sample=True, temperature=temperature, generator=generator)
+    model.generate(prompts(), max_new_tokens=2)
+    assert asked == [(expected, generator), ()]
+
+
+def test_a_given_mask_counts_and_not_the_token_of_padding() -> None:
+    model, ids = tiny_pair(), prompts()
+    ids[:, 2] = PAD  # as a chat prompt may hold it
+    expected = model.reason(ids, torch.ones_like(ids), StopRule(max_latents=8))
+    given = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, return_chain=True)
+    assert isinstance(given, JepaGenerateOutput)
+    assert_same_chain(given.chain, expected)
+    # Without a token of padding every token counts.
+    model.config.pad_token_id = None
+    plain = model.generate(ids, max_new_tokens=8, return_chain=True)
+    assert isinstance(plain, JepaGenerateOutput)
+    assert_same_chain(plain.chain, model.reason(ids, None, StopRule(max_latents=8)))
+
+
 @pytest.mark.parametrize("given", [{}, {"inputs": prompts(), "input_ids": prompts()}], ids=["none", "both"])
 def test_prompts_are_given_once(given: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match="inputs or as input_ids"):
@@ -186,6 +214,7 @@ def test_the_talker_is_given_the_latents_of_the_answer_and_no_others(variant: st
     batch = answers()
     out = model(**batch)
     every = model.reasoner(batch["input_ids"], batch["attention_mask"]).latents
+    assert not out.latents.requires_grad
     assert out.mask.tolist() == [[True, True, False], [True, True, True]]
     assert out.tokens.tolist() == [[5, 6, 0], [10, 11, END]]
     # The latent at t stands for the token at t + 1.

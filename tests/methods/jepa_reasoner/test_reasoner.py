@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from latent_models import caches_kept
 from tiny_hub import tiny_hub_model, tokens
 from tiny_models import FAMILIES, PAD, prompts, tiny_config, tiny_reasoner
+from torch import Tensor, nn
 
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
@@ -55,11 +57,27 @@ def test_the_first_latent_is_the_teacher_forced_output_at_the_last_prompt_token(
 
 
 def test_training_is_one_parallel_pass() -> None:
-    model = tiny_reasoner()
-    passes: list[int] = []
-    model.backbone.register_forward_hook(lambda *_: passes.append(1))
-    model(prompts(length=12))
-    assert len(passes) == 1
+    model, ids = tiny_reasoner(), prompts(length=12)
+    with caches_kept(model.backbone) as kept:
+        model(ids)
+    assert kept == [False]
+    # And one before it that computes own latents, unless more are asked for.
+    with caches_kept(model.backbone) as kept:
+        model(ids, own=torch.ones_like(ids, dtype=torch.bool))
+    assert kept == [False] * 2
+
+
+def test_activations_are_computed_again_where_memory_is_short() -> None:
+    gradients, runs = [], list[bool]()
+    for checkpointed in (False, True):
+        model = tiny_reasoner("llama").train()
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        model.backbone.layers[0].mlp.register_forward_pre_hook(lambda *_, how=checkpointed: runs.append(how))
+        model(prompts()).latents[:, -1].sum().backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters()})
+    assert (runs.count(False), runs.count(True)) == (1, 2)
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -143,6 +161,29 @@ def test_a_scale_of_the_embedding_is_kept(kind: str) -> None:
     torch.testing.assert_close(model(ids).latents, expected)
     norms = base.get_input_embeddings()(torch.arange(60)).norm(dim=-1)
     torch.testing.assert_close(model.step(torch.randn(6, 32)).next_input.norm(dim=-1), norms.mean().expand(6))
+
+
+class Normed(nn.Embedding):
+    """A table whose rows are normalised with gains where they are looked up."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__(*rows.shape, _weight=rows)
+        self.norm = nn.RMSNorm(rows.shape[1])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.norm(super().forward(ids))
+
+
+@torch.no_grad()
+def test_gains_turn_the_rows_that_enter_and_that_latents_are_drawn_to() -> None:
+    model = tiny_reasoner("llama")
+    table = Normed(torch.randn(20, 16))
+    table.norm.weight.copy_(torch.linspace(0.2, 2, 16))
+    model.backbone.set_input_embeddings(table)
+    rows = table(torch.arange(20))
+    model.start_target()
+    torch.testing.assert_close(model.unit_table(), F.normalize(rows, dim=-1))
+    torch.testing.assert_close(model.embed_prompt(prompts()), 4 * F.normalize(rows, dim=-1)[prompts()])
 
 
 @torch.no_grad()

@@ -222,3 +222,9 @@ def test_collapse(loss: float, rank: float, nearest: float, collapse: bool) -> N
         else None
     )
     assert SST().warning({"sst_loss": 1.0}, now) is None
+
+
+def test_two_points_more_that_find_their_rows_are_no_more() -> None:
+    start = {"sst_loss": 1.0, "effective_rank": 10.0, "nearest_row": 0.0}
+    now = {"sst_loss": 0.9, "effective_rank": 4.9}
+    assert [collapsed(start, {**now, "nearest_row": at}) for at in (0.02, 0.0201)] == [True, False]

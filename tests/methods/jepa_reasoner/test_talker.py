@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from latent_models import caches_kept
 from tiny_models import VOCABULARY, WIDTH, enliven, tiny_config
 from torch import Tensor
 
@@ -55,6 +56,35 @@ def test_unit_latents_enter_with_entries_of_mean_square_one(form: str) -> None:
     talker(latents, mask, tokens)
     torch.testing.assert_close(seen[0].square().mean(dim=-1), torch.ones(3, 6))
     torch.testing.assert_close(F.normalize(seen[0], dim=-1), latents)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@torch.no_grad()
+def test_a_talker_keeps_no_cache_and_has_no_weights_but_those_that_it_uses(form: str) -> None:
+    talker = talker_of(form, tie_word_embeddings=False)
+    latents, mask, tokens = latents_of()
+    stacks = [talker.encoder, talker.decoder] if isinstance(talker, DualTalker) else [talker.decoder]
+    with caches_kept(*stacks) as kept:
+        talker(latents, mask, tokens)
+    assert kept == [False] * len(stacks)
+    names = {name for name, _ in talker.named_parameters()}
+    assert {name for name in names if name.startswith("lm_head")} == {"lm_head.weight"}
+    tables = {name for name in names if "embed_tokens" in name}
+    assert tables == ({"decoder.embed_tokens.weight"} if form == "dual" else set())
+
+
+@pytest.mark.parametrize(("form", "places"), [("mono causal", [0]), ("dual", [0, 1, 2, 3, 4, 5])])
+@torch.no_grad()
+def test_words_are_picked_by_row_and_by_the_place_of_the_first(form: str, places: list[int]) -> None:
+    talker, (latents, mask, _) = talker_of(form), latents_of()
+    asked: list[tuple[list[int], int]] = []
+
+    def sample(scores: Tensor, rows: Tensor, first: int) -> Tensor:
+        asked.append((rows.tolist(), first))
+        return scores.argmax(dim=-1)
+
+    talker.speak(chain_of(latents, mask), sample)
+    assert asked == [([0, 1, 2], place) for place in places]
 
 
 # --- who sees which latent -------------------------------------------------------------------------------------------

@@ -19,8 +19,11 @@ IDENTITY = LabelIdentity(
     latent="hidden",
     width=2,
     top_k=None,
+    temperature=1.0,
+    readout="head",
     encoder="e1",
     decoder="d1",
+    precision="float32",
 )
 ROWS = 7
 

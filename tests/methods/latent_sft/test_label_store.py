@@ -273,13 +273,15 @@ def test_a_spawned_worker_is_not_sent_the_labels(tmp_path: Path) -> None:
     assert_holds(pickle.loads(sent), problems)
 
 
-def test_a_label_that_was_read_may_be_changed(tmp_path: Path) -> None:
-    problems = some_problems()
-    write(tmp_path / "labels", problems)
-    store = LabelStore.open(tmp_path / "labels", identity())
+@pytest.mark.parametrize("latent", ["superposition", "hidden"])
+def test_a_label_that_was_read_may_be_changed(tmp_path: Path, latent: str) -> None:
+    problems, made_of = some_problems(latent=latent), identity(latent=latent)
+    write(tmp_path / "labels", problems, made_of)
+    store = LabelStore.open(tmp_path / "labels", made_of)
     label = store[0, "problem 0"]
-    assert label.weights is not None
-    label.weights.zero_()
+    for values in (label.ids, label.weights, label.vectors):
+        if values is not None:
+            values.zero_()
     assert_holds(store, problems)
 
 
@@ -742,14 +744,31 @@ def test_a_disk_that_stays_full_takes_no_further_row(tmp_path: Path) -> None:
     assert_holds(LabelStore.open(tmp_path / "labels", identity()), problems)
 
 
-def test_large_rows_do_not_wait_in_memory_for_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_store, "_BLOCK_BYTES", 100)
-    identity = LabelIdentity(
-        data="d", split="train", seed=0, tokenizer="t", rate=1, width=5, top_k=5, encoder="e", decoder="d"
-    )
-    writer = LabelWriter(tmp_path / "labels", identity, rows=4)
-    for row, held in enumerate([1, 0, 1, 0]):
+@pytest.mark.parametrize(("allowed", "held"), [(128, [1, 0, 1, 0, 1, 0]), (129, [1, 2, 0, 1, 2, 0])])
+def test_large_rows_do_not_wait_in_memory_for_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: int, held: list[int]
+) -> None:
+    monkeypatch.setattr(label_store, "_BLOCK_BYTES", allowed)
+    writer = LabelWriter(tmp_path / "labels", identity(width=5, top_k=5), rows=6)
+    for row, waiting in enumerate(held):
         # A latent takes 40 bytes, ids and weights, and a row 24 more.
         writer.append(f"problem {row}", torch.arange(5)[None], torch.full((1, 5), 0.2))
-        assert len(writer._waiting) == held
+        assert len(writer._waiting) == waiting
         assert writer.next_row == row + 1
+
+
+def test_a_block_has_256_rows_or_64_mebibytes(tmp_path: Path) -> None:
+    problems = some_problems([0] * 258)
+    writer = LabelWriter(tmp_path / "labels", identity(), rows=258)
+    for problem in problems[:255]:
+        append(writer, problem)
+    shard = hidden_folder(tmp_path / "labels") / "rank-00000"
+    assert list(shard.iterdir()) == []
+    append(writer, problems[255])
+    assert len(list(shard.iterdir())) == 1
+    # As if large rows were waiting; one without latents takes 24 bytes.
+    writer._waiting_bytes = 2**26 - 25
+    append(writer, problems[256])
+    assert len(list(shard.iterdir())) == 1
+    append(writer, problems[257])
+    assert len(list(shard.iterdir())) == 2

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from latent_models import caches_kept
 from safetensors.torch import load_file, save_file
 from tiny_models import PAD, VOCABULARY, WIDTH, tiny_config, tiny_language_model
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
 
+from unspoken.methods.latent_sft import model as latent_sft_model
 from unspoken.methods.latent_sft.building import gold_chain, stage_one_batch
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel
@@ -191,6 +193,25 @@ def test_a_label_is_what_the_decoder_was_given(family: str, top_k: int | None) -
     torch.testing.assert_close(mix(weights, ids, embedding_table(model.decoder)), model.latents(rows))
 
 
+@pytest.mark.parametrize(
+    ("top_k", "allowed", "groups"), [(None, 9, [3, 2, 1, 4]), (None, 10, [10]), (3, 9, [10]), (3, 10, [10])]
+)
+@torch.no_grad()
+def test_full_labels_that_do_not_fit_are_made_row_by_row(
+    top_k: int | None, allowed: int, groups: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, ids and scores over the vocabulary exist at once, the ids as numbers of twice the size."""
+    widths, made, distribution = set[int](), list[int](), latent_sft_model.distribution
+    monkeypatch.setattr(latent_sft_model, "rows_at_once", lambda width: widths.add(width) or allowed)
+    monkeypatch.setattr(
+        latent_sft_model, "distribution", lambda hidden, *how: made.append(len(hidden)) or distribution(hidden, *how)
+    )
+    labels = list(joint(top_k=top_k).labels(both(BATCH)["encoder"]))
+    assert [len(weights) for weights, _ in labels] == [3, 2, 1, 4]
+    assert made == groups
+    assert widths <= {4 * VOCABULARY}
+
+
 @torch.no_grad()
 def test_without_the_vocabulary_step_latent_and_label_are_the_summary() -> None:
     model = joint(latent="hidden")
@@ -343,6 +364,15 @@ def test_own_latents_are_computed_without_a_gradient() -> None:
     required = gradient(slots_read(model, rows, given, own, 2))
     torch.testing.assert_close(gradient(given, own=own, rollout_passes=2), required, **CLOSE)
     assert not torch.allclose(gradient(given), required, **CLOSE)
+
+
+def test_own_latents_take_one_pass_unless_more_are_asked_for() -> None:
+    model, rows = joint(has_encoder=False, top_k=3), compact(BATCH[3:])
+    given, own = torch.randn(4, WIDTH), torch.tensor([False, True, True, False])
+    with caches_kept(model.decoder.base_model) as kept:
+        model(decoder=rows, weights=given, ids=None, own=own)
+    # None of them is gone on from.
+    assert kept == [False] * 2
 
 
 @torch.no_grad()

@@ -292,7 +292,19 @@ def test_every_epoch_reads_every_row_once() -> None:
 
 
 IDENTITY = LabelIdentity(
-    data="d", split="train", seed=0, tokenizer="t", rate=2, width=2, top_k=3, encoder="e", decoder="e"
+    data="d",
+    split="train",
+    seed=0,
+    tokenizer="t",
+    rate=2,
+    latent="superposition",
+    width=2,
+    top_k=3,
+    temperature=1.0,
+    readout="head",
+    encoder="e",
+    decoder="e",
+    precision="float32",
 )
 
 
@@ -307,15 +319,16 @@ IDENTITY = LabelIdentity(
         ([[0, 2**31]], [[0.5, 0.5]], r"token ids are in \[0, 2\^31\)"),
         ([[-1, 0]], [[0.5, 0.5]], "reach from -1 to 0"),
         ([[0, 1, 2]], [[0.5, 0.25, 0.25]], r"give floats \[N, 2\]"),
+        (torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, 2), None),
     ],
 )
 def test_labels_are_distributions(ids: Any, weights: Any, message: str | None) -> None:
     if message is None:
-        stored = IDENTITY.stored_superposition(torch.tensor(ids), torch.tensor(weights))
-        assert (stored["ids"].tolist(), stored["ids"].dtype) == (ids, torch.int32)
+        stored = IDENTITY.stored_superposition(torch.as_tensor(ids), torch.as_tensor(weights))
+        assert (stored["ids"].tolist(), stored["ids"].dtype) == (torch.as_tensor(ids).tolist(), torch.int32)
         return
     with pytest.raises(ValueError, match=message):
-        IDENTITY.stored_superposition(torch.tensor(ids), torch.tensor(weights))
+        IDENTITY.stored_superposition(torch.as_tensor(ids), torch.as_tensor(weights))
 
 
 def test_three_facts_that_differ_are_named() -> None:

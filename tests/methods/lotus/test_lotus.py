@@ -154,6 +154,19 @@ def test_the_output_before_the_first_latent_is_that_of_the_first_pass() -> None:
         torch.testing.assert_close(read(model, given).latent_logits[row, 0], expected, **CLOSE)
 
 
+@pytest.mark.parametrize("iterations", [0, 1, 3])
+@torch.no_grad()
+def test_later_passes_read_the_last_token_of_the_prompt_again(iterations: int) -> None:
+    model, given, widths = lotus("llama", iterations=iterations), batch(), list[int]()
+    model.decoder.base_model.register_forward_pre_hook(
+        lambda _, __, how: widths.append(how["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    read(model, given)
+    prompt, text = given["input_ids"].shape[1], given["text_ids"].shape[1]
+    passes = [prompt + 4, *[1 + 4] * iterations]
+    assert widths == [*passes[:-1], passes[-1] + text]
+
+
 @pytest.mark.parametrize("family", EVERY)
 @torch.no_grad()
 def test_a_row_is_the_same_alone_and_with_more_padding(family: str) -> None:

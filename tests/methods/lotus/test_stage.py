@@ -50,6 +50,12 @@ def test_one_pass_over_everything_and_one_over_the_latents_for_each_iteration(
     )
 
 
+@pytest.mark.parametrize("steps", [0.5, 1.0])
+def test_a_chain_of_one_step_is_replaced_as_one(steps: float) -> None:
+    cost = Lotus(replaced=1, latents_per_step=20).row_cost(sized_model(), replace(LENGTHS, steps=steps), CAPS)
+    assert cost.tokens == 10 + 20 + 2 + 5
+
+
 def test_a_row_is_as_long_as_its_text() -> None:
     assert [Lotus(replaced=steps).row_length(PROBLEM, CAPS) for steps in (1, 2, 3)] == [13, 12, 9]
     assert Lotus(replaced=1).answer_tokens(CAPS) == 27

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import CAP, CausalConformance, left_padded
-from latent_models import MARKERS, SPANS, gradients
+from latent_models import MARKERS, SPANS, caches_kept, gradients
 from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file, save_file
 from settings_checks import check_defaults, check_ranges
@@ -235,6 +235,16 @@ def test_a_padded_batch_is_the_rows_alone_in_loss_and_gradients(objective: Pause
     assert ours[table][PAUSE].abs().max() > 1e-4
 
 
+def test_a_training_pass_keeps_no_cache_and_an_answer_does() -> None:
+    model, objective = paused("llama"), Pause(pauses=3)
+    with caches_kept(model.base_model) as kept:
+        objective.loss(model, batch(objective))
+    assert kept == [False]
+    model.generation_config.use_cache = False
+    PauseSettings(token=PAUSE, pauses=3, open_ids=MARKERS.open, end_ids=MARKERS.end).attach(model)
+    assert model.generation_config.use_cache
+
+
 def test_without_pauses_and_replaced_steps_it_is_the_first_stage_of_coconut() -> None:
     model, objective = tiny_language_model("qwen2"), Pause(pauses=0, replaced=0)
     loss, _ = objective.loss(model, batch(objective))
@@ -247,7 +257,9 @@ def test_without_pauses_and_replaced_steps_it_is_the_first_stage_of_coconut() ->
 
 
 @pytest.mark.parametrize("settings", [{"tie_word_embeddings": True}, {"tie_word_embeddings": False}])
-def test_the_new_row_is_a_copy_in_table_and_head(settings: dict[str, Any]) -> None:
+def test_the_new_row_is_a_copy_in_table_and_head(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # The library would draw it about the mean of all rows, which takes long for a large table.
+    monkeypatch.delattr(PreTrainedModel, "_init_added_embeddings_weights_with_mean")
     model = tiny_language_model("llama", **settings)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     append_row(model, 2)
@@ -464,3 +476,6 @@ def test_a_row_takes_one_pass_over_prompt_pauses_and_what_is_left(replaced: int 
     (one,), (scores,) = cost.passes, cost.scores
     assert cost.tokens == one.positions == 10 + 5 + 1 + left + 3
     assert scores.made == scores.supervised == left + 3
+    for steps in (0.5, 1.0):  # one step is all of a chain
+        few = Pause(pauses=5, replaced=1).row_cost(model, replace(lengths, steps=steps), None)  # type: ignore[arg-type]
+        assert few.tokens == 10 + 5 + 1 + 3

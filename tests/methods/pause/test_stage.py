@@ -7,10 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from plain_stage import CAPS, PROBLEM, facts_of
+from plain_stage import CAPS, PROBLEM, facts_of, facts_of_system
+from tiny_models import END, PAD, VOCABULARY, WIDTH, tiny_language_model
 
+from unspoken.methods.pause.configuration import PauseSettings
 from unspoken.methods.pause.objective import batch_of, with_places
 from unspoken.methods.pause.stages import Pause
+from unspoken.methods.pause.systems import systems
+from unspoken.reasoning.engine import StopRule
 from unspoken.tasks.spans import Markers
 
 MARKERS = Markers(open=(8,), end=(9, 10))
@@ -27,6 +31,32 @@ def test_what_a_stage_needs() -> None:
     assert facts_of(Pause) == {"chain_needed", "recomputes"}
     assert [Pause(pauses=count).appends for count in (0, 1)] == [False, True]
     assert not Pause(filler="dot").appends
+
+
+def test_a_system_by_hand() -> None:
+    model = tiny_language_model("llama")
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = END, PAD
+    PauseSettings(token=9, pauses=4, open_ids=MARKERS.open, end_ids=MARKERS.end).attach(model)
+    (system,) = systems(model, stage="pause", max_answer=5)
+    assert facts_of_system(system) == {
+        "name": "pause",
+        "opening": (8,),
+        "marker": (9, 10),
+        "ends": (END,),
+        "stop": StopRule(max_latents=4, fixed=True),
+        "max_tokens": 5,
+        "kind": "latent",
+        "table": VOCABULARY * WIDTH,
+        "scorings": 0,
+    }
+    reasoner: Any = system.reasoner
+    # It needs of a model what an explicit chain does.
+    assert (reasoner.shift, reasoner.iterations, reasoner.settings.top_k) == (1, 0, 1)
+    row = model.get_input_embeddings().weight[9]
+    step = reasoner.step(torch.zeros(3, WIDTH))
+    for latents in (reasoner.guess(3), step.latent, step.next_input):
+        assert torch.equal(latents, row.expand(3, -1))
+    assert step.done.tolist() == [False] * 3
 
 
 def test_a_batch_by_hand() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, gradients
+from latent_models import BOX, MARKERS, NARROW, SPANS, around, assert_same_gradients, caches_kept, gradients
 from recorded import batch_digest, check_default_stages, check_plans
 from safetensors.torch import load_file
 from settings_checks import check_defaults
@@ -140,6 +140,13 @@ def test_a_step_is_spelled_from_its_latents_alone() -> None:
     first = len((13, 14, END))
     assert torch.equal(together[:first], changed[:first])
     assert (together[first:] - changed[first:]).abs().amax(dim=1).min() > 1e-3
+
+
+def test_the_decoder_of_steps_keeps_no_cache() -> None:
+    model, batch = model_on("coconut", "llama"), batch_on("coconut")
+    with caches_kept(model.step_decoder.base_model) as kept:
+        ON["coconut"].loss(model, batch)
+    assert kept == [False]
 
 
 def test_steps_are_merged_ended_and_left_alone() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from plain_stage import CAPS, LENGTHS, facts_of, sized_model
 
+from unspoken.distributed import MicroBatches
 from unspoken.methods.carrier import CarriedRow
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.codi.stages import Codi
@@ -93,5 +94,11 @@ def test_the_loss_is_a_mean_over_tokens_then_over_numbers_of_steps() -> None:
     added = {"step_targets": torch.tensor([1, 0, 1]), "step_numbers": torch.tensor([0, 2, 2])}
     expected = (math.log(4) + (math.log(2) + math.log(4)) / 2) / 2
     assert spelling_loss(scores, added, 3).item() == pytest.approx(expected)
+    # The average of two micro-batches that are alike is that of each.
+    twice = MicroBatches([{"numbers": torch.tensor([1.0, 0.0, 2.0])}] * 2)
+    with twice.following():
+        assert spelling_loss(scores, added, 3).item() == pytest.approx(expected)
+    one = {"step_targets": torch.tensor([1, 0]), "step_numbers": torch.tensor([0, 0])}
+    assert spelling_loss(scores[:2], one, 1).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
     none = {"step_targets": torch.zeros(0, dtype=torch.long), "step_numbers": torch.zeros(0, dtype=torch.long)}
     assert spelling_loss(torch.zeros(0, 3), none, 2).item() == 0

@@ -124,6 +124,22 @@ def test_settings_end_where_they_say() -> None:
     check_ranges(SoftThinking, {**counts, "noise_level": ([1e-6], [0.0]), "entropy_threshold": ([0.0], [-0.01])})
 
 
+def test_a_chain_has_at_least_one_step() -> None:
+    assert system_of(SoftThinking(max_latents=1)).stop.max_latents == 1
+    with pytest.raises(ValueError, match="was taught to answer without a chain; give SoftThinking its max_latents"):
+        system_of(SoftThinking(max_latents=0))
+
+
+def test_the_cold_stop_is_on_where_steps_can_be_certain() -> None:
+    off, on = (system_of(SoftThinking(entropy_threshold=threshold)).stop for threshold in (0.0, 0.01))
+    assert (off.patience, on.patience) == (0, 256)
+
+
+def test_a_model_without_markers_thinks_right_after_the_prompt_until_its_end(tmp_path: Path) -> None:
+    system = unspoken.load(save_hub_folder(tmp_path, markers=()), SoftThinking(max_latents=2), device="cpu")
+    assert (system.opening, system.speaker.marker) == ((), (system.texts.tokenizer.eos_token_id,))
+
+
 def test_a_model_that_records_no_cap_has_a_chain_of_at_most_128_steps(tmp_path: Path) -> None:
     folder = save_hub_folder(tmp_path)
     assert unspoken.load(folder, SoftThinking(), device="cpu").stop.max_latents == 128

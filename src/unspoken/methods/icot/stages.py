@@ -215,4 +215,8 @@ class Icot(Objective):
 
 def _read_before(line: Line) -> int:
     """Training samples that the stages before a stage have read, whose own follow."""
-    return sum((one.settings.steps or 0) * one.settings.batch_size for one in line.before or ())
+    read = 0
+    for one in line.before or ():
+        assert one.settings.steps is not None  # see `Icot.check_line`
+        read += one.settings.steps * one.settings.batch_size
+    return read

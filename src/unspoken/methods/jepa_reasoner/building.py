@@ -76,7 +76,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     if start is not None:
         names = reasoner.backbone.state_dict().keys()
         weights = {name: weight for name, weight in start.base_model.state_dict().items() if name in names}
-        reasoner.backbone.load_state_dict(weights, strict=True)
+        reasoner.backbone.load_state_dict(weights)
         if blocks is not None:
             require_same_blocks(start.base_model, reasoner.backbone)
         require(reasoner.backbone, "JEPA-Reasoner")
@@ -100,7 +100,7 @@ def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForC
         talker_encoder_layers=shape.encoder_layers or 1,
     )
     both = JepaReasonerForCausalLM._from_config(config, attn_implementation=context.attention)
-    both.reasoner.load_state_dict(start.state_dict(), strict=True)
+    both.reasoner.load_state_dict(start.state_dict())
     both.freeze_reasoner()
     context.name_ends(both)
     return both

@@ -61,7 +61,7 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         )
         table = self.backbone.get_input_embeddings().weight
         # In float32 whatever the weights are: steps of 2% of a difference are lost in bfloat16.
-        self.register_buffer("target_table", torch.zeros_like(table, dtype=torch.float32, requires_grad=False))
+        self.register_buffer("target_table", torch.zeros_like(table, dtype=torch.float32))
         self.post_init()
 
     @torch.no_grad()

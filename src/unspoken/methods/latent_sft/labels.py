@@ -28,15 +28,15 @@ class LabelIdentity:
     seed: int
     tokenizer: str  # hash of the tokenizer
     rate: int  # chain tokens a latent stands for (the compression rate r)
-    latent: LatentKind = "superposition"  # distributions over the vocabulary, or hidden states
+    latent: LatentKind  # distributions over the vocabulary, or hidden states
     width: int  # numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state
     top_k: int | None  # entries kept of a superposition, None for the whole vocabulary
-    temperature: float = 1.0  # of the softmax over the vocabulary
-    readout: Readout = "head"  # the table that made the logits, the language-model head or the input embeddings
+    temperature: float  # of the softmax over the vocabulary
+    readout: Readout  # the table that made the logits, the language-model head or the input embeddings
     # encoder, decoder: fingerprints of the models
     encoder: str
     decoder: str
-    precision: Precision = "float32"  # of the stored weights or vectors
+    precision: Precision  # of the stored weights or vectors
 
     def __post_init__(self) -> None:
         assert self.rate > 0 and self.width > 0, f"rate is {self.rate} and width {self.width}; both are at least 1"
@@ -51,9 +51,8 @@ class LabelIdentity:
         """
         if ids.shape != weights.shape or ids.is_floating_point():
             raise ValueError(f"ids are {_form(ids)} and weights {_form(weights)}; give integers [N, K] twice")
-        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
-        if low < 0 or high >= 2**31:
-            raise ValueError(f"ids reach from {low} to {high}; token ids are in [0, 2^31)")
+        if ((ids < 0) | (ids >= 2**31)).any():
+            raise ValueError(f"ids reach from {int(ids.min())} to {int(ids.max())}; token ids are in [0, 2^31)")
         stored = self._stored("weights", weights)
         sums_N = stored.sum(dim=1, dtype=torch.float64)
         if (stored < 0).any() or ((sums_N - 1).abs() > _TOLERANCE).any():

@@ -23,7 +23,7 @@ from unspoken.methods.rows import Kind, Rows
 def causal(rows: Rows) -> MaskMod:
     """Every real token sees the real tokens up to itself."""
     length = rows.length
-    return lambda b, _h, q, kv: ((kv < q) & (q < length[b])) | (q == kv)
+    return lambda b, _h, q, kv: torch.where(q < length[b], kv <= q, kv == q)
 
 
 def induction(rows: Rows) -> MaskMod:

@@ -162,7 +162,7 @@ def _weights_of_chunks(rows: Rows) -> tuple[Float[Tensor, " M"], Tensor]:
     groups_GP, group_M = pairs.unique(dim=0, return_inverse=True)
     in_group = torch.bincount(group_M)
     in_row = torch.bincount(groups_GP[:, 0])
-    supervised_rows = (in_row > 0).sum()
+    supervised_rows = in_row.count_nonzero()
     return 1.0 / (in_group[group_M] * in_row[row_M] * supervised_rows), supervised_rows
 
 

@@ -53,7 +53,7 @@ class LotusForCausalLM(LatentModel):
         if config.iterations:
             allow_rollback(DynamicCache(config=self.decoder.config), type(self.decoder).__name__)
         table: Any = self.decoder.get_input_embeddings()
-        self.latent_row = nn.Parameter(torch.zeros_like(table.weight[0]))
+        self.latent_row = nn.Parameter(table.weight.new_zeros(table.weight.shape[1]))
         self.post_init()
 
     def start_from(self, base: PreTrainedModel) -> None:
@@ -62,12 +62,13 @@ class LotusForCausalLM(LatentModel):
         The latent row of a language model is at first that of the open marker.
         """
         if isinstance(base, LotusForCausalLM):
-            self.load_state_dict(base.state_dict(), strict=True)
+            self.load_state_dict(base.state_dict())
             return
         super().start_from(base)
+        assert self.config.open_ids, "an open marker has at least one token"
         table: Any = self.decoder.get_input_embeddings()
         with torch.no_grad():
-            self.latent_row.copy_(table.weight[(self.config.open_ids or [0])[-1]])
+            self.latent_row.copy_(table.weight[self.config.open_ids[-1]])
 
     def latent(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """The latent row and the output, or the output alone."""

@@ -55,8 +55,9 @@ class Mux(AddedLoss):
 
     def cut(self, chain: tuple[int, ...], count: int, seed: Sequence[int]) -> list[tuple[int, ...]]:
         """A chain in ``count`` spans, none of them empty; in one token each, where there are not enough."""
-        if len(chain) <= count:
-            return [(token,) for token in chain]
+        if not chain:
+            return []
+        count = min(count, len(chain))
         if self.random_cuts:
             ends = np.sort(np.random.default_rng([*seed, _CUTS]).permutation(len(chain) - 1)[: count - 1] + 1)
         else:

@@ -49,7 +49,7 @@ class Pause(Objective):
     replaced: int | None = None
 
     def __post_init__(self) -> None:
-        if min(self.pauses, self.replaced or 0) < 0:
+        if self.pauses < 0 or (self.replaced is not None and self.replaced < 0):
             raise ValueError(f"pauses is {self.pauses} and replaced {self.replaced}; neither can be below 0")
 
     @property

@@ -34,13 +34,14 @@ class PauseReasoner(CausalLMReasoner):
 
     def guess(self, count: int) -> Float[Tensor, "N D"]:
         """The row of the pause, everywhere."""
-        return self.embed_prompt(torch.full((count, 1), self.token, device=self.stack.device))[:, 0]
+        ids = torch.full((count,), self.token, device=self.stack.device)
+        return self.embed_prompt(ids[:, None])[:, 0]
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
         """The row of the pause."""
-        ids = torch.full((len(hidden), 1), self.token, device=hidden.device)
-        row = self.embed_prompt(ids)[:, 0]
-        return LatentStep(latent=row, next_input=row, done=torch.zeros_like(ids[:, 0], dtype=torch.bool))
+        row = self.guess(len(hidden))
+        never = torch.zeros(len(hidden), dtype=torch.bool, device=hidden.device)
+        return LatentStep(latent=row, next_input=row, done=never)
 
 
 def system(model: PreTrainedModel, settings: PauseSettings, *, name: str, max_tokens: int) -> System:

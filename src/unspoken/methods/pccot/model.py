@@ -38,7 +38,7 @@ class PccotForCausalLM(SelfDistilledModel):
         if config.iterations:
             allow_rollback(DynamicCache(config=self.decoder.config), type(self.decoder).__name__)
         table: Any = self.decoder.get_input_embeddings()
-        self.latent_row = nn.Parameter(torch.zeros_like(table.weight[0]))
+        self.latent_row = nn.Parameter(table.weight.new_zeros(table.weight.shape[1]))
 
     def start_from(self, base: PreTrainedModel) -> None:
         """Copy the weights of a causal language model of the same shape; the latent row is the mean of its rows."""
