@@ -191,6 +191,21 @@ def test_the_best_on_validation_is_published_and_a_later_one_wins_a_tie(
     assert len(weights) == 4
 
 
+def test_a_stage_that_counts_no_right_answers_never_ends_early(tmp_path: Path) -> None:
+    early = ("stages.pretrain.stop_at=0.4", "stages.pretrain.optimizer.schedule=constant")
+    folder = trainer_of(one_stage(*early), tmp_path, lambda _: {"score": 1.0}).run()
+    assert verify(folder)["step"] == 6
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(tmp_path: Path) -> None:
+    def losses(accumulate: int) -> list[float]:
+        recipe = one_stage(f"stages.pretrain.accumulate={accumulate}", "stages.pretrain.steps=2", "precision=fp32")
+        folder = trainer_of(recipe, tmp_path / str(accumulate), lambda _: {"score": 1.0}).run()
+        return [entry["loss"] for entry in verify(folder)["history"] if "loss" in entry]
+
+    assert losses(4) == pytest.approx(losses(1), rel=1e-4)
+
+
 @pytest.mark.parametrize(("name", "kept"), [("pretrain", [0]), ("sst", [2, 4, 6])])
 def test_a_stage_with_a_new_job_never_publishes_what_it_started_from(
     name: str, kept: list[int], tmp_path: Path
