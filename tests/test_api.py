@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -168,10 +169,14 @@ def test_a_converted_model_has_the_weights_of_the_model(hub: Path, tmp_path: Pat
     for name, weight in plain.base_model.state_dict().items():
         assert torch.equal(system.model.backbone.state_dict()[name], weight)
     alone = unspoken.convert(hub, device="cpu")
-    assert (alone.name, alone.opening, alone.max_tokens) == ("jepa_reasoner", (2,), 256)
+    assert (alone.name, alone.opening) == ("jepa_reasoner", (2,))
     assert alone.answer("2+2", max_tokens=4).tokens == system.answer("2+2", max_tokens=4).tokens
     projected = unspoken.convert(hub, to="codi", device="cpu")
     assert len(projected.answer("2+2", max_tokens=2).chain) == projected.stop.max_latents == 6
+    config = json.loads((hub / "config.json").read_text())
+    shutil.copytree(hub, tmp_path / "wide")
+    (tmp_path / "wide" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1024}))
+    assert unspoken.convert(tmp_path / "wide", device="cpu").max_tokens == 256  # where there are positions for it
     with pytest.raises(ValueError, match="reasoner exists; choose another folder"):
         unspoken.convert(hub, output=folder)
     with pytest.raises(ValueError, match="no model is converted to 'coconut' without training"):
@@ -306,7 +311,7 @@ def test_a_plain_model_is_measured_on_a_file(hub: Path, tmp_path: Path) -> None:
     evaluation = soft.evaluate(data, problems=6)
     assert (evaluation.accuracy, evaluation.results["problems"]) == (0.0, 6)
     by_task = soft.evaluate({"kind": "jsonl", "tests": [str(data)]}, problems=6, controls=False)
-    assert by_task.results["systems"] == evaluation.results["systems"]
+    assert (by_task.accuracy, by_task.results["problems"]) == (0.0, 6)
     assert {"zero", "swap", "no chain", "random mixtures"} < set(evaluation.results["probes"]["controls"][soft.name])
 
 

@@ -86,7 +86,7 @@ def test_attention_is_chosen_for_the_precision_and_the_rows_of_the_demo(
     doctor.diagnose("cpu")
     task = load("tree-search", "tiny").task.build()
     row = len(task.tokenizer(task.text(task.sample("test", [0]))[0])["input_ids"])
-    assert asked == [(precision, torch.device("cpu"), row)]
+    assert asked == [(precision, torch.device("cpu"), row + 1)]  # and the end
     assert threads == [machine.usable_threads(), 2]  # the demo is estimated with the threads of its recipe
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,6 @@ from tiny_recipe import tiny_recipe
 from unspoken import experiment
 from unspoken.backbone.folder import write_manifest
 from unspoken.runs import compression_rate, locate
-from unspoken.training.recipe import dump
 from unspoken.training.settings import as_mapping
 
 ALONE, GOES_ON, SECOND = ("alone", None, ()), ("goes on", "alone", ()), ("second", None, ("alone",))
@@ -45,29 +45,29 @@ def test_the_baseline_is_the_explicit_chain_that_went_on_for_as_many_steps(
     assert experiment._baseline(recipe) is None
 
 
-AGAIN = "{name: again, start: pretrain, objective: {kind: next_token}, steps: 1, batch_size: 8}"
+LAST = {"name": "again", "start": "pretrain", "objective": {"kind": "next_token"}, "steps": 1, "batch_size": 8}
 
 
 @pytest.mark.parametrize(
-    ("overrides", "stage"), [((), "talker"), ((f"stages.talker={AGAIN}", "stages.sst.name=s"), "s")]
+    ("stages", "answers"),
+    [
+        (["pretrain", "sst", "talker"], "talker"),
+        (["pretrain", "sst", "talker", "again"], "talker"),
+        (["pretrain", "again"], "again"),
+    ],
 )
-def test_a_run_answers_by_its_last_stage_of_latents(overrides: tuple[str, ...], stage: str, tmp_path: Path) -> None:
-    (tmp_path / "recipe.json").write_text(dump(tiny_recipe(*overrides)))
+def test_a_run_answers_by_its_last_stage_of_latents_or_else_by_its_last(
+    stages: list[str], answers: str, tmp_path: Path
+) -> None:
+    content = as_mapping(tiny_recipe())
+    content["stages"] = [stage for stage in (*content["stages"], LAST) if stage["name"] in stages]
+    (tmp_path / "recipe.json").write_text(json.dumps(content))
     for seed in (0, 1):
-        model = tmp_path / f"seed-{seed}" / stage / "model"
+        model = tmp_path / f"seed-{seed}" / answers / "model"
         model.mkdir(parents=True)
         assert locate(tmp_path, seed, None)[1] == model
-    with pytest.raises(ValueError, match="seed-2 has no finished stage"):
+    with pytest.raises(ValueError, match=f"seed-2 has no finished stage '{answers}'"):
         locate(tmp_path, 2, None)
-
-
-def test_a_run_without_latents_answers_by_its_last_stage(tmp_path: Path) -> None:
-    recipe = tiny_recipe(
-        f"stages=[{{name: one, objective: {{kind: next_token}}, steps: 1}}, {AGAIN.replace('pretrain', 'one')}]"
-    )
-    (tmp_path / "recipe.json").write_text(dump(recipe))
-    (tmp_path / "seed-0" / "again" / "model").mkdir(parents=True)
-    assert locate(tmp_path, 0, None)[1] == tmp_path / "seed-0" / "again" / "model"
 
 
 def test_no_rate_is_known_where_no_stage_is_recorded(tmp_path: Path) -> None:

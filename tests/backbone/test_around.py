@@ -116,5 +116,5 @@ def test_experts_are_computed_in_groups_where_the_model_inside_has_some() -> Non
 
 def test_blocks_inside_may_be_computed_again_in_the_backward_pass() -> None:
     model = pair_around(tiny_hub_model("llama"))
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     assert all(block.gradient_checkpointing for block in model.decoder.base_model.layers)

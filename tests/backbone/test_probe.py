@@ -259,7 +259,7 @@ def test_latents_enter_with_positions_and_masks_of_their_own(monkeypatch: pytest
 def test_padding_holds_what_must_not_be_seen() -> None:
     probe = _Probe(MODEL, seed=0)
     given: list[Tensor] = []
-    probe.step_by_step = lambda *inputs: given.extend(inputs)  # type: ignore[assignment, method-assign]
+    probe.step_by_step = lambda *inputs: given.extend(inputs) or inputs[0]  # type: ignore[assignment, method-assign]
     _ = probe.together
     rows, mask, latents = given
     assert torch.equal(rows[0], torch.cat([probe.rows(probe.long[:2]), probe.rows(probe.short)]))

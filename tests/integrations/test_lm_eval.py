@@ -255,16 +255,16 @@ def test_a_bar_is_shown_unless_the_harness_asks_for_none(tmp_path: Path, monkeyp
 
 
 def test_prompts_of_similar_length_are_answered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, together = UnspokenLM(str(save("coupled", tmp_path)), batch_size=2), list[list[int]]()
+    lm, together = UnspokenLM(str(save("coupled", tmp_path)), batch_size=2), list[list[str]]()
     answer = lm._answer
 
     def counted(prompts: list[str], cap: int) -> Any:
-        together.append([len(prompt) for prompt in prompts])
+        together.append(prompts)
         return answer(prompts, cap)
 
     monkeypatch.setattr(lm, "_answer", counted)
-    ask(lm, PROMPTS)
-    assert together == [[8, 6], [5, 3], [3, 2], [1]]
+    ask(lm, PROMPTS[::-1])
+    assert together == [["klmnopqr", "fedcba"], ["cdefg", "abc"], ["ggg", "rq"], ["h"]]
 
 
 # --- what is refused ---------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def test_a_stage_that_trains_a_few_weights_tells_how_many(tmp_path: Path) -> Non
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list[float]) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, legacy_windows=False)
-    progress = StageProgress(console, "seed 0  stage [2] of 3: sst", Pace(400))
+    progress = StageProgress(console, "seed 0  stage 2 of 3: [sst]", Pace(400))
     state: Any = SimpleNamespace(max_steps=50, global_step=0, num_input_tokens_seen=0, train_batch_size=4)
     progress.on_train_begin(ALONE, state, None)
     progress.on_evaluate(ALONE, state, None, {"eval_exact_match": 0.25})
@@ -85,7 +85,7 @@ def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list
     written = console.file.getvalue()  # type: ignore[attr-defined]
     lines = [line for line in written.splitlines() if "step 10/50" in line]
     assert len(lines) == (0 if terminal else 1)
-    assert "stage [2] of 3: sst" in written
+    assert "stage 2 of 3: [sst]" in written
     if terminal:
         bars = re.findall("[━╸╺]+", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written))
         assert {len(bar) for bar in bars} == {24}

@@ -47,7 +47,7 @@ def test_explicit_keys_stay_and_have_no_reason(tmp_path: Path) -> None:
 def test_an_explicit_choice_that_is_ten_times_slower_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "product_rate", lambda kind, _: 1e9 if kind == "bf16" else 75e9)
     with pytest.warns(UserWarning, match=r"'bf16'.*1\.0 GFLOP/s in bfloat16 and 75 in float32.*'auto'") as warned:
-        resolved(one_stage("precision=bf16"), tmp_path)
+        resolving.resolve(one_stage("precision=bf16"), tmp_path, CPU, lambda: 30)
     assert warned[0].filename == __file__  # it names who asked
 
 
