@@ -17,6 +17,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import unspoken
+from unspoken.auto_classes import _Added
 from unspoken.backbone.folder import verify
 from unspoken.cli import main
 from unspoken.experiment import measure_run
@@ -70,6 +71,15 @@ except ValueError:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "JepaReasonerConfig\nrefused\n", done.stderr
+
+
+def test_methods_are_asked_for_their_models_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("unspoken.methods.catalogue.register_models", lambda: asked.append(True))
+    added = _Added({"known": 1}, {"there": 2})
+    assert "known" not in added and "there" in added and not asked
+    assert "codi" not in added and "coconut" not in added
+    assert asked == [True]
 
 
 def test_every_name_is_there_and_no_other() -> None:
@@ -136,6 +146,7 @@ def test_a_run_and_the_folder_of_its_model_are_the_same_system(run: Path) -> Non
     opened = unspoken.load(run, device="cpu")
     alone = unspoken.load(run / "seed-0" / "talker" / "model", device="cpu")
     assert opened.name == alone.name == "talker"
+    assert opened.max_tokens == tiny_recipe().task.traits.answer_cap != tiny_recipe().evaluation.max_answer
     assert opened.answer(TREE).tokens == alone.answer(TREE).tokens
     assert unspoken.load(run, stage="pretrain", device="cpu").chain_kind == "tokens"
     with pytest.raises(ValueError, match="not a tree-search problem"):
@@ -161,6 +172,7 @@ def test_a_converted_model_has_the_weights_of_the_model(hub: Path, tmp_path: Pat
     assert alone.answer("2+2", max_tokens=4).tokens == system.answer("2+2", max_tokens=4).tokens
     projected = unspoken.convert(hub, to="codi", device="cpu")
     assert len(projected.answer("2+2", max_tokens=2).chain) == projected.stop.max_latents == 6
+    assert projected.max_tokens == 256
     with pytest.raises(ValueError, match="reasoner exists; choose another folder"):
         unspoken.convert(hub, output=folder)
     with pytest.raises(ValueError, match="no model is converted to 'coconut' without training"):
@@ -191,6 +203,20 @@ def test_every_method_is_trained_by_name(method: str, hub: Path, tmp_path: Path)
     first = system.answer("What is 2 plus 2?")
     data.unlink()  # the model must answer without its data
     assert unspoken.load(output, device="cpu").answer("What is 2 plus 2?").tokens == first.tokens
+
+
+def test_one_seed_is_trained_and_its_progress_goes_to_standard_error(
+    hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr("unspoken.training.run.train", lambda *_, **how: trained.append(how))
+    monkeypatch.setattr("unspoken.api.load", lambda output, device: (output, device))
+    given: dict[str, Any] = {"model": hub, "data": save_problems(tmp_path / "mine.jsonl"), "output": tmp_path / "run"}
+    assert unspoken.train("cot", **given) == (tmp_path / "run", "auto")
+    unspoken.train("cot", **given, quiet=True)
+    consoles = [how.pop("console") for how in trained]
+    assert [(console.quiet, console.stderr) for console in consoles] == [(False, True), (True, True)]
+    assert trained[0] == {"seeds": 1, "report_to": [], "device": "auto"}
 
 
 def test_what_cannot_be_trained_is_refused_in_one_line(hub: Path, tmp_path: Path) -> None:
@@ -280,6 +306,8 @@ def test_a_plain_model_is_measured_on_a_file(hub: Path, tmp_path: Path) -> None:
     soft = unspoken.load(hub, unspoken.SoftThinking(max_latents=3), device="cpu")
     evaluation = soft.evaluate(data, problems=6)
     assert (evaluation.accuracy, evaluation.results["problems"]) == (0.0, 6)
+    by_task = soft.evaluate({"kind": "jsonl", "tests": [str(data)]}, problems=6, controls=False)
+    assert (by_task.accuracy, by_task.results["problems"]) == (0.0, 6)
     assert {"zero", "swap", "no chain", "random mixtures"} < set(evaluation.results["probes"]["controls"][soft.name])
 
 

@@ -155,4 +155,4 @@ def test_other_vectors_may_bring_their_own_mask() -> None:
 
 
 def test_stop_reasons_are_small_numbers_with_names() -> None:
-    assert [StopReason(value).name for value in range(3)] == ["END", "FIXED", "CAP"]
+    assert [StopReason(value).name for value in range(4)] == ["END", "FIXED", "CAP", "CERTAIN"]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from typer import BadParameter
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -47,6 +48,25 @@ def test_the_help_shows_them(verb: str) -> None:
     lines = [line.strip() for line in shown.splitlines()]
     assert "Examples:" in lines
     assert all(line in lines for line in EXAMPLES[verb])
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "allowed", "refused"),
+    [
+        ("run", "--seeds", (1,), (0,)),
+        ("serve", "--port", (0, 65535), (-1, 65536)),
+        ("explore", "--problems", (2, 8), (1, 9)),
+        ("eval", "--samples", (0,), (-1,)),
+    ],
+)
+def test_numbers_are_taken_to_the_ends_of_their_ranges(
+    verb: str, option: str, allowed: tuple[int, ...], refused: tuple[int, ...]
+) -> None:
+    for number in allowed:
+        assert VERBS[verb].make_context(verb, ["mine", option, str(number)]).params[option[2:]] == number
+    for number in refused:
+        with pytest.raises(BadParameter, match=r"Input should be (greater|less) than or equal to"):
+            VERBS[verb].make_context(verb, ["mine", option, str(number)])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ import json
 import re
 import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +17,15 @@ from rich.console import Console
 from tiny_recipe import TEXT, quiet_train
 from typer.main import get_command
 
-from unspoken import cli, experiment
+from unspoken import cli, distributed, experiment
 from unspoken.cli_inputs import typed_problems
 from unspoken.draw.formats import write_every_sign
 from unspoken.evaluation.results import RESULTS, read_results
 from unspoken.experiment import measure_again, measure_run, open_run
+from unspoken.interruption import Interrupted
 from unspoken.probes.pass_at_k import PassAtKProbe
 from unspoken.report.page import PAGE, default_page
+from unspoken.serving import Limits
 from unspoken.tasks import TreeSearchConfig
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.recipe import load, parse, shipped
@@ -67,6 +71,129 @@ def test_help_shows_what_an_option_takes(monkeypatch: pytest.MonkeyPatch) -> Non
         r"--plan +Print",
     ):
         assert re.search(words, output), words
+
+
+def test_nothing_typed_shows_the_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, output, errors = command(monkeypatch)
+    assert all(verb in output + errors for verb in get_command(cli.app).commands)  # type: ignore[attr-defined]
+
+
+# --- what is left out ------------------------------------------------------------------------------------------------
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, target: str, result: Any = None) -> list[tuple[Any, dict[str, Any]]]:
+    """What a function is called with in place of running."""
+    calls: list[tuple[Any, dict[str, Any]]] = []
+
+    def called(*given: Any, **how: Any) -> Any:
+        calls.append((given, how))
+        return result
+
+    monkeypatch.setattr(target, called)
+    return calls
+
+
+def test_a_run_is_of_one_seed_and_prints_what_it_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = calls_of(monkeypatch, "unspoken.experiment.run_experiment", {"measured": 1})
+    printed = calls_of(monkeypatch, "unspoken.report.terminal.print_results")
+    _, output, _ = command(monkeypatch, "run", "tree-search")
+    (((recipe, folder), how),) = ran
+    console = how.pop("console")
+    assert (recipe, folder, console.quiet, console.stderr) == (
+        load("tree-search"),
+        Path("runs/tree-search-tiny"),
+        False,
+        True,
+    )
+    assert how == {"seeds": 1, "report_to": ["tensorboard"], "command": "unspoken run tree-search", "device": "auto"}
+    assert (len(printed), output) == (1, "\nreport page: runs/tree-search-tiny/report.html\n")
+    _, output, _ = command(monkeypatch, "run", "tree-search", "--json", "--report-to", "none", "--quiet")
+    assert (len(printed), json.loads(output)) == (1, {"measured": 1})
+    assert (ran[1][1]["report_to"], ran[1][1]["console"].quiet) == (["none"], True)
+
+
+def test_training_is_of_all_stages_and_prints_those_that_are_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = SimpleNamespace(
+        finished=lambda stage: stage.name in ("sst", "pretrain"), model_folder=lambda name: Path("there") / name
+    )
+    trained = calls_of(monkeypatch, "unspoken.training.run.train", [run])
+    _, output, _ = command(monkeypatch, "train", "tree-search")
+    ((_, how),) = trained
+    assert not how.pop("console").quiet
+    assert how == {"seeds": 1, "report_to": ["tensorboard"], "only": None, "device": "auto"}
+    assert output == "there/pretrain\nthere/sst\n"
+    monkeypatch.setenv("RANK", "1")
+    assert command(monkeypatch, "train", "tree-search")[1] == ""
+
+
+def test_measuring_adds_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = calls_of(monkeypatch, "unspoken.experiment.measure_again", {})
+    calls_of(monkeypatch, "unspoken.report.terminal.print_results")
+    _, output, _ = command(monkeypatch, "eval", "mine")
+    ((given, how),) = measured
+    assert not how.pop("console").quiet
+    assert (given, how) == (
+        (Path("mine"),),
+        {"device": "auto", "command": "unspoken eval mine", "optional": [], "reasonings": []},
+    )
+    assert output == "\nreport page: mine/report.html\n"
+    asked: list[dict[str, Any]] = []
+
+    def evaluate(_: str, **how: Any) -> Any:
+        asked.append(how)
+        return SimpleNamespace(table=lambda: "a table", results={})
+
+    calls_of(monkeypatch, "unspoken.api.load", SimpleNamespace(evaluate=evaluate))
+    tables = calls_of(monkeypatch, "unspoken.draw.table.print_table")
+    assert command(monkeypatch, "eval", "mine", "--data", "other.jsonl")[1] == ""
+    assert (asked, tables[0][0][0]) == ([{"grader": None, "problems": 200}], "a table")
+
+
+def test_a_problem_is_answered_without_its_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = calls_of(monkeypatch, "unspoken.report.answers.answer_problems", ["an answer"])
+    printed = calls_of(monkeypatch, "unspoken.report.answers.print_answer")
+    command(monkeypatch, "generate", "mine")
+    how = {"seed": 0, "stage": None, "reasoning": None, "device": "auto"}
+    assert answered == [(("mine", [None]), how)]
+    ((given, shown),) = printed
+    assert (given[0], shown) == ("an answer", {"chain": False})
+
+
+def test_an_answer_is_shown_before_the_next_is_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.TextIOWrapper(io.BytesIO())
+
+    def converse(system: str, messages: str, **how: Any) -> Iterator[Any]:
+        assert (system, messages, how) == ("a system", "messages", {"instruction": "", "max_tokens": None})
+        yield SimpleNamespace(text="one")
+        assert output.buffer.getvalue() == b"one\n"  # type: ignore[attr-defined]
+
+    opened = calls_of(monkeypatch, "unspoken.api.load", "a system")
+    asked = calls_of(monkeypatch, "unspoken.cli._messages", "messages")
+    monkeypatch.setattr("unspoken.report.conversation.converse", converse)
+    monkeypatch.setattr(sys, "stdout", output)
+    cli.chat("mine")
+    assert (opened, asked) == ([(("mine", None), {"device": "auto"})], [((), {"once": False})])
+
+
+def test_servers_are_for_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = calls_of(monkeypatch, "unspoken.serving.serve")
+    explored = calls_of(monkeypatch, "unspoken.explorer.routes.explore")
+    recorded = calls_of(monkeypatch, "unspoken.explorer.record.write_record")
+    opened = {"seed": 0, "stage": None, "reasoning": None, "device": "auto"}
+    local = {"host": "127.0.0.1", "port": 8000, "api_key_file": None}
+    limits = Limits(batch_size=32, queue=256, prompt_tokens=4096, answer_tokens=1024)
+    for arguments in (("serve", "mine"), ("explore", "mine"), ("explore", "mine", "--output", "page.html")):
+        assert command(monkeypatch, *arguments)[0] == 0
+    assert served == [(("mine",), {**opened, **local, "limits": limits})]
+    assert explored == [(("mine",), {**opened, **local})]
+    assert recorded == [(("mine", Path("page.html")), {**opened, "problems": 3})]
+
+
+def test_lists_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    diagnosed = calls_of(monkeypatch, "unspoken.doctor.diagnose", {})
+    printed = calls_of(monkeypatch, "unspoken.doctor.print_diagnosis")
+    assert command(monkeypatch, "doctor")[1] == ""
+    assert (diagnosed, len(printed)) == ([(("auto",), {})], 1)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------
@@ -153,6 +280,57 @@ def test_a_logger_that_is_not_there_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         train(parse(TEXT, "here"), tmp_path, seeds=1, report_to=[logger], console=Console(quiet=True))
     assert not any(tmp_path.iterdir())
+
+
+def test_a_long_error_is_cut_in_its_middle() -> None:
+    assert cli._short(ValueError("x" * 2000)) == "x" * 2000
+    assert cli._short(ValueError("a" * 1000 + "\n" + "b" * 1000)) == f"{'a' * 1000} ... {'b' * 1000}"
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+
+
+@pytest.mark.parametrize(("ranks", "claims"), [(None, None), ("1", None), ("2", True), ("2", False)])
+def test_of_several_processes_one_prints_why_all_of_them_end(
+    ranks: str | None, claims: bool | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joined = calls_of(monkeypatch, "unspoken.distributed.init_distributed")
+    monkeypatch.setattr(distributed, "claims_error_output", lambda: claims)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if ranks is not None:
+        monkeypatch.setenv("WORLD_SIZE", ranks)
+    stopped = "stopped; run the same command to continue"
+    for error, status, line in (
+        (ValueError("no"), 2, "no"),
+        (OSError("full"), 2, "full"),
+        (Interrupted(15), 143, stopped),
+    ):
+        failing(monkeypatch, error)
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == status
+        assert capsys.readouterr().err == ("" if claims is False else f"unspoken: {line}\n")
+    failing(monkeypatch, RuntimeError("peers are gone"))
+    with pytest.raises(SystemExit if claims is False else RuntimeError) as ended:
+        cli.main()
+    assert getattr(ended.value, "code", 2) == 2
+    assert len(joined) == (4 if ranks == "2" else 0)
+
+
+def test_an_error_that_is_shown_is_shown_as_python_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("UNSPOKEN_DEBUG", "1")
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "argv", ["unspoken", "run", "nothing-of-that-name"])
+    with pytest.raises(ValueError, match="there is no recipe") as raised:
+        cli.main()
+    sys.excepthook(raised.type, raised.value, raised.tb)
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last):\n")
 
 
 # --- a run folder ------------------------------------------------------------------------------------------------

@@ -20,6 +20,20 @@ def with_rates(monkeypatch: pytest.MonkeyPatch, *, bf16: float, fp32: float) -> 
     monkeypatch.setattr(machine, "product_rate", lambda precision, _device: rates[precision])
 
 
+def test_a_rate_is_that_of_the_quickest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six products of 256 rows and columns: two operations for each of 256 x 256 x 256 terms."""
+    took, now, read = [9.0, 4.0, 2.0, 3.0, 5.0, 4.0], [0.0], [0]
+
+    def clock() -> float:
+        now[0] += took[read[0] // 2] if read[0] % 2 else 100.0
+        read[0] += 1
+        return now[0]
+
+    monkeypatch.setattr(machine.time, "perf_counter", clock)
+    assert product_rate.__wrapped__("fp32", CPU) == 2 * 256**3 / 2.0
+    assert read == [12]
+
+
 def test_a_rate_is_operations_over_seconds() -> None:
     # No processor that runs these tests is slower or faster than this, even under load.
     assert 1e8 < product_rate("fp32", CPU) < 1e14
@@ -27,7 +41,8 @@ def test_a_rate_is_operations_over_seconds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bf16", "fp32", "chosen"), [(500e9, 150e9, "bf16"), (1e9, 75e9, "fp32"), (151e9, 150e9, "bf16")]
+    ("bf16", "fp32", "chosen"),
+    [(500e9, 150e9, "bf16"), (1e9, 75e9, "fp32"), (151e9, 150e9, "bf16"), (150e9, 150e9, "fp32")],
 )
 def test_the_faster_type_is_chosen_and_both_rates_are_the_reason(
     monkeypatch: pytest.MonkeyPatch, bf16: float, fp32: float, chosen: str
@@ -50,14 +65,17 @@ def test_ten_times_slower_is_much_slower(monkeypatch: pytest.MonkeyPatch) -> Non
     with_rates(monkeypatch, bf16=7e9, fp32=75e9)
     assert much_slower("bf16", CPU)
     assert not much_slower("fp32", CPU)
-    with_rates(monkeypatch, bf16=8e9, fp32=75e9)
-    assert not much_slower("bf16", CPU)
+    for rate in (7.5e9, 8e9):
+        with_rates(monkeypatch, bf16=rate, fp32=75e9)
+        assert not much_slower("bf16", CPU)
 
 
 @pytest.mark.parametrize(
     ("precision", "device", "length", "kernel"),
     [
         ("bf16", "cpu", 64, "eager"),
+        ("bf16", "cpu", 191, "eager"),
+        ("bf16", "cpu", 192, "sdpa"),
         ("bf16", "cpu", 512, "sdpa"),
         ("fp32", "cpu", 64, "sdpa"),
         ("bf16", "cuda", 64, "sdpa"),
@@ -72,7 +90,8 @@ def test_attention_follows_precision_device_and_length(
 def test_a_device_that_is_not_there_is_refused_in_one_line() -> None:
     assert resolve_device("cpu") == CPU
     for name in ("cuda:99", "nonsense"):
-        with pytest.raises(ValueError, match=rf"device '{name}' is not available here .*choose auto or cpu") as refusal:
+        message = rf"device '{name}' is not available here \(.+\); choose auto or cpu"
+        with pytest.raises(ValueError, match=message) as refusal:
             resolve_device(name)
         assert "\n" not in str(refusal.value)
 
@@ -83,8 +102,11 @@ def test_no_more_threads_than_the_process_may_use() -> None:
 
 def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    of_this_process = {0: set(range(64))}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: of_this_process[process], raising=False)
     monkeypatch.setattr(Path, "read_text", lambda _: "250000 100000\n")
     assert machine.usable_threads() == 3
+    monkeypatch.setattr(Path, "read_text", lambda _: "0 100000\n")
+    assert machine.usable_threads() == 1
     monkeypatch.setattr(Path, "read_text", lambda _: "max 100000\n")
     assert machine.usable_threads() == 64

@@ -10,12 +10,10 @@ import torch
 from tiny_recipe import one_stage, quiet_train
 from typer.testing import CliRunner
 
-from unspoken import distributed
 from unspoken.cli import app
 from unspoken.machine import resolve_device
 from unspoken.methods.loading import load_model
 from unspoken.placement import CPU, moved
-from unspoken.training.run import device_for_all
 
 META = torch.device("meta")  # a device that is always there
 
@@ -52,14 +50,6 @@ def test_a_model_is_loaded_where_it_is_wanted_with_the_kernel_that_is_fast_there
 
 def test_a_device_stands_for_itself() -> None:
     assert resolve_device(META) is META
-    assert device_for_all("cpu") == CPU
-
-
-def test_several_processes_have_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    assert device_for_all("auto") == resolve_device("auto")
-    with pytest.raises(ValueError, match="leave --device out"):
-        device_for_all(META)
 
 
 @pytest.mark.parametrize("verb", ["run", "train", "eval", "generate", "serve"])

@@ -52,3 +52,20 @@ def test_the_commit_is_that_of_the_repository_that_holds_the_sources(
     assert provenance.made(CPU)["commit"].endswith("-dirty")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert provenance.made(CPU)["commit"] == "0123456", "git need not be there"
+
+
+@pytest.mark.parametrize(
+    ("cores", "system", "name"),
+    [
+        ("model name\t: First: 2 GHz\nflags\t: fast\nmodel name\t: Second\n", "there", "First: 2 GHz"),
+        ("", "of the system", "of the system"),
+        ("", "", "of the machine"),
+    ],
+)
+def test_a_processor_has_the_name_that_the_system_gives(
+    cores: str, system: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: cores)
+    monkeypatch.setattr(provenance.platform, "processor", lambda: system)
+    monkeypatch.setattr(provenance.platform, "machine", lambda: "of the machine")
+    assert provenance.processor() == name

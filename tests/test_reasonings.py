@@ -61,6 +61,10 @@ def called(*arguments: str) -> int:
     return stopped.value.code
 
 
+def test_an_answer_is_as_long_as_the_recipe_has_it(run: Path) -> None:
+    assert unspoken.load(run, device="cpu").max_tokens == 3
+
+
 def test_a_recipe_asks_for_them_and_no_page_has_them_otherwise(run: Path) -> None:
     recipe, runs = open_run(run, "cpu")
     plain = measure_run(recipe, runs, command="", say=lambda _: None)

@@ -13,9 +13,9 @@ import pytest
 from tiny_recipe import one_stage, quiet_train
 
 import unspoken
+from unspoken import storage
 from unspoken.backbone.folder import FolderError, numbered, publish, remove, write_manifest
-from unspoken.storage import discard, make_folder, new_folder, read_json, read_text, write_json, write_text
-from unspoken.training.lock import run_lock
+from unspoken.storage import discard, make_folder, new_folder, one_line, read_json, read_text, write_json, write_text
 
 SOURCE = Path(unspoken.__file__).parent
 # Names that older versions wrote under, or that a reader of this one might expect.
@@ -112,6 +112,82 @@ def test_json_has_an_entry_a_line_but_curves_and_what_is_short_on_one(tmp_path: 
         write_json(tmp_path / "facts", {"far": [float("inf")]})
 
 
+def test_a_file_of_json_to_the_letter(tmp_path: Path) -> None:
+    """A line has at most 110 characters, and what is inside something is one further to the right."""
+    fits, longer = "x" * (110 - len('{"a": ""}')), "x" * (111 - len('{"a": ""}'))
+    write_json(tmp_path / "facts", {"a": fits})
+    assert read_text(tmp_path / "facts") == f'{{"a": "{fits}"}}\n'
+    write_json(tmp_path / "facts", {"a": longer})
+    assert read_text(tmp_path / "facts") == f'{{\n "a": "{longer}"\n}}\n'
+    write_json(tmp_path / "facts", [[{"a": longer}], {"b": {"c": longer}}])
+    lines = [
+        "[",
+        " [",
+        "  {",
+        f'   "a": "{longer}"',
+        "  }",
+        " ],",
+        " {",
+        '  "b": {',
+        f'   "c": "{longer}"',
+        "  }",
+        " }",
+        "]",
+    ]
+    assert read_text(tmp_path / "facts").splitlines() == lines
+    write_json(tmp_path / "facts", [0.125] * 100)
+    assert len(read_text(tmp_path / "facts").splitlines()) == 1
+
+
+def test_others_may_read_and_nobody_may_run_what_is_written(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        write_text(tmp_path / "facts", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "facts").stat().st_mode & 0o777 == 0o644
+
+
+def test_an_interruption_just_after_the_move_stays_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        replace(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(tmp_path / "facts", "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["facts"]
+
+
+def test_folders_above_are_made_and_what_is_gone_is_discarded(tmp_path: Path) -> None:
+    assert new_folder(tmp_path / "not" / "there" / "best").parent == tmp_path / "not" / "there"
+    make_folder(tmp_path / "nor" / "here", tmp_path / "nor" / "here" / "seed-0")
+    assert (tmp_path / "nor" / "here" / "seed-0").is_dir()
+    discard(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("one", "one"),
+        ("one\ntwo", "one"),
+        ("", ""),
+        ("  one:\n\n  two\nthree", "one: two"),
+        ("one:", "one:"),
+    ],
+)
+def test_an_error_is_its_first_line_and_the_next_after_a_colon(message: str, line: str) -> None:
+    with pytest.raises(FolderError) as refusal, one_line("it cannot be read", "restore it"):
+        raise LookupError(message)
+    assert str(refusal.value) == f"it cannot be read (LookupError: {line}); restore it"
+    with pytest.raises(LookupError, match="as it is"), one_line("it", "remedy", lambda error: "as it" in str(error)):
+        raise LookupError("as it is")
+    with pytest.raises(FolderError, match="other"), one_line("it", "remedy", lambda error: "as it" in str(error)):
+        raise LookupError("other")
+
+
 def test_what_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -163,13 +239,6 @@ def test_links_to_folders_are_removed_and_not_what_they_point_to(tmp_path: Path,
     assert untouched(victim)
 
 
-def test_a_lock_that_is_another_file_too_is_refused(tmp_path: Path, victim: Path) -> None:
-    (tmp_path / ".lock").hardlink_to(victim / "words")
-    with pytest.raises(ValueError, match="hard link"), run_lock(tmp_path):
-        pass
-    assert untouched(victim)
-
-
 def test_a_manifest_does_not_list_what_a_kill_left(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / ".run.json.0123456789abcdef.tmp").symlink_to(victim / "words")
@@ -215,9 +284,9 @@ def test_training_through_a_link_is_refused(tmp_path: Path, victim: Path, name: 
         (lambda path: path.write_text("[" * 200_000), "is damaged"),
         (lambda path: path.write_text('{"a":' * 200_000), "is damaged"),
         (lambda path: path.write_text("1" * 10_000), "is damaged"),
-        (lambda path: (path.touch(), os.truncate(path, 2**40)), "no file of this kind is as large"),
+        (lambda path: (path.touch(), os.truncate(path, 2**28 + 1)), "no file of this kind is as large"),
     ],
-    ids=["pipe", "device", "folder", "no text", "empty", "nested lists", "nested objects", "digits", "a terabyte"],
+    ids=["pipe", "device", "folder", "no text", "empty", "nested lists", "nested objects", "digits", "too large"],
 )
 def test_a_file_that_is_none_is_refused_at_once(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
     make(tmp_path / "facts.json")
@@ -225,6 +294,15 @@ def test_a_file_that_is_none_is_refused_at_once(make: Callable[[Path], object], 
         read_json(tmp_path / "facts.json")
     (tmp_path / "words").write_text("ä")
     assert read_text(tmp_path / "words") == "ä"
+
+
+def test_the_largest_file_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "LARGEST_TEXT", 4)
+    (tmp_path / "words").write_text("four")
+    assert read_text(tmp_path / "words") == "four"
+    (tmp_path / "words").write_text("fives")
+    with pytest.raises(FolderError, match="has 5 bytes"):
+        read_text(tmp_path / "words")
 
 
 # --- nobody writes beside this module --------------------------------------------------------------------------------
@@ -261,7 +339,6 @@ WRITERS = {
         "path.parent.mkdir",  # the run folder itself
         "path.open",  # reads
     },
-    "training/stages.py": {"folder.mkdir"},  # the run folder itself
     "report/page.py": {"target.parent.mkdir"},  # where the user wants it
     "backbone/checks.py": {"folder.mkdir"},  # the user's own cache
 }

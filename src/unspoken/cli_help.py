@@ -26,6 +26,6 @@ class Verbs(TyperGroup):
 def _in_words(param: Any) -> Any:
     if isinstance(param, TyperArgument):
         vars(param)["display_type_rich"] = lambda ctx: ""  # noqa: ARG005 - its name is in the column before
-    elif param is not None and param.metavar is None and getattr(param, "is_flag", False):
+    elif param is not None and param.metavar is None and param.is_flag:
         param.metavar = ""
     return param

@@ -23,13 +23,13 @@ from unspoken.training.stages import SeedRun
 from unspoken.weights import shipped_model
 
 
-def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple[Recipe | None, str | Path]:
+def locate(source: str | Path, seed: int, stage: str | None) -> tuple[Recipe | None, str | Path]:
     """The recipe, if there is one, and the model that a folder, a seed and a stage mean.
 
     Args:
         source: a run folder, the folder of one model, the name of a model on the hub, or of one that comes with the
             package (``tree-search``, ``cups``).
-        seed, stage: which model of a run folder; by default the last stage that answers from latents.
+        seed, stage: which model of a run folder; None stands for the last stage that answers from latents.
 
     Raises:
         ValueError: there is no such model.
@@ -54,7 +54,7 @@ def locate(source: str | Path, seed: int = 0, stage: str | None = None) -> tuple
     return None, source
 
 
-def compression_rate(source: str | Path, seed: int = 0, stage: str | None = None) -> int | None:
+def compression_rate(source: str | Path, seed: int, stage: str | None) -> int | None:
     """Tokens of an explicit chain that one latent of a model stands for; None where nothing cut the chains it learned.
 
     Args:

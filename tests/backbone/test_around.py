@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from tiny_hub import FALCON_H1, GPT, SLIDING, tiny_hub_model, tokens
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import FunnelConfig, FunnelModel, PreTrainedConfig, PreTrainedModel
 
+from unspoken.backbone.around import Around
 from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
@@ -98,3 +99,22 @@ def test_what_is_supported_is_what_the_model_inside_supports(
     for name in ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend"):
         assert getattr(coconut, name) is bool(getattr(inner, name)), name
     assert not coconut.is_custom_code()
+
+
+def test_of_a_family_with_two_stacks_the_first_is_asked() -> None:
+    class AroundFunnel(Around):
+        config_class = FunnelConfig
+
+    assert AroundFunnel(FunnelConfig())._inner is FunnelModel
+
+
+def test_experts_are_computed_in_groups_where_the_model_inside_has_some() -> None:
+    assert pair_around(tiny_hub_model("mixtral"))._grouped_mm_can_dispatch()
+    with pytest.raises(ValueError, match="LlamaModel has no experts to choose an implementation of"):
+        pair_around(tiny_hub_model("llama"))._grouped_mm_can_dispatch()
+
+
+def test_blocks_inside_may_be_computed_again_in_the_backward_pass() -> None:
+    model = pair_around(tiny_hub_model("llama"))
+    model.activation_checkpointing_enable()
+    assert all(block.gradient_checkpointing for block in model.decoder.base_model.layers)

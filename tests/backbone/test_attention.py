@@ -63,6 +63,15 @@ def test_layers_of_several_kinds_get_a_mask_each() -> None:
     assert isinstance(attention_mask(causal, positions, tiny_hub_model("llama", "sdpa")), Tensor)
 
 
+def test_a_mask_is_the_same_for_all_heads() -> None:
+    positions = torch.arange(3).expand(2, -1)
+    mask = attention_mask(
+        lambda b, h, q, kv: (kv <= q) & (h == 0) & (b == 1), positions, tiny_hub_model("llama", "sdpa")
+    )
+    assert isinstance(mask, Tensor)
+    assert mask.tolist() == [[[[False] * 3] * 3], [torch.ones(3, 3).tril().bool().tolist()]]
+
+
 def test_other_kinds_of_attention_are_refused() -> None:
     model = tiny_hub_model("llama")
     model.config._attn_implementation_internal = "flash_attention_2"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from tiny_hub import MINICPM_3, tiny_hub_model
@@ -9,6 +12,7 @@ from tiny_models import tiny_language_model
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from unspoken.backbone import depth
 from unspoken.backbone.depth import require_same_blocks
 
 
@@ -66,3 +70,45 @@ def test_blocks_that_are_not_found_are_refused() -> None:
     model.base_model.layers = nn.Sequential(*model.base_model.layers)
     with pytest.raises(ValueError, match=r"the blocks of LlamaModel are not found, so they cannot be counted"):
         require_same_blocks(model.base_model, cut)
+
+
+@pytest.mark.parametrize(
+    ("far", "near", "same"),
+    [(0.0, 0.19, True), (0.0, 0.21, False), (0.15, 0.0, True), (0.25, 0.0, False)],
+)
+def test_outputs_may_differ_by_a_thousandth_of_themselves_and_of_the_largest(
+    monkeypatch: pytest.MonkeyPatch, far: float, near: float, same: bool
+) -> None:
+    """Of 100 and 90 the one may differ by 0.2 and the other by 0.19."""
+    model = tiny_hub_model("llama")
+    outputs = iter((torch.tensor([100.0, 90.0]), torch.tensor([100.0 - far, 90.0 + near])))
+    monkeypatch.setattr(depth, "_after_block", lambda *_: next(outputs))
+    if same:
+        require_same_blocks(model.base_model, first_blocks_of(model, 1))
+    else:
+        with pytest.raises(ValueError, match="compute something else"):
+            require_same_blocks(model.base_model, first_blocks_of(model, 1))
+
+
+def test_of_a_block_that_returns_several_things_the_first_is_its_output() -> None:
+    class Block(nn.Module):
+        def __init__(self, number: float) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, str]:
+            return inputs + self.number, "something else"
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(num_hidden_layers=3)
+            self.blocks = nn.ModuleList(Block(number) for number in (1.0, 10.0, 100.0))
+
+        def forward(self, inputs_embeds: torch.Tensor, use_cache: bool) -> None:
+            for block in self.blocks:
+                inputs_embeds, _ = block(inputs_embeds)
+
+    stack: Any = Stack()
+    outputs = [depth._after_block(stack, count, torch.zeros(1)).item() for count in (1, 2, 3)]
+    assert outputs == [1.0, 11.0, 111.0]

@@ -227,6 +227,8 @@ def test_numbered_folders_are_those_that_are_finished_in_the_order_of_their_numb
         "checkpoint-100",
     ]
     assert numbered(tmp_path, "other") == []
+    finished(tmp_path / "of-two-3")
+    assert [path.name for path in numbered(tmp_path, "of-two")] == ["of-two-3"]
 
 
 @pytest.mark.parametrize("before", ["folder", "link", "dangling link", None])
@@ -298,6 +300,14 @@ def test_hashes_are_kept_of_files_that_have_been_still_for_two_seconds(
         for _ in range(2):
             folders._known_hash(folder / WEIGHTS)
         assert read == [WEIGHTS] * times
+    # Its time may have been set to one that is still to come.
+    os.utime(folder / WEIGHTS, ns=(changed + 10**10, changed + 10**10))
+    later = (folder / WEIGHTS).stat().st_ctime_ns + 3 * 10**9
+    monkeypatch.setattr(folders.time, "time_ns", lambda: later)
+    read.clear()
+    for _ in range(2):
+        folders._known_hash(folder / WEIGHTS)
+    assert read == [WEIGHTS] * 2
 
 
 @pytest.mark.parametrize(

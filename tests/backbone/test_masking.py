@@ -62,3 +62,17 @@ def test_the_library_is_left_as_it_was() -> None:
     with pytest.raises(KeyError), masks_unread():
         raise KeyError
     assert state() == before
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_mask_of_ones_stays_one_where_tokens_see_what_comes_later(attention: str) -> None:
+    masks = []
+    model = tiny_language_model("unspoken", attention, is_causal=False)
+    model.base_model.layers[0].attention.register_forward_pre_hook(
+        lambda _module, _args, how: masks.append(how["attention_mask"]), with_kwargs=True
+    )
+    with masks_unread():
+        model(prompts(), attention_mask=torch.ones_like(prompts()))
+    (mask,) = masks
+    assert mask[0, 0].tolist() == (torch.ones(5, 5).bool() if attention == "sdpa" else torch.zeros(5, 5)).tolist()

@@ -47,6 +47,10 @@ def test_the_auto_classes_build_save_and_load_it(tmp_path: Path) -> None:
     assert complete.lm_head.weight is complete.model.embed_tokens.weight
 
 
+def test_other_engines_may_bring_an_attention_of_their_own() -> None:
+    assert UnspokenForCausalLM.is_backend_compatible()
+
+
 @torch.no_grad()
 def test_it_generates_through_the_library_with_sampling_and_beams() -> None:
     model = tiny_language_model("unspoken")
@@ -282,6 +286,9 @@ def test_an_encoder_s_output_has_positions_of_its_own_from_zero() -> None:
     here = model(prompts(), encoder_hidden_states=source, position_ids=positions).last_hidden_state
     there = model(prompts(), encoder_hidden_states=source, position_ids=positions + 3).last_hidden_state
     assert (here - there).abs().amax(dim=(1, 2)).min() > 1e-3
+    for cached in (True, False):  # its own count from zero too, where none are given
+        counted = model(prompts(), encoder_hidden_states=source, use_cache=cached).last_hidden_state
+        torch.testing.assert_close(counted, here, rtol=1e-5, atol=1e-6)
     cross = model.layers[0].cross_attention
     assert cross is not None
     assert (cross.cross, cross.is_causal, cross.layer_idx, cross.num_key_value_groups) == (True, False, 0, 1)

@@ -51,6 +51,7 @@ def test_a_difference_is_relative_to_the_largest_number() -> None:
     with pytest.raises(_Lacking, match=r"^off by 0\.0002$"):
         _same(expected + 4 * 2.1e-4, expected)
     _same(expected + 4 * 0.09, expected, 0.1)
+    _same(torch.tensor([1.5]), torch.tensor([1.0]), 0.5)
     with pytest.raises(_Lacking, match=r"shape \(1, 3\) instead of \(3,\)"):
         _same(expected[None], expected)
 
@@ -221,9 +222,75 @@ def test_results_are_kept_under_a_hash_in_the_cache(monkeypatch: pytest.MonkeyPa
     key = checks._key(MODEL)
     assert len(key) == 32 and set(key) <= set("0123456789abcdef")
     assert checks._key(tiny_hub_model("llama", vocab_size=80)) == key
+    one, two = tiny_hub_model("llama"), tiny_hub_model("llama")
+    one.config.first, one.config.second = two.config.first, two.config.second = 1, 2
+    del one.config.first
+    one.config.first = 1  # whatever the order of the keys
+    assert checks._key(one) == checks._key(two) != key
     assert checks._read(key) is None
     checks._write(key, {"causal": "so"})
     assert checks._read(key) == {"causal": "so"}
     assert checks._folder() == tmp_path / "unspoken" / "backbones"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert checks._folder() == Path.home() / ".cache" / "unspoken" / "backbones"
+
+
+def test_latents_enter_with_positions_and_masks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two rows the first is padded by one token."""
+    calls: list[Any] = []
+
+    class Stack:
+        config = "its config"
+
+        def __call__(self, **how: Any) -> Any:
+            calls.append(how)
+            return SimpleNamespace(last_hidden_state=how["inputs_embeds"])
+
+    monkeypatch.setattr(checks, "DynamicCache", lambda config: f"a cache of {config}")
+    latents, mask = torch.tensor([[[3.0], [4.0]], [[5.0], [6.0]]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    inputs = torch.tensor([[[0.0], [1.0], [2.0]]] * 2)
+    probe = Given(stack=Stack())
+    assert probe.step_by_step(inputs, mask, latents).tolist() == [[[2.0], [3.0], [4.0]], [[2.0], [5.0], [6.0]]]
+    assert [how["position_ids"].tolist() for how in calls] == [[[0, 0, 1], [0, 1, 2]], [[2], [3]], [[3], [4]]]
+    assert calls[2]["attention_mask"].tolist() == [[0, 1, 1, 1, 1], [1] * 5]
+    assert [(how["past_key_values"], how["use_cache"]) for how in calls] == [("a cache of its config", True)] * 3
+
+
+def test_padding_holds_what_must_not_be_seen() -> None:
+    probe = _Probe(MODEL, seed=0)
+    given: list[Tensor] = []
+    probe.step_by_step = lambda *inputs: given.extend(inputs) or inputs[0]  # type: ignore[assignment, method-assign]
+    _ = probe.together
+    rows, mask, latents = given
+    assert torch.equal(rows[0], torch.cat([probe.rows(probe.long[:2]), probe.rows(probe.short)]))
+    assert torch.equal(rows[1], probe.rows(probe.long))
+    assert mask.tolist() == [[0, 0, 1, 1, 1, 1], [1] * 6]
+    assert latents is probe.mixed
+
+
+@pytest.mark.parametrize(("error", "fits"), [(0.0, True), (0.0039, True), (0.0041, False), (-1.0, False)])
+def test_the_gradient_through_a_cache_is_that_without(
+    monkeypatch: pytest.MonkeyPatch, error: float, fits: bool
+) -> None:
+    """Outputs are sums of all inputs so far; what a cache keeps has a wrong gradient, at -1 none."""
+
+    class Stack:
+        config = None
+
+        def __call__(self, inputs_embeds: Tensor, use_cache: bool, past_key_values: Any = None, **_: Any) -> Any:
+            assert use_cache is (past_key_values is not None)
+            hidden = inputs_embeds.cumsum(dim=1)
+            if past_key_values is not None:
+                kept = past_key_values.total
+                hidden = hidden + kept + error * (kept - kept.detach())
+                past_key_values.total = hidden[:, -1:]
+            return SimpleNamespace(last_hidden_state=hidden)
+
+    monkeypatch.setattr(checks, "DynamicCache", lambda **_: SimpleNamespace(total=torch.zeros(1)))
+    given = {"model": SimpleNamespace(device="cpu"), "unmixed": torch.zeros(2, 3, 4), "short": torch.zeros(4)}
+    probe = Given(stack=Stack(), rows=lambda ids: torch.ones(len(ids), 4), **given)
+    if fits:
+        checks._trains_through_its_cache(probe)
+    else:
+        with pytest.raises(_Lacking, match="off by"):
+            checks._trains_through_its_cache(probe)

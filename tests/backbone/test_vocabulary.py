@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hub import FALCON_H1, GPT, MINICPM_3, SLIDING, WIDTH, tiny_hub_model, tokens
+from tiny_hub import FALCON_H1, GPT, MINICPM_3, SLIDING, WIDTH, enlivened, tiny_hub_model, tokens
 from tiny_models import tiny_language_model
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from unspoken.backbone.vocabulary import AskedHead, embedding_table, head_of, scores
 
@@ -24,6 +25,7 @@ NOT_PLAIN: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", SLIDING),  # a cap
     ("cohere", {}),  # a scale
     ("granite", {"logits_scaling": 8.0}),  # a divisor
+    ("granite", {"logits_scaling": 1.03}),  # however small
     ("minicpm3", MINICPM_3),  # a divisor before the product
     ("falcon_h1", {**FALCON_H1, "lm_head_multiplier": 0.04}),  # a multiplier that the stack holds
     ("modernbert-decoder", {"local_attention": 6, **SLIDING}),  # a layer and a norm
@@ -53,11 +55,26 @@ def test_our_own_head_is_a_matrix_that_is_not_asked_for(monkeypatch: pytest.Monk
     assert torch.equal(scores(hidden, head_of(model)), model.lm_head(hidden))
 
 
-def test_a_cap_counts_where_scores_are_far_below_it() -> None:
+@pytest.mark.parametrize("scale", [1e-3, 1e-6])
+def test_a_cap_counts_where_scores_are_far_below_it(scale: float) -> None:
     model = tiny_hub_model("gemma2", **SLIDING, final_logit_softcapping=30.0)
     with torch.no_grad():
-        model.lm_head.weight.mul_(1e-3)
+        model.lm_head.weight.mul_(scale)
     assert isinstance(head_of(model), AskedHead)
+
+
+def test_a_head_is_judged_in_the_precision_of_its_weights() -> None:
+    class Float(LlamaForCausalLM):
+        """Its scores are in float32, as those of some families, whatever its products are."""
+
+        def forward(self, *inputs: Any, **how: Any) -> Any:
+            outputs = super().forward(*inputs, **how)
+            outputs.logits = outputs.logits.float()
+            return outputs
+
+    model = enlivened(Float(tiny_hub_model("llama").config))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert isinstance(head_of(model), Tensor)
 
 
 def test_a_bias_that_is_still_zero_counts() -> None:

@@ -234,6 +234,39 @@ def test_a_model_that_thinks_in_latents_gives_text_no_likelihood(kind: str, tmp_
             asked([SimpleNamespace(args=("ab", "c"))])
 
 
+def test_a_bar_is_shown_unless_the_harness_asks_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, hidden = UnspokenLM(str(save("coupled", tmp_path))), list[bool]()
+
+    def bar(items: Any, _title: str, *, disable: bool) -> Any:
+        hidden.append(disable)
+        return items
+
+    def read(_requests: Any, disable_tqdm: bool) -> list[Any]:
+        hidden.append(disable_tqdm)
+        return []
+
+    monkeypatch.setattr(harness, "track", bar)
+    lm.__dict__["_text_model"] = SimpleNamespace(loglikelihood=read, loglikelihood_rolling=read)
+    request = SimpleNamespace(args=("abc", {"max_gen_toks": 1, "until": []}))
+    for act in (lm.generate_until, lm.loglikelihood, lm.loglikelihood_rolling):
+        act([request])
+        act([request], disable_tqdm=True)
+    assert hidden == [False, True] * 3
+
+
+def test_prompts_of_similar_length_are_answered_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, together = UnspokenLM(str(save("coupled", tmp_path)), batch_size=2), list[list[str]]()
+    answer = lm._answer
+
+    def counted(prompts: list[str], cap: int) -> Any:
+        together.append(prompts)
+        return answer(prompts, cap)
+
+    monkeypatch.setattr(lm, "_answer", counted)
+    ask(lm, PROMPTS[::-1])
+    assert together == [["klmnopqr", "fedcba"], ["cdefg", "abc"], ["ggg", "rq"], ["h"]]
+
+
 # --- what is refused ---------------------------------------------------------------------------------------------
 
 
@@ -435,11 +468,16 @@ def test_bad_input_of_the_command_line_is_one_line(
 def test_the_command_line_adds_our_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr("lm_eval.__main__.cli_evaluate", lambda: seen.append(sys.argv[1:]))
-    for arguments in (["--model", "unspoken"], ["ls", "tasks"], []):
+    for arguments in (["--model", "unspoken"], ["ls", "tasks"], ["validate"], []):
         monkeypatch.setattr(sys, "argv", ["harness", *arguments])
         harness.main()
     ours = ["--include_path", str(TASKS)]
-    assert seen == [["run", *ours, "--model", "unspoken"], ["ls", *ours, "tasks"], ["run", *ours, "--help"]]
+    assert seen == [
+        ["run", *ours, "--model", "unspoken"],
+        ["ls", *ours, "tasks"],
+        ["validate", *ours, "--help"],
+        ["run", *ours, "--help"],
+    ]
 
 
 # --- settings ----------------------------------------------------------------------------------------------------

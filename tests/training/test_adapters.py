@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from tiny_hub import ZAMBA_2, tiny_hub_model, tokens
 from torch import nn
+from torch.nn.utils import parametrize
+from transformers import LlamaForCausalLM
 
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.training.adapters import add_adapters, merged
@@ -39,3 +44,50 @@ def test_experts_in_one_tensor_are_refused() -> None:
 def test_blocks_that_share_weights_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lora: blocks of Zamba2ForCausalLM share weights, .* set lora to null"):
         add_adapters(tiny_hub_model("zamba2", **ZAMBA_2), NextToken(), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "refused"), [((2, 4, 4), True), ((1, 4, 4), False), ((4, 4), False), ((2, 2, 4, 4), False)]
+)
+def test_a_matrix_for_each_expert_is_what_adapters_do_not_reach(shape: tuple[int, ...], refused: bool) -> None:
+    class Experts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(shape))
+
+    model = tiny_hub_model("llama")
+    model.base_model.layers[1].experts = Experts()
+    if refused:
+        with pytest.raises(
+            ValueError, match=r"LlamaForCausalLM keeps all experts of a block in one tensor \(Experts\)"
+        ):
+            add_adapters(model, NextToken(), SETTINGS)
+    else:
+        add_adapters(model, NextToken(), SETTINGS)
+
+
+@pytest.mark.parametrize("rank", [2, 8])
+def test_the_scale_of_adapters_is_two_whatever_their_rank(rank: int) -> None:
+    model = tiny_hub_model("llama")
+    add_adapters(model, NextToken(), LoRA(rank=rank))
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    # Four matrices of attention and three of the feed-forward part, of two blocks.
+    assert [layer.scaling for layer in layers] == [{"default": 2.0}] * 14
+    assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {
+        name for name, _ in model.named_parameters() if ".lora_" in name
+    }
+
+
+def test_a_weight_that_moves_with_another_becomes_plain() -> None:
+    class Doubled(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return 2 * weight
+
+    model: Any = tiny_hub_model("llama")
+    model.extra = nn.Parameter(torch.tensor([1.0, 2.0]))
+    parametrize.register_parametrization(model, "extra", Doubled())
+    add_adapters(model, NextToken(), SETTINGS)
+    plain: Any = merged(model)
+    assert type(plain) is LlamaForCausalLM
+    assert plain.extra.tolist() == [2.0, 4.0] and isinstance(plain.extra, nn.Parameter)
+    assert parametrize.is_parametrized(model, "extra")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_recipe import tiny_recipe
 
+from unspoken import distributed
 from unspoken.training import arguments
-from unspoken.training.arguments import arguments_of, loading
+from unspoken.training.arguments import arguments_of, loading, train_on
 
 CPU = torch.device("cpu")
 
@@ -66,3 +68,23 @@ def test_half_of_the_threads_load_batches_for_a_gpu(
         "dataloader_pin_memory": True,
         "accelerator_config": {"non_blocking": True},
     }
+
+
+@pytest.mark.parametrize(("device", "gpus", "chosen"), [("cpu", 0, []), ("cuda:1", 1, ["cuda:1"])])
+def test_a_process_alone_trains_on_the_device_that_it_is_given(
+    monkeypatch: pytest.MonkeyPatch, device: str, gpus: int, chosen: list[str]
+) -> None:
+    """The library would take the first GPU, and spread the batch over all eight."""
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda one: current.append(str(one)))
+    given: Any = SimpleNamespace(_n_gpu=8, _setup_devices="first", distributed_state=SimpleNamespace(device="first"))
+    train_on(torch.device(device), given)
+    assert (given._n_gpu, current) == (gpus, chosen)
+    assert given._setup_devices == given.distributed_state.device == torch.device(device)
+
+
+def test_one_of_several_processes_has_the_device_of_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    given: Any = SimpleNamespace(_n_gpu=1, _setup_devices="own")
+    train_on(CPU, given)
+    assert vars(given) == {"_n_gpu": 1, "_setup_devices": "own"}

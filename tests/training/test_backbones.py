@@ -94,7 +94,10 @@ def test_a_token_beyond_the_table_is_named(tmp_path: Path) -> None:
         ValueError, match=r"tokens beyond the 80 rows of the table of LlamaForCausalLM: '<' .81., '>' .83."
     ):
         built(recipe, "cot")
-    require_rows(tiny_hub_model("llama", vocab_size=100), PromptFormat(tokenizer=tokenizer_of_letters()))
+    letters = PromptFormat(tokenizer=tokenizer_of_letters())
+    with pytest.raises(ValueError, match=r"beyond the 83 rows of the table of LlamaForCausalLM: '>' .83.;"):
+        require_rows(tiny_hub_model("llama", vocab_size=83), letters)
+    require_rows(tiny_hub_model("llama", vocab_size=84), letters)
 
 
 def test_a_tokenizer_of_few_words_is_checked_by_the_tokens_of_its_own_prompts() -> None:

@@ -98,6 +98,9 @@ def test_a_hint_is_one_word_that_is_close_or_all_of_them() -> None:
         ("summary: " + "x" * (2**17 - 8), False),
         ("a: " + "[" * 200 + "]" * 200, True),
         ("a: " + "[" * 201 + "]" * 201, False),
+        ("a: [" + "[]," * 99 + "[" * 200 + "]" * 201, False),
+        ("a: [" + "{}," * 99 + "[" * 199 + "]" * 200, True),
+        ("a: [" + "{}," * 99 + "[" * 200 + "]" * 201, False),
         ("a: " + "{b: " * 200 + "c" + "}" * 200, True),
         ("a:\n" + " " * 200 + "b: 1", True),
         ("a:\n" + " " * 201 + "b: 1", False),
@@ -210,3 +213,4 @@ def test_the_widest_row_of_a_batch() -> None:
     }
     assert widest(batch) == 9
     assert widest({"input_ids": torch.zeros(2, 5)}) == 5
+    assert widest({"count": torch.zeros(40), "n": 3}) == 0

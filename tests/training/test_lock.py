@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from tiny_recipe import TEXT, one_stage, quiet_train
@@ -115,3 +119,46 @@ def test_a_lock_file_of_a_dead_process_is_signed_anew(tmp_path: Path) -> None:
     (tmp_path / LOCK).write_text("process 1 on some host with a long name\n" * 3)
     with run_lock(tmp_path):
         assert (tmp_path / LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+
+
+def test_a_lock_that_is_another_file_too_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("kept")
+    (tmp_path / LOCK).hardlink_to(tmp_path / "words")
+    with pytest.raises(ValueError, match="is a hard link, so it is another file too; remove it"), run_lock(tmp_path):
+        pass
+    assert (tmp_path / "words").read_text() == "kept"
+
+
+def test_every_thread_of_the_process_may_hold_the_folder(tmp_path: Path) -> None:
+    def hold() -> str:
+        with run_lock(tmp_path):
+            return (tmp_path / LOCK).read_text()
+
+    with run_lock(tmp_path), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(hold).result().startswith(f"process {os.getpid()} ")
+
+
+def test_a_lock_file_may_be_gone_when_the_folder_is_let_go(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "new"
+    with run_lock(folder):
+        (folder / LOCK).unlink()
+    assert not list(folder.iterdir())
+
+
+def test_two_hundred_letters_of_a_foreign_lock_file_are_shown(tmp_path: Path) -> None:
+    (tmp_path / LOCK).write_text("ab" * 300)
+    with (tmp_path / LOCK).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=rf"in use by another run \({'ab' * 100}\); wait"), run_lock(tmp_path):
+            pass
+
+
+def test_without_locks_of_the_file_system_nothing_takes_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", missing)
+    with pytest.raises(OSError, match="not implemented"), run_lock(tmp_path):
+        pass

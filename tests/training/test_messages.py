@@ -16,7 +16,7 @@ from unspoken import distributed
 from unspoken.training import recorded_plans, run
 from unspoken.training.progress import Pace, StageProgress, frozen_in_words
 from unspoken.training.recorded_plans import offers, recorded_plan
-from unspoken.training.run import _memory_to_train, memory_to_measure, seed_runs
+from unspoken.training.run import _check_loggers, _check_ranks, _memory_to_train, memory_to_measure, seed_runs
 from unspoken.training.stopping import EndsAtSignal, restore_unlogged, write_unlogged
 
 
@@ -59,6 +59,39 @@ def test_a_quarter_of_the_problems_is_measured_at_once(size: int, smaller: int) 
         f"measuring with evaluation.batch_size {size}: out of memory; run the recipe again with --set "
         f"evaluation.batch_size={smaller}, which trains nothing anew"
     )
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulate", "message"),
+    [
+        (6, 3, None),
+        (4, 1, None),
+        (5, 1, "batch_size is 5, which 2 processes cannot share evenly; set it"),
+        (
+            6,
+            2,
+            r"batch_size is 6, which 2 processes cannot share evenly in 2 micro-batches each \(accumulate\); set it",
+        ),
+    ],
+)
+def test_micro_batches_are_shared_evenly_too(
+    monkeypatch: pytest.MonkeyPatch, batch: int, accumulate: int, message: str | None
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    (stage, *_) = tiny_recipe(f"stages.pretrain.batch_size={batch}", f"stages.pretrain.accumulate={accumulate}").stages
+    if message is None:
+        _check_ranks(stage)
+    else:
+        with pytest.raises(ValueError, match=message):
+            _check_ranks(stage)
+
+
+def test_loggers_are_those_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    _check_loggers(["tensorboard", "all", "none"])
+    for name, message in (("wandb", "'wandb' is not installed"), ("tensorbord", "did you mean 'tensorboard'")):
+        with pytest.raises(ValueError, match=message):
+            _check_loggers(["tensorboard", name])
 
 
 def test_seeds_count_from_nought() -> None:
@@ -143,7 +176,7 @@ def test_ranks_end_together_at_a_line_of_the_log(
     assert signals.ended is control.should_training_stop is ends
 
 
-def test_sums_since_the_last_line_go_on(tmp_path: Path) -> None:
+def test_sums_since_the_last_line_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trainer(**others: Any) -> Any:
         return SimpleNamespace(args=SimpleNamespace(device="cpu"), **others)
 
@@ -165,6 +198,13 @@ def test_sums_since_the_last_line_go_on(tmp_path: Path) -> None:
     before.diverged = ValueError
     with pytest.raises(ValueError, match="the loss is inf"):
         write_unlogged(before, tmp_path)
+    # Of several ranks each has sums of its own, and none of them is kept.
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    (tmp_path / "of two").mkdir()
+    write_unlogged(before, tmp_path / "of two")
+    assert not list((tmp_path / "of two").iterdir())
+    restore_unlogged(after, tmp_path)
+    assert after._tr_loss.item() == 2.5
 
 
 # --- what is offered -------------------------------------------------------------------------------------------------
@@ -174,11 +214,12 @@ def test_offers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds on two cores, or on a GPU where these would take more than half a day."""
     flops = {
         ("tree-search", "tiny"): [1.2e11, 2.4e11],
-        ("tree-search", "small"): [1e16],
+        ("tree-search", "small"): [1e16, 1e10],
         ("cups", "tiny"): [],
     }
     limit = (12 * 3600 - 53) * 1.2e11
     flops["cups", "small"] = [limit]
+    flops["tree-search", "paper"] = [limit + 1.2e11]
     plans = {
         f"{name} {size}": {"models": [{"flops": one, "hours": {"1": 2.0 if one > 1e15 else None}} for one in each]}
         for (name, size), each in flops.items()
@@ -189,10 +230,11 @@ def test_offers_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [(one.name, one.size, one.hardware, one.start_here) for one in listed] == [
         ("tree-search", "tiny", "2 CPU cores", True),
         ("tree-search", "small", "1 GPU", False),
+        ("tree-search", "paper", "1 GPU", False),
         ("cups", "tiny", "2 CPU cores", False),
         ("cups", "small", "2 CPU cores", False),
     ]
-    assert [one.seconds for one in listed] == pytest.approx([56, 7200, 53, 12 * 3600])
+    assert [one.seconds for one in listed] == pytest.approx([56, 7200, 7200, 53, 12 * 3600])
     assert listed[0].task == "tree search"
 
 

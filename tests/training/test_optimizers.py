@@ -14,6 +14,7 @@ from tiny_models import prompts, tiny_language_model, tiny_pair
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import get_linear_schedule_with_warmup
 
 from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, is_matrix, orthogonal, warmed_up
@@ -211,6 +212,16 @@ def test_orthogonal_matrices_have_singular_values_near_one_and_the_same_singular
     assert torch.allclose(diagonal, torch.diag_embed(diagonal.diagonal(dim1=1, dim2=2)), atol=1e-4)
     # A tall matrix is a wide one turned round.
     assert torch.allclose(orthogonal(matrices.mT, (3.4445, -4.7750, 2.0315), 5, 1e-7), moved.mT, atol=1e-5)
+
+
+def test_a_tall_matrix_costs_what_a_wide_one_does() -> None:
+    """The iteration squares the shorter side: three products of 12 x 12 x 40 or 12 x 12 x 12 a step."""
+    counted = []
+    for shape in ((2, 12, 40), (2, 40, 12)):
+        with FlopCounterMode(display=False) as counter:
+            orthogonal(torch.ones(shape), (3.4445, -4.7750, 2.0315), 5, 1e-7)
+        counted.append(counter.get_total_flops())
+    assert counted == [5 * 2 * 2 * 12 * 12 * (40 + 12 + 40)] * 2
 
 
 def test_nothing_is_multiplied_in_bfloat16_where_float32_is_chosen() -> None:

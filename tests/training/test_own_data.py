@@ -70,6 +70,10 @@ def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) 
     # Every epoch is one, also with batches of another size.
     (stage,) = own_recipe("cot", hub, many, ["batch_size=50"]).stages
     assert (stage.batch_size, stage.steps) == (50, 360)
+    (stage,) = own_recipe("cot", hub, data, ["batch_size=1"]).stages
+    assert (stage.batch_size, stage.steps) == (1, 3 * 32)
+    with pytest.raises(ValueError, match="batch_size and evaluate_every must be at least 1"):
+        own_recipe("cot", hub, data, ["batch_size=0"])
     long = tmp_path / "long.jsonl"
     rows = [{"question": f"{n} {'x' * 4000}?", "steps": ["y" * 200], "answer": n} for n in range(30)]
     long.write_text("".join(f"{json.dumps(row)}\n" for row in rows))

@@ -140,6 +140,14 @@ def test_kernels_without_scores_float32_and_checkpointing() -> None:
     assert active(*deep, "activation_checkpointing=true") == pytest.approx(5 * 4 * 8 + plain)
 
 
+def test_a_rank_has_the_activations_of_one_micro_batch_at_a_time() -> None:
+    plain, halved, quarters = (planned(f"stages.one.accumulate={number}")["one"]["memory_gb"] for number in (1, 2, 4))
+    for name in ("activations", "scores"):
+        assert halved["8"][name] == pytest.approx(plain["8"][name] / 2)
+        assert quarters["1"][name] == pytest.approx(plain["1"][name] / 4)
+    assert quarters["8"] is None  # sixteen rows
+
+
 def test_a_target_table_takes_room_but_no_gradient() -> None:
     actual = planned()["two"]["memory_gb"]["1"]
     assert 1e9 * (actual["weights"] - actual["gradients"]) == pytest.approx(4 * 8 * vocabulary())

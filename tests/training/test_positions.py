@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_recipe import tiny_recipe
@@ -17,7 +19,7 @@ from unspoken.tasks.dataset import GeneratedDataset
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import stages
 from unspoken.training.backbones import _longest, fitting, positions_in_a_table
-from unspoken.training.stages import SeedRun, train_stage
+from unspoken.training.stages import SeedRun, data_of, row_lengths, train_stage
 
 
 class Tables(PreTrainedModel):
@@ -69,6 +71,35 @@ def test_rows_fill_a_table_to_its_last_position(length: int, fits: bool) -> None
     else:
         with pytest.raises(ValueError, match="a row of 11 positions does not fit Tables, whose table has 10"):
             data.make(torch.zeros(1, dtype=torch.long).numpy())
+
+
+@pytest.mark.parametrize(("first_rows", "first"), [(False, 10), (True, 0)])
+def test_a_stage_is_grouped_by_the_lengths_of_its_own_samples(
+    monkeypatch: pytest.MonkeyPatch, first_rows: bool, first: int
+) -> None:
+    monkeypatch.setattr(stages, "row_lengths", lambda _: lambda samples: 2 * samples)
+    monkeypatch.setattr(stages, "by_length", lambda lengths, **how: (lengths(np.arange(3)).tolist(), how))
+    settings = SimpleNamespace(name="later", batch_size=4)
+    objective = SimpleNamespace(first_rows=first_rows, collate=lambda _: "batches")
+    context: Any = SimpleNamespace(line=SimpleNamespace(settings=settings, objective=objective), seed=5)
+    recipe: Any = SimpleNamespace(
+        group_by_length=True, stage=lambda name: name, steps=lambda _: 3, samples_before=lambda _: 10
+    )
+    data: Any = data_of(recipe, context)
+    assert (data.make, data.first, data.size) == ("batches", first, 12)
+    lengths = [2 * first, 2 * first + 2, 2 * first + 4]
+    assert data.order == (lengths, {"size": 12, "batch_size": 4, "seed": 5})
+
+
+def test_rows_without_a_chain_are_as_long_as_their_masks() -> None:
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    context: Any = SimpleNamespace(
+        line=SimpleNamespace(objective=SimpleNamespace(rows_of=lambda indices, _: indices)),
+        sample=lambda indices: indices,
+        task=SimpleNamespace(rows=lambda chosen: {"attention_mask": mask[chosen]}),
+        has_chain=False,
+    )
+    assert row_lengths(context)(np.array([2, 0, 1])).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize(("seed", "stage", "drawn"), [(0, "pretrain", 0), (3, "pretrain", 3000), (3, "sst", 3001)])

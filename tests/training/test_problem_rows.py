@@ -16,6 +16,7 @@ from unspoken.training.problem_checks import (
     answered_splits,
     beyond_caps,
     beyond_positions,
+    name_of,
     require_room,
     require_written_chains,
 )
@@ -117,6 +118,20 @@ def test_a_chain_holds_no_token_of_the_end_marker(
             require_written_chains(made.recipe)
     else:
         require_written_chains(made.recipe)
+
+
+def test_ten_thousand_chains_are_searched_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[Any] = []
+    monkeypatch.setattr(problem_checks, "_problems", lambda _, *given: searched.append(given) or [])
+    for rows in (9_999, 10_001, 10**6):
+        require_written_chains(planted(monkeypatch, Task(*[(3, 0, 2)] * rows)).recipe)
+    assert searched == [("train", 9_999), ("train", 10_000), ("train", 10_000)]
+
+
+def test_a_question_is_quoted_up_to_sixty_letters() -> None:
+    sixty = "word " * 11 + "words"
+    assert name_of(SimpleNamespace(question=sixty)) == repr(sixty)  # type: ignore[arg-type]
+    assert name_of(SimpleNamespace(question=f"{sixty}!")) == repr("word " * 10 + "word ...")  # type: ignore[arg-type]
 
 
 def test_rows_beyond_the_positions_of_a_model_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

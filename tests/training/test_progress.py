@@ -65,7 +65,7 @@ def test_a_stage_that_trains_a_few_weights_tells_how_many(tmp_path: Path) -> Non
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list[float]) -> None:
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200, legacy_windows=False)
-    progress = StageProgress(console, "seed 0  stage 2 of 3: sst", Pace(400))
+    progress = StageProgress(console, "seed 0  stage 2 of 3: [sst]", Pace(400))
     state: Any = SimpleNamespace(max_steps=50, global_step=0, num_input_tokens_seen=0, train_batch_size=4)
     progress.on_train_begin(ALONE, state, None)
     progress.on_evaluate(ALONE, state, None, {"eval_exact_match": 0.25})
@@ -74,6 +74,7 @@ def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list
         state.global_step += 1
         state.num_input_tokens_seen += 1000
         progress.on_step_end(ALONE, state, None)
+        assert "2.0k tokens/s" in progress._status(state)
     progress.on_log(ALONE, state, None, {"loss": 1.5})
     status = progress._status(state)
     assert status == "loss 1.5000  exact match 25.0 % at step 0  2.0k tokens/s  training left: about 45 s"
@@ -84,7 +85,10 @@ def test_a_metric_says_at_which_step_it_was_measured(terminal: bool, clock: list
     written = console.file.getvalue()  # type: ignore[attr-defined]
     lines = [line for line in written.splitlines() if "step 10/50" in line]
     assert len(lines) == (0 if terminal else 1)
-    assert "stage 2 of 3: sst" in written
+    assert "stage 2 of 3: [sst]" in written
+    if terminal:
+        bars = re.findall("[━╸╺]+", re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", written))
+        assert {len(bar) for bar in bars} == {24}
 
 
 def test_a_run_without_a_terminal_prints_plain_lines(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +99,10 @@ def test_a_run_without_a_terminal_prints_plain_lines(tmp_path: Any, monkeypatch:
     console = Console(file=io.StringIO(), width=30)
     recipe = parse(TEXT, "here")
     train(recipe, tmp_path, seeds=2, report_to=[], console=console)
-    lines = [line for line in console.file.getvalue().splitlines() if "  step " in line]  # type: ignore[attr-defined]
+    printed = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    lines = [line for line in printed if "  step " in line]
+    # Nothing was left to the machine, and no problem comes out of a file.
+    assert [line for line in printed if " trains " not in line] == lines
     titles = [line.partition("  step ")[0] for line in lines]
     assert list(dict.fromkeys(titles)) == [
         f"seed {seed}  stage {number} of 3: {name}"

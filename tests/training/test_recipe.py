@@ -83,6 +83,7 @@ def test_the_dump_of_changed_fields_reads_back(worked: Recipe) -> None:
     )
     assert changed != worked
     assert parse(dump(changed), "here") == changed
+    assert "summary: 'ä: text with # signs'" in dump(changed)
 
 
 def test_steps_of_adds_up_the_named_stages(worked: Recipe) -> None:
@@ -107,6 +108,9 @@ def test_the_talker_has_the_latent_width_and_the_task_s_vocabulary(worked: Recip
     assert talker.hidden_size == worked.backbone.hidden_size
     assert talker.vocab_size == worked.backbone_config().vocab_size == len(worked.task.build().tokenizer)
     assert talker.attention_size == 24
+    # Longer than every row of the tasks that are trained from random weights.
+    assert talker.max_position_embeddings == worked.backbone_config().max_position_embeddings == 1024
+    assert talker.tie_word_embeddings and talker.is_causal
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "/etc", "..", ".hidden", "-rf", "", "C:\\x"])

@@ -46,8 +46,29 @@ def test_explicit_keys_stay_and_have_no_reason(tmp_path: Path) -> None:
 
 def test_an_explicit_choice_that_is_ten_times_slower_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "product_rate", lambda kind, _: 1e9 if kind == "bf16" else 75e9)
-    with pytest.warns(UserWarning, match=r"'bf16'.*1\.0 GFLOP/s in bfloat16 and 75 in float32.*'auto'"):
-        resolved(one_stage("precision=bf16"), tmp_path)
+    with pytest.warns(UserWarning, match=r"'bf16'.*1\.0 GFLOP/s in bfloat16 and 75 in float32.*'auto'") as warned:
+        resolving.resolve(one_stage("precision=bf16"), tmp_path, CPU, lambda: 30)
+    assert warned[0].filename == __file__  # it names who asked
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cpu", "fp32"), ("cuda", "bf16")])
+def test_rows_are_read_where_their_length_matters_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str, precision: str
+) -> None:
+    def length() -> int:
+        raise AssertionError
+
+    monkeypatch.setattr(machine, "product_rate", lambda *_: 90e9)
+    recipe = one_stage(f"precision={precision}", "attention=auto")
+    assert resolving.resolve(recipe, tmp_path, torch.device(device), length)[0].attention == "sdpa"
+
+
+def test_flex_attention_needs_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "product_rate", lambda *_: 90e9)
+    recipe = one_stage("attention=flex_attention")
+    assert resolving.resolve(recipe, tmp_path, torch.device("cuda"), lambda: 30) == (recipe, {})
+    with pytest.raises(ValueError, match="torch can train on CUDA alone, not on cpu"):
+        resolved(recipe, tmp_path)
 
 
 def test_a_run_keeps_what_it_began_with(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

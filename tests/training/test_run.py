@@ -13,14 +13,19 @@ from safetensors.torch import load_file
 from tiny_recipe import built, one_stage, quiet_stage, quiet_train, tiny_recipe, verify_finished_folders, weights
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+from unspoken import distributed
 from unspoken.backbone import UnspokenForCausalLM
 from unspoken.backbone.folder import remove, verify
 from unspoken.evaluation.curves import curve
+from unspoken.machine import resolve_device
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
 from unspoken.methods.loading import load_model
+from unspoken.placement import CPU
 from unspoken.training.context import context_of
 from unspoken.training.recipe import parse
+from unspoken.training.run import device_for_all
+from unspoken.training.stages import claim
 from unspoken.training.validation import validator_of
 
 
@@ -200,6 +205,27 @@ def test_a_recipe_that_only_measures_otherwise_is_welcome(own_copy: Path, overri
     before = weights(own_copy)
     quiet_train(tiny_recipe(override), own_copy)
     assert weights(own_copy) == before
+
+
+def test_a_folder_in_which_nothing_was_trained_is_bound_anew(tmp_path: Path) -> None:
+    wrong, right = tiny_recipe("task.depth=2"), tiny_recipe()
+    claim(tmp_path, wrong)
+    claim(tmp_path, right)
+    # Micro-batches may change.
+    (tmp_path / "seed-0" / "pretrain" / "checkpoint-2").mkdir(parents=True)
+    claim(tmp_path, tiny_recipe("stages.pretrain.accumulate=2"))
+    with pytest.raises(ValueError, match=r"started with another recipe \(they differ in task\)"):
+        claim(tmp_path, wrong)
+
+
+def test_several_processes_have_a_device_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = torch.device("meta")
+    assert device_for_all("cpu") == CPU
+    assert device_for_all(there) == there
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert device_for_all("auto") == resolve_device("auto")
+    with pytest.raises(ValueError, match=r"is the same for all 2 processes, .*; leave --device out"):
+        device_for_all(there)
 
 
 def test_a_damaged_record_of_the_recipe_is_refused_by_name(own_copy: Path) -> None:

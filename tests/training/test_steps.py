@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+from unspoken import distributed, interruption
 from unspoken.methods.rows import explicit_rows
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import trainer as trainers
@@ -45,6 +48,13 @@ def test_terms_are_means_over_the_steps_since_the_last_line(monkeypatch: pytest.
     assert (one.terms, one.terms_steps) == ({}, 0)
     one.log({"loss": 1.0})
     assert lines[-1][0] == {"loss": 1.0}
+    with monkeypatch.context() as patch:
+        # Another rank has summed up 14.
+        patch.setattr(distributed, "world_size", lambda: 2)
+        patch.setattr(distributed, "all_reduce_sum", lambda own: own + 14)
+        one.terms, one.terms_steps = {"rank": torch.tensor(10.0)}, 3
+        one.log({"loss": 1.0})
+    assert lines[-1][0] == {"loss": 1.0, "rank": 24 / 6}
     monkeypatch.setattr(time, "monotonic", lambda: 80.0)
     one.log({"train_runtime": 9.0, "train_steps_per_second": 3.0, "train_loss": 0.25})
     assert lines[-1][0] == {"train_runtime": 30.0, "train_loss": 0.25}
@@ -135,8 +145,9 @@ def test_a_warning_compares_the_first_reading_with_the_latest() -> None:
         warnings.simplefilter("error")
         StageTrainer._warn(one, {"loss": 0.5})
     assert seen == [({"score": 0.1, "loss": 3}, {"loss": 0.5})]
-    with pytest.warns(UserWarning, match="stage 'cot' at step 7: wrong"):
+    with pytest.warns(UserWarning, match="stage 'cot' at step 7: wrong") as warned:
         StageTrainer._warn(one, {"loss": 2.0})
+    assert warned[0].filename == __file__  # it names who measured
 
 
 @pytest.mark.parametrize("infinite", [False, True])
@@ -159,8 +170,8 @@ def test_weights_that_are_not_finite_are_not_kept(infinite: bool) -> None:
         ([{"eval_score": 1.0, "step": 4}], 4, False, False),
         ([{"eval_score": 1.0, "step": 0}], 4, True, False),
         ([{"loss": 1.0, "step": 4}], 4, True, False),
-        ([{"eval_score": 1.0, "eval_exact_match": 0.9, "step": 4}], 4, False, True),
-        ([{"eval_score": 1.0, "eval_exact_match": 0.8, "step": 4}], 4, False, False),
+        ([{"eval_score": 1.0, "eval_exact_match": 0.4, "step": 4}], 4, False, True),
+        ([{"eval_score": 1.0, "eval_exact_match": 0.3, "step": 4}], 4, False, False),
     ],
 )
 def test_a_checkpoint_is_measured_before_it_goes_on(
@@ -171,7 +182,7 @@ def test_a_checkpoint_is_measured_before_it_goes_on(
     monkeypatch.setattr(trainers.TrainerState, "load_from_json", lambda _: before)
     trained: list[Any] = []
     one = trainer(
-        stage=SimpleNamespace(name="cot", stop_at=0.9),
+        stage=SimpleNamespace(name="cot", stop_at=0.4),
         objective=SimpleNamespace(candidate=lambda _: True),
         args=SimpleNamespace(eval_steps=4, eval_on_start=None),
         _newest=lambda: "checkpoint-4",
@@ -197,3 +208,84 @@ def test_micro_batches_are_counted_where_there_are_several(monkeypatch: pytest.M
         monkeypatch.setattr(Trainer, "get_batch_samples", lambda *_, batches=batches: (batches, None))
         assert one.get_batch_samples(None, len(batches), None) == (batches, None)
         assert (one._micro_batches is not None) is several
+
+
+@pytest.mark.parametrize(
+    ("ranks", "step", "there", "saved"),
+    [(1, 1, False, True), (1, 0, False, False), (1, 1, True, False), (2, 1, False, False)],
+)
+def test_a_signal_while_it_is_measured_saves_what_is_not_saved_yet(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ranks: int, step: int, there: bool, saved: bool
+) -> None:
+    """Several ranks cannot save together what only one of them knows of."""
+    calls: list[Any] = []
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    if there:
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    one = trainer(
+        folder=tmp_path,
+        state=SimpleNamespace(global_step=step),
+        model_wrapped="model",
+        _save_checkpoint=lambda *given: calls.append(given),
+    )
+    with pytest.raises(interruption.Interrupted), StageTrainer._measuring(one):
+        raise interruption.Interrupted(signal.SIGTERM)
+    assert calls == [("model", None)] * saved
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "epoch", "restored"), [("there", 2, True), ("there", 3, False), (None, 2, False)]
+)
+def test_sums_are_restored_in_the_epoch_that_a_checkpoint_continues(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: str | None, epoch: int, restored: bool
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(StageTrainer, "__init__", lambda *_: None)
+    monkeypatch.setattr(Trainer, "_run_epoch", lambda _, **given: calls.append(given))
+    monkeypatch.setattr(trainers, "restore_unlogged", lambda _, folder: calls.append(folder))
+    one = StageTrainer()  # type: ignore[call-arg]
+    one.control = SimpleNamespace(should_training_stop=False)  # type: ignore[assignment]
+    given = {"resume_from_checkpoint": checkpoint, "epoch": epoch, "epochs_trained": 2}
+    one._run_epoch(**given)
+    assert calls == [*([Path("there")] if restored else []), given]
+
+
+class Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_nothing_in_a_checkpoint_runs_code(name: str, tmp_path: Path) -> None:
+    optimizer = torch.optim.SGD([torch.zeros(2)], lr=0.1)
+    folder, ran = tmp_path / "checkpoint", tmp_path / "ran"
+    folder.mkdir()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    torch.save(Touches(ran), folder / name)
+    args, rate = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(load_state_dict=lambda _: None)
+    one = trainer(_blank="sharded", args=args, optimizer=optimizer, lr_scheduler=rate)
+    one._load_optimizer = partial(StageTrainer._load_optimizer, one)
+    load = StageTrainer._load_rng_state if name == "rng_state.pth" else StageTrainer._load_optimizer_and_scheduler
+    with pytest.raises(
+        ValueError, match=rf"^{folder} cannot be continued \(UnpicklingError: .*; remove it, and the run"
+    ):
+        load(one, str(folder))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize(("blank", "checkpoint"), [(None, "there"), ("sharded", None)])
+def test_what_is_not_sharded_or_not_there_is_loaded_by_the_library(
+    monkeypatch: pytest.MonkeyPatch, blank: str | None, checkpoint: str | None
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(StageTrainer, "__init__", lambda *_: None)
+    monkeypatch.setattr(Trainer, "_load_optimizer_and_scheduler", lambda _, given: calls.append(given))
+    one = StageTrainer()  # type: ignore[call-arg]
+    one._blank = blank  # type: ignore[assignment]
+    one._load_optimizer_and_scheduler(checkpoint)
+    assert calls == [checkpoint]

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from unspoken.backbone.folder import verify
+from unspoken.methods.coupled.stages import NextToken
 from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe
 from unspoken.training.stages import data_of
@@ -189,6 +190,36 @@ def test_the_best_on_validation_is_published_and_a_later_one_wins_a_tie(
     published = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     assert torch.equal(published, weights[kept // 2])
     assert len(weights) == 4
+
+
+def test_a_stage_that_counts_no_right_answers_never_ends_early(tmp_path: Path) -> None:
+    early = ("stages.pretrain.stop_at=0.4", "stages.pretrain.optimizer.schedule=constant")
+    folder = trainer_of(one_stage(*early), tmp_path, lambda _: {"score": 1.0}).run()
+    assert verify(folder)["step"] == 6
+
+
+def test_the_loss_of_a_step_is_the_mean_over_its_micro_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where batches have a column by which the library would count tokens."""
+    with_places = NextToken.with_places
+    monkeypatch.setattr(
+        NextToken, "with_places", lambda self, batch: {**with_places(self, batch), "labels": batch["input_ids"]}
+    )
+
+    def losses(accumulate: int) -> list[float]:
+        recipe = one_stage(f"stages.pretrain.accumulate={accumulate}", "stages.pretrain.steps=2", "precision=fp32")
+        folder = trainer_of(recipe, tmp_path / str(accumulate), lambda _: {"score": 1.0}).run()
+        return [entry["loss"] for entry in verify(folder)["history"] if "loss" in entry]
+
+    assert losses(4) == pytest.approx(losses(1), rel=1e-4)
+
+
+def test_terms_are_means_over_the_same_steps_as_the_loss(tmp_path: Path) -> None:
+    measured = {"score": 1.0, "nearest_row": 1.0, "effective_rank": 1.0, "sst_loss": 1.0}
+    folder = trainer_of(tiny_recipe("precision=fp32"), tmp_path, lambda _: measured, name="sst").run()
+    lines = [entry for entry in verify(folder)["history"] if "loss" in entry]
+    assert len(lines) == 3
+    for line in lines:
+        assert line["sst_loss"] == pytest.approx(line["loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "kept"), [("pretrain", [0]), ("sst", [2, 4, 6])])

@@ -279,3 +279,16 @@ def test_mixtures_are_measured_behind_the_first_latent(monkeypatch: pytest.Monke
     assert both == {"forced_share": 0.5}
     assert seen == [1, 2, 3]
     assert set(validation._mixtures(targets, right, latents, latents)) == {"forced_share", "rollout_share"}  # type: ignore[arg-type]
+
+
+def test_the_task_decides_what_is_right_where_no_latent_stands_for_a_symbol(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any answer that begins right."""
+
+    class Lenient(Task):
+        def grade(self, answers: Any, problems: Problems) -> Grades:
+            grades = super().grade(answers, problems)
+            assert grades.per_symbol is not None
+            return Grades(correct=grades.per_symbol[:, 0], per_symbol=grades.per_symbol)
+
+    reading = measure(monkeypatch, Lenient(), Stage(), ANSWERS)
+    assert (reading["exact_match"], reading["symbols"]) == (0.8, pytest.approx(0.6))

@@ -26,7 +26,7 @@ def dense(mod: MaskMod, positions: Int[Tensor, "B T"]) -> Bool[Tensor, "B 1 T T"
     batch, width = positions.shape
     b = torch.arange(batch, device=positions.device)
     t = torch.arange(width, device=positions.device)
-    return mod(b[:, None, None, None], torch.zeros_like(b[:1]), t[:, None], t).expand(batch, 1, width, width)
+    return mod(b[:, None, None, None], b.new_zeros(()), t[:, None], t).expand(batch, 1, width, width)
 
 
 def attention_mask(mod: MaskMod, positions: Int[Tensor, "B T"], model: PreTrainedModel) -> Mask | dict[str, Mask]:

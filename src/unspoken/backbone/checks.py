@@ -436,14 +436,14 @@ def _trains_through_its_cache(probe: _Probe) -> None:
     def gradient(cached: bool) -> Tensor:
         """Of the second of two latents, made as Coconut makes them, with respect to the prompt."""
         prompt = probe.rows(probe.short)[None].requires_grad_(True)
-        cache, read, new = DynamicCache(config=probe.stack.config), prompt * 1, prompt * 1
+        cache, read, new = DynamicCache(config=probe.stack.config), prompt.clone(), prompt.clone()
         hidden = new
         for _ in range(3):
             past = read.shape[1] - new.shape[1]
-            how: dict[str, Any] = {"inputs_embeds": read * 1, "use_cache": False}
+            how: dict[str, Any] = {"inputs_embeds": read.clone(), "use_cache": False}
             if cached:
-                position = torch.arange(past, read.shape[1], device=new.device)[None]
-                how = {"inputs_embeds": new * 1, "use_cache": True, "past_key_values": cache, "position_ids": position}
+                how = {"inputs_embeds": new.clone(), "use_cache": True, "past_key_values": cache}
+                how["position_ids"] = torch.arange(past, read.shape[1], device=new.device)[None]
             hidden = probe.stack(**how).last_hidden_state[:, -1:]
             read, new = torch.cat([read, hidden], dim=1), hidden
         (prompt_gradient,) = torch.autograd.grad((hidden * weights).sum(), prompt)

@@ -211,12 +211,13 @@ class StrictLoading(PreTrainedModel):
 
 def numbered(folder: Path, prefix: str) -> list[Path]:
     """Finished sub-folders ``prefix-N`` in the order of N; unfinished ones are not counted."""
-    folders = [
+    numbers = {entry: entry.name.removeprefix(f"{prefix}-") for entry in folder.glob(f"{prefix}-*")}
+    finished = [
         entry
-        for entry in folder.glob(f"{prefix}-*")
-        if entry.name[len(prefix) + 1 :].isdecimal() and (entry / MANIFEST).is_file() and not entry.is_symlink()
+        for entry, number in numbers.items()
+        if number.isdecimal() and (entry / MANIFEST).is_file() and not entry.is_symlink()
     ]
-    return sorted(folders, key=lambda entry: int(entry.name.rsplit("-", 1)[1]))
+    return sorted(finished, key=lambda entry: int(numbers[entry]))
 
 
 def publish(staging: Path, final: Path, manifest: dict[str, Any]) -> None:

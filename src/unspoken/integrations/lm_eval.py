@@ -350,7 +350,9 @@ def main() -> None:
     """
     from lm_eval.__main__ import cli_evaluate
 
-    verb, *rest = sys.argv[1:] if sys.argv[1:2] and sys.argv[1] in ("run", "ls", "validate") else ("run", *sys.argv[1:])
+    arguments = sys.argv[1:]
+    named = arguments[:1] in (["run"], ["ls"], ["validate"])
+    verb, *rest = arguments if named else ("run", *arguments)
     sys.argv = ["lm_eval", verb, "--include_path", str(TASKS), *(rest or ["--help"])]
     try:
         cli_evaluate()

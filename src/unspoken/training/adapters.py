@@ -44,8 +44,6 @@ def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -
             # The GPT-2 family keeps its matrices the other way round.
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in stack.modules()),
         )
-        for parameter in stack.parameters():
-            parameter.requires_grad_(False)
         inject_adapter_in_model(config, stack)
     objective.after_adapters(model)
 

@@ -46,7 +46,7 @@ def converted(source: str | Path, to: str) -> tuple[PreTrainedModel, PromptForma
     prompt_format = PromptFormat(tokenizer=load_answer_tokenizer(source))
     context = Context(
         line=Line(settings=Stage(name=name, objective=objective, steps=1)),
-        traits=Traits(natural_language=True, markers=(OPEN, END)),
+        traits=Traits(markers=(OPEN, END)),
         make_task=_nothing_learned,
         prompt_format=prompt_format,
         base=partial(load_pretrained, source),

@@ -77,7 +77,7 @@ def own_recipe(
     stages = [_filled(stage, facts, given) for stage in stages]
     values |= {"stages": stages, "evaluation": evaluation, "group_by_length": not _in_order(stages)}
     spread = [one for override in overrides for one in _spread(override, stages)]
-    return parse(yaml.safe_dump(values, sort_keys=False), method, spread)
+    return parse(yaml.safe_dump(values), method, spread)
 
 
 def write_recipe(recipe: Recipe, file: Path) -> Path:

@@ -73,7 +73,7 @@ def beyond_caps(recipe: Recipe) -> list[str]:
         rows = [*_problems(context, split, count)]
         for what, key, cap, lengths in (
             ("right answers", "max_answer", context.max_answer, [len(row.answer) for _, row in rows]),
-            ("chains", "max_latents", context.max_latents, [len(row.chain) if writes else 0 for _, row in rows]),
+            ("chains", "max_latents", context.max_latents, [len(row.chain) for _, row in rows if writes]),
         ):
             longer = [number for number, length in enumerate(lengths) if length > cap]
             if longer:

@@ -374,7 +374,7 @@ def _read_yaml(text: str) -> Any:
         raise SettingsError(f"{len(text)} characters are more than the {_LARGEST} that a recipe may have")
     brackets = accumulate({"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0) for character in text)
     indents = (len(line) - len(line.lstrip(" -?")) for line in text.splitlines())
-    if max(*brackets, *indents, 0, 0) > _DEEPEST:  # libyaml has no limit of its own
+    if any(depth > _DEEPEST for depth in (*brackets, *indents)):  # libyaml has no limit of its own
         raise SettingsError("it is nested too deeply for a recipe")
     loader = _SafeLoader(text)
     try:

@@ -21,7 +21,7 @@ class SettingsError(ValueError):
 
 def nearest(word: object, known: list[str]) -> str:
     """The hint at the end of a message: the closest known word, or all of them."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(word), known, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
 
 

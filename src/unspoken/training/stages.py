@@ -218,7 +218,7 @@ def _trains(content: dict[str, Any]) -> dict[str, Any]:
     Micro-batches may change, as the number of ranks may: a run goes on with others, up to the rounding of sums.
     """
     evaluation = {"validation_problems": content["evaluation"]["validation_problems"]}
-    stages = [{**stage, "accumulate": 1} for stage in content["stages"]]
+    stages = [{**stage, "accumulate": None} for stage in content["stages"]]
     return {**content, "stages": stages, "evaluation": evaluation, "summary": ""}
 
 
@@ -266,5 +266,4 @@ def claim(folder: Path, recipe: Recipe) -> None:
                 "choose another --output or remove that folder"
             )
         require_same_data(folder, recipe)
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
