@@ -36,8 +36,8 @@ def test_a_summary_holds_steps_and_wholes_absolute_and_relative() -> None:
 
 
 def drawn_hits(generator: np.random.Generator, **rates: float) -> list[dict[float, np.ndarray[Any, Any]]]:
-    """Three seeds, forty problems, two symbols."""
-    return by_seed(3, **{name: (generator.random((3, 40, 2)) < rate) * 1.0 for name, rate in rates.items()})
+    """Three seeds, forty problems, three symbols."""
+    return by_seed(3, **{name: (generator.random((3, 40, 3)) < rate) * 1.0 for name, rate in rates.items()})
 
 
 def test_a_curve_is_of_all_levels_and_drawn_by_the_first_seed() -> None:
@@ -46,9 +46,11 @@ def test_a_curve_is_of_all_levels_and_drawn_by_the_first_seed() -> None:
     curves = summary(hits)
     assert (curves["seeds"], curves["problems"]) == (3, 40)
     assert [level["level"] for level in curves["levels"]] == [0.0, 0.1, 0.3, 0.5]
-    assert {len(level[kind]) for level in curves["levels"] for kind in ("symbol", "exact")} == {2}
+    assert {len(level[kind]) for level in curves["levels"] for kind in ("symbol", "exact")} == {3}
     assert curves == summary(hits, draws=2000, seed=0)
-    assert comparison(hits, others) == comparison(hits, others, draws=5000, seed=0)
+    tests = comparison(hits, others)
+    assert {len(level[kind]) for level in tests["levels"] for kind in ("symbol", "exact")} == {3}
+    assert tests == comparison(hits, others, draws=5000, seed=0)
     # One seed is enough.
     assert summary(hits[:1], draws=20)["seeds"] == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -52,14 +53,17 @@ def test_an_explicit_chain_is_sampled_from_the_model_its_end_included() -> None:
 
 
 @torch.no_grad()
-def test_a_token_whose_chance_is_zero_is_not_drawn() -> None:
-    model, hidden = tiny_language_model("llama"), 1000 * torch.randn(1, 16)
-    chances = model.get_output_embeddings()(hidden)[0].softmax(dim=-1)
-    assert (chances == 0).sum() > 5
+def test_nine_of_ten_draws_are_of_the_likelier_token_and_none_of_those_without_a_chance() -> None:
+    model, hidden = tiny_language_model("llama"), torch.eye(16)[:1]
+    rows = model.get_output_embeddings().weight
+    rows[:, 0] = -1e4
+    rows[5, 0], rows[6, 0] = math.log(0.9), math.log(0.1)
     settings = LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=1)
-    drawn = NoisyReasoner(model=model, settings=settings, generators=sources(50)).step(hidden.expand(50, 16))
+    drawn = NoisyReasoner(model=model, settings=settings, generators=sources(4000)).step(hidden.expand(4000, 16))
     assert drawn.support_ids is not None
-    assert (chances[drawn.support_ids] > 0).all()
+    tokens, counts = drawn.support_ids.unique(return_counts=True)
+    assert tokens.tolist() == [5, 6]
+    assert abs(int(counts[0]) - 3600) < 60  # three standard deviations
 
 
 @torch.no_grad()

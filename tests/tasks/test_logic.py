@@ -149,6 +149,11 @@ def test_questions_are_full_and_often_have_several_chains() -> None:
     assert np.mean([problem.question.count(".") == 36 for problem in problems]) > 0.9
 
 
+def test_options_take_two_more_parents_each_where_four_sentences_are_left() -> None:
+    problems = task(hops=(2,), concepts=12, edges=16).sample("train", range(40))
+    assert {len(read(problem.question).inside(problem.answer)) for problem in problems} == {1, 2, 3}
+
+
 # --- what cannot be guessed ------------------------------------------------------------------------------------
 
 
