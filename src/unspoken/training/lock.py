@@ -26,9 +26,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         ValueError: another run holds it, or its lock file is a symbolic or a hard link.
     """
     path = folder.resolve() / LOCK
-    # One object for each file in this process, which counts how often it is held. What is called with the locked file
-    # also rules out a substitute where the file system has no locks, which would outlive a killed process.
-    lock = FileLock(path, is_singleton=True, thread_local=False, on_acquired=_write_owner)
+    # One object for each file in this process, which counts how often it is held. No substitute where the file system
+    # has no locks: that one would outlive a killed process.
+    lock = FileLock(path, is_singleton=True, thread_local=False, fallback_to_soft=False, on_acquired=_write_owner)
     distributed.run_on_main(lambda: _acquire(lock, path))
     try:
         yield
