@@ -194,6 +194,9 @@ def test_lists_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = calls_of(monkeypatch, "unspoken.doctor.print_diagnosis")
     assert command(monkeypatch, "doctor")[1] == ""
     assert (diagnosed, len(printed)) == ([(("auto",), {})], 1)
+    calls_of(monkeypatch, "unspoken.training.recorded_plans.offers", [])
+    listed = calls_of(monkeypatch, "unspoken.report.terminal.print_recipes")
+    assert (command(monkeypatch, "recipes")[1], len(listed)) == ("", 1)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------------

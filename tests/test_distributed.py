@@ -250,6 +250,7 @@ def test_other_kinds_of_sharding_are_refused(
     monkeypatch.setattr(distributed.os, "environ", settings | ({"FSDP_VERSION": version} if version else {}))
     with pytest.raises(ValueError, match=rf"fsdp_version {version or 1} and fsdp_offload_params {offload}; set"):
         distributed.init_distributed()
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert not distributed.sharded()
 
 
