@@ -64,6 +64,7 @@ def texts(drawing: Markup, classes: str) -> list[tuple[str, float, float]]:
 
 def test_values_lie_in_proportion_and_beyond_the_ends_on_them() -> None:
     assert [AXIS_X.fraction(value) for value in (-1, 0, 2.5, 10, 11)] == [0, 0, 0.25, 1, 1]
+    assert [Axis(low=2, high=4, ticks=()).fraction(value) for value in (2, 3.5)] == [0, 0.75]
     powers = Axis(low=0.1, high=1000, ticks=(), log=True)
     assert [powers.fraction(value) for value in (0.01, 0.1, 10, 1000, 1e9)] == pytest.approx([0, 0, 0.5, 1, 1])
     assert FRAME.at(0, 0) == (20, 110)
@@ -84,6 +85,7 @@ def test_ticks_are_one_two_or_five_times_a_power_of_ten() -> None:
     assert nice_ticks(0, 0) == [0, 0.5, 1]
     axis = linear([0.2, 3.9])
     assert (axis.low, axis.high, axis.ticks) == (0, 4, ((0, "0"), (1, "1"), (2, "2"), (3, "3"), (4, "4")))
+    assert [text for _, text in linear([0, 9]).ticks] == ["0", "5", "10"]
     assert (linear([]).low, linear([]).high) == (0, 1)
 
 
@@ -119,6 +121,7 @@ def test_an_axis_of_rates_begins_at_a_round_rate(low: float, ticks: list[float])
     assert [100 * value for value, _ in axis.ticks] == pytest.approx(ticks)
     assert [text for _, text in axis.ticks] == [f"{tick} %" for tick in ticks]
     assert (axis.low, axis.high) == (ticks[0] / 100, 1)
+    assert rates() == rates(0.0)
 
 
 def test_an_axis_of_steps_ends_at_the_last_one() -> None:
@@ -408,7 +411,7 @@ def test_differences_lie_on_both_sides_of_the_middle() -> None:
     # The reach is 48 % of the cell.
     assert lines(drawing, "range c2") == [("26.00%", 10, "98.00%", 10)]
     assert [(one["cx"], one["cy"], one["r"]) for one in drawn(drawing, "circle", "dot c2")] == [("62.00%", 10, 4)]
-    assert 'aria-label="5.00 points, interval −10.00 to 20.00"' in drawing
+    assert 'aria-label="5.00 points, interval −10.00 to 20.00" width="100%" height="20"' in drawing
 
 
 def test_elements_are_escaped_and_numbers_short() -> None:

@@ -112,6 +112,7 @@ def test_a_cloud_has_one_scale_for_both_directions() -> None:
     assert attributes(drawing, "circle", "cx cy r") == [(26 + scale, 26 + scale / 2, 2.5)]
     assert 'width="470"' in drawing
     assert f'height="{scale + 52:.0f}"' in drawing
+    assert two_clouds([(3, -5), (5, -4)], [(4, -4.5)], label="one") == drawing
     # Distances in the drawing are those of the plane, however small they are.
     assert attributes(two_clouds([], [(0, 0), (1e-5, 0)], label=""), "circle", "cx cy r") == [
         (26, 26, 2.5),
@@ -152,6 +153,10 @@ def test_labels_that_meet_are_parted_along_the_line_between_them() -> None:
     assert free == {"a": (10.0, -10.0), "b": (110.0, -10.0)}
     # At 16 pixels they are as far apart as they must be.
     assert spread({"a": (0.0, 0.0), "b": (16.0, 0.0)}, clear=1) == {"a": (10.0, -10.0), "b": (26.0, -10.0)}
+    # Each in turn is moved by half of what is missing and a tenth: 3.1, 1.55, 0.775, 0.3875 and 0.19375 pixels.
+    beside, below = (spread({"a": (0.0, 0.0), "b": mark}, clear=1) for mark in ((10.0, 0.0), (0.0, 10.0)))
+    assert beside["a"] == pytest.approx((10 - 4.06875, -10)) and beside["b"] == pytest.approx((20 + 1.9375, -10))
+    assert below["a"] == pytest.approx((10, -10 - 4.06875)) and below["b"] == pytest.approx((10, 1.9375))
     near = spread({"a": (0.0, 0.0), "b": (0.0, 0.0)}, gap=8, clear=1)
     # Labels at one place are moved up and down until they are 8 pixels apart, and no further.
     assert near["a"][0] == near["b"][0] == 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from unspoken.draw.page import to_html
-from unspoken.draw.section import Paragraph
+from unspoken.draw.section import Figure, Panel, Paragraph
 from unspoken.draw.table import Cell, Column, Table, number, text
 
 
@@ -28,3 +28,11 @@ def test_a_table_has_its_groups_heads_and_rows() -> None:
     assert '<th scope="row" class=" ">&lt;one&gt;</th>' in html
     assert '<td class="num first strong">50.00\u00a0%<small>25.00 – 75.00; sure</small><svg/></td>' in html
     assert '<td class="num wide muted">–</td>' in html
+
+
+def test_panels_are_as_wide_as_their_drawings_and_stand_side_by_side_unless_asked() -> None:
+    drawing = Markup("<svg/>")
+    html = to_html([Figure([Panel(drawing=drawing)])])
+    assert '<div class="panels">' in html and '<div class="panel "><svg/></div>' in html
+    html = to_html([Figure([Panel(drawing=drawing, width=12.4)], strip=True)])
+    assert '<div class="panels strip">' in html and '<div class="panel " style="width:12px"><svg/></div>' in html
