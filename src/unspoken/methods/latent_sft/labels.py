@@ -51,8 +51,9 @@ class LabelIdentity:
         """
         if ids.shape != weights.shape or ids.is_floating_point():
             raise ValueError(f"ids are {_form(ids)} and weights {_form(weights)}; give integers [N, K] twice")
-        if ((ids < 0) | (ids >= 2**31)).any():
-            raise ValueError(f"ids reach from {int(ids.min())} to {int(ids.max())}; token ids are in [0, 2^31)")
+        low, high = (int(ids.min()), int(ids.max())) if ids.numel() else (0, 0)
+        if low < 0 or high >= 2**31:
+            raise ValueError(f"ids reach from {low} to {high}; token ids are in [0, 2^31)")
         stored = self._stored("weights", weights)
         sums_N = stored.sum(dim=1, dtype=torch.float64)
         if (stored < 0).any() or ((sums_N - 1).abs() > _TOLERANCE).any():
