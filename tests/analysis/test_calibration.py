@@ -76,6 +76,21 @@ def test_rollout_readings_by_hand() -> None:
         assert reading[name] == pytest.approx(values, abs=1e-5), name
 
 
+def test_readings_of_several_problems_are_averaged() -> None:
+    task, one = tree("BBNJ")
+    chains = [latents({"K": 1, "C": 1}, {"B": 1}), latents({"K": 1}, {"B": 1, "N": 1})]
+    together = rollout_calibration(torch.cat(chains), TABLE, task, one.select(np.zeros(2, dtype=np.int64)))
+    alone = [rollout_calibration(chain, TABLE, task, one) for chain in chains]
+    for name, values in together.items():
+        assert values == pytest.approx(np.mean([reading[name] for reading in alone], axis=0)), name
+
+
+def test_a_tree_of_two_levels_has_one_step() -> None:
+    task = TreeSearchConfig(depth=2).build()
+    reading = rollout_calibration(torch.rand(3, 1, WIDTH), TABLE, task, task.sample("test", np.arange(3)))
+    assert {len(values) for values in reading.values()} == {1}
+
+
 def test_negative_coefficients_count_as_none() -> None:
     task, problems = tree("BBNJ")
     chain = latents({"K": 1, "C": -1}, {"B": 1, "N": -1, "J": 1, "L": -5})

@@ -49,6 +49,7 @@ def test_the_average_by_step_counts_only_chains_that_get_there() -> None:
     mean, counts = average_by_step(values)
     assert mean.tolist() == [2.0, 3.0, 1.0]
     assert counts.tolist() == [3, 2, 1]
+    assert [numbers.tolist() for numbers in average_by_step(values[:1])] == [[4.0, 2.0, 1.0], [1, 1, 1]]
 
 
 def test_an_average_needs_a_chain() -> None:

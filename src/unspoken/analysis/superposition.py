@@ -229,8 +229,8 @@ def _token_ids(chain: Sequence[int], distribution: Float[Tensor, "_ V"], where: 
 def _spans(tokens: Int[Tensor, " L"], count: int) -> Int[Tensor, " L"]:
     """For each token its span, of ``count`` contiguous ones; span i starts at ``floor(i L / count)``."""
     length = len(tokens)
-    ends = torch.arange(1, count + 1, device=tokens.device) * length // count
-    return torch.searchsorted(ends, torch.arange(length, device=tokens.device), right=True)
+    starts = torch.arange(1, count, device=tokens.device) * length // count  # of all spans but the first
+    return torch.searchsorted(starts, torch.arange(length, device=tokens.device), right=True)
 
 
 def _greedy(latents: Float[Tensor, "S D"], reference: Float[Tensor, "S D"]) -> Int[Tensor, " S"]:
