@@ -213,6 +213,7 @@ class UnspokenPreTrainedModel(StrictLoading):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": DecoderBlock}
 
 
@@ -232,6 +233,7 @@ class UnspokenModel(UnspokenPreTrainedModel):
         self.embed_tokens = kind(config.vocab_size, config.hidden_size) if embeddings else None
         self.layers = nn.ModuleList(DecoderBlock(config, index) for index in range(config.num_hidden_layers))
         self.norm = HybridNorm(config)
+        self.gradient_checkpointing = False
         self.post_init()
 
     @capture_outputs
