@@ -50,7 +50,7 @@ def left_padded(rows: list[Tensor], filler: int = PAD) -> tuple[Tensor, Tensor]:
 
 
 def assert_row_is(chain: LatentChain, row: int, latents_ND: Tensor, reason: StopReason) -> None:
-    """One row of a chain holds exactly these steps and zeros behind them."""
+    """One row of a chain holds exactly these steps and zeros after them."""
     steps = len(latents_ND)
     assert chain.mask[row].tolist() == [step < steps for step in range(chain.mask.shape[1])]
     assert chain.stop[row] == reason

@@ -98,7 +98,7 @@ def stage_in_which(act: Act, moment: str, recipe: Recipe, output: Path, name: st
 
 
 def _and(act: Act, method: Callable[..., None], row: int | None) -> Callable[..., None]:
-    """A method of the writer with an act before it if a row's turn has come, or behind it where there is no row."""
+    """A method of the writer with an act before it if a row's turn has come, or after it where there is no row."""
 
     def both(writer: LabelWriter, *given: Any) -> None:
         if row is not None and writer.next_row == row:

@@ -123,15 +123,15 @@ def compressing(hub: Hub) -> Agreement:
     batch, objective = hub.batch("one"), Stage1(train="union")
     outputs, _, terms = _step(model, objective, batch)
     encoder, decoder = _learner(hub), _learner(hub)
-    told = _summaries(encoder, batch["encoder"], model.compress)
-    found.compare("summaries", outputs.summaries, torch.stack([states[-1] for states, _ in told]))
+    learned = _summaries(encoder, batch["encoder"], model.compress)
+    found.compare("summaries", outputs.summaries, torch.stack([states[-1] for states, _ in learned]))
     with torch.no_grad():
         labels = list(model.labels(batch["encoder"]))
         weights, ids = (torch.cat([label[part] for label in labels]) for part in (0, 1))
-    for slot, (_, scored) in enumerate(told):
+    for slot, (_, scored) in enumerate(learned):
         found.note("labels", mixture_error(scored[-1], weights[slot], ids[slot]))
     top_k = model.config.latent_shape.top_k
-    latents = torch.stack([superposition(decoder, scored[-1], top_k) for _, scored in told])
+    latents = torch.stack([superposition(decoder, scored[-1], top_k) for _, scored in learned])
     found.compare("latents", model.latents(batch["encoder"]), latents)
     true, true_loss = _compact(decoder, batch["decoder"], latents)
     apart = batch["decoder"].kind[:, :-1][batch["decoder"].target[:, 1:]] == Kind.TEXT

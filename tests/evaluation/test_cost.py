@@ -38,13 +38,13 @@ def test_a_talker_is_paid_for_by_the_latent() -> None:
     # Five tokens and three latents that are fed back; every latent is compared with the table of twenty rows.
     assert alone[0] == 2 * BLOCKS * 8 + 4 * ATTENTION * 36 + 2 * 20 * 16 * 4
     talker = pair.talker.decoder
-    said = talked.flops(prompt, answers([4, 2], [4, 2])) - alone
-    assert said.tolist() == [float(stack_flops(talker, n)) + 2 * 20 * 16 * n for n in (4, 2)]
+    of_talker = talked.flops(prompt, answers([4, 2], [4, 2])) - alone
+    assert of_talker.tolist() == [float(stack_flops(talker, n)) + 2 * 20 * 16 * n for n in (4, 2)]
 
 
 def test_a_dual_talker_also_reads_what_its_encoder_made() -> None:
     talker = tiny_pair("dual", attention_size=8).talker
-    # Two blocks each, four latents: the encoder sees all of them everywhere, the decoder what was said and all of them.
+    # Two blocks each, four latents: everywhere in the encoder, with the tokens before in the decoder.
     feed_forward = 2 * 16 * 32
     encoder = 2 * (2 * (4 * 16 * 8 + feed_forward) * 4 + 4 * 8 * 16)
     decoder = 2 * (2 * (2 * 4 * 16 * 8 + feed_forward) * 4 + 4 * 8 * (1 + 2 + 3 + 4) + 4 * 8 * 16)

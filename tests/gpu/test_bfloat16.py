@@ -1,4 +1,4 @@
-"""What the shared suite asks of every method, in bfloat16: with a cache, in a batch, behind padding, after a reload.
+"""What the shared suite asks of every method, in bfloat16: with a cache, in a batch, after padding, after a reload.
 
 A chain that runs free would show nothing: rounding to 8 bits grows from step to step until another token is the most
 likely one. So every loop is fed what the plain one fed itself, a row at a time without cache and padding, and each
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.gpu
 
 STEPS = 4
 STOP = StopRule(max_latents=STEPS, fixed=True)
-# Of the norm of a latent_step. Bfloat16 rounds by 2^-9 at most, in some dozen places one behind another.
+# Of the norm of a latent_step. Bfloat16 rounds by 2^-9 at most, in some dozen places one after another.
 ROUNDING = 0.05
 # Of the largest score: a token that leads by less may change places with the next one.
 LEAD = 0.05

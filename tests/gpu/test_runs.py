@@ -42,7 +42,7 @@ CLOSE = {"rtol": 1e-3, "atol": 1e-3}
 
 
 def short(name: str, folder: Path, precision: str) -> Recipe:
-    """A recipe that holds every kind of stage of its task, with one look at the data before and behind two steps."""
+    """A recipe that holds every kind of stage of its task, with one look at the data before and after two steps."""
     stages = drilled(name).stages
     steps = [f"stages.{stage.name}.steps=2" for stage in stages if not isinstance(stage.objective, Labels)]
     rows = [f"stages.{stage.name}.objective.rows=8" for stage in stages if isinstance(stage.objective, Labels)]

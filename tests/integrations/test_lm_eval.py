@@ -71,13 +71,13 @@ def save(kind: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def by_hand(kind: str, prompt: str) -> tuple[str, Spent]:
-    """One prompt alone, without padding and, where nothing is thought silently, without the engine."""
+    """One prompt alone, without padding and, where there are no latents, without the engine."""
     ids, latents, cut = ids_of(prompt), 0, False
     if kind == "coupled":
         model, tokens = tiny_language_model("gpt2"), []
         while len(tokens) < CAP and END not in tokens:
-            said = torch.cat([ids, torch.tensor([tokens], dtype=torch.long)], dim=1)
-            tokens.append(int(model(input_ids=said).logits[0, -1].argmax()))
+            so_far = torch.cat([ids, torch.tensor([tokens], dtype=torch.long)], dim=1)
+            tokens.append(int(model(input_ids=so_far).logits[0, -1].argmax()))
         cut = END not in tokens
     elif kind == "pair":
         pair = tiny_pair()
@@ -215,8 +215,8 @@ def test_likelihoods_are_those_of_the_plain_model(kind: str, family: str, tmp_pa
     pairs = [("cdefg", "hi"), ("k", "lmno"), ("abc", "d")]
     best = LETTERS[int(log_probabilities(ids_of("abc"))[-1, 2:].argmax())]
     found = lm.loglikelihood([SimpleNamespace(args=pair) for pair in [*pairs, ("abc", best)]], disable_tqdm=True)
-    for (context, told), (value, _) in zip([*pairs, ("abc", best)], found, strict=True):
-        ids = ids_of(context + told)
+    for (context, continuation), (value, _) in zip([*pairs, ("abc", best)], found, strict=True):
+        ids = ids_of(context + continuation)
         steps = log_probabilities(ids)[len(context) - 1 : -1].gather(1, ids[0, len(context) :, None])
         assert value == pytest.approx(float(steps.sum()), abs=1e-3)
     greedy = bool(log_probabilities(ids_of("abc"))[-1].argmax() == ids_of(best)[0, 0])
@@ -294,7 +294,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 class Scripted(LM):
-    """Says what it was told to; of an unknown prompt, nothing."""
+    """Answers as its script has it, and an unknown prompt with nothing."""
 
     def __init__(self, script: dict[str, str]) -> None:
         super().__init__()
@@ -332,9 +332,9 @@ def score(found: dict[str, Any], task: str) -> tuple[float, float]:
 
 
 def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
-    told = "Ann has <<2*9=18>>18.\n#### {}"
-    write(tmp_path / "gsm8k_train.jsonl", [{"question": f"Shot {n}?", "answer": told.format(n)} for n in range(12)])
-    asked = [{"question": f"Asked {n}? ", "answer": told.format("1,018")} for n in range(5)]
+    solution = "Ann has <<2*9=18>>18.\n#### {}"
+    write(tmp_path / "gsm8k_train.jsonl", [{"question": f"Shot {n}?", "answer": solution.format(n)} for n in range(12)])
+    asked = [{"question": f"Asked {n}? ", "answer": solution.format("1,018")} for n in range(5)]
     write(tmp_path / "gsm8k_test.jsonl", asked)
     says = ["\\boxed{1018}", "So it is\n#### 1,018", "It is 1018.", "\\boxed{1017}", "1018 or \\boxed{18}"]
     lm = Scripted({f"Asked {n}?": text for n, text in enumerate(says)})

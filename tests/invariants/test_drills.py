@@ -209,7 +209,7 @@ def test_a_loss_that_is_no_number_stops_it_and_nothing_of_that_is_kept(
 
 
 def _no_numbers_behind(rows: int) -> Callable[[Any, Any], Any]:
-    """What makes labels, 64 rows a call, spoiled behind so many."""
+    """What makes labels, 64 rows a call, spoiled after so many."""
     labels, calls = LatentSFTModel.labels, itertools.count()
 
     def spoiled(model: Any, encoder: Any) -> Any:
@@ -265,15 +265,15 @@ def test_nothing_depends_on_the_wall_clock(
 # --- too little memory -----------------------------------------------------------------------------------------------
 
 
-def said_by(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def printed_by(command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line in which a command ends with status 2."""
     monkeypatch.setattr(sys, "argv", ["unspoken", *command])
     with pytest.raises(SystemExit) as stopped:
         cli.main()
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    return said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_a_stage_that_runs_out_of_memory_says_which_size_to_lower(
     command = ["train", str(recipe), "--output", str(run), "--report-to", "none", "--quiet"]
     with monkeypatch.context() as patch:
         patch.setattr(NextToken, "loss", costly)
-        assert f"unspoken: {advice}" in said_by(command, patch, capsys)
+        assert f"unspoken: {advice}" in printed_by(command, patch, capsys)
     assert [path.name for path in numbered(run / "seed-0" / "pretrain", "checkpoint")] == ["checkpoint-2"]
     monkeypatch.setattr(sys, "argv", ["unspoken", *command, "--stage", "pretrain"])
     with pytest.raises(SystemExit) as stopped:
@@ -320,6 +320,6 @@ def test_measuring_that_runs_out_of_memory_says_which_size_to_lower(
     shutil.copytree(finished("trees")[1], tmp_path / "run")
     monkeypatch.setattr(experiment, "evaluate", lambda *_, **__: torch.empty(2**50))
     what = ["run", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path / "run")]
-    said = said_by(what if command == "run" else ["eval", str(tmp_path / "run")], monkeypatch, capsys)
-    assert "measuring with evaluation.batch_size 10: out of memory; run the recipe again with" in said
-    assert "--set evaluation.batch_size=2" in said
+    printed = printed_by(what if command == "run" else ["eval", str(tmp_path / "run")], monkeypatch, capsys)
+    assert "measuring with evaluation.batch_size 10: out of memory; run the recipe again with" in printed
+    assert "--set evaluation.batch_size=2" in printed

@@ -31,12 +31,12 @@ class Driver:
 
     def start(self, output: Path) -> BaseProcess:
         """A process that is about to train."""
-        told, ready = self.processes.Pipe(duplex=False)
+        from_process, ready = self.processes.Pipe(duplex=False)
         process = self.processes.Process(target=train_and_tell, args=(self.text, output, ready), daemon=True)
         process.start()
         ready.close()
-        with told:
-            assert told.recv() == "ready"
+        with from_process:
+            assert from_process.recv() == "ready"
         return process
 
     def finish(self, output: Path) -> float:

@@ -305,9 +305,9 @@ def test_an_error_ends_all_ranks_in_one_line_and_status_2(folder: Path) -> None:
     (folder / "damaged" / "seed-0" / "pretrain" / "model" / "model.safetensors").write_bytes(b"half")
     command = ("-m", "unspoken.cli", "train", str(folder / "muon.yaml"), "--output", str(folder / "damaged"))
     done = launch(*TORCHRUN, "4", *command, status=1)  # torchrun's own status
-    said = [line for line in done.stderr.splitlines() if line.startswith("unspoken: ")]
-    assert len(said) == 1
-    assert "model.safetensors was truncated or changed" in said[0]
+    complaints = [line for line in done.stderr.splitlines() if line.startswith("unspoken: ")]
+    assert len(complaints) == 1
+    assert "model.safetensors was truncated or changed" in complaints[0]
     assert set(re.findall(r"exitcode\s*:\s*(-?\d+)", done.stderr)) <= {"2", "-15"}
     # The only traceback is torchrun's own.
     assert done.stderr.count("Traceback (most recent call last)") == 1

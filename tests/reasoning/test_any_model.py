@@ -57,7 +57,7 @@ def tiny(kind: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def scores_alone(model: PreTrainedModel, embedded_TD: Tensor) -> Tensor:
-    """Scores behind one row that is computed at once, without a cache."""
+    """Scores after one row that is computed at once, without a cache."""
     scores: Tensor = model(inputs_embeds=embedded_TD[None], use_cache=False).logits[0, -1]
     return scores
 

@@ -181,21 +181,21 @@ def test_words_may_be_put_in_the_model_s_mouth_and_are_not_returned() -> None:
     model = tiny_language_model("llama")
     reasoner = CausalLMReasoner(model=model, settings=settings_of("llama"))
     model.generation_config.eos_token_id = 99
-    _, said = reasoner.respond(prompts(), max_tokens=6, max_latents=0)
-    # What the model would have said anyway is no change.
-    first = said[0, 0].item()
+    _, answer_ids = reasoner.respond(prompts(), max_tokens=6, max_latents=0)
+    # A token that the model writes anyway is no change.
+    first = answer_ids[0, 0].item()
     _, forced = reasoner.respond(prompts()[:1], max_tokens=5, max_latents=0, forced=(int(first),))
-    assert forced[0].tolist() == said[0, 1:].tolist()
+    assert forced[0].tolist() == answer_ids[0, 1:].tolist()
     _, other = reasoner.respond(prompts()[:1], max_tokens=5, max_latents=0, forced=(14, 9))
-    assert other[0].tolist() != said[0, 1:].tolist()
+    assert other[0].tolist() != answer_ids[0, 1:].tolist()
 
 
 def test_a_given_chain_takes_the_place_of_thinking() -> None:
     reasoner = CausalLMReasoner(model=tiny_language_model("llama"), settings=settings_of("llama"))
-    chain, said = reasoner.respond(prompts(), max_tokens=4)
+    chain, answer_ids = reasoner.respond(prompts(), max_tokens=4)
     again, words = reasoner.respond(prompts(), max_tokens=4, given=chain)
     assert again is chain
-    assert torch.equal(words, said)
+    assert torch.equal(words, answer_ids)
 
 
 def test_a_model_without_an_end_is_refused() -> None:
@@ -208,11 +208,11 @@ def test_rows_are_padded_with_the_end_where_there_is_no_padding_token() -> None:
     model = tiny_language_model("unspoken")
     model.generation_config.pad_token_id = None
     model.generation_config.eos_token_id = [15, 10]
-    _, said = CausalLMReasoner(model=model, settings=settings_of("unspoken")).respond(prompts(), max_tokens=8)
-    ended = torch.isin(said, torch.tensor([15, 10])).int().cumsum(dim=1)
-    behind = (ended - torch.isin(said, torch.tensor([15, 10])).int()) > 0
-    assert behind.any()
-    assert (said[behind] == 15).all()
+    _, answer_ids = CausalLMReasoner(model=model, settings=settings_of("unspoken")).respond(prompts(), max_tokens=8)
+    ended = torch.isin(answer_ids, torch.tensor([15, 10])).int().cumsum(dim=1)
+    after = (ended - torch.isin(answer_ids, torch.tensor([15, 10])).int()) > 0
+    assert after.any()
+    assert (answer_ids[after] == 15).all()
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def generated(model: PreTrainedModel, **how: Any) -> LatentGenerateOutput:
 
 
 def answers(out: LatentGenerateOutput, ends: list[int]) -> list[list[int]]:
-    """What was said behind prompt and markers, each row up to its end."""
+    """The tokens after prompt and markers, each row up to its end."""
     assert out.sequences is not None
     rows = [row[9:] for row in out.sequences.tolist()]
     lasts = [next((place for place, word in enumerate(row) if word in ends), len(row)) for row in rows]
@@ -284,12 +284,12 @@ def answers(out: LatentGenerateOutput, ends: list[int]) -> list[list[int]]:
 def test_generate_returns_prompt_markers_and_answer(loaded: PreTrainedModel) -> None:
     out = generated(loaded)
     settings = LatentGenerationConfig.of(loaded)
-    chain, said = CausalLMReasoner(model=loaded, settings=settings).respond(**padded(), max_tokens=6)
+    chain, answer_ids = CausalLMReasoner(model=loaded, settings=settings).respond(**padded(), max_tokens=6)
     assert out.sequences is not None and out.chain is not None
     assert_same_chain(out.chain, chain)
     assert len(set(chain.lengths.tolist())) >= 3
     markers = torch.tensor([*OPEN, *settings.end_ids]).expand(6, -1)
-    assert torch.equal(out.sequences, torch.cat([padded()["input_ids"], markers, said], dim=1))
+    assert torch.equal(out.sequences, torch.cat([padded()["input_ids"], markers, answer_ids], dim=1))
     # Without the chain it returns what every decoding loop of the library does.
     plain: Any = loaded.generate(custom_generate=latent_generate, **padded(), max_new_tokens=6)
     assert torch.equal(plain, out.sequences)
@@ -309,8 +309,8 @@ def test_a_row_is_answered_alone_as_in_a_batch(loaded: PreTrainedModel) -> None:
         prompt = padded()["input_ids"][row][padded()["attention_mask"][row].bool()]
         alone = generated(loaded, input_ids=prompt[None], attention_mask=torch.ones_like(prompt)[None]).sequences
         assert alone is not None
-        said = alone[0, len(prompt) :].tolist()
-        assert together[row, 5:].tolist() == said + [PAD] * (together.shape[1] - 5 - len(said))
+        answer_ids = alone[0, len(prompt) :].tolist()
+        assert together[row, 5:].tolist() == answer_ids + [PAD] * (together.shape[1] - 5 - len(answer_ids))
 
 
 def test_what_the_caller_says_goes_before_what_the_folder_says(loaded: PreTrainedModel) -> None:
@@ -319,7 +319,7 @@ def test_what_the_caller_says_goes_before_what_the_folder_says(loaded: PreTraine
     chain = generated(loaded, latent=short).chain
     assert chain is not None
     assert chain.lengths.max() == 1
-    # The ends of an answer, and what is behind them, in the call.
+    # The ends of an answer, and what is after them, in the call.
     ends = loaded.generation_config.eos_token_id
     usual, longer = generated(loaded), generated(loaded, eos_token_id=99)
     assert [len(answer) for answer in answers(longer, [99])] == [6] * 6
@@ -394,11 +394,11 @@ class Watched(LogitsProcessor):
 def test_processors_see_the_question_and_what_the_row_has_said(loaded: PreTrainedModel) -> None:
     watched = Watched()
     out = generated(loaded, logits_processor=LogitsProcessorList([watched]))
-    said = answers(out, loaded.generation_config.eos_token_id)
+    answer_ids = answers(out, loaded.generation_config.eos_token_id)
     questions = padded()["input_ids"].tolist()
     expected = [
         question + answer[:length]
-        for question, answer in zip(questions, said, strict=True)
+        for question, answer in zip(questions, answer_ids, strict=True)
         for length in range(len(answer))
     ]
     assert sorted(watched.seen) == sorted(expected)
@@ -510,7 +510,7 @@ def test_a_chain_that_met_its_cap_says_so_through_generate(loaded: PreTrainedMod
 
 
 class FirstIs(StoppingCriteria):
-    """Stops a row once it has said a token that only some rows say first."""
+    """Stops a row after a token that only some rows write first."""
 
     def __init__(self, token: int) -> None:
         self.token = token

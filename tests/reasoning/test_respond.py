@@ -65,7 +65,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 class Naive(NamedTuple):
-    """What one row thinks and says."""
+    """The chain and the answer of one row."""
 
     latents_ND: Tensor
     reason: StopReason
@@ -108,16 +108,16 @@ def naive(case: Case, prompt_T: Tensor, cap: int = CAP, given_ND: Tensor | None 
     return Naive(torch.cat(latents), reason, words)
 
 
-def assert_said(said: Tensor, row: int, words: list[int]) -> None:
-    """Exactly these words, and padding behind them."""
-    assert said[row].tolist() == words + [PAD] * (said.shape[1] - len(words))
+def assert_answer(answer_ids: Tensor, row: int, words: list[int]) -> None:
+    """Exactly these words, and padding after them."""
+    assert answer_ids[row].tolist() == words + [PAD] * (answer_ids.shape[1] - len(words))
 
 
-def assert_equals_naive(chain: LatentChain, said: Tensor, found: list[Naive]) -> None:
+def assert_equals_naive(chain: LatentChain, answer_ids: Tensor, found: list[Naive]) -> None:
     for row, one in enumerate(found):
         assert_row_is(chain, row, one.latents_ND, one.reason)
-        assert_said(said, row, one.words)
-    assert said.shape[1] == max(len(one.words) for one in found)
+        assert_answer(answer_ids, row, one.words)
+    assert answer_ids.shape[1] == max(len(one.words) for one in found)
 
 
 # --- the whole loop --------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ def test_the_rows_of_this_file_are_in_different_phases(case: Case) -> None:
 
 def test_every_row_of_a_padded_batch_thinks_closes_and_answers_as_it_would_alone(case: Case) -> None:
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
-    assert_equals_naive(chain, said, [naive(case, row) for row in ROWS])
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    assert_equals_naive(chain, answer_ids, [naive(case, row) for row in ROWS])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -148,8 +148,8 @@ def test_a_batch_without_padding_needs_no_mask(family: str, attention: str) -> N
 
 def test_a_fixed_chain_is_followed_by_the_marker_too(case: Case) -> None:
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=3, fixed=True), case.decoding)
-    assert_equals_naive(chain, said, [naive(case, row, cap=3, fixed=True) for row in ROWS])
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=3, fixed=True), case.decoding)
+    assert_equals_naive(chain, answer_ids, [naive(case, row, cap=3, fixed=True) for row in ROWS])
     assert chain.stop.tolist() == [StopReason.FIXED] * 6
 
 
@@ -160,7 +160,7 @@ def test_a_chain_of_single_tokens_is_the_library_s_greedy_generation(family: str
     reasoner = CausalLMReasoner(model=model, settings=LatentGenerationConfig(open_ids=(2,), end_ids=(end,), top_k=1))
     ids, mask = left_padded(ROWS)
     decoding = AnswerDecoding(marker=(end,), max_tokens=WORDS, end_ids=ends, pad_id=PAD)
-    chain, said = respond(reasoner, ids, mask, StopRule(max_latents=20), decoding)
+    chain, answer_ids = respond(reasoner, ids, mask, StopRule(max_latents=20), decoding)
     assert chain.support_ids is not None
     ended = 0
     for row, prompt in enumerate(ROWS):
@@ -174,7 +174,7 @@ def test_a_chain_of_single_tokens_is_the_library_s_greedy_generation(family: str
         assert written[steps] == end
         answer = written[steps + 1 : steps + 1 + WORDS].tolist()
         lasts = [place for place, word in enumerate(answer) if word in ends]
-        assert_said(said, row, answer[: lasts[0] + 1] if lasts else answer)
+        assert_answer(answer_ids, row, answer[: lasts[0] + 1] if lasts else answer)
     assert ended
 
 
@@ -189,41 +189,41 @@ def test_a_row_that_stops_at_once_has_no_latents(feed: str) -> None:
     settings = LatentGenerationConfig(open_ids=(2,), end_ids=(first, 14), feed=feed)  # type: ignore[arg-type]
     reasoner = CausalLMReasoner(model=case.reasoner.model, settings=settings)
     case = Case(reasoner, AnswerDecoding(marker=(first, 14), max_tokens=WORDS, end_ids=(15,), pad_id=PAD))
-    chain, said = respond(reasoner, ROWS[2][None], None, StopRule(max_latents=CAP), case.decoding)
+    chain, answer_ids = respond(reasoner, ROWS[2][None], None, StopRule(max_latents=CAP), case.decoding)
     assert chain.lengths.tolist() == [0]
     assert chain.stop.tolist() == [StopReason.END]
     assert not chain.latents.any()
-    assert_said(said, 0, naive(case, ROWS[2]).words)
+    assert_answer(answer_ids, 0, naive(case, ROWS[2]).words)
     # Beside rows that think on, it answers the same.
     ids, mask = left_padded(ROWS)
     together, answers = respond(reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert together.lengths[2] == 0
     assert together.lengths.max() > 2
-    assert_said(answers, 2, naive(case, ROWS[2]).words)
+    assert_answer(answers, 2, naive(case, ROWS[2]).words)
 
 
 @pytest.mark.parametrize("rest", [(), (14, 9)])
 def test_the_cap_is_reported_and_the_marker_is_forced_all_the_same(rest: tuple[int, ...]) -> None:
     case = case_of("unspoken", rest=rest)
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=2), case.decoding)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=2), case.decoding)
     found = [naive(case, row, cap=2) for row in ROWS]
-    assert_equals_naive(chain, said, found)
+    assert_equals_naive(chain, answer_ids, found)
     assert [one.reason for one in found].count(StopReason.CAP) >= 4
-    # The marker matters: behind another one the same chains are answered otherwise.
+    # The marker matters: after another one the same chains are answered otherwise.
     other = replace(case.decoding, marker=(11, 3, 4))
     capped = chain.stop == StopReason.CAP
     again, words = respond(case.reasoner, ids, mask, StopRule(max_latents=2), other)
     assert torch.equal(again.latents, chain.latents)
-    width = min(words.shape[1], said.shape[1])
-    assert (words[capped, :width] != said[capped, :width]).any()
+    width = min(words.shape[1], answer_ids.shape[1])
+    assert (words[capped, :width] != answer_ids[capped, :width]).any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_without_latents_the_library_s_greedy_generation_answers_the_same(family: str) -> None:
     case = case_of(family, rest=(14, 9))
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.decoding)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.decoding)
     assert chain.mask.shape == (6, 0)
     assert chain.latents.shape == (6, 0, 16)
     assert chain.stop.tolist() == [StopReason.CAP] * 6
@@ -236,14 +236,14 @@ def test_without_latents_the_library_s_greedy_generation_answers_the_same(family
         eos_token_id=list(case.decoding.end_ids),
         pad_token_id=PAD,
     )
-    assert torch.equal(said, expected[:, ids.shape[1] + 3 :])
+    assert torch.equal(answer_ids, expected[:, ids.shape[1] + 3 :])
 
 
 # --- a given chain ---------------------------------------------------------------------------------------------------
 
 
 def chain_of(lengths: list[int], filler: float = 0.0) -> LatentChain:
-    """Random latents, rows of different length; places behind a row's end hold ``filler``."""
+    """Random latents, rows of different length; places after a row's end hold ``filler``."""
     latents = torch.randn(len(lengths), max(lengths), 16, generator=torch.Generator().manual_seed(3))
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     stop = torch.zeros(len(lengths), dtype=torch.long)
@@ -257,9 +257,9 @@ LENGTHS = [2, 0, 5, 1, 3, 0]
 def test_a_given_chain_is_fed_as_it_is_whatever_its_length(case: Case, cap: int) -> None:
     ids, mask = left_padded(ROWS)
     given = chain_of(LENGTHS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=cap), case.decoding, given)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=cap), case.decoding, given)
     own = [given.latents[row, :length] for row, length in enumerate(LENGTHS)]
-    assert_equals_naive(chain, said, [naive(case, row, cap, own[index]) for index, row in enumerate(ROWS)])
+    assert_equals_naive(chain, answer_ids, [naive(case, row, cap, own[index]) for index, row in enumerate(ROWS)])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -268,28 +268,28 @@ def test_what_stands_behind_the_end_of_a_given_chain_is_never_seen(family: str, 
     case = case_of(family)
     ids, mask = left_padded(ROWS)
     stop = StopRule(max_latents=cap)
-    clean, said = respond(case.reasoner, ids, mask, stop, case.decoding, chain_of(LENGTHS))
+    clean, answer_ids = respond(case.reasoner, ids, mask, stop, case.decoding, chain_of(LENGTHS))
     dirty, words = respond(case.reasoner, ids, mask, stop, case.decoding, chain_of(LENGTHS, filler=50.0))
     torch.testing.assert_close(dirty.latents, clean.latents, **CLOSE)
     assert torch.equal(dirty.mask, clean.mask)
-    assert torch.equal(words, said)
+    assert torch.equal(words, answer_ids)
 
 
 def test_a_chain_given_back_is_answered_as_it_was_when_it_was_thought(case: Case) -> None:
     # Every causal control stands on this: with nothing changed, nothing changes.
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     _, again = respond(case.reasoner, ids, mask, StopRule(max_latents=0), case.decoding, chain)
-    assert torch.equal(again, said)
+    assert torch.equal(again, answer_ids)
 
 
 def test_a_given_chain_decides_what_is_said() -> None:
     case = case_of("unspoken")
     stop = StopRule(max_latents=0)
     first, second = chain_of([3] * 6), chain_of([3] * 6)
-    _, said = respond(case.reasoner, prompts(), None, stop, case.decoding, first)
+    _, answer_ids = respond(case.reasoner, prompts(), None, stop, case.decoding, first)
     _, other = respond(case.reasoner, prompts(), None, stop, case.decoding, second.with_latents(-second.latents))
-    assert not torch.equal(said, other)
+    assert not torch.equal(answer_ids, other)
 
 
 @pytest.mark.parametrize("steps", [0, 4])
@@ -303,10 +303,10 @@ def test_a_given_chain_without_latents_is_no_chain(steps: int) -> None:
     )
     for cap in (0, CAP):
         stop = StopRule(max_latents=cap)
-        chain, said = respond(case.reasoner, ids, mask, stop, case.decoding, nothing)
+        chain, answer_ids = respond(case.reasoner, ids, mask, stop, case.decoding, nothing)
         expected, words = respond(case.reasoner, ids, mask, stop, case.decoding)
         torch.testing.assert_close(chain.latents, expected.latents, **CLOSE)
-        assert torch.equal(said, words)
+        assert torch.equal(answer_ids, words)
 
 
 # --- the spoken part -------------------------------------------------------------------------------------------------
@@ -315,14 +315,14 @@ def test_a_given_chain_without_latents_is_no_chain(steps: int) -> None:
 def test_either_of_two_tokens_ends_an_answer() -> None:
     case = case_of("unspoken")
     ids, mask = left_padded(ROWS)
-    _, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
-    last = [[word for word in row.tolist() if word != PAD][-1] for row in said]
+    _, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    last = [[word for word in row.tolist() if word != PAD][-1] for row in answer_ids]
     assert set(case.decoding.end_ids) <= set(last)
     one = replace(case.decoding, end_ids=case.decoding.end_ids[:1])
     _, longer = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), one)
     for row, word in enumerate(last):
         goes_on = word == case.decoding.end_ids[1]
-        assert ((longer[row] != PAD).sum() > (said[row] != PAD).sum()) == goes_on
+        assert ((longer[row] != PAD).sum() > (answer_ids[row] != PAD).sum()) == goes_on
 
 
 @pytest.mark.parametrize("words", [1, 2, 5])
@@ -334,16 +334,16 @@ def test_no_answer_is_longer_than_its_cap(words: int) -> None:
     stop = StopRule(max_latents=CAP)
     _, long = respond(case.reasoner, ids, mask, stop, free)
     assert long.shape == (6, 12)
-    _, said = respond(case.reasoner, ids, mask, stop, short)
-    assert torch.equal(said, long[:, :words])
+    _, answer_ids = respond(case.reasoner, ids, mask, stop, short)
+    assert torch.equal(answer_ids, long[:, :words])
 
 
 def test_words_are_picked_row_by_row_from_what_the_row_has_said() -> None:
     case = case_of("unspoken", rest=(14, 9))
     ids, mask = left_padded(ROWS)
 
-    def by_rule(row: int, said: list[int]) -> int:
-        return 3 + (5 * row + 7 * len(said) + sum(said)) % 12
+    def by_rule(row: int, answer_ids: list[int]) -> int:
+        return 3 + (5 * row + 7 * len(answer_ids) + sum(answer_ids)) % 12
 
     answers: list[list[int]] = [[] for _ in ROWS]
 
@@ -355,13 +355,13 @@ def test_words_are_picked_row_by_row_from_what_the_row_has_said() -> None:
         return torch.tensor([[answers[row][first]] for row in rows.tolist()])
 
     decoding = replace(case.decoding, end_ids=(9,), sample=sample)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), decoding)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), decoding)
     assert len(set(chain.lengths.tolist())) >= 3
     for row in range(6):
         words: list[int] = []
         while len(words) < WORDS and 9 not in words:
             words.append(by_rule(row, words))
-        assert_said(said, row, words)
+        assert_answer(answer_ids, row, words)
 
 
 def test_rows_with_fewer_tokens_are_picked_for_first() -> None:
@@ -413,10 +413,10 @@ def test_the_prompt_is_read_once_and_then_one_step_at_a_time() -> None:
         lambda _module, _args, how: widths.append(how["inputs_embeds"].shape[1]), with_kwargs=True
     )
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding, chain_of(LENGTHS))
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding, chain_of(LENGTHS))
     assert widths[0] == 5 + 5
     assert set(widths[1:]) == {1}
-    spoken = (said != PAD).sum(dim=1)
+    spoken = (answer_ids != PAD).sum(dim=1)
     # The last word of the slowest row is not fed.
     assert len(widths) == int((chain.lengths + 3 + spoken).max())
 
@@ -424,10 +424,10 @@ def test_the_prompt_is_read_once_and_then_one_step_at_a_time() -> None:
 def test_responding_twice_gives_the_same_bits_and_no_gradient() -> None:
     case = case_of("llama")
     ids, mask = left_padded(ROWS)
-    chain, said = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
+    chain, answer_ids = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     again, words = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), case.decoding)
     assert_same_chain(chain, again)
-    assert torch.equal(said, words)
+    assert torch.equal(answer_ids, words)
     assert not chain.latents.requires_grad
 
 
@@ -446,8 +446,8 @@ def test_prompt_latents_marker_and_answer_must_fit_the_model() -> None:
     # The model has 64 positions: 40 of the prompt, 8 latents, 3 of the marker, and room for 13 words.
     case = case_of("gpt2", rest=(14, 9))
     fits = replace(case.decoding, max_tokens=13, end_ids=(99,))
-    _, said = respond(case.reasoner, prompts(length=40), None, StopRule(max_latents=8, fixed=True), fits)
-    assert said.shape == (6, 13)
+    _, answer_ids = respond(case.reasoner, prompts(length=40), None, StopRule(max_latents=8, fixed=True), fits)
+    assert answer_ids.shape == (6, 13)
     longer = replace(case.decoding, max_tokens=14)
     with pytest.raises(ValueError, match="40 tokens with up to 25 further steps does not fit the model, which has 64"):
         respond(case.reasoner, prompts(length=40), None, StopRule(max_latents=8), longer)

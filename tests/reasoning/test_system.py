@@ -89,11 +89,11 @@ def test_chain_and_answer_are_those_of_the_method(kind: str) -> None:
     assert_same(answer.chain, chain)
     assert torch.equal(answer.tokens, tokens)
     for row, length in enumerate(answer.lengths.tolist()):
-        said = tokens[row].tolist()
+        row_ids = tokens[row].tolist()
         most = tokens.shape[1] if kind in THINKERS else int(chain.lengths[row])
-        assert length == min(said.index(END) + 1 if END in said else len(said), most)
-        assert answer.filled(-7, 9)[row].tolist() == said[:length] + [-7] * (9 - length)
-        assert answer.filled(-7)[row].tolist() == said[:length] + [-7] * (len(said) - length)
+        assert length == min(row_ids.index(END) + 1 if END in row_ids else len(row_ids), most)
+        assert answer.filled(-7, 9)[row].tolist() == row_ids[:length] + [-7] * (9 - length)
+        assert answer.filled(-7)[row].tolist() == row_ids[:length] + [-7] * (len(row_ids) - length)
     # A given chain is spoken from as it is.
     again = system.respond(IDS, REAL, max_tokens=6, chain=chain)
     assert again.chain is chain

@@ -52,7 +52,7 @@ def linear_rgb(colour: str) -> np.ndarray:
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
-    """Coordinates in which equal distances look about equally far apart; 0.02 can just be told (Ottosson 2020)."""
+    """Coordinates in which equal distances look about equally far apart; 0.02 can just be seen (Ottosson 2020)."""
     cones = np.array(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],

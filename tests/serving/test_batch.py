@@ -33,14 +33,14 @@ def case_of(family: str, attention: str = "eager") -> tuple[CausalLMReasoner, An
     settings = LatentGenerationConfig(open_ids=(2,), end_ids=(ENDS[family], 14), top_k=10)
     reasoner = CausalLMReasoner(model=tiny_language_model(family, attention), settings=settings)
     endless = AnswerDecoding(marker=settings.end_ids, max_tokens=WORDS, end_ids=(99,), pad_id=PAD)
-    said = [alone(reasoner, row, StopRule(max_latents=CAP), endless)[0] for row in ROWS]
-    return reasoner, replace(endless, end_ids=(spread(said),))
+    answer_ids = [alone(reasoner, row, StopRule(max_latents=CAP), endless)[0] for row in ROWS]
+    return reasoner, replace(endless, end_ids=(spread(answer_ids),))
 
 
 def alone(reasoner: Any, prompt: Tensor, stop: StopRule, decoding: AnswerDecoding) -> tuple[list[int], int]:
     """What the engine makes of one row: its words and its steps."""
-    chain, said = respond(reasoner, prompt[None], None, stop, decoding)
-    return said[0].tolist(), int(chain.lengths[0])
+    chain, answer_ids = respond(reasoner, prompt[None], None, stop, decoding)
+    return answer_ids[0].tolist(), int(chain.lengths[0])
 
 
 class Reported:

@@ -1,4 +1,4 @@
-"""Clients that leave, requests that make no sense, and a server that is told to stop."""
+"""Clients that leave, requests that make no sense, and a server that is stopped."""
 
 from __future__ import annotations
 

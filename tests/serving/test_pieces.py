@@ -32,16 +32,16 @@ def answered(method: Any, speaker: Any, prompts: list[list[int]], piece: int) ->
     """Tokens and chains of prompts that join one after another."""
     batch, jobs, tokens = Batch(method, piece), list[Job](), list[list[int]]()
     for prompt in prompts:
-        said: list[int] = []
+        answer_ids: list[int] = []
 
-        def report(progress: Progress, said: list[int] = said) -> None:
+        def report(progress: Progress, answer_ids: list[int] = answer_ids) -> None:
             assert not progress.failure
-            said.extend(progress.tokens)
+            answer_ids.extend(progress.tokens)
 
         job = Job(prompt, STOP, speaker, keep_chain=True)
         job.report = report
         jobs.append(job)
-        tokens.append(said)
+        tokens.append(answer_ids)
         batch.join([job])
         batch.step()
     for _ in range(300):
@@ -50,7 +50,7 @@ def answered(method: Any, speaker: Any, prompts: list[list[int]], piece: int) ->
         batch.step()
     chains = [job.chain for job in jobs]
     assert all(chain is not None for chain in chains)
-    return [(said, chain) for said, chain in zip(tokens, chains, strict=True) if chain is not None]
+    return [(answer_ids, chain) for answer_ids, chain in zip(tokens, chains, strict=True) if chain is not None]
 
 
 def method_of(kind: str) -> tuple[Any, Any, int]:

@@ -164,7 +164,7 @@ def test_of_many_rows_that_are_left_out_the_first_three_are_shown(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("told", "kept"),
+    ("worked", "kept"),
     [
         ("So it is 16.", True),
         ("So it is $16 a day.", True),
@@ -179,8 +179,8 @@ def test_of_many_rows_that_are_left_out_the_first_three_are_shown(tmp_path: Path
         ("Nothing to see.", False),
     ],
 )
-def test_prose_must_end_in_the_answer_too(tmp_path: Path, told: str, kept: bool) -> None:
-    rows = [WANTED, {"question": "Q?", "answer": f"{told}\n#### 16"}]
+def test_prose_must_end_in_the_answer_too(tmp_path: Path, worked: str, kept: bool) -> None:
+    rows = [WANTED, {"question": "Q?", "answer": f"{worked}\n#### 16"}]
     made = task(save(tmp_path / "gsm.jsonl", rows, lines=True), chains="prose")
     assert made.size("train") == 1 + kept
     assert sum(made.dropped.values()) == 1 - kept

@@ -34,8 +34,8 @@ def problem(answer: str, grader: str = "math") -> ReasoningProblem:
     return ReasoningProblem(question="How many?", chains=(), answer=answer, key="row", grader=grader)
 
 
-def is_right(said: str, answer: str) -> bool:
-    return bool(graded([said], [problem(answer)])[0])
+def is_right(reply: str, answer: str) -> bool:
+    return bool(graded([reply], [problem(answer)])[0])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_a_box_ends_where_its_braces_balance(before: str, inside: str, after: st
 
 
 @pytest.mark.parametrize(
-    ("said", "answer"),
+    ("reply", "answer"),
     [
         (r"\boxed{18}", "18"),
         (r"\boxed{ 18 }", "18 "),
@@ -88,12 +88,12 @@ def test_a_box_ends_where_its_braces_balance(before: str, inside: str, after: st
         (r"first \boxed{7} then \boxed{18}", "18"),
     ],
 )
-def test_the_same_letters_or_the_same_value_are_right(said: str, answer: str) -> None:
-    assert is_right(said, answer)
+def test_the_same_letters_or_the_same_value_are_right(reply: str, answer: str) -> None:
+    assert is_right(reply, answer)
 
 
 @pytest.mark.parametrize(
-    ("said", "answer"),
+    ("reply", "answer"),
     [
         (r"\boxed{81}", "18"),
         (r"\boxed{-18}", "18"),
@@ -111,8 +111,8 @@ def test_the_same_letters_or_the_same_value_are_right(said: str, answer: str) ->
         (r"\boxed{18", "18"),
     ],
 )
-def test_anything_else_is_wrong(said: str, answer: str) -> None:
-    assert not is_right(said, answer)
+def test_anything_else_is_wrong(reply: str, answer: str) -> None:
+    assert not is_right(reply, answer)
 
 
 def test_a_batch_is_graded_row_by_row() -> None:

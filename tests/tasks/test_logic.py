@@ -38,7 +38,7 @@ class Read(NamedTuple):
         return {old for old, _ in self.pairs if old[0].isupper()}
 
     def inside(self, name: str) -> list[str]:
-        """What a name is said of, directly."""
+        """The names of which it is stated directly."""
         return [old for old, new in self.pairs if new == name]
 
     def places(self, name: str) -> list[int]:
@@ -171,11 +171,13 @@ Guess = Callable[[Read, str], float]  # how much speaks for an option
 
 GUESSES: dict[str, Guess] = {
     "asked first": lambda statement, option: -statement.options.index(option),
-    "told early": lambda statement, option: -statement.places(option)[0],
-    "told late": lambda statement, option: statement.places(option)[-1],
-    "told often": lambda statement, option: len(statement.places(option)),
+    "stated early": lambda statement, option: -statement.places(option)[0],
+    "stated late": lambda statement, option: statement.places(option)[-1],
+    "stated often": lambda statement, option: len(statement.places(option)),
     "deep": lambda statement, option: max(statement.away(person).get(option, 0) for person in statement.people),
-    "parents told often": lambda statement, option: sum(len(statement.places(old)) for old in statement.inside(option)),
+    "parents stated often": lambda statement, option: sum(
+        len(statement.places(old)) for old in statement.inside(option)
+    ),
     "near the person": lambda statement, option: (
         -min(abs(here - there) for here in statement.places(option) for there in statement.places(statement.person))
     ),

@@ -1,4 +1,4 @@
-"""Published graphs told in words of the task: other names, one for one, and nothing else."""
+"""Published graphs in words of the task: other names, one for one, and nothing else."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_every_name_is_replaced_one_for_one_and_nothing_else(tmp_path: Path) -> 
         assert len(names) == len(set(names.values())), "two names became one"
         assert all(name in (NAMES if was[0].isupper() else CONCEPTS) for was, name in names.items())
 
-        def told(text: str, names: dict[str, str] = names) -> str:
+        def translated(text: str, names: dict[str, str] = names) -> str:
             return re.sub("[A-Za-z]+", lambda word: names.get(word[0], word[0]), text)
 
-        assert new.question == told(old.question) != old.question
-        assert new.chains == tuple(map(told, old.chains))
+        assert new.question == translated(old.question) != old.question
+        assert new.chains == tuple(map(translated, old.chains))
         assert new.answer == names[old.answer]
         # Three tokens a fact (whom it is about, what that is, the stop) and seven for the question: nothing is spelled.
         assert len(made.tokenizer(new.question).input_ids) == 3 * new.question.count(".") + 7
@@ -61,8 +61,8 @@ def test_names_are_the_same_every_time_and_part_of_the_data(tmp_path: Path) -> N
     assert first.sample("prosqa", [0]) == again.sample("prosqa", [0])
     assert first.fingerprint == again.fingerprint != plain.fingerprint
     # As in recorded results, whose problems are named by their own words.
-    (problem,), (told,) = first.sample("prosqa", [0]), plain.sample("prosqa", [0])
-    assert problem.key == told.key == f"prosqa:{hashlib.sha256(told.question.encode()).hexdigest()[:16]}"
+    (problem,), (published,) = first.sample("prosqa", [0]), plain.sample("prosqa", [0])
+    assert problem.key == published.key == f"prosqa:{hashlib.sha256(published.question.encode()).hexdigest()[:16]}"
     assert problem.question == (
         "Every thrin is a tulk. Pam is a plov. Kit is a skon. Every skon is a thrin. Kit is a tazz. "
         "Every tazz is a tulk. Every plov is a cheb. Is Kit a cheb or tulk?"

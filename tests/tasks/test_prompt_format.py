@@ -31,7 +31,7 @@ PROBLEM = ReasoningProblem(question="Ann has 3.", chains=("<<1+2=3>>", "<<2+1=3>
 
 
 def letters(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
-    """One token a letter, and a token that the tokenizer puts before every text unless it is told not to."""
+    """One token a letter, and a token that the tokenizer puts before every text unless it is asked not to."""
     written = string.ascii_letters + string.digits + string.punctuation + " \n"
     tokens = ["~pad", "~bos", "~eos", *written]
     tokenizer = Tokenizer(

@@ -78,7 +78,7 @@ def test_coconut_s_rows_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert batch["input_ids"].tolist() == [[2, 3, 4, EOS], [PAD, PAD, 4, EOS]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     assert batch["latent_mask"].tolist() == [[True, True]] * 2
-    # Symbols one and two behind the prompt are never read; three and four are said.
+    # Symbols one and two after the prompt are never read; three and four are written.
     assert batch["text_ids"].tolist() == [[EOS, 4, 2], [EOS, 3, 2]]
     assert batch["target_mask"].tolist() == [[False, True, True]] * 2
 

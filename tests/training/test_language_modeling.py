@@ -122,7 +122,7 @@ def test_what_was_measured_is_whole(trained: tuple[Path, dict[str, Any]]) -> Non
     assert "random prime" in corruption["systems"]["dual"]["conditions"]
     assert "random prime" not in corruption["systems"]["mono"]["conditions"]
     dual = next(sample for sample in corruption["samples"] if sample["system"] == "dual")
-    assert dual["decoded"]["other sentence"][:2] == dual["sentence"][:2], "the prime is said first"
+    assert dual["decoded"]["other sentence"][:2] == dual["sentence"][:2], "the prime comes first"
 
 
 def test_the_page_and_the_tables_show_it(
@@ -151,7 +151,7 @@ def test_a_plan_counts_tokens_and_weights(trained: tuple[Path, dict[str, Any]]) 
     facts = plan(line(trained[0] / "corpus.txt"))
     assert facts["tokens"]["pretrain"] == 30 * 8 * 24
     sizes = {model["stage"]: model["parameters"] for model in facts["models"]}
-    # The table; four square matrices, two of the feed-forward part and two gains a block; one gain behind.
+    # The table; four square matrices, two of the feed-forward part and two gains a block; one gain at the end.
     assert sizes["pretrain"] == 300 * 32 + 4 * 32 * 32 + 2 * 32 * 64 + 2 * 32 + 32
     assert sizes["dual"] > sizes["sst"]
     print_plan(facts, Console(force_terminal=False))

@@ -212,7 +212,7 @@ def test_scores_over_a_large_vocabulary_are_counted_as_the_losses_make_them() ->
     assert actual["cot"] == pytest.approx(size * rows * (2 + 10) * 41.1)
     # Marker and answer, and fifteen latents: both in pieces of at most 1,024 positions.
     assert actual["latent_sft_2"] == pytest.approx(size * 10 * (rows * 11.6 + rows * 15))
-    # Chunks behind the first, marker and answer are more than a piece; superpositions are scored at once.
+    # Chunks after the first, marker and answer are more than a piece; superpositions are scored at once.
     assert actual["union"] == pytest.approx(size * 10 * (1024 + rows * 15))
     assert any("published shape" in note for note in facts["notes"])
 

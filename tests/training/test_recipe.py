@@ -94,7 +94,7 @@ def test_a_stage_starts_behind_the_samples_of_its_ancestors(worked: Recipe) -> N
     assert worked.samples_before(worked.stage("one")) == 0
     assert worked.samples_before(worked.stage("two")) == 5 * 3
     assert worked.samples_before(worked.stage("three")) == 5 * 3 + 7 * 2
-    # The baseline sees the same samples as the stages it is compared with, not those behind them.
+    # The baseline sees the same samples as the stages it is compared with, not those after them.
     assert worked.samples_before(worked.stage("again")) == 5 * 3
 
 

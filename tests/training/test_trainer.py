@@ -1,4 +1,4 @@
-"""One stage: what moves, what does not, which checkpoint is kept, and what is said when it goes wrong."""
+"""One stage: what moves, what does not, which checkpoint is kept, and the message when it goes wrong."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_training_reads_mixed_stages_and_validation_does_not() -> None:
 
 
 def test_four_latents_then_four_tokens() -> None:
-    # The last eight symbols of a string, with a bare marker behind the latents.
+    # The last eight symbols of a string, with a bare marker after the latents.
     spans = Spans(prompt=(3, 4, 9), steps=((11,), (12,), (13,), (14,)), answer=(15, 16, 17, 18))
     row = Coconut(replaced=4, latents_per_step=1).row(spans, (), (1,))
     assert row == Row(prompt=(3, 4, 9), latents=4, end=(1,), text=(15, 16, 17, 18))

@@ -1,4 +1,4 @@
-"""A fixed number of hidden states over our backbone and three families of the library, and the answer behind them."""
+"""A fixed number of hidden states over our backbone and three families of the library, and the answer after them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def questions() -> tuple[list[Tensor], Tensor, Tensor]:
     return (rows, *left_padded(rows))
 
 
-def told(words: Tensor, end: int) -> list[int]:
-    """What one row said, its first end included."""
+def up_to_end(words: Tensor, end: int) -> list[int]:
+    """The tokens of one row, its first end included."""
     tokens = words.tolist()
     return tokens[: tokens.index(end) + 1] if end in tokens else tokens
 
@@ -70,7 +70,7 @@ def test_it_thinks_and_speaks_as_training_had_it(family: str) -> None:
     reasoner = reasoner_of(family)
     rows, ids, mask = questions()
     chain, output = reasoner.respond(ids, mask, max_tokens=6)
-    answers = [told(words, EOS[family]) for words in output]
+    answers = [up_to_end(words, EOS[family]) for words in output]
     assert len({len(answer) for answer in answers}) > 1
     trained = [
         Row(prompt=(*row.tolist(), *OPEN), latents=4, end=END, text=tuple(answer))

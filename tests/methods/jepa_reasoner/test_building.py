@@ -41,7 +41,7 @@ def test_a_reasoner_records_its_tokens_and_its_cap(pad: int) -> None:
     model = reasoner_of(SST(), None, context(tokenizer=SimpleNamespace(eos_token_id=END, pad_token_id=pad)))
     config = model.config
     assert (config.max_latents, config.open_ids, config.end_id) == (9, [2, 3], END)
-    # Where ends also pad, padding cannot be told by its token.
+    # Where ends also pad, padding is not known by its token.
     assert config.pad_token_id == (None if pad == END else PAD)
     assert torch.equal(model.target_table, model.backbone.get_input_embeddings().weight)
 

@@ -92,7 +92,7 @@ def test_the_answer_is_cut_at_its_first_end(variant: str) -> None:
     model = tiny_pair(variant)
     chain = model.reason(prompts(), None, StopRule(max_latents=8, fixed=True))
     output = model.talker.speak(chain, Sampler())
-    # Whatever is said most often becomes the end.
+    # The token that is written most often becomes the end.
     model.config.eos_token_id = int(output.flatten().mode().values)
     expected = []
     for row in output.tolist():
@@ -127,7 +127,7 @@ def test_left_padded_prompts_are_answered_as_if_alone(variant: str) -> None:
 
 def test_the_length_is_the_caller_s_then_the_generation_config_s_then_the_model_s() -> None:
     model = tiny_pair()
-    model.config.eos_token_id = 17  # never said: every chain runs into its cap
+    model.config.eos_token_id = 17  # never written: every chain runs into its cap
     for length, settings in (
         (3, {"max_new_tokens": 3, "generation_config": GenerationConfig(max_new_tokens=4)}),
         (4, {"generation_config": GenerationConfig(max_new_tokens=4)}),

@@ -90,7 +90,7 @@ def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str) -> 
     for passes in range(1, 6):
         latents = model(ids, own=own, rollout_passes=passes).latents[:, 4:10]
         same = (latents - chain.latents).abs().amax(dim=(0, 2)) < 1e-4
-        # One pass more, one latent more; the first needs none, and the one behind the last comes for nothing.
+        # One pass more, one latent more; the first needs none, and the one after the last comes for nothing.
         assert same.tolist() == [step <= passes for step in range(6)]
 
 

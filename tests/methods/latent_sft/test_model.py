@@ -453,7 +453,7 @@ def test_the_loss_of_a_chunk_reaches_the_question_only_through_its_latent(family
     shallow = joint(family, base={"num_hidden_layers": 1})
     assert reached(shallow, 7) == {5, 6}
     assert reached(shallow, 10) == {8, 9}
-    # The first word of a chunk is said by the latent itself.
+    # The first token of a chunk is read from the latent itself.
     assert reached(shallow, 9) == {0, 1, 2, 3, 4, 5, 8}
 
 
@@ -471,7 +471,7 @@ def test_the_encoder_learns_from_a_chunk_through_the_text_before_it(target: int)
     out = model(**rows)
     order = rows["decoder"].target[0].nonzero().flatten().tolist()
     token_losses(out.before_targets, out.head, rows["decoder"].ids[0, order])[order.index(target)].backward()
-    # prompt and open 0-4, c1 c2 5 6, L1 7, c3 c4 8 9, L2 10, c5 .. behind. Chunk 3 is said from Z2, which saw Z1.
+    # prompt and open 0-4, c1 c2 5 6, L1 7, c3 c4 8 9, L2 10, c5 .. after them. Chunk 3 is read from Z2, which saw Z1.
     assert leaves[0].grad is not None
     actual = leaves[0].grad[0].abs().amax(dim=-1).nonzero().flatten().tolist()
     assert actual == list(range(11))
@@ -556,7 +556,7 @@ def test_the_teacher_s_chains_are_its_latents_row_by_row() -> None:
     for row, own in enumerate(spans):
         alone = gold_chain(model, prompt_format, [own])
         torch.testing.assert_close(chain.latents[row, : len(alone.latents[0])], alone.latents[0], **CLOSE)
-    # What is said first from these chains is what stage 1 finds most likely behind the end marker.
+    # What is answered first from these chains is what stage 1 finds most likely after the end marker.
     out, rows = model(**batch), batch["decoder"]
     scores = (final(out, rows) @ out.head.T).split([1 + len(row.answer) for row in spans])
     settings = LatentGenerationConfig(open_ids=prompt_format.markers.open, end_ids=prompt_format.markers.end)

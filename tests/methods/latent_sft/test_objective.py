@@ -27,7 +27,7 @@ from unspoken.reasoning.latents import Noise
 from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5,), end=(7, 3))
-# Two latents, none, and one; behind them two words of the marker and the answer.
+# Two latents, none, and one; after them two words of the marker and the answer.
 BATCH = [
     Spans(prompt=(3, 11), steps=((13, 14, 15),), answer=(18, 1)),
     Spans(prompt=(12,), steps=(), answer=(1,)),
