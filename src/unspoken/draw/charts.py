@@ -161,7 +161,7 @@ def rates(low: float = 0.0) -> Axis:
     """An axis in per cent from a round rate at or below ``low`` to 100 %."""
     # Starting nearer to the top shows small losses; the caption must say that the axis is cut.
     choices = ((0.99, 0.002), (0.95, 0.01), (0.9, 0.02), (0.8, 0.05), (0.6, 0.1), (0.4, 0.1), (0.0, 0.25))
-    start, step = next(choice for choice in choices if low >= choice[0])
+    start, step = next((choice for choice in choices if low >= choice[0]), choices[-1])
     values = [start + index * step for index in range(round((1 - start) / step) + 1)]
     digits = 1 if step < 0.01 else 0
     ticks = tuple((value, f"{100 * value:.{digits}f} %") for value in values)

@@ -207,7 +207,7 @@ class Decoder:
             self.inputs = latent_step.next_input[:, None]
             return steps
         self.inputs = self.method.embed_prompt(upload(tokens, hidden.device)[:, None])
-        if latent_step is not None:
+        if latent_step is not None and any(feeds_latent):
             latents = latent_step.next_input[:, None].to(self.inputs.dtype)
             self.inputs = torch.where(upload(feeds_latent, hidden.device).bool()[:, None, None], latents, self.inputs)
         return steps
@@ -323,7 +323,7 @@ class Decoder:
         return outputs.last_hidden_state
 
     def _latent_step(self, in_chain: Sequence[int], hidden: Tensor) -> LatentStep:
-        if self.selective:
+        if self.selective and len(in_chain) < len(self.rows):
             lines = {index: line for line, index in enumerate(in_chain)}
             line_of_row = upload([lines.get(index, 0) for index in range(len(self.rows))], hidden.device)
             some = hidden[upload(in_chain, hidden.device)]

@@ -242,7 +242,7 @@ class Engine:
 
         for row in batch.rows:
             hold(row)
-        while (job := self._waiting.take(fits)) is not None:
+        while rows[0] < limits.batch_size and (job := self._waiting.take(fits)) is not None:
             hold(job)
             joining.append(job)
             if len(job.prompt) > limits.piece_tokens:

@@ -47,13 +47,17 @@ Stops = Annotated[
 ]
 
 
-class StreamOptions(BaseModel):
+class _Fields(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+
+class StreamOptions(_Fields):
     """What a stream has besides the answer."""
 
     include_usage: bool | None = Field(None, description="A last chunk with the usage of the request.")
 
 
-class Extension(BaseModel):
+class Extension(_Fields):
     """What this server adds to the API; answers have it under the same name."""
 
     model_config = ConfigDict(extra="forbid")
@@ -64,14 +68,14 @@ class Extension(BaseModel):
     )
 
 
-class TextPart(BaseModel):
+class TextPart(_Fields):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(_Fields):
     """A turn of a chat; the ``name`` of who wrote it is ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -84,7 +88,7 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class _Request(BaseModel):
+class _Request(_Fields):
     model: str
     max_tokens: Tokens | None = None
     temperature: Temperature | None = None
