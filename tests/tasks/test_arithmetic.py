@@ -59,6 +59,20 @@ ASKED = [
     ("", rf"How many {W} does {P} have\?", "old"),
     ("", rf"How many {W} does {P} own\?", "old"),
 ]
+# of one person, whose number changes
+CHANGES = [
+    ("+", f"{P} finds {N} more"),
+    ("+", f"{P} buys {N} more"),
+    ("+", f"A friend gives {P} {N}"),
+    ("-", f"{P} loses {N}"),
+    ("-", f"{P} sells {N} of them"),
+    ("-", f"{P} gives away {N}"),
+    ("*", f"Then {P} has {N} times as many"),
+    ("*", f"{P} makes {N} out of each"),
+    ("/", f"{P} keeps one of {N} equal shares"),
+    ("/", f"{P} swaps every {N} for one"),
+]
+ASKED_NOW = (rf"How many {W} does {P} have now\?", rf"How many {W} are left\?")
 COMPUTE: dict[str, Callable[[Fraction, Fraction], Fraction]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -104,7 +118,28 @@ class Read:
         return (sign, *(sorted(terms, key=repr) if sign in "+*" else terms))
 
 
+def read_changes(sentences: list[str]) -> Read:
+    """A problem about one person, who is another one ("Ann, after 2") after every change."""
+    first, *changes, asked = sentences
+    (given,) = [match for pattern in GIVEN if (match := re.fullmatch(pattern, first.removesuffix(".")))]
+    person, number = given.groups()
+    actual = Read(given={person: int(number)}, asked=f"{person}, after {len(changes)}")
+    latest = person
+    for count, sentence in enumerate(changes, start=1):
+        ((sign, match),) = [
+            (sign, match) for sign, pattern in CHANGES if (match := re.fullmatch(pattern, sentence.removesuffix(".")))
+        ]
+        assert match[1] == person
+        actual.steps[f"{person}, after {count}"] = (sign, latest, int(match[2]))
+        latest = f"{person}, after {count}"
+    (match,) = [match for pattern in ASKED_NOW if (match := re.fullmatch(pattern, asked))]
+    assert set(match.groups()) <= {person}
+    return actual
+
+
 def read(question: str) -> Read:
+    if re.fullmatch(f"(.*[.] )?({'|'.join(ASKED_NOW)})", question):
+        return read_changes(re.findall(r"[^.?]+[.?]", question.replace(". ", ".")))
     actual = Read()
     sentences = re.findall(r"[^.?]+[.?](?: How many [a-z]+ are in the box\?)?", question)
     for sentence in map(str.strip, sentences):
@@ -161,11 +196,21 @@ TASKS = [
     task(steps=(3,), operations=("subtract",), largest=20),
     task(steps=(5,), operations=("add", "divide"), largest=40),
     task(steps=(2, 4), largest=20, joins=False),
+    task(steps=(3, 5), joins=False, operations=EVERY_OPERATION),
 ]
 
 
 @pytest.fixture(
-    params=TASKS, ids=["default", "all operations", "one and six", "subtract alone", "add and divide", "lines"]
+    params=TASKS,
+    ids=[
+        "default",
+        "all operations",
+        "one and six",
+        "subtract alone",
+        "add and divide",
+        "one person",
+        "one person, all operations",
+    ],
 )
 def made(request: pytest.FixtureRequest) -> tuple[ArithmeticTask, list[ReasoningProblem]]:
     return request.param, request.param.sample("train", range(400))
@@ -197,10 +242,13 @@ def test_numbers_are_whole_and_within_bounds(made: tuple[ArithmeticTask, list[Re
         assert all(result.denominator == 1 and 0 <= result <= largest for result in results)
 
 
-def test_without_joins_each_step_takes_up_the_result_before_it() -> None:
-    for problem in task(steps=(2, 4), largest=20, joins=False).sample("train", range(400)):
+def test_without_joins_each_step_changes_the_number_of_one_person() -> None:
+    made = task(steps=(2, 4), largest=20, joins=False, operations=EVERY_OPERATION).sample("train", range(400))
+    assert {name for problem in made for name in NAMES if re.search(rf"\b{name}\b", problem.question)} == set(NAMES)
+    for problem in made:
+        assert sum(bool(re.search(rf"\b{name}\b", problem.question)) for name in NAMES) == 1
         (chain,) = problem.chains
-        steps = [re.fullmatch(r"<<(\d+)[-+*](\d+)=(\d+)>>", step) for step in chain.split()]
+        steps = [re.fullmatch(r"<<(\d+)[-+*/](\d+)=(\d+)>>", step) for step in chain.split()]
         numbers = [tuple(map(int, step.groups())) for step in steps if step]
         assert len(numbers) in (2, 4)
         assert all(result == taken for (_, _, result), (taken, _, _) in itertools.pairwise(numbers))

@@ -94,13 +94,15 @@ def test_time_and_memory_are_what_a_template_takes(
     passed: float, grown: int, ended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes, clock = [5 * 2**30], [700.0]
+    others = set(threading.enumerate())  # this process may keep threads of other tests and libraries
     monkeypatch.setattr(chat_template, "_resident", lambda: sizes[0])
     monkeypatch.setattr(chat_template, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class Growing(Templated):
         def apply_chat_template(self, *arguments: Any, **named: Any) -> str:
             # The watcher does not keep a process alive that is to end.
-            assert all(one.daemon for one in threading.enumerate() if one is not threading.main_thread())
+            watchers = set(threading.enumerate()) - others
+            assert watchers and all(one.daemon for one in watchers)
             sizes[0] += grown
             clock[0] += passed
             for _ in range(80):  # the watcher looks every twentieth of a second

@@ -26,7 +26,10 @@ IN_WORDS: dict[str, tuple[MadeUpConfig, str]] = {
         ArithmeticConfig(steps=(1, 3, 5, 6), largest=30, operations=("add", "multiply")),
         "525f13b95b46",
     ),
-    "arithmetic in lines": (ArithmeticConfig(steps=(2, 3, 4), largest=20, joins=False), "d36e87619463"),
+    "arithmetic of one person": (
+        ArithmeticConfig(steps=(3, 4), largest=50, joins=False, operations=("add", "subtract", "multiply", "divide")),
+        "ac26a0cac923",
+    ),
     "logic": (LogicConfig(), "57777c3adbce"),
     "logic, spelled": (LogicConfig(hops=(1, 2), concepts=12, edges=18, spelled=0.5), "80ecec3d8419"),
     "cups": (CupsConfig(), "97e1f8ed3389"),

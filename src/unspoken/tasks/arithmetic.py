@@ -7,8 +7,11 @@ of one or two earlier ones; the last step makes the answer, and every other quan
     How many pears do Bo and Cy have together?          <<5+3=8>> <<5*2=10>> <<8+10=18>>
 
 Steps that do not need each other may be taken in either order, so a problem often has several valid chains, all of
-which are known. Without ``joins`` each step is made of the quantity before it, and there is one chain. The chains have
-the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
+which are known. Without ``joins`` a problem is about one person, and there is one chain::
+
+    Ann has 12 pears. Ann finds 5 more. Ann loses 3. How many pears are left?          <<12+5=17>> <<17-3=14>>
+
+The chains have the form of GSM8k-Aug (Deng et al., arXiv 2311.01460).
 
 Sample i is a pure function of (config, seed, split, i). A problem belongs to exactly one split, by a hash of its
 answer written as one expression of the given numbers; names, things and the order of sentences do not enter. So no
@@ -94,6 +97,14 @@ _ASK_TWO: dict[Operation, tuple[str, ...]] = {
     ),
 }
 _ASK_ONE = ("How many {things} does {old} have?", "How many {things} does {old} own?")
+# Without joins, one person's number changes from sentence to sentence.
+_CHANGE: dict[Operation, tuple[str, ...]] = {
+    "add": ("{new} finds {number} more.", "{new} buys {number} more.", "A friend gives {new} {number}."),
+    "subtract": ("{new} loses {number}.", "{new} sells {number} of them.", "{new} gives away {number}."),
+    "multiply": ("Then {new} has {number} times as many.", "{new} makes {number} out of each."),
+    "divide": ("{new} keeps one of {number} equal shares.", "{new} swaps every {number} for one."),
+}
+_ASK_NOW = ("How many {things} does {old} have now?", "How many {things} are left?")
 
 _SPECIAL = ("[PAD]", "[EOS]")
 _MARKERS = ("<think>", "</think>", "\\boxed{", "}", "<<", ">>", "=", *SYMBOLS.values())
@@ -104,10 +115,11 @@ _LARGEST_NUMBER = 10**5
 _LARGEST_FACTOR = 9  # "23 times as many" is not how people talk
 
 
-def _words() -> list[str]:
+def _words(joins: bool) -> list[str]:
     """Every word and stop of a question, names and things included."""
-    several = [text for group in (_FROM_ONE, _FROM_TWO, _ASK_TWO) for texts in group.values() for text in texts]
-    sentences = " ".join([*_GIVEN, *several, *_ASK_ONE, *NAMES, *THINGS])
+    groups = (_FROM_ONE, _FROM_TWO, _ASK_TWO) if joins else (_CHANGE,)
+    several = [text for group in groups for texts in group.values() for text in texts]
+    sentences = " ".join([*_GIVEN, *several, *(_ASK_ONE if joins else _ASK_NOW), *NAMES, *THINGS])
     return sorted(set(re.findall(r"[A-Za-z]+|[.?,]", re.sub(r"\{\w+\}", " ", sentences))))
 
 
@@ -121,8 +133,8 @@ class ArithmeticConfig(MadeUpConfig):
     largest: int = 99  # no number in a problem, given or computed, is above it; at least 20. Each number is one token.
     # What a step may be. Only adding and subtracting join two people's quantities, so one of them is needed.
     operations: tuple[Operation, ...] = ("add", "subtract", "multiply")
-    # Whether a step may be made of two earlier quantities. If not, each is made of the one before it, so names need not
-    # be looked up and steps have one order.
+    # Whether a step may be made of two earlier quantities. If not, a problem is about one person, whose number each
+    # step changes: no names need be looked up, and steps have one order.
     joins: bool = True
 
     def __post_init__(self) -> None:
@@ -193,12 +205,12 @@ class ArithmeticTask(MadeUpTask):
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """One token a word, number, stop and sign."""
-        return by_word([*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words()])
+        return by_word([*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words(self.config.joins)])
 
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
         """A question typed by a person, of words that this task knows."""
         problems = super().parse(text)
-        known = {*_words(), *map(str, range(self.config.largest + 1))}
+        known = {*_words(self.config.joins), *map(str, range(self.config.largest + 1))}
         for word in re.findall(WORD, problems[0].question):
             if word not in known:
                 raise ValueError(
@@ -218,7 +230,7 @@ class ArithmeticTask(MadeUpTask):
             if quantities is not None and _split_of(quantities) == split and not _has_idle(quantities):
                 break
         return ReasoningProblem(
-            question=_tell(random, quantities),
+            question=_tell(random, quantities) if self.config.joins else _tell_of_one(random, quantities),
             chains=_chains(quantities),
             answer=str(quantities[-1].value),
             key=f"{split}:{seed}:{index}",
@@ -349,4 +361,16 @@ def _tell(random: Random, quantities: Sequence[_Quantity]) -> str:
         sentences.append(random.choice(texts).format(new=new, number=number, things=things, **known))
     if len(quantities[last].sources) == 1:
         sentences.append(random.choice(_ASK_ONE).format(old=people[last], things=things))
+    return " ".join(sentences)
+
+
+def _tell_of_one(random: Random, quantities: Sequence[_Quantity]) -> str:
+    """The problem in words, where each quantity is what the same person has after a change."""
+    person, things = random.choice(NAMES), random.choice(THINGS)
+    sentences = []
+    for quantity in quantities:
+        texts = _GIVEN if quantity.operation is None else _CHANGE[quantity.operation]
+        number = quantity.value if quantity.operation is None else quantity.number
+        sentences.append(random.choice(texts).format(new=person, number=number, things=things))
+    sentences.append(random.choice(_ASK_NOW).format(old=person, things=things))
     return " ".join(sentences)
