@@ -479,6 +479,24 @@ def test_a_slot_that_always_ends_keeps_its_clean_weights() -> None:
     assert not torch.equal(noisy[2], weights[2])
 
 
+@pytest.mark.parametrize(
+    ("ahead", "draws"), [(4.49, 100), (4.502, 1)], ids=["noise may just turn it", "no noise turns it"]
+)
+def test_a_slot_that_no_noise_turns_is_drawn_once(ahead: float, draws: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Noise lies between -1.5 and 3; the draw of all attempts is one that leaves the order as it is.
+    weights = torch.tensor([ahead, 0.0]).softmax(dim=-1)[None]
+    shapes = []
+
+    def half(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        shapes.append(shape)
+        return torch.full(shape, 0.5)
+
+    monkeypatch.setattr(superposition.torch, "rand", half)
+    noisy = perturb(weights, torch.tensor([[4, 5]]), seeded(), end_id=4)
+    assert torch.equal(noisy, weights)
+    assert shapes == [(1, 2)] * draws
+
+
 def test_the_published_guard_draws_all_slots_of_a_row_again() -> None:
     weights, ids = ending(6)
     draws, source = [], seeded()

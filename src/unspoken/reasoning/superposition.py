@@ -241,12 +241,14 @@ def perturb(
     logs = (weights.float() + 1e-10).log()
     noisy = weights.float().clone()
     pending = torch.arange(len(weights))
+    # Slots in which the end marker is further ahead than two draws can be apart, and a thousandth for rounding.
+    first, second = F.pad(logs, (0, 1), value=-torch.inf).topk(2, dim=-1).values.unbind(-1)
+    hopeless = (first - second > highest - lowest + 1e-3) & (_heaviest_ids(logs, ids) == end_id)
     for _ in range(attempts):
         uniform = torch.rand((len(pending), weights.shape[-1]), generator=generator).clamp(min=1e-20)
         gumbel = -(-uniform.log()).clamp(min=1e-20).log()
         drawn = F.softmax((logs[pending] + (scale * gumbel).clamp(lowest, highest)) / temperature, dim=-1)
-        first = ids[pending].gather(-1, drawn.argmax(dim=-1, keepdim=True))[:, 0]
-        fine = first != end_id
+        fine = _heaviest_ids(drawn, ids[pending]) != end_id
         if redraw == "row":
             noisy = drawn
             if fine.all():
@@ -254,6 +256,11 @@ def perturb(
             continue
         noisy[pending[fine]] = drawn[fine]
         pending = pending[~fine]
-        if not len(pending):
+        if hopeless[pending].all():
             break
     return noisy
+
+
+def _heaviest_ids(weights: Float[Tensor, "N K"], ids: Int[Tensor, "N K"]) -> Int[Tensor, " N"]:
+    """The most likely entry of each slot."""
+    return ids.gather(-1, weights.argmax(dim=-1, keepdim=True))[:, 0]
