@@ -235,8 +235,8 @@ def perturb(
         weights, ids: superpositions of one row; weights sum to 1.
         generator: of the row, so that a draw depends on nothing else.
         end_id: first token of the end marker.
-        redraw: that slot alone, which keeps its clean weights after ``attempts`` draws; or all slots of the row, which
-            then keep the last draw, as in the published code.
+        redraw: that slot alone, which keeps its clean weights after ``attempts`` draws or where none can help; or all
+            slots of the row, which then keep the last draw, as in the published code.
     """
     logs = (weights.float() + 1e-10).log()
     noisy = weights.float().clone()
