@@ -19,7 +19,7 @@ from unspoken.serving.refusal import Refusal
 from unspoken.serving.schema import request_of
 from unspoken.serving.work import work_of
 
-SECONDS = 0.02  # no longer may one thing take
+SECONDS = 0.1  # no longer may one thing take on the slowest processor of the tests; without limits some took six seconds
 QUESTION = TASK.sample("test", [0])[0].question
 PATHS: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
@@ -93,7 +93,7 @@ def seconds_of(action: Any) -> float:
 
 
 @pytest.mark.parametrize("name", BODIES)
-def test_a_bad_body_is_refused_in_milliseconds(name: str, served: Served) -> None:
+def test_a_bad_body_is_refused_at_once(name: str, served: Served) -> None:
     body = BODIES[name]
     endpoint: Endpoint = "chat" if b"messages" in body[:100] else "completions"
 
@@ -115,7 +115,7 @@ def test_a_bad_body_is_refused_in_milliseconds(name: str, served: Served) -> Non
         of_prompt(json.dumps([list(range(900))] * 64).encode()),
     ],
 )
-def test_a_large_body_that_makes_sense_is_read_in_milliseconds(body: bytes) -> None:
+def test_a_large_body_that_makes_sense_is_read_at_once(body: bytes) -> None:
     endpoint: Endpoint = "chat" if b"messages" in body[:100] else "completions"
     assert request_of(decoded(body), endpoint).model == "tiny"
     assert seconds_of(lambda: request_of(decoded(body), endpoint)) < SECONDS
