@@ -19,7 +19,8 @@ from unspoken.serving.refusal import Refusal
 from unspoken.serving.schema import request_of
 from unspoken.serving.work import work_of
 
-SECONDS = 0.1  # no longer may one thing take on the slowest processor of the tests; without limits some took six seconds
+# No longer may one thing take, on the slowest processor of the tests; without limits some took six seconds.
+SECONDS = 0.1
 QUESTION = TASK.sample("test", [0])[0].question
 PATHS: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
