@@ -22,7 +22,10 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SECONDS = 10  # from the shell to an answer
+# What an answer needs of the libraries, whatever it does besides.
+LIBRARIES = (
+    "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedModel"
+)
 KINDS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
@@ -148,17 +151,22 @@ def environment(folder: Path, built: Path, extras: list[str]) -> Path:
     return folder / "bin"
 
 
+def processor_seconds(*command: str | Path, folder: Path) -> tuple[float, str]:
+    """Of the processor: how long a command takes by the clock depends on what else the machine does."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    printed = called(*command, folder=folder)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime, printed
+
+
 @pytest.mark.slow
-def test_a_new_environment_answers_within_ten_seconds(built: Path, tmp_path: Path) -> None:
+def test_a_new_environment_answers_within_twice_the_time_of_its_libraries(built: Path, tmp_path: Path) -> None:
     programs = environment(tmp_path / "environment", built, [])
     assert called(programs / "unspoken", "--version", folder=tmp_path) == f"unspoken {PROJECT['version']}\n"
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    printed = called(programs / "unspoken", "generate", "tree-search", "--chain", folder=tmp_path)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Of the processor: how long it takes by the clock depends on what else the machine does.
-    took = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    imports, _ = processor_seconds(programs / "python", "-c", LIBRARIES, folder=tmp_path)
+    took, printed = processor_seconds(programs / "unspoken", "generate", "tree-search", "--chain", folder=tmp_path)
     assert "tree-search: " in printed and "  right  (" in printed and "nearest  made of" in printed
-    assert took <= SECONDS
+    assert took <= 2 * imports
     refused = subprocess.run(
         [programs / "unspoken", "serve", "tree-search"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
