@@ -20,7 +20,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from timing import interleaved, ratio, rounded
+from timing import DTYPE, interleaved, ratio, rounded
 from transformers import DynamicCache
 
 from unspoken.backbone import UnspokenConfig, UnspokenForCausalLM
@@ -109,7 +109,7 @@ def setting() -> tuple[PromptFormat, list[ReasoningProblem], list[Spans], Unspok
 def answering(rounds: int) -> dict[str, list[float]]:
     """Seconds of a batch of answers, from one cache and by the published loop."""
     prompt_format, problems, spans, shape = setting()
-    base = UnspokenForCausalLM(shape).eval().to(torch.bfloat16)
+    base = UnspokenForCausalLM(shape).eval().to(DTYPE)
     base.generation_config.eos_token_id, base.generation_config.pad_token_id = 1, 0
     markers = prompt_format.markers
     # A fixed length, since a model of random weights would stop anywhere.

@@ -16,11 +16,8 @@ from typing import Any
 
 import latent_sft
 import rollout
-import torch
 import training
-from timing import ratio
-
-from unspoken.machine import much_slower
+from timing import PRECISION, ratio
 
 RECORDED = Path(__file__).resolve().parent.parent / "results" / "benchmarks.json"
 SLACK = 0.7  # of a recorded value, where higher is better; below that, something was lost
@@ -80,11 +77,11 @@ def cached_over_uncached() -> float:
 WATCHED = (
     Ratio(path="training/sst_over_next_token", measure=sst_over_next_token),
     Ratio(path="latent_sft/stage_two_over_fine_tuning", measure=stage_two_over_fine_tuning, higher=False),
-    # A processor without bfloat16 is kept busy by one row at a time already: 2.8 in place of 11.3.
+    # In float32, which processors without bfloat16 take, it is 8 to 9 in place of 11.3.
     Ratio(
         path="latent_sft/batched_over_published_loop",
         measure=batched_over_published_loop,
-        slack=0.2 if much_slower("bf16", torch.device("cpu")) else SLACK,
+        slack=SLACK if PRECISION == "bf16" else 0.5,
     ),
     # A millisecond against some fifteen: whatever else the machine does weighs on one of them alone.
     Ratio(path="latent_sft/mask_on_device_over_host", measure=mask_on_device_over_host, slack=0.5),

@@ -45,6 +45,10 @@ checked = [
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
 install_import_hook(names, "shape_checks.checked")
 
+# Programs that tests start may compute with two threads beside a test that computes too. By default threads of PyTorch
+# wait for each other in a loop that holds a core: a training then takes 85 seconds in place of 48.
+os.environ["OMP_WAIT_POLICY"] = "passive"
+
 # What was found out about tiny models is kept for these tests, and not in the cache of whoever runs them.
 cache = tempfile.TemporaryDirectory(prefix="unspoken-tests-")
 os.environ["XDG_CACHE_HOME"] = cache.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.connection import Connection
@@ -175,6 +176,7 @@ def runs_made_once(
 def train_and_tell(text: str, output: Path, ready: Connection) -> None:
     """Train a recipe in a process of its own, and say so when everything is imported."""
     torch.set_num_threads(1)
+    gc.freeze()  # as in conftest.py
     recipe = parse(text, "text")
     ready.send("ready")
     quiet_train(recipe, output)

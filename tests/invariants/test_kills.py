@@ -15,7 +15,7 @@ from tiny_recipe import verify_finished_folders, weights
 from unspoken.training.recipe import dump
 
 # Of the recipe of every task; that of word problems holds Latent-SFT, Coconut and JEPA-Reasoner.
-KILLS = {"trees": 20, "strings": 6, "prose": 4, "words": 12}
+KILLS = {"trees": 10, "strings": 6, "prose": 4, "words": 6}
 
 
 class Driver:

@@ -83,6 +83,7 @@ evaluation: {{problems: 12, validation_problems: 10, batch_size: 5, max_latents:
 """
 
 DRIVER = """
+import gc
 import json
 import shutil
 import sys
@@ -101,6 +102,7 @@ from unspoken.training.stages import SeedRun, train_stage
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
+gc.freeze()  # as in conftest.py
 distributed.init_distributed()
 quiet = Console(quiet=True)
 

@@ -90,7 +90,7 @@ OWN_TASKS = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), OWN_TASKS)
 def test_many_values_of_a_shipped_recipe_replaced(name: str, size: str) -> None:
-    assert not surprises(changed_recipes(dump(load(name, size)), 400))
+    assert not surprises(changed_recipes(dump(load(name, size)), 200))
 
 
 # One recipe of each task that makes its own problems.
