@@ -44,7 +44,8 @@ lint: $(DEV)
 
 # Two workers with one thread each: two torch processes that both use all cores slow each other down. A file is tested by
 # one of them, so that what its tests share is made once; files come in the order of tests/conftest.py, long ones first.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
+# Bytecode is kept, which some machines forbid: pytest compiles every test module anew without it.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 test: lint
 	$(PYTEST) -m "not slow"
