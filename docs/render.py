@@ -4,8 +4,12 @@ A number stands between two comments that name its source::
 
     <!-- r tree-search-small systems/jepa-reasoner/exact_match/mean percent -->99.90 %<!-- /r -->
 
-and a table between ``<!-- table tree-search-small headline -->`` and ``<!-- /table -->``. ``python docs/render.py``
-rewrites them in place; ``--check`` changes nothing and fails when a file and the results disagree.
+a table between ``<!-- table tree-search-small headline -->`` and ``<!-- /table -->``, and whether the validation scores of
+some stages were still rising when their training ended::
+
+    It <!-- trend cups-coconut-small coconut -->was still rising<!-- /trend -->.
+
+``python docs/render.py`` rewrites them in place; ``--check`` changes nothing and fails when a file and the results disagree.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from unspoken.report.terminal import print_results
 
 ROOT = Path(__file__).resolve().parent.parent
 NUMBER = re.compile(r"<!-- r (\S+) (.+?) (\w+) -->(.*?)<!-- /r -->", re.DOTALL)
+TREND = re.compile(r"<!-- trend (\S+) (\S+) -->(.*?)<!-- /trend -->", re.DOTALL)
 TABLE = re.compile(r"(<!-- table (\S+) (\S+) -->\n)(.*?)(<!-- /table -->)", re.DOTALL)
 
 FORMATS: dict[str, Callable[[Any], str]] = {
@@ -268,11 +273,34 @@ def compared(*every: dict[str, Any]) -> str:
     )
 
 
+def _risen(content: dict[str, Any], name: str) -> tuple[list[int], Any, int]:
+    """Steps of a stage's validations, their scores, and the place of the last one that rose.
+
+    The score counts as risen where it is a point above every earlier one; it is the mean over seeds.
+    """
+    curves = [seed["stages"][name] for seed in content["training"]]
+    scores = np.mean([curve["exact_match"] for curve in curves], axis=0)
+    best = [float(scores[: index + 1].max()) for index in range(len(scores))]
+    risen = [index for index in range(1, len(best)) if best[index] > best[index - 1] + 0.01]
+    return curves[0]["steps"], scores, risen[-1] if risen else 0
+
+
+def trend(content: dict[str, Any], *stages: str) -> str:
+    """Whether the last validation of some stages rose, as the end of a sentence about them."""
+    stopped = [name for name in stages if (found := _risen(content, name))[2] < len(found[0]) - 1]
+    if len(stages) == 1:
+        return "had stopped rising" if stopped else "was still rising"
+    if len(stopped) == len(stages):
+        return "all had stopped rising"
+    names = " and ".join(f"`{name.replace('_', ' ')}`" for name in stopped)
+    return f"all but {names} were still rising" if stopped else "all were still rising"
+
+
 def budgets(*every: dict[str, Any]) -> str:
     """How long every measured stage was trained, with those before it, and when its validation score stopped rising.
 
-    The score counts as risen where it is a point above every earlier one; curves are means over seeds. Minutes are
-    those of the fastest seed, since other jobs may have run beside the others. A model of several runs is one row.
+    Minutes are those of the fastest seed, since other jobs may have run beside the others. A model of several runs is
+    one row.
     """
     rows: dict[tuple[Any, ...], list[str]] = {}
     for content in every:
@@ -284,12 +312,7 @@ def budgets(*every: dict[str, Any]) -> str:
             minutes = [
                 sum(seed["stages"].get(one, {}).get("seconds", 0) for one in line) / 60 for seed in content["training"]
             ]
-            curves = [seed["stages"][name] for seed in content["training"]]
-            steps = curves[0]["steps"]
-            scores = np.mean([curve["exact_match"] for curve in curves], axis=0)
-            best = [float(scores[: index + 1].max()) for index in range(len(scores))]
-            risen = [index for index in range(1, len(best)) if best[index] > best[index - 1] + 0.01]
-            last = risen[-1] if risen else 0
+            steps, scores, last = _risen(content, name)
             earlier = sum(_steps(stages, one) for one in line[1:])
             limit = f"{earlier + steps[last]:,}" if last < len(steps) - 1 else f"more than {earlier + steps[-1]:,}"
             row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{min(minutes):.1f}", limit]
@@ -498,18 +521,24 @@ def render(text: str) -> str:
         name, path, form = match[1], match[2], match[3]
         return f"<!-- r {name} {path} {form} -->{FORMATS[form](look_up(results(name), path))}<!-- /r -->"
 
+    def phrase(match: re.Match[str]) -> str:
+        name, stages = match[1], match[2]
+        return f"<!-- trend {name} {stages} -->{trend(results(name), *stages.split(','))}<!-- /trend -->"
+
     def table(match: re.Match[str]) -> str:
         # "along:all_positions" is the table "along" of that stage, "against:cot" that of the system; "a,b compared" is
         # made of two results.
         kind, *stage = match[3].split(":")
         return match[1] + TABLES[kind](*map(results, match[2].split(",")), *stage) + match[5]
 
-    for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER)):
+    for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER), ("<!-- trend ", TREND)):
         if text.count(opening) != len(whole.findall(text)):
             raise ValueError(f"a page has a '{opening.strip()}' without its end: it would never be written again")
-    if at_start := re.search(r"^[ \t]*<!-- r .*", text, re.MULTILINE):  # Markdown would end the paragraph there
-        raise ValueError(f"a number must not begin a line; put a word before it: {at_start[0][:80]}")
-    return TABLE.sub(table, NUMBER.sub(number, text))
+    if at_start := re.search(
+        r"^[ \t]*<!-- (?:r|trend) .*", text, re.MULTILINE
+    ):  # Markdown would end the paragraph there
+        raise ValueError(f"a number or a trend must not begin a line; put a word before it: {at_start[0][:80]}")
+    return TABLE.sub(table, TREND.sub(phrase, NUMBER.sub(number, text)))
 
 
 def main(check: bool) -> int:

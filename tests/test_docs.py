@@ -1,5 +1,6 @@
 """What the pages say is true: numbers come from committed results, names exist, links lead to files."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -36,6 +37,21 @@ def test_the_check_notices_a_changed_number(tmp_path):
     )
     assert check.returncode == 1
     assert "README.md" in check.stdout
+
+
+def test_a_sentence_about_a_trend_follows_the_curves():
+    spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
+    render = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(render)
+    # Half a point more is no rise, and neither is a return to what was there before a fall.
+    scores = {"risen": [0.1, 0.3, 0.5], "level": [0.1, 0.5, 0.505], "back": [0.5, 0.1, 0.5]}
+    curves = {name: {"steps": [0, 10, 20], "exact_match": curve} for name, curve in scores.items()}
+    content = {"training": [{"stages": curves}]}
+    assert render.trend(content, "risen") == "was still rising"
+    assert render.trend(content, "level") == "had stopped rising"
+    assert render.trend(content, "risen", "risen") == "all were still rising"
+    assert render.trend(content, "level", "back") == "all had stopped rising"
+    assert render.trend(content, "risen", "level", "back") == "all but `level` and `back` were still rising"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
