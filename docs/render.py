@@ -4,12 +4,13 @@ A number stands between two comments that name its source::
 
     <!-- r tree-search-small systems/jepa-reasoner/exact_match/mean percent -->99.90 %<!-- /r -->
 
-a table between ``<!-- table tree-search-small headline -->`` and ``<!-- /table -->``, and whether the validation scores of
-some stages were still rising when their training ended::
+a table between ``<!-- table tree-search-small headline -->`` and ``<!-- /table -->``, and whether the validation scores
+of some stages were still rising when their training ended::
 
     It <!-- trend cups-coconut-small coconut -->was still rising<!-- /trend -->.
 
-``python docs/render.py`` rewrites them in place; ``--check`` changes nothing and fails when a file and the results disagree.
+``python docs/render.py`` rewrites them in place; ``--check`` changes nothing and fails when a file and the results
+disagree.
 """
 
 from __future__ import annotations
