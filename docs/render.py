@@ -535,9 +535,8 @@ def render(text: str) -> str:
     for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER), ("<!-- trend ", TREND)):
         if text.count(opening) != len(whole.findall(text)):
             raise ValueError(f"a page has a '{opening.strip()}' without its end: it would never be written again")
-    if at_start := re.search(
-        r"^[ \t]*<!-- (?:r|trend) .*", text, re.MULTILINE
-    ):  # Markdown would end the paragraph there
+    # Markdown would end the paragraph there.
+    if at_start := re.search(r"^[ \t]*<!-- (?:r|trend) .*", text, re.MULTILINE):
         raise ValueError(f"a number or a trend must not begin a line; put a word before it: {at_start[0][:80]}")
     return TABLE.sub(table, TREND.sub(phrase, NUMBER.sub(number, text)))
 

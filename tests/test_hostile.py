@@ -71,7 +71,7 @@ def every_file_spoiled(original: Path) -> Iterator[tuple[str, Callable[[Path], A
             yield f"{file} {how}", lambda folder, file=file, spoil=spoil: spoil(folder / file)
 
 
-def every_value_replaced(file: Path, sample: int, seed: int = 0) -> Iterator[tuple[str, Any]]:
+def values_replaced(file: Path, sample: int, seed: int = 0) -> Iterator[tuple[str, Any]]:
     """Contents of a JSON file in which one value is left out or another: some of them, drawn by a seed."""
     content = json.loads(file.read_text())
     cases = [(path, value) for path in leaves(content) for value in (..., *VALUES)]
@@ -81,7 +81,7 @@ def every_value_replaced(file: Path, sample: int, seed: int = 0) -> Iterator[tup
 
 def rewritten(original: Path, name: str, sample: int) -> Iterator[tuple[str, Callable[[Path], Any]]]:
     """One JSON file of a folder with one value replaced."""
-    for case, content in every_value_replaced(original / name, sample):
+    for case, content in values_replaced(original / name, sample):
         yield case, lambda folder, content=content: (folder / name).write_text(json.dumps(content))
 
 
@@ -228,7 +228,7 @@ def test_a_manifest_with_one_value_replaced(sample: int, run: Path, tmp_path: Pa
     (tmp_path / MANIFEST).write_text(json.dumps(content))
 
     def changes() -> Iterator[tuple[str, Callable[[Path], Any]]]:
-        for case, changed in every_value_replaced(tmp_path / MANIFEST, sample):
+        for case, changed in values_replaced(tmp_path / MANIFEST, sample):
             yield case, lambda folder, changed=changed: (folder / name).write_text(json.dumps(changed))
 
     def use(folder: Path) -> None:
@@ -242,7 +242,7 @@ def test_a_manifest_with_one_value_replaced(sample: int, run: Path, tmp_path: Pa
 def test_results_with_one_value_replaced(sample: int, run: Path, tmp_path: Path) -> None:
     def cases() -> Cases:
         for original in (run / "results.json", RESULTS / "tree-search-tiny.json"):
-            for case, content in every_value_replaced(original, sample):
+            for case, content in values_replaced(original, sample):
                 (tmp_path / "results.json").write_text(json.dumps(content))
                 yield f"{original.name}: {case}", lambda: render([read_results(tmp_path / "results.json")])
 

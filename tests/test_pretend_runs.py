@@ -61,9 +61,9 @@ FEW = (
     "stages.labels.objective.rows=24",
     "stages.hidden_labels.objective.rows=24",
 )
-# Choices of stages that the others make another way; the slow test trains them, and leaves out the others instead.
+# The quick test leaves out stages that are others with other choices; the slow one trains them, and leaves out what the
+# quick one has trained and it does not need.
 SLOW_STAGES = ("answer_only", "hidden_encoder", "hidden_labels", "hidden_autonomy", "colar_sample", "colar_mean")
-
 QUICK_STAGES = (
     *("sst", "talker", "first", "second", "codi", "colar", "icot", "pccot", "sim_cot", "loop", "lotus", "mux"),
     *("pause", "filler"),
