@@ -236,13 +236,13 @@ def against(content: dict[str, Any], system: str) -> str:
 def compared(*every: dict[str, Any]) -> str:
     """Systems of several runs on the first test set that they share, with paired tests, as their page has them.
 
-    A model that several runs have trained alike, such as the explicit chain that they start from, is one row; p-values
-    are those of the page, which has a row for each run.
+    A system that several runs have, such as the explicit chain that they start from, is the first one's; p-values are
+    those of the page, which has a row for each run.
     """
     measured = problem_sets(every)[0].entries
-    once: dict[tuple[Any, ...], Entry] = {}
+    once: dict[str, Entry] = {}
     for entry in measured:
-        once.setdefault((entry.system, *entry.rate["seeds"]), entry)
+        once.setdefault(entry.system, entry)
     entries = list(once.values())
     against = reference(entries)
     assert against is not None
@@ -300,10 +300,10 @@ def trend(content: dict[str, Any], *stages: str) -> str:
 def budgets(*every: dict[str, Any]) -> str:
     """How long every measured stage was trained, with those before it, and when its validation score stopped rising.
 
-    Minutes are those of the fastest seed, since other jobs may have run beside the others. A model of several runs is
-    one row.
+    Minutes are those of the fastest seed, since other jobs may have run beside the others. A system that several runs
+    have is the first one's.
     """
-    rows: dict[tuple[Any, ...], list[str]] = {}
+    rows: dict[str, list[str]] = {}
     for content in every:
         stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
         for name in (name for name in content["systems"] if name in stages):
@@ -317,7 +317,7 @@ def budgets(*every: dict[str, Any]) -> str:
             earlier = sum(_steps(stages, one) for one in line[1:])
             limit = f"{earlier + steps[last]:,}" if last < len(steps) - 1 else f"more than {earlier + steps[-1]:,}"
             row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{min(minutes):.1f}", limit]
-            rows.setdefault((name, *scores), [*row, f"{100 * scores[last]:.1f} %"])
+            rows.setdefault(name, [*row, f"{100 * scores[last]:.1f} %"])
     header = ["system", "run", "batches in all", "minutes", "stops improving after", "validation score there"]
     return _markdown(header, list(rows.values()))
 
