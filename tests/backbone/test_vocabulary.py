@@ -88,6 +88,17 @@ def test_a_bias_that_is_still_zero_counts() -> None:
         torch.testing.assert_close(scores(hidden, head_of(model)), model.lm_head(hidden))
 
 
+@pytest.mark.parametrize(("kind", "settings"), PLAIN + NOT_PLAIN)
+def test_no_gradient_reaches_the_weights_of_a_head(kind: str, settings: dict[str, Any]) -> None:
+    model = tiny_hub_model(kind, **settings)
+    hidden = torch.randn(2, model.config.get_text_config().hidden_size, requires_grad=True)
+    scores(hidden, head_of(model)).square().sum().backward()
+    assert hidden.grad is not None and bool(hidden.grad.any())
+    assert [name for name, weight in model.named_parameters() if weight.grad is not None] == []
+    model(input_ids=tokens(1, 9), use_cache=False).logits.square().sum().backward()
+    assert all(weight.grad is not None for weight in model.get_output_embeddings().parameters())
+
+
 def test_the_gradient_of_an_asked_head_reaches_its_input() -> None:
     model = tiny_hub_model("gemma2", **SLIDING)
     hidden = torch.randn(2, WIDTH, requires_grad=True)

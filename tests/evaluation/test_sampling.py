@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from unspoken.chain import LatentChain
 from unspoken.evaluation import sampling
-from unspoken.evaluation.answering import Graded
-from unspoken.evaluation.sampling import NoisyReasoner, draw
+from unspoken.evaluation.answering import Graded, answer
+from unspoken.evaluation.sampling import NoisyReasoner, draw, draws_differ
+from unspoken.methods.soft_thinking import SoftThinking
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.system import System
 
@@ -171,3 +172,28 @@ def test_noise_belongs_to_seed_problem_and_draw(monkeypatch: pytest.MonkeyPatch)
     assert again == noise
     other, _ = recorded(monkeypatch, 7, 1)
     assert not {source for several in other.values() for source in several} & {s for row in noise.values() for s in row}
+
+
+# --- Soft Thinking ---------------------------------------------------------------------------------------------------
+
+
+def test_soft_thinking_is_drawn_with_its_own_noise_filter_and_stop() -> None:
+    system = tiny_word_system("llama", top_k=1)
+
+    def drawn(seed: int = 0, **settings: Any) -> tuple[System, list[System]]:
+        soft, used = SoftThinking(max_latents=4, **settings).applied(system), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sampling, "answer", lambda one, *given, **how: used.append(one) or answer(one, *given, **how))
+            assert draw(soft, TASK, PROBLEMS, PROMPT_FORMAT, batch_size=2, draws=3, seed=seed).shape == (5, 3)
+        return soft, used
+
+    soft, used = drawn(noise="gumbel", filter_top_k=3, entropy_threshold=0.1, patience=2)
+    # Nothing but the seed of the noise differs, so chains do.
+    assert [replace(one, reasoner=replace(one.reasoner, seed=0)) for one in used] == [soft] * 3
+    seeds = [one.reasoner.seed for one in (*used, *drawn(1, noise="gumbel")[1])]
+    assert len(set(seeds)) == 6
+    assert [one.reasoner.seed for one in drawn(noise="gumbel")[1]] == seeds[:3]
+    chains = [answer(one, TASK, PROBLEMS, PROMPT_FORMAT, batch_size=5).chain.latents for one in used[:2]]
+    assert chains[0].shape != chains[1].shape or not torch.allclose(*chains)
+    assert draws_differ(soft) and draws_differ(system)
+    assert not draws_differ(SoftThinking().applied(system))

@@ -13,6 +13,7 @@ from unspoken.draw.section import Section
 from unspoken.draw.table import Table, grids
 from unspoken.evaluation import sampling
 from unspoken.evaluation.results import SCHEMA
+from unspoken.methods.soft_thinking import SoftThinking
 from unspoken.probes.pass_at_k import PassAtKProbe, pass_at
 
 
@@ -81,6 +82,9 @@ def test_only_steps_that_are_drawn_from_the_vocabulary_can_be_noisy() -> None:
     assert probe.applies(tiny_word_system(max_latents=1), TASK)
     assert not probe.applies(tiny_word_system(feed="hidden"), TASK), "hidden states have no weights for noise"
     assert not probe.applies(tiny_word_system(top_k=1, max_latents=0), TASK), "there is no chain"
+    explicit = tiny_word_system(top_k=1)
+    assert probe.applies(SoftThinking(noise="dirichlet").applied(explicit), TASK)
+    assert not probe.applies(SoftThinking(filter_top_k=3).applied(explicit), TASK), "every draw would be the same"
 
 
 def test_less_than_one_chain_is_refused() -> None:

@@ -66,13 +66,15 @@ def test_a_matrix_for_each_expert_is_what_adapters_do_not_reach(shape: tuple[int
         add_adapters(model, NextToken(), SETTINGS)
 
 
-@pytest.mark.parametrize("rank", [2, 8])
-def test_the_scale_of_adapters_is_two_whatever_their_rank(rank: int) -> None:
+@pytest.mark.parametrize(("rank", "alpha", "scale"), [(2, None, 2.0), (8, None, 2.0), (8, 2.0, 0.25)])
+def test_the_scale_of_adapters_is_two_whatever_their_rank_or_as_set(
+    rank: int, alpha: float | None, scale: float
+) -> None:
     model = tiny_hub_model("llama")
-    add_adapters(model, NextToken(), LoRA(rank=rank))
+    add_adapters(model, NextToken(), LoRA(rank=rank, alpha=alpha))
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     # Four matrices of attention and three of the feed-forward part, of two blocks.
-    assert [layer.scaling for layer in layers] == [{"default": 2.0}] * 14
+    assert [layer.scaling for layer in layers] == [{"default": scale}] * 14
     assert {name for name, weight in model.named_parameters() if weight.requires_grad} == {
         name for name, _ in model.named_parameters() if ".lora_" in name
     }

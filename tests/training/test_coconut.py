@@ -110,7 +110,7 @@ def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained:
     ("override", "message"),
     [
         ("stages.second.objective.replaced=0", "it has 0 latents and 'first' before it 2"),
-        ("stages.first.objective.latents_per_step=0", "at least 0 and at least 1"),
+        ("stages.first.objective.latents_per_step=-1", "neither can be below 0"),
         ("activation_checkpointing=true", "drops the cache that Coconut keeps its latents in"),
         ("task={kind: tree_search}", "a coconut stage cannot learn the task tree_search"),
         ("stages.first.objective.rest=some", "rest is 'some'"),

@@ -24,7 +24,10 @@ _is_matrix: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
 class AskedHead:
-    """The head of a model that is more than one matrix: with biases, caps, scales or layers, all of them applied."""
+    """The head of a model that is more than one matrix: with biases, caps, scales or layers, all of them applied.
+
+    No gradient reaches its weights.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
@@ -35,9 +38,11 @@ class AskedHead:
 
     def __call__(self, hidden: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
         """The scores that the model makes of outputs of its stack."""
-        # A second model of the same modules, since another thread may be running the first one.
+        # A second model of the same weights, since another thread may be running the first one.
         alone = copy.copy(self.model)
-        alone._modules = {**self.model._modules, self.model.base_model_prefix: _Given(self.model.base_model)}
+        head = {name: _without_gradient(part) for name, part in alone._modules.items() if part is not alone.base_model}
+        alone._modules = {**head, self.model.base_model_prefix: _Given(self.model.base_model)}
+        alone._parameters = {name: _detached(weight) for name, weight in alone._parameters.items()}
         # The class's forward: a trainer may have wrapped the instance's.
         outputs: Any = type(self.model).forward(alone, inputs_embeds=hidden[None], use_cache=False)
         return outputs.logits[0]
@@ -60,7 +65,7 @@ def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """What turns an output of a model's stack into scores; no gradient reaches a matrix."""
+    """What turns an output of a model's stack into scores; no gradient reaches its weights."""
     if model not in _is_matrix:
         _is_matrix[model] = isinstance(model, UnspokenForCausalLM) or _has_matrix_alone(model)
     if _is_matrix[model]:
@@ -102,6 +107,20 @@ def _has_matrix_alone(model: PreTrainedModel) -> bool:
         return close and not bool(asked(torch.zeros_like(hidden)).any())
 
 
+def _detached(weight: Tensor | None) -> Any:
+    return None if weight is None else weight.detach()
+
+
+def _without_gradient(module: nn.Module | None) -> nn.Module | None:
+    """A module with the same weights, which get no gradient from it."""
+    if module is None:
+        return None
+    twin = copy.copy(module)
+    twin._parameters = {name: _detached(weight) for name, weight in module._parameters.items()}
+    twin._modules = {name: _without_gradient(part) for name, part in module._modules.items()}
+    return twin
+
+
 @dataclass
 class _Output(ModelOutput):
     """Outputs of a stack: the last layer's, and None for every other."""
@@ -123,7 +142,11 @@ class _Given(nn.Module):
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.__dict__["stack"], name)
         # Some heads stand on a part of the stack.
-        return _Given(attribute) if isinstance(attribute, PreTrainedModel) else attribute
+        if isinstance(attribute, PreTrainedModel):
+            return _Given(attribute)
+        if isinstance(attribute, nn.Module):
+            return _without_gradient(attribute)
+        return _detached(attribute) if isinstance(attribute, nn.Parameter) else attribute
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> _Output:
         return _Output(last_hidden_state=inputs_embeds)

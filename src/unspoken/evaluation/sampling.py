@@ -1,8 +1,8 @@
 """Several noisy chains a problem (Latent-SFT, section 9).
 
-Every draw has Gumbel noise of its own. An explicit chain is sampled from the model at temperature 1, token by token; a
-superposition gets the noise on its weights that stage 2 trains with. Answers are decoded greedily, so draws differ by
-their chains alone.
+Every draw has noise of its own. An explicit chain is sampled from the model at temperature 1, token by token; a
+superposition gets the Gumbel noise on its weights that stage 2 trains with, and a Soft Thinking that has noise gets its
+own. Answers are decoded greedily, so draws differ by their chains alone.
 
 Axes: B batch, D width, P problems.
 """
@@ -22,6 +22,7 @@ from unspoken.evaluation.answering import answer
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import LatentStep
 from unspoken.reasoning.picking import generator_of
+from unspoken.reasoning.soft_steps import SoftReasoner
 from unspoken.reasoning.superposition import choose, embedding_table, heaviest, mix, perturb
 from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
@@ -70,6 +71,12 @@ class NoisyReasoner(CausalLMReasoner):
         return torch.cat(noisy).to(weights.device, non_blocking=True)
 
 
+def draws_differ(system: System) -> bool:
+    """Whether several chains of a problem can be drawn: Soft Thinking as it is published has no noise to draw."""
+    reasoner = system.reasoner
+    return not isinstance(reasoner, SoftReasoner) or reasoner.mixture_noise != "none"
+
+
 def draw(
     system: System,
     task: Task,
@@ -89,6 +96,14 @@ def draw(
     """
     clean = system.reasoner
     assert isinstance(clean, CausalLMReasoner)
+    if isinstance(clean, SoftReasoner):
+        columns = []
+        for number in range(draws):
+            (state,) = np.random.SeedSequence([clean.seed, seed, number]).generate_state(1)
+            drawing = replace(system, reasoner=replace(clean, seed=int(state)))
+            answers = answer(drawing, task, problems, prompt_format, batch_size=batch_size)
+            columns.append(answers.correct.numpy())
+        return np.stack(columns, axis=1)
     rows = [(row, number) for row in range(len(problems)) for number in range(draws)]
     keys = [problem.key for problem in problems]  # type: ignore[attr-defined]
     correct = []

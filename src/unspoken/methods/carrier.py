@@ -42,8 +42,13 @@ class Carrier(DecoderObjective):
         """How many of them stand for one explicit step."""
         return 1
 
+    @property
+    def unmixed(self) -> Carrier:
+        """The same without a share of rows that are read at other stages, as problems of other splits are."""
+        return self
+
     def replaced_steps(self, spans: Spans, index: int, seed: int) -> Steps:
-        """The explicit steps that the latents of a training problem stand for."""
+        """The explicit steps that the latents of a problem stand for."""
         raise NotImplementedError
 
 
@@ -164,9 +169,15 @@ class AddedLoss(Objective):
         """What the carrier adapts; what the loss learns with is trained in full."""
         return self.carrier.adapted(model.carrier)
 
+    def after_adapters(self, model: Any) -> None:
+        """What the carrier trains in full."""
+        self.carrier.after_adapters(model.carrier)
+
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """The carrier's rows, and the targets of their latents."""
-        make_carried = self.carrier.collate(context, split)
+        # Only training rows are read at other stages than the carrier's own.
+        carrier = self.carrier if split == "train" else self.carrier.unmixed
+        make_carried = carrier.collate(context, split)
 
         def make(indices: Indices) -> Batch:
             batch = make_carried(indices)
@@ -175,7 +186,7 @@ class AddedLoss(Objective):
             rows = [
                 CarriedRow(
                     index=index,
-                    steps=self.carrier.replaced_steps(one, index, context.seed),
+                    steps=carrier.replaced_steps(one, index, context.seed),
                     latents=count,
                     answer=one.answer,
                 )

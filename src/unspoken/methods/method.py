@@ -418,8 +418,8 @@ class DecoderObjective(Objective):
         return model.decoder
 
     def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
+        """The language model, whose head is frozen as its table is."""
+        return [model.decoder]
 
 
 def refuse_cacheless(method: str, run: Recipe) -> None:

@@ -57,8 +57,10 @@ class PassAtKProbe(Probe):
         self.draws = draws
 
     def applies(self, system: System, task: Task) -> bool:
-        """Of chains whose steps are drawn from a distribution over the vocabulary."""
-        return system.mixes_rows and system.stop.max_latents > 0 and task.traits.has_chain
+        """Of chains whose steps are drawn from a distribution over the vocabulary, with noise."""
+        from unspoken.evaluation.sampling import draws_differ
+
+        return system.mixes_rows and system.stop.max_latents > 0 and task.traits.has_chain and draws_differ(system)
 
     def measure(self, view: View) -> NDArray[np.int64]:
         """``[P]``, how many draws of each problem are right."""

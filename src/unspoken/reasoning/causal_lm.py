@@ -32,6 +32,28 @@ from unspoken.reasoning.system import ChainKind, System, opened
 from unspoken.tasks.spans import Markers
 
 
+def forget_reasoning(model: PreTrainedModel) -> None:
+    """Remove from a model's generation config how it reasoned before it was trained for something else."""
+    config = model.generation_config
+    for name in [name for name, value in vars(config).items() if isinstance(value, Mapping) and "end_ids" in value]:
+        delattr(config, name)
+
+
+def record_reasoning(model: PreTrainedModel, name: str, settings: Mapping[str, Any]) -> None:
+    """Record in a model's generation config how it reasons, in place of what a stage before it recorded.
+
+    Args:
+        name: key in ``generation_config.json``.
+        settings: with ``end_ids``, the tokens that end a chain; `forget_reasoning` knows a record by them.
+    """
+    forget_reasoning(model)
+    config = model.generation_config
+    setattr(config, name, dict(settings))
+    config.use_cache = True
+    # Otherwise the library makes a new one out of the model's config when it loads the folder.
+    config._from_model_config = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class LatentGenerationConfig:
     """What a folder records beside its weights: ``generation_config.json``, key ``latent``.
@@ -65,11 +87,7 @@ class LatentGenerationConfig:
 
     def attach(self, model: PreTrainedModel) -> None:
         """Record the settings in the model's generation config, so that ``save_pretrained`` keeps them."""
-        config = model.generation_config
-        config.latent = asdict(self)
-        config.use_cache = True
-        # Otherwise the library makes a new one out of the model's config when it loads the folder.
-        config._from_model_config = False
+        record_reasoning(model, "latent", asdict(self))
 
     @staticmethod
     def recorded(model: PreTrainedModel) -> LatentGenerationConfig | None:

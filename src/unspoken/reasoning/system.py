@@ -366,8 +366,9 @@ class System:
         """
         latents = answer.chain.lengths
         tokens = answer.lengths if self.speaker.same_stack else torch.zeros_like(latents)
-        # The end of a chain that is a marker is scored and not recorded.
-        ended = (answer.chain.stop == StopReason.END).long() if self.speaker.same_stack else 0
+        # The step in whose place a chain ends, by its marker or for certainty, is scored and not recorded.
+        stop = answer.chain.stop
+        ended = ((stop == StopReason.END) | (stop == StopReason.CERTAIN)).long() if self.speaker.same_stack else 0
         scored_latents = latents + ended if self.scorings else torch.zeros_like(latents)
         scored = (tokens + scored_latents * self.scorings).double()
         # The last token of an answer is never read.

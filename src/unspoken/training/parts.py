@@ -129,7 +129,9 @@ class LoRA:
     An SST stage also trains the table, in full.
     """
 
-    rank: int = 64  # of the adapters; their scale is 2, as published
+    rank: int = 64  # of the adapters
+    # Their scale is alpha / rank; null is twice the rank, as Latent-SFT publishes. CODI and CoLaR publish 32 for rank 128.
+    alpha: float | None = None
     dropout: float = 0.1  # before those of linear layers
     # Also on the input table of Latent-SFT's encoder, as in the published code, and thereby on the row of its extra
     # token; false trains that row alone, in full.
@@ -138,3 +140,5 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:
             raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; they must be at least 1 and in [0, 1)")
+        if self.alpha is not None and self.alpha <= 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be above 0, or null for twice the rank")

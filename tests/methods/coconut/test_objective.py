@@ -185,9 +185,9 @@ def test_outputs_before_text_are_supervised_and_no_others() -> None:
 # --- what means nothing ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [{"replaced": -1}, {"replaced": 1, "latents_per_step": 0}])
+@pytest.mark.parametrize("values", [{"replaced": -1}, {"replaced": 1, "latents_per_step": -1}])
 def test_a_stage_that_means_nothing_is_refused(values: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"replaced is -?1 and latents_per_step \d; they must be at least 0 and") as it:
+    with pytest.raises(ValueError, match=r"replaced is -?1 and latents_per_step -?\d; neither can be below 0") as it:
         Coconut(**values)
     assert "\n" not in str(it.value)
     with pytest.raises(ValueError, match="mixed is 5"):
@@ -213,7 +213,7 @@ def test_defaults_are_those_of_the_page() -> None:
 
 
 def test_settings_end_where_they_say() -> None:
-    shape: dict[str, Any] = {"replaced": ([0, 1], [-1]), "latents_per_step": ([1], [0])}
+    shape: dict[str, Any] = {"replaced": ([0, 1], [-1]), "latents_per_step": ([0, 1], [-1])}
     check_ranges(Coconut, {**shape, "mixed": ([0.0, 1.0], [-0.01, 1.01])}, replaced=1)
 
 

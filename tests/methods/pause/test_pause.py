@@ -30,6 +30,7 @@ from unspoken.methods.coconut.model import CoconutModel
 from unspoken.methods.coconut.objective import batch_of as coconut_batch
 from unspoken.methods.coconut.stages import Coconut
 from unspoken.methods.cost import Lengths
+from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.loading import load_model
 from unspoken.methods.pause.configuration import PauseSettings, append_row, train_last_row
 from unspoken.methods.pause.objective import batch_of
@@ -358,6 +359,19 @@ def test_a_curriculum_trains_one_row(explicit: Path, tmp_path: Path) -> None:
         settings = PauseSettings.recorded(model)
         assert settings is not None and settings.token == token
         assert not hasattr(model.generation_config, "latent")
+
+
+@pytest.mark.parametrize("chain", ["explicit", "none"])
+def test_a_model_that_is_trained_further_on_text_forgets_its_pauses(chain: Any, tmp_path: Path) -> None:
+    made = recipe()
+    stage = replace(made.stage("cot"), objective=NextToken(positions="answer", chain=chain))
+    model = stage.objective.build(paused("llama"), context_of(made, stage))
+    model.save_pretrained(tmp_path)
+    for one in (model, load_model(tmp_path)):
+        first = catalogue.systems(one, stage="cot", max_answer=4)[0]
+        assert not isinstance(first.reasoner, PauseReasoner)
+        assert bool(first.stop.max_latents) == (chain == "explicit")
+        assert not hasattr(one.generation_config, "pause")
 
 
 def test_a_filler_is_an_ordinary_token_and_adds_no_row() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,21 @@ def test_a_step_reaches_its_latents_and_those_before_and_none_after(carrier: str
     # Passes read the latents 0, 1, .. one after another; latents of the first step are made of those before them.
     assert reached == [number < size - 1 for number in range(len(read))]
     assert model.carrier.get_input_embeddings().weight.grad.any()
+
+
+def test_where_no_row_has_latents_the_decoder_has_gradients_all_the_same() -> None:
+    # Ranks whose rows have some wait for these.
+    model, objective = model_on("coconut"), ON["coconut"]
+    rows = [
+        replace(objective.carrier, replaced=0, rest="explicit").row(one, MARKERS.open, MARKERS.end) for one in SPANS
+    ]
+    added = step_targets([()] * 3, [0, 0, 0], [()] * 3, end_id=END, pad_id=PAD)
+    batch = {**coconut_batch(rows, PAD), "added": added}
+    loss, terms = objective.loss(model, batch)
+    loss.backward()
+    assert terms["sim_cot_loss"] == 0 and torch.isfinite(loss)
+    learned = [weight for weight in model.step_decoder.parameters() if weight.requires_grad]
+    assert all(weight.grad is not None and not weight.grad.any() for weight in learned)
 
 
 def test_a_step_is_spelled_from_its_latents_alone() -> None:

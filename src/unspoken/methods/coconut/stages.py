@@ -65,14 +65,14 @@ class Coconut(Carrier):
 
     Attributes:
         replaced: steps replaced by latents (the paper's k).
-        latents_per_step: latents for each of them (the paper's c).
+        latents_per_step: latents for each of them (the paper's c); 0 takes steps away and puts nothing in their place.
         rest: "none" leaves out the steps after the replaced ones, as in the last stage.
         mixed: probability that a problem is read at another stage, drawn uniformly from 0 to the number of its steps
             (0.05 in the authors' analysis), so that the model also answers after fewer latents, and after a chain that
             it is made to write. A stage above this one is the last: as many latents, and no explicit step.
 
     Raises:
-        ValueError: ``replaced`` below 0, ``latents_per_step`` below 1, or ``mixed`` no probability.
+        ValueError: ``replaced`` or ``latents_per_step`` below 0, or ``mixed`` no probability.
     """
 
     kind: ClassVar[str] = "coconut"
@@ -88,10 +88,9 @@ class Coconut(Carrier):
     def __post_init__(self) -> None:
         if not 0 <= self.mixed <= 1:
             raise ValueError(f"mixed is {self.mixed}; it is a probability, from 0 to 1")
-        if self.replaced < 0 or self.latents_per_step < 1:
+        if min(self.replaced, self.latents_per_step) < 0:
             raise ValueError(
-                f"replaced is {self.replaced} and latents_per_step {self.latents_per_step}; "
-                "they must be at least 0 and at least 1"
+                f"replaced is {self.replaced} and latents_per_step {self.latents_per_step}; neither can be below 0"
             )
 
     @property
@@ -102,6 +101,10 @@ class Coconut(Carrier):
     @property
     def latents_a_step(self) -> int:
         return self.latents_per_step
+
+    @property
+    def unmixed(self) -> Coconut:
+        return replace(self, mixed=0.0)
 
     def replaced_steps(self, spans: Spans, index: int, seed: int) -> Steps:
         """All of the chain where no step is left to be learned as text."""
@@ -170,12 +173,12 @@ class Coconut(Carrier):
         from unspoken.methods.coconut.objective import batch_of
 
         markers, pad = context.markers, context.tokenizer.pad_token_id
+        read = self if split == "train" else self.unmixed
 
         def make(indices: Indices) -> Batch:
             spans = context.task.spans(context.sample(indices, split), context.prompt_format)
             stages = [
-                self.read_at(one, index, context.seed) if split == "train" else self
-                for one, index in zip(spans, indices.tolist(), strict=True)
+                read.read_at(one, index, context.seed) for one, index in zip(spans, indices.tolist(), strict=True)
             ]
             rows = [stage.row(one, markers.open, markers.end) for stage, one in zip(stages, spans, strict=True)]
             return {**batch_of(rows, pad)}

@@ -86,6 +86,10 @@ class NextToken(Objective):
             # An explicit chain is the superposition of one token; without a chain there are none.
             how = {} if self.chain == "explicit" else {"max_latents": 0, "fixed": True}
             context.generation(top_k=1, **how).attach(model)
+        else:
+            from unspoken.reasoning.causal_lm import forget_reasoning
+
+            forget_reasoning(model)
         context.name_ends(model)
         return model
 

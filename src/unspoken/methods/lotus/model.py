@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 from transformers.utils.generic import ModelOutput
 
+from unspoken.backbone.vocabulary import embedding_table
 from unspoken.methods.latent_model import LatentModel, LatentReasoner
 from unspoken.methods.latent_pass import block_pass
 from unspoken.methods.lotus.configuration import LotusConfig
@@ -66,9 +67,8 @@ class LotusForCausalLM(LatentModel):
             return
         super().start_from(base)
         assert self.config.open_ids, "an open marker has at least one token"
-        table: Any = self.decoder.get_input_embeddings()
         with torch.no_grad():
-            self.latent_row.copy_(table.weight[self.config.open_ids[-1]])
+            self.latent_row.copy_(embedding_table(self.decoder)[self.config.open_ids[-1]])
 
     def latent(self, hidden: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
         """The latent row and the output, or the output alone."""

@@ -115,8 +115,8 @@ class Lotus(Objective):
         )
 
     def adapted(self, model: Any) -> list[nn.Module]:
-        """The blocks."""
-        return [model.decoder.base_model]
+        """The language model, whose head is frozen as its table is."""
+        return [model.decoder]
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
         """Rows in which latents replace the first steps."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from unspoken.reasoning.causal_lm import record_reasoning
+
 
 @dataclass(frozen=True, kw_only=True)
 class PauseSettings:
@@ -26,12 +28,7 @@ class PauseSettings:
 
     def attach(self, model: PreTrainedModel) -> None:
         """Record the settings in the model's generation config instead of those of a stage before."""
-        config = model.generation_config
-        config.pause = asdict(self)
-        config.use_cache = True
-        config.__dict__.pop("latent", None)
-        # Otherwise the library makes a new one out of the model's config when it loads the folder.
-        config._from_model_config = False
+        record_reasoning(model, "pause", asdict(self))
 
     @staticmethod
     def recorded(model: PreTrainedModel) -> PauseSettings | None:

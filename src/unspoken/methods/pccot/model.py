@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from unspoken.backbone.vocabulary import embedding_table
 from unspoken.methods.latent_model import LatentReasoner
 from unspoken.methods.latent_pass import block_pass
 from unspoken.methods.pccot.configuration import PccotConfig
@@ -43,9 +44,8 @@ class PccotForCausalLM(SelfDistilledModel):
     def start_from(self, base: PreTrainedModel) -> None:
         """Copy the weights of a causal language model of the same shape; the latent row is the mean of its rows."""
         super().start_from(base)
-        table: Any = self.decoder.get_input_embeddings()
         with torch.no_grad():
-            self.latent_row.copy_(table.weight.mean(dim=0))
+            self.latent_row.copy_(embedding_table(self.decoder).mean(dim=0))
 
     def student(
         self,

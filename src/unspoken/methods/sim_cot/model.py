@@ -41,10 +41,11 @@ class SimCotModel(CarrierModel):
             added: ``step_ids`` ``[R, T]``, a row for each step that the latents of a row can stand for, R = B U, padded
                 on the right; ``step_places`` ``[P]`` of the supervised tokens.
         """
-        step_ids = added["step_ids"]
+        step_ids, size = added["step_ids"], self.latents_a_step
         if not len(step_ids):
-            return latents.new_zeros((0, self.config.get_text_config().vocab_size))
-        size = self.latents_a_step
+            # The decoder runs all the same: ranks that have steps wait for gradients of its weights from all others.
+            nothing = latents.new_zeros((1, size, latents.shape[-1]))
+            return self.step_decoder(inputs_embeds=nothing, use_cache=False).logits[0, :0]
         steps = len(step_ids) // len(latents)
         thoughts = latents[:, : steps * size].reshape(len(step_ids), size, -1)
         words = self.get_input_embeddings()(step_ids[:, :-1])
