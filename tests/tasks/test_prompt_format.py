@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_language_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.backbone import loading
+from unspoken.methods import reasoning
 from unspoken.methods.rows import compact_rows
 from unspoken.tasks import ArithmeticConfig
 from unspoken.tasks.grade_school import GradeSchoolConfig
@@ -108,6 +110,17 @@ def test_a_template_that_opens_the_chain_leaves_that_to_the_chain(opened: str) -
     text = opening.apply_chat_template([{"role": "user", "content": "a"}], add_generation_prompt=True, tokenize=False)
     assert text.rstrip().endswith("[assistant|<think>")
     assert PromptFormat(tokenizer=opening).prompt("Ann has 3.") == PromptFormat(tokenizer=plain).prompt("Ann has 3.")
+    # A model that was trained elsewhere opens its chains as its template does.
+    assert PromptFormat(tokenizer=opening).opening == spelled(opened)
+    assert PromptFormat(tokenizer=plain).opening == spelled("<think>")
+
+
+def test_a_model_of_the_hub_opens_a_chain_as_its_template_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reasoning, "_knows", lambda *_: True)
+    template = TEMPLATE.replace("[assistant|", "[assistant|<think>\n")
+    texts = TextFormat(prompt_format=PromptFormat(tokenizer=letters(template)))
+    found = reasoning.markers_of(SimpleNamespace(texts=texts, model=tiny_language_model("llama")), None)  # type: ignore[arg-type]
+    assert found == (spelled("<think>\n"), spelled("</think>"))
 
 
 def test_without_a_template_the_question_stands_behind_the_token_that_starts_every_text() -> None:

@@ -78,7 +78,7 @@ def markers_of(system: System, texts: tuple[str, str] | None) -> ChainMarkers | 
     if recorded is not None:
         return ChainMarkers(recorded.open_ids, recorded.end_ids)
     if all(_knows(layout.tokenizer, marker) for marker in (OPEN, END)):
-        return ChainMarkers(layout.markers.open, layout.markers.end)
+        return ChainMarkers(layout.opening, layout.markers.end)
     return None
 
 

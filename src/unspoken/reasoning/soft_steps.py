@@ -27,7 +27,7 @@ MixtureNoise = Literal["none", "gumbel", "dirichlet"]
 @dataclass(frozen=True, kw_only=True)
 class Filter:
     """What stays of a distribution: the likeliest ``top_k``, of these as many as reach ``top_p``, and of these no token
-    that is ``min_p`` times as likely as the first, or less.
+    that is less than ``min_p`` times as likely as the first.
     """
 
     top_k: int | None = None

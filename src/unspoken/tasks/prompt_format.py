@@ -53,6 +53,15 @@ class PromptFormat:
         """The markers, tokenised on their own: one token or several."""
         return Markers(open=self.encode(OPEN), end=self.encode(END))
 
+    @cached_property
+    def opening(self) -> tuple[int, ...]:
+        """The open marker as the chat template writes it at the end of a prompt, with the line break after it."""
+        if self.tokenizer.chat_template is None:
+            return self.markers.open
+        prompt = self._chat([{"role": "user", "content": "?"}])
+        bare = prompt.rstrip()
+        return self.encode(OPEN + prompt[len(bare) :]) if bare.endswith(OPEN) else self.markers.open
+
     @property
     def box(self) -> tuple[int, ...]:
         """The start of an answer, tokenised on its own: the forced-answer control appends it for the model."""

@@ -38,7 +38,7 @@ def add_adapters(model: PreTrainedModel, objective: Objective, settings: LoRA) -
         _require_reach(stack, layers)
         config = LoraConfig(
             r=settings.rank,
-            lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,  # type: ignore[arg-type]
+            lora_alpha=2 * settings.rank if settings.alpha is None else settings.alpha,
             lora_dropout=settings.dropout,
             target_modules=layers,
             # The GPT-2 family keeps its matrices the other way round.

@@ -130,7 +130,7 @@ class LoRA:
     """
 
     rank: int = 64  # of the adapters
-    # Their scale is alpha / rank; null is twice the rank, as Latent-SFT publishes. CODI and CoLaR publish 32 for rank 128.
+    # Their scale is alpha / rank; null is twice the rank, as Latent-SFT publishes. CODI and CoLaR have 32 for rank 128.
     alpha: float | None = None
     dropout: float = 0.1  # before those of linear layers
     # Also on the input table of Latent-SFT's encoder, as in the published code, and thereby on the row of its extra

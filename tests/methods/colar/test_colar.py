@@ -35,6 +35,7 @@ from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.flops import multiplied, stack_flops
 from unspoken.serving.batch import Batch, Progress
 from unspoken.serving.systems import Served
+from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import Markers, Spans
 from unspoken.training import recipe as recipes
 from unspoken.training.context import context_of
@@ -335,7 +336,9 @@ def test_speeds_are_asked_for_by_name_and_answers_are_served() -> None:
         tokens = expected.tokens[row, : int(expected.lengths[row])].tolist()
         assert [token for one in progress for token in one.tokens] == tokens
         assert progress[-1].latents == int(expected.chain.lengths[row])
-    for number in (0, 4):
+    with pytest.raises(ValueError, match="compression is 0; a latent stands for at least 1 token"):
+        ThinkingSpeed(compression=0)
+    for number in (4, 7):
         with pytest.raises(ValueError, match=f"compression is {number}, but .* was trained with 1 to 3"):
             ThinkingSpeed(compression=number).applied(mine)
     (plain,) = catalogue.systems(tiny_language_model("llama"), stage="plain", max_answer=4)
@@ -473,6 +476,14 @@ def test_a_plan_counts_compressed_chains() -> None:
         (lambda: recipe("stages.colar.start=colar"), "which is not before it"),
         (lambda: recipe("stages.colar.objective.latent_loss=mse"), "latent_loss is 'mse'"),
         (lambda: recipe("evaluation.reasonings=[{kind: thinking_speed, compression: 4}]"), "suits no stage"),
+        (lambda: recipe("evaluation.reasonings=[{kind: thinking_speed, compression: 0}]"), "compression is 0"),
+        (
+            lambda: recipe(
+                "stages.colar.objective.latent_loss=mean",
+                "evaluation.reasonings=[{kind: thinking_speed, compression: 1, sampled: true}]",
+            ),
+            "suits no stage",
+        ),
     ],
 )
 def test_one_line_says_what_is_wrong(make: Any, message: str) -> None:
@@ -487,6 +498,15 @@ def test_a_speed_that_the_tokenizer_cannot_write_is_refused() -> None:
     assert isinstance(objective, Colar)
     with pytest.raises(ValueError, match="which the tokenizer cannot write"):
         objective.speeds(context_of(made, made.stage("colar")))
+
+
+def test_speeds_that_the_tokenizer_writes_alike_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = recipe()
+    objective, context = made.stage("colar").objective, context_of(made, made.stage("colar"))
+    assert isinstance(objective, Colar)
+    monkeypatch.setattr(PromptFormat, "encode", lambda *_: (3,))
+    with pytest.raises(ValueError, match="makes the same tokens for several numbers"):
+        objective.speeds(context)
 
 
 @torch.no_grad()

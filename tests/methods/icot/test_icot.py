@@ -151,6 +151,14 @@ def test_the_schedule_is_a_closed_formula() -> None:
     assert replace(PLAIN, remove_all_beyond=0).removed(0, 0, 30) == 30
 
 
+@pytest.mark.parametrize("smoothing", [0.02, 4.0, 1e4])
+def test_the_plan_counts_the_mean_offset(smoothing: float) -> None:
+    made = recipe(f"stages.icot.objective.smoothing={smoothing}")
+    tokens = next(one for one in plan(made)["models"] if one["stage"] == "icot")["tokens"]
+    none = next(one for one in plan(recipe("stages.icot.objective.smoothing=null"))["models"] if one["stage"] == "icot")
+    assert tokens < none["tokens"] if smoothing < 100 else tokens == none["tokens"]
+
+
 @pytest.mark.parametrize("smoothing", [0.02, 0.5, 4.0])
 def test_offsets_have_the_stated_distribution(smoothing: float) -> None:
     objective, count = replace(PLAIN, smoothing=smoothing), 1500

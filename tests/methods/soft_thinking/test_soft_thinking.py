@@ -107,6 +107,18 @@ def test_the_cold_stop_closes_a_chain_that_has_been_certain_for_long(family: str
         assert stop == StopReason.CERTAIN or (ended and int(length) == int(before))
 
 
+def test_the_step_that_the_cold_stop_replaces_is_counted_as_an_end_marker_is() -> None:
+    system = system_of(SoftThinking(entropy_threshold=100.0, patience=3))
+    answer = system.respond(*left_padded(ROWS))
+    assert (answer.chain.stop == StopReason.CERTAIN).any()
+    ends = torch.full_like(answer.chain.stop, StopReason.END)
+    prompt = torch.tensor([len(row) for row in ROWS])
+    asked = system.flops(prompt, answer)
+    assert torch.equal(asked, system.flops(prompt, replace(answer, chain=replace(answer.chain, stop=ends))))
+    caps = torch.full_like(ends, StopReason.CAP)
+    assert (asked > system.flops(prompt, replace(answer, chain=replace(answer.chain, stop=caps)))).all()
+
+
 @pytest.mark.parametrize(
     "wrong", [{"noise_level": 0.0}, {"patience": 0}, {"entropy_threshold": -1.0}, {"seed": -1}], ids=str
 )

@@ -21,6 +21,9 @@ class ThinkingSpeed(Reasoning):
         compression: that number.
         sampled: latents are drawn from the latent head and not taken at its mean.
         seed: of the draws, which are a function of it, the prompt and the step.
+
+    Raises:
+        ValueError: a compression below 1.
     """
 
     kind: ClassVar[str] = "thinking_speed"
@@ -29,11 +32,17 @@ class ThinkingSpeed(Reasoning):
     sampled: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.compression < 1:
+            raise ValueError(f"compression is {self.compression}; a latent stands for at least 1 token")
+
     def suits(self, objective: Objective, traits: Traits) -> bool:
-        """Stages of CoLaR alone, up to their largest compression."""
+        """Stages of CoLaR alone, up to their largest compression; draws need a head with a deviation."""
         from unspoken.methods.colar.stages import Colar
 
-        return isinstance(objective, Colar) and self.compression <= objective.max_compression
+        if not isinstance(objective, Colar) or (self.sampled and objective.latent_loss == "mean"):
+            return False
+        return self.compression <= objective.max_compression
 
     def applied(self, system: System) -> System:
         """The same model at this speed.

@@ -119,15 +119,21 @@ class Colar(DecoderObjective):
         """For each compression from 1, the tokens that name it.
 
         Raises:
-            ValueError: the tokenizer cannot write the text.
+            ValueError: the tokenizer cannot write the text, or writes it alike for two of them.
         """
         texts = [self.speed.format(number) for number in range(1, self.max_compression + 1)]
         try:
-            return [list(context.prompt_format.encode(text)) for text in texts]
+            written = [list(context.prompt_format.encode(text)) for text in texts]
         except Exception as error:  # a tokenizer without a token for unknown words raises one of no class of its own
             raise ValueError(
                 f"speed is {self.speed!r}, which the tokenizer cannot write ({error}); give another, such as '{{}}'"
             ) from None
+        if len(set(map(tuple, written))) < len(written):
+            raise ValueError(
+                f"speed is {self.speed!r}, of which the tokenizer makes the same tokens for several numbers; give "
+                "another, or a smaller max_compression"
+            )
+        return written
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """A causal language model with a latent head, whose folder records how it reasons."""

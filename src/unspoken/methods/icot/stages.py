@@ -202,7 +202,7 @@ class Icot(Objective):
 
         steps = context.line.settings.steps
         assert steps is not None
-        offset = 0.0 if self.smoothing is None else 1 / math.expm1(self.smoothing)
+        offset = 0.0 if self.smoothing is None else math.exp(-self.smoothing) / -math.expm1(-self.smoothing)
         explicit = [max(0.0, lengths.chain - self.scheduled(step) - offset) for step in range(self.gone_from)]
         left = sum(explicit) / steps
         supervised = left + lengths.end + lengths.answer
