@@ -128,7 +128,7 @@ def test_a_carrier_fits_the_line_without_added_losses() -> None:
     with pytest.raises(ValueError, match="a codi stage, does not start from a coconut stage"):
         wrong.objective.check_line(wrong, run)
     fewer = line_of(SimCot(carrier=Coconut(replaced=2)), SimCot(carrier=Coconut(replaced=1)))
-    with pytest.raises(ValueError, match="it has 2 latents and 's0' before it 4"):
+    with pytest.raises(ValueError, match="it replaces 1 steps by 2 latents and 's0' before it 2 by 4"):
         fewer.objective.check_line(fewer, run)
 
 

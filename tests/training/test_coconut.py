@@ -109,7 +109,11 @@ def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stages.second.objective.replaced=0", "it has 0 latents and 'first' before it 2"),
+        ("stages.second.objective.replaced=0", "it replaces 0 steps by 0 latents and 'first' before it 1 by 2"),
+        (
+            "stages.second.objective={kind: coconut, replaced: 0, latents_per_step: 3}",
+            "it replaces 0 steps by 0 latents",
+        ),
         ("stages.first.objective.latents_per_step=-1", "neither can be below 0"),
         ("activation_checkpointing=true", "drops the cache that Coconut keeps its latents in"),
         ("task={kind: tree_search}", "a coconut stage cannot learn the task tree_search"),

@@ -64,7 +64,7 @@ def absent(chain: LatentChain, _: torch.Generator) -> LatentChain:
     """No chain at all: a single zero vector is all there is to answer from."""
     latents = torch.zeros_like(chain.latents)
     mask = torch.zeros_like(chain.mask)
-    mask[:, 0] = True
+    mask[:, :1] = True
     return chain.with_latents(latents, mask)
 
 

@@ -25,14 +25,15 @@ from unspoken.training.context import context_of
         (Coconut(replaced=0), 12),
         (Coconut(replaced=1), 9),
         (Coconut(replaced=3, latents_per_step=1), 3),
+        (Coconut(replaced=3, latents_per_step=0), 3),
         (Coconut(replaced=6), 0),
         (Coconut(replaced=1, rest="none"), 0),
     ],
 )
 def test_latents_and_text_go_through_the_blocks_once(objective: Coconut, left: int) -> None:
     latents, text = objective.replaced * objective.latents_per_step, 2 + left + 5
-    # The output before the text is scored too.
-    expected = one_pass(10 + latents + text, made=text + 1, supervised=text)
+    # The last latent, or without latents the prompt of ten tokens, is read with the text and scored too.
+    expected = one_pass(10 + latents + text, made=text + (1 if latents else 10), supervised=text)
     assert objective.row_cost(sized_model(), LENGTHS, CAPS) == expected
 
 
@@ -77,7 +78,7 @@ def test_later_stages_have_as_many_latents_or_more() -> None:
     line: Any = SimpleNamespace(before=SimpleNamespace(objective=Coconut(replaced=2), name="earlier"))
     Coconut(replaced=2, rest="none").check_line(line, run)
     Coconut(replaced=4, latents_per_step=1).check_line(line, run)
-    with pytest.raises(ValueError, match="it has 3 latents and 'earlier' before it 4"):
+    with pytest.raises(ValueError, match="replaces 3 steps by 3 latents and 'earlier' before it 2 by 4;"):
         Coconut(replaced=3, latents_per_step=1).check_line(line, run)
 
 

@@ -144,11 +144,11 @@ class Coconut(Carrier):
                 f"replaced to {fixed}, latents_per_step to 1 and rest to 'explicit'"
             )
         before = None if line.before is None else line.before.objective
-        if isinstance(before, Coconut) and before.latents > self.latents:
+        if isinstance(before, Coconut) and (before.replaced > self.replaced or before.latents > self.latents):
             assert line.before is not None
             raise ValueError(
-                f"it has {self.latents} latents and {line.before.name!r} before it {before.latents}; later stages of a "
-                "curriculum replace more steps"
+                f"it replaces {self.replaced} steps by {self.latents} latents and {line.before.name!r} before it "
+                f"{before.replaced} by {before.latents}; later stages of a curriculum replace more steps"
             )
         refuse_cacheless("Coconut", run)
 
@@ -225,5 +225,6 @@ class Coconut(Carrier):
         return RowCost(
             tokens=tokens,
             passes=(StackPass(stack=model.decoder.base_model, positions=tokens),),
-            scores=(Scores(head=head.weight, made=text + 1, supervised=text),),
+            # The last latent is read with the text; without latents the prompt is.
+            scores=(Scores(head=head.weight, made=text + (1 if self.latents else lengths.prompt), supervised=text),),
         )
