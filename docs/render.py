@@ -31,7 +31,7 @@ from rich.console import Console
 from unspoken.draw.formats import p_value
 from unspoken.evaluation.outcomes import PAIR, unpacked
 from unspoken.evaluation.results import differs, label, upgraded
-from unspoken.evaluation.significance import paired_difference
+from unspoken.evaluation.significance import Difference, paired_difference
 from unspoken.probes.claims import claims as claims_of
 from unspoken.report.compare import Entry, comparisons, problem_sets, reference
 from unspoken.report.terminal import print_results
@@ -118,18 +118,20 @@ def altered(*every: dict[str, Any]) -> str:
     A system that several runs have is the first one's.
     """
 
-    def change(entry: dict[str, Any] | None) -> str:
-        if entry is None:
-            return ""
-        points = f"{100 * entry['difference']['mean']:+.1f}"
-        return points if differs(entry["difference"]) else f"({points})"
-
     found: dict[str, dict[str, Any]] = {}
     for content in every:
         found |= {name: entries for name, entries in content["probes"]["controls"].items() if name not in found}
     names = list(dict.fromkeys(name for entries in found.values() for name in entries))
-    rows = [[label(system), *(change(entries.get(name)) for name in names)] for system, entries in found.items()]
+    rows = [[label(system), *(_change(entries.get(name)) for name in names)] for system, entries in found.items()]
     return _markdown(["system", *names], rows)
+
+
+def _change(entry: dict[str, Any] | None) -> str:
+    """Points that an altered chain changes, in brackets where it may be chance."""
+    if entry is None:
+        return ""
+    points = f"{100 * entry['difference']['mean']:+.1f}"
+    return points if differs(entry["difference"]) else f"({points})"
 
 
 def mixture(content: dict[str, Any]) -> str:
@@ -228,8 +230,7 @@ def against(content: dict[str, Any], system: str) -> str:
     for name, outcomes in whole.items():
         if name != system:
             paired = paired_difference(whole[system], outcomes)
-            span = f"{100 * paired.mean:+.1f} ({100 * paired.low:+.1f} to {100 * paired.high:+.1f})"
-            rows.append([name, span, p_value(paired.p)])
+            rows.append([name, _points(paired), p_value(paired.p)])
     return _markdown([f"{system} against", "points (95 %)", "paired test"], rows)
 
 
@@ -262,11 +263,7 @@ def compared(*every: dict[str, Any]) -> str:
         if found is None:
             row += ["", ""]
         else:
-            change = found.difference
-            row += [
-                f"{100 * change.mean:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})",
-                p_value(found.holm).removeprefix("p = ").removeprefix("p "),
-            ]
+            row += [_points(found.difference), p_value(found.holm).removeprefix("p = ").removeprefix("p ")]
         rows.append(row)
     name = f"points against {against.system} of {against.run}"
     return _markdown(
@@ -274,20 +271,81 @@ def compared(*every: dict[str, Any]) -> str:
     )
 
 
-def _risen(content: dict[str, Any], name: str) -> tuple[list[int], Any, int]:
-    """Steps of a stage's validations, their scores, and the place of the last one that rose.
+def field(*arguments: Any) -> str:
+    """Some systems of several runs of the same problems beside the explicit chain: results, then names with commas.
 
-    The score counts as risen where it is a point above every earlier one; it is the mean over seeds.
+    A system that several runs have is the first one's. Differences are paired by seed and problem.
+    """
+    *every, names = arguments
+    owner = {name: content for content in reversed(every) for name in content["systems"]}
+    entries = {(entry.run, entry.system): entry for entry in problem_sets(every)[0].entries}
+
+    def entry_of(name: str) -> Entry:
+        content = owner[name]
+        return entries[f"{content['name']} {content['size']}", label(name)]
+
+    against = entry_of("cot")
+    rows = []
+    for name in names.split(","):
+        entry, content = entry_of(name), owner[name]
+        (found,) = comparisons([entry], against) or (None,)
+        swapped = content["probes"]["controls"].get(name, {}).get("swap")
+        stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
+        rows.append(
+            [
+                entry.system,
+                _interval(dict(entry.rate)),
+                _points(found.difference) if found else "",
+                _change(swapped) if swapped else "",
+                f"{entry.cost['latent_steps']:.1f}",
+                f"{entry.cost['sequential_passes']:.1f}",
+                f"{sum(_steps(stages, one) for one in _with_earlier(stages, name)):,}",
+            ]
+        )
+    return _markdown(
+        [
+            "system",
+            "exact match (95 %)",
+            "points against `cot`",
+            "another problem's chain",
+            "steps",
+            "passes",
+            "batches",
+        ],
+        rows,
+    )
+
+
+def _points(difference: Difference) -> str:
+    """A paired difference in points, with its interval."""
+    return f"{100 * difference.mean:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def _with_earlier(stages: dict[str, Any], name: str) -> list[str]:
+    """A stage and all that it starts from, last first."""
+    line = [name]
+    while (before := stages[line[-1]].get("start")) is not None:
+        line.append(before)
+    return line
+
+
+def _risen(content: dict[str, Any], name: str) -> tuple[list[int], Any, int]:
+    """Steps of a stage's validations, their scores, and the place of the one after which they do not rise any more.
+
+    Scores are means over seeds. They still rise at the end if the last is two points, a standard error of 600 answers,
+    above all of the first three quarters; otherwise they stop at the first that no later one exceeds by as much.
     """
     curves = [seed["stages"][name] for seed in content["training"]]
-    scores = np.mean([curve["exact_match"] for curve in curves], axis=0)
-    best = [float(scores[: index + 1].max()) for index in range(len(scores))]
-    risen = [index for index in range(1, len(best)) if best[index] > best[index - 1] + 0.01]
-    return curves[0]["steps"], scores, risen[-1] if risen else 0
+    steps, scores = curves[0]["steps"], np.mean([curve["exact_match"] for curve in curves], axis=0)
+    early = [score for step, score in zip(steps, scores, strict=True) if step <= 0.75 * steps[-1]]
+    if scores[-1] > max(early, default=0.0) + 0.02:
+        return steps, scores, len(scores) - 1
+    best = np.maximum.accumulate(scores)
+    return steps, scores, int(np.argmax(best + 0.02 >= best[-1]))
 
 
 def trend(content: dict[str, Any], *stages: str) -> str:
-    """Whether the last validation of some stages rose, as the end of a sentence about them."""
+    """Whether the validation scores of some stages rose to their end, as the end of a sentence about them."""
     stopped = [name for name in stages if (found := _risen(content, name))[2] < len(found[0]) - 1]
     if len(stages) == 1:
         return "had stopped rising" if stopped else "was still rising"
@@ -300,23 +358,21 @@ def trend(content: dict[str, Any], *stages: str) -> str:
 def budgets(*every: dict[str, Any]) -> str:
     """How long every measured stage was trained, with those before it, and when its validation score stopped rising.
 
-    Minutes are those of the fastest seed, since other jobs may have run beside the others. A system that several runs
-    have is the first one's.
+    Minutes are those of the median seed: other jobs may have run beside some, and the time of an interrupted one is
+    that after the interruption. A system that several runs have is the first one's.
     """
     rows: dict[str, list[str]] = {}
     for content in every:
         stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
         for name in (name for name in content["systems"] if name in stages):
-            line = [name]
-            while (before := stages[line[-1]].get("start")) is not None:
-                line.append(before)
+            line = _with_earlier(stages, name)
             minutes = [
                 sum(seed["stages"].get(one, {}).get("seconds", 0) for one in line) / 60 for seed in content["training"]
             ]
             steps, scores, last = _risen(content, name)
             earlier = sum(_steps(stages, one) for one in line[1:])
             limit = f"{earlier + steps[last]:,}" if last < len(steps) - 1 else f"more than {earlier + steps[-1]:,}"
-            row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{min(minutes):.1f}", limit]
+            row = [name, content["name"], f"{earlier + _steps(stages, name):,}", f"{np.median(minutes):.1f}", limit]
             rows.setdefault(name, [*row, f"{100 * scores[last]:.1f} %"])
     header = ["system", "run", "batches in all", "minutes", "stops improving after", "validation score there"]
     return _markdown(header, list(rows.values()))
@@ -333,13 +389,14 @@ def pair(*arguments: Any) -> str:
     first, second, *names = arguments
     if first["outcomes"]["test"]["fingerprint"] != second["outcomes"]["test"]["fingerprint"]:
         raise ValueError(f"{first['name']} and {second['name']} were measured on other problems")
+    if first["seeds"] != second["seeds"]:
+        raise ValueError(f"{first['name']} and {second['name']} have other seeds")
     ours, theirs = (
         np.stack([unpacked(seed, one["problems"]) for seed in one["outcomes"]["test"]["right"][name]])
         for one, name in zip((first, second), names, strict=True)
     )
     found = paired_difference(ours, theirs)
-    span = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    return _markdown([f"{names[0]} against {names[1]}", "paired test"], [[span, p_value(found.p)]])
+    return _markdown([f"{names[0]} against {names[1]}", "paired test"], [[_points(found), p_value(found.p)]])
 
 
 def shots(content: dict[str, Any]) -> str:
@@ -503,6 +560,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "claims": claims,
     "corruption": corruption,
     "compared": compared,
+    "field": field,
     "budgets": budgets,
     "pair": pair,
     "shots": shots,

@@ -43,12 +43,18 @@ def test_a_sentence_about_a_trend_follows_the_curves():
     spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
     render = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(render)
-    # Half a point more is no rise, and neither is a return to what was there before a fall.
-    scores = {"risen": [0.1, 0.3, 0.5], "level": [0.1, 0.5, 0.505], "back": [0.5, 0.1, 0.5]}
+    # A point more is no rise, and neither is a return to what was there before a fall; a slow climb is one.
+    scores = {"risen": [0.1, 0.3, 0.5], "level": [0.1, 0.5, 0.51], "back": [0.5, 0.1, 0.5]}
     curves = {name: {"steps": [0, 10, 20], "exact_match": curve} for name, curve in scores.items()}
+    slow = [0.3, 0.4, 0.45, 0.48, 0.5, 0.51, 0.52, 0.53, 0.55]
+    curves["slow"] = {"steps": list(range(9)), "exact_match": slow}
+    curves["slower"] = {"steps": list(range(9)), "exact_match": [*slow[:7], 0.525, 0.53]}
     content = {"training": [{"stages": curves}]}
     assert render.trend(content, "risen") == "was still rising"
     assert render.trend(content, "level") == "had stopped rising"
+    assert render.trend(content, "slow") == "was still rising"
+    assert render.trend(content, "slower") == "had stopped rising"
+    assert render._risen(content, "slower")[2] == 5  # no later score is two points higher
     assert render.trend(content, "risen", "risen") == "all were still rising"
     assert render.trend(content, "level", "back") == "all had stopped rising"
     assert render.trend(content, "risen", "level", "back") == "all but `level` and `back` were still rising"

@@ -109,7 +109,9 @@ def test_the_summary_compares_each_corruption_with_none() -> None:
     decoded = {"none": tokens, "gaussian": gaussian, "other sentence": tokens.flip(0)}
     seed = Ablation(tokens=tokens, scored=scored, decoded=decoded)
     summary = ablation_summary([seed])
-    assert summary == ablation_summary([seed, seed])
+    # Twice the same seed is no other.
+    for name, condition in ablation_summary([seed, seed])["conditions"].items():
+        assert condition["right"] == pytest.approx(summary["conditions"][name]["right"])
     json.dumps(summary, allow_nan=False)
     assert summary["alike"] == 0.0
     conditions = summary["conditions"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from unspoken.chain import LatentChain
 from unspoken.evaluation.forcing import Effect, Run, containment, corrupted, effect_of, effect_summary, forced_run
 from unspoken.methods import catalogue
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
+from unspoken.reasoning.latents import Sampling
 from unspoken.reasoning.picking import FREE
 
 TERMINALS = torch.tensor([14, 15, 16])
@@ -70,11 +72,12 @@ def test_impossible_corruption_is_refused(rate: float, alternatives: list[int]) 
 WORDS = torch.tensor([*range(2, 9), *range(10, 20)])
 
 
-def run_of(kind: str) -> Run:
+def run_of(kind: str, sampling: Sampling | None = None) -> Run:
     if kind == "superposition":
         settings = LatentGenerationConfig(open_ids=(2,), end_ids=(3,), top_k=10, max_latents=4)
         model = tiny_language_model("unspoken")
-        return forced_run(causal_lm_system(model, settings, name=kind, max_tokens=6), prompts(), fill=PAD)
+        made = causal_lm_system(model, settings, name=kind, max_tokens=6)
+        return forced_run(replace(made, sampling=sampling), prompts(), fill=PAD)
     model = tiny_language_model("unspoken") if kind == "coupled" else tiny_pair(kind)
     system = catalogue.systems(model, stage=kind, max_answer=6, end_id=9, pad_id=PAD)[0]
     return forced_run(system.of_length(6), prompts(), fill=PAD)
@@ -97,6 +100,13 @@ def test_forced_tokens_are_given_and_free_ones_are_the_system_s_own(kind: str) -
     tokens = run(words)[1]
     assert torch.equal(tokens[chosen, 1], words[chosen, 1])
     assert torch.equal(tokens[:, 0], clean[:, 0])
+
+
+def test_where_evaluation_samples_nothing_but_forced_tokens_makes_a_difference() -> None:
+    run = run_of("superposition", Sampling(temperature=2.0))
+    clean = run(None)[1]
+    assert torch.equal(run(torch.full_like(clean, FREE))[1], clean)
+    assert torch.equal(clean, run_of("superposition")(None)[1])
 
 
 @pytest.mark.parametrize(

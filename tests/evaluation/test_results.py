@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from unspoken.evaluation.outcomes import packed
 from unspoken.evaluation.results import (
     SCHEMA,
     as_trained,
@@ -25,9 +28,10 @@ from unspoken.evaluation.results import (
     title,
     upgraded,
 )
+from unspoken.evaluation.significance import paired_difference, rate, rate_of
 
 Results = dict[str, Any]
-RATE = {"mean": 0.5, "low": 0.4, "high": 0.6, "seeds": [0.5], "problems": 100}
+RATE = asdict(rate_of([0.5], 100))
 COST = {"latent_steps": 9.0, "spoken_tokens": 9.0, "sequential_passes": 99.0, "flops": 1e6, "parameters": 7}
 OLD = {"words", "strings", "texts", "inside", "controls", "containment", "examples", "pca", "reference"}
 
@@ -40,7 +44,7 @@ def old(systems: list[str], **rest: Any) -> Results:
 
 
 def test_tree_search_of_schema_1() -> None:
-    low = RATE | {"mean": 0.1, "low": 0.05, "high": 0.2}
+    low = asdict(rate_of([0.1], 100))
     results = upgraded(
         old(
             ["jepa-reasoner", "jepa-reasoner, nearest row", "coupled"],
@@ -71,7 +75,8 @@ def test_tree_search_of_schema_1() -> None:
     # Without the problems' own outcomes a difference is as wide as both intervals allow.
     swapped = probes["controls"]["jepa-reasoner"]["swap"]
     assert swapped["exact_match"] == low
-    assert swapped["difference"] == {"mean": -0.4, "low": 0.05 - 0.6, "high": 0.2 - 0.4, "p": None}
+    span = {"low": low["low"] - RATE["high"], "high": low["high"] - RATE["low"]}
+    assert swapped["difference"] == {"mean": -0.4, **span, "p": None}
     assert differs(swapped["difference"])
     assert difference(results, "jepa-reasoner") == {"mean": 0.0, "low": -0.1, "high": 0.1, "p": 1.0}
     assert set(probes) == {"steps", "mixture", "calibration", "trees", "resampled_answers", "controls"}
@@ -217,9 +222,39 @@ def test_a_later_schema_is_refused_and_one_without_a_number_is_the_first(tmp_pat
     del results["schema"]
     (tmp_path / "results.json").write_text(json.dumps(results))
     first = read_results(tmp_path)
-    assert first["schema"] == SCHEMA == 2
+    assert first["schema"] == SCHEMA == 3
     (tmp_path / "results.json").write_text(json.dumps(first))
     assert read_results(tmp_path) == first
+
+
+def test_intervals_and_tests_of_schema_2_are_made_anew() -> None:
+    generator = np.random.default_rng(0)
+    right = {name: generator.random((3, 40)) < share for name, share in (("cot", 0.9), ("latent", 0.4))}
+    altered = right["latent"][:, :16] & (generator.random((3, 16)) < 0.5)
+    narrow = {"low": 0.0, "high": 0.0, "p": 0.0}
+    older = {
+        "schema": 2,
+        "baseline": "cot",
+        "systems": {name: {"exact_match": asdict(rate(rows)) | narrow} for name, rows in right.items()},
+        "differences": {"latent - cot": narrow, "gone - cot": narrow},
+        "outcomes": {
+            "test": {"problems": 40, "right": {name: [packed(row) for row in rows] for name, rows in right.items()}}
+        },
+        "probes": {"controls": {"latent": {"swap": {"exact_match": asdict(rate(altered)), "difference": narrow}}}},
+    }
+    results = upgraded(older)
+    assert results["schema"] == SCHEMA
+    for name, rows in right.items():
+        assert results["systems"][name]["exact_match"] == asdict(rate(rows)) | {"p": 0.0}
+    exact = asdict(paired_difference(*(right[name].astype(float) for name in ("latent", "cot"))))
+    assert results["differences"] == {"latent - cot": exact, "gone - cot": narrow}
+    # Of controls the outcomes are not kept, so the interval is at least as wide as the exact one.
+    own = right["latent"][:, :16].astype(float)
+    found, exact = results["probes"]["controls"]["latent"]["swap"]["difference"], paired_difference(altered * 1.0, own)
+    assert found["mean"] == pytest.approx(exact.mean)
+    assert found["low"] <= exact.low and found["high"] >= exact.high and found["p"] >= exact.p
+    assert upgraded(results) == results
+    assert older["differences"] == {"latent - cot": narrow, "gone - cot": narrow}
 
 
 def test_systems_are_told_apart_by_their_chains_and_stages() -> None:

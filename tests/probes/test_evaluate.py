@@ -130,7 +130,7 @@ def test_every_key_is_there_and_every_number_is_one(run: Run) -> None:
         "probes",
         "training",
     ]
-    assert (results["schema"], results["seeds"], results["problems"], results["baseline"]) == (2, [3, 4], 5, "cot")
+    assert (results["schema"], results["seeds"], results["problems"], results["baseline"]) == (3, [3, 4], 5, "cot")
     assert list(results["systems"]) == SYSTEMS
     costs = (
         "latent_steps",

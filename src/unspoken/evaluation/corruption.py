@@ -127,7 +127,9 @@ def ablation_summary(seeds: Sequence[Ablation]) -> dict[str, Any]:
     clean = names.index(CLEAN)
     conditions: dict[str, Any] = {}
     for row, name in enumerate(names):
-        conditions[name] = {kind: asdict(interval(means[row, k], drawn[:, row, k])) for k, kind in enumerate(both)}
+        conditions[name] = {
+            kind: asdict(interval(means[row, k], drawn[:, row, k], least=0, most=1)) for k, kind in enumerate(both)
+        }
         if row != clean:
             change = tested(float(means[row, 0] - means[clean, 0]), drawn[:, row, 0] - drawn[:, clean, 0])
             conditions[name]["change"] = asdict(change)

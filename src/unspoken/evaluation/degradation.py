@@ -54,7 +54,7 @@ def summary(seeds: Sequence[Hits], *, draws: int = 2000, seed: int = 0) -> dict[
     def entry(level: int, kind: int, step: int) -> dict[str, Any]:
         mean, here = means[:, kind, step], drawn[:, :, kind, step]
         return {
-            **asdict(interval(float(mean[level]), here[:, level])),
+            **asdict(interval(float(mean[level]), here[:, level], least=0, most=1)),
             "seeds": by_seed[:, level, kind, step].tolist(),
             "relative": ratio(mean[level], mean[0], here[:, level], here[:, 0]),
         }

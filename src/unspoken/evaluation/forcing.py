@@ -6,7 +6,7 @@ Axes: B problems, T tokens of a prompt, M tokens or symbols of an answer, K toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -58,12 +58,15 @@ def forced_run(
 ) -> Run:
     """Runs of a system in which some of its tokens are forced, and it goes on from them.
 
+    Answers are greedy with and without them, also where evaluation samples: so what differs is what the tokens did.
     Where an explicit chain is closed before the answer, its steps come first, in as many columns as it may have. A
     chain whose tokens are the answer is reached by every forced token; others cannot be.
 
     Args:
         fill: stands after the end of a row.
     """
+
+    system = replace(system, sampling=None)
 
     def run(tokens: Tensor | None) -> tuple[LatentChain, Tensor]:
         answer = system.respond(input_ids, attention_mask, **({} if tokens is None else system.forcing(tokens)))

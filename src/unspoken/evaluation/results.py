@@ -1,18 +1,23 @@
 """What a run measured, as one mapping of plain values, and the facts that sentences about it are made of.
 
-The layout is described in `unspoken.probes.evaluate`. Results of schema 1, which older versions wrote, are read too.
+The layout is described in `unspoken.probes.evaluate`. Results of schemas 1 and 2, which older versions wrote, are read
+too; intervals and tests of schema 2 and before, which took three seeds for many, are made anew from what is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from unspoken.evaluation.outcomes import COUPLED, PAIR
+import numpy as np
+
+from unspoken.evaluation.outcomes import COUPLED, PAIR, unpacked
+from unspoken.evaluation.significance import Difference, difference_of, paired_difference, rate_of
 from unspoken.storage import FolderError, one_line, read_json
 
-RESULTS, SCHEMA = "results.json", 2
+RESULTS, SCHEMA = "results.json", 3
 Results = Mapping[str, Any]
 # Names of stages and keys that older results have.
 _KINDS = {"compress": "stage1", "autonomy": "stage2"}
@@ -51,13 +56,15 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
     """Results of any schema in the layout of this one."""
     if results.get("schema") == SCHEMA:
         return {**results, "probes": _renamed(results["probes"])}
+    if results.get("schema") == 2:
+        return _with_todays_tests({**results, "schema": SCHEMA, "probes": _renamed(results["probes"])})
     problems, systems = results.get("words") or {}, results.get("systems") or {}
     baseline = results.get("baseline", COUPLED if COUPLED in systems else None)
     copied = ("name", "size", "command", "recipe", "seeds", "problems", "outcomes", "training", "overlap", "made")
     tests = problems.get("tests") or {
         "test": {name: {"exact_match": entry["exact_match"]} for name, entry in systems.items()}
     }
-    return {
+    today = {
         **{key: results[key] for key in copied if key in results},
         "schema": SCHEMA,
         "baseline": baseline,
@@ -66,6 +73,55 @@ def upgraded(results: dict[str, Any]) -> dict[str, Any]:
         "differences": results.get("differences", {}),
         "probes": _renamed({key: summary for key, summary in _probes(results).items() if summary}),
     }
+    return _with_todays_tests(today)
+
+
+def _with_todays_tests(results: dict[str, Any]) -> dict[str, Any]:
+    """The same results with intervals of rates, differences and controls as they are made today.
+
+    Intervals of other probes stay as they were measured: what they were made of is not kept.
+    """
+    made: dict[str, Any] = _with_todays_rates(results)
+    first: Results = next(iter((results.get("outcomes") or {}).values()), {})
+    right = {
+        name: np.stack([unpacked(seed, first["problems"]) for seed in seeds])
+        for name, seeds in first.get("right", {}).items()
+    }
+    baseline = made.get("baseline")
+    for name in made.get("differences", ()):
+        one = name.removesuffix(f" - {baseline}")
+        if one in right and baseline in right:
+            made["differences"][name] = asdict(paired_difference(right[one], right[baseline]))
+    for system, entries in (made["probes"].get("controls") or {}).items():
+        for entry in entries.values() if system in right else ():
+            altered = entry["exact_match"]
+            if len(altered["seeds"]) == len(right[system]):
+                own = right[system][:, : altered["problems"]].mean(axis=1)
+                entry["difference"] = asdict(_difference_of_rates(altered["seeds"], own.tolist(), altered["problems"]))
+    return made
+
+
+def _with_todays_rates(content: Any) -> Any:
+    if isinstance(content, list):
+        return [_with_todays_rates(value) for value in content]
+    if not isinstance(content, dict):
+        return content
+    if content.keys() >= {"mean", "low", "high", "seeds", "problems"}:
+        return content | asdict(rate_of(content["seeds"], content["problems"]))
+    return {key: _with_todays_rates(value) for key, value in content.items()}
+
+
+def _difference_of_rates(first: Sequence[float], second: Sequence[float], problems: int) -> Difference:
+    """A paired difference of which the rates of seeds are left, and not on which problems outcomes differ.
+
+    The variance of problems is taken as large as such rates allow: as if the two were right together as seldom as
+    they can.
+    """
+    by_seed = np.subtract(first, second)
+    mean, of_seeds = float(by_seed.mean()), float(by_seed.var(ddof=1)) / len(by_seed) if len(by_seed) > 1 else 0.0
+    apart = float(np.mean([min(one + two, 2 - one - two) for one, two in zip(first, second, strict=True)]))
+    variance = of_seeds + max(0.0, apart - mean**2) / problems
+    return difference_of(mean, of_seeds, variance, len(by_seed), problems)
 
 
 def _renamed(probes: dict[str, Any]) -> dict[str, Any]:

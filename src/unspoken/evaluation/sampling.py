@@ -94,6 +94,7 @@ def draw(
     Returns:
         ``[P, draws]``, true where right.
     """
+    system = replace(system, sampling=None)
     clean = system.reasoner
     assert isinstance(clean, CausalLMReasoner)
     if isinstance(clean, SoftReasoner):

@@ -54,7 +54,7 @@ def _with_intervals(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     keys = [key for key in ("accuracy", "loss") if key in seeds[0]]
     values = np.stack([np.stack([entry[key] for key in keys], axis=1) for entry in seeds])
     drawn, means = bootstrap_means(values, draws=_DRAWS), values.mean(axis=(0, 1))
-    summary = {"accuracy": asdict(interval(float(means[0]), drawn[:, 0]))}
+    summary = {"accuracy": asdict(interval(float(means[0]), drawn[:, 0], least=0, most=1))}
     if "loss" in keys:
         summary["perplexity"] = asdict(interval(float(np.exp(means[1])), np.exp(drawn[:, 1])))
     return summary

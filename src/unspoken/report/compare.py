@@ -400,7 +400,7 @@ def _tests(one: ProblemSet) -> tuple[list[Column], str]:
 
     note = (
         f"{name} of {against.run} is the most accurate system {kind}. Differences are paired, problem by problem"
-        f"{', on the seeds that both have' if some else ''}; interval and p-value come from a bootstrap over seeds and "
+        f"{', on the seeds that both have' if some else ''}; interval and p-value are those of a t-test over seeds and "
         f"problems, and p is corrected after Holm for {count(len(tested), 'test')}. Grey where the difference is not "
         "significant at the 5 % level."
     )
