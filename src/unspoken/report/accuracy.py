@@ -91,7 +91,11 @@ def _note(results: Results, *, compared: bool) -> str:
         ),
         ("Intervals widen where seeds disagree.", many),
         ("One seed: intervals cover the choice of problems only.", not many),
-        ("The difference is paired, problem by problem; grey where it is not significant at the 5 % level.", compared),
+        (
+            "The difference is paired, problem by problem; grey where it is not significant at the 5 % level. Each is a "
+            "test by itself: p is not corrected for their number.",
+            compared,
+        ),
         (f"Names in full: {_full_names(results)}.", "full_names" in results),
     )
     return " ".join(sentence for sentence, holds in sentences if holds)
