@@ -329,7 +329,7 @@ WRITERS = {
         "plain.save_pretrained",  # likewise
         "self.processing_class.save_pretrained",
         "torch.save",
-        "(written / 'training_args.bin').unlink",
+        "self.model.save_pretrained",
         "best.replace",  # `numbered` leaves out links
     },
     "training/lock.py": {

@@ -97,6 +97,8 @@ def test_a_chain_that_is_one_text_is_cut_into_sentences_and_lines(tmp_path: Path
     [
         (["One is 1. Two is 2.", "Three."], ("One is 1. Two is 2.", "\nThree.")),
         ('["One is 1. Two is 2.", "Three."]', ("One is 1. Two is 2.", "\nThree.")),
+        (["One is 1. Two is 2."], ("One is 1. Two is 2.",)),
+        ('["One is 1. Two is 2."]', ("One is 1. Two is 2.",)),
         ("[3, 4]", ("[3, 4]",)),
         ("[3] is odd. So?", ("[3] is odd.", " So?")),
     ],

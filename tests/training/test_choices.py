@@ -11,6 +11,8 @@ from unspoken.methods.defaults import TrainingFacts
 from unspoken.tasks.spans import Spans
 from unspoken.training.own_data import _facts, _filled, _in_order, as_overrides
 
+CONFIG = SimpleNamespace(hidden_size=96, num_attention_heads=3)
+
 
 def facts(**changes: Any) -> TrainingFacts:
     return TrainingFacts(**{"rows": 8000, "steps": 2, "chain": 6, "width": 64, "heads": 2, "batch_size": 8, **changes})
@@ -21,10 +23,10 @@ def facts(**changes: Any) -> TrainingFacts:
     [
         (511, {}, None, 0.001),
         (512, {}, 64, 0.0003),
-        (512, {"lora": "null"}, None, 0.00005),
-        (512, {"stages.one.lora": "null"}, None, 0.00005),
-        (512, {"stages.two.lora": "null"}, 64, 0.0003),
-        (511, {"lora": "null"}, None, 0.001),
+        (512, {"lora": None}, None, 0.00005),
+        (511, {"lora": None}, None, 0.001),
+        (512, {"lora": {"rank": 8}}, 64, 0.0003),  # the recipe has its rank in place of the usual one
+        (511, {"lora": {"rank": 8}}, 64, 0.0003),
     ],
 )
 def test_a_wide_model_gets_adapters_and_a_lower_rate(width: int, given: Any, rank: Any, rate: float) -> None:
@@ -50,6 +52,16 @@ def test_a_stage_is_measured_four_times_or_more(rows: int, epochs: float, steps:
     }
 
 
+@pytest.mark.parametrize(
+    ("steps", "taken", "every", "warmup"),
+    [(8, 8, 2, 0), (3000, 3000, 250, 30), (1, 1, 1, 0), (0, 20, 5, 2), ("9", 20, 5, 2), (True, 20, 5, 2)],
+)
+def test_looks_and_warm_up_follow_from_given_steps(steps: Any, taken: int, every: int, warmup: int) -> None:
+    # What is no number of steps is refused when the recipe is read.
+    stage = _filled({"name": "one", "epochs": 1}, facts(rows=8), {"steps": steps})
+    assert (stage["steps"], stage["evaluate_every"], stage["optimizer"]["warmup_steps"]) == (taken, every, warmup)
+
+
 def test_what_a_method_states_stays() -> None:
     labels = {"name": "labels", "objective": {"kind": "labels"}}
     assert _filled(labels, facts(), {}) == labels
@@ -60,7 +72,13 @@ def test_what_a_method_states_stays() -> None:
     assert stage["optimizer"]["name"] == "adamw"
 
 
-def planted(monkeypatch: pytest.MonkeyPatch, *lengths: tuple[int, int, int], rows: Any, validation: Any = 30) -> Any:
+def planted(
+    monkeypatch: pytest.MonkeyPatch,
+    *lengths: tuple[int, int, int],
+    rows: Any,
+    validation: Any = 30,
+    config: Any = CONFIG,
+) -> Any:
     """Facts and caps of problems with these lengths of prompt, step and answer; the first have one step, and so on."""
     spans = [
         Spans(prompt=(3,) * prompt, steps=((4,) * chain,) + ((4,),) * number, answer=(5,) * answer)
@@ -71,8 +89,8 @@ def planted(monkeypatch: pytest.MonkeyPatch, *lengths: tuple[int, int, int], row
         sample=lambda _, indices: indices,
         spans=lambda indices, _: [spans[number % len(spans)] for number in indices.tolist()],
     )
-    config = SimpleNamespace(hidden_size=96, num_attention_heads=3)
-    monkeypatch.setattr("unspoken.training.context.base_config", lambda _: config)
+    composite = SimpleNamespace(get_text_config=lambda: config)
+    monkeypatch.setattr("unspoken.training.context.base_config", lambda _: composite)
     recipe: Any = SimpleNamespace(task=SimpleNamespace(build=lambda: task), tokenizer=lambda: None)
     return _facts(recipe)
 
@@ -105,6 +123,12 @@ def test_one_chain_in_twenty_may_be_longer(monkeypatch: pytest.MonkeyPatch) -> N
     assert caps["max_latents"] == 4 + 25
     known, _ = planted(monkeypatch, *[(2, 1, 2)] * 21, rows=21)
     assert (known.steps, known.chain) == (20, 20)
+
+
+@pytest.mark.parametrize(("width", "heads"), [(256, 4), (32, 1)])
+def test_a_model_without_heads(monkeypatch: pytest.MonkeyPatch, width: int, heads: int) -> None:
+    known, _ = planted(monkeypatch, (2, 1, 2), rows=20, config=SimpleNamespace(hidden_size=width))
+    assert (known.width, known.heads) == (width, heads)
 
 
 @pytest.mark.parametrize(("held_out", "measured"), [(None, 100), (99, 99), (100, 100), (101, 100)])

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+from tiny_hub import GPT, tiny_hub_model
 from tiny_models import prompts, tiny_language_model, tiny_pair
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import get_linear_schedule_with_warmup
 
-from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, is_matrix, orthogonal, warmed_up
+from unspoken.training.optimizers import Muon, MuonWithAdamW, build_optimizer, matrices_and_rest, orthogonal, warmed_up
 from unspoken.training.parts import Optimizer
 
 MUON = Optimizer(lr=0.02, lr_rest=0.003)
@@ -40,12 +42,18 @@ def assert_equal_weights(one: nn.Module, two: nn.Module) -> None:
         assert torch.equal(weight, weights_of(two)[name]), name
 
 
+def grouped_names(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of trained weights in both groups, in order."""
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    matrices, rest = matrices_and_rest(model)
+    return [names[id(weight)] for weight in matrices], [names[id(weight)] for weight in rest]
+
+
 def test_matrices_of_the_blocks_are_told_from_tables_heads_and_gains() -> None:
     model = tiny_pair("dual", tie_word_embeddings=False)
-    matrices = {name for name, weight in model.named_parameters() if is_matrix(name, weight)}
+    matrices, rest = grouped_names(model)
     assert all("proj" in name for name in matrices)
-    rest = dict(model.named_parameters()).keys() - matrices
-    assert {name.rsplit(".", 2)[-2] for name in rest} == {
+    assert {name.split(".")[-2] for name in rest} == {
         "embed_tokens",
         "lm_head",
         "rms",
@@ -53,6 +61,63 @@ def test_matrices_of_the_blocks_are_told_from_tables_heads_and_gains() -> None:
         "cross_norm",
         "ffn_norm",
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "tables"),
+    [
+        ("llama", {"tie_word_embeddings": False}, {"model.embed_tokens.weight", "lm_head.weight"}),
+        ("gpt2", GPT, {"transformer.wte.weight", "transformer.wpe.weight"}),
+        ("gpt_neox", {}, {"gpt_neox.embed_in.weight", "lm_head.weight"}),
+        ("bloom", {}, {"transformer.word_embeddings.weight"}),
+        (
+            "opt",
+            {"word_embed_proj_dim": 32},
+            {"model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight"},
+        ),
+        ("rwkv", {"attention_hidden_size": 32}, {"rwkv.embeddings.weight", "head.weight"}),
+        ("mixtral", {}, {"model.embed_tokens.weight", "lm_head.weight"}),
+    ],
+)
+def test_tables_and_heads_are_known_by_what_they_are(kind: str, settings: dict[str, Any], tables: set[str]) -> None:
+    model = tiny_hub_model(kind, **settings)
+    shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    matrices, rest = grouped_names(model)
+    assert matrices and sorted(matrices + rest) == sorted(shapes)
+    assert {name for name in rest if len(shapes[name]) == 2} == tables
+    optimizer = build_optimizer(model, ADAMW, "fp32")
+    held = [len(group["params"]) for group in optimizer.param_groups]
+    assert held == [len(matrices), len(rest)]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.003, 0.001]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "gpt_oss"])
+def test_experts_in_one_tensor_are_matrices_that_muon_refuses(kind: str) -> None:
+    model = tiny_hub_model(kind)
+    matrices, rest = grouped_names(model)
+    assert {name.split(".")[-1] for name in matrices if ".experts." in name} == {"gate_up_proj", "down_proj"}
+    # A bias of every expert is no matrix, though it has two axes.
+    assert all(name.endswith("bias") for name in rest if ".experts." in name)
+    with pytest.raises(ValueError, match=r"^optimizer\.name is muon.*set optimizer\.name to adamw"):
+        build_optimizer(model, MUON, "fp32")
+
+
+def test_a_gain_for_every_head_is_no_matrix() -> None:
+    matrices, rest = grouped_names(tiny_hub_model("cohere", use_qk_norm=True))
+    assert [name for name in rest if "q_norm" in name]
+    assert not [name for name in matrices if "norm" in name]
+
+
+def test_adapters_of_tables_and_heads_are_matrices() -> None:
+    model = tiny_hub_model("gpt_neox")
+    inject_adapter_in_model(LoraConfig(r=2, target_modules=["embed_in", "lm_head", "dense"]), model)
+    matrices, rest = grouped_names(model)
+    assert {name.split(".")[-2] for name in matrices if "embed_in" in name} == {"lora_embedding_A", "lora_embedding_B"}
+    assert {name.split(".")[-3] for name in matrices if "lm_head" in name} == {"lora_A", "lora_B"}
+    assert rest == []
+    model.requires_grad_(True)
+    assert {"gpt_neox.embed_in.base_layer.weight", "lm_head.base_layer.weight"} < set(grouped_names(model)[1])
 
 
 def test_muon_moves_the_matrices_and_adamw_the_rest() -> None:
@@ -256,3 +321,11 @@ def test_a_logarithmic_warm_up_is_that_of_deepspeed() -> None:
     assert rates == pytest.approx([0.0, *rising, *[(25 - step) / 20 for step in range(6, 25)]])
     plain = get_linear_schedule_with_warmup(optimizer, 5, 25)
     assert warmed_up(plain, replace(settings, warmup="linear")).lr_lambdas[0](2) == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "logarithmic"])
+def test_one_step_of_warm_up_is_a_step_at_rate_zero(schedule: Any) -> None:
+    settings = Optimizer(name="adamw", lr=0.01, warmup_steps=1, warmup=schedule, schedule="linear")
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    rate = warmed_up(get_linear_schedule_with_warmup(optimizer, 1, 5), settings).lr_lambdas[0]
+    assert [rate(step) for step in range(3)] == [0.0, 1.0, 0.75]

@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from rich.console import Console
 from tiny_hub import save_hub_folder, save_problems
+from transformers import Gemma3Config
 from typer.testing import CliRunner
 
 import unspoken
@@ -51,6 +52,11 @@ def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) 
         (wide, [], 64, 0.0003),
         (wide, ["lora=null"], None, 0.00005),
         (wide, ["stages.cot.lora=null"], None, 0.00005),
+        (wide, ["lora=~"], None, 0.00005),
+        (wide, ["lora="], None, 0.00005),
+        (wide, ["stages.0.lora=Null"], None, 0.00005),
+        (wide, ["lora=null", "stages.cot.lora={rank: 8}"], 8, 0.0003),
+        (narrow, ["lora.rank=8"], 8, 0.0003),
     ):
         (stage,) = own_recipe("cot", model, data, overrides).stages
         assert (stage.lora and stage.lora.rank, stage.optimizer.lr) == (rank, rate)
@@ -72,6 +78,8 @@ def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) 
     assert (stage.batch_size, stage.steps) == (50, 360)
     (stage,) = own_recipe("cot", hub, data, ["batch_size=1"]).stages
     assert (stage.batch_size, stage.steps) == (1, 3 * 32)
+    for one in ("stages.cot.batch_size=50", "stages.0.batch_size=50"):
+        assert own_recipe("cot", hub, many, [one]) == own_recipe("cot", hub, many, ["batch_size=50"])
     with pytest.raises(ValueError, match="batch_size and evaluate_every must be at least 1"):
         own_recipe("cot", hub, data, ["batch_size=0"])
     long = tmp_path / "long.jsonl"
@@ -79,6 +87,44 @@ def test_rate_and_batches_follow_from_model_and_data(hub: Path, tmp_path: Path) 
     long.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     recipe = own_recipe("cot", hub, long)
     assert (recipe.stages[0].batch_size, recipe.evaluation.batch_size) == (2, 2)  # 2 ** 14 tokens are three rows
+
+
+def test_looks_and_warm_up_follow_from_the_steps_that_are_given(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl")
+    for overrides, expected in (
+        (["steps=8"], (8, 2, 0)),
+        (["stages.cot.steps=8"], (8, 2, 0)),
+        (["steps=2000"], (2000, 250, 30)),
+        (["steps=8", "evaluate_every=3", "optimizer.warmup_steps=1"], (8, 3, 1)),
+        (["steps=8", "stages.cot.steps=40"], (40, 10, 4)),
+    ):
+        (stage,) = own_recipe("cot", hub, data, overrides).stages
+        assert (stage.steps, stage.evaluate_every, stage.optimizer.warmup_steps) == expected
+    for override, message in (
+        ("steps", r"^cot: override 'stages\.cot\.steps' is not of the form key=value$"),
+        ("stages.coot.steps=8", r"^cot: override stages\.coot\.steps: there is no entry 'coot'; did you mean 'cot'\?$"),
+        ("stages.cot=8", r"^cot: stages\[0\] is 8; it must be a mapping"),
+        ("steps=eight", r"^cot: stages\[0\]\.steps is 'eight'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own_recipe("cot", hub, data, [override])
+
+
+def test_one_stage_with_other_batches_keeps_its_epochs(hub: Path, tmp_path: Path) -> None:
+    data = save_problems(tmp_path / "mine.jsonl", rows=400)
+    usual, other = (own_recipe("icot", hub, data, given).stages for given in ([], ["stages.icot.batch_size=4"]))
+    assert usual[0] == other[0]
+    assert (usual[1].steps, other[1].steps) == (8 * 320 / 8, 8 * 320 / 4)
+    # Its chain is removed more slowly as well.
+    assert other[1].objective.steps_per_token == 2 * usual[1].objective.steps_per_token
+
+
+def test_a_model_of_texts_and_pictures_is_as_wide_as_its_language_model(hub: Path, tmp_path: Path) -> None:
+    folder = save_hub_folder(tmp_path / "composite")
+    text = {"hidden_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 128}
+    Gemma3Config(text_config=text).save_pretrained(folder)
+    (stage,) = own_recipe("cot", folder, save_problems(tmp_path / "mine.jsonl")).stages
+    assert stage.lora is not None
 
 
 def test_icot_removes_a_chain_while_it_trains_and_reads_rows_in_order(hub: Path, tmp_path: Path) -> None:

@@ -164,9 +164,11 @@ def test_weights_that_are_not_finite_are_not_kept(infinite: bool) -> None:
 @pytest.mark.parametrize(
     ("history", "step", "measures", "ended"),
     [
-        # Steps are measured by fours: where a checkpoint of such a step was not, that comes first.
+        # Steps are measured by fours, and the last one, 6: where a checkpoint of such a step was not, that comes first.
         ([], 4, True, False),
         ([], 5, False, False),
+        ([], 6, True, False),
+        ([{"eval_score": 1.0, "step": 6}], 6, False, False),
         ([{"eval_score": 1.0, "step": 4}], 4, False, False),
         ([{"eval_score": 1.0, "step": 0}], 4, True, False),
         ([{"loss": 1.0, "step": 4}], 4, True, False),
@@ -184,7 +186,7 @@ def test_a_checkpoint_is_measured_before_it_goes_on(
     one = trainer(
         stage=SimpleNamespace(name="cot", stop_at=0.4),
         objective=SimpleNamespace(candidate=lambda _: True),
-        args=SimpleNamespace(eval_steps=4, eval_on_start=None),
+        args=SimpleNamespace(eval_steps=4, max_steps=6, eval_on_start=None),
         _newest=lambda: "checkpoint-4",
         _finish=lambda: Path("finished"),
         _signal=SimpleNamespace(ended=False),

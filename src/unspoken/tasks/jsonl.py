@@ -170,32 +170,32 @@ class JsonlTask(FileTask):
         question, answer = text_of(fields, config.question_column), _answer(fields, config.answer_column)
         if (fault := answer_fault(config.grader, answer)) is not None:
             raise ValueError(fault)
-        steps = self._steps(fields, split)
-        chain = "".join(steps)
+        chain, steps = self._chain(fields, split)
         return ReasoningProblem(
             question=question,
             chains=(chain,) if chain else (),
             answer=answer,
             key=f"{split}:{digest([question, chain, answer])}",
-            given_steps=steps if len(steps) > 1 else (),
+            given_steps=steps,
             grader=config.grader,
         )
 
-    def _steps(self, fields: dict[str, Any], split: str) -> tuple[str, ...]:
-        """Steps of the chain: those of a list, or one text; none where the row has no chain."""
+    def _chain(self, fields: dict[str, Any], split: str) -> tuple[str, tuple[str, ...]]:
+        """The chain, and its steps if they are a list; both empty where the row has no chain."""
         name = self.config.chain_column or ("steps" if "steps" in fields else "cot")
-        steps = _steps_of(fields.get(name), name)
+        steps, listed = _steps_of(fields.get(name), name)
         if split == "train":
             self._chained = bool(steps) if self._chained is None else self._chained
             if self._chained != bool(steps):
                 there, others = ("no chain", "have one") if self._chained else ("a chain", "have none")
                 raise ValueError(f"it has {there} in column {name!r}, and the rows before it {others}")
         # The line break belongs to the step after it, as in `ReasoningProblem.steps`.
-        return tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(steps))
+        steps = tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(steps))
+        return "".join(steps), steps if listed else ()
 
 
-def _steps_of(value: Any, name: str) -> tuple[str, ...]:
-    """Steps of a cell without markers and spaces around them; none of an empty one."""
+def _steps_of(value: Any, name: str) -> tuple[tuple[str, ...], bool]:
+    """Steps of a cell without markers and spaces around them, none of an empty one; and whether they are a list."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _listed(value)
     steps = [value or ""] if value is None or isinstance(value, str) else value
@@ -204,7 +204,7 @@ def _steps_of(value: Any, name: str) -> tuple[str, ...]:
     if isinstance(value, list) and any(not step.strip() for step in steps):
         raise ValueError(f"column {name!r} has a blank step; leave it out")
     bare = [step.strip().removeprefix(OPEN).removesuffix(END).strip() for step in steps]
-    return tuple(step for step in bare if step)
+    return tuple(step for step in bare if step), isinstance(value, list)
 
 
 def _listed(text: str) -> Any:

@@ -57,12 +57,17 @@ def _require_reach(stack: PreTrainedModel, layers: list[str]) -> None:
         )
     for module in stack.modules():
         for weight in module.parameters(recurse=False):
-            # Kernels of convolutions have as many axes; a vector for each place of a window has one of length 1.
-            if weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd):
+            if keeps_experts(module, weight):
                 raise ValueError(
                     f"lora: {name} keeps all experts of a block in one tensor ({type(module).__name__}), which "
                     "adapters do not reach; set lora to null"
                 )
+
+
+def keeps_experts(module: nn.Module, weight: nn.Parameter) -> bool:
+    """Whether a weight of a module is a matrix ``[E, A, B]`` for each of its experts."""
+    # Kernels of convolutions have as many axes; a vector for each place of a window has one of length 1.
+    return weight.ndim == 3 and min(weight.shape) > 1 and not isinstance(module, nn.modules.conv._ConvNd)
 
 
 def merged(model: PreTrainedModel) -> PreTrainedModel:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedModel
 
 from unspoken import distributed
 from unspoken.machine import Precision
+from unspoken.training.adapters import keeps_experts
 from unspoken.training.parts import Optimizer
 
 
@@ -129,10 +132,44 @@ def _pair(settings: Optimizer) -> tuple[float, float]:
     return first, second
 
 
-def is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a matrix of a block or of an adapter, and not a table, a head or a gain."""
-    in_block = "embed_tokens" not in name and "lm_head" not in name
-    return parameter.ndim == 2 and (in_block or ".lora_embedding_" in name)
+def matrices_and_rest(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Trainable parameters, each list in the order of the model.
+
+    Returns:
+        Matrices of blocks and of adapters, among them experts ``[E, A, B]`` that are kept in one tensor; and the rest:
+        tables of tokens or positions, heads, gains and biases.
+    """
+    tables = {id(weight) for table in _tables(model) for weight in table.parameters()}
+    matrices: set[int] = set()
+    for module in model.modules():
+        # Some families have a gain, or a bias, of two axes: for every head, or every expert.
+        is_norm = "norm" in type(module).__name__.lower()
+        for name, weight in module.named_parameters(recurse=False):
+            plain = weight.ndim == 2 and not is_norm and not name.endswith("bias")
+            if (plain or keeps_experts(module, weight)) and id(weight) not in tables:
+                matrices.add(id(weight))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return (
+        [parameter for parameter in trained if id(parameter) in matrices],
+        [parameter for parameter in trained if id(parameter) not in matrices],
+    )
+
+
+def _tables(model: nn.Module) -> Iterator[nn.Module]:
+    """Embeddings, and the heads of all language models inside; not the adapters of either.
+
+    Families name them as they like, so names do not tell.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            yield module
+        # A Talker is no model of the library, and has a head all the same.
+        heads = [getattr(module, "lm_head", None)]
+        if isinstance(module, PreTrainedModel):
+            heads.append(module.get_output_embeddings())
+        for head in heads:
+            if head is not None:
+                yield head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
 
 
 def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision) -> torch.optim.Optimizer:
@@ -140,10 +177,17 @@ def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision)
 
     Args:
         precision: that the stage trains in; Muon follows it.
+
+    Raises:
+        ValueError: Muon is asked for, and experts are kept in one tensor.
     """
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    matrices = [parameter for name, parameter in trained if is_matrix(name, parameter)]
-    rest = [parameter for name, parameter in trained if not is_matrix(name, parameter)]
+    matrices, rest = matrices_and_rest(model)
+    if settings.name == "muon" and any(weight.ndim != 2 for weight in matrices):
+        # AdamW could move them, but neither at Muon's rate nor at that of a table.
+        raise ValueError(
+            "optimizer.name is muon, which moves single matrices, and the model keeps those of all experts in one "
+            "tensor; set optimizer.name to adamw, with optimizer.lr 0.001 or less"
+        )
     if settings.name == "muon":
         return MuonWithAdamW(matrices, rest, settings, precision)
     groups: list[dict[str, Any]] = [
@@ -162,5 +206,5 @@ def warmed_up(scheduler: LRScheduler, settings: Optimizer) -> LRScheduler:
 
 
 def _logarithmic(factor: Callable[[int], float], steps: int) -> Callable[[int], float]:
-    """A schedule whose first ``steps`` rise as the logarithm of the step."""
-    return lambda step: math.log(max(step, 1)) / math.log(steps) if step < steps else factor(step)
+    """A schedule whose first ``steps`` rise as the logarithm of the step; where there is only one, its rate is 0."""
+    return lambda step: math.log(max(step, 1)) / math.log(max(steps, 2)) if step < steps else factor(step)

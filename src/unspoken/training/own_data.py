@@ -16,7 +16,7 @@ from unspoken.methods.catalogue import objectives, trainable
 from unspoken.methods.defaults import TrainingFacts
 from unspoken.storage import write_text
 from unspoken.tasks.task import rows_in_words
-from unspoken.training.recipe import Recipe, Stage, dump, parse
+from unspoken.training.recipe import Recipe, Stage, apply_overrides, dump, parse
 from unspoken.training.settings import nearest
 
 _LOOKED_AT = 1000  # training problems by which lengths are chosen
@@ -65,19 +65,34 @@ def own_recipe(
     about_data = [override for override in overrides if override.startswith("task.")]
     looked = parse(yaml.safe_dump({**values, "stages": [first]}), method, about_data)
     facts, evaluation = _facts(looked)
-    given = {key: text for key, _, text in (override.partition("=") for override in overrides)}
-    if (batch_size := given.get("batch_size", "")).isdigit() and int(batch_size) > 0:
-        facts = replace(facts, batch_size=int(batch_size))  # epochs stay what they are
-    stages = trainable(facts).get(method)
-    if stages is None:
+    usual = trainable(facts).get(method)
+    if usual is None:
         raise ValueError(
             f"{method} learns from explicit chains, and the rows of {values['task'].get('train')} have none; add a "
             "column 'steps' or 'cot'"
         )
-    stages = [_filled(stage, facts, given) for stage in stages]
+    keys = [_filled(stage, facts, {}) for stage in usual]
+    spread = [one for override in overrides for one in _spread(override, keys)]
+    stages = []
+    for index, given in enumerate(_given(spread, keys, method)):
+        # Epochs stay what they are, so steps and what a method derives from them follow the batches.
+        sized = replace(facts, batch_size=_count(given.get("batch_size")) or facts.batch_size)
+        stages.append(_filled(trainable(sized)[method][index], sized, given))
     values |= {"stages": stages, "evaluation": evaluation, "group_by_length": not _in_order(stages)}
-    spread = [one for override in overrides for one in _spread(override, stages)]
     return parse(yaml.safe_dump(values), method, spread)
+
+
+def _given(overrides: Sequence[str], stages: Sequence[Mapping[str, Any]], method: str) -> list[Mapping[str, Any]]:
+    """What overrides say of each stage."""
+    said: dict[str, Any] = {"stages": [{"name": stage["name"]} for stage in stages]}
+    apply_overrides(said, method, [override for override in overrides if override.startswith("stages.")])
+    # A stage may be replaced as a whole, by what may be no stage; then `parse` says so.
+    return [stage if isinstance(stage, Mapping) else {} for stage in said["stages"]]
+
+
+def _count(value: Any) -> int | None:
+    """A whole number from 1; None for anything else, which `parse` refuses."""
+    return value if type(value) is int and value > 0 else None
 
 
 def write_recipe(recipe: Recipe, file: Path) -> Path:
@@ -117,13 +132,15 @@ def _facts(recipe: Recipe) -> tuple[TrainingFacts, dict[str, int]]:
     spans = task.spans(problems, PromptFormat(tokenizer=recipe.tokenizer()))
     longest = max(len(row.prompt) + len(row.chain) + len(row.answer) for row in spans)
     fitting = 2 ** int(math.log2(max(1, _MOST_TOKENS // longest)))
-    config = base_config(recipe)
+    config = base_config(recipe).get_text_config()
+    # A state-space model has no heads; a Talker beside it gets some of the usual width.
+    heads = getattr(config, "num_attention_heads", None) or config.hidden_size // 64 or 1
     facts = TrainingFacts(
         rows=rows,
         steps=math.ceil(np.quantile([len(row.steps) for row in spans], 0.95)),
         chain=math.ceil(np.quantile([len(row.chain) for row in spans], 0.95)),
         width=config.hidden_size,
-        heads=config.num_attention_heads,
+        heads=heads,
         batch_size=min(fitting, _LARGE_BATCH if rows >= _MANY else _BATCH),
     )
     caps = {
@@ -134,13 +151,12 @@ def _facts(recipe: Recipe) -> tuple[TrainingFacts, dict[str, int]]:
     return facts, {"problems": 500, "validation_problems": validation, "batch_size": min(fitting, 32), **caps}
 
 
-def _filled(stage: Mapping[str, Any], facts: TrainingFacts, given: Mapping[str, str]) -> dict[str, Any]:
-    """A stage with the settings that it leaves out, where some keys are given as text."""
+def _filled(stage: Mapping[str, Any], facts: TrainingFacts, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A stage with the settings that it leaves out, which follow from those that overrides give it."""
     if "epochs" not in stage:
         return dict(stage)
-    steps = facts.optimizer_steps(stage["epochs"])
-    in_full = "null" in (given.get("lora"), given.get(f"stages.{stage['name']}.lora"))
-    adapted = facts.width >= _WIDE and not in_full
+    steps = _count(given.get("steps")) or facts.optimizer_steps(stage["epochs"])
+    adapted = given["lora"] is not None if "lora" in given else facts.width >= _WIDE
     rate = _ADAPTERS_RATE if adapted else _WIDE_RATE if facts.width >= _WIDE else _NARROW_RATE
     usual = {
         "steps": steps,

@@ -17,7 +17,7 @@ from unspoken.methods.cost import FULL, Lengths
 from unspoken.methods.method import Context
 from unspoken.training.adapters import add_adapters
 from unspoken.training.context import base_config, check_backbone, context_of
-from unspoken.training.optimizers import is_matrix
+from unspoken.training.optimizers import matrices_and_rest
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.shapes import measured_lengths, published_shape
 
@@ -119,14 +119,14 @@ def _count(weights: Sequence[torch.Tensor]) -> int:
 
 def _sharded(stage: Stage, model: PreTrainedModel) -> dict[str, int]:
     """Numbers that are sharded over ranks: weights, gradients, and one or two of the optimiser's for each."""
-    trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    learned = _count([weight for _, weight in trained])
+    matrices, rest = matrices_and_rest(model)
+    learned = _count([*matrices, *rest])
     # Muon keeps one number a weight, AdamW two.
-    matrices = [weight for name, weight in trained if stage.optimizer.name == "muon" and is_matrix(name, weight)]
+    by_muon = matrices if stage.optimizer.name == "muon" else []
     return {
         "weights": _count([*model.parameters(), *model.buffers()]),
         "gradients": learned,
-        "optimizer": 2 * learned - _count(matrices),
+        "optimizer": 2 * learned - _count(by_muon),
     }
 
 

@@ -434,10 +434,27 @@ def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
         values = _read_yaml(text)
     except SettingsError as error:
         raise SettingsError(f"{origin}: {error}") from None
-    try:
+    apply_overrides(values, origin, overrides)
+    with _one_line(origin):
+        return read(Recipe, values)
+
+
+def apply_overrides(values: Any, origin: str, overrides: Sequence[str]) -> None:
+    """Set dotted keys of what a recipe's YAML holds, in place; ``origin`` names it in messages.
+
+    Raises:
+        SettingsError: an override is no ``key=value``, or there is no such stage.
+    """
+    with _one_line(origin):
         for override in overrides:
             _apply(values, override)
-        return read(Recipe, values)
+
+
+@contextmanager
+def _one_line(origin: str) -> Iterator[None]:
+    """Inside, an error of the settings is one line and names their origin."""
+    try:
+        yield
     except SettingsError as error:
         raise SettingsError(f"{origin}: {' '.join(str(error).split())}") from None
 

@@ -326,7 +326,6 @@ class StageTrainer(Trainer):
 
     def _publish_checkpoint(self, staging: Path) -> None:
         written = staging / f"checkpoint-{self.state.global_step}"
-        (written / "training_args.bin").unlink()  # a pickle that nothing reads
         final = self.folder / written.name
         with explain_io_error(final):
             write_unlogged(self, written)
@@ -345,9 +344,16 @@ class StageTrainer(Trainer):
         super()._run_epoch(**given)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights by the names that the model in training has, since `_load_from_checkpoint` converts none.
+
+        The library's version writes some, such as experts, as they are on the hub.
+        """
+        assert output_dir is not None
+        assert isinstance(self.processing_class, PreTrainedTokenizerBase)
         with self._in_one_piece():
             if distributed.is_main_process():
-                super()._save(output_dir, state_dict)
+                self.model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+                self.processing_class.save_pretrained(output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self._blank is None:
@@ -361,6 +367,22 @@ class StageTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with _reading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuse a checkpoint that leaves weights as they began, which the library would only log."""
+        state = self.model.state_dict()
+        loaded = {value.data_ptr() for name, value in state.items() if name not in load_result.missing_keys}
+        unsaved = self.model._keys_to_ignore_on_save or ()
+        missing = [
+            # One of several tied weights is saved, and all of them are one tensor.
+            name
+            for name in load_result.missing_keys
+            if state[name].data_ptr() not in loaded and name not in unsaved
+        ]
+        for fault, names in (("lacks", missing), ("has, and the model does not,", load_result.unexpected_keys)):
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                raise ValueError(f"it {fault} {names[0]}{more}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
@@ -410,7 +432,9 @@ class StageTrainer(Trainer):
             measured = any(
                 "eval_score" in entry and entry["step"] == before.global_step for entry in before.log_history
             )
-            self.args.eval_on_start = not measured and before.global_step % self.args.eval_steps == 0
+            # As in an undisturbed run, also after its last step, which is selected from even if no other is.
+            due = before.global_step % self.args.eval_steps == 0 or before.global_step >= self.args.max_steps
+            self.args.eval_on_start = not measured and due
             if any(self._enough(entry["step"], entry.get("eval_exact_match", 0.0)) for entry in before.log_history):
                 self.state = before  # the stage had ended and was killed before it was published
                 return distributed.run_on_main(self._finish)
