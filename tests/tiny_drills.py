@@ -59,7 +59,7 @@ size: tiny
 precision: fp32
 attention: eager
 task: {{kind: arithmetic, steps: [2, 3], largest: 20, operations: [add, subtract]}}
-backbone: {{{SMALL}, layers: 2}}
+backbone: {{{SMALL}, layers: 2, unit_embeddings: false}}
 talker: {{attention_size: 16, intermediate_size: 32, layers: 1, heads: 2}}
 stages:
   - &stage

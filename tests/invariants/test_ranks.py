@@ -31,7 +31,7 @@ name: words
 size: tiny
 precision: fp32
 task: {{kind: arithmetic, steps: [1, 2, 3], largest: 20, operations: [add, subtract]}}
-backbone: {{hidden_size: 32, attention_size: 32, intermediate_size: 64, layers: 2, heads: 2}}
+backbone: {{hidden_size: 32, attention_size: 32, intermediate_size: 64, layers: 2, heads: 2, unit_embeddings: false}}
 stages:
   - name: cot
     objective: {{kind: next_token, positions: answer}}

@@ -73,22 +73,18 @@ def test_rows_fill_a_table_to_its_last_position(length: int, fits: bool) -> None
             data.make(torch.zeros(1, dtype=torch.long).numpy())
 
 
-@pytest.mark.parametrize(("first_rows", "first"), [(False, 10), (True, 0)])
-def test_a_stage_is_grouped_by_the_lengths_of_its_own_samples(
-    monkeypatch: pytest.MonkeyPatch, first_rows: bool, first: int
-) -> None:
+def test_a_stage_is_grouped_by_the_lengths_of_its_own_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "row_lengths", lambda _: lambda samples: 2 * samples)
     monkeypatch.setattr(stages, "by_length", lambda lengths, **how: (lengths(np.arange(3)).tolist(), how))
     settings = SimpleNamespace(name="later", batch_size=4)
-    objective = SimpleNamespace(first_rows=first_rows, collate=lambda _: "batches")
+    objective = SimpleNamespace(collate=lambda _: "batches")
     context: Any = SimpleNamespace(line=SimpleNamespace(settings=settings, objective=objective), seed=5)
     recipe: Any = SimpleNamespace(
         group_by_length=True, stage=lambda name: name, steps=lambda _: 3, samples_before=lambda _: 10
     )
     data: Any = data_of(recipe, context)
-    assert (data.make, data.first, data.size) == ("batches", first, 12)
-    lengths = [2 * first, 2 * first + 2, 2 * first + 4]
-    assert data.order == (lengths, {"size": 12, "batch_size": 4, "seed": 5})
+    assert (data.make, data.first, data.size) == ("batches", 10, 12)
+    assert data.order == ([20, 22, 24], {"size": 12, "batch_size": 4, "seed": 5})
 
 
 def test_rows_without_a_chain_are_as_long_as_their_masks() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unspoken.backbone.folder import StrictLoading
 
@@ -22,6 +25,42 @@ def from_config(auto: Any, config: PreTrainedConfig, **settings: Any) -> Any:
             library does not ask whether it should be.
     """
     return auto.from_config(config, trust_remote_code=False, **settings)
+
+
+@dataclass(frozen=True)
+class _RecomputedInEvaluation:
+    """Recomputes a block in the backward pass, as the library does, but runs it in evaluation mode both times."""
+
+    block: nn.Module
+    recompute: Callable[..., Any]  # the library's
+
+    def __call__(self, forward: Callable[..., Any], *inputs: Any) -> Any:
+        def in_evaluation(*inputs: Any) -> Any:
+            self.block.training = False
+            try:
+                return forward(*inputs)
+            finally:
+                self.block.training = True
+
+        return self.recompute(in_evaluation, *inputs)
+
+
+def evaluate_frozen(part: nn.Module) -> None:
+    """Put a part of a model that trains into evaluation mode if no weight of it learns, in place.
+
+    Otherwise its dropout would change what the rest of the model learns from. Blocks that the backward pass recomputes
+    still are: the library does so in training mode alone, so their own flag stays on, and they run in evaluation mode.
+    """
+    frozen = not any(weight.requires_grad for weight in part.parameters())
+    if frozen:
+        part.eval()
+    for block in part.modules():
+        if isinstance(block, GradientCheckpointingLayer) and block.gradient_checkpointing:
+            recompute: Any = block._gradient_checkpointing_func
+            if isinstance(recompute, _RecomputedInEvaluation):
+                recompute = recompute.recompute
+            block._gradient_checkpointing_func = _RecomputedInEvaluation(block, recompute) if frozen else recompute
+            block.training = True
 
 
 class Around(PreTrainedModel):

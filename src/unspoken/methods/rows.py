@@ -169,8 +169,7 @@ def _with_latents(spans: Sequence[Spans], rate: int, *, needs_chain: bool = True
     for index, row in enumerate(spans):
         if needs_chain and not row.chain:
             raise ValueError(
-                f"problem {index} of the batch has an empty chain; drop it, or train it in stage 2 alone, where a "
-                "chain may have no latents"
+                f"problem {index} of the batch has an empty chain, which has no latents to learn from; drop it"
             )
         yield row, latents_of(len(row.chain), rate)
 

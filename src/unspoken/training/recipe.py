@@ -284,10 +284,15 @@ class Recipe:
         return stage.steps if stage.steps is not None else sum(self.steps(self.stage(name)) for name in stage.steps_of)
 
     def samples_before(self, stage: Stage) -> int:
-        """Training samples that the stage's ancestors have read; the stage starts after them."""
+        """Training samples that the stage's ancestors have read; the stage starts after them.
+
+        A stage that reads the first rows counts those ancestors alone that read them too: it goes on where they ended.
+        """
         if stage.start is None:
             return 0
         parent = self.stage(stage.start)
+        if stage.objective.first_rows and not parent.objective.first_rows:
+            return 0
         return self.samples_before(parent) + self.steps(parent) * parent.batch_size
 
     def backbone_config(self) -> UnspokenConfig:

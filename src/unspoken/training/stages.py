@@ -100,9 +100,9 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
 
 
 def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
-    """A stage's samples: those after the samples of the stages before it, or the first ones if it needs them."""
+    """A stage's samples, see `Recipe.samples_before`."""
     stage, objective = context.line.settings, context.line.objective
-    first = 0 if objective.first_rows else recipe.samples_before(recipe.stage(stage.name))
+    first = recipe.samples_before(recipe.stage(stage.name))
     size, order = recipe.steps(recipe.stage(stage.name)) * stage.batch_size, None
     if recipe.group_by_length:
         lengths = row_lengths(context)

@@ -64,9 +64,18 @@ def test_rows_enter_as_they_did_before_unless_a_recipe_has_it_otherwise(unit: bo
     assert own.config.unit_tokens == unit
     # The blocks' last norm is switched on where SST starts.
     assert own.backbone.config.l2_output
-    for family in ("unspoken", "llama"):
-        assert reasoner_of(SST(unit_tokens=unit), None, context(family)).config.unit_tokens == unit
+    assert reasoner_of(SST(unit_tokens=unit), None, context("llama")).config.unit_tokens == unit
     assert not reasoner_of(SST(), None, context("llama")).config.unit_tokens
+
+
+def test_a_table_that_normalises_its_rows_cannot_let_them_in_as_they_are() -> None:
+    refused_settings = SST(unit_tokens=False)
+    with pytest.raises(ValueError, match=r"stages \(sst\): objective\.unit_tokens is false.*backbone\.unit_embeddings"):
+        reasoner_of(refused_settings, None, context())
+    plain = context(backbone_config=lambda: tiny_config("unspoken", unit_embeddings=False))
+    model = reasoner_of(refused_settings, None, plain)
+    assert torch.equal(model.embed_prompt(prompts()), model.backbone.get_input_embeddings().weight[prompts()])
+    assert reasoner_of(SST(unit_tokens=True), None, context()).config.unit_tokens
 
 
 def test_beside_adapters_the_table_is_trained_in_full() -> None:
@@ -83,6 +92,7 @@ def test_beside_adapters_the_table_is_trained_in_full() -> None:
 @pytest.mark.parametrize(("asked", "layers"), [(None, 1), (1, 1), (3, 3)])
 def test_a_talker_starts_beside_the_frozen_reasoner(asked: int | None, layers: int) -> None:
     start, named = tiny_reasoner(), list[Any]()
+    start.config.input_scale = 2.5
     model = pair_of(
         start,
         context(
@@ -94,6 +104,7 @@ def test_a_talker_starts_beside_the_frozen_reasoner(asked: int | None, layers: i
     assert named == [model]
     assert len(model.talker.encoder.layers) == model.config.talker_encoder_layers == layers
     assert (model.config.max_latents, model.config.pad_token_id, model.config.unit_tokens) == (9, PAD, True)
+    assert model.reasoner.scale == start.scale == 2.5
     assert all(torch.equal(weight, model.reasoner.state_dict()[name]) for name, weight in start.state_dict().items())
     assert {name.split(".")[0] for name, weight in model.named_parameters() if weight.requires_grad} == {"talker"}
 

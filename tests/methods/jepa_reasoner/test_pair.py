@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conformance import assert_same_chain, left_padded
-from tiny_models import END, PAD, prompts, tiny_config, tiny_pair, tiny_reasoner
+from tiny_models import END, PAD, enliven, prompts, tiny_config, tiny_pair, tiny_reasoner
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig
 
@@ -243,6 +243,37 @@ def test_a_frozen_reasoner_gets_no_gradient_and_the_talker_does() -> None:
     model(batch["input_ids"], batch["attention_mask"], labels=labels).loss.backward()
     assert all(weight.grad is None for weight in model.reasoner.parameters())
     assert all(weight.grad is not None and weight.grad.any() for weight in model.talker.parameters())
+
+
+@torch.no_grad()
+def test_a_frozen_reasoner_has_no_dropout_whatever_the_pair_does() -> None:
+    """GPT-2 as it is published drops a tenth, which would be noise on the latents that the Talker learns from."""
+    dropping = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    config = JepaReasonerConfig(
+        backbone_config=tiny_config("gpt2", **dropping),
+        unit_tokens=False,
+        talker_config=tiny_config("unspoken"),
+        pad_token_id=PAD,
+        eos_token_id=END,
+    )
+    model = JepaReasonerForCausalLM._from_config(config, attn_implementation="eager")
+    enliven(model, "gpt2")
+    batch = answers()
+
+    def latents() -> Tensor:
+        return model(**batch).latents
+
+    expected = model.eval()(**batch).latents
+    assert not torch.allclose(model.train()(**batch).latents, expected)  # while it learns
+    model.freeze_reasoner()
+    for mode in (None, True, False, True):
+        if mode is not None:
+            model.train(mode)
+        assert model.training == model.talker.training == (mode is not False)
+        assert not any(module.training for module in model.reasoner.modules())
+        assert torch.equal(latents(), expected)
+    model.activation_checkpointing_enable()
+    assert torch.equal(model.train()(**batch).latents, expected)
 
 
 # --- configurations --------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
 from unspoken.methods.jepa_reasoner.systems import talker_flops
 from unspoken.methods.jepa_reasoner.talker import DualTalker, MonoTalker
 from unspoken.reasoning.flops import stack_flops
+from unspoken.training.parts import StackShape
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 8,
@@ -115,7 +116,7 @@ def test_talker_rows_of_validation_are_the_same_for_every_seed() -> None:
 @pytest.mark.parametrize(("blocks", "layers", "fits"), [(None, 2, True), (2, 2, True), (2, None, True), (3, 2, False)])
 def test_no_more_blocks_are_kept_than_there_are(blocks: int | None, layers: int | None, fits: bool) -> None:
     line: Any = SimpleNamespace(settings=SimpleNamespace(blocks=blocks, talker=None))
-    run: Any = SimpleNamespace(backbone=SimpleNamespace(layers=layers), talker=None)
+    run: Any = SimpleNamespace(backbone="a model of the hub" if layers is None else shape_of(layers), talker=None)
     if fits:
         SST().check_line(line, run)
     else:
@@ -127,6 +128,28 @@ def test_no_more_blocks_are_kept_than_there_are(blocks: int | None, layers: int 
     TalkerLoss().check_line(line, run)
     run.talker, line.settings.talker = None, "shape"
     TalkerLoss().check_line(line, run)
+
+
+def shape_of(layers: int, **changes: Any) -> StackShape:
+    sizes = {"hidden_size": 8, "attention_size": 8, "intermediate_size": 8, "heads": 2}
+    return StackShape(layers=layers, **sizes, **changes)
+
+
+@pytest.mark.parametrize("unit_tokens", [None, True, False])
+@pytest.mark.parametrize("unit_embeddings", [True, False])
+def test_rows_that_are_normalised_before_cannot_enter_as_they_are(
+    unit_tokens: bool | None, unit_embeddings: bool
+) -> None:
+    line: Any = SimpleNamespace(settings=SimpleNamespace(blocks=None))
+    stage = SST(unit_tokens=unit_tokens)
+    stage.check_line(line, SimpleNamespace(backbone="a model of the hub"))  # type: ignore[arg-type]
+    run: Any = SimpleNamespace(backbone=shape_of(2, unit_embeddings=unit_embeddings))
+    if unit_tokens is False and unit_embeddings:
+        with pytest.raises(ValueError, match=r"unit_tokens is false.*set backbone\.unit_embeddings to false") as caught:
+            stage.check_line(line, run)
+        assert "\n" not in str(caught.value)
+    else:
+        stage.check_line(line, run)
 
 
 def test_the_first_blocks_of_a_stack() -> None:

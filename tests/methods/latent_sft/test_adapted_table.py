@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from tiny_hub import tiny_hub_model
 from tiny_models import PAD, tiny_language_model
 from torch import Tensor, nn
 
@@ -28,9 +29,14 @@ SETTINGS = Optimizer(name="adamw", lr=0.01, lr_rest=None, weight_decay=0.1, beta
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def joint() -> LatentSFTModel:
+SLIDING = {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+def joint(family: str = "llama") -> LatentSFTModel:
     """Both halves from one base."""
-    base = tiny_language_model("llama", "eager")
+    # Gemma's table multiplies its rows by the root of the width when they are read.
+    gemma = family == "gemma3_text"
+    base = tiny_hub_model(family, **SLIDING) if gemma else tiny_language_model(family, "eager")
     config = LatentSFTConfig(base_config=base.config, open_ids=list(MARKERS.open), end_ids=list(MARKERS.end))
     model = LatentSFTModel._from_config(config, attn_implementation="eager")
     model.start_from(base)
@@ -45,9 +51,9 @@ def rows_of_encoder() -> Rows:
     return encoder_rows(spans, MARKERS, rate=2, pad_id=PAD)
 
 
-def adapted() -> LatentSFTModel:
+def adapted(family: str = "llama") -> LatentSFTModel:
     """The encoder in training, its adapters away from zero but for the table's first factor, as they start."""
-    model = joint()
+    model = joint(family)
     model.train_only(encoder=True, decoder=False)
     add_adapters(model, Stage1(train="encoder", shape=LatentShape()), LoRA(rank=RANK, dropout=0.0, table=True))
     generator = torch.Generator().manual_seed(5)
@@ -58,13 +64,14 @@ def adapted() -> LatentSFTModel:
     return model
 
 
-def with_a_row_more(model: LatentSFTModel) -> nn.Module:
+def with_a_row_more(model: LatentSFTModel, family: str) -> nn.Module:
     """The same encoder with the extra token in its table."""
-    encoder = joint().encoder
+    encoder = joint(family).encoder
     table = encoder.get_input_embeddings().weight
     encoder.resize_token_embeddings(len(table) + 1, mean_resizing=False)
     with torch.no_grad():
-        encoder.get_input_embeddings().weight[-1] = model.parametrizations.compress.original
+        scale = getattr(encoder.get_input_embeddings(), "embed_scale", 1.0)
+        encoder.get_input_embeddings().weight[-1] = model.parametrizations.compress.original / scale
     encoder.requires_grad_(False)
     targets = [*PROJECTIONS, "embed_tokens"]
     inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets), encoder)
@@ -84,9 +91,10 @@ def summaries(encoder: nn.Module, rows: Rows) -> Tensor:
     return at(hidden, rows.slots_at)
 
 
-def test_the_extra_token_learns_as_a_row_of_the_table_does() -> None:
-    model, rows = adapted(), rows_of_encoder()
-    theirs = with_a_row_more(model)
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_the_extra_token_learns_as_a_row_of_the_table_does(family: str) -> None:
+    model, rows = adapted(family), rows_of_encoder()
+    theirs = with_a_row_more(model, family)
     ours_moved = build_optimizer(model, SETTINGS, "fp32")
     learning = [weight for weight in theirs.parameters() if weight.requires_grad]
     # The published code's optimiser: one rate and one decay for all factors of all adapters.
@@ -105,15 +113,16 @@ def test_the_extra_token_learns_as_a_row_of_the_table_does() -> None:
     assert torch.equal(model.parametrizations.compress.original, before)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
 @torch.no_grad()
-def test_what_is_published_is_a_plain_model(tmp_path: Path) -> None:
-    model, rows = adapted(), rows_of_encoder()
+def test_what_is_published_is_a_plain_model(family: str, tmp_path: Path) -> None:
+    model, rows = adapted(family), rows_of_encoder()
     model.parametrizations.compress[0].column.fill_(0.2)
     model.encoder.get_input_embeddings().lora_embedding_A["default"].fill_(0.1)
     expected = model.summaries(rows)
     plain = merged(model)
     assert type(plain) is LatentSFTModel
-    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in joint().named_parameters()}
+    assert {name for name, _ in plain.named_parameters()} == {name for name, _ in joint(family).named_parameters()}
     plain.save_pretrained(tmp_path)
     loaded = LatentSFTModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
     torch.testing.assert_close(loaded.summaries(rows), expected, rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 import torch
 from latent_models import caches_kept
 from safetensors.torch import load_file, save_file
+from tiny_hub import tiny_hub_model
 from tiny_models import PAD, VOCABULARY, WIDTH, tiny_config, tiny_language_model
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unspoken.methods.latent_sft import model as latent_sft_model
 from unspoken.methods.latent_sft.building import gold_chain, stage_one_batch
@@ -332,12 +335,9 @@ def test_own_latents_after_enough_passes_are_those_of_a_rollout(family: str, sha
     rows = compact([row])
     given = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(5))
     config = model.config.latent_shape
+    # A rollout is at temperature 1, whatever that of the labels is.
     generation = LatentGenerationConfig(
-        open_ids=MARKERS.open,
-        end_ids=MARKERS.end,
-        top_k=config.top_k,
-        temperature=config.temperature,
-        feed=config.latent,
+        open_ids=MARKERS.open, end_ids=MARKERS.end, top_k=config.top_k, feed=config.latent
     )
     head = torch.tensor([[*row.prompt, *MARKERS.open]])
     chain = rollout(
@@ -611,6 +611,82 @@ def test_a_lost_weight_is_refused(lost: str, tmp_path: Path) -> None:
     save_file({name: weight for name, weight in weights.items() if name != lost}, file, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=f"missing keys in the weights: {lost}"):
         LatentSFTModel.from_pretrained(tmp_path)
+
+
+# --- halves that do not learn -----------------------------------------------------------------------------------------
+
+
+def noisy_halves(kind: str, settings: dict[str, Any]) -> LatentSFTModel:
+    """Both halves from a base that has dropout."""
+    base = tiny_hub_model(kind, **settings)
+    config = LatentSFTConfig(base_config=base.config, open_ids=[5], end_ids=[7])
+    model = LatentSFTModel._from_config(config, attn_implementation="eager")
+    model.start_from(base)
+    return model
+
+
+GPT2 = ("gpt2", {"n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4})  # 0.1 at three places, as published
+# Its blocks have the dropout in their own forward.
+OPT = ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.1})
+
+
+@pytest.mark.parametrize(("kind", "settings"), [GPT2, OPT])
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_half_that_does_not_learn_has_no_dropout(kind: str, settings: dict[str, Any], checkpointed: bool) -> None:
+    model, ids = noisy_halves(kind, settings), torch.randint(9, 50, (2, 12))
+
+    def halves() -> dict[str, Any]:
+        return {"encoder": model.encoder, "decoder": model.decoder.base_model}
+
+    def spread(half: Any) -> float:
+        """How much two passes differ."""
+        inputs = half.get_input_embeddings()(ids).detach().requires_grad_()
+        one, other = (half(inputs_embeds=inputs, use_cache=False).last_hidden_state for _ in range(2))
+        return float((one - other).detach().abs().max())
+
+    assert model.training  # as it is built
+    if checkpointed:
+        model.activation_checkpointing_enable()
+    for learning in (("encoder",), ("decoder",), ("encoder", "decoder")):
+        model.train_only(**{name: name in learning for name in halves()})
+        for mode in (None, True, False, True):
+            if mode is not None:
+                model.train(mode)
+            assert model.training == (mode is not False)
+            for name, half in halves().items():
+                assert (spread(half) > 1e-4) == (name in learning and mode is not False), (name, learning, mode)
+
+
+@pytest.mark.parametrize(("kind", "settings"), [GPT2, OPT])
+def test_the_blocks_of_a_half_that_does_not_learn_are_recomputed(kind: str, settings: dict[str, Any]) -> None:
+    # Gradients go through a frozen decoder to the encoder: as many of its activations would be kept otherwise.
+    spans = [Spans(prompt=(11, 12), steps=((13, 14, 15),), answer=(18, 1))]
+    gradients, runs = [], []
+    for checkpointed in (False, True):
+        model = noisy_halves(kind, settings)
+        model.train_only(encoder=True, decoder=False)
+        if checkpointed:
+            model.activation_checkpointing_enable()
+        model.train()
+        model.encoder.eval()  # so that nothing is drawn
+        blocks = [one for one in model.decoder.modules() if isinstance(one, GradientCheckpointingLayer)]
+        assert len(blocks) == 2
+        next(blocks[0].children()).register_forward_pre_hook(lambda *_, how=checkpointed: runs.append(how))
+        rows = {"encoder": encoder_rows(spans, MARKERS, rate=2, pad_id=PAD)}
+        rows["decoder"] = decoder_rows(spans, MARKERS, rate=2, pad_id=PAD)
+        model(**rows).before_targets.square().sum().backward()
+        gradients.append(model.compress.grad)
+        copied = copy.deepcopy(model)
+        assert all(not module.training for module in copied.eval().modules())
+    assert (runs.count(False), runs.count(True)) == (1, 2)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_hidden_states_have_no_entries_to_keep() -> None:
+    with pytest.raises(ValueError, match="top_k is 1, but latents that are hidden states have no entries to keep"):
+        LatentShape(latent="hidden", top_k=1)
+    assert LatentShape(latent="hidden").top_k == 10
+    assert LatentShape(top_k=1).latent == "superposition"
 
 
 @pytest.mark.parametrize(("field", "value"), [("rate", 0), ("top_k", 0), ("temperature", 0.0)])

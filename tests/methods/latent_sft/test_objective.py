@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from recorded import batch_digest, check_default_stages, check_plans
 from settings_checks import check_defaults, check_ranges, check_recorded
-from tiny_models import PAD, VOCABULARY, tiny_language_model
+from tiny_models import PAD, VOCABULARY, WIDTH, tiny_language_model
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from unspoken.methods.latent_sft.building import generation_of
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.model import LatentSFTModel, LatentSFTOutput
 from unspoken.methods.latent_sft.objective import divergences, token_losses
@@ -24,6 +28,7 @@ from unspoken.reasoning import superposition
 from unspoken.reasoning.causal_lm import CausalLMReasoner, LatentGenerationConfig
 from unspoken.reasoning.engine import StopRule, rollout
 from unspoken.reasoning.latents import Noise
+from unspoken.reasoning.superposition import distribution, embedding_table, mix, readout_of
 from unspoken.tasks.spans import Markers, Spans
 
 MARKERS = Markers(open=(5,), end=(7, 3))
@@ -289,9 +294,11 @@ EVEN = [
 ]
 
 
-def student(family: str) -> LatentSFTModel:
+def student(family: str, **shape: Any) -> LatentSFTModel:
     base = tiny_language_model(family)
-    config = LatentSFTConfig(base_config=base.config, open_ids=[5], end_ids=[7, 3], has_encoder=False)
+    config = LatentSFTConfig(
+        base_config=base.config, shape=asdict(LatentShape(**shape)), open_ids=[5], end_ids=[7, 3], has_encoder=False
+    )
     model = LatentSFTModel._from_config(config, attn_implementation="eager")
     model.start_from(base)
     return model.eval()
@@ -299,8 +306,9 @@ def student(family: str) -> LatentSFTModel:
 
 @torch.no_grad()
 def own_labels(model: LatentSFTModel, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """Four free-running thoughts about every question, slot by slot."""
-    settings = LatentGenerationConfig(open_ids=(5,), end_ids=(7, 3), top_k=top_k)
+    """Four free-running thoughts about every question, slot by slot, as a folder of the model's shape records it."""
+    given: Any = SimpleNamespace(generation=partial(LatentGenerationConfig, open_ids=(5,), end_ids=(7, 3)))
+    settings = generation_of(replace(model.config.latent_shape, top_k=top_k), given)
     weights, ids = [], []
     for row in EVEN:
         prompt = torch.tensor([[*row.prompt, 5]])
@@ -322,12 +330,28 @@ def latent_loss(model: LatentSFTModel, weights: Tensor, ids: Tensor, taught: tup
 
 
 @pytest.mark.parametrize("family", ["unspoken", "llama"])
-def test_a_model_taught_its_own_chain_has_nothing_to_learn(family: str) -> None:
-    # Training in parallel and reasoning freely are the same computation, slot by slot.
-    model = student(family)
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+def test_a_model_taught_its_own_chain_has_nothing_to_learn(family: str, temperature: float) -> None:
+    # Training in parallel and reasoning freely are the same computation, slot by slot, whatever labels are made at.
+    model = student(family, temperature=temperature)
     weights, ids = own_labels(model, None)
     assert weights.shape == (12, VOCABULARY)
     assert latent_loss(model, weights, ids, (weights, ids)) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 3.0])
+@torch.no_grad()
+def test_a_student_that_equals_its_labels_feeds_them_back(temperature: float) -> None:
+    teacher, hidden = student("llama", temperature=temperature, top_k=None), torch.randn(6, WIDTH)
+    head = readout_of(teacher.decoder, "head")
+    weights, ids = distribution(hidden, head, None, temperature)
+    # Outputs of which the student's head makes these labels.
+    learned = hidden / temperature
+    torch.testing.assert_close(divergences(learned, head, weights, ids), torch.zeros(6), rtol=0, atol=1e-6)
+    given: Any = SimpleNamespace(generation=partial(LatentGenerationConfig, open_ids=(5,), end_ids=(7, 3)))
+    settings = generation_of(teacher.config.latent_shape, given)
+    step = CausalLMReasoner(model=teacher.decoder, settings=settings).step(learned)
+    torch.testing.assert_close(step.latent, mix(weights, ids, embedding_table(teacher.decoder)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["unspoken", "llama"])
@@ -407,6 +431,12 @@ def test_a_hint_is_for_an_encoder_that_learns(how: Any) -> None:
 def test_noise_that_means_nothing_is_refused(how: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="positive scale and temperature, and lowest below highest"):
         Noise(**how)
+
+
+def test_noise_of_stage_one_is_never_drawn_again() -> None:
+    with pytest.raises(ValueError, match=r"noise\.redraw is 'row', but stage 1 draws nothing again; leave it out"):
+        Stage1(train="union", noise=Noise(redraw="row"))
+    assert Stage2(noise=Noise(redraw="row")).noise == Noise(redraw="row")
 
 
 def test_labels_are_of_at_least_one_problem() -> None:

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from plain_stage import LENGTHS, PROBLEM, facts_of, sized_model
+from transformers import LlamaConfig
 
+from unspoken.backbone import UnspokenConfig
 from unspoken.methods.cost import Lengths, RowCost, Scores, StackPass
 from unspoken.methods.latent_sft.building import stage_one_batch
 from unspoken.methods.latent_sft.labelling import shuffled
@@ -31,6 +33,7 @@ from unspoken.methods.method import Line
 from unspoken.methods.rows import Kind, compact_rows, decoder_rows
 from unspoken.reasoning.latents import Noise
 from unspoken.tasks.spans import Markers, Spans
+from unspoken.training.parts import LoRA, StackShape
 
 HEAD: Any = "head"
 MARKERS = Markers(open=(8,), end=(9,))
@@ -40,7 +43,7 @@ def line_of(*objectives: Any) -> Any:
     """A line of stages, the first one given first."""
     line: Line | None = None
     for objective in objectives:
-        settings: Any = SimpleNamespace(name=objective.kind, objective=objective)
+        settings: Any = SimpleNamespace(name=objective.kind, objective=objective, lora=None)
         line = Line(settings=settings, before=line)
     return line
 
@@ -165,6 +168,28 @@ def test_noise_needs_superpositions_of_a_few_tokens() -> None:
         else:
             with pytest.raises(ValueError, match="noise needs superpositions"):
                 stage.check_line(line_of(stage), run)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(), LoRA(table=True)])
+@pytest.mark.parametrize("unit_embeddings", [None, False, True])
+def test_adapters_on_a_table_need_rows_that_are_read_as_stored(lora: LoRA | None, unit_embeddings: bool | None) -> None:
+    """What PEFT adds after a row is normalised, merging would add before: the published encoder would be another."""
+    line = line_of(Stage1(train="encoder", shape=FEW))
+    line.settings.lora = lora
+    run: Any = SimpleNamespace(backbone="a model of the hub")
+    config: Any = LlamaConfig()
+    if unit_embeddings is not None:
+        sizes = {"hidden_size": 8, "attention_size": 8, "intermediate_size": 8, "heads": 2}
+        run.backbone = StackShape(layers=2, unit_embeddings=unit_embeddings, **sizes)
+        config = UnspokenConfig(unit_embeddings=unit_embeddings)
+    if unit_embeddings and lora is not None and lora.table:
+        with pytest.raises(ValueError, match=r"^lora\.table is true, but .* set lora\.table to false"):
+            line.objective.check_line(line, run)
+        with pytest.raises(ValueError, match=r"^stages \(stage1\): lora\.table is true, but"):
+            line.objective.check_backbone(config, line.settings)
+        return
+    line.objective.check_line(line, run)
+    line.objective.check_backbone(config, line.settings)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

@@ -44,8 +44,10 @@ def test_a_stage_in_training_answers_as_its_shape_has_it() -> None:
     model.decoder.generation_config.eos_token_id, model.decoder.generation_config.pad_token_id = 1, 0
     (one,) = systems(model, stage="union", max_answer=8)
     settings = one.reasoner.settings  # type: ignore[attr-defined]
-    assert (settings.top_k, settings.temperature, settings.feed) == (3, 0.5, "superposition")
+    # The temperature is that of the labels: the student has learned them as they are.
+    assert (settings.top_k, settings.temperature, settings.feed) == (3, 1.0, "superposition")
     assert (one.opening, one.speaker.marker, one.stop.fixed) == ((2,), (7, 6), False)
-    LatentGenerationConfig(open_ids=(4,), end_ids=(5,), top_k=2, max_latents=6).attach(model.decoder)
+    LatentGenerationConfig(open_ids=(4,), end_ids=(5,), top_k=2, temperature=0.5, max_latents=6).attach(model.decoder)
     (later,) = systems(model, stage="stage2", max_answer=8)
     assert (later.opening, later.stop.max_latents) == ((4,), 6)
+    assert later.reasoner.settings.temperature == 0.5  # type: ignore[attr-defined]

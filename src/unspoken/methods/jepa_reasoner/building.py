@@ -19,6 +19,7 @@ from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.objective import effective_rank, sst_inputs, stage_loss
 from unspoken.methods.jepa_reasoner.pair import JepaReasonerForCausalLM
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel
+from unspoken.methods.jepa_reasoner.stages import NORMALISED_BEFORE
 from unspoken.methods.jepa_reasoner.talker import DualTalker
 from unspoken.methods.method import Batch, Context
 from unspoken.placement import CPU, moved
@@ -52,7 +53,8 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     """The Reasoner of an SST stage with its starting weights.
 
     It has the first blocks and the input table of a causal language model, whose head, tied or not, is left out.
-    Arguments and errors are those of `Objective.build`.
+    Arguments and errors are those of `Objective.build`; also a ValueError if rows are to enter as they are, but the
+    table normalises them itself.
     """
     if start is None and context.pretrained:
         start = context.base()
@@ -62,6 +64,8 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     if isinstance(inner, UnspokenConfig):
         # The paper switches the L2 half of HybridNorm on when SST starts.
         inner.l2_output, as_before = True, inner.unit_embeddings
+        if inner.unit_embeddings and objective.unit_tokens is False:
+            raise ValueError(f"stages ({stage}): {NORMALISED_BEFORE}")
     end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
     config = JepaReasonerConfig(
         backbone_config=inner,
@@ -90,7 +94,7 @@ def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForC
     shape, before = context.talker, start.config
     inherited: dict[str, Any] = {
         name: getattr(before, name)
-        for name in ("backbone_config", "unit_tokens", "open_ids", "eos_token_id", "pad_token_id")
+        for name in ("backbone_config", "unit_tokens", "input_scale", "open_ids", "eos_token_id", "pad_token_id")
     }
     config = JepaReasonerConfig(
         **inherited,

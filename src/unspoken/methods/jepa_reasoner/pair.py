@@ -6,6 +6,7 @@ Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.utils.generic import ModelOutput
 
 from unspoken.backbone import UnspokenConfig
+from unspoken.backbone.around import evaluate_frozen
 from unspoken.chain import LatentChain, pack
 from unspoken.methods.jepa_reasoner.configuration import JepaReasonerConfig
 from unspoken.methods.jepa_reasoner.reasoner import JepaReasonerModel, JepaReasonerPreTrainedModel
@@ -63,6 +65,14 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
     def freeze_reasoner(self) -> None:
         """Stage 3 trains the Talker alone."""
         self.reasoner.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a frozen Reasoner stays in evaluation mode: its dropout would blur latents."""
+        super().train(mode)
+        if mode:
+            evaluate_frozen(self.reasoner)
+        return self
 
     def forward(
         self,

@@ -26,6 +26,13 @@ else:
     objective = Late("unspoken.methods.jepa_reasoner.objective")
 
 
+# What is wrong where rows shall enter as they are, but the table reads them out normalised.
+NORMALISED_BEFORE = (
+    "objective.unit_tokens is false, but the backbone's table normalises its rows itself; set "
+    "backbone.unit_embeddings to false, from pretraining on, or leave unit_tokens out"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SST(Objective):
     """Self-supervised training of the Reasoner towards an EMA copy of its own table."""
@@ -39,7 +46,7 @@ class SST(Objective):
     momentum: float = 0.98  # of the target table, applied once after every optimiser step
     positions: Literal["all", "answer"] = "answer"  # ``"answer"`` (the paper's tree search: the route) or ``"all"``
     # Table rows enter the first block normalised, see `JepaReasonerConfig.unit_tokens`; null keeps what the start does,
-    # so rows of a pretrained model enter as they are.
+    # so rows of a pretrained model enter as they are. On a shape it is false by ``backbone.unit_embeddings`` alone.
     unit_tokens: bool | None = None
     # Ours, not the paper's: in every row a random stretch of 1 to this many positions is read as the model's own
     # latents, as in a rollout, with the same targets; 0 reads tokens alone.
@@ -54,7 +61,9 @@ class SST(Objective):
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
     def check_line(self, line: Line, run: Recipe) -> None:
-        """The backbone has as many blocks as are kept of it."""
+        """The backbone has as many blocks as are kept of it, and rows enter as its table has them."""
+        if self.unit_tokens is False and getattr(run.backbone, "unit_embeddings", False):
+            raise ValueError(NORMALISED_BEFORE)
         blocks, layers = line.settings.blocks, getattr(run.backbone, "layers", None)
         if blocks is not None and layers is not None and blocks > layers:
             raise ValueError(f"blocks is {blocks}, but the backbone has {layers} layers")

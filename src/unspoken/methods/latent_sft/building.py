@@ -24,8 +24,11 @@ from unspoken.tasks.spans import Spans
 
 
 def generation_of(shape: LatentShape, context: Context) -> LatentGenerationConfig:
-    """How a model reasons in latents of a shape."""
-    return context.generation(top_k=shape.top_k, temperature=shape.temperature, feed=shape.latent)
+    """How a model reasons in latents of a shape.
+
+    At temperature 1, whatever the shape's is: the labels have that one in them, and the student learns what they are.
+    """
+    return context.generation(top_k=shape.top_k, feed=shape.latent)
 
 
 def halves_of(base: PreTrainedModel, shape: LatentShape, context: Context, *, has_encoder: bool) -> LatentSFTModel:

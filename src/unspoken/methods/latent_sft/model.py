@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from unspoken.backbone.around import AroundDecoder, from_config
+from unspoken.backbone.around import AroundDecoder, evaluate_frozen, from_config
 from unspoken.backbone.attention import attention_mask
 from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.masks import causal, induction, supervision
@@ -51,7 +51,8 @@ class LatentSFTOutput(ModelOutput):
 class AdaptedRow(nn.Module):
     """A row kept apart from a table with low-rank adapters, as the table's next row would move.
 
-    It has a column of the first factor to itself and shares the second factor with the table.
+    It has a column of the first factor to itself and shares the second factor with the table. Where the table scales
+    its rows when they are read, the row given here is scaled already, and what its adapter adds is too.
     """
 
     def __init__(self, table: lora.Embedding) -> None:
@@ -64,7 +65,9 @@ class AdaptedRow(nn.Module):
     def forward(self, row: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """The row with what its adapter adds."""
         table = self._table[0]
-        return row + table.scaling[self.adapter] * (table.lora_embedding_B[self.adapter] @ self.column)[:, 0]
+        added = table.scaling[self.adapter] * (table.lora_embedding_B[self.adapter] @ self.column)[:, 0]
+        scale = table._get_embed_scale()
+        return row + (added if scale is None else added * scale.to(added.dtype))
 
 
 class LatentSFTModel(AroundDecoder):
@@ -107,6 +110,16 @@ class LatentSFTModel(AroundDecoder):
             if id(parameter) not in stack:
                 parameter.requires_grad_(False)
         self.decoder.get_input_embeddings().requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but a half that does not learn stays in evaluation mode: its dropout would blur latents."""
+        super().train(mode)
+        if mode:
+            evaluate_frozen(self.decoder)
+            if self.config.has_encoder:
+                evaluate_frozen(self.encoder)
+        return self
 
     def adapt_extra_row(self) -> None:
         """Where the encoder's table has adapters, train the row of the extra token through them too, in place."""
@@ -125,10 +138,20 @@ class LatentSFTModel(AroundDecoder):
 
     def latents(self, rows: Rows) -> Float[Tensor, "N D"]:
         """The decoder's input at every slot."""
-        return self._latents_of(self.summaries(rows), self.config.latent_shape.readout)
+        return self._made_of(self.summaries(rows))
+
+    def _made_of(self, summaries: Float[Tensor, "N D"], noise: Noise | None = None) -> Float[Tensor, "N D"]:
+        """Latents that the encoder's outputs stand for: the mixtures of the labels that `labels` makes of them."""
+        shape = self.config.latent_shape
+        return self._latents_of(summaries, shape.readout, temperature=shape.temperature, noise=noise)
 
     def _latents_of(
-        self, outputs: Float[Tensor, "N D"], readout: Readout, noise: Noise | None = None
+        self,
+        outputs: Float[Tensor, "N D"],
+        readout: Readout,
+        *,
+        temperature: float = 1.0,
+        noise: Noise | None = None,
     ) -> Float[Tensor, "N D"]:
         """Superpositions that outputs of a stack stand for, or the outputs themselves without a vocabulary step."""
         shape = self.config.latent_shape
@@ -139,7 +162,7 @@ class LatentSFTModel(AroundDecoder):
             readout_of(self.decoder, readout),
             embedding_table(self.decoder),
             top_k=shape.top_k,
-            temperature=shape.temperature,
+            temperature=temperature,
             noise=noise if self.training else None,
         )
 
@@ -192,7 +215,7 @@ class LatentSFTModel(AroundDecoder):
                 raise ValueError("encoder and decoder rows hold different numbers of latents; use the same spans")
             summaries = self.summaries(encoder)
             shape, stack = self.config.latent_shape, self.decoder.base_model
-            latents_ND = self._latents_of(summaries, shape.readout, noise)
+            latents_ND = self._made_of(summaries, noise)
             mod = supervision(decoder, shape.chunk_sees) if shape.supervision_mask else causal(decoder)
             mask: Any = attention_mask(mod, decoder.position, stack)
             position: Tensor | None = decoder.position
@@ -212,6 +235,7 @@ class LatentSFTModel(AroundDecoder):
             given_ND = latents_ND
             for _ in range(rollout_passes):
                 with torch.no_grad():
+                    # At temperature 1, as when the decoder answers: the shape's is in the labels that it learns.
                     fed_ND = self._latents_of(at(hidden_after(latents_ND), decoder.slots_at - 1), "head")
                 latents_ND = torch.where(own[:, None], fed_ND.to(given_ND.dtype), given_ND)
         hidden_BTD = hidden_after(latents_ND)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from unspoken.backbone.checks import Method as Property
     from unspoken.chain import LatentChain
@@ -40,7 +40,8 @@ class LatentShape:
 
     rate: int = 2  # tokens of the explicit chain that one latent stands for (r)
     top_k: int | None = 10  # entries of a superposition; null keeps the whole vocabulary
-    temperature: float = 1.0  # of the read-out
+    # Divides the scores of the encoder's latents, and so makes the labels; latents of the decoder's own have 1.
+    temperature: float = 1.0
     readout: Readout = "head"  # "head" (the paper's formula) or "table" (the published code)
     # "superposition", or "hidden" for the ablation without the vocabulary step, ``Z_i = h_i``.
     latent: LatentKind = "superposition"
@@ -58,6 +59,16 @@ class LatentShape:
             raise ValueError(f"top_k is {self.top_k}; it must be at least 1, or null for the whole vocabulary")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}; it must be positive")
+        if self.latent == "hidden" and self.top_k == 1:
+            raise ValueError("top_k is 1, but latents that are hidden states have no entries to keep; leave top_k out")
+
+
+# What is wrong with adapters on a table whose rows are normalised when they are read: in training they are added to
+# what is read, and by merging to what is stored.
+MERGED_OTHERWISE = (
+    "lora.table is true, but the backbone's table normalises its rows when they are read, so a published encoder would "
+    "differ from the trained one; set lora.table to false, or backbone.unit_embeddings of a shape"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +90,10 @@ class Stage1(Objective):
     # On the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy channel the
     # encoder learns superpositions that are far from each other, which stage 2 can distinguish.
     noise: Noise | None = None
-    # Weight of a second loss: the cross-entropy of the tokens that a latent must predict under its own superposition
-    # over the whole vocabulary. Ours, off by default: it helps an encoder that starts from random weights; the head of
-    # a pretrained model gives similar superpositions from the start.
+    # Weight of a second loss: the cross-entropy of the tokens that a latent must predict, under what the decoder's head
+    # makes of the encoder's output: over the whole vocabulary and at temperature 1, whatever the shape's read-out,
+    # entries and temperature are. Ours, off by default: it helps an encoder that starts from random weights; the head
+    # of a pretrained model gives similar superpositions from the start.
     hint: float = 0.0
 
     def __post_init__(self) -> None:
@@ -90,11 +102,13 @@ class Stage1(Objective):
                 f"hint is {self.hint} where train is {self.train!r}; it is not negative, and only an encoder that "
                 "learns can take one"
             )
+        if self.noise is not None and self.noise.redraw != "slot":
+            raise ValueError(f"noise.redraw is {self.noise.redraw!r}, but stage 1 draws nothing again; leave it out")
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
     def check_line(self, line: Line, run: Recipe) -> None:
-        """Encoder, then decoder, then both; noise needs superpositions of a few tokens."""
+        """Encoder, then decoder, then both; noise needs superpositions of a few tokens, adapters a table as stored."""
         before = None if line.before is None else line.before.objective
         trained = before.train if isinstance(before, Stage1) else None
         expected = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
@@ -103,6 +117,13 @@ class Stage1(Objective):
         shape = shape_of(line)
         if self.noise and (shape.top_k is None or shape.latent == "hidden"):
             raise ValueError("noise needs superpositions of a few tokens; set top_k, or noise to null")
+        if _has_adapted_table(line.settings) and getattr(run.backbone, "unit_embeddings", False):
+            raise ValueError(MERGED_OTHERWISE)
+
+    def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
+        """Its table is read as it is stored, where adapters are put on it."""
+        if _has_adapted_table(stage) and getattr(config, "unit_embeddings", False):
+            raise ValueError(f"stages ({stage.name}): {MERGED_OTHERWISE}")
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
         """Its models cannot answer by themselves."""
@@ -292,6 +313,10 @@ class Stage2(DecoderObjective):
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         passes = self.rollout_passes if self.rollout_latents else 0
         return building.stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
+
+
+def _has_adapted_table(stage: Stage) -> bool:
+    return stage.lora is not None and stage.lora.table
 
 
 def shape_of(line: Line) -> LatentShape:

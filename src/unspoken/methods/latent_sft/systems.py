@@ -37,9 +37,7 @@ def _settings(model: LatentSFTModel) -> LatentGenerationConfig:
     if recorded is not None:
         return recorded
     shape, markers = model.config.latent_shape, model.config.markers
-    return LatentGenerationConfig(
-        open_ids=markers.open, end_ids=markers.end, top_k=shape.top_k, temperature=shape.temperature, feed=shape.latent
-    )
+    return LatentGenerationConfig(open_ids=markers.open, end_ids=markers.end, top_k=shape.top_k, feed=shape.latent)
 
 
 def require_answering(model: PreTrainedModel, source: str | Path) -> None:
