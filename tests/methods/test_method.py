@@ -148,13 +148,12 @@ def test_what_is_true_of_a_stage_that_states_nothing() -> None:
 
 
 def test_a_decoder_alone_is_published_and_adapted() -> None:
-    stack = torch.nn.Linear(1, 1)
-    decoder = SimpleNamespace(base_model=stack)
+    decoder = SimpleNamespace(base_model=torch.nn.Linear(1, 1))
     model: Any = SimpleNamespace(decoder=decoder)
     one = DecoderObjective()
     assert one.exported(model) is decoder
     assert one.answering(model) is decoder
-    assert one.adapted(model) == [stack]
+    assert one.adapted(model) == [decoder]
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,9 @@ def test_rows_move_as_a_whole() -> None:
 @pytest.mark.parametrize("build", [encoder_rows, decoder_rows])
 def test_a_chain_without_tokens_has_nothing_to_compress(build: Callable[..., Rows]) -> None:
     empty = Spans(prompt=(11,), steps=(), answer=(1,))
-    with pytest.raises(ValueError, match="problem 1 of the batch has an empty chain, which has no latents to learn from; drop it"):
+    with pytest.raises(
+        ValueError, match="problem 1 of the batch has an empty chain, which has no latents to learn from; drop it"
+    ):
         build([EXAMPLE, empty], ONE, rate=2, pad_id=PAD)
 
 

@@ -286,7 +286,7 @@ class Recipe:
     def samples_before(self, stage: Stage) -> int:
         """Training samples that the stage's ancestors have read; the stage starts after them.
 
-        A stage that reads the first rows counts those ancestors alone that read them too: it goes on where they ended.
+        A stage that reads the first rows goes on where ancestors that read them too ended.
         """
         if stage.start is None:
             return 0
@@ -435,21 +435,15 @@ def _refuse_duplicates(node: Any, known: set[int]) -> None:
 
 def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe out of YAML text; ``origin`` names it in messages."""
-    try:
+    with _one_line(origin):
         values = _read_yaml(text)
-    except SettingsError as error:
-        raise SettingsError(f"{origin}: {error}") from None
     apply_overrides(values, origin, overrides)
     with _one_line(origin):
         return read(Recipe, values)
 
 
 def apply_overrides(values: Any, origin: str, overrides: Sequence[str]) -> None:
-    """Set dotted keys of what a recipe's YAML holds, in place; ``origin`` names it in messages.
-
-    Raises:
-        SettingsError: an override is no ``key=value``, or there is no such stage.
-    """
+    """Set dotted keys in place; a SettingsError where one is no ``key=value`` or names no stage of the recipe."""
     with _one_line(origin):
         for override in overrides:
             _apply(values, override)

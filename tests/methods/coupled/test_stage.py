@@ -62,16 +62,19 @@ def test_what_a_stage_needs() -> None:
 )
 def test_the_folder_records_how_the_chain_is_written(chain: Any, has_chain: bool, recorded: Any) -> None:
     attached: list[Any] = []
+    base, other = (tiny_language_model("llama") for _ in range(2))
     context: Any = SimpleNamespace(
         has_chain=has_chain,
-        base=lambda: "model",
+        base=lambda: base,
         name_ends=attached.append,
         generation=lambda **how: SimpleNamespace(attach=lambda model: attached.append((model, how))),
     )
-    for start in (None, "start"):
+    for start, built in ((None, base), (other, other)):
         attached.clear()
-        built = start or "model"
-        assert NextToken(chain=chain).build(start, context) == built  # type: ignore[arg-type,comparison-overlap]
+        built.generation_config.latent = {"end_ids": [7]}
+        assert NextToken(chain=chain).build(start, context) is built
+        # Without chains nothing is recorded any more of how it reasoned before.
+        assert hasattr(built.generation_config, "latent") == has_chain
         assert attached == [*((built, how) for how in recorded), built]
 
 

@@ -6,7 +6,6 @@ Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -67,7 +66,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         self.reasoner.requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> JepaReasonerForCausalLM:
         """As in torch, but a frozen Reasoner stays in evaluation mode: its dropout would blur latents."""
         super().train(mode)
         if mode:

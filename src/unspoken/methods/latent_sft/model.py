@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -112,7 +112,7 @@ class LatentSFTModel(AroundDecoder):
         self.decoder.get_input_embeddings().requires_grad_(False)
         self.train(self.training)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> LatentSFTModel:
         """As in torch, but a half that does not learn stays in evaluation mode: its dropout would blur latents."""
         super().train(mode)
         if mode:
