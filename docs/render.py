@@ -296,24 +296,14 @@ def field(*arguments: Any) -> str:
                 entry.system,
                 _interval(dict(entry.rate)),
                 _points(found.difference) if found else "",
-                _change(swapped) if swapped else "",
+                _change(swapped),
                 f"{entry.cost['latent_steps']:.1f}",
                 f"{entry.cost['sequential_passes']:.1f}",
                 f"{sum(_steps(stages, one) for one in _with_earlier(stages, name)):,}",
             ]
         )
-    return _markdown(
-        [
-            "system",
-            "exact match (95 %)",
-            "points against `cot`",
-            "another problem's chain",
-            "steps",
-            "passes",
-            "batches",
-        ],
-        rows,
-    )
+    header = ["system", "exact match (95 %)", "points against `cot`", "another problem's chain"]
+    return _markdown([*header, "steps", "passes", "batches"], rows)
 
 
 def _points(difference: Difference) -> str:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it leads to: every weight, and a look at the validation problems that was missed."""
+"""A run that goes on has every weight of its checkpoint, and reads the validation problems where that was missed."""
 
 from __future__ import annotations
 

@@ -84,10 +84,10 @@ def own_recipe(
 
 def _given(overrides: Sequence[str], stages: Sequence[Mapping[str, Any]], method: str) -> list[Mapping[str, Any]]:
     """What overrides say of each stage."""
-    said: dict[str, Any] = {"stages": [{"name": stage["name"]} for stage in stages]}
-    apply_overrides(said, method, [override for override in overrides if override.startswith("stages.")])
+    named: dict[str, Any] = {"stages": [{"name": stage["name"]} for stage in stages]}
+    apply_overrides(named, method, [override for override in overrides if override.startswith("stages.")])
     # A stage may be replaced as a whole, by what may be no stage; then `parse` says so.
-    return [stage if isinstance(stage, Mapping) else {} for stage in said["stages"]]
+    return [stage if isinstance(stage, Mapping) else {} for stage in named["stages"]]
 
 
 def _count(value: Any) -> int | None:
