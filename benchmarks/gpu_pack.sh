@@ -7,8 +7,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 folder=${1:-build/gpu} python=${2:-3.12} most=60 # megabytes
 
-# Everything that src and tests/gpu import, and what that needs, but torch and what torch itself needs. The last line is
-# what torch needs too, in versions that may be older than ours.
+# Everything that tests/gpu and benchmarks import, and what that needs, but torch and what torch itself needs. scipy is
+# not here: it makes tests of significance alone. The last line is what torch needs too, in versions that may be older.
 names=(
   accelerate beartype huggingface_hub jaxtyping math-verify numpy peft PyYAML rich safetensors tokenizers transformers typer
   annotated-doc antlr4-python3-runtime click hf-xet httpcore2 httpx2 anyio h11 idna truststore latex2sympy2_extended

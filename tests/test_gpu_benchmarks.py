@@ -168,8 +168,8 @@ def needed(name: str, without: frozenset[str], found: set[str]) -> set[str]:
 
 def test_the_pack_has_everything_but_torch_and_what_torch_needs() -> None:
     with_torch = needed("torch", frozenset(), set())
-    # Written by loggers alone, which no test and no benchmark asks for.
-    without = frozenset({"torch", "tensorboard"})
+    # No test on a GPU and no benchmark asks for a logger (tensorboard) or a test of significance (scipy, 35 megabytes).
+    without = frozenset({"torch", "tensorboard", "scipy"})
     wanted: set[str] = set()
     for line in requires("unspoken") or []:
         one = Requirement(line)
