@@ -34,6 +34,7 @@ def write(name: str, recipe: Recipe, stage: str, runs: Path) -> Path:
     trained = run.model_folder(stage)
     final = Path(weights.__file__).parent / name
     staging = final.with_name(f".{name}")
+    shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(trained, staging, ignore=shutil.ignore_patterns("*.safetensors", "run.json"))
     model: Any = catalogue.load(trained, dtype=torch.float32)
     model.to(torch.bfloat16).save_pretrained(staging)

@@ -138,7 +138,7 @@ def test_what_cannot_think_softly_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="talker was trained to think in vectors"):
         unspoken.load(run, unspoken.SoftThinking())
     recorded(tmp_path, top_k=1, max_latents=0)
-    with pytest.raises(ValueError, match="taught to answer without a chain; give SoftThinking its max_latents"):
+    with pytest.raises(ValueError, match="trained to answer without a chain; give SoftThinking max_latents"):
         unspoken.load(tmp_path, unspoken.SoftThinking(), device="cpu")
 
 

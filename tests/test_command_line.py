@@ -147,6 +147,8 @@ def test_measuring_adds_nothing_by_itself(monkeypatch: pytest.MonkeyPatch) -> No
     tables = calls_of(monkeypatch, "unspoken.draw.table.print_table")
     assert command(monkeypatch, "eval", "mine", "--data", "other.jsonl")[1] == ""
     assert (asked, tables[0][0][0]) == ([{"grader": None, "problems": 200}], "a table")
+    command(monkeypatch, "eval", "mine", "--data", "other.jsonl", "--problems", "7", "--reasoning", "no_think")
+    assert asked[1:] == [{"grader": None, "problems": 7}] * 2, "as it was trained, and in the other way"
 
 
 def test_a_problem_is_answered_without_its_chain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +214,13 @@ def test_a_size_is_not_ignored_where_there_is_none(tmp_path: Path, monkeypatch: 
     )
     status, _, errors = command(monkeypatch, "train", "cot", "--model", "x", "--data", "y", "--size", "paper")
     assert (status, errors) == (2, "unspoken: --size paper means nothing beside --model and --data; leave it out\n")
+    for given, message in (
+        (("--problems", "7"), "--problems needs --data; a run is measured on the problems of its recipe"),
+        (("--data", "y", "--samples", "3"), "--samples does not go with --data; measure a run folder"),
+        (("--data", "y", "--probe", "geometry"), "--probe does not go with --data; measure a run folder"),
+    ):
+        status, _, errors = command(monkeypatch, "eval", "mine", *given)
+        assert (status, errors.startswith(f"unspoken: {message}")) == (2, True), errors
     assert load("mine.yaml").size == "tiny"  # its own
     assert load("tree-search").size == "tiny"
     assert load("tree-search", "small").size == "small"

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from unspoken.cli_examples import epilog
 from unspoken.cli_help import Verbs
-from unspoken.cli_inputs import chosen_recipe, named_path, recipe_of_method, typed_problems
+from unspoken.cli_inputs import chosen_recipe, named_path, recipe_of_method, require_options_of, typed_problems
 from unspoken.cli_options import (
     AnyModel,
     AsJson,
@@ -228,22 +228,24 @@ def eval(
         str | None, typer.Option(metavar="FILE", help="Measure any model on these problems, controls included.")
     ] = None,
     grader: Grader = None,
-    problems: Annotated[int, typer.Option(metavar="N", min=1, help="How many of --data.")] = 200,
+    problems: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many of --data; 200 if left out.")
+    ] = None,
     reasoning: Ways = None,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure every finished seed of a run again, controls included, and write results.json and the page."""
-    if data is None and grader is not None:
-        raise ValueError("--grader is given without --data; a run is measured as its recipe has it")
+    require_options_of(
+        data, of_data={"--grader": grader, "--problems": problems}, of_run={"--probe": probe, "--samples": samples}
+    )
     if data is not None:
         from unspoken.api import load
         from unspoken.draw.table import print_table
 
-        ways: list[str | None] = [*reasoning] if reasoning else [None]
-        for way in ways:
-            evaluation = load(folder, way, device=device).evaluate(data, grader=grader, problems=problems)
+        for way in (None, *(reasoning or ())):
+            evaluation = load(folder, way, device=device).evaluate(data, grader=grader, problems=problems or 200)
             print(json.dumps(evaluation.results)) if as_json else print_table(evaluation.table(), Console())
         return
     from unspoken.experiment import measure_again

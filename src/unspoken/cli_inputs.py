@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,22 @@ def typed_problems() -> list[str | None]:
         raise ValueError("standard input is closed; type the problem as an argument, or send lines")
     lines = sys.stdin.read().removeprefix("\ufeff").split("\n")
     return [line.removesuffix("\r") for line in lines if line.strip()]
+
+
+def require_options_of(data: str | None, *, of_data: Mapping[str, Any], of_run: Mapping[str, Any]) -> None:
+    """Refuse options of ``eval`` that belong to what is not measured.
+
+    Args:
+        data: the file of problems; None where a run is measured.
+        of_data, of_run: values by the names of the options that belong to either.
+
+    Raises:
+        ValueError: one of them is given.
+    """
+    for name, value in (of_data if data is None else of_run).items():
+        if value and data is None:
+            raise ValueError(
+                f"{name} needs --data; a run is measured on the problems of its recipe, graded as it states"
+            )
+        if value:
+            raise ValueError(f"{name} does not go with --data; measure a run folder")

@@ -214,6 +214,11 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, content: str | None, me
     assert "\n" not in str(caught.value)
 
 
+def test_a_file_that_is_not_there_is_no_run_to_measure(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there are no results at .*; name a run folder or a results file$"):
+        read_results(tmp_path / "other.json")
+
+
 # --- facts -----------------------------------------------------------------------------------------------------------
 
 

@@ -74,6 +74,12 @@ def test_the_rest_is_kept_or_written_anew(trees: Explorer) -> None:
     assert kept[0]["norm"] == written[0]["norm"] == 0
     assert [step["rows"] for step in kept[1:]] == [step["rows"] for step in own[1:]]
     assert written[1]["rows"] != own[1]["rows"]
+    # Steps may be counted from the end.
+    last = len(own) - 1
+    for step, same in ((0, -1 - last), (last, -1)):
+        changes = [edited(trees, {"kind": "zero", "step": place, "rest": "write"})["steps"] for place in (step, same)]
+        assert changes[0] == changes[1]
+        assert changes[0][step]["norm"] == 0
     # A change that changes nothing leaves what comes after it as it was.
     unmoved = edited(trees, {"kind": "noise", "step": 1, "amount": 0.0, "rest": "write"})
     assert unmoved["text"] == "MCN" and not unmoved["changed"]

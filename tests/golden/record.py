@@ -3,7 +3,7 @@
 ``python tests/golden/record.py --output FILE`` runs each recipe through the command line with a handful of steps a
 stage and writes a digest of every weight, the validation readings and the results. ``--against FILE`` also compares and
 names what differs. Digests are equal to the bit on one machine; on another one, numbers differ in their last digits, so
-`tests/test_golden.py` compares readings with a tolerance.
+readings are compared with a tolerance there.
 """
 
 from __future__ import annotations

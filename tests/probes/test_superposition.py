@@ -149,6 +149,11 @@ def test_the_first_two_hundred_chains_are_taken_apart(
     reading = PROBE.measure(asked_of)
     assert reading is not None
     assert (seen, reading["ecr_left_out"]) == ([asked], 0)
+    if problems > 1:
+        emptied = replace(answers, chain=chain_of([0, *[1] * (problems - 1)]))
+        one_empty = PROBE.measure(replace(asked_of, answers=emptied))
+        assert one_empty is not None
+        assert (seen[1], one_empty["ecr_left_out"]) == (asked - 1, 1)
     # Of a large vocabulary every K of the paper counts.
     assert [*reading["ecr"]] == ["1", "5", "10", "50", "100", "150", "200", "250", "300"]
 

@@ -139,6 +139,7 @@ def test_the_distance_to_a_piece_is_that_to_its_nearest_token() -> None:
     assert chain.distances(pieces) == [None if one is None else pytest.approx(one, abs=1e-6) for one in expected]
     assert chain.distances([[2, 5]]) == [pytest.approx(0.2), None, None, None]
     assert chain.distances([]) == [None] * 4
+    assert chain.distances([(), (), (3,)]) == [None, None, pytest.approx(2.0), None]
     assert pointing().distances(pieces) == []
     hidden = tiny_word_system(feed="hidden")
     assert Chain(system=hidden, record=chain.record).distances(pieces) == [None] * 4
@@ -215,6 +216,10 @@ def test_a_chain_between_two_has_directions_and_lengths_between_theirs(fraction:
     for outside in (-0.01, 1.01):
         with pytest.raises(ValueError, match="it must be from 0 to 1"):
             one.mixed(other, outside)
+    narrow = Chain(system=one.system, record=replace(one.record, latents=one.record.latents[..., 1:]))
+    for part in (0.0, 0.3, 0.7):
+        with pytest.raises(ValueError, match="has latents of another width"):
+            one.mixed(narrow, part)
 
 
 def test_superpositions_are_mixed_by_their_weights() -> None:

@@ -16,7 +16,7 @@ from unspoken.chain import LatentChain, StopReason
 from unspoken.methods import catalogue
 from unspoken.reasoning import text_answers
 from unspoken.reasoning.engine import LatentStep, StopRule
-from unspoken.reasoning.picking import Sampler
+from unspoken.reasoning.picking import ForcedTokens, Sampler
 from unspoken.reasoning.system import Answer, System
 from unspoken.reasoning.text_answers import Cost, answer_prompts, beginning
 from unspoken.tasks.prompt_format import TextFormat
@@ -151,6 +151,13 @@ def test_a_row_that_is_an_end_ends_the_chain_of_a_reasoner() -> None:
     for row in (4, 5):
         length = int(free.lengths[row])
         torch.testing.assert_close(found.latents[row, :length], free.latents[row, :length], **CLOSE)
+
+
+def test_forced_tokens_are_those_of_their_text_however_many_there_are() -> None:
+    system = tiny_word_system()
+    forced = torch.arange(70)[:, None] % 8 + 8
+    answers = system.answer([QUESTIONS[0]] * 70, sample=ForcedTokens(forced), max_tokens=3)
+    assert [answer.tokens[0] for answer in answers] == forced[:, 0].tolist()
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

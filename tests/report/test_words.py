@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from unspoken.draw import formats
+from unspoken.probes.colours import BASELINE_COLOUR, system_colours
 from unspoken.report.findings import finding
 from unspoken.report.terminal import print_results
 
@@ -76,6 +77,16 @@ def test_a_difference_that_is_one_is_given_in_points(complete: Callable[..., Res
     text = finding(complete(seeds=3))
     assert "answers 50.00 % (48.0 points fewer, p < 0.001)" in text
     assert "as many training steps as sst and talker together" in text
+
+
+def test_a_baseline_may_have_another_name(complete: Callable[..., Results]) -> None:
+    results = complete(seeds=3)
+    results["systems"]["transformer"] = results["systems"].pop("coupled")
+    results["baseline"] = "transformer"
+    results["differences"] = {key.replace("coupled", "transformer"): one for key, one in results["differences"].items()}
+    assert "answers 50.00 % (48.0 points fewer" in finding(results)
+    colours = system_colours(results)
+    assert colours["transformer"] == BASELINE_COLOUR != colours["jepa-reasoner"]
 
 
 def test_a_sweep_of_equals_is_a_tie(sweep: Results) -> None:

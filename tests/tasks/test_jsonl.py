@@ -163,6 +163,12 @@ def test_without_a_test_set_one_is_cut_from_the_rows_and_named(tmp_path: Path) -
     assert sorted(asked) == sorted(row["question"] for row in many(40))
 
 
+def test_a_test_set_may_have_the_name_of_what_is_not_cut(tmp_path: Path) -> None:
+    tests = (write(tmp_path / "held_out.jsonl", ROWS),)
+    task = build(tmp_path, many(40), tests=tests)
+    assert (task.tests, task.size("held_out")) == (("held_out",), len(ROWS))
+
+
 def test_the_sizes_of_what_is_held_out_can_be_set(tmp_path: Path) -> None:
     task = build(tmp_path, many(40), validation_rows=0, test_rows=10)
     assert [task.size(split) for split in ("train", "validation", "held_out")] == [30, 0, 10]
@@ -222,7 +228,6 @@ def test_training_rows_that_ask_a_test_question_are_left_out_and_counted(tmp_pat
         ({}, "neither train nor tests names a file"),
         ({"train": "a.csv", "tests": ("b.csv", "sub/b.jsonl")}, "2 splits are named 'b'"),
         ({"train": "a.csv", "tests": ("train.csv",)}, "2 splits are named 'train'"),
-        ({"train": "a.csv", "tests": ("held_out.csv",)}, "2 splits are named 'held_out'"),
         ({"train": "a.csv", "tests": ("b.csv",), "test_rows": 5}, "test_rows is set, but tests names test sets"),
         ({"train": "a.csv", "test_rows": 0}, "test_rows is 0; it must be at least 1"),
         ({"train": "a.csv", "validation_rows": -1}, "validation_rows is -1; it cannot be negative"),

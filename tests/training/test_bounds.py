@@ -15,7 +15,7 @@ from unspoken.methods.coupled.stages import NextToken
 from unspoken.training import recipe as recipes
 from unspoken.training.own_data import _spread
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
-from unspoken.training.recipe import Evaluation, Stage, parse
+from unspoken.training.recipe import Evaluation, Stage, apply_overrides, parse
 from unspoken.training.resolve import widest
 from unspoken.training.settings import SettingsError, nearest, read
 
@@ -155,6 +155,14 @@ def test_overrides_that_reach_nothing(override: str, message: str) -> None:
 def test_overrides_by_position() -> None:
     assert tiny_recipe("stages.0.steps=9").steps(tiny_recipe("stages.0.steps=9").stages[0]) == 9
     assert tiny_recipe("stages.2.steps=9").stages[2].steps == 9
+    # An entry that is a number is addressed by its position, not by its value, and equal entries are told apart.
+    for override, expected in (("swaps.2=5", [2, 3, 5]), ("swaps.1=2", [2, 2, 4]), ("swaps.0=4", [4, 3, 4])):
+        values: dict[str, Any] = {"swaps": [2, 3, 4]}
+        apply_overrides(values, "it", [override])
+        assert values["swaps"] == expected
+    twice: dict[str, Any] = {"betas": [0.9, 0.9]}
+    apply_overrides(twice, "it", ["betas.1=0.95"])
+    assert twice["betas"] == [0.9, 0.95]
 
 
 @pytest.mark.parametrize(
@@ -195,11 +203,11 @@ def test_shapes_that_hold_together() -> None:
 
 def test_overrides_of_every_stage() -> None:
     stages = [{"name": "cot", "steps": 3, "lora": None}, {"name": "labels"}]
-    assert _spread("steps=5", stages) == ["stages.cot.steps=5"]
-    assert _spread("optimizer.lr=1", [{"name": "a", "optimizer": {}}]) == ["stages.a.optimizer.lr=1"]
-    assert _spread("lora=null", stages) == ["stages.cot.lora=null"]
+    assert _spread("steps=5", stages, "cot") == ["stages.cot.steps=5"]
+    assert _spread("optimizer.lr=1", [{"name": "a", "optimizer": {}}], "cot") == ["stages.a.optimizer.lr=1"]
+    assert _spread("lora=null", stages, "cot") == ["stages.cot.lora=null"]
     for whole in ("name=other", "task.train=x", "unknown=1"):
-        assert _spread(whole, stages) == [whole]
+        assert _spread(whole, stages, "cot") == [whole]
 
 
 def test_the_widest_row_of_a_batch() -> None:

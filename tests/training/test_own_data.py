@@ -105,9 +105,19 @@ def test_looks_and_warm_up_follow_from_the_steps_that_are_given(hub: Path, tmp_p
         ("stages.coot.steps=8", r"^cot: override stages\.coot\.steps: there is no entry 'coot'; did you mean 'cot'\?$"),
         ("stages.cot=8", r"^cot: stages\[0\] is 8; it must be a mapping"),
         ("steps=eight", r"^cot: stages\[0\]\.steps is 'eight'"),
+        (
+            "stop_at=0.9",
+            r"^override stop_at=0\.9: no stage of cot has 'stop_at'; name the stage, as in stages\.cot\.stop_at=0\.9$",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             own_recipe("cot", hub, data, [override])
+
+
+def test_a_key_that_no_stage_has_by_default_is_set_for_a_named_one(hub: Path, tmp_path: Path) -> None:
+    data, settings = save_problems(tmp_path / "mine.jsonl"), ["stages.cot.stop_at=0.9", "optimizer.schedule=constant"]
+    (stage,) = own_recipe("cot", hub, data, settings).stages
+    assert stage.stop_at == 0.9
 
 
 def test_one_stage_with_other_batches_keeps_its_epochs(hub: Path, tmp_path: Path) -> None:
@@ -251,7 +261,7 @@ def test_a_function_grades_training_and_whatever_is_measured_later(
     with pytest.raises(ValueError, match="grader is given without a file of problems"):
         system.evaluate(grader=never)
     refused = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--grader", "math"])
-    assert "--grader is given without --data" in str(refused.exception)
+    assert "--grader needs --data" in str(refused.exception)
 
 
 # --- from problems to a served model ------------------------------------------------------------------------------

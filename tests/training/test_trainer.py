@@ -259,3 +259,10 @@ def test_a_silent_collapse_is_announced_with_its_step(tmp_path: Path) -> None:
     readings = iter([start, start, start, after])
     with pytest.warns(UserWarning, match=r"stage 'sst' at step 6: COLLAPSING.*20\.0 to 4\.0"):
         trainer_of(tiny_recipe(), tmp_path, lambda _: next(readings), name="sst").run()
+
+
+def test_an_objective_may_have_no_terms_beside_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = NextToken.loss
+    monkeypatch.setattr(NextToken, "loss", lambda *given: (own(*given)[0], {}))
+    (run,) = quiet_train(one_stage("stages.pretrain.steps=2"), tmp_path / "run")
+    assert run.finished(run.recipe.stage("pretrain"))

@@ -46,11 +46,8 @@ def shuffle(chain: LatentChain, generator: torch.Generator) -> LatentChain:
 
 def swap(chain: LatentChain, generator: torch.Generator) -> LatentChain:
     """The chain of another question; no chain stays in its place."""
-    rows = len(chain)
-    if rows < 2:
-        return chain
-    shift = int(torch.randint(1, rows, (1,), generator=generator))
-    return chain.select(torch.arange(rows, device=chain.mask.device).roll(shift))
+    shift = int(torch.randint(1, len(chain), (1,), generator=generator))
+    return chain.select(torch.arange(len(chain), device=chain.mask.device).roll(shift))
 
 
 def truncate(chain: LatentChain, _: torch.Generator) -> LatentChain:
@@ -90,14 +87,16 @@ def altered_chains(system: System, chain: LatentChain, seed: int) -> dict[str, L
     """A system's chains, altered in every way that makes sense for it.
 
     Where the stack that reasons also answers, "no chain" is no latent at all; a Talker must have one, and gets a single
-    zero vector. Latents that are mixtures of rows are replaced by other mixtures, others by noise.
+    zero vector. Latents that are mixtures of rows are replaced by other mixtures, others by noise. One chain alone has
+    no other to be swapped for.
     """
 
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(seed)
 
     mixed = system.mixes_rows and chain.support_ids is not None
-    names = [name for name in CONTROLS if not (name == "noise" and mixed)]
+    left_out = {"noise": mixed, "swap": len(chain) < 2}
+    names = [name for name in CONTROLS if not left_out.get(name, False)]
     altered = {name: CONTROLS[name](chain, generator()) for name in names}
     if system.speaker.same_stack:
         altered["no chain"] = chain.with_latents(torch.zeros_like(chain.latents), torch.zeros_like(chain.mask))

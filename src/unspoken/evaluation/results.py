@@ -39,7 +39,8 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     file = path / RESULTS if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"there are no results at {file}; 'unspoken eval {path}' writes them")
+        remedy = f"'unspoken eval {path}' writes them" if path.is_dir() else "name a run folder or a results file"
+        raise ValueError(f"there are no results at {file}; {remedy}")
     results: dict[str, Any] = read_json(file, f"'unspoken eval {path}' writes it anew")
     with one_line(f"{file} does not hold what a run measured", f"'unspoken eval {path}' writes it anew"):
         if results.get("schema", SCHEMA) > SCHEMA:

@@ -34,9 +34,8 @@ class Edit:
         """
         raise NotImplementedError
 
-    @property
-    def written_from(self) -> int | None:
-        """The step from which on the model writes the chain anew; None where the rest stays as it is."""
+    def written_from(self, chain: Chain) -> int | None:
+        """The step of a chain from which on the model writes it anew; None where the rest stays as it is."""
         return None
 
 
@@ -47,9 +46,8 @@ class StepEdit(Edit):
     step: int
     rest: Rest = "keep"
 
-    @property
-    def written_from(self) -> int | None:
-        return self.step + 1 if self.rest == "write" else None
+    def written_from(self, chain: Chain) -> int | None:
+        return chain.check_step(self.step) + 1 if self.rest == "write" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,9 +109,8 @@ class Move(StepEdit):
     kind: ClassVar[str] = "move"
     to: int
 
-    @property
-    def written_from(self) -> int | None:
-        return max(self.step, self.to) + 1 if self.rest == "write" else None
+    def written_from(self, chain: Chain) -> int | None:
+        return max(map(chain.check_step, (self.step, self.to))) + 1 if self.rest == "write" else None
 
     def applied(self, chain: Chain, chain_of: ChainOf) -> Chain:
         return chain.move(self.step, self.to)

@@ -191,7 +191,7 @@ class Explorer:
         answer = problem.answer
         for edit in changes:
             chain = edit.applied(answer.chain, lambda name: self._problem(name).chain)
-            start = edit.written_from
+            start = edit.written_from(chain)
             if start is not None:
                 chain = chain.truncate(min(start, len(chain)))
             answer = self.system.answer(problem.question, chain, max_tokens=self._max_tokens, goes_on=start is not None)

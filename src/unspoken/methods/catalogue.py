@@ -61,22 +61,33 @@ METHODS: tuple[Method, ...] = (
 )
 
 
+# Model and problems that allow everything.
+_ANY = TrainingFacts(rows=1, steps=1, chain=1, width=1, heads=1, batch_size=1)
+
+
 @cache
 def methods() -> tuple[Method, ...]:
     """All methods, those of other packages first; these are imported at the first call.
 
     Raises:
-        ValueError: another package's method cannot be imported, is no method, or has a kind of stage of another one.
+        ValueError: another package's method cannot be imported, is no method, or has a kind of stage or of reasoning,
+            or a name to train it by, of another one.
     """
     others = []
     kinds = {objective.kind for method in METHODS for objective in method.objectives}
+    reasoning_kinds = {reasoning.kind for method in METHODS for reasoning in method.reasonings}
+    trained = {name for method in METHODS for name in method.default_stages(_ANY)}
     for name, method in offered(GROUP):
         if not isinstance(method, Method):
             raise ValueError(f"{name} is no unspoken.methods.method.Method; uninstall it")
-        for objective in method.objectives:
-            if objective.kind in kinds:
-                raise ValueError(f"{name} has the stage kind {objective.kind!r} of another method; uninstall it")
-            kinds.add(objective.kind)
+        for described, own, used in (
+            ("stage kind", {objective.kind for objective in method.objectives}, kinds),
+            ("kind of reasoning", {reasoning.kind for reasoning in method.reasonings}, reasoning_kinds),
+            ("name to train it by", set(method.default_stages(_ANY)), trained),
+        ):
+            if own & used:
+                raise ValueError(f"{name} has the {described} {min(own & used)!r} of another method; uninstall it")
+            used.update(own)
         others.append(method)
     return (*others, *METHODS)
 
@@ -97,7 +108,7 @@ def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, An
     Args:
         facts: of model and problems; by default those of problems that allow everything.
     """
-    known = TrainingFacts(rows=1, steps=1, chain=1, width=1, heads=1, batch_size=1) if facts is None else facts
+    known = _ANY if facts is None else facts
     return {
         name.replace("_", "-"): stages for method in methods() for name, stages in method.default_stages(known).items()
     }

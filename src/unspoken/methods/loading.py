@@ -65,10 +65,13 @@ def load_system(
         settings: as of `load_model`.
 
     Raises:
-        ValueError: as `load_model`; or the tokenizer is missing or names no end of an answer.
+        ValueError: as `load_model`; or the tokenizer is missing or names no end of an answer, or ``max_answer`` is
+            below 1.
     """
     own = None if trained_on is None or trained_on.traits.from_files else trained_on.build().tokenizer
     model, tokenizer = load_model(source, **settings), own or load_answer_tokenizer(source)
+    if max_answer is not None and max_answer < 1:
+        raise ValueError(f"max_answer is {max_answer}; it must be at least 1")
     cap = max_answer or min(256, (getattr(model.config, "max_position_embeddings", None) or 1024) // 4)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     system = catalogue.systems(model, stage=name, max_answer=cap, end_id=end, pad_id=pad)[0]

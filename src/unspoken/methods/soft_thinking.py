@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unspoken.methods.method import Method, Objective
 from unspoken.methods.reasoning import Reasoning, markers_of
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from unspoken.reasoning.system import System
@@ -52,11 +53,14 @@ class SoftThinking(Reasoning):
     patience: int = 256
 
     def __post_init__(self) -> None:
-        if self.noise_level <= 0 or min(self.seed, self.entropy_threshold) < 0 or self.patience < 1:
-            raise ValueError(
-                f"noise_level is {self.noise_level}, seed {self.seed}, entropy_threshold {self.entropy_threshold} and "
-                f"patience {self.patience}; the level is positive, patience at least 1, and the others are not negative"
-            )
+        for name in ("top_k", "max_latents", "filter_top_k", "patience"):
+            require_value(self, name, lambda value: value is None or value >= 1, "at least 1")
+        for name in ("seed", "entropy_threshold"):
+            require_value(self, name, lambda value: value >= 0, "0 or more")
+        for name in ("temperature", "noise_level"):
+            require_value(self, name, lambda value: value > 0, "above 0")
+        require_value(self, "top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        require_value(self, "min_p", lambda value: 0 <= value < 1, "at least 0 and below 1")
 
     def applied(self, system: System) -> System:
         """The same model in superpositions.
@@ -76,7 +80,7 @@ class SoftThinking(Reasoning):
         recorded = LatentGenerationConfig.recorded(system.model)
         cap = self.max_latents if self.max_latents is not None else 128 if recorded is None else recorded.max_latents
         if cap < 1:
-            raise ValueError(f"{system.name} was taught to answer without a chain; give SoftThinking its max_latents")
+            raise ValueError(f"{system.name} was trained to answer without a chain; give SoftThinking max_latents")
         markers = markers_of(system, self.markers)
         # A model of nobody's markers begins its chain right after the prompt and ends it as it ends a text.
         opening, end_ids = ((), (system.texts.tokenizer.eos_token_id,)) if markers is None else markers

@@ -19,7 +19,7 @@ def system_colours(results: Results) -> dict[str, str]:
     """The colour of every system, latent reasoners first; where colours run out, lines dash."""
     systems = results["systems"]
     if PAIR in systems:
-        return {name: _NAMED.get(name, "c1") for name in systems}
+        return {name: _NAMED.get(name, BASELINE_COLOUR if name == results["baseline"] else "c1") for name in systems}
     others = dict.fromkeys([*reasoners(results), *systems])
     others.pop(results["baseline"], None)
     free = [colour for colour in SERIES if colour != BASELINE_COLOUR]

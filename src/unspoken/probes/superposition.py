@@ -54,7 +54,8 @@ class SuperpositionProbe(Probe):
         from unspoken.evaluation.distributions import distributions
 
         lengths = view.graded.chain.lengths
-        rows = [row for row, problem in enumerate(view.questions) if problem.chains and lengths[row]][:_PROBLEMS]
+        explained = [row for row, problem in enumerate(view.questions) if problem.chains][:_PROBLEMS]
+        rows = [row for row in explained if lengths[row]]
         if not rows:
             return None
         problems, chain = view.problems.select(rows), view.graded.chain.select(torch.tensor(rows))
@@ -64,7 +65,7 @@ class SuperpositionProbe(Probe):
         mean, count = average_by_step([entropy(steps) for steps in full])
         return {
             "ecr": {str(k): float(values.mean()) for k, values in rates.items()},
-            "ecr_left_out": min(len(view.problems), _PROBLEMS) - len(rows),
+            "ecr_left_out": len(explained) - len(rows),
             "entropy": {"mean": mean.tolist(), "count": count.tolist()},
             "top1": float(torch.cat([steps.max(dim=-1).values for steps in full]).mean()),
             "exit_rate": exit_rate(view.graded.chain.stop),

@@ -122,8 +122,8 @@ class Chain:
             return [None] * len(self)
         cosines, latents = _cosines(self.record.latents[0].float(), rows), self.record.latents[0]
         return [
-            1 - float(cosines[step, [*pieces[step]]].max()) if step < len(pieces) and latents[step].any() else None
-            for step in range(len(self))
+            1 - float(cosines[step, [*piece]].max()) if piece and latents[step].any() else None
+            for step, piece in zip(range(len(self)), [*pieces, *[()] * len(self)], strict=False)
         ]
 
     def table(self, top: int = 5) -> Table:
@@ -249,7 +249,8 @@ class Chain:
         """
         if not 0 <= fraction <= 1:
             raise ValueError(f"the fraction is {fraction}; it must be from 0 to 1")
-        nearer = self.swap(other) if fraction > 0.5 else self
+        swapped = self.swap(other)  # which refuses another width
+        nearer = swapped if fraction > 0.5 else self
         shared, mixed = min(len(self), len(other)), nearer
         for step in range(shared if 0 < fraction < 1 else 0):
             mine, theirs = self.record.latents[0, step].float(), other.record.latents[0, step].float()
@@ -307,7 +308,8 @@ class Chain:
         """The rows that a step can be a mixture of; a ValueError if it cannot."""
         rows = self._rows()
         if rows is None or not self.system.silent:
-            why = "its chain is its answer" if not self.system.silent else "its latents are no mixtures of tokens"
+            no_chain = "it writes no chain apart from its answer"
+            why = "its latents are no mixtures of tokens" if self.system.silent else no_chain
             raise ValueError(f"{self.system.name}: a step cannot be edited with words, since {why}; use zero or swap")
         return rows
 

@@ -192,7 +192,7 @@ class System:
         *,
         goes_on: bool = False,
     ) -> TextAnswer | list[TextAnswer]:
-        """Read a problem, reason and answer; of several texts, all in one batch.
+        """Read a problem, reason and answer; several texts in batches, with ``sample`` in one.
 
         Args:
             text: a problem as a person types it, or several.

@@ -136,12 +136,13 @@ def answer_prompts(
     *,
     goes_on: bool = False,
 ) -> list[TextAnswer]:
-    """Answers to prompts that are tokens already, some at once."""
+    """Answers to prompts that are tokens already, in batches; with ``sample``, which gets row numbers, in one batch."""
     answers: list[TextAnswer] = []
-    for first in range(0, len(prompts), _AT_ONCE):
-        rows = prompts[first : first + _AT_ONCE]
+    at_once = _AT_ONCE if sample is None else max(1, len(prompts))
+    for first in range(0, len(prompts), at_once):
+        rows = prompts[first : first + at_once]
         ids, mask = left_padded(rows, system.texts.tokenizer.pad_token_id)
-        given = None if chains is None else [chain.record for chain in chains[first : first + _AT_ONCE]]
+        given = None if chains is None else [chain.record for chain in chains[first : first + at_once]]
         record = None if given is None else LatentChain.concatenate(given)
         answer = system.respond(
             ids,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unspoken.draw.formats import bare_percent, count, joined, p_value, percent, points, steps
-from unspoken.evaluation.outcomes import COUPLED, PAIR
+from unspoken.evaluation.outcomes import PAIR
 from unspoken.evaluation.results import (
     Results,
     as_trained,
@@ -98,7 +98,7 @@ def _pair(results: Results) -> str | None:
     text = f"Reasoning in latents alone, the JEPA-Reasoner answers {percent(own)} of {problems}"
     paired = difference(results, PAIR)
     if paired is not None:
-        other = results["systems"][COUPLED]["exact_match"]["mean"]
+        other = results["systems"][results["baseline"]]["exact_match"]["mean"]
         text += f"; the coupled baseline{_equal_training(results)} answers {percent(other)}"
         text += _verdict(paired)
     text += "."

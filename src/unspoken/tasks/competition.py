@@ -1,8 +1,8 @@
 """Competition mathematics from files: MATH-500 and AIME 2024 as tests, long chains to train on.
 
 MATH-500 is the subset of MATH (Hendrycks et al., arXiv 2103.03874) chosen by Lightman et al. (arXiv 2305.20050). On the
-Hugging Face hub the sets are ``HuggingFaceH4/MATH-500`` and ``HuggingFaceH4/aime_2024``. The fields of a row determine
-its format:
+Hugging Face hub the sets are ``HuggingFaceH4/MATH-500`` and ``HuggingFaceH4/aime_2024@train``, which is its one split.
+The fields of a row determine its format:
 
 ==================================================  ========================================================
 fields                                              source
@@ -25,9 +25,7 @@ from typing import Any, ClassVar, Literal
 from unspoken.tasks.files import (
     FileConfig,
     FileTask,
-    Source,
     field_of,
-    read_source,
     row_fields,
     text_of,
     unknown_fields,
@@ -86,13 +84,6 @@ class CompetitionTask(FileTask):
             key=f"{split}:{digest([question, chain, solution, answer])}",
             solution=solution,
         )
-
-    def _open(self, source: str, name: str) -> Source:
-        try:
-            return super()._open(source, name)
-        except ValueError:
-            # The one split that AIME has on the hub is called "train".
-            return read_source(source, "train")
 
     @cached_property
     def fingerprint(self) -> str:

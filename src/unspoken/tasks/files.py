@@ -314,7 +314,7 @@ class FileTask(ReasoningTask):
         for name, source in (*trained, *zip(self.tests, config.tests, strict=True)):
             self._problems[name] = []
             copies: Counter[str] = Counter()
-            rows, self._digests[name] = self._open(source, name)
+            rows, self._digests[name] = read_source(source, "train" if name == "train" else "test")
             for where, row in rows:
                 try:
                     problem = self._problem(row, name)
@@ -356,10 +356,6 @@ class FileTask(ReasoningTask):
     def _fault(self, _problem: ReasoningProblem) -> str | None:
         """Why a training row that can be read is left out all the same."""
         return None
-
-    def _open(self, source: str, name: str) -> Source:
-        """The rows of a split, as `read_source` gives them."""
-        return read_source(source, "train" if name == "train" else "test")
 
     def _held_out(self, rows: int) -> dict[str, tuple[str, int]]:
         """Splits that are cut from the training rows: the key that sets the size of each, and its size."""

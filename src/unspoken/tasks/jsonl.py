@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.storage import parse_json
-from unspoken.tasks.files import FileConfig, FileTask, check_split_names, row_fields, set_name, tenth_of, text_of
+from unspoken.tasks.files import FileConfig, FileTask, row_fields, tenth_of, text_of
 from unspoken.tasks.grading import answer_fault, check_name, grader_of
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.spans import END, OPEN
@@ -77,7 +77,6 @@ class JsonlConfig(FileConfig):
                 f"{2**16}"
             )
         check_name(self.grader)
-        check_split_names([HELD_OUT, *map(set_name, self.tests)])
 
     @property
     def traits(self) -> Traits:

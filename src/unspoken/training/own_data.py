@@ -17,7 +17,7 @@ from unspoken.methods.defaults import TrainingFacts
 from unspoken.storage import write_text
 from unspoken.tasks.task import rows_in_words
 from unspoken.training.recipe import Recipe, Stage, apply_overrides, dump, parse
-from unspoken.training.settings import nearest
+from unspoken.training.settings import SettingsError, nearest
 
 _LOOKED_AT = 1000  # training problems by which lengths are chosen
 _MARGIN = 1.25  # of caps, over the longest of these
@@ -72,7 +72,7 @@ def own_recipe(
             "column 'steps' or 'cot'"
         )
     keys = [_filled(stage, facts, {}) for stage in usual]
-    spread = [one for override in overrides for one in _spread(override, keys)]
+    spread = [one for override in overrides for one in _spread(override, keys, method)]
     stages = []
     for index, given in enumerate(_given(spread, keys, method)):
         # Epochs stay what they are, so steps and what a method derives from them follow the batches.
@@ -180,10 +180,18 @@ def _in_order(stages: Sequence[Mapping[str, Any]]) -> bool:
     return any(stage["objective"]["kind"] in ordered for stage in stages)
 
 
-def _spread(override: str, stages: list[dict[str, Any]]) -> list[str]:
-    """An override of a stage's key as one for every stage that has the key; any other as it is."""
+def _spread(override: str, stages: list[dict[str, Any]], method: str) -> list[str]:
+    """An override of a stage's key as one for every stage that has the key; any other as it is.
+
+    Raises:
+        SettingsError: no stage has the key.
+    """
     key = override.partition("=")[0].split(".")[0]
     of_recipe = {field.name for field in fields(Recipe)}
     if key in of_recipe or key not in {field.name for field in fields(Stage)}:
         return [override]
-    return [f"stages.{stage['name']}.{override}" for stage in stages if key in stage]
+    changed = [f"stages.{stage['name']}.{override}" for stage in stages if key in stage]
+    if not changed:
+        example = f"stages.{stages[0]['name']}.{override}"
+        raise SettingsError(f"override {override}: no stage of {method} has {key!r}; name the stage, as in {example}")
+    return changed

@@ -44,7 +44,7 @@ class Stage:
     """One training run that ends in a folder."""
 
     name: str  # of the folder, and what later stages refer to
-    start: str | None = None  # the stage whose best checkpoint this one continues from; null starts from random weights
+    start: str | None = None  # the stage whose best checkpoint this one continues from; null starts from the backbone
     # What it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
     objective: Objective = field(metadata={"choices": objectives})
     steps: int | None = None  # optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none
@@ -471,25 +471,25 @@ def _apply(values: Any, override: str) -> None:
     here = values
     for name in parents:
         if isinstance(here, list):
-            here = _element(here, name, key)
+            here = here[_position(here, name, key)]
         elif isinstance(here, dict):
             here = here.setdefault(name, {})
         else:
             raise SettingsError(f"override {key}: {name!r} is below a single value")
     if isinstance(here, list):
-        here[here.index(_element(here, last, key))] = value
+        here[_position(here, last, key)] = value
     elif isinstance(here, dict):
         here[last] = value
     else:
         raise SettingsError(f"override {key}: {last!r} is below a single value")
 
 
-def _element(entries: list[Any], name: str, key: str) -> Any:
-    names = [str(entry.get("name")) if isinstance(entry, Mapping) else str(entry) for entry in entries]
+def _position(entries: list[Any], name: str, key: str) -> int:
+    names = [str(entry["name"]) if isinstance(entry, Mapping) and "name" in entry else "" for entry in entries]
     if name in names:
-        return entries[names.index(name)]
+        return names.index(name)
     if name.isdigit() and int(name) < len(entries):
-        return entries[int(name)]
+        return int(name)
     raise SettingsError(f"override {key}: there is no entry {name!r}; {nearest(name, names)}")
 
 

@@ -19,6 +19,7 @@ from unspoken import distributed
 from unspoken.backbone.folder import MANIFEST, clear, read_manifest, remove, verify
 from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
+from unspoken.provenance import processor
 from unspoken.storage import MODEL, make_folder, one_line, read_json, write_json
 from unspoken.tasks.chat_template import DATE, prints_date
 from unspoken.tasks.dataset import GeneratedDataset, by_length
@@ -71,7 +72,7 @@ def _overlap(config: TaskConfig, data: str) -> dict[str, Any] | None:  # noqa: A
 
 def _machine(run: SeedRun) -> dict[str, Any]:
     """The machine that trained a stage."""
-    facts = {"system": platform.system(), "processor": platform.machine(), "threads": torch.get_num_threads()}
+    facts = {"system": platform.system(), "processor": processor(), "threads": torch.get_num_threads()}
     gpu = {"gpu": torch.cuda.get_device_name(run.device)} if run.device.type == "cuda" else {}
     return {**facts, "device": run.device.type, **gpu, "reasons": run.reasons}
 

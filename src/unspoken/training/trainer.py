@@ -187,8 +187,9 @@ class StageTrainer(Trainer):
         if "loss" in logs and self.terms_steps:
             counted = self.terms_steps * distributed.world_size()
             # In one copy: each waits for the device.
-            summed = torch.stack([distributed.all_reduce_sum(value) for value in self.terms.values()]).tolist()
-            logs.update({name: value / counted for name, value in zip(self.terms, summed, strict=True)})
+            if self.terms:
+                summed = torch.stack([distributed.all_reduce_sum(value) for value in self.terms.values()]).tolist()
+                logs.update({name: value / counted for name, value in zip(self.terms, summed, strict=True)})
             self.terms, self.terms_steps = {}, 0
             if not math.isfinite(logs["loss"]):
                 raise self.diverged(f"the loss is {logs['loss']}")

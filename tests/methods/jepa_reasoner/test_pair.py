@@ -181,6 +181,11 @@ def test_prompts_are_given_once(given: dict[str, Tensor]) -> None:
         tiny_pair().generate(**given)
 
 
+def test_an_answer_of_no_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^max_new_tokens is 0; it must be at least 1$"):
+        tiny_pair().generate(prompts(), max_new_tokens=0)
+
+
 def test_it_takes_what_the_tokenizer_returns() -> None:
     task = TreeSearchConfig(depth=2).build()
     prompt = [text.split("[ROUTE]")[0] + "[ROUTE]" for text in task.text(task.sample("test", np.arange(3)))]

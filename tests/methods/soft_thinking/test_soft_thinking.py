@@ -119,27 +119,24 @@ def test_the_step_that_the_cold_stop_replaces_is_counted_as_an_end_marker_is() -
     assert (asked > system.flops(prompt, replace(answer, chain=replace(answer.chain, stop=caps)))).all()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"noise_level": 0.0}, {"patience": 0}, {"entropy_threshold": -1.0}, {"seed": -1}], ids=str
-)
-def test_numbers_out_of_range_are_refused(wrong: Any) -> None:
-    with pytest.raises(ValueError, match="the level is positive, patience at least 1"):
-        SoftThinking(**wrong)
-
-
 def test_defaults_are_those_of_the_page() -> None:
     check_defaults(SoftThinking, "methods/soft_thinking.md")
 
 
 def test_settings_end_where_they_say() -> None:
-    counts: dict[str, Any] = {"patience": ([1], [0]), "seed": ([0], [-1])}
-    check_ranges(SoftThinking, {**counts, "noise_level": ([1e-6], [0.0]), "entropy_threshold": ([0.0], [-0.01])})
+    counts = dict.fromkeys(("patience", "top_k", "filter_top_k", "max_latents"), ([1], [0]))
+    above = dict.fromkeys(("noise_level", "temperature"), ([1e-6], [0.0]))
+    fractions = {"top_p": ([0.01, 1.0], [0.0, 1.01]), "min_p": ([0.0, 0.99], [-0.01, 1.0])}
+    at_least = {"seed": ([0], [-1]), "entropy_threshold": ([0.0], [-0.01])}
+    check_ranges(SoftThinking, {**counts, **above, **fractions, **at_least})
+    with pytest.raises(ValueError, match=r"^top_p is 2; it must be above 0 and at most 1$"):
+        SoftThinking(top_p=2)
 
 
 def test_a_chain_has_at_least_one_step() -> None:
     assert system_of(SoftThinking(max_latents=1)).stop.max_latents == 1
-    with pytest.raises(ValueError, match="was taught to answer without a chain; give SoftThinking its max_latents"):
-        system_of(SoftThinking(max_latents=0))
+    with pytest.raises(ValueError, match=r"^max_latents is 0; it must be at least 1$"):
+        SoftThinking(max_latents=0)
 
 
 def test_the_cold_stop_is_on_where_steps_can_be_certain() -> None:

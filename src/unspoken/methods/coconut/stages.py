@@ -141,7 +141,7 @@ class Coconut(Carrier):
         if fixed is not None and self != Coconut(replaced=fixed, latents_per_step=1):
             raise ValueError(
                 f"on the {run.task.kind} latents stand for the first half of {2 * fixed} symbols, one each; set "
-                f"replaced to {fixed}, latents_per_step to 1 and rest to 'explicit'"
+                f"replaced to {fixed}, latents_per_step to 1, rest to 'explicit' and mixed to 0"
             )
         before = None if line.before is None else line.before.objective
         if isinstance(before, Coconut) and (before.replaced > self.replaced or before.latents > self.latents):

@@ -154,6 +154,9 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
 
         Returns:
             ``[B, T + N]`` as every transformers model, or `JepaGenerateOutput`.
+
+        Raises:
+            ValueError: no prompts, or they are given twice; or ``max_new_tokens`` is below 1.
         """
         prompt = inputs if inputs is not None else input_ids
         if prompt is None or (inputs is not None and input_ids is not None):
@@ -161,7 +164,10 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         settings = generation_config or self.generation_config
         if attention_mask is None and self.config.pad_token_id is not None:
             attention_mask = (prompt != self.config.pad_token_id).long()
-        cap = max_new_tokens or settings.max_new_tokens or self.config.max_latents
+        caps = (max_new_tokens, settings.max_new_tokens, self.config.max_latents)
+        cap = next(cap for cap in caps if cap is not None)
+        if cap < 1:
+            raise ValueError(f"max_new_tokens is {cap}; it must be at least 1")
         sampling = settings.do_sample if do_sample is None else do_sample
         chosen = temperature if temperature is not None else settings.temperature
         chain = self.reason(prompt, attention_mask, StopRule(max_latents=cap))
