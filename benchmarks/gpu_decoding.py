@@ -64,7 +64,7 @@ class BareStep:
         self.position.add_(1)
 
     def _back(self) -> None:
-        """To the state behind the prompt."""
+        """To the state after the prompt."""
         self.feed.copy_(self.first)
         self.position.fill_(self.length)
         for layer in self.cache.layers:
@@ -113,7 +113,7 @@ def reasoner_of(size: Size, model: PreTrainedModel, **how: Any) -> CausalLMReaso
 
 
 def generated(model: PreTrainedModel, ids: Tensor, steps: int, **how: Any) -> Callable[[], object]:
-    """The library's greedy decoding."""
+    """Greedy decoding of transformers."""
     mask = torch.ones_like(ids)
     config = GenerationConfig(max_new_tokens=steps, do_sample=False, pad_token_id=0, **how)
     return lambda: model.generate(ids, attention_mask=mask, generation_config=config)

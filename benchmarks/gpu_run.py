@@ -70,7 +70,7 @@ class Run:
         known = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         path = [str(ROOT / "src"), str(self.site), *filter(None, known)]
         device = "cpu" if self.toy else "cuda"
-        # What the machine's pytest loads by itself has no say in our tests.
+        # Disable the pytest plugins that the machine has installed.
         quiet = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         ours = {"PYTHONPATH": os.pathsep.join(path), "PYTHONUNBUFFERED": "1", "UNSPOKEN_TEST_DEVICE": device}
         return {**os.environ, **quiet, **ours}
@@ -133,7 +133,7 @@ def tests(run: Run, seconds: float) -> Found:
     # Beside small models a GPU has nothing to do, so several processes use it at once.
     cores = os.cpu_count() or 1
     workers = ["-p", "xdist", "-n", str(min(8, cores // 2))] if cores >= 8 and not run.toy else []
-    # A library that warns of its own future is no reason to fail here.
+    # Deprecation warnings of other packages must not fail these tests.
     how = ["-p", "no:cacheprovider", "-o", "filterwarnings=default", "-o", "addopts=--import-mode=importlib"]
     how += ["-o", "faulthandler_timeout=60", "-m", "gpu", "-v", "-rfE", "--tb=short", *workers]
     few = ["-k", "not (qwen2 or gpt2 or sdpa or bf16 or flex)"] if run.toy else []

@@ -183,7 +183,7 @@ def chain_length() -> int:
 
 
 def speaking(**how: Any) -> Callable[[Tensor, Tensor], object]:
-    """A causal language model that thinks a fixed number of steps and then says a fixed number of words."""
+    """A causal language model that writes a fixed number of latents and then a fixed number of tokens."""
     _, prompt_format = problems()
     markers = prompt_format.markers
     settings = LatentGenerationConfig(open_ids=markers.open, end_ids=markers.end, fixed=True, **how)

@@ -249,7 +249,7 @@ def test_the_command_line_trains_a_method_too(hub: Path, tmp_path: Path, capsys:
     data = save_problems(tmp_path / "mine.jsonl")
     given = ["codi", "--model", str(hub), "--data", str(data)]
     for arguments, message in (
-        (["train", *given[:3]], "--model and --data go together"),
+        (["train", *given[:3]], "training a METHOD needs both --model and --data"),
         (["train", "codi"], "'codi' is a method, not a recipe; give it --model and --data"),
         (["run", "nothing", *given[1:]], "there is no method 'nothing' to train"),
     ):

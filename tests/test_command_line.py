@@ -210,10 +210,10 @@ def test_a_size_is_not_ignored_where_there_is_none(tmp_path: Path, monkeypatch: 
     status, _, errors = command(monkeypatch, "run", "mine.yaml", "--size", "small")
     assert (status, errors) == (
         2,
-        "unspoken: mine.yaml is a recipe of one size, so --size small means nothing; leave it out\n",
+        "unspoken: mine.yaml is a recipe file; --size small applies to shipped recipes only; leave it out\n",
     )
     status, _, errors = command(monkeypatch, "train", "cot", "--model", "x", "--data", "y", "--size", "paper")
-    assert (status, errors) == (2, "unspoken: --size paper means nothing beside --model and --data; leave it out\n")
+    assert (status, errors) == (2, "unspoken: --size paper applies to shipped recipes only; leave it out\n")
     for given, message in (
         (("--problems", "7"), "--problems needs --data; a run is measured on the problems of its recipe"),
         (("--data", "y", "--samples", "3"), "--samples does not go with --data; measure a run folder"),

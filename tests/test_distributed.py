@@ -90,7 +90,7 @@ def test_what_ranks_cannot_train_together_is_refused_before_anything_is_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    message = r"stages \(pretrain\): batch_size is 8, which 3 processes cannot share evenly; set it to a multiple"
+    message = r"stages \(pretrain\): batch_size 8 is not divisible by 3 processes; change batch_size or the number"
     with pytest.raises(ValueError, match=message):
         quiet_train(one_stage(), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -1,9 +1,9 @@
 """The auto classes of transformers learn of our models when they first meet a kind of model that they do not know.
 
-``import unspoken`` must stay quick, so it registers nothing. It gives the library's table of configurations a
-dictionary for what others add, which asks every method to register its models as soon as a kind is missing there and
-in the library itself. By then all modules are imported, so nothing is imported in a circle, as it would be by a hook
-that registers while transformers is being imported.
+``import unspoken`` must stay quick, so it registers nothing. It gives the table of configurations of
+transformers a dictionary for added kinds, which asks every method to register its models as soon as a kind is missing
+in the table and in the dictionary. By then all modules are imported, so nothing is imported in a circle, as it would be
+by a hook that registers while transformers is being imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MODULE = "transformers.models.auto.configuration_auto"
 
 
 class _Added(dict[str, Any]):
-    """Configurations that the library does not have itself, by the name of their kind."""
+    """Configurations that transformers does not have itself, by the name of their kind."""
 
     def __init__(self, known: Any, added: dict[str, Any]) -> None:
         super().__init__(added)
@@ -35,10 +35,10 @@ class _Added(dict[str, Any]):
 
 
 class _Finder(MetaPathFinder):
-    """Meets the import of the library's table of configurations, once."""
+    """Intercepts the import of the table of configurations of transformers, once."""
 
     def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
-        """The library's own module, after which `_extend` runs."""
+        """The module of transformers, after which `_extend` runs."""
         if fullname != MODULE:
             return None
         sys.meta_path.remove(self)

@@ -19,12 +19,12 @@ class StopReason(IntEnum):
     END = 0  # the method's own rule, for instance "the nearest table row is end-of-sequence"
     FIXED = 1  # the caller asked for exactly this many steps
     CAP = 2  # the cap was reached first; reported, because the chain is probably unfinished
-    CERTAIN = 3  # it had been certain of its steps for as long as the caller had patience
+    CERTAIN = 3  # entropy stayed below the threshold for `patience` steps in a row (cold stop of Soft Thinking)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentChain:
-    """What a method thought before it spoke.
+    """The latent chains of a batch of answers.
 
     Attributes:
         latents: ``[B, N, D]``, left-aligned: row b has its real steps first.

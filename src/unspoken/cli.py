@@ -64,7 +64,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Language models that reason without speaking: train them, run them, look inside them."""
+    """Train, run and inspect language models that reason in latents."""
 
 
 def _leads() -> bool:
@@ -86,7 +86,7 @@ def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _messages(*, once: bool) -> Iterator[str]:
-    """What a person types or pipes in, a line a message; with ``once`` a single one."""
+    """What a person types or pipes in, one message per line; with ``once`` a single one."""
     if sys.stdin is None:
         raise ValueError("standard input is closed; open a terminal, or send lines")
     if once and not sys.stdin.isatty():
@@ -122,7 +122,7 @@ def run(
     as_json: AsJson = False,
     quiet: Quiet = False,
     plan: Annotated[bool, typer.Option("--plan", help="Print sizes and memory without training.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Print the resolved recipe without training.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Print the recipe with all defaults, without training.")] = False,
 ) -> None:
     """Train every stage, measure on test problems, and write the report page. Run it again to continue."""
     chosen, folder = chosen_recipe(recipe, size, overrides, output, model, data, grader)
@@ -222,7 +222,7 @@ def eval(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(metavar="N", min=0, help="Also draw N noisy chains a problem, for pass@k.")
+        int, typer.Option(metavar="N", min=0, help="Also draw N noisy chains per problem, for pass@k.")
     ] = 0,
     data: Annotated[
         str | None, typer.Option(metavar="FILE", help="Measure any model on these problems, controls included.")
@@ -236,7 +236,10 @@ def eval(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure every finished seed of a run again, controls included, and write results.json and the page."""
+    """Measure every finished seed of a run again, controls included, and write results.json and the page.
+
+    With --data, measure any model on the problems of a file and print the results; nothing is written.
+    """
     require_options_of(
         data, of_data={"--grader": grader, "--problems": problems}, of_run={"--probe": probe, "--samples": samples}
     )
@@ -298,7 +301,10 @@ def generate(
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a problem, silently first. Without a problem, one from the test split."""
+    """Answer a problem: reason in latents or tokens, as the model was trained to, then print the answer.
+
+    Without PROBLEM, a problem of the test split is answered.
+    """
     from unspoken.report.answers import answer_problems, print_answer
 
     texts = typed_problems() if problem == "-" else [problem]
@@ -318,7 +324,7 @@ def chat(
     reasoning: Way = None,
     device: Device = "auto",
 ) -> None:
-    """Converse with a model that has a chat template: a message a line, until the end of the input."""
+    """Converse with a model that has a chat template: one message per line, until the end of the input."""
     from unspoken.api import load
     from unspoken.report.conversation import converse
 
@@ -338,7 +344,7 @@ def serve(
     port: Port = 8000,
     api_key_file: KeyFile = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Answers computed at once.")] = 32,
-    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Answers that may wait beside those.")] = 256,
+    queue: Annotated[int, typer.Option(metavar="N", min=1, help="Answers that may wait in the queue.")] = 256,
     prompt_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Longest prompt.")] = 4096,
     answer_tokens: Annotated[
         int, typer.Option(metavar="N", min=1, help="Longest answer that may be asked for.")
@@ -366,7 +372,9 @@ def explore(
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="Serve nothing; write one page with every change precomputed.")
     ] = None,
-    problems: Annotated[int, typer.Option(metavar="N", min=2, max=8, help="Test problems of that page.")] = 3,
+    problems: Annotated[
+        int, typer.Option(metavar="N", min=2, max=8, help="Number of test problems on that page (with --output).")
+    ] = 3,
 ) -> None:
     """Look into chains in a browser, change them, and see what the answer becomes."""
     opened: dict[str, Any] = {"seed": seed, "stage": stage, "reasoning": reasoning, "device": device}
@@ -411,7 +419,7 @@ def recipes(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(device: Device = "auto", as_json: AsJson = False) -> None:
-    """Print what this machine has, how fast it is, what is chosen by that, and what can be added."""
+    """Print what this machine has, how fast it is, the settings chosen for it, and the optional extras."""
     from unspoken.doctor import diagnose, print_diagnosis
 
     facts = diagnose(device)

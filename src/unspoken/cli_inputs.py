@@ -19,12 +19,13 @@ def chosen_recipe(
 ) -> tuple[Any, Path]:
     """The recipe that a command means, and its run folder."""
     if model is not None and data is not None and size is not None:
-        raise ValueError(f"--size {size} means nothing beside --model and --data; leave it out")
+        raise ValueError(f"--size {size} applies to shipped recipes only; leave it out")
     if model is not None and data is not None:
         recipe = recipe_of_method(name, model, data, grader, overrides)
     elif model is not None or data is not None or grader is not None:
         raise ValueError(
-            "--model and --data go together, with the name of a method, and --grader with them; give both, or none"
+            "training a METHOD needs both --model and --data, and --grader is allowed only with them; give both, or "
+            "none of the three"
         )
     else:
         from unspoken.training.recipe import load

@@ -11,7 +11,7 @@ Size = Annotated[
     str | None,
     typer.Option(
         metavar="SIZE",
-        help="Of a shipped recipe: tiny (a minute or two; the default), small (minutes) or paper (GPUs).",
+        help="Size of a shipped recipe: tiny (a minute or two; the default), small (minutes) or paper (GPUs).",
     ),
 ]
 Set = Annotated[
@@ -32,16 +32,25 @@ Device = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Ways = Annotated[
     list[str] | None,
-    typer.Option("--reasoning", metavar="WAY", help="Also measure this way to reason, as for generate. Repeatable."),
+    typer.Option(
+        "--reasoning",
+        metavar="REASONING",
+        help="Reasoning method to measure beside the trained one, written as for generate. Repeatable.",
+    ),
 ]
 Way = Annotated[
     str | None,
-    typer.Option("--reasoning", metavar="WAY", help="Another way to reason: a name, or '{kind: NAME, KEY: VALUE}'."),
+    typer.Option(
+        "--reasoning",
+        metavar="REASONING",
+        help="Reasoning method instead of the trained one: no_think, budget_forcing, soft_thinking, thinking_speed, "
+        "or '{kind: NAME, KEY: VALUE}'.",
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 RecipeName = Annotated[
     str,
-    typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a method, with --model and --data."),
+    typer.Argument(metavar="RECIPE", help="A shipped recipe, a YAML file, or a METHOD, with --model and --data."),
 ]
 AnyModel = Annotated[
     str,
@@ -50,16 +59,18 @@ AnyModel = Annotated[
     ),
 ]
 Model = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="Of a method: the pretrained model, a folder or a name on the hub.")
+    str | None,
+    typer.Option(metavar="MODEL", help="Pretrained model to train (with a METHOD): a folder or a name on the hub."),
 ]
 Data = Annotated[
-    str | None, typer.Option(metavar="FILE", help="Of a method: your problems, with question, answer and steps or cot.")
+    str | None,
+    typer.Option(metavar="FILE", help="File of problems (with a METHOD), with question, answer and steps or cot."),
 ]
 Grader = Annotated[
     str | None,
     typer.Option(
         metavar="GRADER",
-        help="Of your problems: how answers are compared: math, number, string, choice, or module:function.",
+        help="How answers to your problems are graded: math, number, string, choice, or module:function.",
     ),
 ]
 Seed = Annotated[int, typer.Option(metavar="N", help="Which seed of the run.")]

@@ -110,10 +110,7 @@ class MicroBatches:
     def counts(self, of: str) -> list[int | Tensor]:
         """Items of each micro-batch; a ValueError where the objective does not count them."""
         if any(of not in counts for counts in self._counts):
-            raise ValueError(
-                f"this stage takes a mean over {of!r} that its objective does not count for a whole step; set its "
-                "accumulate to 1"
-            )
+            raise ValueError(f"this stage does not count {of!r} over micro-batches; set its accumulate to 1")
         return [counts[of] for counts in self._counts]
 
     def drawn(self, own: range, draw: Callable[[], Tensor]) -> Tensor:
@@ -161,12 +158,12 @@ def all_reduce_sum(value: Tensor) -> Tensor:
 
 
 def rank_weighted_mean(mean: Tensor, count: int | Tensor, of: str = "tokens") -> Tensor:
-    """A mean over the items of this batch, weighted so that the plain average over `pieces` is that over all items.
+    """Rescale a mean so that averaging it over all ranks and micro-batches (`pieces`) gives the mean over all items.
 
     Averaging over ranks is what DDP and FSDP do to gradients, and the Trainer to losses, over micro-batches too.
 
     Args:
-        mean: of any shape; not a number where there are no items.
+        mean: over the items of this micro-batch, of any shape; not a number where there are no items.
         count: items that it was taken over.
         of: their name in `Objective.counts`.
 
@@ -184,7 +181,7 @@ def _weighted(mean: Tensor, count: int | Tensor, total: Tensor, batches: int) ->
 
 
 def all_reduce_mean(mean: Tensor, count: int | Tensor) -> Tensor:
-    """The mean over the items of all ranks, on each of them; it has no gradient there, and is of one micro-batch."""
+    """The mean over the items of all ranks, on each of them; without gradient, and for one micro-batch."""
     if world_size() == 1:
         return mean
     total = all_reduce_sum(torch.as_tensor(count, device=mean.device))

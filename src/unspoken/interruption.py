@@ -41,7 +41,7 @@ def handled() -> Iterator[None]:
 
     def receive(number: int, _: FrameType | None) -> None:
         if os.getpid() != owner:
-            raise KeyboardInterrupt  # a loader's process, which ends without a word
+            raise KeyboardInterrupt  # a process of the data loader, which ends without a message
         if number == signal.SIGHUP:
             _leave_terminal()
         if _postponing and not _waiting:

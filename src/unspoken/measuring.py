@@ -111,7 +111,7 @@ def _task(system: System, data: Any, grader: str | Callable[..., bool] | None) -
     """
     trained_on = system.texts.trained_on
     if grader is not None and not isinstance(data, str | Path):
-        raise ValueError("grader is given without a file of problems; give a file, or the task's key 'grader'")
+        raise ValueError("grader needs a file of problems; give one as data, or set the key 'grader' of the task")
     if data is None:
         if trained_on is None:
             raise ValueError(f"{system.name} records no task to be measured on; give a file, or the task of a recipe")

@@ -112,8 +112,8 @@ def open_system(
         device: where it computes, see `unspoken.machine.resolve_device`.
 
     Raises:
-        ValueError: there is no such model or device; its folder is damaged or cannot answer, or nobody can ask it
-            anything; or the reasoning makes no sense of it.
+        ValueError: there is no such model or device; its folder is damaged or cannot answer; its task has
+            no problems that can be typed; or the reasoning does not suit it.
     """
     recipe, place = locate(source, seed, stage)
     chosen = resolve_device(device)
@@ -123,8 +123,8 @@ def open_system(
         traits = recipe.task.traits
         if not traits.answerable:
             raise ValueError(
-                f"{recipe.name} is about {recipe.task.kind}, where nobody asks anything; what its models continue is "
-                "in the report, and problems are answered by runs of tree search and of word problems"
+                f"models of {recipe.name} cannot answer typed problems, because the task {recipe.task.kind} has none; "
+                "read the report page of the run, or open a run of tree search or of word problems"
             )
         system = load_system(
             place,

@@ -119,8 +119,8 @@ def refuse_link(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise FolderError(
-            f"{folder} is a symbolic link, and a run makes files in folders of its own alone; put the folder itself "
-            "there, or choose another run folder"
+            f"{folder} is a symbolic link, but the folders of a run must be real directories; replace the link, or "
+            "choose another run folder"
         )
 
 

@@ -339,7 +339,7 @@ def test_lengths_of_latents_and_the_order_of_chains_do_not_matter() -> None:
         (lambda given: given | {"chains": [[0]], "references": [torch.randn(2, 3)]}, "at least 2 distinct"),
         (lambda given: given | {"references": [torch.randn(2, 3)]}, "1 references for 2 chains"),
         (lambda given: given | {"latents": torch.randn(2, 3)[:1]}, "1 latents but 2 distributions"),
-        (lambda given: given | {"references": [torch.randn(2, 3), torch.randn(0, 3)]}, "one reference latent a chain"),
+        (lambda given: given | {"references": [torch.randn(2, 3), torch.randn(0, 3)]}, "reference latent per chain"),
         (lambda given: given | {"chains": [[0], [9]]}, "chain 1 of the question has token ids 9 to 9"),
     ],
 )

@@ -67,10 +67,10 @@ LACKING: list[tuple[str, str, dict[str, Any], str]] = [
             "is_decoder": True,
             "local_attn_chunk_length": 4,
         },
-        "they are 64 wide, and its inputs 32",
+        "64 and 32",
     ),
-    ("named", "opt", {"ffn_dim": 48, "word_embed_proj_dim": 16}, "hidden_size is 32, and its inputs are 16 wide"),
-    ("rebuilt", "bert", {"is_decoder": True}, "its config makes BertModel and not its BertModel"),
+    ("named", "opt", {"ffn_dim": 48, "word_embed_proj_dim": 16}, "32 and 16"),
+    ("rebuilt", "bert", {"is_decoder": True}, "BertModel with other weights"),
     (
         "masked",
         "lfm2",
@@ -82,7 +82,7 @@ LACKING: list[tuple[str, str, dict[str, Any], str]] = [
         "positions",
         "gpt_neo",
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 256},
-        "window_size 256 of its config cannot be counted in positions",
+        "config.window_size counts tokens, not position_ids",
     ),
     (
         "gradient",
@@ -159,13 +159,13 @@ def test_a_refusal_is_one_line_that_names_what_can_be_used_instead() -> None:
         require(conv, "Latent-SFT")
     assert "\n" not in str(refusal.value)
     assert str(refusal.value).endswith(
-        "; with this model use explicit chains or superpositions or hidden states or Coconut or JEPA-Reasoner, or take "
+        "; use an explicit chain of thought or Soft Thinking or Coconut or JEPA-Reasoner with this model, or take "
         "another model"
     )
     for method in ("explicit chains", "superpositions", "hidden states", "Coconut", "JEPA-Reasoner"):
         require(conv, method)  # type: ignore[arg-type]
     bidirectional = tiny_hub_model("bert")
-    with pytest.raises(ValueError, match=r"a later token changes an earlier output .*; take another model$"):
+    with pytest.raises(ValueError, match=r"its outputs depend on later tokens .*; take another model$"):
         require(bidirectional, "explicit chains")
 
 
@@ -173,7 +173,7 @@ def test_vectors_that_are_no_rows_are_needed_by_latents_alone() -> None:
     model = tiny_hub_model("gemma4_text", **PER_LAYER)
     require(model, "explicit chains")
     with pytest.raises(
-        ValueError, match=r"superpositions cannot .* takes no vectors but rows .* use explicit chains, or"
+        ValueError, match=r"superpositions cannot .* refuses inputs_embeds .* use an explicit chain of thought with"
     ):
         require(model, "superpositions")
 
@@ -358,5 +358,5 @@ def test_a_method_names_its_own_needs() -> None:
         require(tiny_hub_model(kind, **(GPT if kind == "gpt2" else {})), states)
     model = llama_like(Forgetful)
     require(model, "Coconut")
-    with pytest.raises(ValueError, match=r"^distillation cannot be used with Forgetful: .* \(0 instead of 3\); with"):
+    with pytest.raises(ValueError, match=r"^distillation cannot be used with Forgetful: .* \(0 instead of 3\); use"):
         require(model, states)

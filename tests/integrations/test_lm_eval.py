@@ -230,7 +230,7 @@ def test_likelihoods_are_those_of_the_plain_model(kind: str, family: str, tmp_pa
 def test_a_model_that_thinks_in_latents_gives_text_no_likelihood(kind: str, tmp_path: Path) -> None:
     lm = UnspokenLM(str(save(kind, tmp_path)))
     for asked in (lm.loglikelihood, lm.loglikelihood_rolling):
-        with pytest.raises(ValueError, match="choose tasks of output_type generate_until"):
+        with pytest.raises(ValueError, match="use tasks with output_type generate_until"):
             asked([SimpleNamespace(args=("ab", "c"))])
 
 
@@ -509,7 +509,7 @@ def test_what_the_harness_may_leave_out(tmp_path: Path) -> None:
     lm = UnspokenLM(folder)
     assert (lm.batch_size, lm.max_gen_toks, lm.model.dtype) == (1, 256, torch.float32)
     for batch_size in (0, "0", "-1", 1.5):
-        with pytest.raises(ValueError, match=f"batch_size is {batch_size!r}; this model finds no size by itself"):
+        with pytest.raises(ValueError, match=f"batch_size is {batch_size!r}; it must be a number of at least 1"):
             UnspokenLM(folder, batch_size=batch_size)  # type: ignore[arg-type]
     lm.tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }};{% endfor %}"
     assert lm.chat_template() is lm.chat_template(False) is None

@@ -207,7 +207,7 @@ class Uncounted(Objective):
 
 def test_what_an_objective_does_not_count_is_refused_by_name() -> None:
     step = distributed.MicroBatches([Uncounted().counts({}), Uncounted().counts({})])
-    with step.following(), pytest.raises(ValueError, match=r"a mean over 'tokens'.*; set its accumulate to 1"):
+    with step.following(), pytest.raises(ValueError, match=r"does not count 'tokens' .*; set its accumulate to 1"):
         distributed.rank_weighted_mean(torch.tensor(1.0), 3)
 
 

@@ -125,7 +125,7 @@ def test_a_carrier_fits_the_line_without_added_losses() -> None:
     assert [one.objective.kind for one in carried(line)] == ["coconut", "coconut", "next_token"]
     line.objective.check_line(line, run)
     wrong = line_of(first, SimCot(carrier=Codi()))
-    with pytest.raises(ValueError, match="a codi stage, does not start from a coconut stage"):
+    with pytest.raises(ValueError, match="a codi stage cannot start from a coconut stage"):
         wrong.objective.check_line(wrong, run)
     fewer = line_of(SimCot(carrier=Coconut(replaced=2)), SimCot(carrier=Coconut(replaced=1)))
     with pytest.raises(ValueError, match="it replaces 1 steps by 2 latents and 's0' before it 2 by 4"):
@@ -136,9 +136,9 @@ def test_a_carrier_fits_the_line_without_added_losses() -> None:
 def test_an_added_loss_has_latents_and_a_weight(kind: Any) -> None:
     assert kind(carrier=Codi()).weight == 1.0
     assert kind(carrier=Codi(latents=1), weight=0.001).weight == 0.001
-    with pytest.raises(ValueError, match="take a codi stage instead"):
+    with pytest.raises(ValueError, match=r"weight is 0\.0; it must be above 0 \(for no added loss use kind: codi\)"):
         kind(carrier=Codi(), weight=0.0)
-    with pytest.raises(ValueError, match="a codi stage, has no latents"):
+    with pytest.raises(ValueError, match=r"carrier \(codi\) has 0 latents; set latents above 0"):
         kind(carrier=Codi(latents=0))
 
 
@@ -160,9 +160,9 @@ def test_a_projection_is_two_layers_and_a_norm() -> None:
     narrow = projection_of(Projection(width=4, dropout=0.25, norm=False), 6)
     assert [tuple(weight.shape) for weight in narrow.parameters()] == [(4, 6), (4,), (6, 4), (6,)]
     assert narrow[0].p == 0.25
-    for wrong in ({"width": 0}, {"dropout": -0.01}, {"dropout": 1.0}):
-        with pytest.raises(ValueError, match="the projection's width is"):
-            Projection(**wrong)  # type: ignore[arg-type]
+    for name, value in (("width", 0), ("dropout", -0.01), ("dropout", 1.0)):
+        with pytest.raises(ValueError, match=f"^{name} is {value}; it must be at least"):
+            Projection(**{name: value})  # type: ignore[arg-type]
     assert Projection(width=1, dropout=0.99).width == 1
 
 

@@ -93,8 +93,8 @@ def test_a_line_is_read_back_to_its_start() -> None:
         ({"steps": None, "steps_of": ("cot",)}, None),
         ({"steps": None}, "exactly one of steps and steps_of"),
         ({"steps_of": ("cot",)}, "exactly one of steps and steps_of"),
-        ({"talker": "shape"}, "a learned stage trains none"),
-        ({"blocks": 1}, "blocks is 1"),
+        ({"talker": "shape"}, "a learned stage trains no Talker; remove it"),
+        ({"blocks": 1}, "blocks is set, but a learned stage cannot truncate its backbone"),
     ],
 )
 def test_keys_that_a_stage_has_no_use_for(changes: dict[str, Any], message: str | None) -> None:

@@ -192,5 +192,5 @@ def test_means_over_seeds_and_their_section() -> None:
         assert several is not None
         panels = [block.panels[0] for block in several.blocks if isinstance(block, Figure)]
         assert [panel.title for panel in panels] == titles  # type: ignore[union-attr]
-    assert "Mean error 16.7 points; one half everywhere: 33.3 points" in figure.caption.replace("\xa0", " ")
+    assert "Mean error 16.7 points; always predicting one half: 33.3 points" in figure.caption.replace("\xa0", " ")
     assert PROBE.section({"probes": {}}) is None

@@ -88,6 +88,6 @@ def test_only_steps_that_are_drawn_from_the_vocabulary_can_be_noisy() -> None:
 
 
 def test_less_than_one_chain_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 chains a problem cannot be drawn") as caught:
+    with pytest.raises(ValueError, match="0 chains per problem cannot be drawn") as caught:
         PassAtKProbe(0)
     assert "\n" not in str(caught.value)

@@ -126,5 +126,5 @@ def test_of_eight_chains_a_problem_powers_of_two_are_reported() -> None:
         summary = probe.summarise({"it": [np.array([0, probe.draws])]}, baseline=None)
         assert summary["draws"] == every[-1]
         assert {k: rate["mean"] for k, rate in summary["systems"]["it"].items()} == {str(k): 0.5 for k in every}
-    with pytest.raises(ValueError, match="0 chains a problem cannot be drawn"):
+    with pytest.raises(ValueError, match="0 chains per problem cannot be drawn"):
         PassAtKProbe(0)

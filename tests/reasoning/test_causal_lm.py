@@ -223,9 +223,9 @@ def test_rows_are_padded_with_the_end_where_there_is_no_padding_token() -> None:
     [
         ({"open_ids": ()}, "open marker has no tokens"),
         ({"end_ids": ()}, "end marker has no tokens"),
-        ({"top_k": 0}, "top_k 0"),
-        ({"temperature": 0.0}, "temperature 0.0"),
-        ({"max_latents": -1}, "max_latents -1"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"temperature": 0.0}, r"temperature is 0\.0"),
+        ({"max_latents": -1}, "max_latents is -1"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(changed: dict[str, Any], message: str) -> None:

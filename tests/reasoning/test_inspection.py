@@ -132,7 +132,7 @@ def test_a_talker_answers_from_an_edited_chain(run: Path) -> None:
     mixed = F.normalize(0.75 * rows[0] + 0.25 * rows[1], dim=-1)
     assert_close(chain.edit(1, names).record.latents[0, 1], mixed * chain.record.latents[0, 1].norm())
     assert system.answer(TREE, chain=edited).chain.steps()[0].nearest == "K"
-    with pytest.raises(ValueError, match="writes one token a latent, so an empty chain has no answer"):
+    with pytest.raises(ValueError, match="writes one token per latent, so an empty chain has no answer"):
         system.answer(TREE, chain=chain.truncate(0))
 
 
@@ -187,7 +187,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(run: Path, tmp_path: Path) -
     with pytest.raises(ValueError, match="its latents are no mixtures of tokens; use zero or swap"):
         silent.edit(0, {"3": 1.0})
     spoken = unspoken.load(run, stage="pretrain", device="cpu")
-    with pytest.raises(ValueError, match="since its chain is its answer"):
+    with pytest.raises(ValueError, match="since it writes no chain apart from its answer"):
         spoken.answer(TREE).chain.edit(0, {"K": 1.0})
     with pytest.raises(ValueError, match="has no tokenizer; open its folder with"):
         replace(system, text_format=None).answer("2")

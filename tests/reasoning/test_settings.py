@@ -104,7 +104,7 @@ def test_answers_are_drawn_and_labels_are_noisy_within_bounds() -> None:
     assert vars(Noise()) == published
     check_ranges(Noise, {"scale": ([1e-6], [0.0]), "temperature": ([1e-6], [0.0])})
     for lowest, highest in ((0.0, 0.0), (1.0, 0.5)):
-        with pytest.raises(ValueError, match="lowest below highest"):
+        with pytest.raises(ValueError, match="must be below highest"):
             Noise(lowest=lowest, highest=highest)
     assert Noise(lowest=0.0, highest=1e-6).lowest == 0.0
 

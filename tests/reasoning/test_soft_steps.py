@@ -49,7 +49,7 @@ def test_filters_follow_one_another() -> None:
         weights, ids = filter_(given)
         torch.testing.assert_close(weights, torch.tensor([expected]))
         assert ids[0].tolist() == [0, 2, 3, 1][: len(expected)]
-    with pytest.raises(ValueError, match=r"top_p 0\.0"):
+    with pytest.raises(ValueError, match=r"top_p is 0\.0"):
         Filter(top_p=0.0)
 
 

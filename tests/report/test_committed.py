@@ -89,4 +89,4 @@ def test_a_committed_run_knows_its_explicit_chains_and_has_one_cost(path: Path) 
 def test_a_committed_finding_is_about_what_was_trained(name: str) -> None:
     text = finding(read_results(FOLDER / f"{name}.json"))
     assert "soft thinking" not in text
-    assert not re.search(r"latents a problem, (cot|coupled)", text)
+    assert not re.search(r"latents per problem, (cot|coupled)", text)

@@ -70,4 +70,4 @@ def test_intervals_overlap_where_they_touch(high: float, overlap: str) -> None:
     [(0.05, ", which is no detectable difference"), (0.049, "; seeds differ too much"), (None, ", which")],
 )
 def test_a_test_is_significant_below_five_per_cent(p: float | None, begin: str) -> None:
-    assert findings._verdict({"mean": 0.1, "low": -0.1, "high": 0.3, "p": p}).startswith(begin)
+    assert findings._verdict({"mean": 0.1, "low": -0.1, "high": 0.3, "p": p}, "one", "other").startswith(begin)

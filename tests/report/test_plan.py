@@ -61,7 +61,7 @@ def test_a_plan_has_budget_and_memory_of_every_stage_and_the_sum() -> None:
         ["all", "6.00 M", "1.04e16", "6.00", "–"],
     ]
     assert lines[8:11] == [
-        ["stage", "weights", "gradients", "optimiser", "whole", "active", "GB on 1", "active", "GB on 8"],
+        ["stage", "weights", "gradients", "optimiser", "gathered", "act.", "GB on 1", "act.", "GB on 8"],
         ["one", "1.00", "2.00", "4.00", "0.50", "30.0", "40.0", "30.0", "40.0"],
         ["two", "1.00", "2.00", "4.00", "0.50", "30.0", "40.0", "–", "–"],
     ]
@@ -89,20 +89,20 @@ def test_recipes_are_listed_by_task_with_a_star_before_the_one_to_start_with() -
     out, terminal = StringIO(), StringIO()
     print_recipes(offers, Console(file=terminal, width=60, force_terminal=True, color_system=None))
     shown = [line.rstrip() for line in terminal.getvalue().splitlines()]
-    assert shown[1] == " recipe   size   a seed   on          what it does"
+    assert shown[1] == " recipe   size   per seed   on          what it does"
     assert shown[3:6] == [
         " trees",
-        " * a      tiny   60 s     two cores   about a",
-        "   long   tiny   2.0 h    two cores   about long",
+        " * a      tiny   60 s       two cores   about a",
+        "   long   tiny   2.0 h      two cores   about long",
     ]
     print_recipes(offers, Console(file=out, width=200))
     assert out.getvalue().split("\n\n* start here.")[0] == (
-        "recipe  size  a seed  on         what it does\n"
+        "recipe  size  per seed  on         what it does\n"
         "\n"
         "trees\n"
-        "* a     tiny  60 s    two cores  about a\n"
-        "  long  tiny  2.0 h   two cores  about long\n"
+        "* a     tiny  60 s      two cores  about a\n"
+        "  long  tiny  2.0 h     two cores  about long\n"
         "\n"
         "words\n"
-        "  b     tiny  2 min   two cores  about b"
+        "  b     tiny  2 min     two cores  about b"
     )

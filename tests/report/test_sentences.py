@@ -21,17 +21,17 @@ POINTS = r"([−+]?[\d.]+)"
 VERDICT = (
     rf" \({POINTS} points (?P<fewer>fewer|more)(?:, p (?:=|<) [\d.]+)?\)"
     rf"|(?:, which is (?P<chance>no detectable difference)|; (?P<apart>seeds differ too much) for a significant "
-    rf"difference of the two methods) \(first minus second {POINTS} to {POINTS} points, 95 % interval\)"
+    rf"difference of the two methods) \((?P<compared>.+? minus .+?): {POINTS} to {POINTS} points, 95 % interval\)"
 )
 LEDE = re.compile(
-    r"Reasoning in (?P<latents>[\d.]+) latents a problem, (?P<best>.+?) answers (?P<rate>[\d.]+) % of "
+    r"Reasoning in (?P<latents>[\d.]+) latents per problem, (?P<best>.+?) answers (?P<rate>[\d.]+) % of "
     r"(?P<problems>[\d,]+) unseen problems?; "
     r"the explicit chain of thought \((?P<explicit>.+?), (?P<tokens>[\d.]+) tokens\)"
     r"(?:, given as many training steps as sst and jepa_mono together,)? answers (?P<other>[\d.]+) %"
     rf"(?:{VERDICT})?\."
     r"(?P<rank> (?:Both|All|Of|It is).+?(?:equally many|with its own|on these problems)\.)?"
     r"(?: With the chain of another problem (?P<again>.+?) answers (?P<swapped>[\d.]+) %\.)?"
-    r"(?P<one> One seed: this compares models, not methods\.)?"
+    r"(?P<one> Only one seed: differences between systems may come from the seed and not from the method\.)?"
 )
 RANKING = re.compile(
     r"(?:Of (?P<among>\d+)(?P<some> trained)? systems, (?P<best>.+?) answers? the most of "
@@ -39,7 +39,7 @@ RANKING = re.compile(
     r"(?P<rate>[\d.]+) %, and (?P<worst>.+?) the least, (?P<least>[\d.]+) %(?P<overlap>; their intervals overlap)?\."
     r"|(?:Both|All (?P<all>\d+)) systems answer (?P<same>[\d.]+) % of [\d,]+ unseen problems?\."
     r"|(?P<only>.+?) answers (?P<alone>[\d.]+) % of [\d,]+ unseen problems?\.)"
-    r"(?P<one> One seed: this compares models, not methods\.)?"
+    r"(?P<one> Only one seed: differences between systems may come from the seed and not from the method\.)?"
 )
 
 
@@ -148,6 +148,7 @@ def check_lede(results: Results, facts: re.Match[str]) -> None:
     else:
         assert not sure
         assert bool(facts["apart"]) == (paired["p"] is not None and paired["p"] < 0.05)
+        assert facts["compared"] == f"{facts['best']} minus {facts['explicit']}"
     check_rank(results, best, silent, facts["rank"] or "")
     swapped = results["probes"].get("controls", {}).get(best)
     assert bool(facts["swapped"]) == bool(swapped)

@@ -37,7 +37,7 @@ SECTIONS = TESTS, COST, VERDICTS, SEVERAL, CHAINS, HOLDS, GEOMETRY, TRAINING, RE
     "Accuracy on every test set",
     "What an answer costs",
     "Does the chain do anything?",
-    "Several chains a problem",
+    "Several chains per problem",
     "Chains, latent by latent",
     "How much does a latent hold?",
     "Hidden states beside embeddings",
@@ -130,7 +130,7 @@ def test_hidden_states_are_compared_in_numbers_and_in_a_picture() -> None:
     found = sections(page)[GEOMETRY]
     for fact in ("0.98", "41.37", "231.4", "88.2", "0.012 ± 0.087", "1684.20", "0.831", "41.2 % and 15.3 %"):
         assert fact in found, fact
-    assert re.search(r"latent sft 2\s+2,488 hidden states a seed\s+0\.98\s+20\.68\s", found)
+    assert re.search(r"latent sft 2\s+2,488 hidden states per seed\s+0\.98\s+20\.68\s", found)
     picture = page[page.index('id="geometry"') : page.index('id="training"')]
     assert picture.count('class="cloud"') == 600
 
@@ -151,7 +151,7 @@ def test_stages_are_told_in_the_papers_words_and_from_what_they_started() -> Non
     found = sections(render([results]))["Training"]
     for fact in ("next token, positions answer, chain none", "stage1, train encoder", "stage2", "some/model"):
         assert fact in found, fact
-    assert "In encoder_2, decoder_2 and union_2 answers come from the latents of the right chain" in found
+    assert "In encoder_2, decoder_2 and union_2 answers are decoded from latents of the gold chain" in found
     assert "random weights" not in found
     assert "the search is found" not in found
 
@@ -408,11 +408,11 @@ def test_of_equals_none_is_called_the_best() -> None:
 def test_the_finding_sets_the_best_latent_system_beside_the_explicit_chain() -> None:
     text = finding(words_results())
     assert text.startswith(
-        "Reasoning in 12.44 latents a problem, latent sft 2 answers 59.83 % of 1,000 unseen problems"
+        "Reasoning in 12.44 latents per problem, latent sft 2 answers 59.83 % of 1,000 unseen problems"
     )
     for part in (
         "the explicit chain of thought (cot, 24.61 tokens) answers 61.27 %",
-        "no detectable difference (first minus second −3.8 to +1.0 points, 95 % interval)",
+        "no detectable difference (latent sft 2 minus cot: −3.8 to +1.0 points, 95 % interval)",
         f"the best of 4 {TRAINED}, picked on these problems. ",
         "With the chain of another problem latent sft 2 answers 1.20 %.",
     ):
@@ -442,7 +442,7 @@ def test_the_finding_says_equal_training_a_clear_difference_and_one_seed() -> No
     text = finding(results)
     assert "tokens), given as many training steps as encoder_2 and decoder_2 together, answers" in text
     assert "answers 61.27 % (10.0 points fewer, p < 0.001)." in text
-    assert "One seed" in text
+    assert "Only one seed" in text
 
 
 def test_without_a_latent_system_the_finding_ranks() -> None:

@@ -52,8 +52,8 @@ def test_a_number_is_written(written: str, expected: str) -> None:
 
 
 def test_one_seed_is_said_to_be_one(complete: Callable[..., Results]) -> None:
-    assert "One seed" in finding(complete(seeds=1))
-    assert "One seed" not in finding(complete(seeds=3))
+    assert "Only one seed" in finding(complete(seeds=1))
+    assert "Only one seed" not in finding(complete(seeds=3))
 
 
 @pytest.mark.parametrize(("low", "high", "p"), [(-0.01, 0.02, 0.4), (0.01, 0.02, 0.2)])

@@ -193,7 +193,7 @@ def test_a_full_queue_says_when_to_come_again(start: Any, held: Any, wait: Any) 
 def test_others_may_not_listen_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNSPOKEN_API_KEY", raising=False)
     for host in ("0.0.0.0", "::", "192.168.1.2", "example.org"):
-        with pytest.raises(ValueError, match=f"host {host} is open to others: set UNSPOKEN_API_KEY"):
+        with pytest.raises(ValueError, match=f"host {host} is reachable from other machines: set UNSPOKEN_API_KEY"):
             serve(tmp_path, host=host)
     # With a key, or at home, the next thing that is missing is the run.
     for how in ({"host": "0.0.0.0", "api_key": "secret"}, {}, {"host": "::1"}, {"host": "localhost"}):

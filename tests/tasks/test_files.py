@@ -142,7 +142,7 @@ def test_sizes_that_can_be_set_begin_at_none_and_at_one(tmp_path: Path) -> None:
     for settings, message in (
         ({"validation_rows": -1}, "validation_rows is -1; it cannot be negative"),
         ({"test_rows": 0}, "test_rows is 0; it must be at least 1"),
-        ({"vocabulary": 259}, "vocabulary is 259; 4 markers and 256 bytes are 260, and most is 65536"),
+        ({"vocabulary": 259}, r"vocabulary is 259; it must be from 260 \(4 markers and 256 bytes\) to 65536"),
         ({"vocabulary": 65_537}, "vocabulary is 65537"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -255,7 +255,7 @@ def test_a_file_that_is_missing_or_no_text_or_empty_is_refused(tmp_path: Path) -
         task(str(tmp_path))
     for content in ("", "[]"):
         (tmp_path / "empty.json").write_text(content)
-        with pytest.raises(ValueError, match="no row that can be used"):
+        with pytest.raises(ValueError, match="no usable row"):
             task(str(tmp_path / "empty.json"))
 
 

@@ -315,7 +315,7 @@ def test_a_problem_without_a_known_answer_has_no_right_text() -> None:
 
 
 def test_an_unknown_grader_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match="grader is 'maths'; known are number, math, string, choice and your own"):
+    with pytest.raises(ValueError, match="grader is 'maths'; choose one of number, math, string, choice, or your own"):
         graded([r"\boxed{1}"], [problem("1", "maths")])
 
 

@@ -231,9 +231,12 @@ def test_training_rows_that_ask_a_test_question_are_left_out_and_counted(tmp_pat
         ({"train": "a.csv", "tests": ("b.csv",), "test_rows": 5}, "test_rows is set, but tests names test sets"),
         ({"train": "a.csv", "test_rows": 0}, "test_rows is 0; it must be at least 1"),
         ({"train": "a.csv", "validation_rows": -1}, "validation_rows is -1; it cannot be negative"),
-        ({"train": "a.csv", "vocabulary": 100}, "vocabulary is 100; 4 markers and 256 bytes are 260"),
+        (
+            {"train": "a.csv", "vocabulary": 100},
+            r"vocabulary is 100; it must be from 260 \(4 markers and 256 bytes\) to",
+        ),
         ({"tests": ("a.csv",), "vocabulary": 300}, "train names no rows to learn it from"),
-        ({"train": "a.csv", "grader": "maths"}, "grader is 'maths'; known are"),
+        ({"train": "a.csv", "grader": "maths"}, "grader is 'maths'; choose one of"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -253,9 +256,9 @@ GOOD = {"question": "Q?", "steps": ["a"], "answer": "1"}
         ("[1]", "line 2: a row must be an object with named fields, not list"),
         (
             {"prompt": "Q?", "answer": "1"},
-            "line 2: column 'question' is missing; there are 'prompt', 'answer', and task.",
+            r"line 2: column 'question' is missing \(the row has 'prompt', 'answer'; set task.",
         ),
-        ({"question": "Q?"}, "line 2: column 'answer' is missing; there are 'question', and task.answer_column names"),
+        ({"question": "Q?"}, r"line 2: column 'answer' is missing \(the row has 'question'; set task.answer_column to"),
         ({**GOOD, "question": "  "}, "line 2: field 'question' is '  '; it must be text"),
         ({**GOOD, "question": 3}, "line 2: field 'question' is 3; it must be text"),
         ({**GOOD, "answer": ""}, "line 2: column 'answer' is blank"),
@@ -266,7 +269,7 @@ GOOD = {"question": "Q?", "steps": ["a"], "answer": "1"}
         ({**GOOD, "steps": 3}, "line 2: column 'steps' is 3; it must be text or a list of texts"),
         ({**GOOD, "steps": ["a", 3]}, r"line 2: column 'steps' is \['a', 3\]; it must be text or a list of texts"),
         ({**GOOD, "steps": ["a", " "]}, "line 2: column 'steps' has a blank step"),
-        ({**GOOD, "steps": []}, "line 2: it has no chain in column 'steps', and the rows before it have one"),
+        ({**GOOD, "steps": []}, "line 2: the row has no chain in column 'steps', but the earlier rows have one"),
     ],
 )
 def test_a_broken_row_is_named_with_its_file(tmp_path: Path, row: Any, message: str) -> None:
@@ -284,7 +287,7 @@ def test_a_broken_row_is_named_with_its_file(tmp_path: Path, row: Any, message: 
 def test_a_chain_where_the_first_row_has_none_is_refused(tmp_path: Path) -> None:
     rows = [{"question": "Q?", "answer": "1"}, GOOD]
     refused(
-        "line 2: it has a chain in column 'steps', and the rows before it have none",
+        "line 2: the row has a chain in column 'steps', but the earlier rows have none",
         JsonlConfig(train=write(tmp_path / "mine.jsonl", rows)),
     )
 
@@ -312,10 +315,10 @@ def test_an_answer_that_its_grader_could_not_read_is_refused(
         ("question,answer\n\n\nA?,1\n,2\n", "row 2: field 'question' is ''"),
         ('question,answer\n"A?,1\n', r"line 2: not CSV \(unexpected end of data\)"),
         ("question,question,answer\nA?,B?,1\n", "the header names 'question' twice"),
-        ("A?,1\nB?,2\n", "row 1: column 'question' is missing; there are 'A\\?', '1'"),
-        ("question;answer\nA?;1\n", "row 1: column 'question' is missing; there are 'question;answer'"),
-        ("question,answer\n", "has no row that can be used .it is empty"),
-        ("", "has no row that can be used .it is empty"),
+        ("A?,1\nB?,2\n", "row 1: column 'question' is missing .the row has 'A\\?', '1'"),
+        ("question;answer\nA?;1\n", "row 1: column 'question' is missing .the row has 'question;answer'"),
+        ("question,answer\n", "has no usable row .it is empty"),
+        ("", "has no usable row .it is empty"),
     ],
 )
 def test_a_broken_table_is_named(tmp_path: Path, content: str, message: str) -> None:
@@ -328,8 +331,8 @@ def test_a_broken_table_is_named(tmp_path: Path, content: str, message: str) -> 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mine.jsonl", b"", "has no row that can be used .it is empty"),
-        ("mine.json", b"[]", "has no row that can be used .it is empty"),
+        ("mine.jsonl", b"", "has no usable row .it is empty"),
+        ("mine.json", b"[]", "has no usable row .it is empty"),
         ("mine.json", b'[{"question": ', "mine.json, line 1: not a JSON list"),
         ("mine.jsonl", b"\xff\xfe", "cannot read .*mine.jsonl: .*; it must be JSON in UTF-8"),
         ("mine.csv", b"question,answer\n\xe9?,1\n", "cannot read .*mine.csv: .*; it must be CSV in UTF-8"),
@@ -339,10 +342,10 @@ def test_a_broken_table_is_named(tmp_path: Path, content: str, message: str) -> 
         (
             "mine.tsv",
             b"question\tanswer\n",
-            r"cannot read .*mine.tsv: it is no JSON, and .tsv tells .*CSV \(.csv\) and",
+            r"cannot read .*mine.tsv: it is not JSON, and the suffix .tsv stands .*CSV \(.csv\) and",
         ),
-        ("mine", b"question\tanswer\n", r"cannot read .*mine: it is no JSON, and a name without suffix tells no"),
-        ("mine.xlsx", b"PK\x03\x04\xff", r"cannot read .*mine.xlsx: .*Read are JSON lines .* Parquet \(.parquet\)"),
+        ("mine", b"question\tanswer\n", r"cannot read .*mine: it is not JSON, and a name without suffix stands for no"),
+        ("mine.xlsx", b"PK\x03\x04\xff", r"cannot read .*mine.xlsx: .*supported: JSON lines .* Parquet \(.parquet\)"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(
@@ -481,7 +484,7 @@ def test_a_recipe_may_name_a_file() -> None:
     [
         ("", SHAPE, "backbone: jsonl problems are natural language; give a pretrained model"),
         (", vocabulary: 300", "owner/model", "backbone: jsonl has a vocabulary of its own; give a shape"),
-        (", vocabulary: 3", SHAPE, "task: vocabulary is 3; 4 markers and 256 bytes are 260"),
+        (", vocabulary: 3", SHAPE, "task: vocabulary is 3; it must be from 260"),
         (", vocab: 300", SHAPE, "task.vocab is not a known key; did you mean 'vocabulary'?"),
     ],
 )

@@ -318,7 +318,7 @@ def test_a_stream_without_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         ({"train": ()}, "train is empty"),
         ({"train": "gone.txt"}, r"there is no file gone\.txt; give a text file by task\.train"),
         ({"train": "data/gone.txt"}, r"there is no file data/gone\.txt"),
-        ({"vocabulary": 200}, "vocabulary is 200; two markers and 256 bytes"),
+        ({"vocabulary": 200}, r"vocabulary is 200; it must be from 258 \(2 markers and 256 bytes\)"),
         ({"length": 1}, "length is 1; it must lie between 2 and 1024"),
         ({"sentence_tokens": (9, 5)}, r"sentence_tokens is \[9, 5\]"),
         ({"sentence_tokens": (4, 9), "prime": 4}, "prime is 4 and the shortest sentence has 4 tokens"),

@@ -105,8 +105,8 @@ def test_a_target_named_twice_is_refused_where_targets_do_not_repeat() -> None:
         ({"depth": 5}, "depth is 5"),
         ({"targets": -1}, "targets is -1"),
         ({"depth": 2, "targets": 3, "repeat_targets": False}, "targets is 3"),
-        ({"certain": 1.5}, "certain is 1.5"),
-        ({"certain": 0.5, "repeat_targets": False}, "certain is 0.5"),
+        ({"certain": 1.5}, "certain is 1.5; it must be a fraction from 0 to 1"),
+        ({"certain": 0.5, "repeat_targets": False}, "certain is 0.5, but repeat_targets is false"),
     ],
 )
 def test_an_impossible_task_is_refused(settings: dict[str, int], key: str) -> None:

@@ -88,7 +88,8 @@ def test_a_hint_is_one_word_that_is_close_or_all_of_them() -> None:
     assert nearest("stepz", known) == "did you mean 'steps'?"
     # Half of the letters agree, and then fewer.
     assert nearest("abcd", ["abxy", "zzzz"]) == "did you mean 'abxy'?"
-    assert nearest("abcd", ["axyz", "zzzz"]) == "known here: axyz, zzzz"
+    assert nearest("abcd", ["axyz", "zzzz"]) == "choose from axyz, zzzz"
+    assert nearest("abcd", []) == "there is nothing to choose from"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_texts_are_neither_long_nor_deep(text: str, fits: bool) -> None:
 def test_aliases_count_each_time_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     # One mapping, two keys, a list of five and one of six such lists: 1 + 2 + 6 + (1 + 6 * 6) entries.
     text = "a: &r [1,1,1,1,1]\nb: [*r,*r,*r,*r,*r,*r]"
-    for largest, message in ((46, "is not a known key"), (45, "aliases stand for more than 45 entries")):
+    for largest, message in ((46, "is not a known key"), (45, "expanding its YAML aliases gives more than 45 entries")):
         monkeypatch.setattr(recipes, "_LARGEST", largest)
         with pytest.raises(SettingsError, match=message):
             parse(text, "here")
@@ -141,8 +142,8 @@ def test_the_line_of_what_is_not_yaml() -> None:
     [
         ("stages.3.steps=1", "there is no entry '3'"),
         ("stages.-1.steps=1", "there is no entry '-1'"),
-        ("name.first=1", "'first' is below a single value"),
-        ("name.first.second=1", "'first' is below a single value"),
+        ("name.first=1", "the parent of 'first' is a plain value, so 'first' cannot be set"),
+        ("name.first.second=1", "the parent of 'first' is a plain value, so 'first' cannot be set"),
         ("=1", "not of the form key=value"),
         ("name", "not of the form key=value"),
     ],
@@ -172,8 +173,8 @@ def test_overrides_by_position() -> None:
             ("stages.sst.batch_size=4", "stages.sst.steps=null", "stages.sst.steps_of=[pretrain]"),
             "batch_size is 4, but 'pretrain' has 8",
         ),
-        (("stages.pretrain.start=sst",), "refers to 'sst', which is not before it"),
-        (("stages.pretrain.start=pretrain",), "refers to 'pretrain', which is not before it"),
+        (("stages.pretrain.start=sst",), "refers to 'sst', but it can refer only to stages listed before it"),
+        (("stages.pretrain.start=pretrain",), "refers to 'pretrain', but it can refer only to stages listed before it"),
         (("stages.sst.name=pretrain",), r"stages\[1\] \(pretrain\): there is already a stage of that name"),
         (("stages=[]",), "stages is empty"),
     ],

@@ -118,7 +118,7 @@ def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(train
     [
         ("talker=null", "neither it nor the recipe has a 'talker' shape"),
         ("stages.dual.talker.heads=3", r"stages \(dual\): talker: "),
-        ("stages.cot.talker={attention_size: 32, intermediate_size: 64, layers: 1, heads: 2}", "trains none"),
+        ("stages.cot.talker={attention_size: 32, intermediate_size: 64, layers: 1, heads: 2}", "trains no Talker"),
         ("stages.mono.start=cot", "a talker stage starts from sst"),
     ],
 )

@@ -27,17 +27,16 @@ def refusal(context: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("batch", "accumulate", "remedy"),
+    ("batch", "accumulate", "smaller"),
     [
-        (12, 1, "set stages.pretrain.accumulate to 2, or "),
-        (12, 4, "set stages.pretrain.accumulate to 12, or "),
-        (15, 1, "set stages.pretrain.accumulate to 3, or "),
-        (8, 8, ""),
+        (12, 1, 2),
+        (12, 4, 12),
+        (15, 1, 3),
     ],
 )
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_is_saved_by_the_next_smaller_micro_batch(
-    batch: int, accumulate: int, remedy: str, checkpointing: bool
+    batch: int, accumulate: int, smaller: int, checkpointing: bool
 ) -> None:
     recipe = tiny_recipe(
         f"stages.pretrain.batch_size={batch}",
@@ -46,10 +45,30 @@ def test_memory_is_saved_by_the_next_smaller_micro_batch(
     )
     other = "" if checkpointing else " or set activation_checkpointing to true"
     assert refusal(_memory_to_train(recipe, recipe.stages[0])) == (
-        f"stage 'pretrain' with batch_size {batch} and accumulate {accumulate}: out of memory; {remedy}share the batch "
-        "among more processes, and it goes on from the last checkpoint; or lower stages.pretrain.batch_size"
-        f"{other}, in another --output since it trains otherwise"
+        f"stage 'pretrain' with batch_size {batch} and accumulate {accumulate}: out of memory; set "
+        f"stages.pretrain.accumulate to {smaller} or start more processes (both resume from the last checkpoint); or "
+        f"lower stages.pretrain.batch_size{other} in a new --output, because a run folder keeps its recipe"
     )
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "checkpointing", "remedy"),
+    [
+        (8, 1, "true", "use a machine with more memory"),
+        (16, 2, "false", "set activation_checkpointing to true in a new --output, or use a machine with more memory"),
+    ],
+)
+def test_a_micro_batch_of_one_row_cannot_become_smaller(
+    monkeypatch: pytest.MonkeyPatch, batch: int, ranks: int, checkpointing: str, remedy: str
+) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    recipe = tiny_recipe(
+        f"stages.pretrain.batch_size={batch}",
+        "stages.pretrain.accumulate=8",
+        f"activation_checkpointing={checkpointing}",
+    )
+    message = refusal(_memory_to_train(recipe, recipe.stages[0]))
+    assert message.endswith(f": out of memory; each micro-batch has only one row; {remedy}")
 
 
 @pytest.mark.parametrize(("size", "smaller"), [(500, 125), (7, 1), (3, 1), (1, 1)])
@@ -66,11 +85,11 @@ def test_a_quarter_of_the_problems_is_measured_at_once(size: int, smaller: int) 
     [
         (6, 3, None),
         (4, 1, None),
-        (5, 1, "batch_size is 5, which 2 processes cannot share evenly; set it"),
+        (5, 1, "batch_size 5 is not divisible by 2 processes; change batch_size or the number"),
         (
             6,
             2,
-            r"batch_size is 6, which 2 processes cannot share evenly in 2 micro-batches each \(accumulate\); set it",
+            "batch_size 6 is not divisible by 2 processes x 2 micro-batches; change batch_size, accumulate or the",
         ),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_grader_is_checked_before_anything_is_trained(hub: Path, tmp_path: Pat
         (f"{here}:rihgt", "cannot be imported (AttributeError: "),
         (f"{here}:config_of_nothing", "cannot be imported (AttributeError: "),
         ("math:sqrt", "must be a function of (answer, problem): too many positional arguments"),
-        ("maths", "known are number, math, string, choice and your own as module:function"),
+        ("maths", "choose one of number, math, string, choice, or your own as module:function"),
     ):
         refused = CliRunner().invoke(app, [*given, "--grader", grader])
         assert isinstance(refused.exception, ValueError)

@@ -167,12 +167,12 @@ def test_answers_and_chains_beyond_their_caps_are_counted(tmp_path: Path) -> Non
 # --- the end marker --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("step", "where"), [("<<1+1=2>>", "begins"), ("<1+1", "begins"), ("1+1 <2", "goes on")])
-def test_a_chain_in_which_the_end_marker_s_first_token_stands_is_refused(tmp_path: Path, step: str, where: str) -> None:
+@pytest.mark.parametrize("step", ["<<1+1=2>>", "<1+1", "1+1 <2"])
+def test_a_chain_in_which_the_end_marker_s_first_token_stands_is_refused(tmp_path: Path, step: str) -> None:
     file = rows_of(tmp_path / "mine.jsonl", *[long_problem(question=f"Q{n}?", steps=[step]) for n in range(9)])
     letters = hub_recipe(tmp_path / "hub", file, kind="llama", markers=False)
     with pytest.raises(
-        ValueError, match=f"begins the end marker '</think>' with the token '<', and so {where} the chain"
+        ValueError, match=r"first token of the end marker '</think>', '<', also occurs in the chain of 'Q\d\?', so"
     ):
         quiet_train(letters, tmp_path / "run")
     assert not (tmp_path / "run" / "recipe.json").exists()

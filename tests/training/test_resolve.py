@@ -84,7 +84,7 @@ def test_a_run_keeps_what_it_began_with(monkeypatch: pytest.MonkeyPatch, tmp_pat
     quiet_train(one_stage(*AUTO, "stages.pretrain.steps=2"), tmp_path, seeds=2)
     manifest = read_manifest(tmp_path / "seed-1" / "pretrain" / "model")
     assert manifest["recipe"]["precision"] == "fp32"
-    assert "began with it" in manifest["machine"]["reasons"]["precision"]
+    assert "was started" in manifest["machine"]["reasons"]["precision"]
 
 
 def test_the_choice_is_printed_in_one_line(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_several_processes_have_a_device_each(monkeypatch: pytest.MonkeyPatch) -
     assert device_for_all(there) == there
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     assert device_for_all("auto") == resolve_device("auto")
-    with pytest.raises(ValueError, match=r"is the same for all 2 processes, .*; leave --device out"):
+    with pytest.raises(ValueError, match=r"applies to all 2 processes, but .*; leave --device out"):
         device_for_all(there)
 
 

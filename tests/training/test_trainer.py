@@ -257,7 +257,7 @@ def test_a_silent_collapse_is_announced_with_its_step(tmp_path: Path) -> None:
     start = {"score": 0.0, "sst_loss": 3.0, "effective_rank": 20.0, "nearest_row": 0.1}
     after = {"score": 0.0, "sst_loss": 0.5, "effective_rank": 4.0, "nearest_row": 0.1}
     readings = iter([start, start, start, after])
-    with pytest.warns(UserWarning, match=r"stage 'sst' at step 6: COLLAPSING.*20\.0 to 4\.0"):
+    with pytest.warns(UserWarning, match=r"stage 'sst' at step 6: collapse: .*20\.0 to 4\.0"):
         trainer_of(tiny_recipe(), tmp_path, lambda _: next(readings), name="sst").run()
 
 

@@ -1,1 +1,1 @@
-"""What a chain is made of."""
+"""Measures computed from latents."""

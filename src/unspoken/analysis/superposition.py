@@ -107,7 +107,7 @@ def ecr(
             distributions that were cut to fewer than K tokens.
     """
     if len(distributions) != len(chains):
-        raise ValueError(f"{len(distributions)} distributions but {len(chains)} chains; ECR needs one chain a sample")
+        raise ValueError(f"{len(distributions)} distributions but {len(chains)} chains; ECR needs one chain per sample")
     if not top or min(top) < 1:
         raise ValueError(f"top is {tuple(top)}; ECR needs at least one K, each 1 or more")
     rates: dict[int, list[float]] = {most_likely: [] for most_likely in top}
@@ -182,12 +182,12 @@ def global_parallelism(
     if len(chains) < 2:
         raise ValueError(f"{len(chains)} chain(s) for the question; parallelism needs at least 2 distinct ones")
     if len(references) != len(chains):
-        raise ValueError(f"{len(references)} references for {len(chains)} chains; give one a chain")
+        raise ValueError(f"{len(references)} references for {len(chains)} chains; give one reference per chain")
     if len(latents) != steps:
-        raise ValueError(f"{len(latents)} latents but {steps} distributions; give one of each a step")
+        raise ValueError(f"{len(latents)} latents but {steps} distributions; give one of each per step")
     if not steps or not all(len(reference) for reference in references):
         raise ValueError(
-            "parallelism needs at least one step and one reference latent a chain; leave this question out"
+            "parallelism needs at least one step and one reference latent per chain; leave this question out"
         )
     leading = distributions.topk(min(_CANDIDATES, vocabulary), dim=-1)
     mass_TV = torch.zeros_like(distributions).scatter(-1, leading.indices, leading.values).double()

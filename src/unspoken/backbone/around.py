@@ -21,18 +21,18 @@ def from_config(auto: Any, config: PreTrainedConfig, **settings: Any) -> Any:
         settings: passed on, for instance ``attn_implementation``.
 
     Raises:
-        ValueError: only code that the configuration names (``auto_map``) could make it; that is never run, and the
-            library does not ask whether it should be.
+        ValueError: only code that the configuration names (``auto_map``) could make it; such code is never run, and
+            transformers does not ask whether to run it.
     """
     return auto.from_config(config, trust_remote_code=False, **settings)
 
 
 @dataclass(frozen=True)
 class _RecomputedInEvaluation:
-    """Recomputes a block in the backward pass, as the library does, but runs it in evaluation mode both times."""
+    """Recomputes a block in the backward pass, as transformers does, but runs it in evaluation mode both times."""
 
     block: nn.Module
-    recompute: Callable[..., Any]  # the library's
+    recompute: Callable[..., Any]  # of transformers
 
     def __call__(self, forward: Callable[..., Any], *inputs: Any) -> Any:
         def in_evaluation(*inputs: Any) -> Any:
@@ -49,7 +49,8 @@ def evaluate_frozen(part: nn.Module) -> None:
     """Put a part of a model that trains into evaluation mode if no weight of it learns, in place.
 
     Otherwise its dropout would change what the rest of the model learns from. Blocks that the backward pass recomputes
-    still are: the library does so in training mode alone, so their own flag stays on, and they run in evaluation mode.
+    still are: transformers recomputes in training mode alone, so their own flag stays on, and they run in evaluation
+    mode.
     """
     frozen = not any(weight.requires_grad for weight in part.parameters())
     if frozen:
@@ -97,7 +98,7 @@ class Around(PreTrainedModel):
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Never: the library leaves unsaved buffers of custom code uninitialised."""
+        """Never: transformers leaves unsaved buffers of custom code uninitialised."""
         return False
 
     def _grouped_mm_can_dispatch(self) -> bool:
@@ -109,7 +110,7 @@ class Around(PreTrainedModel):
 class AroundDecoder(Around, StrictLoading):
     """A model around a causal language model, its ``decoder``, whose configuration is ``config.base_config``."""
 
-    # Not "decoder": its weights are renamed as its family's are, and once is enough.
+    # Empty, because transformers would apply the family's weight renaming to the prefix a second time.
     base_model_prefix = ""
     supports_gradient_checkpointing = True
     decoder: PreTrainedModel
@@ -117,7 +118,7 @@ class AroundDecoder(Around, StrictLoading):
     @property
     def _inner_config(self) -> PreTrainedConfig:
         base: PreTrainedConfig = self.config.base_config
-        assert isinstance(base, PreTrainedConfig)  # the library fills in a missing one
+        assert isinstance(base, PreTrainedConfig)  # transformers fills in a missing one
         return base
 
     def get_input_embeddings(self) -> nn.Module:

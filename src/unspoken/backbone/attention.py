@@ -1,6 +1,6 @@
 """Masks of our own for any transformers model, with the sliding windows of its layers.
 
-The library passes a mask of four axes unchanged to every layer, so a layer with a sliding window would see the full
+transformers passes a mask of four axes unchanged to every layer, so a layer with a sliding window would see the full
 row. Here each kind of layer gets a mask of its own.
 
 Axes: B batch, T tokens.
@@ -34,8 +34,8 @@ def attention_mask(mod: MaskMod, positions: Int[Tensor, "B T"], model: PreTraine
 
     Args:
         mod: who may see whom.
-        positions: of every token, on the device of the model. A sliding window is counted in positions, so tokens that
-            share one count once.
+        positions: position ids, on the device of the model. A sliding window is measured in position ids; tokens with
+            the same position id count once.
         model: any transformers model.
 
     Returns:
@@ -57,7 +57,7 @@ def attention_mask(mod: MaskMod, positions: Int[Tensor, "B T"], model: PreTraine
 
 
 def _kinds(config: PreTrainedConfig) -> list[str]:
-    """The kinds of layers, by the library's names."""
+    """The kinds of layers, by the names in ``config.layer_types``."""
     named = getattr(config, "layer_types", None)
     if named:
         return list(dict.fromkeys(named))

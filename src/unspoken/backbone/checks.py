@@ -50,6 +50,13 @@ NEEDS: dict[Method, tuple[str, ...]] = {
 }
 
 
+# Methods that an error suggests instead, by their keys in `NEEDS`.
+_ADVICE: tuple[tuple[Method, str], ...] = (
+    *(("explicit chains", "an explicit chain of thought"), ("superpositions", "Soft Thinking")),
+    *(("Coconut", "Coconut"), ("Latent-SFT", "Latent-SFT"), ("JEPA-Reasoner", "JEPA-Reasoner")),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a method needs of a model, stated where the method is.
@@ -86,14 +93,14 @@ def require(model: PreTrainedModel, method: Method | Needs) -> None:
         method: that will use it.
 
     Raises:
-        ValueError: a property is missing; names it, the model and the methods that do not need it.
+        ValueError: a property is missing; names it, the model and methods that do not need it.
     """
     if right(model, method):
         return
     wrong, needs = missing(model), _needs(method)
     first = next(wrong[name] for name in needs.properties if name in wrong)
-    others = [other for other in NEEDS if right(model, other)]
-    advice = f"with this model use {' or '.join(others)}, or take" if others else "take"
+    others = " or ".join(text for other, text in _ADVICE if right(model, other))
+    advice = f"use {others} with this model, or take" if others else "take"
     raise ValueError(f"{needs.method} cannot be used with {type(model).__name__}: {first}; {advice} another model")
 
 
@@ -168,7 +175,7 @@ def _write(key: str, wrong: Wrong) -> None:
 
 
 class _Lacking(Exception):
-    """A property is missing; the text is the end of the sentence."""
+    """A property is missing; the text stands in brackets after the sentence."""
 
 
 def _ask(model: PreTrainedModel) -> Wrong:
@@ -356,19 +363,19 @@ class _Probe:
 
 def _has_a_stack(probe: _Probe) -> None:
     if probe.stack is probe.model:
-        raise _Lacking(f"{type(probe.model).__name__} is one piece")
+        raise _Lacking("base_model is the model itself")
 
 
 def _keeps_its_width(probe: _Probe) -> None:
     outside, inside = probe.whole[0].shape[-1], probe.unmixed.shape[-1]
     if outside != inside:
-        raise _Lacking(f"they are {outside} wide, and its inputs {inside}")
+        raise _Lacking(f"{outside} and {inside}")
 
 
 def _names_its_width(probe: _Probe) -> None:
     inside, named = probe.unmixed.shape[-1], getattr(probe.stack.config, "hidden_size", None)
     if inside != named:
-        raise _Lacking(f"hidden_size is {named}, and its inputs are {inside} wide")
+        raise _Lacking(f"{named} and {inside}")
 
 
 def _takes_any_vector(probe: _Probe) -> None:
@@ -426,7 +433,7 @@ def _obeys_positions(probe: _Probe) -> None:
     config = probe.stack.config.get_text_config()
     for name in ("window_size", "attention_window_size"):
         if getattr(config, name, None) is not None and name not in config.attribute_map:
-            raise _Lacking(f"{name} {getattr(config, name)} of its config cannot be counted in positions")
+            raise _Lacking(f"config.{name} counts tokens, not position_ids")
     _same(probe.masked[0], probe.whole[1])
 
 
@@ -465,27 +472,26 @@ def _returns_states(probe: _Probe) -> None:
 def _can_be_rebuilt(probe: _Probe) -> None:
     with torch.device("meta"):
         again = from_config(AutoModel, probe.stack.config)
-    if type(again) is not type(probe.stack) or again.state_dict().keys() != probe.stack.state_dict().keys():
-        raise _Lacking(f"its config makes {type(again).__name__} and not its {type(probe.stack).__name__}")
+    if type(again) is not type(probe.stack):
+        raise _Lacking(f"{type(again).__name__} instead of {type(probe.stack).__name__}")
+    if again.state_dict().keys() != probe.stack.state_dict().keys():
+        raise _Lacking(f"{type(again).__name__} with other weights")
 
 
 _PROPERTIES: dict[str, tuple[str, Callable[[_Probe], None]]] = {
-    "stack": ("it has no stack apart from its head", _has_a_stack),
-    "rows": (
-        "it does more with token ids than to look up rows of its table, and latents cannot do that",
-        _takes_rows_for_ids,
-    ),
-    "causal": ("a later token changes an earlier output", _looks_back_only),
-    "cached": ("with its cache it computes something else than without", _caches),
-    "batched": ("a row in a batch is not what it is alone", _batches),
-    "padded": ("padding on the left changes a row", _pads),
-    "vectors": ("it takes no vectors but rows of its table", _takes_any_vector),
-    "width": ("its outputs cannot be its inputs", _keeps_its_width),
-    "named": ("its config does not name the width of a latent", _names_its_width),
-    "scores": ("its scores are not made of the outputs of its stack", _scores),
-    "rebuilt": ("its stack cannot be built a second time from its config", _can_be_rebuilt),
-    "masked": ("a mask of our own is not obeyed by all layers", _obeys_masks),
-    "positions": ("positions of our own are not obeyed", _obeys_positions),
-    "gradient": ("the gradient through its cache is another than without", _trains_through_its_cache),
-    "states": ("it does not return the inputs of its first block and the outputs of all", _returns_states),
+    "stack": ("it has no base model separate from its LM head", _has_a_stack),
+    "rows": ("inputs_embeds from its embedding table give other outputs than input_ids", _takes_rows_for_ids),
+    "causal": ("its outputs depend on later tokens", _looks_back_only),
+    "cached": ("its outputs with past_key_values differ from those without", _caches),
+    "batched": ("its outputs for a sequence depend on the other sequences of the batch", _batches),
+    "padded": ("left padding changes its outputs", _pads),
+    "vectors": ("it refuses inputs_embeds that are not rows of its embedding table", _takes_any_vector),
+    "width": ("its hidden states and input embeddings differ in width", _keeps_its_width),
+    "named": ("config.hidden_size is not the width of its input embeddings", _names_its_width),
+    "scores": ("its logits are not computed from last_hidden_state alone", _scores),
+    "rebuilt": ("AutoModel.from_config(config) builds another model", _can_be_rebuilt),
+    "masked": ("some layers ignore or reject a custom attention mask", _obeys_masks),
+    "positions": ("it does not support custom position_ids", _obeys_positions),
+    "gradient": ("gradients through past_key_values fail or differ from those without it", _trains_through_its_cache),
+    "states": ("output_hidden_states does not return the embedding output and one state per layer", _returns_states),
 }

@@ -162,8 +162,8 @@ def check_keys(source: str | Path, info: Mapping[str, Any]) -> None:
 
     Args:
         source: folder or name on the hub, for the message.
-        info: of ``from_pretrained`` with ``output_loading_info``; it does not list weights that the library allows to
-            be missing (tied weights, ``_keys_to_ignore_on_load_missing``).
+        info: of ``from_pretrained`` with ``output_loading_info``; it does not list weights that transformers allows
+            to be missing (tied weights, ``_keys_to_ignore_on_load_missing``).
 
     Raises:
         ValueError: a weight is missing, unexpected or wrongly shaped; the message names the first few.
@@ -186,11 +186,11 @@ def _described(key: Any) -> str:
 
 
 class StrictLoading(PreTrainedModel):
-    """``from_pretrained`` that refuses what the library only warns about."""
+    """``from_pretrained`` that refuses what transformers only warns about."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """As the library's, but strict.
+        """As ``from_pretrained`` of transformers, but strict.
 
         Raises:
             ValueError: a weight is missing, unexpected or wrongly shaped, or a file differs from the manifest.
@@ -199,7 +199,7 @@ class StrictLoading(PreTrainedModel):
         if os.path.lexists(folder / MANIFEST):
             verify_published(folder)
         wants_info = kwargs.pop("output_loading_info", False)
-        # Let wrongly shaped weights through to the check below: the library's own error does not name them.
+        # Let wrongly shaped weights through to the check below: the error of transformers does not name them.
         kwargs["ignore_mismatched_sizes"] = True
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         check_keys(folder, info)

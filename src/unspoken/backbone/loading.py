@@ -156,7 +156,7 @@ def load_pretrained(source: str | Path, auto: Any = AutoModelForCausalLM, **sett
             **settings,
         )
     check_keys(source, info)
-    # The library silently replaces a file that it cannot read.
+    # transformers silently replaces a file that it cannot read.
     if os.path.lexists(folder / GENERATION_CONFIG_NAME):
         _json(folder / GENERATION_CONFIG_NAME)
     if not getattr(model, "is_quantized", False):
@@ -208,7 +208,9 @@ def _weights(source: str | Path, folder: Path, config: PreTrainedConfig) -> Path
     """
     local = Path(source).is_dir()
     for shard in sorted(folder.glob("shard-*-model-*.safetensors")):
-        raise FolderError(f"{shard} is of a distributed checkpoint, which is not read; save the model in one piece")
+        raise FolderError(
+            f"{shard} is of a distributed checkpoint, which cannot be loaded; save the model with save_pretrained"
+        )
     chosen = getattr(config, "transformers_weights", None)
     files = []
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME) if chosen is None else (str(chosen),):
@@ -253,8 +255,8 @@ def _refuse_adapters(source: str | Path, folder: Path) -> None:
         adapter = find_adapter_config_file(str(source), **_pinned(source, folder))
     if adapter is not None:
         raise FolderError(
-            f"{adapter} makes {source} an adapter, which is not read; merge it into its model and save that "
-            "(merge_and_unload and save_pretrained of peft)"
+            f"{source} is an adapter ({adapter}), and adapters cannot be loaded; merge it into its base model and save "
+            "that (merge_and_unload and save_pretrained of peft)"
         )
 
 
@@ -271,7 +273,7 @@ def _refuse_counts(path: Path, settings: Any, name: str = "") -> None:
 
 
 def _refuse_giants(files: list[Path], auto: Any, config: PreTrainedConfig) -> None:
-    """The library allocates every weight before it compares shapes: with a digit too many, memory runs out."""
+    """transformers allocates every weight before it compares shapes: with a digit too many, memory runs out."""
     if not all(file.is_file() for file in files):
         return  # not yet downloaded
     held, tensors = 0, 0
@@ -306,7 +308,7 @@ def _refuse_giants(files: list[Path], auto: Any, config: PreTrainedConfig) -> No
 
 
 def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
-    """A damaged header may call the bytes of a float an integer, which the library would cast."""
+    """A damaged header may call the bytes of a float an integer, which transformers would cast."""
     expected = model.state_dict()
     for file in files:
         with safe_open(file, framework="pt") as opened:
@@ -314,9 +316,7 @@ def _refuse_integers(files: list[Path], model: PreTrainedModel) -> None:
                 weight = expected.get(name, expected.get(f"{model.base_model_prefix}.{name}"))
                 dtype = opened.get_slice(name).get_dtype()
                 if weight is not None and weight.is_floating_point() and not dtype.startswith(("F", "BF")):
-                    raise FolderError(
-                        f"{file} holds {name} as {dtype}, where numbers with a fraction belong; restore it"
-                    )
+                    raise FolderError(f"{file} holds {name} as {dtype}, but floating point is expected; restore it")
 
 
 def _refuse_infinite(source: str | Path, model: PreTrainedModel) -> None:
@@ -345,7 +345,7 @@ def _downloads(settings: Any, *, chooses: bool = False) -> Iterator[str]:
 
 @contextmanager
 def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[None]:
-    """Turn an error of the library, of any type, into one that names the damaged file."""
+    """Turn an error of transformers, of any type, into one that names the damaged file."""
     with one_line(f"{source} cannot be loaded", remedy, lambda error: isinstance(error, torch.OutOfMemoryError)):
         try:
             yield
@@ -361,7 +361,7 @@ def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[
 
 @contextmanager
 def _no_table() -> Iterator[None]:
-    """Suppress the table of wrong weights that the library logs; `check_keys` names them in one line."""
+    """Suppress the table of wrong weights that transformers logs; `check_keys` names them in one line."""
     log = logging.getLogger("transformers.modeling_utils")
 
     def other(record: logging.LogRecord) -> bool:

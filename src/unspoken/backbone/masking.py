@@ -17,7 +17,7 @@ _KINDS = {"sdpa": masking_utils.sdpa_mask, "eager": masking_utils.eager_mask}
 def masks_unread() -> Iterator[None]:
     """Inside, the host reads no values of masks, positions or tokens, since each reading waits for the device.
 
-    The library reads a padding mask to drop one of all ones, positions to detect rows of several sequences, and tokens
+    transformers reads a padding mask to drop one of all ones, positions to detect rows of several sequences, and tokens
     to warn of padding without a mask. Our rows hold one sequence, and have no mask only where none is needed, see
     `unspoken.places.padding_mask`.
     """

@@ -1,8 +1,8 @@
 """The paper's decoder as a transformers model.
 
 Source: JEPA-Reasoner, section 3 (blocks with parameter-free QK-norm, HybridNorm after the last block, tied head that
-exists only in pretraining). Block norm, activation, positions and biases are not printed; docs/methods/ lists
-our choices.
+exists only in pretraining). Block norm, activation, positions and biases are not printed;
+docs/methods/jepa_reasoner.md lists our choices.
 
 Axes: B batch, T tokens, S keys, H heads, C width of a head, D latent width, V vocabulary.
 """
@@ -54,7 +54,7 @@ def plain_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
-    """``softmax(q k' * scaling + mask) v``: the "eager" entry of the library's attention interface.
+    """``softmax(q k' * scaling + mask) v``: the "eager" entry of the attention interface of transformers.
 
     On a CPU in bfloat16 it is about five times faster in training than the fused kernel for short sequences.
     """
@@ -68,7 +68,7 @@ def plain_attention(
 class HybridNorm(nn.Module):
     """RMS norm with a gain, then an optional L2 norm that puts the output on the unit sphere.
 
-    Pretraining runs with the L2 part off, so that the RMS part acts as the usual final norm (section 3).
+    Pretraining runs with the L2 part off, so that the RMS part acts as the usual final norm (JEPA-Reasoner, section 3).
     """
 
     def __init__(self, config: UnspokenConfig) -> None:
@@ -223,7 +223,7 @@ class UnspokenModel(UnspokenPreTrainedModel):
     Args:
         config: the shape.
         embeddings: False builds the stack alone, for inputs that are vectors already (the Talker's encoder and the
-            Mono-Talker have no token embedding; section 3, table of Talker parts).
+            Mono-Talker have no token embedding; JEPA-Reasoner, section 3, table of Talker parts).
     """
 
     def __init__(self, config: UnspokenConfig, *, embeddings: bool = True) -> None:

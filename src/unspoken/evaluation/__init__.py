@@ -1,1 +1,1 @@
-"""How good, how costly, how certain, and whether the chain does anything."""
+"""Answering, grading, cost, significance and interventions."""

@@ -68,7 +68,7 @@ def ablate(system: System, task: Task, sentences: Problems, answers: Answer, *, 
     condition       latents                                        prime
     ==============  =============================================  =============================
     none            of the sentence                                of the sentence
-    random string   of as many random tokens (open point 32)       of the sentence
+    random string   of as many random tokens                       of the sentence
     random prime    of the sentence                                random tokens; Dual-Talker only
     gaussian        Gaussian directions of the same norm           of the sentence
     other sentence  of the other sentence                          of the sentence

@@ -27,7 +27,7 @@ Respond = Callable[[Problems, int], object]  # answers problems, at most so many
 
 
 def counted(system: System, prompt_lengths: Int[Tensor, " *B"], answer: Answer) -> dict[str, float]:
-    """Means a problem of what is counted, whatever the machine.
+    """Means per problem of what is counted, whatever the machine.
 
     Args:
         prompt_lengths: tokens of the prompts, ``[B]`` or the same for all.
@@ -50,7 +50,7 @@ def counted(system: System, prompt_lengths: Int[Tensor, " *B"], answer: Answer) 
 
 
 def seconds(respond: Respond, problems: Problems, batch_size: int, *, alone: bool) -> dict[str, float]:
-    """Wall-clock a problem: ``seconds_batched`` and, if asked for, ``seconds_alone``, the median of single problems.
+    """Time per problem: ``seconds_batched`` and, if asked for, ``seconds_alone``, the median of single problems.
 
     The first `TIMED` problems are taken. One rank measures, since ranks that share a machine would slow each other.
     """
@@ -64,7 +64,7 @@ def seconds(respond: Respond, problems: Problems, batch_size: int, *, alone: boo
         return (time.perf_counter() - began) / len(some)
 
     def measured() -> dict[str, float]:
-        # These come first, since the first call of anything is slow, and the median does not mind.
+        # Timed first: the first call of anything is slow, which changes a median little.
         singles: list[float] = []
         while alone and len(singles) < min(_ALONE, len(problems)) and sum(singles) < _SECONDS_ALONE:
             singles.append(clocked(slice(len(singles), len(singles) + 1), 1))

@@ -31,7 +31,7 @@ Run = Callable[[Tensor | None], tuple[LatentChain, Tensor]]
 def corrupted(
     ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"], rate: float, alternatives: Int[Tensor, " K"], seed: int
 ) -> Int[Tensor, "B T"]:
-    """Replace some of the masked tokens of every row by wrong ones (docs/methods, open point 24).
+    """Replace some of the masked tokens of every row by wrong ones (docs/methods/jepa_reasoner.md, open point 24).
 
     Exactly ``rate * n`` of a row's n masked tokens, rounded, become another of the alternatives, each as likely. With
     the same seed, what is wrong at a low rate is wrong in the same way at a higher one.

@@ -21,7 +21,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class LatentNoise:
-    """Gaussian noise on each latent, scaled by its largest entry (section 6.3; docs/methods, open point 25).
+    """Gaussian noise on each latent, scaled by its largest entry (docs/methods/jepa_reasoner.md, open point 25).
 
     The draw of a row at a step depends on the two and the seed alone: not on the batch, and not on the fraction, so
     that levels of noise are paired.

@@ -1,4 +1,4 @@
-"""Several noisy chains a problem (Latent-SFT, section 9).
+"""Several noisy chains per problem (docs/methods/latent_sft.md).
 
 Every draw has noise of its own. An explicit chain is sampled from the model at temperature 1, token by token; a
 superposition gets the Gumbel noise on its weights that stage 2 trains with, and a Soft Thinking that has noise gets its

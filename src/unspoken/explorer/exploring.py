@@ -227,7 +227,7 @@ class Explorer:
         """What the task's explicit chain has in the place of each latent; nothing where the task gives none.
 
         Where each token of an answer has a latent, these are the tokens. The words of a Latent-SFT latent are those of
-        the chunk after its own, which it is trained to predict (latent_sft_index, open point 3).
+        the chunk after its own, which it is trained to predict (docs/methods/latent_sft.md, open point 3).
         """
         if self.task is None or "expected" not in self._verdict(problem.problems, problem.answer):
             return []

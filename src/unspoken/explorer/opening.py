@@ -10,7 +10,7 @@ from unspoken.runs import locate
 from unspoken.tasks.task import Task
 
 _KINDS = {
-    "tokens": "an explicit chain, one token a step",
+    "tokens": "an explicit chain, one token per step",
     "superposition": "mixtures of tokens",
     "hidden": "hidden states",
     "latent": "vectors that are trained",

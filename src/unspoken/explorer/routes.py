@@ -67,7 +67,7 @@ async def _awaited(engine: Engine, compute: Callable[[], dict[str, Any]]) -> dic
     try:
         return await asyncio.wrap_future(engine.call(compute))
     except QueueFull:
-        raise Refusal(429, "as many requests are waiting as may wait; try again in a second") from None
+        raise Refusal(429, "the queue is full; try again in a second") from None
     except Closing:
         raise Refusal(503, "the server is shutting down; try again in a second") from None
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Systems behind the interfaces of other libraries."""
+"""Adapters for other libraries."""

@@ -60,7 +60,8 @@ class Spent:
     """What one answer cost.
 
     Attributes:
-        latents: silent steps; of an explicit chain, its tokens. A coupled model has none: its steps are its words.
+        latents: latent steps; of an explicit chain, its tokens. 0 for a coupled model, whose steps are the tokens of
+            its answer.
         tokens: of the answer, their end included.
         cut: the chain met its cap.
     """
@@ -75,8 +76,8 @@ class UnspokenLM(LM):
 
     Args:
         pretrained: the folder of a Latent-SFT model, of an explicit chain of thought or of answers only, of a
-            JEPA-Reasoner with its Talker (or without: then the nearest table rows speak), or of any plain causal
-            language model.
+            JEPA-Reasoner with its Talker (or without: then the tokens of the nearest table rows are the answer), or of
+            any plain causal language model.
         batch_size: requests answered at once.
         device: where the model goes, see `unspoken.machine.resolve_device`; the harness's own "cuda:0", which it gives
             where nobody named a device, counts as "auto" on a machine without CUDA.
@@ -108,7 +109,9 @@ class UnspokenLM(LM):
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} is no model folder: it has no config.json; give the folder of a finished stage")
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; this model finds no size by itself, so give a number")
+            raise ValueError(
+                f"batch_size is {batch_size!r}; it must be a number of at least 1 (automatic sizes are not supported)"
+            )
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; known are {', '.join(DTYPES)}")
         self.batch_size, self.max_gen_toks = int(batch_size), max_gen_toks
@@ -203,7 +206,7 @@ class UnspokenLM(LM):
         """Log-probability of each continuation after its context, in nats, and whether it is the greedy one.
 
         Raises:
-            ValueError: the method gives text no likelihood, since it thinks in latents first.
+            ValueError: the model reasons in latents, so log-likelihood is not defined.
         """
         scores: list[tuple[float, bool]] = self._text_model.loglikelihood(requests, disable_tqdm=disable_tqdm)
         return scores
@@ -219,11 +222,11 @@ class UnspokenLM(LM):
 
     @cached_property
     def _text_model(self) -> Any:
-        """The harness's own reading of a plain causal language model; no chain is thought."""
+        """The harness's own wrapper of a plain causal language model, which writes no chain."""
         if self.system.chain_kind != "tokens":
             raise ValueError(
-                "this model thinks in latents before it speaks, so text has no likelihood under it; "
-                "choose tasks of output_type generate_until"
+                "this model reasons in latents, so log-likelihood is not defined; use tasks with output_type "
+                "generate_until"
             )
         from lm_eval.models.huggingface import HFLM
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import TrainingFacts, on_codi
 from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, Method, Objective
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,17 +35,17 @@ class Carrier(DecoderObjective):
 
     @property
     def latents(self) -> int:
-        """Of the longest row."""
+        """Number of latents of the longest row."""
         raise NotImplementedError
 
     @property
     def latents_a_step(self) -> int:
-        """How many of them stand for one explicit step."""
+        """Number of latents that stand for one explicit step."""
         return 1
 
     @property
     def unmixed(self) -> Carrier:
-        """The same without a share of rows that are read at other stages, as problems of other splits are."""
+        """A copy with ``mixed=0``, as validation uses it."""
         return self
 
     def replaced_steps(self, spans: Spans, index: int, seed: int) -> Steps:
@@ -106,12 +107,11 @@ class AddedLoss(Objective):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.weight <= 0:
-            raise ValueError(
-                f"weight is {self.weight}; it must be above 0, or take a {self.carrier.kind} stage instead"
-            )
+        kind = self.carrier.kind
+        require_value(self, "weight", lambda value: value > 0, f"above 0 (for no added loss use kind: {kind})")
         if not self.carrier.latents:
-            raise ValueError(f"its carrier, a {self.carrier.kind} stage, has no latents; give it some")
+            names = [name for name in ("latents", "replaced", "latents_per_step") if name in vars(self.carrier)]
+            raise ValueError(f"carrier ({kind}) has 0 latents; set {' and '.join(names) or 'their number'} above 0")
 
     # --- what a method adds ------------------------------------------------------------------------------------------
 
@@ -145,12 +145,12 @@ class AddedLoss(Objective):
         """The carrier must fit the stages before it."""
         own = carried(line)
         if own.kind_before not in self.carrier.starts_from:
-            raise ValueError(f"its carrier, a {self.carrier.kind} stage, does not start from a {own.kind_before} stage")
+            raise ValueError(f"carrier: a {self.carrier.kind} stage cannot start from a {own.kind_before} stage")
         self.carrier.check_line(own, run)
 
     @property
     def properties(self) -> Sequence[Property | Needs]:
-        """The carrier's."""
+        """What a backbone must have for the carrier."""
         return self.carrier.properties
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
@@ -197,15 +197,15 @@ class AddedLoss(Objective):
         return make
 
     def row_length(self, spans: Spans, context: Context) -> int:
-        """The carrier's, and the chain once more."""
+        """Length of the carrier's row and of the chain together."""
         return self.carrier.row_length(spans, context) + len(spans.chain)
 
     def with_places(self, batch: Batch) -> Batch:
-        """The carrier's."""
+        """See `Objective.with_places`, of the carrier."""
         return self.carrier.with_places(batch)
 
     def counts(self, batch: Batch) -> dict[str, int | Tensor]:
-        """Of both losses."""
+        """See `Objective.counts`, of the carrier's losses and the added one."""
         return {**self.carrier.counts(batch), **self.added_counts(batch["added"])}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -222,11 +222,11 @@ class AddedLoss(Objective):
         return loss + self.weight * added, {**terms, f"{self.kind}_loss": added.detach()}
 
     def answer_tokens(self, context: Context) -> int:
-        """The carrier's."""
+        """See `Objective.answer_tokens`, of the carrier."""
         return self.carrier.answer_tokens(context)
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        """The carrier's, and what the loss takes besides."""
+        """Cost of the carrier's row and of the added loss."""
         cost = self.carrier.row_cost(model.carrier, lengths, context)
         passes, scores = self.added_cost(model, lengths)
         return replace(cost, passes=(*cost.passes, *passes), scores=(*cost.scores, *scores))

@@ -115,7 +115,7 @@ def trainable(facts: TrainingFacts | None = None) -> dict[str, list[dict[str, An
 
 
 def register_models() -> None:
-    """Make the library know the kinds of models that methods have, so that their folders can be loaded."""
+    """Register the methods' kinds of models with transformers, so that their folders can be loaded."""
     for method in methods():
         method.register()
 

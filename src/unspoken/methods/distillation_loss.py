@@ -97,7 +97,7 @@ def _std(values_LBD: Float[Tensor, "L B D"]) -> Float[Tensor, " L"]:
 def distillation_loss(
     objective: SelfDistillation, outputs: SelfDistilledOutput, batch: dict[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the student's answer and of the teacher's text, in nats a token, and the distance of states."""
+    """Cross-entropy of the student's answer and of the teacher's text, in nats per token, and distance of states."""
     assert outputs.logits is not None and outputs.teacher_logits is not None
     assert outputs.states is not None and outputs.teacher_states is not None
     if "places" not in batch:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.ranges import require_value
 from unspoken.storage import MODEL
 from unspoken.tasks.spans import Markers
 
@@ -54,7 +55,7 @@ class Line:
 
     @property
     def name(self) -> str:
-        """Of the stage."""
+        """Name of the stage."""
         return self.settings.name
 
     @property
@@ -207,9 +208,10 @@ class Objective:
             ValueError: a key that this objective has no use for, or one that it needs is missing.
         """
         if stage.talker is not None and not self.trains_talker:
-            raise ValueError(f"talker is set, but a {self.kind} stage trains none")
-        if stage.blocks is not None and (stage.blocks < 1 or not self.cuts_blocks):
-            raise ValueError(f"blocks is {stage.blocks}; an sst stage may have it, and it must be at least 1")
+            raise ValueError(f"talker is set, but a {self.kind} stage trains no Talker; remove it")
+        if stage.blocks is not None and not self.cuts_blocks:
+            raise ValueError(f"blocks is set, but a {self.kind} stage cannot truncate its backbone; remove it")
+        require_value(stage, "blocks", lambda value: value is None or value >= 1, "at least 1, or null for all")
         if not self.writes_data and (stage.steps is None) == (not stage.steps_of):
             raise ValueError("give exactly one of steps and steps_of")
 
@@ -305,19 +307,14 @@ class Objective:
         return batch
 
     def counts(self, batch: Batch) -> dict[str, int | Tensor]:
-        """Items of a batch with its places that its losses are means over, and rows that are drawn for, by name.
+        """Number of items that each loss term averages over, by name (such as tokens), and of rows with random draws.
 
-        With them the losses of several micro-batches become those of one batch, see
-        `unspoken.distributed.rank_weighted_mean`.
+        `batch` is the result of `with_places`. See `unspoken.distributed.rank_weighted_mean`.
         """
         return {"tokens": len(batch["targets"])} if "targets" in batch else {}
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch, and named terms of it; any number of passes.
-
-        Args:
-            model: the model, or what calls its forward.
-        """
+        """Loss of a batch, and named terms of it, by any number of passes of a model or of what calls its forward."""
         raise NotImplementedError
 
     def callbacks(self) -> list[TrainerCallback]:
@@ -456,7 +453,7 @@ class Method:
     untrained: ClassVar[Objective | None] = None
 
     def register(self) -> None:
-        """Make the library know the kinds of models that the method has, so that their folders can be loaded."""
+        """Register the method's kinds of models with transformers, so that their folders can be loaded."""
 
     def default_stages(self, facts: TrainingFacts) -> dict[str, list[dict[str, Any]]]:
         """How a pretrained model learns the method from problems of one's own.
@@ -477,7 +474,7 @@ class Method:
             stage: names the first system; the names of the others begin with it.
             max_answer: cap of an answer where the folder records none.
             end_id: of a plain causal language model; the one of its configuration if None.
-            pad_id: likewise.
+            pad_id: as `end_id`, for the padding token.
 
         Raises:
             ValueError: the method would be wrong around the model, or nothing could end an answer.

@@ -17,7 +17,7 @@ class OwnModelMethod(Method):
     """A method with a `LatentModel`."""
 
     def model_class(self) -> type[LatentModel]:
-        """The model; importing it registers it with the library."""
+        """The model; importing it registers it with transformers."""
         raise NotImplementedError
 
     def register(self) -> None:

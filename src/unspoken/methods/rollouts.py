@@ -12,20 +12,23 @@ if TYPE_CHECKING:
 
 
 def check_rollout(latents: int, passes: int) -> None:
-    """Refuse settings of a stage that mean nothing.
+    """Refuse settings of a stage that are out of range.
 
     Raises:
         ValueError: fewer than 0 latents, or fewer than 1 pass.
     """
-    if latents < 0 or passes < 1:
-        raise ValueError(f"rollout_latents is {latents} and rollout_passes {passes}; they must be at least 0 and 1")
+    if latents < 0:
+        raise ValueError(f"rollout_latents is {latents}; it must be 0 or more")
+    if passes < 1:
+        raise ValueError(f"rollout_passes is {passes}; it must be at least 1")
 
 
 def stretches(able: Tensor, longest: int) -> Tensor:
     """A random stretch ``[B, T]`` of 1 to ``longest`` neighbours in every row, among those that can be latents.
 
     Args:
-        able: ``[B, T]``, positions that can be; neighbours are neighbours among these.
+        able: ``[B, T]``, true where a position may be read as a latent. A stretch is consecutive among these
+            positions.
         longest: positions of the longest stretch, cut to those that a row has.
     """
     import torch

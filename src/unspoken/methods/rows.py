@@ -80,7 +80,7 @@ class Rows:
 def latents_of(chain_length: int, rate: int) -> int:
     """Number of latents of a chain: its length over the compression rate, rounded up; a ValueError below rate 1."""
     if rate < 1:
-        raise ValueError(f"the compression rate is {rate}; it must be at least 1 token a latent")
+        raise ValueError(f"the compression rate is {rate}; it must be at least 1 token per latent")
     return -(-chain_length // rate)
 
 

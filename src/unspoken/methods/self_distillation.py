@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.carrier import Carrier, Steps
 from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +46,8 @@ class Projection:
     norm: bool = True
 
     def __post_init__(self) -> None:
-        if (self.width is not None and self.width < 1) or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"the projection's width is {self.width} and its dropout {self.dropout}; they must be at least 1, or "
-                "null, and in [0, 1)"
-            )
+        require_value(self, "width", lambda value: value is None or value >= 1, "at least 1, or null")
+        require_value(self, "dropout", lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +88,8 @@ class SelfDistillation(Carrier):
     projection: Projection | None = field(default_factory=Projection)
 
     def __post_init__(self) -> None:
-        if min(self.latents, self.distance_weight, self.teacher_weight) < 0:
-            raise ValueError(
-                f"latents is {self.latents}, distance_weight {self.distance_weight} and teacher_weight "
-                f"{self.teacher_weight}; none of them can be below 0"
-            )
+        for name in ("latents", "distance_weight", "teacher_weight"):
+            require_value(self, name, lambda value: value >= 0, "0 or more")
 
     def check_line(self, line: Line, run: Recipe) -> None:
         """Kernels and checkpointing must go with a growing cache, and micro-batches with the distance."""

@@ -1,4 +1,4 @@
-"""Soft Thinking (Zhang et al., arXiv 2505.15778): a model that was taught explicit chains, or nothing, superposes."""
+"""Soft Thinking (Zhang et al., arXiv 2505.15778): probability-weighted mixtures of token embeddings, untrained."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SoftThinking(Reasoning):
         """The same model in superpositions.
 
         Raises:
-            ValueError: its chain is not made of tokens or superpositions, the folder was taught to answer without one,
+            ValueError: its chain is not made of tokens or superpositions, the folder was trained to answer without one,
                 a marker is empty, or superpositions would be wrong around the model.
         """
         from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system

@@ -28,7 +28,7 @@ class CalibrationProbe(Probe):
         return reasons_in_trees(system, task) and task.config.targets != 1
 
     def measure(self, view: View) -> dict[str, Any]:
-        """Both readings, and the rate of answers that are a real route to a leaf that may be meant."""
+        """Both readings, and the rate of answers that lead from the root to a possible target leaf."""
         from unspoken.analysis.calibration import forced_calibration, rollout_calibration, valid_routes
 
         latents = tree_latents(view)
@@ -60,13 +60,11 @@ class CalibrationProbe(Probe):
             error, uniform = (bare_percent(averaged(entry["forced"][key]), 1) for key in ("error", "uniform_error"))
             caption = (
                 "The prompt names several leaves, or none, so the odds of each child are known. Teacher-forced "
-                "latents, fraction of a child within its sibling pair. Points on the diagonal carry the odds; points "
-                f"on the horizontal middle carry none. Mean error {error} points; one half everywhere: {uniform} "
-                "points."
+                "latents, fraction of a child within its sibling pair. On the diagonal the fraction equals the "
+                "true probability; on the horizontal middle line it is independent of it. Mean error "
+                f"{error} points; always predicting one half: {uniform} points."
             )
-            title = (
-                f"{name}: coefficients against known odds, off by {error} points teacher-forced (one half: {uniform})"
-            )
+            title = f"{name}: coefficients against known odds, off by {error} points teacher-forced (always one half: {uniform})"
             blocks.append(Figure([_panel(entry["points"], name if len(summary) > 1 else "")], caption, "beside"))
             blocks.append(_rollout_table(entry["rollout"], title))
         return Section(self.key, "Do coefficients match known odds?", blocks)

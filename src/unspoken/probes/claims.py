@@ -115,7 +115,7 @@ def _verdict(entry: Mapping[str, float] | None, before: str = "") -> _Tested:
 
 
 def _step_verdict(results: Results, test: Mapping[str, Any], step: int, kind: token_noise.Kind) -> _Tested:
-    """What a test of noise shows of one generation step; nothing where a system has nothing to lose."""
+    """What a test of noise shows of one generation step; inconclusive where a system is at chance without noise."""
     for name, _ in token_noise.compared(results):
         clean = token_noise.accuracy(results, name, "absolute", 0, step)
         if clean is not None and clean["low"] <= 1 / len(SYMBOLS):

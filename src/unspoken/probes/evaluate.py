@@ -1,6 +1,6 @@
 """Measures finished seeds: every system answers every test set once, and every probe looks at it.
 
-Results (``schema`` 2) hold ``seeds``; ``problems``, of the first test set; ``baseline``, the system that others are
+Results (``schema`` 3) hold ``seeds``; ``problems``, of the first test set; ``baseline``, the system that others are
 compared with; ``systems`` (name -> ``exact_match`` with interval; ``ended``, the rate of chains that ended by
 themselves; ``cost``, a mean problem's; ``chain``, what a step is, None without one); ``tests``
 (test set -> system -> ``exact_match``); ``differences``, paired tests against

@@ -77,7 +77,7 @@ class GeometryProbe(Probe):
             return text(f"{coefficient(entry[1]['cosine_mean'], 3)} ± {coefficient(entry[1]['cosine_sd'], 3)}")
 
         def system(entry: tuple[str, Mapping[str, Any]]) -> Cell:
-            return text(label(entry[0]), f"{count(round(entry[1]['states']), 'hidden state')} a seed")
+            return text(label(entry[0]), f"{count(round(entry[1]['states']), 'hidden state')} per seed")
 
         norm, rank, beside = "Mean norm", "Effective rank", "Rows against states"
         columns = [

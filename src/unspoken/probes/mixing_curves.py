@@ -39,7 +39,7 @@ def mixing_blocks(results: Results, reference: Reference) -> list[Block]:
     kinds = [kind for kind in KINDS if any(f"{kind}_rank" in curve for curve in curves)]
     x = training_steps(step for curve in curves for step in curve["steps"])
     along = _ALONG_OPEN if is_ambiguous(results) else _ALONG
-    along += " Inner nodes only, one colour a stage." if len(stages) > 1 else ""
+    along += " Inner nodes only, one colour per stage." if len(stages) > 1 else ""
     blocks: list[Block] = []
     for caption, kind in zip((along, _AGAIN), kinds, strict=False):
         panels = [_panel(results, kind, x, reference, *chart) for chart in _charts(stages)]
@@ -54,7 +54,7 @@ def _stages(results: Results) -> list[str]:
 
 
 def _charts(stages: list[str]) -> list[tuple[str, Readings, MakeFrame]]:
-    """Readings of all nodes and of inner ones; of several stages with one colour a stage, all of inner nodes."""
+    """Readings of all nodes and of inner ones; of several stages with one colour per stage, all of inner nodes."""
     if len(stages) == 1:
         nodes, stage = (("", "c3", "all nodes"), ("_inner", "c1", "inner nodes")), stages[0]
         rank, larger = (
@@ -90,7 +90,7 @@ def _panel(
 
 
 def _seed_lines(curves: list[tuple[int, Mapping[str, Any]]], key: str, classes: str, name: str) -> list[Line]:
-    """A thin line a seed and their mean, or one plain line for one seed."""
+    """A thin line per seed and their mean, or one plain line for one seed."""
     known = [(seed, curve["steps"], curve[key]) for seed, curve in curves if key in curve]
 
     def line(steps: list[int], values: list[float], faint: str, hint: str, name: str = "") -> Line:

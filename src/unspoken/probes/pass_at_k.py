@@ -1,4 +1,4 @@
-"""Several noisy chains a problem, and pass@k: how often one of k leads to the right answer (Latent-SFT, section 9)."""
+"""Several noisy chains per problem, and pass@k: how often one of k leads to the right answer (docs/methods/latent_sft.md)."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PassAtKProbe(Probe):
 
     def __init__(self, draws: int = 8) -> None:
         if draws < 1:
-            raise ValueError(f"{draws} chains a problem cannot be drawn; ask for at least 1")
+            raise ValueError(f"{draws} chains per problem cannot be drawn; ask for at least 1")
         self.draws = draws
 
     def applies(self, system: System, task: Task) -> bool:
@@ -111,14 +111,14 @@ class PassAtKProbe(Probe):
         columns += [Column(f"pass@{k}", partial(noisy, k=k), f"@{k}") for k in every]
         draws = count(entry["draws"], "noisy chain")
         note = (
-            f"Chance that one of k chains leads to the right answer, estimated from {draws} a problem, "
+            f"Chance that one of k chains leads to the right answer, estimated from {draws} per problem, "
             "with a 95 % interval that is rather too wide; the bar goes from 0 to 100 %. Explicit chains are sampled at temperature 1, "
             "superpositions have Gumbel noise on their weights, and every answer is decoded greedily. Guesses that differ raise pass@k "
             "too, so compare systems at the same k; pass@1 far below the clean chain means that the noise does harm."
         )
-        title = f"pass@k, from {draws} a problem"
+        title = f"pass@k, from {draws} per problem"
         table = Table.of(entry["systems"], columns, title=title, note=note, classes="matrix")
-        return Section(self.key, "Several chains a problem", [table])
+        return Section(self.key, "Several chains per problem", [table])
 
 
 def _cell(entry: Mapping[str, Any], colour: str) -> Cell:

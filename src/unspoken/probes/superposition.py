@@ -1,4 +1,4 @@
-"""How much a latent holds: covered tokens, entropy, parallel chains (Latent-SFT, section 10 of its specification)."""
+"""How much a latent holds: covered tokens, entropy, parallel chains (docs/methods/latent_sft.md)."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class SuperpositionProbe(Probe):
     def draw(self, entries: Any, results: Results) -> Section | None:
         caption = (
             "Compression: explicit tokens that one latent has among its K most likely ones, within its own piece of the chain; an explicit "
-            "chain of the right tokens has 1, and with growing K the rate goes to the number of explicit tokens a latent. Of a small "
+            "chain of the right tokens has 1, and with growing K the rate approaches the number of explicit tokens per latent. Of a small "
             "vocabulary a large K takes nearly everything: read the small ones. Entropy: mean at each step, of the full distribution "
             "that the model gives; a line ends where fewer than a tenth of the chains still run."
         )
@@ -143,7 +143,7 @@ def _ecr_panel(results: Results, entries: Mapping[str, Any]) -> Panel:
     drawing = line_chart(frame.labelled(lines), lines, label="Effective compression rate at K")
     return Panel(
         title="Effective compression",
-        remark="ECR@K, tokens a latent",
+        remark="ECR@K, tokens per latent",
         width=_WIDTH,
         drawing=drawing,
     )

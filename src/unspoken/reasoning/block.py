@@ -28,7 +28,7 @@ class BlockReasoner(Protocol):
 
     @property
     def iterations(self) -> int:
-        """How often all latents are refined; without it they are what is guessed."""
+        """How often all latents are refined; with 0 they are the guess."""
 
     @property
     def shift(self) -> int:
@@ -36,7 +36,7 @@ class BlockReasoner(Protocol):
         ...
 
     def guess(self, count: int) -> Float[Tensor, "N D"]:
-        """What stands in for so many latents in the first pass."""
+        """Initial values of so many latents, for the first pass."""
 
 
 def refined(
@@ -47,16 +47,18 @@ def refined(
     latents_of: Callable[[Float[Tensor, "B N D"]], Float[Tensor, "B N D"]],
     shift: int = 1,
 ) -> tuple[Float[Tensor, "B _ D"], list[Float[Tensor, "B N D"]]]:
-    """Refine a chain; all but the last of the ``iterations + 1`` passes over its latents.
+    """Run the first ``iterations`` passes over prompt and latents.
+
+    The caller runs the last pass, together with the text after the chain.
 
     Args:
-        read: runs what follows the cache through the stack, takes the last N positions out of the cache again and
-            returns the outputs of these positions and of all others that were read. The first call reads the prompt.
-        prompt, guess: what enters the first block; without iterations the guess is the chain.
-        latents_of: makes latents of outputs: of those before them, or with ``shift`` 0 of their own.
+        read: runs new inputs through the stack, crops the last N cache positions (the latents), and returns the outputs
+            at all inputs. Its first call gets the prompt and the latents, later calls the latents alone.
+        prompt, guess: inputs of the first block; with 0 iterations the guess is the chain.
+        latents_of: makes each latent from an output: with ``shift`` 1 that of the position before, with 0 its own.
 
     Returns:
-        What the last pass has to read, followed by what comes after the chain; and the latents of every pass.
+        Inputs of the last pass, without the text after the chain; and the latents of every pass, the guess first.
     """
     length, count = prompt.shape[1], guess.shape[1]
     chains, new = [guess], torch.cat([prompt, guess], dim=1)

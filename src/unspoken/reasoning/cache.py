@@ -1,6 +1,7 @@
 """A key-value cache whose size is known beforehand.
 
-The library's growing cache copies everything it holds at every step, so the cost of a latent rises with the chain.
+The ``DynamicCache`` of transformers copies everything it holds at every step, so the cost of a latent grows with the
+length of the chain.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class ReservedLayer(DynamicLayer):
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
         if end > self.capacity:
-            raise ValueError(f"the cache has room for {self.capacity} positions, and position {end} was asked for")
+            raise ValueError(f"the cache holds {self.capacity} positions, but position {end} was requested")
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, begin:end] = new
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._buffers)
@@ -45,13 +46,13 @@ class ReservedLayer(DynamicLayer):
 
 
 class ReservedCache(DynamicCache):
-    """The library's cache for a model, with space reserved wherever a layer keeps everything.
+    """The ``DynamicCache`` of a model, with reserved space in layers that keep all positions.
 
     Args:
         config: of the model.
         length: positions that will be asked for.
-        padded: whether masks have holes. The library's masks are then made without a look at what they hold, for which
-            the host would wait for the device at every step.
+        padded: whether masks have holes. transformers then makes its masks without reading their values, for which the
+            host would wait for the device at every step.
     """
 
     def __init__(self, config: PreTrainedConfig, length: int, *, padded: bool = False) -> None:
@@ -63,7 +64,7 @@ class ReservedCache(DynamicCache):
 
     @property
     def is_compileable(self) -> bool:
-        """What the library reads to know whether it may look at the values of a mask: it may not if this is true."""
+        """True keeps transformers from reading the values of masks."""
         return self.padded
 
     def fill(self, sources: Sequence[tuple[ReservedCache, Tensor]], columns: int) -> None:

@@ -1,4 +1,4 @@
-"""Reasoning in superpositions with a plain causal language model (section 8).
+"""Reasoning in superpositions with a plain causal language model (docs/methods/latent_sft.md).
 
 One class covers the family, because an explicit chain is the superposition of one token: ``top_k=1`` is greedy chain of
 thought, ``top_k=10`` on a model that was only tuned on explicit chains is Soft Thinking, and on a model that learned
@@ -24,6 +24,7 @@ from transformers.utils.generic import ModelOutput
 from unspoken.backbone.checks import Method, require
 from unspoken.backbone.vocabulary import scores
 from unspoken.chain import LatentChain
+from unspoken.ranges import require_value
 from unspoken.reasoning.engine import Intervention, LatentStep, StopRule
 from unspoken.reasoning.picking import Sample, draw
 from unspoken.reasoning.speakers import Request, SameStack, ends_and_pad
@@ -50,7 +51,7 @@ def record_reasoning(model: PreTrainedModel, name: str, settings: Mapping[str, A
     config = model.generation_config
     setattr(config, name, dict(settings))
     config.use_cache = True
-    # Otherwise the library makes a new one out of the model's config when it loads the folder.
+    # Otherwise transformers makes a new one out of the model's config when it loads the folder.
     config._from_model_config = False
 
 
@@ -79,11 +80,9 @@ class LatentGenerationConfig:
 
     def __post_init__(self) -> None:
         Markers(open=self.open_ids, end=self.end_ids)  # refuses a marker without tokens
-        if (self.top_k is not None and self.top_k < 1) or self.temperature <= 0 or self.max_latents < 0:
-            raise ValueError(
-                f"latent settings top_k {self.top_k}, temperature {self.temperature}, max_latents {self.max_latents}: "
-                "top_k is at least 1 or null, the temperature is positive, and max_latents is not negative"
-            )
+        require_value(self, "top_k", lambda value: value is None or value >= 1, "at least 1, or None for all tokens")
+        require_value(self, "temperature", lambda value: value > 0, "above 0")
+        require_value(self, "max_latents", lambda value: value >= 0, "0 or more")
 
     def attach(self, model: PreTrainedModel) -> None:
         """Record the settings in the model's generation config, so that ``save_pretrained`` keeps them."""
@@ -104,8 +103,8 @@ class LatentGenerationConfig:
         settings = LatentGenerationConfig.recorded(model)
         if settings is None:
             raise ValueError(
-                "this model's generation config has no 'latent' settings: it was not trained by Latent-SFT; "
-                "pass latent=LatentGenerationConfig(...) to reason with it anyway"
+                "this model's generation config has no 'latent' settings, which state how it reasons; "
+                "pass latent=LatentGenerationConfig(...)"
             )
         return settings
 
@@ -261,13 +260,13 @@ def latent_generate(
     return_chain: bool = False,
     **model_kwargs: Any,
 ) -> Tensor | LatentGenerateOutput:
-    """Silent reasoning as a decoding loop of the library.
+    """Reasoning in latents as a custom decoding loop of transformers.
 
     ``model.generate(**inputs, custom_generate=latent_generate)`` works on any plain causal language model folder.
     ``max_new_tokens`` caps the answer; the chain has its own cap in the latent settings. Sampling options and stopping
-    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. The library passes neither
-    a ``streamer`` nor an ``assistant_model`` on: the one is given the prompt alone (``unspoken serve`` streams), and
-    the other, which only speeds answers up, is not used.
+    criteria hold for the answer; the chain is deterministic unless ``latent_noise`` is set. A
+    ``streamer`` and an ``assistant_model`` have no effect, since transformers passes neither on: the streamer gets the
+    prompt alone (``unspoken serve`` streams answers).
 
     Args:
         latent: the settings, or a mapping of those that differ from the model's generation config, which holds the
@@ -300,7 +299,7 @@ def latent_generate(
         answers[rows, first] = token
         return token[:, None]
 
-    # Named in the signature, the library would pass the mask twice.
+    # Not a parameter of this function, or transformers would pass the mask twice.
     mask = model_kwargs.get("attention_mask")
     chain, answer = reasoner.respond(input_ids, mask, max_tokens=max_tokens, sample=sample, config=generation_config)
     markers = torch.tensor([*settings.open_ids, *settings.end_ids], device=input_ids.device)
@@ -333,7 +332,7 @@ def _latent_settings(model: Any, given: LatentGenerationConfig | Mapping[str, An
 
 
 def _refuse_without_effect(config: GenerationConfig, model_kwargs: Mapping[str, Any]) -> None:
-    """Refuse what a caller can ask the library for and would not get here, by a ValueError that names it."""
+    """Refuse options of ``generate`` that have no effect here, by a ValueError that names the option."""
     if (config.num_beams or 1) != 1:
         raise ValueError(f"num_beams is {config.num_beams}; latents are not searched with beams, use 1")
     cache = model_kwargs.get("past_key_values")

@@ -120,7 +120,7 @@ class AnsweringReasoner(Reasoner, Protocol):
 
 @runtime_checkable
 class RowTargets(Protocol):
-    """A reasoner whose latents are trained to point at rows of a table, one row a token."""
+    """A reasoner whose latents are trained to point at rows of a table, one row per token."""
 
     @property
     def target_table(self) -> Float[Tensor, "V D"]:
@@ -483,10 +483,12 @@ def respond(
 
 
 def _require_positions(method: Reasoner, length: int, further: int) -> None:
-    """Refuse prompts without a token, and with steps that the model has no positions for."""
+    """Refuse prompts without a token, and more steps than the model has positions for."""
+    if length == 0:
+        raise ValueError("the prompt is empty; give at least one token")
     limit = getattr(method.stack.config, "max_position_embeddings", None)
-    if length == 0 or (limit is not None and length + further > limit):
+    if limit is not None and length + further > limit:
         raise ValueError(
-            f"a prompt of {length} tokens with up to {further} further steps does not fit the model, which has {limit} "
-            "positions and needs at least one prompt token"
+            f"the prompt has {length} tokens and up to {further} more steps may follow (latents and answer), but the "
+            f"model has {limit} positions; shorten the prompt or lower max_latents or max_tokens"
         )

@@ -115,7 +115,7 @@ class Chain:
             pieces: token ids, step by step; there may be more or fewer of them than steps.
 
         Returns:
-            One number a step; None without a piece, of a step of zeros, and where rows mean nothing.
+            One number per step; None without a piece, of a step of zeros, and where rows mean nothing.
         """
         rows = self._rows()
         if rows is None or not len(self):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from unspoken.ranges import require_value
+
 Readout = Literal["head", "table"]
 
 
@@ -16,15 +18,16 @@ class Sampling:
     top_p: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"temperature is {self.temperature} and top_p {self.top_p}; they must be positive and in (0, 1]"
-            )
+        require_value(self, "temperature", lambda value: value > 0, "above 0")
+        require_value(self, "top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Gumbel noise on superpositions (section 7.2). On labels, one draw a reading serves input and target."""
+    """Gumbel noise on superpositions (docs/methods/latent_sft.md, open points 10 to 12).
+
+    Labels get one draw each time they are read, for input and target alike.
+    """
 
     scale: float = 1.0
     temperature: float = 1.0
@@ -35,5 +38,6 @@ class Noise:
     redraw: Literal["slot", "row"] = "slot"
 
     def __post_init__(self) -> None:
-        if self.scale <= 0 or self.temperature <= 0 or self.lowest >= self.highest:
-            raise ValueError("noise needs a positive scale and temperature, and lowest below highest")
+        for name in ("scale", "temperature"):
+            require_value(self, name, lambda value: value > 0, "above 0")
+        require_value(self, "lowest", lambda value: value < self.highest, f"below highest, which is {self.highest}")

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from unspoken.ranges import require_value
 from unspoken.reasoning.causal_lm import CausalLMReasoner
 from unspoken.reasoning.engine import LatentStep
 from unspoken.reasoning.superposition import embedding_table, heaviest, mix
@@ -35,11 +36,9 @@ class Filter:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.top_k is not None and self.top_k < 1) or not 0 < self.top_p <= 1 or not 0 <= self.min_p < 1:
-            raise ValueError(
-                f"filter_top_k is {self.top_k}, top_p {self.top_p} and min_p {self.min_p}; they are at least 1 or "
-                "null, above 0 and at most 1, and at least 0 and below 1"
-            )
+        require_value(self, "top_k", lambda value: value is None or value >= 1, "at least 1, or None for all tokens")
+        require_value(self, "top_p", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        require_value(self, "min_p", lambda value: 0 <= value < 1, "at least 0 and below 1")
 
     def __call__(self, probabilities: Float[Tensor, "B V"]) -> tuple[Tensor, Tensor]:
         """Weights ``[B, K]`` that sum to 1, largest first and 0 where nothing stays, and their ids."""

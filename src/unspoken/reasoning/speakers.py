@@ -87,7 +87,7 @@ class SameStack:
 
 @dataclass(frozen=True, kw_only=True)
 class Separate:
-    """A finished chain is read, one token a latent: by a Talker, by the nearest rows, or as the tokens it is made of.
+    """A finished chain is read, one token per latent: by a Talker, by the nearest rows, or as the tokens it is made of.
 
     Attributes:
         decode: a chain ``[B, N]`` and how tokens are chosen (None without ``samples``) to tokens ``[B, N]``.

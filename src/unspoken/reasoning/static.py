@@ -43,7 +43,7 @@ def why_not_static(stack: PreTrainedModel) -> str | None:
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=stack.config).layers):
         return "it has layers that keep only part of what they saw (a sliding window, or a recurrent state)"
     if not stack._can_compile_fullgraph:
-        return "the library does not list it among the models that run with a static cache"
+        return "transformers does not list it among the models that run with a static cache"
     return _uncaptured.get(stack)
 
 

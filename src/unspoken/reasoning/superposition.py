@@ -1,4 +1,4 @@
-"""The latent token: a mixture of rows of the input table (Latent-SFT, section 2 of the specification).
+"""The latent token: a mixture of rows of the input table (docs/methods/latent_sft.md).
 
 ``alpha = softmax(readout(h) / temperature)``, ``z = sum_v alpha_v e_v``, over the whole vocabulary or over its k most
 likely entries, where it is normalised anew.
@@ -226,7 +226,7 @@ def perturb(
     redraw: Literal["slot", "row"] = "slot",
     attempts: int = 100,
 ) -> Float[Tensor, "N K"]:
-    """Gumbel-Softmax noise on stored superpositions (the second version's Latent-Optim, section 7.2).
+    """Gumbel-Softmax noise on stored superpositions (Latent-Optim, the paper's second version).
 
     ``softmax((log(alpha + 1e-10) + clamp(scale * g, lowest, highest)) / temperature)``. A slot whose most likely entry
     became the first token of the end marker is drawn again.

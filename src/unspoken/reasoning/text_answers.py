@@ -176,4 +176,4 @@ def _check_chains(system: System, texts: Sequence[str], chains: Sequence[Chain],
         if chain.record.latents.shape[-1] != system.reasoner.stack.config.hidden_size:
             raise ValueError(f"{chain!r} has latents of another width than {system.name}; give a chain of its own")
         if not len(chain) and not system.speaker.same_stack and not goes_on:
-            raise ValueError(f"{system.name} writes one token a latent, so an empty chain has no answer")
+            raise ValueError(f"{system.name} writes one token per latent, so an empty chain has no answer")

@@ -69,7 +69,7 @@ def _columns(results: Results, colours: Mapping[str, str], *, compared: bool) ->
             Column("p", p, classes="num wide"),
         ]
     if routes:
-        columns.append(Column("Real routes", lambda name: number(routes.get(name))))
+        columns.append(Column("Valid routes", lambda name: number(routes.get(name))))
     return columns
 
 
@@ -77,16 +77,17 @@ def _note(results: Results, *, compared: bool) -> str:
     many = len(results["seeds"]) > 1
     tests, symbols = list(results["tests"]), summary_of(results, "symbols")
     of = f" of {tests[0]}" if len(tests) > 1 else ""
-    right = "whose answer is right"
-    if symbols:
-        right = f"of which symbols {symbols['half'] + 1} to {symbols['symbols']} after the prompt, which every system gives, are all right"
+    graded = f"symbols {symbols['half'] + 1} to {symbols['symbols']} after the prompt" if symbols else ""
     sentences = (
         (
-            f"Share of {count(results['problems'], 'test problem')}{of} {right}; every system gets the same problems.",
+            f"Fraction of {count(results['problems'], 'test problem')}{of} whose answer is right; every system gets the same "
+            "problems.",
             True,
         ),
+        (f"An answer is right if {graded}, which every system writes, are all right.", bool(symbols)),
         (
-            "The route is drawn from the odds, so no system can always be right; a real route is one that may be meant.",
+            "The route is drawn from the odds, so no system can always be right; a valid route leads from the root to a possible "
+            "target leaf.",
             is_ambiguous(results),
         ),
         ("Intervals widen where seeds disagree.", many),
@@ -127,7 +128,7 @@ def cost_section(results: Results) -> Section | None:
         reading("Ended|by itself", "ended", PERCENT_1, ""),
     ]
     note = (
-        "Means a problem. Latent steps of an explicit chain are the tokens that it reasons in. Passes in sequence are forward "
+        "Means per problem. Latent steps of an explicit chain are the tokens that it reasons in. Passes in sequence are forward "
         "passes that wait for one another, markers around a chain included. MFLOPs: millions of floating-point operations of "
         f"matrix products. {_timed(results)}"
     )

@@ -64,7 +64,7 @@ class Entry:
     colour: str  # class out of the style sheet
     explicit: bool  # its chain of thought is made of tokens, so others may be compared with it
     rate: Mapping[str, Any]  # accuracy with its interval
-    # Means a problem, by the keys of `COSTS` and ``latent_steps``; empty where nothing was counted.
+    # Means per problem, by the keys of `COSTS` and ``latent_steps``; empty where nothing was counted.
     cost: Mapping[str, float]
     right: Mapping[int, Outcomes] | None  # outcomes ``[P]`` by seed; None in results that do not keep them
 
@@ -276,7 +276,7 @@ def _drawing(entries: Sequence[Entry], numbers: Sequence[int], keys: Sequence[Ke
 _CAPTION = (
     "Accuracy with its 95 % interval; cheaper is further left. The line is the frontier: nothing here is more accurate "
     "than a filled point for the same cost, or as accurate for less. Costs that differ by less than 0.1 %, times by less "
-    "than 10 %, count as the same. The line goes through means; where intervals overlap, it may be chance who is on it. The vertical axis "
+    "than 10 %, count as the same. The line goes through means; where intervals overlap, a system’s place on the frontier may be due to chance. The vertical axis "
     "may not start at zero."
 )
 

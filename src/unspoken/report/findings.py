@@ -62,7 +62,8 @@ def _spoken_text(results: Results) -> str | None:
     return (
         f"From the latents of an unseen sentence the Talker ({label(best)}) decodes "
         f"{percent(own['right']['mean'], 1)} of its tokens. From those of another sentence it decodes "
-        f"{percent(other['right']['mean'], 1)} of them, and {percent(other['other']['mean'], 1)} of the other’s."
+        f"{percent(other['right']['mean'], 1)} of the first sentence’s tokens and "
+        f"{percent(other['other']['mean'], 1)} of the second’s."
         f"{_seeds_caveat(results)}"
     )
 
@@ -85,7 +86,8 @@ def _known_odds(results: Results) -> str | None:
     return (
         f"Where the odds of the next node are known, the mixture in a latent is off by {bare_percent(forced['error'], 1)} "
         f"points on average; even odds everywhere would be off by {bare_percent(forced['uniform_error'], 1)}. "
-        f"Of the routes in answers, {percent(averaged(entry['valid_routes']))} are real and lead to a leaf that may be meant."
+        f"Of the answers, {percent(averaged(entry['valid_routes']))} are valid routes: they lead from the root to a possible "
+        "target leaf."
     )
 
 
@@ -100,7 +102,7 @@ def _pair(results: Results) -> str | None:
     if paired is not None:
         other = results["systems"][results["baseline"]]["exact_match"]["mean"]
         text += f"; the coupled baseline{_equal_training(results)} answers {percent(other)}"
-        text += _verdict(paired)
+        text += _verdict(paired, PAIR, results["baseline"])
     text += "."
     noise = summary_of(results, "controls").get(PAIR, {}).get("noise")
     if noise is not None:
@@ -119,10 +121,10 @@ def _latents(results: Results) -> str | None:
     best = max(silent, key=lambda name: rates[name]["mean"])
     paired = difference(results, best)
     text = (
-        f"Reasoning in {steps(taken[best])} latents a problem, {label(best)} answers "
+        f"Reasoning in {steps(taken[best])} latents per problem, {label(best)} answers "
         f"{percent(rates[best]['mean'])} of {count(results['problems'], 'unseen problem')}; the explicit chain of thought "
         f"({label(explicit)}, {steps(taken[explicit])} tokens){_equal_training(results)} answers "
-        f"{percent(rates[explicit]['mean'])}{'' if paired is None else _verdict(paired)}."
+        f"{percent(rates[explicit]['mean'])}{'' if paired is None else _verdict(paired, best, explicit)}."
     )
     if len(silent) > 1:
         text += _rank({name: rates[name] for name in silent}, best)
@@ -183,14 +185,17 @@ def _ranking(results: Results) -> str:
     )
 
 
-def _verdict(paired: Mapping[str, Any]) -> str:
-    """What a paired difference shows of the baseline, after the baseline's rate."""
+def _verdict(paired: Mapping[str, Any], system: str, baseline: str) -> str:
+    """What a paired difference of a system and the baseline shows, after the baseline's rate."""
     if differs(paired):
         fewer = "fewer" if paired["mean"] > 0 else "more"
         test = "" if paired["p"] is None else f", {p_value(paired['p'])}"
         size = abs(paired["mean"])
         return f" ({bare_percent(size, 1 if size >= 0.001 else 3)} points {fewer}{test})"
-    span = f"first minus second {points(paired['low'])} to {points(paired['high'])} points, 95 % interval"
+    span = (
+        f"{label(system)} minus {label(baseline)}: {points(paired['low'])} to {points(paired['high'])} points, "
+        "95 % interval"
+    )
     if paired["p"] is not None and paired["p"] < 0.05:
         # A test over problems alone can be sure about these seeds where seeds disagree with one another.
         return f"; seeds differ too much for a significant difference of the two methods ({span})"
@@ -207,7 +212,7 @@ def _equal_training(results: Results) -> str:
 def _seeds_caveat(results: Results) -> str:
     if len(results["seeds"]) > 1:
         return ""
-    return " One seed: this compares models, not methods."
+    return " Only one seed: differences between systems may come from the seed and not from the method."
 
 
 _FINDINGS: tuple[Callable[[Results], str | None], ...] = (

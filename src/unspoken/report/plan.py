@@ -59,9 +59,9 @@ def _memory(facts: dict[str, Any]) -> Table:
             active = None if not used else used["activations"] + used["scores"]
             row += [number(active, _ROUNDED), number(used["total"] if used else None, _ROUNDED)]
         rows.append(row)
-    heads = ["stage", "weights", "gradients", "optimiser", "whole"]
-    heads += [head for n in gpus for head in ("active", f"GB on {n}")]
-    title = "GB: weights, gradients and optimiser of all GPUs together; of each GPU what is whole and active, and all it holds"
+    heads = ["stage", "weights", "gradients", "optimiser", "gathered"]
+    heads += [head for n in gpus for head in ("act.", f"GB on {n}")]
+    title = "GB: weights, gradients and optimiser state summed over GPUs; gathered weights, activations (act.) and total per GPU"
     return Table(title=title, columns=[Column(head, None, head) for head in heads], rows=rows)
 
 

@@ -29,12 +29,12 @@ def print_results(results: Results, console: Console) -> None:
         write_line(f"“{label(short)}” in full: {label(name)}", console)
     seconds = training_time(results)
     if seconds is not None:
-        write_line(f"training took {duration(seconds)} a seed", console)
+        write_line(f"training took {duration(seconds)} per seed", console)
 
 
 def print_recipes(offers: Sequence[Offer], console: Console) -> None:
     """Name, size, time, hardware and summary of every recipe, by task; a star before the one to start with."""
-    heads = ["recipe", "size", "a seed", "on", "what it does"]
+    heads = ["recipe", "size", "per seed", "on", "what it does"]
     groups = [
         [
             [

@@ -26,14 +26,14 @@ def training_section(results: Results) -> Section | None:
         measured = "Exact match is measured on validation problems, in free generation; the dot is the checkpoint that was kept."
     else:
         measured = "Checkpoints are selected on validation rows."
-    sentences = ["One thin line a seed.", measured, "Losses of different objectives cannot be compared."]
+    sentences = ["One thin line per seed.", measured, "Losses of different objectives cannot be compared."]
     # Where answers were free, a validation reading counts their latents.
     stages = results["training"][0]["stages"]
     given = [name for name, curve in stages.items() if "exact_match" in curve and "latents" not in curve]
     if any("latents" in curve for curve in stages.values()) and given:
         sentences.append(
-            f"In {joined(given)} answers come from the latents of the right chain, through which the answer leaks: this exact "
-            "match selects a checkpoint and means nothing else."
+            f"In {joined(given)} answers are decoded from latents of the gold chain, which reveal the answer; use this exact "
+            "match only to select checkpoints."
         )
     caption = " ".join(sentences)
     return Section("training", "Training", [Figure(groups, caption, strip=True), _stages_table(results)])
@@ -56,7 +56,7 @@ def _stages_table(results: Results) -> Table:
         Column("Starts from", lambda name: text(recipe.get(name, {}).get("start") or scratch), classes=""),
         Column("Steps", lambda name: text(f"{max(curves(name)[0]['steps'], default=0):,}")),
         Column("Step kept", lambda name: text(", ".join(f"{entry['selected_step']:,}" for entry in curves(name)))),
-        Column("Time|a seed", time),
+        Column("Time|per seed", time),
     ]
     return Table.of(results["training"][0]["stages"], columns, classes="narrow", terminal="absent")
 
@@ -68,7 +68,7 @@ def _described(objective: Mapping[str, Any]) -> str:
 
 
 def training_panels(results: Results) -> list[list[Panel]]:
-    """For every stage its loss and its exact match on validation problems, a thin line a seed."""
+    """For every stage its loss and its exact match on validation problems, a thin line per seed."""
     groups = []
     entries = results.get("training") or ()
     objectives = {stage["name"]: stage.get("objective", {}) for stage in results.get("recipe", {}).get("stages", ())}

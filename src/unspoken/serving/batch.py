@@ -4,7 +4,7 @@ A newcomer's prompt is read on its own, in pieces if it is long, and then its ro
 others, see `unspoken.reasoning.engine.Decoder`: what a row goes through is what it goes through in a batch that starts
 together.
 
-The library has continuous batching too (``transformers.generation.continuous_batching``, which ``transformers serve``
+transformers has continuous batching too (``transformers.generation.continuous_batching``, which ``transformers serve``
 can use), but it cannot carry a latent. Its scheduler, its static input buffers and the carry-over between two steps
 hold token ids, and the model is called with ``input_ids`` alone; a step whose input is a vector does not fit.
 Without it ``transformers serve`` calls ``generate`` for one request at a time.

@@ -60,11 +60,11 @@ class Limits:
 
 
 class QueueFull(Exception):
-    """As many answers are waiting as may wait."""
+    """The queue of waiting answers is full."""
 
 
 class Closing(Exception):
-    """Nothing new is begun any more."""
+    """The engine is shutting down and takes no new work."""
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """What is done with every field of a request: the table that `docs/serving.md` shows.
 
 Fields of the OpenAI API, and those that other servers added to it, are applied, or ignored where they do not change an
-answer, or refused unless their value asks for nothing. Fields that stand nowhere here are ignored with a line in the
-log.
+answer, or refused unless their value asks for nothing. Other fields are ignored with a line in the log.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ class FieldRule:
     """What is done with one field.
 
     Attributes:
-        name: of the field.
-        endpoints: that know it.
+        name: key in the request.
+        endpoints: those that have the field.
         treatment: see the module.
-        note: what it does, or why not.
+        note: what the field does, or why it is ignored or refused.
         neutral: values that a refused field may have, besides null.
     """
 
@@ -83,14 +82,14 @@ RULES: tuple[FieldRule, ...] = (
         _rule("ignored", "both", name, note)
         for name, note in (
             ("user", "users are not distinguished"),
-            ("safety_identifier", "likewise"),
+            ("safety_identifier", "users are not distinguished"),
             ("metadata", "nothing is stored"),
-            ("store", "likewise"),
-            ("service_tier", "there is one"),
+            ("store", "nothing is stored"),
+            ("service_tier", "there is only one tier"),
             ("prompt_cache_key", "every prompt is read anew"),
         )
     ),
-    _rule("ignored", "chat", "parallel_tool_calls", "there are no tools"),
+    _rule("ignored", "chat", "parallel_tool_calls", "tool calls are not supported"),
     _rule("ignored", "chat", "reasoning_effort", "the length of a chain is the model's"),
     _rule("ignored", "chat", "verbosity", "the model was not trained for it"),
     _rule("refused", "both", "presence_penalty", "not implemented", 0),
@@ -102,15 +101,15 @@ RULES: tuple[FieldRule, ...] = (
     _rule("refused", "both", "response_format", "answers are plain text", {"type": "text"}),
     _rule("refused", "completions", "echo", "likelihoods of prompts are measured by `unspoken-lm-eval`", False),
     _rule("refused", "completions", "best_of", "draw several with `n`", 1),
-    _rule("refused", "completions", "suffix", "answers stand at the end", ""),
-    _rule("refused", "chat", "tools", "the model calls none", []),
-    _rule("refused", "chat", "tool_choice", "the model calls none", "none", "auto"),
-    _rule("refused", "chat", "functions", "the model calls none", []),
-    _rule("refused", "chat", "function_call", "the model calls none", "none", "auto"),
-    _rule("refused", "chat", "modalities", "text alone", ["text"]),
-    _rule("refused", "chat", "audio", "text alone"),
-    _rule("refused", "chat", "prediction", "every token is computed"),
-    _rule("refused", "chat", "web_search_options", "nothing is looked up", {}),
+    _rule("refused", "completions", "suffix", "text cannot be inserted before a suffix", ""),
+    _rule("refused", "chat", "tools", "tool calls are not supported", []),
+    _rule("refused", "chat", "tool_choice", "tool calls are not supported", "none", "auto"),
+    _rule("refused", "chat", "functions", "tool calls are not supported", []),
+    _rule("refused", "chat", "function_call", "tool calls are not supported", "none", "auto"),
+    _rule("refused", "chat", "modalities", "only text is supported", ["text"]),
+    _rule("refused", "chat", "audio", "only text is supported"),
+    _rule("refused", "chat", "prediction", "predicted output is not supported"),
+    _rule("refused", "chat", "web_search_options", "web search is not supported", {}),
 )
 
 _BY_ENDPOINT: dict[Endpoint, dict[str, FieldRule]] = {

@@ -41,7 +41,7 @@ class Flight:
         try:
             engine.submit(work.jobs, report)
         except QueueFull:
-            raise Refusal(429, "as many answers are waiting as may wait; try again in a second") from None
+            raise Refusal(429, "the queue is full; try again in a second") from None
         except Closing:
             raise Refusal(503, "the server is shutting down; try again in a second") from None
 

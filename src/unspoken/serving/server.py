@@ -144,15 +144,15 @@ def serve(
         pages_of: see `app`, of the model that was opened.
 
     Raises:
-        ValueError: there is no such model, or the address is open to others and there is no key, or no client could
-            send it.
-            The port is in use.
+        ValueError: the model does not exist; the host is reachable from other machines and no key is set; the key
+            cannot be sent in a header; or the port is in use.
         OSError: the file with the key cannot be read.
     """
     key = read_key(api_key_file) if api_key is None else checked_key(api_key, "api_key")
     if key is None and not _is_loopback(host):
         raise ValueError(
-            f"host {host} is open to others: set {KEY_VARIABLE} or give a file with a key, or listen on 127.0.0.1"
+            f"host {host} is reachable from other machines: set {KEY_VARIABLE} or give a file with a key, or listen on "
+            "127.0.0.1"
         )
     _refuse_busy(host, port)  # before a model is loaded, which may take minutes
     served = open_served(run, seed=seed, stage=stage, reasoning=reasoning, device=device)

@@ -141,15 +141,15 @@ class ArithmeticConfig(MadeUpConfig):
         check_numbers("steps", self.steps, 6)
         if not 20 <= self.largest <= _LARGEST_NUMBER:
             raise ValueError(
-                f"largest is {self.largest}; it must be at least 20, or there are too few problems, and at most "
-                f"{_LARGEST_NUMBER}, since each number is a token"
+                f"largest is {self.largest}; it must be from 20 (below, there are too few problems) to "
+                f"{_LARGEST_NUMBER} (each number is a token)"
             )
         if len(set(self.operations)) < len(self.operations):
             raise ValueError(f"operations is {self.operations}; it must list each operation once")
         if not {"add", "subtract"} & set(self.operations):
             raise ValueError(
-                f"operations is {self.operations}; it must hold add or subtract: only they join two people, and "
-                "products and shares alone soon leave the range"
+                f"operations is {self.operations}; it must contain add or subtract: only these join the quantities of "
+                "two people, and multiplying and dividing alone soon exceed largest"
             )
 
     def build(self) -> ArithmeticTask:
@@ -204,7 +204,7 @@ class ArithmeticTask(MadeUpTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, number, stop and sign."""
+        """One token per word, number, stop and sign."""
         return by_word([*_SPECIAL, *_MARKERS, *map(str, range(self.config.largest + 1)), *_words(self.config.joins)])
 
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:
@@ -214,7 +214,7 @@ class ArithmeticTask(MadeUpTask):
         for word in re.findall(WORD, problems[0].question):
             if word not in known:
                 raise ValueError(
-                    f"unknown word {word!r} in the question; known are whole numbers up to {self.config.largest} and "
+                    f"unknown word {word!r} in the question; use whole numbers up to {self.config.largest} and "
                     f"sentences like {self.sample('train', [0])[0].question!r}"
                 )
         return problems

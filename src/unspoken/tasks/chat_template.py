@@ -1,7 +1,7 @@
 """Chat templates are programs that come with models of strangers, so they are rendered within limits.
 
-The library renders in a sandbox without imports, files and attributes, but lets a template run for ever and fill the
-memory. Here a watcher ends it, in whatever thread it is rendered.
+transformers renders them with jinja2 in a sandbox without imports, files and attributes, but a template can still run
+for ever and fill the memory. Here a watcher thread stops it, in whatever thread it is rendered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STATM = Path("/proc/self/statm")
 
 
 class _Exceeded(BaseException):
-    """What no code of the library catches."""
+    """Derives from BaseException so that ``except Exception`` in jinja2 or transformers cannot swallow it."""
 
 
 def render(

@@ -49,7 +49,9 @@ class CupsConfig(MadeUpConfig):
             raise ValueError(f"cups is {self.cups}; it must be from 2 to 9")
         check_numbers("swaps", self.swaps, 40)
         if self.cups == 2 and min(self.swaps) < 3:
-            raise ValueError(f"swaps is {self.swaps}; of two cups fewer than 3 make too few problems for three splits")
+            raise ValueError(
+                f"swaps is {self.swaps}; with 2 cups each number must be at least 3, or there are too few problems"
+            )
 
     def build(self) -> CupsTask:
         return CupsTask(self)
@@ -63,7 +65,7 @@ class CupsTask(MadeUpTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, cup, ball and stop."""
+        """One token per word, cup, ball and stop."""
         return by_word([*_WORDS, *map(str, range(1, self.config.cups + 1)), *ascii_uppercase[: self.config.cups]])
 
     def parse(self, text: str) -> ProblemList[ReasoningProblem]:

@@ -29,7 +29,7 @@ def by_length(
     Args:
         lengths: positions to the lengths of their samples, in any unit.
         size: samples of the whole stage; its last window may be shorter.
-        batch_size: samples a step, of all ranks together.
+        batch_size: samples per step, of all ranks together.
         seed: of the order of batches.
 
     Returns:

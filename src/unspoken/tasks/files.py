@@ -100,7 +100,7 @@ def hub_rows(source: str, split: str, *, streaming: bool = False) -> Any:
     split = named["split"] or split
     try:
         return datasets.load_dataset(named["name"], named["config"], split=split, streaming=streaming)
-    except Exception as error:  # the library has errors of many classes, also of its own
+    except Exception as error:  # datasets and huggingface_hub raise errors of many classes
         raise ValueError(
             f"there is no file {source}, and the hub gave no {split!r} split under that name "
             f"({' '.join(str(error).split())}); give a file, or owner/name[:config][@split] on the hub"
@@ -127,11 +127,11 @@ def _text(path: str, content: bytes, what: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"cannot read {path}: {error}; it must be {what} in UTF-8. Read are {_FORMATS}") from None
+        raise ValueError(f"cannot read {path}: {error}; it must be {what} in UTF-8 (supported: {_FORMATS})") from None
 
 
 def read_rows(path: str) -> Source:
-    """The rows of a JSON list, or of a file with one JSON object a line.
+    """The rows of a JSON list, or of a file with one JSON object per line.
 
     Returns:
         Each row with its position in words, to be read by `row_fields`, and a hash of the file.
@@ -158,9 +158,9 @@ def _refuse_other_format(path: str, text: str) -> None:
     suffix = _unpacked(path).suffix
     if suffix in _SUFFIXES or text.lstrip().startswith("{"):
         return
+    name = f"the suffix {suffix}" if suffix else "a name without suffix"
     raise ValueError(
-        f"cannot read {path}: it is no JSON, and {suffix or 'a name without suffix'} tells no other "
-        f"format; read are {_FORMATS}"
+        f"cannot read {path}: it is not JSON, and {name} stands for no supported format; supported are {_FORMATS}"
     )
 
 
@@ -334,7 +334,12 @@ class FileTask(ReasoningTask):
                 else:
                     self._leave_out(f"{name}: {fault}", f"{where}: {problem.question}")
             if not self._problems[name]:
-                raise ValueError(f"{source} has no row that can be used ({self.dropped or 'it is empty'})")
+                counts = [
+                    f"{count} {reason.removeprefix(f'{name}: ')}"
+                    for reason, count in self.dropped.items()
+                    if reason.startswith(f"{name}: ")
+                ]
+                raise ValueError(f"{source} has no usable row ({', '.join(counts) or 'it is empty'})")
         if config.train is not None:
             self._hold_out(config.train)
 

@@ -79,9 +79,9 @@ def _same_mathematics(given: str, answer: str) -> bool:
         return False
     from math_verify import parse, verify
 
-    # The library's time limit is a signal, which Python delivers to the main thread only.
+    # Math-Verify's time limit is a signal, which Python delivers to the main thread only.
     seconds = _TIME_LIMIT if threading.current_thread() is threading.main_thread() else None
-    # Both are in a box: outside one the library would look for an answer among other words.
+    # Both are in a box: outside one Math-Verify would look for an answer among other words.
     right, read = (parse(f"\\boxed{{{text}}}", parsing_timeout=seconds) for text in (answer, given))
     return bool(verify(right, read, timeout_seconds=seconds))
 
@@ -150,7 +150,7 @@ _GRADERS: dict[str, Callable[[str, str], bool]] = {
 def check_name(name: str) -> None:
     """Refuse a name that is neither one of ours nor ``module:function``, by a ValueError; nothing is imported."""
     if name not in _GRADERS and not _FUNCTION.fullmatch(name):
-        raise ValueError(f"grader is {name!r}; known are {', '.join(_GRADERS)} and your own as module:function")
+        raise ValueError(f"grader is {name!r}; choose one of {', '.join(_GRADERS)}, or your own as module:function")
 
 
 def answer_fault(name: str, answer: str) -> str | None:

@@ -1,6 +1,6 @@
 """A user's own problems: questions with answers, and with chains of thought if there are any.
 
-A file has one problem a row (JSON lines, a JSON list, CSV or Parquet, or a data set on the Hugging Face hub)::
+A file has one problem per row (JSON lines, a JSON list, CSV or Parquet, or a data set on the Hugging Face hub)::
 
     {"question": "Ann has 3 pears and finds 2. How many has she?", "steps": ["3+2=5"], "answer": "5"}
 
@@ -27,6 +27,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from unspoken.ranges import require_value
 from unspoken.storage import parse_json
 from unspoken.tasks.files import FileConfig, FileTask, row_fields, tenth_of, text_of
 from unspoken.tasks.grading import answer_fault, check_name, grader_of
@@ -71,11 +72,12 @@ class JsonlConfig(FileConfig):
             raise ValueError("test_rows is set, but tests names test sets, so none is cut from train; leave it out")
         if self.test_rows is not None and self.test_rows < 1:
             raise ValueError(f"test_rows is {self.test_rows}; it must be at least 1")
-        if self.vocabulary is not None and not _SMALLEST <= self.vocabulary <= 2**16:
-            raise ValueError(
-                f"vocabulary is {self.vocabulary}; {len(_MARKERS)} markers and 256 bytes are {_SMALLEST}, and most is "
-                f"{2**16}"
-            )
+        require_value(
+            self,
+            "vocabulary",
+            lambda value: value is None or _SMALLEST <= value <= 2**16,
+            f"from {_SMALLEST} ({len(_MARKERS)} markers and 256 bytes) to {2**16}, or null",
+        )
         check_name(self.grader)
 
     @property
@@ -164,8 +166,9 @@ class JsonlTask(FileTask):
         for key in ("question_column", "answer_column"):
             name = getattr(config, key)
             if name not in fields:
-                listed = ", ".join(map(repr, fields)) or "(none)"
-                raise ValueError(f"column {name!r} is missing; there are {listed}, and task.{key} names another")
+                listed = ", ".join(map(repr, fields))
+                others = f"the row has {listed}; set task.{key} to one of them" if fields else "the row has no columns"
+                raise ValueError(f"column {name!r} is missing ({others})")
         question, answer = text_of(fields, config.question_column), _answer(fields, config.answer_column)
         if (fault := answer_fault(config.grader, answer)) is not None:
             raise ValueError(fault)
@@ -187,7 +190,10 @@ class JsonlTask(FileTask):
             self._chained = bool(steps) if self._chained is None else self._chained
             if self._chained != bool(steps):
                 there, others = ("no chain", "have one") if self._chained else ("a chain", "have none")
-                raise ValueError(f"it has {there} in column {name!r}, and the rows before it {others}")
+                raise ValueError(
+                    f"the row has {there} in column {name!r}, but the earlier rows {others} (every training row must "
+                    "have a chain, or none)"
+                )
         # The line break belongs to the step after it, as in `ReasoningProblem.steps`.
         steps = tuple(step if number == 0 else f"\n{step}" for number, step in enumerate(steps))
         return "".join(steps), steps if listed else ()

@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from unspoken.ranges import require_value
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import check_split_names, chosen, read_rows, row_fields, text_of, texts_of
 from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
@@ -87,12 +88,12 @@ class LogicConfig(MadeUpConfig):
     # Numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
     hops: tuple[int, ...] = (3, 4, 5, 6)
     concepts: int = 20  # how many there are, the options included; at least four more than the two lines need
-    edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one a concept.
+    edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one per concept.
     # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
     # to read the names in published files.
     spelled: float = 0.0
-    # Published files (a JSON list, or one JSON object a line, with ``question``, ``steps`` and ``answer``), each a test
-    # set named after its file without the suffix, beside the made-up one named "test".
+    # Published files (a JSON list, or one JSON object per line, with ``question``, ``steps`` and ``answer``). Each is a
+    # test set named after its file without the suffix, beside the made-up one named "test".
     tests: tuple[str, ...] = ()
     # People and concepts of published files get names of this task, one for one. The graphs stay as they are, and a
     # model that never learned to spell can read them.
@@ -107,8 +108,7 @@ class LogicConfig(MadeUpConfig):
             )
         if self.edges < self.concepts:
             raise ValueError(f"edges is {self.edges}; it must be at least the {self.concepts} of concepts")
-        if not 0 <= self.spelled <= 1:
-            raise ValueError(f"spelled is {self.spelled}; it must be a share from 0 to 1")
+        require_value(self, "spelled", lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
         if self.renamed and not self.tests:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
         check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
@@ -163,8 +163,8 @@ class LogicTask(MadeUpTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a word, stop and name of this task, and one for the start of a sentence about a name, as far as its
-        object; other names are one token a letter. It raises on the rest.
+        """One token per word, stop and name of this task, and one for the start of a sentence about a name, up to its
+        object; other names are one token per letter. It raises on the rest.
         """
         letters = [*ascii_letters, *(_INSIDE + letter for letter in ascii_lowercase)]
         # "a" is a letter too.

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.ranges import require_value
 from unspoken.tasks.files import HUB_NAME, epoch_order, hub_rows
 from unspoken.tasks.spans import Spans
 from unspoken.tasks.task import Grades, Indices, ProblemList, Task, Traits, check_split, digest, exact_tokens, split_of
@@ -70,8 +71,9 @@ class ProseConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise ValueError("train is empty; name a file, a data set on the hub, or a list of them")
-        if not 258 <= self.vocabulary <= 2**16:
-            raise ValueError(f"vocabulary is {self.vocabulary}; two markers and 256 bytes are 258, and most is {2**16}")
+        require_value(
+            self, "vocabulary", lambda value: 258 <= value <= 2**16, f"from 258 (2 markers and 256 bytes) to {2**16}"
+        )
         if not 2 <= self.length <= _LONGEST:
             raise ValueError(f"length is {self.length}; it must lie between 2 and {_LONGEST}")
         if len(self.sentence_tokens) != 2 or not self.sentence_tokens[0] <= self.sentence_tokens[1] < _LONGEST - 1:

@@ -1,4 +1,4 @@
-"""Tokenizers of the tasks: a token a character, or byte pairs."""
+"""Tokenizers of the tasks: one token per character, or byte pairs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WORD = r"\[PAD\]|\[EOS\]|</?think>|\\boxed\{|<<|>>|[A-Za-z]+|[0-9]+|\S"
 
 
 def by_word(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a word, number, stop, sign and marker. It has no token for unknown words and raises on them."""
+    """One token per word, number, stop, sign and marker. It has no token for unknown words and raises on them."""
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
     tokenizer.decoder = decoders.Sequence(
@@ -46,7 +46,7 @@ def by_word(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def by_character(tokens: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One token a character and a marker like ``[EOS]``; nothing stands between two of them in a text."""
+    """One token per character, and per marker like ``[EOS]``; texts have no spaces between tokens."""
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token=PAD_TOKEN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\[[A-Z]+\]|."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
+from unspoken.ranges import require_value
 from unspoken.tasks.spans import Spans
 from unspoken.tasks.task import Array, Indices, SymbolTask, Traits, check_split
 from unspoken.tasks.tokenizing import by_character
@@ -60,7 +61,7 @@ class TreeSearchConfig:
     shuffle_edges: bool = False  # print the edges in random order instead of level by level
     targets: int = 1  # leaves listed after the target marker; 1 is the paper's task, 0 leaves the target unnamed
     repeat_targets: bool = True  # the same leaf may be listed several times, which weights it
-    # Share of the problems in which one leaf is listed ``targets`` times. They are not ambiguous, and a model learns
+    # Fraction of the problems in which one leaf is listed ``targets`` times. They are not ambiguous, and a model learns
     # the search from them much sooner.
     certain: float = 0.0
 
@@ -72,8 +73,11 @@ class TreeSearchConfig:
             raise ValueError(f"targets is {self.targets}; it cannot be negative")
         if self.targets > leaves:
             raise ValueError(f"targets is {self.targets}, but a tree of depth {self.depth} has {leaves} leaves")
-        if not 0 <= self.certain <= (1 if self.repeat_targets else 0):
-            raise ValueError(f"certain is {self.certain}; it is a share from 0 to 1, and 0 without repeat_targets")
+        require_value(self, "certain", lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
+        if self.certain and not self.repeat_targets:
+            raise ValueError(
+                f"certain is {self.certain}, but repeat_targets is false; set certain to 0, or repeat_targets to true"
+            )
 
     @property
     def traits(self) -> Traits:
@@ -123,7 +127,7 @@ class TreeSearchTask(SymbolTask):
 
     @property
     def answer_length(self) -> int:
-        """Tokens of an answer: one name a level, then end-of-sequence."""
+        """Tokens of an answer: one name per level, then end-of-sequence."""
         return self.config.depth + 1
 
     @property
@@ -133,7 +137,7 @@ class TreeSearchTask(SymbolTask):
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """One token a character and a marker, 21 in all."""
+        """One token per character and marker, 21 in all."""
         return by_character((*MARKERS, *LETTERS))
 
     # --- making ------------------------------------------------------------------------------------------------

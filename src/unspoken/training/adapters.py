@@ -53,7 +53,8 @@ def _require_reach(stack: PreTrainedModel, layers: list[str]) -> None:
     name = type(stack).__name__
     if len({id(stack.get_submodule(layer).weight) for layer in layers}) < len(layers):
         raise ValueError(
-            f"lora: blocks of {name} share weights, into which each block's adapters would be merged; set lora to null"
+            f"lora: blocks of {name} share weights, so merging every block's LoRA would change them several times; "
+            "set lora to null"
         )
     for module in stack.modules():
         for weight in module.parameters(recurse=False):

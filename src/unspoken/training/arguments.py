@@ -1,4 +1,4 @@
-"""What the library's Trainer gets from a stage: steps, batches, precision, schedule, loader and device."""
+"""What transformers' Trainer gets from a stage: steps, batches, precision, schedule, loader and device."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def loading(device: torch.device) -> dict[str, Any]:
 
 
 def train_on(device: torch.device, arguments: TrainingArguments) -> None:
-    """Name the device of a single process, where the library takes the first GPU and adds all others to it.
+    """Name the device of a single process, where transformers takes the first GPU and adds all others to it.
 
     It would copy the model to every GPU (`torch.nn.DataParallel`) and multiply the batch by their number.
     """
@@ -49,7 +49,7 @@ def train_on(device: torch.device, arguments: TrainingArguments) -> None:
 def arguments_of(
     recipe: Recipe, stage: Stage, *, folder: Path, seed: int, device: torch.device, report_to: list[str]
 ) -> TrainingArguments:
-    """Arguments of the library's Trainer for a stage."""
+    """Arguments of transformers' Trainer for a stage."""
     steps = recipe.steps(stage)
     every = min(stage.evaluate_every, steps)
     schedule = stage.optimizer.schedule

@@ -163,7 +163,7 @@ def _tables(model: nn.Module) -> Iterator[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             yield module
-        # A Talker is no model of the library, and has a head all the same.
+        # A Talker is not a transformers model, but has a head.
         heads = [getattr(module, "lm_head", None)]
         if isinstance(module, PreTrainedModel):
             heads.append(module.get_output_embeddings())
@@ -198,7 +198,7 @@ def build_optimizer(model: nn.Module, settings: Optimizer, precision: Precision)
 
 
 def warmed_up(scheduler: LRScheduler, settings: Optimizer) -> LRScheduler:
-    """The library's schedule, changed in place to the warm-up of the settings."""
+    """The transformers schedule, changed in place to the warm-up of the settings."""
     if settings.warmup == "logarithmic":
         assert isinstance(scheduler, LambdaLR)
         scheduler.lr_lambdas = [_logarithmic(factor, settings.warmup_steps) for factor in scheduler.lr_lambdas]

@@ -86,7 +86,7 @@ def _given(overrides: Sequence[str], stages: Sequence[Mapping[str, Any]], method
     """What overrides say of each stage."""
     named: dict[str, Any] = {"stages": [{"name": stage["name"]} for stage in stages]}
     apply_overrides(named, method, [override for override in overrides if override.startswith("stages.")])
-    # A stage may be replaced as a whole, by what may be no stage; then `parse` says so.
+    # An override may replace a stage by something that is no mapping, which `parse` refuses later.
     return [stage if isinstance(stage, Mapping) else {} for stage in named["stages"]]
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class StackShape:
     """Blocks of the Reasoner, or of a Talker (then ``layers`` counts its decoder blocks).
 
-    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents (docs/methods,
-    open point 8). ``initializer_range``: standard deviation of fresh weights.
+    ``unit_embeddings``: table rows enter the first block normalised, on the scale of looped latents
+    (docs/methods/jepa_reasoner.md, open point 8). ``initializer_range``: standard deviation of fresh weights.
     """
 
     hidden_size: int
@@ -56,7 +56,7 @@ class StackShape:
                 **others,
             )
         except Exception as error:
-            # The library wraps our message in two lines of its own.
+            # transformers wraps our message in two lines of its own.
             raise ValueError(str(error.__cause__ or error).strip().splitlines()[-1].strip()) from None
 
 
@@ -97,7 +97,7 @@ class TalkerShape:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """How a stage's weights move."""
+    """Optimiser and learning-rate schedule of a stage."""
 
     # ``"muon"`` (Muon on the matrices of the blocks, AdamW on table, head and gains) or ``"adamw"`` on all.
     name: Literal["muon", "adamw"] = "muon"
@@ -124,7 +124,7 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA:
-    """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends (section 5.3).
+    """Low-rank adapters on every linear layer of what a stage trains, merged when the stage ends.
 
     An SST stage also trains the table, in full.
     """

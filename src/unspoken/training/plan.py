@@ -66,7 +66,7 @@ def _base(recipe: Recipe) -> tuple[Recipe, PreTrainedConfig, list[str]]:
         recipe = _sketch(recipe, vocabulary)
     if not isinstance(recipe.backbone, str):
         return recipe, recipe.backbone_config(), []
-    # A plan of a shipped recipe waits for no download.
+    # The shapes of published backbones are recorded, so a plan of a shipped recipe downloads nothing.
     config = None if Path(recipe.backbone).is_dir() else published_shape(recipe.backbone)
     if config is None:
         check_backbone(recipe)
@@ -237,9 +237,11 @@ def plan(recipe: Recipe) -> dict[str, Any]:
         "tokens": {one["stage"]: one["tokens"] for one in models},
         "assumptions": {"peak_flops": PEAK_FLOPS, "use": USE, "gpus": list(RANKS)},
         "notes": [
-            f"hours: {100 * USE:.0f} % of {PEAK_FLOPS / 1e12:.0f} TFLOP/s (dense bfloat16 peak) a GPU; no measuring",
-            "GB under FSDP2: weights, gradients and optimiser state are float32 and shared out; whole (tables and the "
-            f"largest block, in {compute}) and active (activations {checkpointing} checkpointing, scores) are not",
+            f"hours: {100 * USE:.0f} % of {PEAK_FLOPS / 1e12:.0f} TFLOP/s (dense bfloat16 peak) per GPU; evaluation "
+            "not included",
+            "GB under FSDP2: weights, gradients and optimiser state (float32) are sharded; gathered weights with their "
+            f"gradients (tables and the largest block, in {compute}) and activations (act.: {checkpointing} "
+            "checkpointing, vocabulary scores included) are not",
             *notes,
             *about,
         ],

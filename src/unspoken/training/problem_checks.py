@@ -42,7 +42,7 @@ def _problems(context: Context, split: str, count: int) -> Iterator[tuple[Reason
 
 
 def require_written_chains(recipe: Recipe) -> None:
-    """Refuse a tokenizer whose end marker begins with a token of a chain, where a written chain would end.
+    """Refuse a tokenizer whose end marker begins with a token that occurs in a chain: generation would stop there.
 
     Raises:
         ValueError: names the token and a problem.
@@ -55,11 +55,11 @@ def require_written_chains(recipe: Recipe) -> None:
     end = context.markers.end[0]
     for problem, row in _problems(context, "train", min(_MOST_MARKED, context.task.size("train") or 0)):
         if end in row.chain:
-            token, where = context.tokenizer.convert_ids_to_tokens(end), "begins" if row.chain[0] == end else "goes on"
+            token = context.tokenizer.convert_ids_to_tokens(end)
             raise ValueError(
-                f"the tokenizer begins the end marker {END!r} with the token {token!r}, and so {where} the chain of "
-                f"{name_of(problem)}: a written chain would end there. Add the markers to the tokenizer as tokens of "
-                "their own, or take another model"
+                f"the first token of the end marker {END!r}, {token!r}, also occurs in the chain of "
+                f"{name_of(problem)}, so generation would stop there; add the markers to the tokenizer as single "
+                "tokens, or use another model"
             )
 
 

@@ -49,7 +49,7 @@ class Stage:
     objective: Objective = field(metadata={"choices": objectives})
     steps: int | None = None  # optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none
     steps_of: tuple[str, ...] = ()  # as many steps as these stages together, so that a baseline gets equal training
-    # Exact match on the validation problems at which the stage ends; ``steps`` are then the most it takes.
+    # Validation exact match at which the stage stops early; ``steps`` is then the maximum.
     stop_at: float | None = None
     batch_size: int = 64  # sequences a step
     # Micro-batches that a step reads one after another; their gradients are added up, so it takes less memory.
@@ -80,7 +80,7 @@ class Stage:
             )
         if self.stop_at is not None:
             if not 0 < self.stop_at <= 1:
-                raise ValueError(f"stop_at is {self.stop_at}; it is a share of problems, more than 0 and at most 1")
+                raise ValueError(f"stop_at is {self.stop_at}; it must be a fraction of problems, above 0 and at most 1")
             if self.steps is None or self.optimizer.schedule != "constant":
                 raise ValueError(
                     "stop_at is set; a stage that may end early needs steps and optimizer.schedule constant"
@@ -139,7 +139,7 @@ class Recipe:
     task: TaskConfig = field(metadata={"choices": task_configs})
     # A shape to train from random weights, or a pretrained model: a folder or a name on the hub.
     backbone: StackShape | str
-    # Of a pretrained backbone, in place of the one of its tokenizer; what is trained keeps it.
+    # Chat template that replaces that of the backbone's tokenizer; trained folders keep it.
     chat_template: str | None = None
     talker: TalkerShape | None = None
     stages: tuple[Stage, ...]
@@ -147,13 +147,13 @@ class Recipe:
     # ``"bf16"`` trains under bfloat16 autocast, ``"fp32"`` does not, and Muon follows; ``"auto"`` is what the machine
     # multiplies faster, decided when training starts (`resolve`). Evaluation is always in float32.
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    # Entry of the library's attention interface; ``"auto"`` chooses by device, precision and length.
+    # Entry of transformers' attention interface; ``"auto"`` chooses by device, precision and length.
     # ``"flex_attention"`` skips masked blocks, which is faster in stage 1 on long rows; it needs CUDA.
     attention: Literal["auto", "eager", "sdpa", "flex_attention"] = "auto"
     activation_checkpointing: bool = False
     # Batches of like length (`by_length`): less padding, so faster steps, on the same samples.
     group_by_length: bool = False
-    # Of a CPU; all of them if null. Another number gives other last bits, and so another run.
+    # CPU threads; null uses all. Changing it changes results in the last bits.
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -204,7 +204,7 @@ class Recipe:
         """Refuse names of stages that do not exist or are not earlier."""
         for name in (*stage.steps_of, *([stage.start] if stage.start else [])):
             if name in later:
-                raise ValueError(f"{where} refers to {name!r}, which is not before it; put that stage first")
+                raise ValueError(f"{where} refers to {name!r}, but it can refer only to stages listed before it")
             if name not in earlier:
                 raise ValueError(f"{where} refers to {name!r}, which is no stage; {nearest(name, earlier)}")
         for name in stage.steps_of:
@@ -233,7 +233,8 @@ class Recipe:
         objective, known = line.objective, learnable(self.task)
         if objective.kind not in known:
             raise ValueError(
-                f"{where}: a {objective.kind} stage cannot learn the task {self.task.kind}; it has {', '.join(known)}"
+                f"{where}: a {objective.kind} stage cannot learn the task {self.task.kind}; "
+                f"stage kinds that can: {', '.join(known)}"
             )
         if line.kind_before not in objective.starts_from:
             starts = " or ".join("random weights" if kind is None else kind for kind in objective.starts_from)
@@ -347,7 +348,7 @@ def load(name: str, size: str | None = None, overrides: Sequence[str] = ()) -> R
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
         if size is not None:
-            raise SettingsError(f"{name} is a recipe of one size, so --size {size} means nothing; leave it out")
+            raise SettingsError(f"{name} is a recipe file; --size {size} applies to shipped recipes only; leave it out")
         if not path.is_file():
             raise SettingsError(f"there is no recipe file {name}")
         try:
@@ -387,7 +388,7 @@ def _read_yaml(text: str) -> Any:
         if root is None:
             return None
         if _entries(root, {}) > _LARGEST:
-            raise SettingsError(f"its aliases stand for more than {_LARGEST} entries; write out what is meant")
+            raise SettingsError(f"expanding its YAML aliases gives more than {_LARGEST} entries; write the values out")
         _refuse_duplicates(root, set())
         return loader.construct_document(root)
     except yaml.YAMLError as error:
@@ -475,13 +476,13 @@ def _apply(values: Any, override: str) -> None:
         elif isinstance(here, dict):
             here = here.setdefault(name, {})
         else:
-            raise SettingsError(f"override {key}: {name!r} is below a single value")
+            raise SettingsError(f"override {key}: the parent of {name!r} is a plain value, so {name!r} cannot be set")
     if isinstance(here, list):
         here[_position(here, last, key)] = value
     elif isinstance(here, dict):
         here[last] = value
     else:
-        raise SettingsError(f"override {key}: {last!r} is below a single value")
+        raise SettingsError(f"override {key}: the parent of {last!r} is a plain value, so {last!r} cannot be set")
 
 
 def _position(entries: list[Any], name: str, key: str) -> int:
@@ -494,5 +495,5 @@ def _position(entries: list[Any], name: str, key: str) -> int:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML; `parse` reads it back to the same recipe."""
+    """The recipe as YAML; `parse` reads it back to the same recipe."""
     return yaml.safe_dump(as_mapping(recipe), sort_keys=False, allow_unicode=True)

@@ -44,15 +44,15 @@ def resolve(
     began_with, reasons = _recorded(folder), {}
     if recipe.precision != "auto" and much_slower(recipe.precision, device):
         warnings.warn(
-            f"precision is {recipe.precision!r}, in which this machine multiplies less than a tenth as fast "
-            f"({rates_in_words(device)}); leave the key out, or set it to 'auto'",
+            f"precision is {recipe.precision!r}, but matrix products in it run at less than a tenth of the speed of "
+            f"the other precision here ({rates_in_words(device)}); leave the key out, or set it to 'auto'",
             stacklevel=2,
         )
     for key in ("precision", "attention"):
         if getattr(recipe, key) != "auto":
             continue
         if began_with.get(key, "auto") != "auto":
-            choice = Choice(value=began_with[key], reason=f"as {folder} began with it")
+            choice = Choice(value=began_with[key], reason=f"recorded when {folder} was started")
         elif key == "precision":
             choice = choose_precision(device)
         else:

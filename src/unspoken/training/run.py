@@ -42,8 +42,7 @@ def device_for_all(device: str | torch.device) -> torch.device:
     if chosen != own:
         ranks = distributed.world_size()
         raise ValueError(
-            f"device {str(device)!r} is the same for all {ranks} processes, and each of them has its own, here {own}; "
-            "leave --device out"
+            f"--device {device} applies to all {ranks} processes, but each has its own (here {own}); leave --device out"
         )
     return chosen
 
@@ -60,25 +59,33 @@ def _check_loggers(names: Sequence[str]) -> None:
 def _check_ranks(stage: Stage) -> None:
     ranks, accumulate = distributed.world_size(), stage.accumulate
     if stage.batch_size % (ranks * accumulate):
-        each = f" in {accumulate} micro-batches each (accumulate)" if accumulate > 1 else ""
+        pieces, keys = f"{ranks} processes", "batch_size"
+        if accumulate > 1:
+            pieces, keys = f"{pieces} x {accumulate} micro-batches", "batch_size, accumulate"
         raise ValueError(
-            f"stages ({stage.name}): batch_size is {stage.batch_size}, which {ranks} processes cannot share evenly"
-            f"{each}; set it to a multiple of them, or start another number"
+            f"stages ({stage.name}): batch_size {stage.batch_size} is not divisible by {pieces}; change {keys} or the "
+            "number of processes"
         )
 
 
 def _memory_to_train(recipe: Recipe, stage: Stage) -> AbstractContextManager[None]:
     if stage.objective.writes_data:
-        return explain_oom(f"stage {stage.name!r}", "it has no size to lower, so it needs a machine with more")
-    other = " or set activation_checkpointing to true"
+        return explain_oom(f"stage {stage.name!r}", "its batch size is fixed; use a machine with more memory")
     can_recompute = not recipe.activation_checkpointing and stage.objective.recomputes
-    rows, key = stage.batch_size // stage.accumulate, f"stages.{stage.name}"
+    recompute = "set activation_checkpointing to true" if can_recompute else ""
+    rows, key = stage.batch_size // (stage.accumulate * distributed.world_size()), f"stages.{stage.name}"
     fewer = next((number for number in range(2, rows + 1) if rows % number == 0), None)
-    smaller = "" if fewer is None else f"set {key}.accumulate to {fewer * stage.accumulate}, or "
+    if fewer is None:
+        recompute = f"{recompute} in a new --output, or " if recompute else ""
+        remedy = f"each micro-batch has only one row; {recompute}use a machine with more memory"
+    else:
+        lower = f"lower {key}.batch_size{' or ' if recompute else ''}{recompute}"
+        remedy = (
+            f"set {key}.accumulate to {fewer * stage.accumulate} or start more processes (both resume from the last "
+            f"checkpoint); or {lower} in a new --output, because a run folder keeps its recipe"
+        )
     return explain_oom(
-        f"stage {stage.name!r} with batch_size {stage.batch_size} and accumulate {stage.accumulate}",
-        f"{smaller}share the batch among more processes, and it goes on from the last checkpoint; or lower "
-        f"{key}.batch_size{other if can_recompute else ''}, in another --output since it trains otherwise",
+        f"stage {stage.name!r} with batch_size {stage.batch_size} and accumulate {stage.accumulate}", remedy
     )
 
 

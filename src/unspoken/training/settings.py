@@ -21,8 +21,10 @@ class SettingsError(ValueError):
 
 def nearest(word: object, known: list[str]) -> str:
     """The hint at the end of a message: the closest known word, or all of them."""
+    if not known:
+        return "there is nothing to choose from"
     close = difflib.get_close_matches(str(word), known, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(known)}"
 
 
 def _describe(kind: Any) -> str:
@@ -100,7 +102,7 @@ def one_of(classes: Sequence[Any], value: Any, where: str) -> Any:
     by_kind = {cls.kind: cls for cls in classes}
     former = {cls.former_kind: cls.kind for cls in classes if hasattr(cls, "former_kind")}
     if "kind" not in value:
-        raise SettingsError(f"{where}.kind is missing; known here: {', '.join(by_kind)}")
+        raise SettingsError(f"{where}.kind is missing; choose from {', '.join(by_kind)}")
     kind = former.get(value["kind"], value["kind"]) if isinstance(value["kind"], str) else None
     if kind not in by_kind:
         raise SettingsError(f"{where}.kind is {value['kind']!r}; {nearest(value['kind'], list(by_kind))}")

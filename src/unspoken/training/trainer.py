@@ -50,7 +50,7 @@ Validator = Callable[[PreTrainedModel], dict[str, Any]]
 
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
     """Inside, whatever is wrong with a checkpoint is an error of one line."""
-    remedy = "remove it, and the run goes on from the one before"
+    remedy = "remove it to resume from the checkpoint before it, or from the start of the stage if there is none"
     return one_line(f"{checkpoint} cannot be continued", remedy, out_of_memory)
 
 
@@ -194,7 +194,7 @@ class StageTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise self.diverged(f"the loss is {logs['loss']}")
         if "train_runtime" in logs:
-            # The library's own number is wall-clock time, which changes if the clock is set.
+            # transformers measures wall-clock time, which changes if the clock is set.
             logs = {name: value for name, value in logs.items() if not name.endswith("_per_second")}
             logs["train_runtime"] = time.monotonic() - self._began
         super().log(logs, start_time)
@@ -310,7 +310,7 @@ class StageTrainer(Trainer):
         return str(self._output_override) if self._output_override else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The library's checkpoint, written aside and published with one rename."""
+        """A checkpoint of the Trainer, written aside and published with one rename."""
         if self._blank is None:
             self._refuse_infinite()
         staging = distributed.run_on_main(lambda: new_folder(self.folder / "checkpoint"))
@@ -336,7 +336,7 @@ class StageTrainer(Trainer):
             remove(old)
 
     def _run_epoch(self, **given: Any) -> None:
-        """The library's loop over steps, but not a step more where the checkpoint that is continued ends the stage."""
+        """The Trainer's loop over steps, but not a step more where the checkpoint that is continued ends the stage."""
         if self.control.should_training_stop:
             return
         if given["resume_from_checkpoint"] is not None and given["epoch"] == given["epochs_trained"]:
@@ -347,7 +347,7 @@ class StageTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Weights by the names that the model in training has, since `_load_from_checkpoint` converts none.
 
-        The library's version writes some, such as experts, as they are on the hub.
+        The Trainer's version writes some, such as experts, as they are on the hub.
         """
         assert output_dir is not None
         assert isinstance(self.processing_class, PreTrainedTokenizerBase)
@@ -370,7 +370,7 @@ class StageTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuse a checkpoint that leaves weights as they began, which the library would only log."""
+        """Refuse a checkpoint that leaves weights as they began, which transformers would only log."""
         state = self.model.state_dict()
         loaded = {value.data_ptr() for name, value in state.items() if name not in load_result.missing_keys}
         unsaved = self.model._keys_to_ignore_on_save or ()
@@ -380,10 +380,10 @@ class StageTrainer(Trainer):
             for name in load_result.missing_keys
             if state[name].data_ptr() not in loaded and name not in unsaved
         ]
-        for fault, names in (("lacks", missing), ("has, and the model does not,", load_result.unexpected_keys)):
+        for fault, names in (("missing", missing), ("unexpected", load_result.unexpected_keys)):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise ValueError(f"it {fault} {names[0]}{more}")
+                raise ValueError(f"{fault} weights {names[0]}{more}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _reading(checkpoint):
@@ -403,7 +403,7 @@ class StageTrainer(Trainer):
             super()._save_rng_state(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """The library's version looks for one file a rank, which is missing where the number of ranks changed."""
+        """The Trainer's version looks for one file per rank, which is missing where the number of ranks changed."""
         assert checkpoint is not None
         with _reading(checkpoint), safe_globals():
             (file,) = Path(checkpoint).glob("rng_state*.pth")

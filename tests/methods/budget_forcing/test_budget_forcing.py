@@ -202,8 +202,12 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path) -> None:
         unspoken.load(tmp_path, BudgetForcing(budget=3), device="cpu")
     named = unspoken.load(tmp_path, BudgetForcing(budget=3, markers=("", "So ")), device="cpu")
     assert (named.opening, named.texts.decode(named.speaker.marker)) == ((), "So ")
-    for settings in ({"budget": -1}, {"budget": 2, "least": 3}, {"budget": 2, "continuation": ""}):
-        with pytest.raises(ValueError, match="least is from 0 to the budget"):
+    for settings, message in (
+        ({"budget": -1}, "budget is -1; it must be 0 or more"),
+        ({"budget": 2, "least": 3}, "least is 3; it must be from 0 to budget, which is 2"),
+        ({"budget": 2, "continuation": ""}, "continuation is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
             BudgetForcing(**settings)  # type: ignore[arg-type]
 
 

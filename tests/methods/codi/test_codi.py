@@ -390,9 +390,9 @@ def test_without_projection_distance_and_teacher_it_is_coconut_s_last_stage() ->
     ("make", "message"),
     [
         (lambda: Codi(latents=-1), "latents is -1"),
-        (lambda: Codi(distance_weight=-0.5), r"distance_weight -0\.5"),
+        (lambda: Codi(distance_weight=-0.5), r"distance_weight is -0\.5"),
         (lambda: Projection(width=0), "width is 0"),
-        (lambda: Projection(dropout=1.0), r"dropout 1\.0"),
+        (lambda: Projection(dropout=1.0), r"dropout is 1\.0"),
         (lambda: batch([]), "the batch is empty"),
         (lambda: recipe("attention=flex_attention"), "growing cache"),
         (lambda: recipe("activation_checkpointing=true"), "drops the cache"),
@@ -420,7 +420,7 @@ def test_a_model_without_states_is_refused() -> None:
         require(tiny_language_model(family), needs)
     model = Forgetful._from_config(tiny_language_model("llama").config, attn_implementation="eager")
     enliven(model, "llama")
-    with pytest.raises(ValueError, match=r"^CODI cannot be used with Forgetful: it does not return"):
+    with pytest.raises(ValueError, match=r"^CODI cannot be used with Forgetful: output_hidden_states does not"):
         require(model, needs)
 
 

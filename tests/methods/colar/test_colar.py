@@ -468,12 +468,12 @@ def test_a_plan_counts_compressed_chains() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Colar(compression=6), "compression is 6 and max_compression 5"),
-        (lambda: Colar(floor=0.0), r"floor 0\.0"),
-        (lambda: Colar(latent_weight=-1.0), r"latent_weight -1\.0"),
+        (lambda: Colar(compression=6), "compression is 6; it must be from 1 to max_compression, which is 5"),
+        (lambda: Colar(floor=0.0), r"floor is 0\.0"),
+        (lambda: Colar(latent_weight=-1.0), r"latent_weight is -1\.0"),
         (lambda: Colar(speed="fast"), "it must hold {} once"),
         (lambda: batch_of([], PAD), "the batch is empty"),
-        (lambda: recipe("stages.colar.start=colar"), "which is not before it"),
+        (lambda: recipe("stages.colar.start=colar"), "only to stages listed before it"),
         (lambda: recipe("stages.colar.objective.latent_loss=mse"), "latent_loss is 'mse'"),
         (lambda: recipe("evaluation.reasonings=[{kind: thinking_speed, compression: 4}]"), "suits no stage"),
         (lambda: recipe("evaluation.reasonings=[{kind: thinking_speed, compression: 0}]"), "compression is 0"),

@@ -321,7 +321,7 @@ def test_kept_positions_do_not_depend_on_what_was_removed(family: str, from_righ
     ("make", "message"),
     [
         (lambda: replace(PLAIN, steps_per_token=0), "steps_per_token is 0"),
-        (lambda: replace(PLAIN, remove_all_beyond=-1), "remove_all_beyond -1"),
+        (lambda: replace(PLAIN, remove_all_beyond=-1), "remove_all_beyond is -1"),
         (lambda: replace(PLAIN, smoothing=0.0), r"smoothing is 0\.0"),
         (lambda: batch_of(PLAIN, [], [], MARKERS, scheduled=0, pad_id=PAD), "the batch is empty"),
         (lambda: recipe("stages.icot.steps=7"), "chains are gone after 7 steps"),

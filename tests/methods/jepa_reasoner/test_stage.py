@@ -239,8 +239,9 @@ def test_collapse(loss: float, rank: float, nearest: float, collapse: bool) -> N
     assert collapsed(start, now) is collapse
     warning = SST().warning(start, now)
     assert warning == (
-        "COLLAPSING: the loss fell to 0.9000 while the table's effective rank fell from 10.0 to 4.9 and only 12.0% of "
-        "latents find their row. Raise objective.momentum or lower the learning rate"
+        "collapse: the SST loss fell to 0.9000 while the effective rank of the target table fell from 10.0 to 4.9, and "
+        "12.0% of latents (at the start 10.0%) have the target token's row as nearest row; raise "
+        "objective.momentum or lower the learning rate"
         if collapse
         else None
     )

@@ -409,7 +409,7 @@ def test_flat_files_of_older_versions_are_refused_by_name(tmp_path: Path) -> Non
 
 def test_another_kind_of_folder_is_no_store(tmp_path: Path) -> None:
     write_json(tmp_path / MANIFEST, {"step": 7, "files": {}})
-    with pytest.raises(ValueError, match=r"run.json is damaged or no manifest of labels"):
+    with pytest.raises(ValueError, match=r"run.json is damaged or is not the manifest of a label store"):
         LabelStore.open(tmp_path, identity())
 
 

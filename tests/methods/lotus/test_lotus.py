@@ -318,7 +318,7 @@ def test_a_plan_counts_every_iteration() -> None:
     ("make", "message"),
     [
         (lambda: Lotus(replaced=0), "replaced is 0"),
-        (lambda: Lotus(replaced=1, iterations=-1), "iterations -1"),
+        (lambda: Lotus(replaced=1, iterations=-1), "iterations is -1"),
         (lambda: drilled("words", None, "stages.loop.objective.replaced=3"), "later stages replace more"),
         (lambda: drilled("words", None, "attention=flex_attention"), "growing cache"),
     ],

@@ -117,7 +117,7 @@ def test_training_reads_the_chain_and_publishes_the_carrier(tmp_path: Path) -> N
     ("make", "message"),
     [
         (lambda: Mux(carrier=Codi(), decay=0.0), r"decay is 0\.0"),
-        (lambda: Mux(carrier=Codi(), temperature=0.0), r"temperature 0\.0"),
+        (lambda: Mux(carrier=Codi(), temperature=0.0), r"temperature is 0\.0"),
         (lambda: Mux(carrier=Codi(), weight=-1.0), r"weight is -1\.0"),
     ],
 )

@@ -561,8 +561,8 @@ def test_a_plan_counts_every_iteration() -> None:
     ("make", "message"),
     [
         (lambda: Pccot(latents=0), "latents is 0"),
-        (lambda: Pccot(iterations=-1), "iterations -1"),
-        (lambda: Pccot(teacher_weight=-0.5), r"teacher_weight -0\.5"),
+        (lambda: Pccot(iterations=-1), "iterations is -1"),
+        (lambda: Pccot(teacher_weight=-0.5), r"teacher_weight is -0\.5"),
         (lambda: recipe("attention=flex_attention"), "growing cache"),
         (lambda: recipe("activation_checkpointing=true"), "drops the cache"),
     ],

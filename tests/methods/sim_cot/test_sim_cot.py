@@ -257,10 +257,10 @@ def test_a_plan_counts_the_decoder() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SimCot(carrier=Codi(), weight=0.0), r"weight is 0\.0; .* a codi stage instead"),
-        (lambda: SimCot(carrier=Codi(latents=0)), "a codi stage, has no latents"),
+        (lambda: SimCot(carrier=Codi(), weight=0.0), r"weight is 0\.0; .* .for no added loss use kind: codi"),
+        (lambda: SimCot(carrier=Codi(latents=0)), "has 0 latents; set latents above 0"),
         (lambda: recipe("codi", "stages.sim_cot.objective.carrier.kind=pause"), "carrier.kind is 'pause'"),
-        (lambda: recipe("codi", "stages.sim_cot.start=first"), "a codi stage, does not start from a coconut stage"),
+        (lambda: recipe("codi", "stages.sim_cot.start=first"), "a codi stage cannot start from a coconut stage"),
         (lambda: recipe("codi", "attention=flex_attention"), "growing cache"),
     ],
 )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.reasoning import Reasoning, markers_of
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from unspoken.reasoning.system import System
@@ -29,7 +30,7 @@ class ExplicitReasoning(Reasoning):
         """The model with chains of so many tokens at most.
 
         Raises:
-            ValueError: its chain is not made of tokens, it was taught to answer without one, or nothing is known to
+            ValueError: its chain is not made of tokens, it was trained to answer without one, or nothing is known to
                 close one.
         """
         from unspoken.reasoning.causal_lm import LatentGenerationConfig, causal_lm_system
@@ -95,11 +96,12 @@ class BudgetForcing(ExplicitReasoning):
     conclusion: str = ""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.least <= self.budget or not self.continuation:
-            raise ValueError(
-                f"budget is {self.budget}, least {self.least} and continuation {self.continuation!r}; least is from 0 "
-                "to the budget, and the continuation has words"
-            )
+        require_value(self, "budget", lambda value: value >= 0, "0 or more")
+        require_value(
+            self, "least", lambda value: 0 <= value <= self.budget, f"from 0 to budget, which is {self.budget}"
+        )
+        if not self.continuation:
+            raise ValueError("continuation is empty; give a word such as 'Wait'")
 
     def applied(self, system: System) -> System:
         """The same model on a budget.

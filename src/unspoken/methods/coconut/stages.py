@@ -10,6 +10,7 @@ import numpy as np
 
 from unspoken.methods.carrier import Carrier, Steps
 from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
+from unspoken.ranges import require_value
 from unspoken.tasks.spans import Spans
 
 if TYPE_CHECKING:
@@ -86,12 +87,9 @@ class Coconut(Carrier):
     mixed: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mixed <= 1:
-            raise ValueError(f"mixed is {self.mixed}; it is a probability, from 0 to 1")
-        if min(self.replaced, self.latents_per_step) < 0:
-            raise ValueError(
-                f"replaced is {self.replaced} and latents_per_step {self.latents_per_step}; neither can be below 0"
-            )
+        require_value(self, "mixed", lambda value: 0 <= value <= 1, "a probability from 0 to 1")
+        for name in ("replaced", "latents_per_step"):
+            require_value(self, name, lambda value: value >= 0, "0 or more")
 
     @property
     def latents(self) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from unspoken.methods.method import Batch, Context, DecoderObjective, Indices
 from unspoken.methods.self_distillation import ANSWERING
+from unspoken.ranges import require_value
 from unspoken.tasks.spans import Markers, Spans
 
 if TYPE_CHECKING:
@@ -85,17 +86,15 @@ class Colar(DecoderObjective):
     root_mean: bool = True
 
     def __post_init__(self) -> None:
-        if not 1 <= self.compression <= self.max_compression:
-            raise ValueError(
-                f"compression is {self.compression} and max_compression {self.max_compression}; compression is from "
-                "1 to max_compression"
-            )
-        widths = () if self.head_width is None else (self.head_width,)
-        if min(self.token_weight, self.latent_weight) < 0 or min((self.floor, *widths)) <= 0:
-            raise ValueError(
-                f"token_weight is {self.token_weight}, latent_weight {self.latent_weight}, floor {self.floor} and "
-                f"head_width {self.head_width}; weights are not negative, and the others are positive"
-            )
+        largest = self.max_compression
+        require_value(self, "max_compression", lambda value: value >= 1, "at least 1")
+        require_value(
+            self, "compression", lambda value: 1 <= value <= largest, f"from 1 to max_compression, which is {largest}"
+        )
+        for name in ("token_weight", "latent_weight"):
+            require_value(self, name, lambda value: value >= 0, "0 or more")
+        require_value(self, "floor", lambda value: value > 0, "above 0")
+        require_value(self, "head_width", lambda value: value is None or value >= 1, "at least 1, or null")
         if self.speed.count("{}") != 1:
             raise ValueError(f"speed is {self.speed!r}; it must hold {{}} once, where the compression stands")
 

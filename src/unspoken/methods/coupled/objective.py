@@ -56,7 +56,7 @@ def with_places(batch: dict[str, Any], positions: Literal["all", "answer"]) -> d
 def next_token_loss(
     outputs: Any, batch: dict[str, Any], positions: Literal["all", "answer"]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss over supervised positions, in nats a token."""
+    """Mean loss over supervised positions, in nats per token."""
     if "places" not in batch:
         batch = with_places(batch, positions)
     tokens = batch["targets"]

@@ -125,7 +125,7 @@ class NextToken(Objective):
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         from unspoken.methods.coupled.objective import next_token_loss, own_question
 
-        # The library's own argument, so that caps and scales of the model's head apply to these scores too.
+        # An argument of transformers models, so that caps and scales of the model's head apply to these scores too.
         scored = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
         seen: dict[str, Any] = {"attention_mask": batch["attention_mask"]}
         if "question" in batch:

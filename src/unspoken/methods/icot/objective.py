@@ -59,10 +59,10 @@ def icot_loss(objective: Icot, model: Callable[..., Any], batch: dict[str, Any])
     """Mean over what is left of the chains, the end markers and the answers of all ranks, in nats."""
     batch = batch if "places" in batch else with_places(batch)
     rows = batch["rows"]
-    # The library's own argument: whatever a model does to its scores, it does to these.
+    # An argument of transformers models: whatever a model does to its scores, it does to these.
     given = {"logits_to_keep": batch["supervised"]} if "supervised" in batch else {}
     if objective.keep_position:
-        # Without a mask the library takes a gap between positions for the border of two texts.
+        # Without a mask transformers takes a gap between positions for the border of two texts.
         given |= {"position_ids": rows.position, "attention_mask": rows.real.long()}
     loss = text_loss(model(input_ids=rows.ids, use_cache=False, **given).logits, batch)
     left = (rows.kind == Kind.TEXT).sum() / len(rows.ids)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from unspoken.methods.method import Batch, Context, Indices, Line, Objective
+from unspoken.ranges import require_value
 from unspoken.tasks.spans import Markers, Spans
 
 if TYPE_CHECKING:
@@ -69,13 +70,10 @@ class Icot(Objective):
     eos_separators: bool = True
 
     def __post_init__(self) -> None:
-        if self.steps_per_token < 1 or min(self.pretrain_steps, self.remove_all_beyond) < 0:
-            raise ValueError(
-                f"steps_per_token is {self.steps_per_token}, pretrain_steps {self.pretrain_steps} and "
-                f"remove_all_beyond {self.remove_all_beyond}; they must be at least 1, 0 and 0"
-            )
-        if self.smoothing is not None and self.smoothing <= 0:
-            raise ValueError(f"smoothing is {self.smoothing}; it must be positive, or null for no offsets")
+        require_value(self, "steps_per_token", lambda value: value >= 1, "at least 1")
+        for name in ("pretrain_steps", "remove_all_beyond"):
+            require_value(self, name, lambda value: value >= 0, "0 or more")
+        require_value(self, "smoothing", lambda value: value is None or value > 0, "above 0, or null for no offsets")
 
     # --- schedule --------------------------------------------------------------------------------------------------
 

@@ -111,7 +111,7 @@ def pair_of(start: PreTrainedModel | None, context: Context) -> JepaReasonerForC
 
 
 class EMATarget(TrainerCallback):
-    """Moves the target table once after every optimiser step (docs/methods, open point 10)."""
+    """Moves the target table once after every optimiser step (docs/methods/jepa_reasoner.md, open point 10)."""
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum

@@ -18,8 +18,8 @@ class JepaReasonerConfig(PreTrainedConfig):
     Args:
         backbone_config: any decoder-only transformers config: the Reasoner's blocks.
         unit_tokens: table rows are normalised before they enter the first block, so that tokens and looped latents
-            share one scale (docs/methods, open point 8). If False, rows enter as they are, and latents get the
-            rows' mean norm.
+            share one scale (docs/methods/jepa_reasoner.md, open point 8). If False, rows enter as they
+            are, and latents get the rows' mean norm.
         input_scale: the shared scale; the square root of the latent width if None.
         max_latents: cap of a chain when `generate` is given no length.
         open_ids: tokens between every prompt of training and its first latent, ``<think>`` in word problems. The caller

@@ -1,4 +1,4 @@
-"""The losses of stages 2 and 3 (sections 4.2 and 4.3).
+"""The losses of stages 2 and 3 of JEPA-Reasoner (arXiv 2512.19171, sections 4.2 and 4.3).
 
 Axes: B batch, T tokens, S supervised positions, D latent width, V vocabulary.
 """
@@ -27,7 +27,7 @@ def best_constant_loss(target: Float[Tensor, "S D"], k: float) -> Float[Tensor, 
     """Loss of the one vector that fits all targets best: the direction of their mean.
 
     A model with this loss has learned nothing about its input; with an anisotropic table the loss can still be very
-    small (section 4.2).
+    small (JEPA-Reasoner, section 4.2).
     """
     mean_D = distributed.all_reduce_mean(F.normalize(target.float(), dim=-1).mean(dim=0), len(target))
     return k * (1 - mean_D.norm())
@@ -103,7 +103,7 @@ def talker_places(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def talker_loss(outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over answer tokens, in nats a token."""
+    """Mean over answer tokens, in nats per token."""
     places = batch["places"] if "places" in batch else places_of(outputs.mask)
     tokens = at(outputs.tokens, places)
     loss = distributed.rank_weighted_mean(F.cross_entropy(at(outputs.logits, places).float(), tokens), len(tokens))

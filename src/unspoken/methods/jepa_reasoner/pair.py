@@ -148,7 +148,7 @@ class JepaReasonerForCausalLM(JepaReasonerPreTrainedModel, GenerationMixin):
         Args:
             inputs, input_ids: ``[B, T]`` prompts, padded on the left.
             generation_config: defaults for the next three.
-            max_new_tokens: cap of the chain, and so of the answer (one latent a token).
+            max_new_tokens: cap of the chain, and so of the answer (one latent per token).
             do_sample, temperature: how the Talker picks tokens; the chain is the same whatever they are.
             return_chain: also return the chain.
 

@@ -1,4 +1,6 @@
-"""The Reasoner: a causal stack whose unit-norm outputs are fed back to its own first block (sections 3 and 4).
+"""The Reasoner: a causal stack whose unit-norm outputs are fed back to its own first block.
+
+Source: JEPA-Reasoner (arXiv 2512.19171), sections 3 and 4.
 
 Axes: B batch, T tokens, N latent steps, D latent width, V vocabulary.
 """
@@ -145,7 +147,10 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         return self.backbone
 
     def embed_prompt(self, input_ids: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        """Table rows on the unit sphere, times the scale that looped latents get too (docs/methods, open point 8)."""
+        """Table rows on the unit sphere, times the scale that looped latents get too.
+
+        See docs/methods/jepa_reasoner.md, open point 8.
+        """
         embedding = self.backbone.get_input_embeddings()
         if not self.config.unit_tokens or self._turns_rows:
             rows: Tensor = embedding(input_ids)
@@ -154,7 +159,10 @@ class JepaReasonerModel(JepaReasonerPreTrainedModel):
         return F.normalize(rows, dim=-1) * self.scale if self.config.unit_tokens else rows
 
     def step(self, hidden: Float[Tensor, "B D"]) -> LatentStep:
-        """Put the output on the sphere; the row is done when its nearest table row is end-of-sequence (point 11)."""
+        """Put the output on the sphere; a chain ends when its nearest table row is end-of-sequence.
+
+        See docs/methods/jepa_reasoner.md, open point 11.
+        """
         latent_BD = F.normalize(hidden.float(), dim=-1)
         done_B = self.nearest_row(latent_BD) == self.config.end_id
         return LatentStep(latent=latent_BD, next_input=latent_BD * self.scale, done=done_B)

@@ -1,4 +1,4 @@
-"""JEPA-Reasoner's stages 2 and 3: the Reasoner, then the Talker (sections 4.2 and 4.3)."""
+"""JEPA-Reasoner's stages 2 and 3: the Reasoner, then the Talker (arXiv 2512.19171, sections 4.2 and 4.3)."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ else:
 
 # What is wrong where rows shall enter as they are, but the table reads them out normalised.
 NORMALISED_BEFORE = (
-    "objective.unit_tokens is false, but the backbone's table normalises its rows itself; set "
-    "backbone.unit_embeddings to false, from pretraining on, or leave unit_tokens out"
+    "objective.unit_tokens is false, but the backbone's table normalises its rows itself; remove "
+    "objective.unit_tokens, or pretrain the backbone with backbone.unit_embeddings: false"
 )
 
 
@@ -119,9 +119,10 @@ class SST(Objective):
         if "effective_rank" not in first or not objective.collapsed(first, now):
             return None
         return (
-            f"COLLAPSING: the loss fell to {now['sst_loss']:.4f} while the table's effective rank fell from "
-            f"{first['effective_rank']:.1f} to {now['effective_rank']:.1f} and only {now['nearest_row']:.1%} of "
-            "latents find their row. Raise objective.momentum or lower the learning rate"
+            f"collapse: the SST loss fell to {now['sst_loss']:.4f} while the effective rank of the target table fell "
+            f"from {first['effective_rank']:.1f} to {now['effective_rank']:.1f}, and {now['nearest_row']:.1%} of "
+            f"latents (at the start {first['nearest_row']:.1%}) have the target token's row as nearest row; raise "
+            "objective.momentum or lower the learning rate"
         )
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
@@ -133,7 +134,10 @@ class SST(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class TalkerLoss(Objective):
-    """Token cross-entropy of the Talker on the latents of the frozen Reasoner's teacher-forced pass (point 14)."""
+    """Token cross-entropy of the Talker on the latents of the frozen Reasoner's teacher-forced pass.
+
+    See docs/methods/jepa_reasoner.md, open point 14.
+    """
 
     kind: ClassVar[str] = "talker"
     starts_from: ClassVar[tuple[str | None, ...]] = ("sst",)

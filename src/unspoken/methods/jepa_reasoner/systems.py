@@ -64,7 +64,7 @@ def _system(model: PreTrainedModel, reasoner: JepaReasonerModel, speaker: Separa
 
 
 def talker_flops(talker: MonoTalker | DualTalker, latents: Any) -> Any:
-    """Floating-point operations of decoding chains, a token a latent; a Dual-Talker is counted as if it had a cache.
+    """Floating-point operations of decoding chains, one token per latent; a Dual-Talker counts as if it had a cache.
 
     Args:
         latents: numbers of latents, one or ``[B]``.

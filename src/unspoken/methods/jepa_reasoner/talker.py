@@ -1,9 +1,9 @@
-"""The Talker: it decodes the Reasoner's finished chain into tokens (section 3).
+"""The Talker: it decodes the Reasoner's finished chain into tokens (JEPA-Reasoner, section 3).
 
 It is given latents and nothing else: not the problem, not the prompt's latents. Otherwise it could solve the task
 itself, and the claim would not be about the Reasoner.
 
-Axes: B batch, N latent steps (one a token, same order), D latent width, V vocabulary.
+Axes: B batch, N latent steps (one per token, same order), D latent width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class MonoTalker(nn.Module):
     """Decoder blocks over the latents themselves and an LM head: the whole answer in one pass, no token embedding.
 
     ``config.is_causal`` chooses between the causal form (default: the paper calls it a decoder) and the bidirectional
-    one, which is what access to the whole trajectory needs (docs/methods, open point 15).
+    one, which is what access to the whole trajectory needs (docs/methods/jepa_reasoner.md, open point 15).
     """
 
     def __init__(self, config: UnspokenConfig) -> None:
@@ -52,8 +52,8 @@ class MonoTalker(nn.Module):
 class DualTalker(nn.Module):
     """A bidirectional encoder over the latents and a causal decoder over the tokens written so far.
 
-    Its own start token (id V) is the same in training and in decoding (docs/methods, open point 18). The head is
-    tied to the decoder's own embedding unless the config changes it (docs/methods, open point 19).
+    Its own start token (id V) is the same in training and in decoding (docs/methods/jepa_reasoner.md, open point
+    18). The head is tied to the decoder's own embedding unless the config changes it (open point 19 there).
     """
 
     def __init__(self, config: UnspokenConfig, encoder_layers: int) -> None:
@@ -92,7 +92,7 @@ class DualTalker(nn.Module):
         return self._decode(torch.cat([start, tokens[:, :-1]], dim=1), self._encode(latents, mask), mask)
 
     def speak(self, chain: LatentChain, sample: Sample) -> Int[Tensor, "B N"]:
-        """Token by token, one token a latent.
+        """Token by token, one token per latent.
 
         Sentences are as short as their chain, so each step runs the decoder on the full prefix, without a cache.
         """

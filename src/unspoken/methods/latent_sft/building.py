@@ -58,7 +58,8 @@ def stage_one_batch(spans: Sequence[Spans], prompt_format: PromptFormat, shape: 
 def gold_chain(model: LatentSFTModel, prompt_format: PromptFormat, spans: Sequence[Spans]) -> LatentChain:
     """The encoder's latents of right chains.
 
-    The encoder has read the right chain, so the accuracy of answers from its latents is an upper bound (section 5.4).
+    The encoder has read the right chain, so the accuracy of answers from its latents is an upper bound
+    (docs/methods/latent_sft.md, open point 25).
     """
     shape = model.config.latent_shape
     rows = encoder_rows(spans, prompt_format.markers, rate=shape.rate, pad_id=prompt_format.tokenizer.pad_token_id)

@@ -238,7 +238,10 @@ class LabelStore:
             raise ValueError(f"{folder} holds labels of an older version (flat .bin files); write the labels again")
         identity, rows = manifest.get("identity"), manifest.get("rows")
         if not isinstance(identity, dict) or not isinstance(rows, int):
-            raise ValueError(f"{folder / MANIFEST} is damaged or no manifest of labels: see identity, rows")
+            raise ValueError(
+                f"{folder / MANIFEST} is damaged or is not the manifest of a label store (bad identity or rows); "
+                "write the labels again"
+            )
         if difference := differing_facts(identity, asdict(expected)):
             raise ValueError(f"{folder} holds other labels: {difference}; write the labels that this run needs")
         # Mapped before they are hashed: a large store that was copied halfway is refused at once.

@@ -1,4 +1,4 @@
-"""Labels between the stages: written by the models of stage 1, read by stage 2 (section 6)."""
+"""Labels between the stages: written by the models of stage 1, read by stage 2 (docs/methods/latent_sft.md)."""
 
 from __future__ import annotations
 

@@ -20,16 +20,16 @@ _TOLERANCE = 0.01  # of the sum of weights: what bfloat16 rounds away
 
 @dataclass(frozen=True, kw_only=True)
 class LabelIdentity:
-    """What a store of labels was made of. Labels of another identity are other labels, however alike."""
+    """What a store of labels was made of. Labels with another identity are refused."""
 
     data: str  # fingerprint of the word problems
     # split, seed: of the problems, and the seed of all random numbers
     split: str
     seed: int
     tokenizer: str  # hash of the tokenizer
-    rate: int  # chain tokens a latent stands for (the compression rate r)
+    rate: int  # chain tokens that a latent stands for (the compression rate r)
     latent: LatentKind  # distributions over the vocabulary, or hidden states
-    width: int  # numbers stored a latent: K entries of a superposition (V if top_k is None), or D of a hidden state
+    width: int  # numbers stored per latent: K entries of a superposition (V if top_k is None), or D of a hidden state
     top_k: int | None  # entries kept of a superposition, None for the whole vocabulary
     temperature: float  # of the softmax over the vocabulary
     readout: Readout  # the table that made the logits, the language-model head or the input embeddings
@@ -90,4 +90,4 @@ class Label:
     # ids, weights: ``[N, K]``, a distribution a latent, None for hidden-state labels
     ids: Int[Tensor, "N K"] | None = None
     weights: Float[Tensor, "N K"] | None = None
-    vectors: Float[Tensor, "N D"] | None = None  # a hidden state a latent, None for superposition labels
+    vectors: Float[Tensor, "N D"] | None = None  # one hidden state per latent, None for superposition labels

@@ -1,7 +1,7 @@
 """The models in training: an encoder that makes latents out of an explicit chain, and a decoder that must use them.
 
-With the encoder it is stage 1 (section 5 of the specification), without it stage 2 (section 7), where the latents come
-from the label store.
+With the encoder it is stage 1, without it stage 2, where the latents come from the label store; see
+docs/methods/latent_sft.md.
 
 Axes: B batch, T tokens, N latents and M supervised tokens of all rows together, D width, V vocabulary.
 """
@@ -100,7 +100,7 @@ class LatentSFTModel(AroundDecoder):
         self.compress.copy_(embedding_table(base).mean(dim=0))
 
     def train_only(self, *, encoder: bool, decoder: bool) -> None:
-        """Which half learns (section 5.1)."""
+        """Set which half learns."""
         if self.config.has_encoder:
             self.encoder.requires_grad_(encoder)
             self.compress.requires_grad_(encoder)

@@ -1,4 +1,4 @@
-"""What the stages of Latent-SFT minimise (sections 5.2 and 7.1).
+"""What the stages of Latent-SFT minimise (docs/methods/latent_sft.md).
 
 Axes: N latents and M supervised tokens of all rows together, K entries of a superposition, D width, V vocabulary.
 """
@@ -115,7 +115,8 @@ def stage2_inputs(objective: Stage2, batch: dict[str, Any]) -> dict[str, Any]:
 def stage2_loss(objective: Stage2, outputs: LatentSFTOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """``ce_weight * CE + kl_weight * KL``: CE a mean over tokens, KL over each row's slots and then over rows.
 
-    Without a vocabulary step, the squared distance of unit vectors takes the place of KL (open point 30, ours).
+    Without a vocabulary step, the squared distance of unit vectors takes the place of KL (ours;
+    docs/methods/latent_sft.md, open point 30).
     """
     assert outputs.before_slots is not None and outputs.head is not None
     if "slot_weights" not in batch:

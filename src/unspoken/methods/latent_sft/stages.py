@@ -1,4 +1,4 @@
-"""Latent-SFT's stages, and what a latent is (arXiv 2510.15522)."""
+"""Latent-SFT's stages, and what a latent is (arXiv 2510.15522; docs/methods/latent_sft.md)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Late, Line, Objective
 from unspoken.methods.rollouts import check_rollout
+from unspoken.ranges import require_value
 from unspoken.reasoning.latents import Noise, Readout
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class LatentShape:
     # induction_mask, supervision_mask: false replaces the mask by a plain causal one (the ablations)
     induction_mask: bool = True
     supervision_mask: bool = True
-    positions: Literal["two_track", "plain"] = "two_track"  # of the decoder; "two_track" or "plain" (section 4.3)
+    positions: Literal["two_track", "plain"] = "two_track"  # of the decoder; "two_track" or "plain"
     # What chunk text may see besides its latent and itself; "none" is the paper's.
     chunk_sees: Literal["none", "first_token", "prompt"] = "none"
 
@@ -67,13 +68,14 @@ class LatentShape:
 # what is read, and by merging to what is stored.
 MERGED_OTHERWISE = (
     "lora.table is true, but the backbone's table normalises its rows when they are read, so a published encoder would "
-    "differ from the trained one; set lora.table to false, or backbone.unit_embeddings of a shape"
+    "differ from the trained one; set lora.table to false, or train the backbone from scratch with "
+    "backbone.unit_embeddings: false"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage1(Objective):
-    """Stage 1: make latents that the decoder can use (section 5)."""
+    """Stage 1: make latents that the decoder can use."""
 
     kind: ClassVar[str] = "stage1"
     starts_from: ClassVar[tuple[str | None, ...]] = (None, "next_token", "stage1")
@@ -85,7 +87,7 @@ class Stage1(Objective):
     # What a latent is; given where a line of stages starts, inherited by the later ones.
     shape: LatentShape | None = None
     # Over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then over the
-    # chunks of a row, then over rows (the paper's formula); see open point 4.
+    # chunks of a row, then over rows (the paper's formula); see docs/methods/latent_sft.md, open point 4.
     mean: Literal["tokens", "chunks"] = "tokens"
     # On the latents in training, as stage 2 has it on their labels. Ours, off by default: through a noisy channel the
     # encoder learns superpositions that are far from each other, which stage 2 can distinguish.
@@ -97,10 +99,11 @@ class Stage1(Objective):
     hint: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.hint < 0 or (self.hint and self.train == "decoder"):
+        require_value(self, "hint", lambda value: value >= 0, "0 or more")
+        if self.hint and self.train == "decoder":
             raise ValueError(
-                f"hint is {self.hint} where train is {self.train!r}; it is not negative, and only an encoder that "
-                "learns can take one"
+                f"hint is {self.hint} while train is 'decoder'; it weights a loss of the encoder, so set train to "
+                "'encoder' or 'union', or hint to 0"
             )
         if self.noise is not None and self.noise.redraw != "slot":
             raise ValueError(f"noise.redraw is {self.noise.redraw!r}, but stage 1 draws nothing again; leave it out")
@@ -199,7 +202,7 @@ class Stage1(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Labels(DecoderObjective):
-    """Between the stages: write the label of every latent of the first ``rows`` training problems (section 6)."""
+    """Between the stages: write the label of every latent of the first ``rows`` training problems."""
 
     kind: ClassVar[str] = "labels"
     starts_from: ClassVar[tuple[str | None, ...]] = ("stage1",)
@@ -246,7 +249,7 @@ class Labels(DecoderObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Stage2(DecoderObjective):
-    """Stage 2: the decoder writes the latents itself and learns when to stop (section 7)."""
+    """Stage 2: the decoder writes the latents itself and learns when to stop."""
 
     kind: ClassVar[str] = "stage2"
     starts_from: ClassVar[tuple[str | None, ...]] = ("labels", "stage2")  # the latter goes on with the same labels

@@ -25,7 +25,7 @@ def batch_of(objective: Lotus, spans: Sequence[Spans], markers: Markers, pad_id:
 
     Returns:
         The blocks of `unspoken.methods.latent_pass.blocks_of`; ``step_ids`` and ``step_mask`` ``[B, N]``, the tokens
-        that latents stand for; and ``cut``, tokens a row of replaced steps that no latent stands for.
+        that latents stand for; and ``cut``, tokens per row of replaced steps that no latent stands for.
 
     Raises:
         ValueError: an empty batch.
@@ -52,7 +52,7 @@ def with_places(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def lotus_loss(objective: Lotus, outputs: LotusOutput, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of the text, and that of the tokens that latents stand for, in nats a token."""
+    """Cross-entropy of the text, and that of the tokens that latents stand for, in nats per token."""
     assert outputs.logits is not None and outputs.latent_logits is not None
     batch = batch if "places" in batch else with_places(batch)
     targets = batch["step_targets"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.method import Batch, Context, Indices, Line, Objective, refuse_cacheless
 from unspoken.methods.self_distillation import ANSWERING
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,11 +58,10 @@ class Lotus(Objective):
     add_row: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.replaced, self.latents_per_step) < 1 or min(self.loops, self.latent_weight) < 0:
-            raise ValueError(
-                f"replaced is {self.replaced}, latents_per_step {self.latents_per_step}, iterations {self.iterations} "
-                f"and latent_weight {self.latent_weight}; the first two are at least 1, the others at least 0"
-            )
+        for name in ("replaced", "latents_per_step"):
+            require_value(self, name, lambda value: value >= 1, "at least 1")
+        require_value(self, "iterations", lambda value: value is None or value >= 0, "0 or more, or null")
+        require_value(self, "latent_weight", lambda value: value >= 0, "0 or more")
 
     @property
     def latents(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from unspoken.methods.carrier import AddedLoss, CarriedRow
 from unspoken.methods.method import Batch, Context
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,10 +49,8 @@ class Mux(AddedLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.decay <= 1 or self.temperature <= 0:
-            raise ValueError(
-                f"decay is {self.decay} and temperature {self.temperature}; they must be in (0, 1] and above 0"
-            )
+        require_value(self, "decay", lambda value: 0 < value <= 1, "above 0 and at most 1")
+        require_value(self, "temperature", lambda value: value > 0, "above 0")
 
     def cut(self, chain: tuple[int, ...], count: int, seed: Sequence[int]) -> list[tuple[int, ...]]:
         """A chain in ``count`` spans, none of them empty; in one token each, where there are not enough."""

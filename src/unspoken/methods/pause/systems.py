@@ -29,7 +29,7 @@ class PauseReasoner(CausalLMReasoner):
 
     @property
     def iterations(self) -> int:
-        """0: a chain that depends on nothing is what it was guessed to be, and is read in one pass with the prompt."""
+        """0: pause embeddings are constant, so the initial guess is final and one pass reads prompt and pauses."""
         return 0
 
     def guess(self, count: int) -> Float[Tensor, "N D"]:

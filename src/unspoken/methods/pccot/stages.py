@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.self_distillation import Projection, SelfDistillation
+from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
     from unspoken.methods.cost import StackPass
@@ -40,10 +41,8 @@ class Pccot(SelfDistillation):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.latents < 1 or self.iterations < 0:
-            raise ValueError(
-                f"latents is {self.latents} and iterations {self.iterations}; they must be at least 1 and at least 0"
-            )
+        require_value(self, "latents", lambda value: value >= 1, "at least 1")
+        require_value(self, "iterations", lambda value: value >= 0, "0 or more")
 
     @staticmethod
     def model_class() -> type[PccotForCausalLM]:
