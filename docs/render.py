@@ -29,7 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from unspoken.draw.formats import p_value
-from unspoken.evaluation.outcomes import PAIR, unpacked
+from unspoken.evaluation.outcomes import JEPA_REASONER, unpacked
 from unspoken.evaluation.results import differs, label, upgraded
 from unspoken.evaluation.significance import Difference, paired_difference
 from unspoken.probes.claims import claims as claims_of
@@ -107,7 +107,7 @@ def controls(content: dict[str, Any]) -> str:
     }
     rows = [
         [names.get(name, name), _interval(entry["exact_match"]), f"{100 * entry['symbol_accuracy']:.1f} %"]
-        for name, entry in content["probes"]["controls"][PAIR].items()
+        for name, entry in content["probes"]["controls"][JEPA_REASONER].items()
     ]
     return _markdown(["chain replaced by", "exact match (95 %)", "right names below the root"], rows)
 

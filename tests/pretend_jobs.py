@@ -152,7 +152,7 @@ def look_inside(folder: Path) -> dict[str, Any]:
     """What is measured on request alone: geometry of hidden states, and noisy chains."""
     recipe, runs = open_run(folder / "run", install())
     optional = [GeometryProbe(), PassAtKProbe(2)]
-    return measure_run(recipe, runs, command="", say=lambda _: None, optional=optional)["probes"]
+    return measure_run(recipe, runs, command="", log=lambda _: None, optional=optional)["probes"]
 
 
 def resume(folder: Path, there_first: bool) -> bool:

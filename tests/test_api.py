@@ -289,7 +289,7 @@ def called(arguments: list[str]) -> None:
 def test_a_system_is_measured_as_a_run_is(tmp_path: Path) -> None:
     recipe = tiny_recipe("stages.pretrain.steps=2", "stages.sst.steps=2", "stages.talker.steps=2")
     runs = quiet_train(recipe, tmp_path)
-    expected = measure_run(recipe, runs, command="", say=lambda _: None)
+    expected = measure_run(recipe, runs, command="", log=lambda _: None)
     system = unspoken.load(tmp_path, device="cpu")
     evaluation = system.evaluate(problems=10)
     name = next(name for name in expected["systems"] if not name.endswith(("nearest row", "pretrain")))

@@ -363,7 +363,7 @@ def test_a_start_that_failed_does_not_bind_the_folder(tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run") / "mine"
     quiet_train(parse(TEXT, "run"), output)
-    measure_run(*open_run(output), command="unspoken run mine.yaml", say=lambda _: None)
+    measure_run(*open_run(output), command="unspoken run mine.yaml", log=lambda _: None)
     return output
 
 

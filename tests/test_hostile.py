@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("hostile") / "run"
     recipe = one_stage()
-    measure_run(recipe, quiet_train(recipe, output), command="", say=lambda _: None)
+    measure_run(recipe, quiet_train(recipe, output), command="", log=lambda _: None)
     return output
 
 

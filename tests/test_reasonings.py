@@ -67,9 +67,9 @@ def test_an_answer_is_as_long_as_the_recipe_has_it(run: Path) -> None:
 
 def test_a_recipe_asks_for_them_and_no_page_has_them_otherwise(run: Path) -> None:
     recipe, runs = open_run(run, "cpu")
-    plain = measure_run(recipe, runs, command="", say=lambda _: None)
+    plain = measure_run(recipe, runs, command="", log=lambda _: None)
     assert set(plain["systems"]) == {"cot", "soft thinking"}
-    asked = measure_run(asking([WAY]), runs, command="", say=lambda _: None)
+    asked = measure_run(asking([WAY]), runs, command="", log=lambda _: None)
     assert set(asked["systems"]) == {"cot", "soft thinking", NAME}
     assert f"{NAME} - cot" in asked["differences"]
     # They are no part of what is trained: the same folder takes the recipe.
@@ -111,7 +111,7 @@ def test_a_way_that_suits_no_stage_is_refused(run: Path) -> None:
     recipe, runs = open_run(run, "cpu")
     strange = type("Strange", (type(reasoning_of(WAY)),), {"suits": lambda *_: False})()
     with pytest.raises(ValueError, match="suits no measured stage of chains"):
-        measure_run(recipe, runs, command="", say=lambda _: None, reasonings=[strange])
+        measure_run(recipe, runs, command="", log=lambda _: None, reasonings=[strange])
 
 
 def test_names_mappings_and_yaml_mean_the_same() -> None:

@@ -15,7 +15,16 @@ from tiny_recipe import one_stage, quiet_train
 import unspoken
 from unspoken import storage
 from unspoken.backbone.folder import FolderError, numbered, publish, remove, write_manifest
-from unspoken.storage import discard, make_folder, new_folder, one_line, read_json, read_text, write_json, write_text
+from unspoken.storage import (
+    discard,
+    make_folder,
+    new_folder,
+    one_line_error,
+    read_json,
+    read_text,
+    write_json,
+    write_text,
+)
 
 SOURCE = Path(unspoken.__file__).parent
 # Names that older versions wrote under, or that a reader of this one might expect.
@@ -179,12 +188,15 @@ def test_folders_above_are_made_and_what_is_gone_is_discarded(tmp_path: Path) ->
     ],
 )
 def test_an_error_is_its_first_line_and_the_next_after_a_colon(message: str, line: str) -> None:
-    with pytest.raises(FolderError) as refusal, one_line("it cannot be read", "restore it"):
+    with pytest.raises(FolderError) as refusal, one_line_error("it cannot be read", "restore it"):
         raise LookupError(message)
     assert str(refusal.value) == f"it cannot be read (LookupError: {line}); restore it"
-    with pytest.raises(LookupError, match="as it is"), one_line("it", "remedy", lambda error: "as it" in str(error)):
+    with (
+        pytest.raises(LookupError, match="as it is"),
+        one_line_error("it", "remedy", lambda error: "as it" in str(error)),
+    ):
         raise LookupError("as it is")
-    with pytest.raises(FolderError, match="other"), one_line("it", "remedy", lambda error: "as it" in str(error)):
+    with pytest.raises(FolderError, match="other"), one_line_error("it", "remedy", lambda error: "as it" in str(error)):
         raise LookupError("other")
 
 

@@ -1,4 +1,4 @@
-"""The command line. Verbs only: each calls one function that a notebook can call too."""
+"""The command line. CommandGroup only: each calls one function that a notebook can call too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from unspoken.cli_examples import epilog
-from unspoken.cli_help import Verbs
+from unspoken.cli_help import CommandGroup
 from unspoken.cli_inputs import chosen_recipe, named_path, recipe_of_method, require_options_of, typed_problems
 from unspoken.cli_options import (
     AnyModel,
@@ -30,20 +30,20 @@ from unspoken.cli_options import (
     Output,
     Port,
     Quiet,
+    ReasoningOption,
+    ReasoningOptions,
     RecipeName,
     Seed,
     Seeds,
     Set,
     Size,
-    Way,
-    Ways,
     WhichStage,
 )
 from unspoken.draw.formats import escaped, write_every_sign
-from unspoken.interruption import Interrupted, handled
+from unspoken.interruption import Interrupted, signals_raise
 
 app = typer.Typer(
-    cls=Verbs,
+    cls=CommandGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -67,13 +67,13 @@ def options(
     """Train, run and inspect language models that reason in latents."""
 
 
-def _leads() -> bool:
+def _is_main_rank() -> bool:
     """Whether this process prints; of several ranks one does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def _console(*, quiet: bool) -> Console:
-    return Console(quiet=quiet or not _leads(), stderr=True)
+    return Console(quiet=quiet or not _is_main_rank(), stderr=True)
 
 
 def _print_results(results: dict[str, Any], *, as_json: bool) -> None:
@@ -154,7 +154,7 @@ def run(
         command=_command(),
         device=device,
     )
-    if not _leads():
+    if not _is_main_rank():
         return
     _print_results(results, as_json=as_json)
     if not as_json:
@@ -191,7 +191,7 @@ def train(
     )
     for seed_run in runs:
         for entry in chosen.stages:
-            if _leads() and seed_run.finished(entry):
+            if _is_main_rank() and seed_run.finished(entry):
                 print(escaped(seed_run.model_folder(entry.name)))
 
 
@@ -231,7 +231,7 @@ def eval(
     problems: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="How many of --data; 200 if left out.")
     ] = None,
-    reasoning: Ways = None,
+    reasoning: ReasoningOptions = None,
     device: Device = "auto",
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -265,7 +265,7 @@ def eval(
         optional=[*(optional_probe(key) for key in probe or ()), *([PassAtKProbe(samples)] if samples else [])],
         reasonings=[reasoning_of(way) for way in reasoning or ()],
     )
-    if not _leads():
+    if not _is_main_rank():
         return
     _print_results(results, as_json=as_json)
     if not as_json:
@@ -296,7 +296,7 @@ def generate(
     ] = None,
     seed: Seed = 0,
     stage: WhichStage = None,
-    reasoning: Way = None,
+    reasoning: ReasoningOption = None,
     device: Device = "auto",
     chain: Annotated[bool, typer.Option("--chain", help="Also print what each latent is made of.")] = False,
     as_json: AsJson = False,
@@ -321,7 +321,7 @@ def chat(
     instruction: Annotated[str, typer.Option(metavar="TEXT", help="A system message before the first one.")] = "",
     once: Annotated[bool, typer.Option("--once", help="One message: a line, or all of what is piped in.")] = False,
     max_tokens: Annotated[int | None, typer.Option(metavar="N", min=1, help="Longest answer, in tokens.")] = None,
-    reasoning: Way = None,
+    reasoning: ReasoningOption = None,
     device: Device = "auto",
 ) -> None:
     """Converse with a model that has a chat template: one message per line, until the end of the input."""
@@ -338,7 +338,7 @@ def serve(
     model: AnyModel,
     seed: Seed = 0,
     stage: WhichStage = None,
-    reasoning: Way = None,
+    reasoning: ReasoningOption = None,
     device: Device = "auto",
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -364,7 +364,7 @@ def explore(
     model: AnyModel,
     seed: Seed = 0,
     stage: WhichStage = None,
-    reasoning: Way = None,
+    reasoning: ReasoningOption = None,
     device: Device = "auto",
     host: Host = "127.0.0.1",
     port: Port = 8000,
@@ -452,7 +452,7 @@ def main() -> None:
             from unspoken import distributed
 
             distributed.init_distributed()
-        with handled():
+        with signals_raise():
             app(standalone_mode=True)
     except (ValueError, OSError) as error:
         if os.environ.get("UNSPOKEN_DEBUG"):

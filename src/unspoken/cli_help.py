@@ -7,7 +7,7 @@ from typing import Any
 from typer.core import TyperArgument, TyperGroup
 
 
-class Verbs(TyperGroup):
+class CommandGroup(TyperGroup):
     """The commands of the program."""
 
     def get_params(self, ctx: Any) -> list[Any]:

@@ -30,7 +30,7 @@ Device = Annotated[
     typer.Option(metavar="DEVICE", help="Where to compute: auto (a GPU if there is one), cpu, cuda, cuda:N or mps."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Ways = Annotated[
+ReasoningOptions = Annotated[
     list[str] | None,
     typer.Option(
         "--reasoning",
@@ -38,7 +38,7 @@ Ways = Annotated[
         help="Reasoning method to measure beside the trained one, written as for generate. Repeatable.",
     ),
 ]
-Way = Annotated[
+ReasoningOption = Annotated[
     str | None,
     typer.Option(
         "--reasoning",

@@ -16,7 +16,7 @@ from unspoken.evaluation.results import RESULTS, read_results
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.methods.reasoning import Reasoning
 from unspoken.probes.catalogue import default_probes
-from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.evaluate import EvaluationSettings, evaluate
 from unspoken.probes.probe import Probe
 from unspoken.provenance import made
 from unspoken.report.page import PAGE, write_page
@@ -62,7 +62,7 @@ def models_of(run: SeedRun, reasonings: Sequence[Reasoning] = ()) -> SeedModels:
         teachers={
             name: run.model_folder(teacher.name)
             for name in measured
-            if (teacher := run.recipe.stage(name).objective.teacher(run.recipe.line(run.recipe.stage(name))))
+            if (teacher := run.recipe.stage(name).objective.teacher(run.recipe.lineage(run.recipe.stage(name))))
             is not None
         },
         reasonings={
@@ -105,7 +105,7 @@ def measure_run(
     runs: list[SeedRun],
     *,
     command: str,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     optional: Sequence[Probe] = (),
     reasonings: Sequence[Reasoning] = (),
 ) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def measure_run(
     """
     distributed.init_distributed()
     folder, task = runs[0].folder.parent, recipe.task.build()
-    asked = Asked(
+    asked = EvaluationSettings(
         task=task,
         prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
         problems=recipe.evaluation.problems,
@@ -139,7 +139,7 @@ def measure_run(
         if not any(way in some for some in models[0].reasonings.values()):
             raise ValueError(f"{way.title} suits no measured stage of {recipe.name}; leave it out")
     with run_lock(folder), memory_to_measure(recipe):
-        measured = evaluate(models, asked, [*default_probes(), *optional], say=say)
+        measured = evaluate(models, asked, [*default_probes(), *optional], log=log)
         for probe in optional:
             if probe.key not in measured["probes"]:
                 raise ValueError(f"the probe {probe.key!r} has nothing to measure in {recipe.name}; leave it out")
@@ -180,7 +180,7 @@ def run_experiment(
     distributed.init_distributed()
     with run_lock(output):
         runs = train(recipe, output, seeds=seeds, report_to=report_to, console=console, device=device)
-        results = measure_run(runs[0].recipe, runs, command=command, say=lambda text: write_line(text, console, "dim"))
+        results = measure_run(runs[0].recipe, runs, command=command, log=lambda text: write_line(text, console, "dim"))
         distributed.run_on_main(lambda: write_page([results], output / PAGE))
     return results
 
@@ -209,7 +209,7 @@ def measure_again(
             recipe,
             runs,
             command="\n".join(filter(None, commands)),
-            say=lambda text: write_line(text, console, "dim"),
+            log=lambda text: write_line(text, console, "dim"),
             optional=optional,
             reasonings=reasonings,
         )

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Of this process: how many blocks postpone signals, and which signal waits.
-_postponing: list[int] = []
+_deferring: list[int] = []
 _waiting: list[int] = []
 
 
@@ -35,8 +35,8 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Inside, the signals raise `Interrupted`, or wait where they are postponed; ignored ones stay ignored."""
+def signals_raise() -> Iterator[None]:
+    """Inside, the signals raise `Interrupted`, or wait where they are deferred; ignored ones stay ignored."""
     owner = os.getpid()
 
     def receive(number: int, _: FrameType | None) -> None:
@@ -44,7 +44,7 @@ def handled() -> Iterator[None]:
             raise KeyboardInterrupt  # a process of the data loader, which ends without a message
         if number == signal.SIGHUP:
             _leave_terminal()
-        if _postponing and not _waiting:
+        if _deferring and not _waiting:
             _waiting.append(number)
             return
         raise Interrupted(number)
@@ -62,43 +62,43 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def postponed() -> Iterator[None]:
-    """Inside, the first signal waits; who asks `requested` obeys it. At the end it is raised.
+def defer_signals() -> Iterator[None]:
+    """Inside, the first signal waits, and `requested` is true; at the end it is raised.
 
     Raises:
         Interrupted: a signal came, and nothing else is being raised.
     """
-    _postponing.append(1)
+    _deferring.append(1)
     try:
         yield
     finally:
-        _postponing.pop()
-    if _waiting and not _postponing:
-        obey()
+        _deferring.pop()
+    if _waiting and not _deferring:
+        raise_interrupted()
 
 
 @contextmanager
-def at_once() -> Iterator[None]:
-    """Inside a postponing block: signals raise again, one that waits too.
+def allow_signals() -> Iterator[None]:
+    """Inside a `defer_signals` block: signals raise again, one that waits too.
 
     Raises:
         Interrupted: a signal came.
     """
-    kept, _postponing[:] = list(_postponing), []
+    kept, _deferring[:] = list(_deferring), []
     try:
         if _waiting:
-            obey()
+            raise_interrupted()
         yield
     finally:
-        _postponing[:] = kept
+        _deferring[:] = kept
 
 
 def requested() -> bool:
-    """Whether a postponed signal waits."""
+    """Whether a deferred signal waits."""
     return bool(_waiting)
 
 
-def obey() -> NoReturn:
+def raise_interrupted() -> NoReturn:
     """End the command, because of the signal that waits or, where only another rank received one, as if by SIGTERM.
 
     Raises:

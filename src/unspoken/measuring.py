@@ -13,7 +13,7 @@ from unspoken.evaluation.answering import first_problems
 from unspoken.evaluation.results import Results, summary_of
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.probes.controls import MEANING, ControlsProbe
-from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.evaluate import EvaluationSettings, evaluate
 from unspoken.reasoning.system import System
 from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.files import FileConfig
@@ -83,7 +83,7 @@ def measured(
         for test in task.tests:
             for question in task.questions(first_problems(task, test, problems)):
                 reader.parse(question)
-    asked = Asked(
+    asked = EvaluationSettings(
         task=task,
         prompt_format=system.texts.prompt_format,
         problems=problems,
@@ -91,7 +91,7 @@ def measured(
         max_answer=system.max_tokens,
     )
     probes = [ControlsProbe()] if controls else []
-    results = evaluate([SeedModels(seed=seed, opened=system)], asked, probes, say=lambda _: None)
+    results = evaluate([SeedModels(seed=seed, opened=system)], asked, probes, log=lambda _: None)
     return Evaluation(name=system.name, results=results)
 
 

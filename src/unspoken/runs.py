@@ -68,7 +68,7 @@ def compression_rate(source: str | Path, seed: int, stage: str | None) -> int | 
     if recipe is None or trained is None:
         return None
     chosen = recipe.stage(trained)
-    return chosen.objective.rate(recipe.line(chosen))
+    return chosen.objective.rate(recipe.lineage(chosen))
 
 
 def reasoning_of(given: Reasoning | Mapping[str, Any] | str) -> Reasoning:

@@ -173,7 +173,7 @@ def parse_json(text: str) -> Any:
 
 
 @contextmanager
-def one_line(what: str, remedy: str, unless: Callable[[Exception], bool] | None = None) -> Iterator[None]:
+def one_line_error(what: str, remedy: str, unless: Callable[[Exception], bool] | None = None) -> Iterator[None]:
     """Turn an error of any type, from code that trusts what it reads, into one of one line.
 
     Args:

@@ -11,7 +11,7 @@ from tiny_models import tiny_language_model
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from unspoken.backbone.vocabulary import AskedHead, embedding_table, head_of, scores
+from unspoken.backbone.vocabulary import CallableHead, embedding_table, head_of, scores
 
 PLAIN: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
@@ -48,7 +48,7 @@ def test_scores_are_those_of_the_model(kind: str, settings: dict[str, Any]) -> N
 
 @torch.no_grad()
 def test_our_own_head_is_a_matrix_that_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(AskedHead, "__call__", None)
+    monkeypatch.setattr(CallableHead, "__call__", None)
     model = tiny_language_model("unspoken")
     assert head_of(model) is not None
     hidden = torch.randn(3, 16)
@@ -60,7 +60,7 @@ def test_a_cap_counts_where_scores_are_far_below_it(scale: float) -> None:
     model = tiny_hub_model("gemma2", **SLIDING, final_logit_softcapping=30.0)
     with torch.no_grad():
         model.lm_head.weight.mul_(scale)
-    assert isinstance(head_of(model), AskedHead)
+    assert isinstance(head_of(model), CallableHead)
 
 
 def test_a_head_is_judged_in_the_precision_of_its_weights() -> None:
@@ -81,7 +81,7 @@ def test_a_bias_that_is_still_zero_counts() -> None:
     model = tiny_hub_model("phi")
     with torch.no_grad():
         model.lm_head.bias.zero_()
-    assert isinstance(head_of(model), AskedHead)
+    assert isinstance(head_of(model), CallableHead)
     with torch.no_grad():
         model.lm_head.bias.normal_()
         hidden = torch.randn(2, WIDTH)

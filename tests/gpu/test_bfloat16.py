@@ -54,7 +54,7 @@ def plain(reasoner: Any, prompt: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         latent_step = reasoner.step(hidden)
         latents.append(latent_step.latent)
         feeds.append(latent_step.next_input.to(inputs.dtype))
-        clear.append(_leads(reasoner, hidden))
+        clear.append(_is_main_rank(reasoner, hidden))
         inputs = torch.cat([inputs, feeds[-1][:, None]], dim=1)
     return torch.cat(latents), torch.cat(feeds), torch.cat(clear)
 
@@ -64,7 +64,7 @@ def plain_rows(reasoner: Any, rows: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(parts) for parts in zip(*(plain(reasoner, row) for row in rows), strict=True))
 
 
-def _leads(reasoner: Any, hidden: Tensor) -> Tensor:
+def _is_main_rank(reasoner: Any, hidden: Tensor) -> Tensor:
     """Whether the choice that a thought makes, if it makes one, does not hang on rounding."""
     if not isinstance(reasoner, CoupledReasoner):
         return torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)

@@ -150,7 +150,7 @@ for order in sys.argv[3:]:
     elif kind == "measure":
         target = folder / f"{what}-on-{name}"
         distributed.run_on_main(lambda: str(shutil.copytree(folder / what, target)))
-        measure_run(*open_run(target), command="", say=lambda _: None)
+        measure_run(*open_run(target), command="", log=lambda _: None)
     elif kind == "stop":
         stopped_in_union(folder / what)
     elif kind == "continue":

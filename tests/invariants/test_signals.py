@@ -61,7 +61,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 @pytest.fixture
 def _handled() -> Iterator[None]:
-    with interruption.handled():
+    with interruption.signals_raise():
         yield
 
 
@@ -147,7 +147,7 @@ def test_a_measurement_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     runs = quiet_train(recipe, tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(interruption.Interrupted):
-        measure_run(recipe, runs, command="", say=send("SIGHUP"))
+        measure_run(recipe, runs, command="", log=send("SIGHUP"))
     assert sorted(tmp_path.rglob("*")) == before
     assert not (tmp_path / ".lock").exists()
 
@@ -155,7 +155,7 @@ def test_a_measurement_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
 def test_signals_that_were_ignored_stay_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interruption.handled():
+        with interruption.signals_raise():
             send("SIGHUP")(None)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:

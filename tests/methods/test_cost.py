@@ -35,7 +35,7 @@ def test_operations_of_a_pass(stack: Any) -> None:
     assert row.flops(again=False) == 3 * forward
     assert row.flops(again=True) == 4 * forward
     for again in (False, True):
-        assert replace(row, graded=False).flops(again=again) == forward
+        assert replace(row, has_gradient=False).flops(again=again) == forward
     assert replace(row, causal=False).flops(again=False) == 3 * 5 * (2 * WEIGHTS + 128 * 5)
     assert replace(row, across=4).flops(again=False) == 3 * 5 * (2 * WEIGHTS + 128 * 7)
     stack.requires_grad_(False)
@@ -72,7 +72,7 @@ def test_bytes_that_a_pass_keeps(stack: Any) -> None:
     across = 4 * 8 + 2 * (8 + 6 * 16)
     assert kept(across=4) == 2 * 5 * (block + across)
     assert kept(across=4, eager=True) == 2 * 5 * (block + 2 * 5 * 6 + across + 2 * 4 * 6)
-    assert kept(graded=False) == 0
+    assert kept(has_gradient=False) == 0
 
 
 def test_bytes_of_other_families() -> None:
@@ -110,7 +110,7 @@ def test_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = Scores(head=head, made=5, supervised=4)
     forward = 2 * 10 * 8 * 5
     assert scores.flops(rows=3) == 3 * forward
-    assert replace(scores, graded=False).flops(rows=3) == forward
+    assert replace(scores, has_gradient=False).flops(rows=3) == forward
     assert replace(scores, products=2).flops(rows=3) == 2 * 3 * forward
     assert replace(scores, supervised=6).flops(rows=3) == 3 * 2 * 10 * 8 * 6
     # Made again in the backward pass where they are more than fit at once.

@@ -420,7 +420,7 @@ def naive_latents(model: CarrierModel, prompt: Sequence[int], count: int) -> tup
 def test_a_spelled_thought_reaches_all_thoughts_before_it(carrier: str, family: str, thought: int) -> None:
     objective = SimCot(carrier=CARRIERS[carrier])
     model, batch = carried(objective, family, SPANS[:1])
-    size, count = objective.carrier.latents_a_step, objective.carrier.latents
+    size, count = objective.carrier.latents_per_explicit_step, objective.carrier.latents
     steps = [step if number == thought else () for number, step in enumerate(SPANS[0].steps)]
     added = step_targets([tuple(steps)], [3], [()], end_id=END, pad_id=PAD)
     made: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""How the folder of a finished model answers where it records nothing, and what a carrier's line must be."""
+"""How the folder of a finished model answers where it records nothing, and what a carrier's lineage must be."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from unspoken.methods.codi.stages import Codi
 from unspoken.methods.coupled.stages import NextToken
 from unspoken.methods.defaults import TrainingFacts, distilled, on_codi
 from unspoken.methods.latent_model import LatentModel
-from unspoken.methods.method import Line
+from unspoken.methods.method import Lineage
 from unspoken.methods.mux.stages import Mux
 from unspoken.methods.self_distillation import Projection
 from unspoken.methods.self_distilled import projection_of
@@ -88,15 +88,15 @@ def test_a_folder_names_the_class_of_its_model(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_sixteen_tokens_are_generated_where_no_number_is_given() -> None:
-    class Asked(Exception):
+    class EvaluationSettings(Exception):
         pass
 
     def system(*, name: str, max_tokens: int) -> None:
-        raise Asked(f"{name} {max_tokens}")
+        raise EvaluationSettings(f"{name} {max_tokens}")
 
     model: Any = SimpleNamespace(config=SimpleNamespace(model_type="lotus"), system=system)
     for given, asked in (({}, "lotus 16"), ({"max_new_tokens": 3}, "lotus 3")):
-        with pytest.raises(Asked, match=f"^{asked}$"):
+        with pytest.raises(EvaluationSettings, match=f"^{asked}$"):
             LatentModel.generate(model, torch.zeros(1, 1, dtype=torch.long), **given)
 
 
@@ -107,13 +107,13 @@ def test_stages_that_carry_a_loss() -> None:
     assert len(objectives()) == len({one.kind for one in objectives()}) == sum(len(one.objectives) for one in METHODS)
 
 
-def line_of(*objectives: Any) -> Any:
-    line: Line | None = None
+def lineage_of(*objectives: Any) -> Any:
+    lineage: Lineage | None = None
     for number, objective in enumerate(objectives):
         from unspoken.training.recipe import Stage
 
-        line = Line(settings=Stage(name=f"s{number}", objective=objective, steps=1), before=line)
-    return line
+        lineage = Lineage(settings=Stage(name=f"s{number}", objective=objective, steps=1), before=lineage)
+    return lineage
 
 
 def test_a_carrier_fits_the_line_without_added_losses() -> None:
@@ -121,15 +121,15 @@ def test_a_carrier_fits_the_line_without_added_losses() -> None:
         task=SimpleNamespace(traits=SimpleNamespace(fixed_steps=None)), attention="sdpa", activation_checkpointing=False
     )
     first = SimCot(carrier=Coconut(replaced=1))
-    line = line_of(NextToken(), first, SimCot(carrier=Coconut(replaced=2)))
-    assert [one.objective.kind for one in carried(line)] == ["coconut", "coconut", "next_token"]
-    line.objective.check_line(line, run)
-    wrong = line_of(first, SimCot(carrier=Codi()))
+    lineage = lineage_of(NextToken(), first, SimCot(carrier=Coconut(replaced=2)))
+    assert [one.objective.kind for one in carried(lineage)] == ["coconut", "coconut", "next_token"]
+    lineage.objective.check_lineage(lineage, run)
+    wrong = lineage_of(first, SimCot(carrier=Codi()))
     with pytest.raises(ValueError, match="a codi stage cannot start from a coconut stage"):
-        wrong.objective.check_line(wrong, run)
-    fewer = line_of(SimCot(carrier=Coconut(replaced=2)), SimCot(carrier=Coconut(replaced=1)))
+        wrong.objective.check_lineage(wrong, run)
+    fewer = lineage_of(SimCot(carrier=Coconut(replaced=2)), SimCot(carrier=Coconut(replaced=1)))
     with pytest.raises(ValueError, match="it replaces 1 steps by 2 latents and 's0' before it 2 by 4"):
-        fewer.objective.check_line(fewer, run)
+        fewer.objective.check_lineage(fewer, run)
 
 
 @pytest.mark.parametrize("kind", [Mux, SimCot])
@@ -145,13 +145,13 @@ def test_an_added_loss_has_latents_and_a_weight(kind: Any) -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_micro_batches_do_not_see_the_deviation_of_a_batch(accumulate: int) -> None:
     run: Any = SimpleNamespace(attention="sdpa", activation_checkpointing=False)
-    line: Any = SimpleNamespace(settings=SimpleNamespace(accumulate=accumulate))
-    Codi(divide_by_std=False).check_line(line, run)
+    lineage: Any = SimpleNamespace(settings=SimpleNamespace(accumulate=accumulate))
+    Codi(divide_by_std=False).check_lineage(lineage, run)
     if accumulate == 1:
-        Codi().check_line(line, run)
+        Codi().check_lineage(lineage, run)
     else:
         with pytest.raises(ValueError, match="divide_by_std takes the deviation over the whole batch"):
-            Codi().check_line(line, run)
+            Codi().check_lineage(lineage, run)
 
 
 def test_a_projection_is_two_layers_and_a_norm() -> None:

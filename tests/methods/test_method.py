@@ -11,7 +11,7 @@ import torch
 from plain_stage import CAPS, PROBLEM, facts_of
 
 from unspoken.methods.cost import Lengths
-from unspoken.methods.method import Context, DecoderObjective, Line, Method, Objective, refuse_cacheless
+from unspoken.methods.method import Context, DecoderObjective, Lineage, Method, Objective, refuse_cacheless
 from unspoken.tasks.spans import Markers
 
 
@@ -80,8 +80,8 @@ def test_problems_to_measure_on_are_the_same_for_every_seed() -> None:
 
 
 def test_a_line_is_read_back_to_its_start() -> None:
-    first = Line(settings=stage(name="cot", objective=Learned()))
-    second = Line(settings=stage(name="last", objective=Learned()), before=first)
+    first = Lineage(settings=stage(name="cot", objective=Learned()))
+    second = Lineage(settings=stage(name="last", objective=Learned()), before=first)
     assert [one.name for one in second] == ["last", "cot"]
     assert (first.kind_before, second.kind_before) == (None, "learned")
 
@@ -131,7 +131,7 @@ def test_what_is_true_of_a_stage_that_states_nothing() -> None:
         False,
     ]
     assert [one.candidate(step) for step in (0, 1, 2)] == [False, True, True]
-    assert (one.writes_tokens, one.ends_at_marker, one.questions_a_row) == (False, False, 1)
+    assert (one.writes_tokens, one.ends_at_marker, one.questions_per_row) == (False, False, 1)
     assert one.row_length(PROBLEM, CAPS) == 5 + 6 + 4
     assert one.answer_tokens(CAPS) == 7
     assert one.training_rows(3, 4, 5) == 12

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unspoken.methods.rollouts import stretches
+from unspoken.methods.rollouts import random_spans
 
 ABLE = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0]], dtype=torch.bool)  # five places that can be latents
 JUST_BELOW_ONE = 1 - 2**-24  # the largest number that is drawn
@@ -28,12 +28,12 @@ def test_length_and_place_are_the_draws(
     longest: int, draws: tuple[float, float], places: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([draws]))
-    assert stretches(ABLE, longest)[0].nonzero().flatten().tolist() == places
+    assert random_spans(ABLE, longest)[0].nonzero().flatten().tolist() == places
 
 
 def test_every_row_draws_for_itself_and_every_length_and_place_comes() -> None:
     torch.manual_seed(0)
-    seen = stretches(torch.ones(2000, 4, dtype=torch.bool), 2)
+    seen = random_spans(torch.ones(2000, 4, dtype=torch.bool), 2)
     rows, counts = seen.unique(dim=0, return_counts=True)
     # One of four places, or two of three pairs of neighbours: half of the rows each.
     assert len(rows) == 7

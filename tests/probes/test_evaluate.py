@@ -20,7 +20,7 @@ from unspoken.evaluation.outcomes import unpacked
 from unspoken.evaluation.seeds import SeedModels
 from unspoken.probes import evaluate as loop
 from unspoken.probes.catalogue import default_probes
-from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.evaluate import EvaluationSettings, evaluate
 from unspoken.probes.probe import Probe, View
 from unspoken.reasoning.system import System
 from unspoken.tasks.task import Problems, Task
@@ -30,7 +30,7 @@ SECONDS = {"seconds_batched": 0.1, "seconds_alone": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TwoSets(Asked):
+class TwoSets(EvaluationSettings):
     """Two test sets of different size."""
 
     def tests(self) -> dict[str, loop.TestSet]:
@@ -112,7 +112,7 @@ def run(seeds: list[SeedModels]) -> Run:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "answer", counted)
         patch.setattr(loop, "seconds", seconds)
-        results = evaluate(seeds, ASKED, [*default_probes(), watch, Silent()], say=lambda _: None)
+        results = evaluate(seeds, ASKED, [*default_probes(), watch, Silent()], log=lambda _: None)
     return Run(results, watch, answered, timed)
 
 
@@ -188,9 +188,11 @@ def test_probes_see_each_system_of_each_seed_with_its_answers(run: Run) -> None:
 
 def test_a_baseline_that_was_not_measured_compares_nothing(seeds: list[SeedModels]) -> None:
     latent = SeedModels(seed=3, measured={"latent": Path(seeds[0].measured["latent"])}, stages={})
-    few = Asked(task=TASK, prompt_format=PROMPT_FORMAT, problems=2, batch_size=2, max_answer=3, baseline="cot")
+    few = EvaluationSettings(
+        task=TASK, prompt_format=PROMPT_FORMAT, problems=2, batch_size=2, max_answer=3, baseline="cot"
+    )
     lines: list[str] = []
-    results = evaluate([latent], few, [], say=lines.append)
+    results = evaluate([latent], few, [], log=lines.append)
     assert (results["baseline"], results["differences"], results["probes"]) == (None, {}, {})
     assert list(results["tests"]) == ["test"]
     assert lines == ["seed 3  latent: 2 problems of test"]
@@ -204,15 +206,15 @@ def test_curves_are_kept_of_all_seeds_and_chains_along_them_of_the_first(monkeyp
     monkeypatch.setattr(loop, "has_curve", lambda at: at.name != "labels")
     stages = {"long": Path("long"), "labels": Path("labels")}
     models = [SeedModels(seed=seed, measured={}, stages=stages) for seed in (3, 4)]
-    few = Asked(task=TASK, prompt_format=PROMPT_FORMAT, problems=2, batch_size=2, max_answer=3)
-    assert evaluate(models, few, [], say=lambda _: None)["training"] == [
+    few = EvaluationSettings(task=TASK, prompt_format=PROMPT_FORMAT, problems=2, batch_size=2, max_answer=3)
+    assert evaluate(models, few, [], log=lambda _: None)["training"] == [
         {"seed": 3, "stages": {"long": {"name": "long", "chains": True}}},
         {"seed": 4, "stages": {"long": {"name": "long", "chains": False}}},
     ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planted(Asked):
+class Planted(EvaluationSettings):
     """Every chain stopped for a reason of the test's."""
 
     reasons: tuple[StopReason, ...]

@@ -15,7 +15,7 @@ from torch import Tensor
 from unspoken.chain import LatentChain
 from unspoken.draw.page import to_html
 from unspoken.draw.section import Section
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.probes.forced_symbols import ForcedSymbolsProbe
 from unspoken.reasoning.picking import FREE, ForcedTokens
 from unspoken.reasoning.speakers import Separate
@@ -44,9 +44,10 @@ def believer(name: str) -> System:
 
 
 def test_a_planted_talker_follows_its_wrong_symbols_and_its_prime() -> None:
-    assert PROBE.applies(believer(PAIR), TASK)
+    assert PROBE.applies(believer(JEPA_REASONER), TASK)
     readings = {
-        name: [PROBE.measure(string_view(believer(name), seed=seed)) for seed in (0, 1)] for name in (PAIR, "b")
+        name: [PROBE.measure(string_view(believer(name), seed=seed)) for seed in (0, 1)]
+        for name in (JEPA_REASONER, "b")
     }
     assert readings["b"][0].primed == {}
     summary = PROBE.summarise(readings, baseline=None)

@@ -10,9 +10,9 @@ import pytest
 from tiny_recipe import quiet_train
 from tiny_strings import tiny_strings
 
-from unspoken.evaluation.outcomes import PAIR, unpacked
+from unspoken.evaluation.outcomes import JEPA_REASONER, unpacked
 from unspoken.evaluation.seeds import SeedModels
-from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.evaluate import EvaluationSettings, evaluate
 from unspoken.probes.forced_symbols import ForcedSymbolsProbe
 from unspoken.probes.latent_noise import LatentNoiseProbe
 from unspoken.probes.symbols import SymbolsProbe
@@ -20,7 +20,7 @@ from unspoken.probes.token_noise import RATES, TokenNoiseProbe
 from unspoken.tasks.prompt_format import PromptFormat
 
 STAGES = ("talker", "talker_mono", "coupled", "coconut")
-NAMES = [PAIR, f"{PAIR}, nearest row", f"{PAIR}, talker_mono", "coupled", "coconut"]
+NAMES = [JEPA_REASONER, f"{JEPA_REASONER}, nearest row", f"{JEPA_REASONER}, talker_mono", "coupled", "coconut"]
 PROBES = (SymbolsProbe(), TokenNoiseProbe(), LatentNoiseProbe(), ForcedSymbolsProbe())
 
 
@@ -36,7 +36,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         )
         for run in quiet_train(recipe, folder, seeds=2)
     ]
-    asked = Asked(
+    asked = EvaluationSettings(
         task=recipe.task.build(),
         prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
         problems=6,
@@ -44,7 +44,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         max_answer=4,
         baseline="coupled",
     )
-    return evaluate(models, asked, PROBES, say=lambda _: None)
+    return evaluate(models, asked, PROBES, log=lambda _: None)
 
 
 def test_every_system_is_measured_on_the_same_symbols(results: dict[str, Any]) -> None:
@@ -68,7 +68,7 @@ def test_every_system_is_measured_on_the_same_symbols(results: dict[str, Any]) -
 def test_a_chain_of_two_is_the_beginning_of_a_chain_of_four(results: dict[str, Any]) -> None:
     token = results["probes"]["token_noise"]
     # The encoder of the Dual-Talker of the first pair reads all of a chain at once.
-    for name in ("coupled", f"{PAIR}, nearest row", f"{PAIR}, talker_mono"):
+    for name in ("coupled", f"{JEPA_REASONER}, nearest row", f"{JEPA_REASONER}, talker_mono"):
         levels = token["systems"][name]["levels"]
         assert [level["level"] for level in levels] == list(RATES)
         steps = results["probes"]["symbols"]["steps"][name]
@@ -79,10 +79,10 @@ def test_a_chain_of_two_is_the_beginning_of_a_chain_of_four(results: dict[str, A
 def test_symbols_reach_only_the_chain_that_is_made_of_them(results: dict[str, Any]) -> None:
     effects = results["probes"]["forced_symbols"]["systems"]
     kept = {name: entry["latents_identical"] for name, entry in effects.items()}
-    assert kept == {PAIR: True, f"{PAIR}, talker_mono": True, "coupled": False, "coconut": True}
+    assert kept == {JEPA_REASONER: True, f"{JEPA_REASONER}, talker_mono": True, "coupled": False, "coconut": True}
     assert effects["coupled"]["largest_latent_change"] > 0
     # A Mono-Talker does not read its own symbols either.
-    mono = effects[f"{PAIR}, talker_mono"]["later_changed"]
+    mono = effects[f"{JEPA_REASONER}, talker_mono"]["later_changed"]
     assert mono is None or mono["mean"] == 0
     assert set(results["probes"]["forced_symbols"]["prime"]) == {"right", "wrong"}
 
@@ -90,9 +90,9 @@ def test_symbols_reach_only_the_chain_that_is_made_of_them(results: dict[str, An
 def test_costs_count_what_waits_for_what(results: dict[str, Any]) -> None:
     passes = {name: system["cost"]["sequential_passes"] for name, system in results["systems"].items()}
     # Four latents; then nothing, one pass, an encoder and four symbols.
-    assert passes["coupled"] == passes[f"{PAIR}, nearest row"] == 4
-    assert passes[f"{PAIR}, talker_mono"] == 5
-    assert passes[PAIR] == 9
+    assert passes["coupled"] == passes[f"{JEPA_REASONER}, nearest row"] == 4
+    assert passes[f"{JEPA_REASONER}, talker_mono"] == 5
+    assert passes[JEPA_REASONER] == 9
     # Opening, two latents, marker and at most two symbols.
     coconut = results["systems"]["coconut"]["cost"]
     assert coconut["latent_steps"] == 2
@@ -103,4 +103,4 @@ def test_costs_count_what_waits_for_what(results: dict[str, Any]) -> None:
         seeds = [unpacked(text, kept["problems"]).mean() for text in kept["right"][name]]
         assert seeds == pytest.approx(system["exact_match"]["seeds"])
     # A Talker comes on top of the chain that it reads.
-    assert kept["cost"][PAIR]["flops"] > kept["cost"][f"{PAIR}, nearest row"]["flops"]
+    assert kept["cost"][JEPA_REASONER]["flops"] > kept["cost"][f"{JEPA_REASONER}, nearest row"]["flops"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.probes import latent_noise, token_noise
 from unspoken.probes.chains import largest_entropy
 from unspoken.probes.controls import ControlsProbe
@@ -116,7 +116,7 @@ def test_bars_of_entropy_have_a_highest_one(entropies: list[list[float | None]],
 def test_noise_is_measured_at_the_levels_that_the_paper_printed() -> None:
     assert tuple(token_noise.PAPER) == token_noise.RATES
     assert {tuple(levels) for levels in latent_noise.PAPER.values()} == {latent_noise.FRACTIONS}
-    assert PAIR in latent_noise.PAPER
+    assert JEPA_REASONER in latent_noise.PAPER
 
 
 def test_of_eight_chains_a_problem_powers_of_two_are_reported() -> None:

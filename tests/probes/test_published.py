@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.probes import latent_noise, token_noise
 from unspoken.probes.paper import PAPER
 
@@ -38,7 +38,7 @@ def test_wrong_tokens_in_the_prompt() -> None:
 
 
 def test_noise_on_latents() -> None:
-    reasoner, coconut = latent_noise.PAPER[PAIR], latent_noise.PAPER["coconut"]
+    reasoner, coconut = latent_noise.PAPER[JEPA_REASONER], latent_noise.PAPER["coconut"]
     assert [[level, reasoner[level], coconut[level]] for level in reasoner] == numbers(LATENT_NOISE)
     assert [*latent_noise.FRACTIONS] == [*reasoner] == [*coconut]
 

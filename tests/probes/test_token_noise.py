@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unspoken.draw.section import Figure, Section
 from unspoken.draw.table import Table, grids
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.probes.token_noise import RATES, TokenNoiseProbe, noise_curves
 from unspoken.tasks.context_free import PAD, SYMBOLS
 
@@ -48,7 +48,7 @@ def summary() -> dict[str, Any]:
     def fragile(ids: Tensor, _: Any) -> Tensor:
         return torch.where((ids == CLEAN).all(dim=1, keepdim=True), right, PAD)
 
-    systems = [planted(lambda *_: right, name=PAIR), planted(fragile, name="coupled")]
+    systems = [planted(lambda *_: right, name=JEPA_REASONER), planted(fragile, name="coupled")]
     assert all(PROBE.applies(system, TASK) for system in systems)
     readings = {system.name: [PROBE.measure(string_view(system, seed=seed)) for seed in (0, 1)] for system in systems}
     return PROBE.summarise(readings, baseline="coupled")
@@ -56,14 +56,14 @@ def summary() -> dict[str, Any]:
 
 def test_what_a_planted_system_needs_of_its_prompt_is_measured(summary: dict[str, Any]) -> None:
     assert summary["half"] == 2
-    for name, after in ((PAIR, 1.0), ("coupled", 0.0)):
+    for name, after in ((JEPA_REASONER, 1.0), ("coupled", 0.0)):
         levels = summary["systems"][name]["levels"]
         assert [level["level"] for level in levels] == list(RATES)
         for kind in ("symbol", "exact"):
             values = [[step["mean"] for step in level[kind]] for level in levels]
             assert values == [[1.0, 1.0], *[[after] * 2] * (len(RATES) - 1)]
         assert summary["valid"][name] == [1.0, *[after] * (len(RATES) - 1)]
-    clean, *noisy = summary["comparison"][f"{PAIR} - coupled"]["levels"]
+    clean, *noisy = summary["comparison"][f"{JEPA_REASONER} - coupled"]["levels"]
     assert [step["absolute"]["mean"] for step in clean["symbol"]] == [0.0, 0.0]
     assert all(step[kind]["mean"] == 1.0 for level in noisy for step in level["symbol"] for kind in step)
     json.dumps(summary, allow_nan=False)

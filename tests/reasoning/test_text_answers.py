@@ -81,13 +81,15 @@ def test_a_chain_that_goes_on_from_its_own_beginning_is_itself(settings: dict[st
     own = system.answer(QUESTIONS)
     for steps in (0, 1, 3, 6):
         beginnings = [answer.chain.truncate(steps) for answer in own]
-        for before, again in zip(own, system.answer(QUESTIONS, beginnings, goes_on=True), strict=True):
+        for before, again in zip(own, system.answer(QUESTIONS, beginnings, continue_chain=True), strict=True):
             assert again.tokens == before.tokens
             assert again.cost == before.cost
             torch.testing.assert_close(again.chain.record.latents, before.chain.record.latents, **CLOSE)
     # Of different length in one batch.
     several = [answer.chain.truncate(steps) for steps, answer in enumerate(own)]
-    assert [answer.tokens for answer in system.answer(QUESTIONS, several, goes_on=True)] == [one.tokens for one in own]
+    assert [answer.tokens for answer in system.answer(QUESTIONS, several, continue_chain=True)] == [
+        one.tokens for one in own
+    ]
 
 
 def test_a_given_latent_is_fed_at_the_multiple_at_which_the_method_feeds_its_own() -> None:
@@ -109,7 +111,7 @@ def test_given_steps_come_first_and_never_end_a_chain_of_mixtures() -> None:
     changed = [answer.chain.truncate(0) for answer in own]
     begun = tiny_word_system(fixed=True).answer(QUESTIONS)
     changed = [answer.chain.truncate(1).edit(0, {end: 1.0, 8: 3.0}) for answer in begun]
-    found = system.answer(QUESTIONS, changed, goes_on=True)
+    found = system.answer(QUESTIONS, changed, continue_chain=True)
     for given, answer in zip(changed, found, strict=True):
         assert len(answer.chain) >= 1
         torch.testing.assert_close(answer.chain.record.latents[0, 0], given.record.latents[0, 0])
@@ -121,7 +123,7 @@ def test_given_steps_come_first_and_never_end_a_chain_of_mixtures() -> None:
 def test_a_given_mixture_may_have_more_entries_than_the_model_s() -> None:
     system = tiny_word_system(top_k=2, fixed=True)
     wide = system.answer(QUESTIONS[0]).chain.truncate(1).edit(0, dict.fromkeys(range(8, 12), 1.0))
-    answer = system.answer(QUESTIONS[0], wide, goes_on=True)
+    answer = system.answer(QUESTIONS[0], wide, continue_chain=True)
     weights, ids = answer.chain.record.support_weights, answer.chain.record.support_ids
     assert weights is not None and ids is not None and weights.shape == (1, 6, 4)
     assert (ids[0, 0].tolist(), weights[0, 0].tolist()) == ([8, 9, 10, 11], [0.25] * 4)

@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run")
     quiet_train(parse(TEXT.replace("\nevaluation:", f"{COUPLED}\nevaluation:"), "run"), output, seeds=2)
     recipe, runs = open_run(output)
-    measure_run(recipe, runs, command="unspoken eval <here>", say=lambda _: None)
+    measure_run(recipe, runs, command="unspoken eval <here>", log=lambda _: None)
     return output
 
 
@@ -52,7 +52,7 @@ def ambiguous(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     recipe = parse(TEXT[:before] + TEXT[after:], "ambiguous", ["task.targets=3"])
     quiet_train(recipe, output)
     _, runs = open_run(output)
-    return measure_run(recipe, runs, command="", say=lambda _: None)
+    return measure_run(recipe, runs, command="", log=lambda _: None)
 
 
 def page_of(results: list[dict[str, Any]], folder: Path) -> str:

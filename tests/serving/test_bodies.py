@@ -17,7 +17,7 @@ from unspoken.serving.bodies import BODY_BYTES, decoded
 from unspoken.serving.fields import Endpoint
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.schema import request_of
-from unspoken.serving.work import work_of
+from unspoken.serving.work import prepare_request
 
 # No longer may one thing take, on the slowest processor of the tests; without limits some took six seconds.
 SECONDS = 0.1
@@ -100,7 +100,7 @@ def test_a_bad_body_is_refused_at_once(name: str, served: Served) -> None:
 
     def refused() -> None:
         with pytest.raises(Refusal) as refusal:
-            work_of(served, Limits(), endpoint, body)
+            prepare_request(served, Limits(), endpoint, body)
         assert refusal.value.status_code in (400, 404)
 
     assert served.longest_token > 1  # reads the vocabulary once

@@ -12,15 +12,15 @@ import pytest
 
 from unspoken.serving.batch import Progress
 from unspoken.serving.engine import Closing, QueueFull
-from unspoken.serving.flight import Flight, answered, streamed
+from unspoken.serving.flight import PendingAnswers, answered, streamed
 from unspoken.serving.refusal import Refusal
-from unspoken.serving.responses import Form
+from unspoken.serving.responses import ResponseFormat
 
 TEXTS = ("", "Ann ", "has ", "3 ", "pears", "\ufffd")
 OVER = Progress(tokens=(4,), over=True, latents=2)
 
 
-class Desk:
+class RequestReader:
     """A model whose jobs progress as a test sets them, and what is asked of its engine."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Desk:
         self.texts += 1
         return "".join(TEXTS[token] for token in tokens)
 
-    def flight(self, cuts: Sequence[int | None] | None = None) -> Flight:
+    def flight(self, cuts: Sequence[int | None] | None = None) -> PendingAnswers:
         work: Any = SimpleNamespace(
             request=self.request,
             jobs=self.jobs,
@@ -56,15 +56,15 @@ class Desk:
             cuts=cuts or [None] * len(self.jobs),
         )
         served: Any = SimpleNamespace(text=self.text, system=SimpleNamespace(silent=self.silent))
-        return Flight(served, self, work)  # type: ignore[arg-type]
+        return PendingAnswers(served, self, work)  # type: ignore[arg-type]
 
 
 def updates(
-    desk: Desk, *progress: Progress, read: bool = False, index: int = 0, cuts: Any = None
-) -> tuple[Flight, list[tuple[str, str | None]]]:
+    desk: RequestReader, *progress: Progress, read: bool = False, index: int = 0, cuts: Any = None
+) -> tuple[PendingAnswers, list[tuple[str, str | None]]]:
     """The text and the end of an answer after each progress."""
 
-    async def run() -> tuple[Flight, list[tuple[str, str | None]]]:
+    async def run() -> tuple[PendingAnswers, list[tuple[str, str | None]]]:
         flight = desk.flight(cuts)
         for one in progress:
             desk.report(index, one)
@@ -81,11 +81,11 @@ def tokens(*ids: int) -> Progress:
 
 
 def test_a_text_is_made_where_somebody_reads_it_or_it_is_complete() -> None:
-    _, unread = updates(Desk(), tokens(1), tokens(2, 3), OVER)
+    _, unread = updates(RequestReader(), tokens(1), tokens(2, 3), OVER)
     assert unread == [("", None), ("", None), ("Ann has 3 pears", "stop")]
-    _, read = updates(Desk(), tokens(1), tokens(2, 3), OVER, read=True)
+    _, read = updates(RequestReader(), tokens(1), tokens(2, 3), OVER, read=True)
     assert read == [("Ann ", None), ("Ann has 3 ", None), ("Ann has 3 pears", "stop")]
-    _, capped = updates(Desk(), Progress(tokens=(1,), over=True, capped=True))
+    _, capped = updates(RequestReader(), Progress(tokens=(1,), over=True, capped=True))
     assert capped == [("Ann ", "length")]
 
 
@@ -101,7 +101,7 @@ def test_a_text_is_made_where_somebody_reads_it_or_it_is_complete() -> None:
     ],
 )
 def test_an_answer_ends_before_the_first_of_its_stops(stop: list[str], seen: list[tuple[str, str | None]]) -> None:
-    desk = Desk(stop=stop)
+    desk = RequestReader(stop=stop)
     flight, actual = updates(desk, tokens(1), tokens(2, 3), OVER)
     assert actual == seen
     # The engine is informed where the model has not ended the answer itself, and what comes later counts no more.
@@ -110,36 +110,36 @@ def test_an_answer_ends_before_the_first_of_its_stops(stop: list[str], seen: lis
 
 
 def test_what_an_answer_was_cut_to_stands_beside_it() -> None:
-    flight, _ = updates(Desk(), OVER, cuts=[7])
+    flight, _ = updates(RequestReader(), OVER, cuts=[7])
     assert flight.choices[0].extension == {"max_tokens": 7}
-    flight, _ = updates(Desk(), OVER)
+    flight, _ = updates(RequestReader(), OVER)
     assert flight.choices[0].extension is None
     asked = SimpleNamespace(chain=True, coefficients=2)
-    flight, _ = updates(Desk(unspoken=asked), OVER, cuts=[7])
+    flight, _ = updates(RequestReader(unspoken=asked), OVER, cuts=[7])
     assert flight.choices[0].extension == {"max_tokens": 7, "chain": {"stopped": "end", "steps": []}}
-    flight, _ = updates(Desk(unspoken=SimpleNamespace(chain=False, coefficients=2)), OVER)
+    flight, _ = updates(RequestReader(unspoken=SimpleNamespace(chain=False, coefficients=2)), OVER)
     assert flight.choices[0].extension is None
 
 
 def test_a_model_that_fails_is_an_error_of_the_server() -> None:
     with pytest.raises(Refusal, match="the model failed: out of memory") as failed:
-        updates(Desk(), tokens(1), Progress(over=True, failure="out of memory"))
+        updates(RequestReader(), tokens(1), Progress(over=True, failure="out of memory"))
     assert (failed.value.status_code, failed.value.code) == (500, "model_failed")
 
 
 @pytest.mark.parametrize(("error", "status"), [(QueueFull, 429), (Closing, 503)])
 def test_what_the_engine_does_not_take_is_refused(error: type[Exception], status: int) -> None:
     with pytest.raises(Refusal, match="try again in a second") as refused:
-        updates(Desk(error=error))
+        updates(RequestReader(error=error))
     assert (refused.value.status_code, refused.value.headers) == (status, {"Retry-After": "1"})
 
 
 # --- what is sent, and what it cost ----------------------------------------------------------------------------------
 
 
-def sent(desk: Desk, *progress: tuple[int, Progress], chat: bool = True, counted: bool = False) -> list[Any]:
+def sent(desk: RequestReader, *progress: tuple[int, Progress], chat: bool = True, counted: bool = False) -> list[Any]:
     """Events of a stream: the choice, its new text and its end, or another content; and the last line."""
-    form = Form(chat=chat, name="tiny", number="1", created=1, token_text=str)
+    form = ResponseFormat(chat=chat, name="tiny", number="1", created=1, token_text=str)
 
     async def run() -> list[str]:
         flight = desk.flight()
@@ -165,7 +165,7 @@ def sent(desk: Desk, *progress: tuple[int, Progress], chat: bool = True, counted
 
 
 def test_a_stream_of_a_chat() -> None:
-    desk = Desk(2)
+    desk = RequestReader(2)
     first, second = (0, tokens(1, 2)), (1, tokens(3))
     assert sent(desk, first, second, (0, tokens(5)), (1, OVER), (0, OVER), counted=True) == [
         (0, "", None),
@@ -189,7 +189,7 @@ def test_a_stream_of_a_chat() -> None:
 
 
 def test_a_stream_of_a_completion_holds_back_what_may_be_a_stop() -> None:
-    desk = Desk(stop=["has 3"])
+    desk = RequestReader(stop=["has 3"])
     assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(2)), (0, OVER), chat=False) == [
         (0, "Ann ", None),
         (0, "has ", None),
@@ -197,7 +197,7 @@ def test_a_stream_of_a_completion_holds_back_what_may_be_a_stop() -> None:
         (0, "", "stop"),
         "done",
     ]
-    desk = Desk(stop=["has 3"])
+    desk = RequestReader(stop=["has 3"])
     assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(3)), chat=False) == [
         (0, "Ann ", None),
         (0, "", "stop"),
@@ -207,7 +207,7 @@ def test_a_stream_of_a_completion_holds_back_what_may_be_a_stop() -> None:
 
 
 def test_a_stream_that_fails_ends_in_the_error() -> None:
-    desk = Desk()
+    desk = RequestReader()
     failure = Progress(over=True, failure="out of memory")
     assert sent(desk, (0, tokens(1)), (0, failure), chat=False) == [
         (0, "Ann ", None),
@@ -221,14 +221,14 @@ def test_a_stream_that_fails_ends_in_the_error() -> None:
     [(None, True, 46, 8), (1, True, 46, 8), (2, True, 22, 8), (4, False, 10, 0)],
 )
 def test_a_prompt_counts_once_for_all_its_answers(copies: int | None, silent: bool, prompts: int, steps: int) -> None:
-    desk = Desk(4, n=copies, silent=silent)
+    desk = RequestReader(4, n=copies, silent=silent)
 
     async def run() -> dict[str, Any]:
         flight = desk.flight()
         for index in range(4):
             desk.report(index, tokens(1, 2))
             desk.report(index, OVER)
-        return await answered(flight, Form(chat=False, name="tiny", number="1", created=1, token_text=str))
+        return await answered(flight, ResponseFormat(chat=False, name="tiny", number="1", created=1, token_text=str))
 
     answer = asyncio.run(run())
     assert [choice["text"] for choice in answer["choices"]] == ["Ann has pears"] * 4

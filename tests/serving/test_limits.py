@@ -23,7 +23,7 @@ from unspoken.serving.connections import Rate, connection_settings, log_config
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.responses import error_of
 from unspoken.serving.schema import request_of
-from unspoken.serving.server import Desk
+from unspoken.serving.server import RequestReader
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 MIB = 2**20
@@ -127,8 +127,8 @@ def request_with(body: bytes, kind: bytes | None = b"application/json") -> Reque
     return Request({"type": "http", "method": "POST", "headers": headers}, receive)
 
 
-def at_desk(served: Served, action: Callable[[Desk], Awaitable[None]]) -> None:
-    desk = Desk(served, Limits())
+def at_desk(served: Served, action: Callable[[RequestReader], Awaitable[None]]) -> None:
+    desk = RequestReader(served, Limits())
     try:
         asyncio.run(action(desk))  # type: ignore[arg-type]
     finally:
@@ -136,7 +136,7 @@ def at_desk(served: Served, action: Callable[[Desk], Awaitable[None]]) -> None:
 
 
 def test_a_body_of_a_mebibyte_is_received_and_no_byte_more(served: Served) -> None:
-    async def action(desk: Desk) -> None:
+    async def action(desk: RequestReader) -> None:
         async with desk.body(request_with(b"x" * MIB)) as body:
             assert len(body) == MIB
         with pytest.raises(Refusal, match=f"the request is larger than {MIB} bytes") as large:
@@ -150,7 +150,7 @@ def test_a_body_of_a_mebibyte_is_received_and_no_byte_more(served: Served) -> No
 
 
 def test_bodies_that_are_held_at_once_have_a_limit_together(served: Served) -> None:
-    async def action(desk: Desk) -> None:
+    async def action(desk: RequestReader) -> None:
         async with contextlib.AsyncExitStack() as held:
             for _ in range(64):
                 await held.enter_async_context(desk.body(request_with(b"x" * MIB)))
@@ -166,7 +166,7 @@ def test_bodies_that_are_held_at_once_have_a_limit_together(served: Served) -> N
 
 
 def test_a_body_is_json_by_its_type_or_has_none(served: Served) -> None:
-    async def action(desk: Desk) -> None:
+    async def action(desk: RequestReader) -> None:
         for kind in (None, b"application/json", b"Application/JSON; charset=utf-8"):
             async with desk.body(request_with(b"{}", kind)) as body:
                 assert body == b"{}"
@@ -184,7 +184,7 @@ def test_short_bodies_never_wait_for_long_ones(served: Served) -> None:
     short, long = (b'"' + b"x" * (size - 2) + b'"' for size in (2**14, 2**14 + 1))
     free = threading.Event()
 
-    async def action(desk: Desk) -> None:
+    async def action(desk: RequestReader) -> None:
         occupied = desk._threads[1].submit(free.wait, 20)
         for read in (desk.decoded, lambda body: desk.read("chat", body)):
             begun = asyncio.ensure_future(read(long))
@@ -203,7 +203,7 @@ def test_short_bodies_never_wait_for_long_ones(served: Served) -> None:
 
 
 def test_a_desk_that_closes_waits_for_nobody(served: Served) -> None:
-    desk, free = Desk(served, Limits()), threading.Event()
+    desk, free = RequestReader(served, Limits()), threading.Event()
     threading.Timer(2, free.set).start()
     desk._threads[0].submit(free.wait, 20)
     waiting = desk._threads[0].submit(int)

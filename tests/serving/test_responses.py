@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from unspoken.reasoning.picking import Sampler
-from unspoken.serving.flight import Flight
-from unspoken.serving.responses import Choice, Form, usage_of
+from unspoken.serving.flight import PendingAnswers
+from unspoken.serving.responses import Choice, ResponseFormat, usage_of
 from unspoken.serving.sampling import ScoredToken, ScoringSampler
 
 TEXTS = {5: "Ann", 6: " has", 7: "é", 8: ""}
@@ -29,8 +29,8 @@ USAGE = usage_of(11, 3, 6)
 ROW = torch.tensor([0])
 
 
-def form(*, chat: bool) -> Form:
-    return Form(chat=chat, name="tiny", number="1f", created=1700000000, token_text=TEXTS.__getitem__)
+def form(*, chat: bool) -> ResponseFormat:
+    return ResponseFormat(chat=chat, name="tiny", number="1f", created=1700000000, token_text=TEXTS.__getitem__)
 
 
 def choice(**more: Any) -> Choice:
@@ -190,5 +190,5 @@ def test_a_token_that_cannot_be_has_a_number_that_json_can_write() -> None:
 )
 def test_no_text_is_shown_that_may_still_be_taken_back(text: str, stop: list[str] | None, shown: int) -> None:
     flight: Any = SimpleNamespace(_work=SimpleNamespace(request=SimpleNamespace(stop=stop)))
-    assert Flight.shown(flight, Choice(text=text)) == shown
-    assert Flight.shown(flight, Choice(text=text, reason="stop")) == len(text)
+    assert PendingAnswers.shown(flight, Choice(text=text)) == shown
+    assert PendingAnswers.shown(flight, Choice(text=text, reason="stop")) == len(text)

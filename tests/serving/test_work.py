@@ -16,21 +16,23 @@ from unspoken.serving import Limits, Served
 from unspoken.serving.fields import Endpoint
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.sampling import ScoringSampler
-from unspoken.serving.work import Work, check_length, longest_answer, work_of
+from unspoken.serving.work import PreparedRequest, check_length, longest_answer, prepare_request
 
 QUESTION = min((problem.question for problem in TASK.sample("test", range(20))), key=lambda text: len(text.split()))
 # Of 160 positions, a chain takes at most six after its opening, and the marker at its end one.
 AFTER_PROMPT = 1 + 6 + 1
 
 
-def asked(served: Served, endpoint: Endpoint = "completions", *, limits: Limits | None = None, **fields: Any) -> Work:
+def asked(
+    served: Served, endpoint: Endpoint = "completions", *, limits: Limits | None = None, **fields: Any
+) -> PreparedRequest:
     body = {"model": served.system.name, "prompt": QUESTION, **fields}
     if endpoint == "chat":
         body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
-    return work_of(served, limits or Limits(), endpoint, json.dumps(body).encode())
+    return prepare_request(served, limits or Limits(), endpoint, json.dumps(body).encode())
 
 
-def sample_of(work: Work, index: int = 0) -> Sampler:
+def sample_of(work: PreparedRequest, index: int = 0) -> Sampler:
     speaker = work.jobs[index].speaker
     assert isinstance(speaker, AnswerDecoding)
     assert isinstance(speaker.sample, Sampler)
@@ -131,7 +133,7 @@ def test_the_most_likely_tokens_are_taken_unless_a_temperature_asks_for_others(s
 # --- caps ------------------------------------------------------------------------------------------------------------
 
 
-def cap_of(work: Work) -> tuple[int, int | None]:
+def cap_of(work: PreparedRequest) -> tuple[int, int | None]:
     speaker = work.jobs[0].speaker
     assert isinstance(speaker, AnswerDecoding)
     return speaker.max_tokens, work.cuts[0]
@@ -242,5 +244,5 @@ def test_a_text_of_a_completion_stands_for_itself(chatting: Served) -> None:
 def test_another_model_is_not_found(served: Served) -> None:
     other = replace(served, system=replace(served.system, name="other"))
     with pytest.raises(Refusal, match="there is no model 'tiny' here; the one that is served is 'other'") as refusal:
-        work_of(other, Limits(), "completions", json.dumps({"model": "tiny", "prompt": QUESTION}).encode())
+        prepare_request(other, Limits(), "completions", json.dumps({"model": "tiny", "prompt": QUESTION}).encode())
     assert (refusal.value.status_code, refusal.value.code, refusal.value.field) == (404, "model_not_found", "model")

@@ -100,7 +100,7 @@ def test_a_row_keeps_the_steps_that_no_latent_replaces() -> None:
 def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained: Path) -> None:
     recipe, runs = open_run(trained)
     assert measured_stages(recipe) == ["cot", "coconut"]
-    results = measure_run(recipe, runs, command="", say=lambda _: None)
+    results = measure_run(recipe, runs, command="", log=lambda _: None)
     json.dumps(results, allow_nan=False)
     assert results["systems"]["coconut"]["cost"]["latent_steps"] == 4
     assert "noise" in results["probes"]["controls"]["coconut"]

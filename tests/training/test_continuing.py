@@ -92,7 +92,7 @@ UNEVEN = one_stage(f"stages.pretrain.steps={LAST}", "stages.pretrain.evaluate_ev
 
 @pytest.fixture
 def _handled() -> Iterator[None]:
-    with interruption.handled():
+    with interruption.signals_raise():
         yield
 
 

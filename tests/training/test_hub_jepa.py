@@ -239,7 +239,7 @@ def test_a_published_pair_answers_through_the_library(trained: Path) -> None:
 def test_a_run_is_compared_with_the_equally_trained_baseline_and_records_what_was_seen(trained: Path) -> None:
     recipe, runs = open_run(trained)
     assert measured_stages(recipe) == ["cot", "mono", "dual", "coupled"]
-    results = measure_run(recipe, runs, command="", say=lambda _: None)
+    results = measure_run(recipe, runs, command="", log=lambda _: None)
     assert results["baseline"] == "coupled"
     assert {"mono - coupled", "dual - coupled", "cot - coupled"} <= set(results["differences"])
     # Of the three questions the last was trained on; only its row is to blame.

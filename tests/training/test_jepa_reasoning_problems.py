@@ -95,7 +95,7 @@ def test_a_chain_may_be_padded_and_answered_in_any_company(trained: Path) -> Non
 def test_talkers_and_nearest_rows_are_measured_beside_the_chain_of_thought(trained: Path) -> None:
     recipe, runs = open_run(trained)
     assert measured_stages(recipe) == ["cot", "mono", "dual"]
-    results = measure_run(recipe, runs, command="", say=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(2)])
+    results = measure_run(recipe, runs, command="", log=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(2)])
     json.dumps(results, allow_nan=False)
     assert set(results["systems"]) >= {"mono", "mono, nearest row", "dual"}
     assert [name for name, entry in results["systems"].items() if entry["chain"] == "tokens"] == ["cot"]

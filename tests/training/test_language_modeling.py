@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     folder = tmp_path_factory.mktemp("prose")
     quiet_train(line(corpus(folder)), folder / "run")
     recipe, runs = open_run(folder / "run")
-    return folder, measure_run(recipe, runs, command="unspoken run prose", say=lambda _: None)
+    return folder, measure_run(recipe, runs, command="unspoken run prose", log=lambda _: None)
 
 
 def readings(folder: Path, stage: str, name: str) -> list[float]:
@@ -176,4 +176,4 @@ def test_an_impossible_recipe_is_one_clear_line(override: str, message: str, tmp
 def test_a_probe_of_other_tasks_is_refused(trained: tuple[Path, dict[str, Any]]) -> None:
     recipe, runs = open_run(trained[0] / "run")
     with pytest.raises(ValueError, match="'geometry' has nothing to measure in prose; leave it out"):
-        measure_run(recipe, runs, command="", say=lambda _: None, optional=[GeometryProbe()])
+        measure_run(recipe, runs, command="", log=lambda _: None, optional=[GeometryProbe()])

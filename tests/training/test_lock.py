@@ -64,7 +64,7 @@ def test_training_measuring_and_the_command_are_refused_in_one_line(
         runs = quiet_train(recipe, finished)
     runs = quiet_train(recipe, tmp_path / "elsewhere")
     with pytest.raises(ValueError, match=message):
-        measure_run(recipe, [type(runs[0])(recipe=recipe, folder=finished / "seed-0", seed=0)], command="", say=print)
+        measure_run(recipe, [type(runs[0])(recipe=recipe, folder=finished / "seed-0", seed=0)], command="", log=print)
 
     (tmp_path / "recipe.yaml").write_text(TEXT)
     monkeypatch.setattr(sys, "argv", ["unspoken", "train", str(tmp_path / "recipe.yaml"), "--output", str(finished)])

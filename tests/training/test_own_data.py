@@ -142,7 +142,7 @@ def test_icot_removes_a_chain_while_it_trains_and_reads_rows_in_order(hub: Path,
     (_, stage) = recipe.stages
     assert not recipe.group_by_length
     assert stage.steps is not None
-    assert stage.steps / 2 < stage.objective.gone_from <= 3 * stage.steps / 4
+    assert stage.steps / 2 < stage.objective.steps_until_removed <= 3 * stage.steps / 4
     assert stage.objective.remove_all_beyond == len("33+5=38\ndone")
 
 

@@ -78,7 +78,7 @@ def test_a_stage_is_grouped_by_the_lengths_of_its_own_samples(monkeypatch: pytes
     monkeypatch.setattr(stages, "by_length", lambda lengths, **how: (lengths(np.arange(3)).tolist(), how))
     settings = SimpleNamespace(name="later", batch_size=4)
     objective = SimpleNamespace(collate=lambda _: "batches")
-    context: Any = SimpleNamespace(line=SimpleNamespace(settings=settings, objective=objective), seed=5)
+    context: Any = SimpleNamespace(lineage=SimpleNamespace(settings=settings, objective=objective), seed=5)
     recipe: Any = SimpleNamespace(
         group_by_length=True, stage=lambda name: name, steps=lambda _: 3, samples_before=lambda _: 10
     )
@@ -90,7 +90,7 @@ def test_a_stage_is_grouped_by_the_lengths_of_its_own_samples(monkeypatch: pytes
 def test_rows_without_a_chain_are_as_long_as_their_masks() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 1]])
     context: Any = SimpleNamespace(
-        line=SimpleNamespace(objective=SimpleNamespace(rows_of=lambda indices, _: indices)),
+        lineage=SimpleNamespace(objective=SimpleNamespace(rows_of=lambda indices, _: indices)),
         sample=lambda indices: indices,
         task=SimpleNamespace(rows=lambda chosen: {"attention_mask": mask[chosen]}),
         has_chain=False,

@@ -58,7 +58,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, task: Task, *, writes: bool = True,
         backbone_config=lambda: SimpleNamespace(max_position_embeddings=30),
         max_answer=5,
         max_latents=8,
-        line=SimpleNamespace(objective=SimpleNamespace(rows_of=lambda indices, _: indices)),
+        lineage=SimpleNamespace(objective=SimpleNamespace(rows_of=lambda indices, _: indices)),
         sample=lambda indices, *_: Rows(problem(int(number)) for number in indices),
     )
     recipe = SimpleNamespace(

@@ -24,7 +24,7 @@ from unspoken.experiment import measure_run, measured_stages, models_of, open_ru
 from unspoken.methods.coupled import stages as coupled
 from unspoken.methods.coupled.systems import SOFT_THINKING
 from unspoken.methods.latent_sft.model import LatentSFTModel
-from unspoken.probes.evaluate import Asked, evaluate
+from unspoken.probes.evaluate import EvaluationSettings, evaluate
 from unspoken.probes.geometry import GeometryProbe
 from unspoken.probes.pass_at_k import PassAtKProbe
 from unspoken.reasoning.causal_lm import LatentGenerationConfig, latent_generate
@@ -84,7 +84,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def results(trained: Path) -> dict[str, Any]:
     """What is measured of the run by default, as it lies on disk."""
-    measure_run(*open_run(trained), command="", say=lambda _: None)
+    measure_run(*open_run(trained), command="", log=lambda _: None)
     return read_results(trained)
 
 
@@ -287,7 +287,7 @@ def test_stage_2_that_goes_on_reads_the_same_labels_in_the_order_after_those_tha
     assert read == recipe.steps(done) * done.batch_size > 0
     indices = np.arange(read, read + 8)
     assert torch.equal(one(indices)["weights"], two(indices)["weights"])
-    assert recipe.stage("more").objective.teacher(recipe.line(recipe.stage("more"))).name == "union"
+    assert recipe.stage("more").objective.teacher(recipe.lineage(recipe.stage("more"))).name == "union"
 
 
 def test_labels_are_what_the_encoder_says(trained: Path) -> None:
@@ -370,7 +370,7 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
         assert kept["cost"][name]["flops"] == system["cost"]["flops"]
         assert kept["cost"][name]["sequential_passes"] == system["cost"]["sequential_passes"]
     assert kept["cost"]["answer_only"]["flops"] < kept["cost"]["cot"]["flops"]
-    fewer = Asked(
+    fewer = EvaluationSettings(
         task=recipe.task.build(),
         prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
         problems=11,
@@ -380,7 +380,7 @@ def test_the_results_hold_every_system_every_control_and_plain_json(trained: Pat
     )
     (models,) = (models_of(run) for run in seed_runs(recipe, trained, 1))
     alone = replace(models, measured={"cot": models.measured["cot"]})
-    other = evaluate([alone], fewer, [], say=lambda _: None)["outcomes"]["test"]
+    other = evaluate([alone], fewer, [], log=lambda _: None)["outcomes"]["test"]
     assert other["fingerprint"] != kept["fingerprint"], "eleven problems are not the same set as twelve"
     assert unpacked(other["right"]["cot"][0], 11).tolist() == unpacked(kept["right"]["cot"][0], 12)[:11].tolist()
 
@@ -391,7 +391,7 @@ def test_geometry_and_samples_are_measured_where_they_are_asked_for(
     run, plain = tmp_path / "run", results["probes"]
     shutil.copytree(trained, run)
     assert not {"geometry", "pass_at_k"} & plain.keys()
-    measure_run(*open_run(run), command="", say=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(3)])
+    measure_run(*open_run(run), command="", log=lambda _: None, optional=[GeometryProbe(), PassAtKProbe(3)])
     both = read_results(run)["probes"]
     geometry, samples = both.pop("geometry"), both.pop("pass_at_k")
     assert both == plain

@@ -110,7 +110,7 @@ def measure(
     context: Any = SimpleNamespace(
         traits=SimpleNamespace(continues=False, selected_by=selected_by),
         task=task,
-        line=SimpleNamespace(objective=stage),
+        lineage=SimpleNamespace(objective=stage),
         has_chain=has_chain,
         batch_size=2,
         prompt_format=SimpleNamespace(decode=lambda tokens: [str(row[0]) for row in tokens.tolist()]),
@@ -187,7 +187,7 @@ def test_no_more_problems_are_asked_for_than_are_held_out() -> None:
         return SimpleNamespace(
             traits=SimpleNamespace(continues=False),
             task=Task(held_out),
-            line=SimpleNamespace(objective=Stage()),
+            lineage=SimpleNamespace(objective=Stage()),
             has_chain=True,
             batch_size=2,
             prompt_format=None,
@@ -225,7 +225,7 @@ def predicted(monkeypatch: pytest.MonkeyPatch, stage: Stage, *, size: int | None
     context: Any = SimpleNamespace(
         traits=SimpleNamespace(continues=True),
         task=SimpleNamespace(size=lambda _: size),
-        line=SimpleNamespace(objective=stage),
+        lineage=SimpleNamespace(objective=stage),
         batch_size=2,
         tokenizer=SimpleNamespace(eos_token_id=1),
     )

@@ -48,7 +48,7 @@ from transformers.utils import (
 from unspoken.architecture import MOST_LAYERS
 from unspoken.backbone.around import from_config
 from unspoken.backbone.folder import MANIFEST, check_keys, verify_published
-from unspoken.storage import FolderError, one_line, read_json
+from unspoken.storage import FolderError, one_line_error, read_json
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Names on the hub to folders in its cache.
@@ -346,7 +346,7 @@ def _downloads(settings: Any, *, chooses: bool = False) -> Iterator[str]:
 @contextmanager
 def _one_line(source: str | Path, folder: Path | None, remedy: str) -> Iterator[None]:
     """Turn an error of transformers, of any type, into one that names the damaged file."""
-    with one_line(f"{source} cannot be loaded", remedy, lambda error: isinstance(error, torch.OutOfMemoryError)):
+    with one_line_error(f"{source} cannot be loaded", remedy, lambda error: isinstance(error, torch.OutOfMemoryError)):
         try:
             yield
         except (FolderError, torch.OutOfMemoryError):

@@ -23,7 +23,7 @@ from unspoken.backbone.modeling import UnspokenForCausalLM
 _is_matrix: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
-class AskedHead:
+class CallableHead:
     """The head of a model that is more than one matrix: with biases, caps, scales or layers, all of them applied.
 
     No gradient reaches its weights.
@@ -49,7 +49,7 @@ class AskedHead:
 
 
 # A matrix [V, D] where the scores are the product with one.
-Head = Tensor | AskedHead
+Head = Tensor | CallableHead
 
 
 def embedding_table(model: PreTrainedModel) -> Float[Tensor, "V D"]:
@@ -71,7 +71,7 @@ def head_of(model: PreTrainedModel) -> Head:
     if _is_matrix[model]:
         head: Any = model.get_output_embeddings()
         return head.weight.detach()
-    return AskedHead(model)
+    return CallableHead(model)
 
 
 def scorer(head: Head, hidden: Float[Tensor, "N D"]) -> Callable[[Tensor], Tensor]:
@@ -102,7 +102,7 @@ def _has_matrix_alone(model: PreTrainedModel) -> bool:
         # Large scores reveal a cap, and an output of zeros a constant.
         hidden = hidden * (1000 / F.linear(hidden, head.weight).abs().max().clamp(min=1e-6))
         expected = F.linear(hidden, head.weight)
-        asked = AskedHead(model)
+        asked = CallableHead(model)
         close = torch.allclose(asked(hidden), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))
         return close and not bool(asked(torch.zeros_like(hidden)).any())
 

@@ -18,7 +18,7 @@ from unspoken.evaluation.significance import Outcomes
 from unspoken.tasks.task import Problems, Task
 
 # What the two systems of tree search and the grammar are called in results.
-PAIR, COUPLED = "jepa-reasoner", "coupled"
+JEPA_REASONER, COUPLED = "jepa-reasoner", "coupled"
 # What runs are compared by: the keys of ``cost``, in the order of the top of this file.
 COSTS = ("latent_steps", "sequential_passes", "flops", "seconds")
 TIMED = 128  # problems, the first ones, that are answered against the clock in a batch

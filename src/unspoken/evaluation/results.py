@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from unspoken.evaluation.outcomes import COUPLED, PAIR, unpacked
+from unspoken.evaluation.outcomes import COUPLED, JEPA_REASONER, unpacked
 from unspoken.evaluation.significance import Difference, difference_of, paired_difference, rate_of
-from unspoken.storage import FolderError, one_line, read_json
+from unspoken.storage import FolderError, one_line_error, read_json
 
 RESULTS, SCHEMA = "results.json", 3
 Results = Mapping[str, Any]
@@ -42,7 +42,7 @@ def read_results(path: Path) -> dict[str, Any]:
         remedy = f"'unspoken eval {path}' writes them" if path.is_dir() else "name a run folder or a results file"
         raise ValueError(f"there are no results at {file}; {remedy}")
     results: dict[str, Any] = read_json(file, f"'unspoken eval {path}' writes it anew")
-    with one_line(f"{file} does not hold what a run measured", f"'unspoken eval {path}' writes it anew"):
+    with one_line_error(f"{file} does not hold what a run measured", f"'unspoken eval {path}' writes it anew"):
         if results.get("schema", SCHEMA) > SCHEMA:
             raise FolderError(
                 f"{file} has schema {results['schema']}, and this version reads up to {SCHEMA}; update unspoken"
@@ -175,7 +175,7 @@ def _writing_tokens(results: Results) -> set[str]:
 def _probes(results: Results) -> dict[str, Any]:
     """What schema 1 kept by the kind of task, by the probe that measures it now."""
     problems, strings, texts = (results.get(key) or {} for key in ("words", "strings", "texts"))
-    altered = {PAIR: _with_differences(results)} if results.get("controls") else {}
+    altered = {JEPA_REASONER: _with_differences(results)} if results.get("controls") else {}
     return {
         "controls": problems.get("controls") or altered,
         "forced_tokens": problems.get("containment"),
@@ -208,7 +208,7 @@ def _of_trees(results: Results) -> dict[str, Any]:
         "mixture": inside and {"reference": results.get("reference"), "systems": systems},
         "calibration": {name: entry["calibration"] for name, entry in inside.items() if "calibration" in entry},
         "trees": examples and {"examples": examples, "plane": results["pca"]},
-        "resampled_answers": resampled and {PAIR: resampled},
+        "resampled_answers": resampled and {JEPA_REASONER: resampled},
     }
 
 
@@ -223,7 +223,7 @@ def _of_texts(texts: Results) -> dict[str, Any]:
 
 def _with_differences(results: Results) -> dict[str, Any]:
     """Controls that were kept without a paired test: differences of rates, within the extremes of their intervals."""
-    own = results["systems"][PAIR]["exact_match"]
+    own = results["systems"][JEPA_REASONER]["exact_match"]
     return {
         name: entry
         | {
@@ -266,11 +266,11 @@ def reasoners(results: Results) -> list[str]:
 def as_trained(results: Results) -> list[str]:
     """Systems that answer as their stage was trained to, not in a further way that their model can answer in.
 
-    They are named by their stage, or as `PAIR`. All systems, where the recipe of the results does not tell.
+    They are named by their stage, or as `JEPA_REASONER`. All systems, where the recipe of the results does not tell.
     """
     stages = {stage["name"] for stage in results.get("recipe", {}).get("stages", ())}
     names = list(results["systems"])
-    trained = [name for name in names if name == PAIR or name.removeprefix(f"{PAIR}, ") in stages]
+    trained = [name for name in names if name == JEPA_REASONER or name.removeprefix(f"{JEPA_REASONER}, ") in stages]
     return trained or names
 
 

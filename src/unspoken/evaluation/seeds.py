@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.methods import catalogue
 from unspoken.methods.loading import load_model
 from unspoken.methods.reasoning import Reasoning
@@ -50,7 +50,7 @@ def stage_systems(model: PreTrainedModel, stage: str, traits: Traits, max_answer
     cap = traits.answer_cap or max_answer
     systems = catalogue.systems(model, stage=stage, max_answer=cap)
     if systems[0].has_talker and not (traits.has_chain or traits.continues):
-        systems = catalogue.systems(model, stage=PAIR, max_answer=cap)
+        systems = catalogue.systems(model, stage=JEPA_REASONER, max_answer=cap)
     return [capped(system, traits) for system in systems]
 
 

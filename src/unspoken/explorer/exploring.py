@@ -194,7 +194,9 @@ class Explorer:
             start = edit.written_from(chain)
             if start is not None:
                 chain = chain.truncate(min(start, len(chain)))
-            answer = self.system.answer(problem.question, chain, max_tokens=self._max_tokens, goes_on=start is not None)
+            answer = self.system.answer(
+                problem.question, chain, max_tokens=self._max_tokens, continue_chain=start is not None
+            )
         return answer
 
     def _steps(self, problem: _Problem, answer: TextAnswer) -> list[dict[str, Any]]:

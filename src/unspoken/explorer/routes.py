@@ -20,7 +20,7 @@ from unspoken.runs import compression_rate
 from unspoken.serving import Engine, Limits, Served, serve
 from unspoken.serving.engine import Closing, QueueFull
 from unspoken.serving.refusal import Refusal
-from unspoken.serving.server import Desk, Pages, unless_gone
+from unspoken.serving.server import Pages, RequestReader, unless_gone
 from unspoken.serving.work import check_length, longest_answer
 
 PATH = "/explore"
@@ -30,7 +30,7 @@ _MESSAGE = 400  # characters of an error, which may quote what was sent
 def pages(explorer: Explorer) -> Pages:
     """The routes of the explorer, see `unspoken.serving.server.app`."""
 
-    def made(engine: Engine, desk: Desk, with_key: Any) -> APIRouter:
+    def made(engine: Engine, desk: RequestReader, with_key: Any) -> APIRouter:
         router = APIRouter(prefix=PATH)
         page = render({**first_contents(explorer), "frozen": None})
 

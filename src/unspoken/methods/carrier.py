@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import TrainingFacts, on_codi
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Line, Method, Objective
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Lineage, Method, Objective
 from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Carrier(DecoderObjective):
         raise NotImplementedError
 
     @property
-    def latents_a_step(self) -> int:
+    def latents_per_explicit_step(self) -> int:
         """Number of latents that stand for one explicit step."""
         return 1
 
@@ -77,12 +77,12 @@ def carriers() -> tuple[type[Carrier], ...]:
     return tuple(objective for objective in objectives() if issubclass(objective, Carrier))
 
 
-def carried(line: Line) -> Line:
-    """A line of stages as it is without added losses."""
-    objective, settings = line.objective, line.settings
+def carried(lineage: Lineage) -> Lineage:
+    """A lineage of stages as it is without added losses."""
+    objective, settings = lineage.objective, lineage.settings
     if isinstance(objective, AddedLoss):
         settings = replace(settings, objective=objective.carrier)
-    return Line(settings=settings, before=None if line.before is None else carried(line.before))
+    return Lineage(settings=settings, before=None if lineage.before is None else carried(lineage.before))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +141,12 @@ class AddedLoss(Objective):
 
     # --- what follows ------------------------------------------------------------------------------------------------
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """The carrier must fit the stages before it."""
-        own = carried(line)
+        own = carried(lineage)
         if own.kind_before not in self.carrier.starts_from:
             raise ValueError(f"carrier: a {self.carrier.kind} stage cannot start from a {own.kind_before} stage")
-        self.carrier.check_line(own, run)
+        self.carrier.check_lineage(own, run)
 
     @property
     def properties(self) -> Sequence[Property | Needs]:

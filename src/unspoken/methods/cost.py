@@ -59,25 +59,25 @@ class StackPass:
 
     stack: Any
     positions: float
-    graded: bool = True  # gradients flow through, even where no weight of it is trained
+    has_gradient: bool = True  # gradients flow through, even where no weight of it is trained
     causal: bool = True
     across: float = 0.0  # positions of another stack that each one also sees
 
     def flops(self, *, again: bool) -> float:
-        """Floating-point operations, forward and backward; ``again`` runs graded blocks a second time.
+        """Floating-point operations, forward and backward; ``again`` runs blocks with gradients a second time.
 
         Two for every weight of a linear layer and position, forward; as many backward for the gradient of the inputs,
         and as many for that of a trained weight. Attention as in `reasoning.flops.stack_flops`. Tables are looked up.
         """
-        twice = self.graded and again
+        twice = self.has_gradient and again
         weights = 0
         for module in self.stack.modules():
             if isinstance(module, nn.Linear | Conv1D):
-                times = 1 + twice + (self.graded + module.weight.requires_grad if self.graded else 0)
+                times = 1 + twice + (self.has_gradient + module.weight.requires_grad if self.has_gradient else 0)
                 weights += times * module.weight.numel()
         seen = ((self.positions + 1) / 2 if self.causal else self.positions) + self.across
         channels = 4 * attention_width(self.stack.config) * seen
-        return self.positions * (2 * weights + (3 + twice if self.graded else 1) * channels)
+        return self.positions * (2 * weights + (3 + twice if self.has_gradient else 1) * channels)
 
     def saved_bytes(self, width: int, *, eager: bool, checkpointing: bool) -> float:
         """Bytes a row that are kept for the backward pass, approximately.
@@ -87,7 +87,7 @@ class StackPass:
         feed-forward part; the scores too unless the kernel makes them again. With activation checkpointing every block
         keeps its input, and one block at a time the rest.
         """
-        if not self.graded:
+        if not self.has_gradient:
             return 0.0
         config, layers = self.stack.config, self.stack.config.num_hidden_layers
         hidden, heads = config.hidden_size, config.num_attention_heads
@@ -127,14 +127,14 @@ class Scores:
     head: torch.Tensor  # what scores them
     made: float = 0.0  # positions whose scores the model returns; 0 where the loss makes its own
     supervised: float  # positions whose scores have a target
-    graded: bool = True  # gradients flow through
+    has_gradient: bool = True  # gradients flow through
     products: int = 1  # with a matrix as large as the head, a position
     pieces: bool = False  # made a piece at a time, and again in the backward pass
 
     def flops(self, rows: int) -> float:
         """Floating-point operations of a row, ``rows`` of them at once."""
-        again = self.graded and self.pieces and rows * self.supervised > positions_at_once(len(self.head))
-        times = 1 + again + (1 + self.head.requires_grad if self.graded else 0)
+        again = self.has_gradient and self.pieces and rows * self.supervised > positions_at_once(len(self.head))
+        times = 1 + again + (1 + self.head.requires_grad if self.has_gradient else 0)
         return 2 * self.head.numel() * self.products * max(self.made, self.supervised) * times
 
     def saved_bytes(self, rows: float, width: int) -> float:

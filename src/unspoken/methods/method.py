@@ -47,11 +47,11 @@ Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class Lineage:
     """A stage and, one after another, the stages that it starts from."""
 
     settings: Stage  # of the stage
-    before: Line | None = None  # the line of the stage that it starts from; None if it starts from the backbone
+    before: Lineage | None = None  # the lineage of the stage that it starts from; None if it starts from the backbone
 
     @property
     def name(self) -> str:
@@ -68,18 +68,18 @@ class Line:
         """Kind of the stage that it starts from."""
         return None if self.before is None else self.before.objective.kind
 
-    def __iter__(self) -> Iterator[Line]:
-        line: Line | None = self
-        while line is not None:
-            yield line
-            line = line.before
+    def __iter__(self) -> Iterator[Lineage]:
+        lineage: Lineage | None = self
+        while lineage is not None:
+            yield lineage
+            lineage = lineage.before
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a stage is given to build its model, to make its batches and to be measured."""
 
-    line: Line  # the stage with those before it
+    lineage: Lineage  # the stage with those before it
     traits: Traits  # of the task
     make_task: Callable[[], Task]  # builds the task, which may read files
     prompt_format: PromptFormat  # how problems become tokens
@@ -148,13 +148,13 @@ class Context:
         """Problems of the run's data; those that it is measured on are the same for every seed."""
         return self.task.sample(split, indices, self.seed if split == "train" else 0)
 
-    def model_folder(self, line: Line) -> Path:
+    def model_folder(self, lineage: Lineage) -> Path:
         """The finished folder of a stage of this run."""
         assert self.folder is not None
-        return self.folder / line.name / MODEL
+        return self.folder / lineage.name / MODEL
 
 
-class Late:
+class LazyModule:
     """A module of a method that is imported where it is first used, so that a recipe is read without torch.
 
     Args:
@@ -215,7 +215,7 @@ class Objective:
         if not self.writes_data and (stage.steps is None) == (not stage.steps_of):
             raise ValueError("give exactly one of steps and steps_of")
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """Refuse a stage that does not fit the stages before it, the task or the recipe.
 
         Raises:
@@ -284,7 +284,7 @@ class Objective:
     # --- data ------------------------------------------------------------------------------------------------------
 
     @property
-    def questions_a_row(self) -> int:
+    def questions_per_row(self) -> int:
         """Problems that a training row holds."""
         return 1
 
@@ -336,11 +336,11 @@ class Objective:
         """What may lie in the stage's working folder after its last file was published."""
         return []
 
-    def teacher(self, line: Line) -> Line | None:
+    def teacher(self, lineage: Lineage) -> Lineage | None:
         """The stage whose model made what this one learned from."""
         return None
 
-    def rate(self, line: Line) -> int | None:
+    def rate(self, lineage: Lineage) -> int | None:
         """Tokens of an explicit chain that one latent stands for; None where nothing cuts it."""
         return None
 

@@ -23,7 +23,7 @@ def check_rollout(latents: int, passes: int) -> None:
         raise ValueError(f"rollout_passes is {passes}; it must be at least 1")
 
 
-def stretches(able: Tensor, longest: int) -> Tensor:
+def random_spans(able: Tensor, longest: int) -> Tensor:
     """A random stretch ``[B, T]`` of 1 to ``longest`` neighbours in every row, among those that can be latents.
 
     Args:

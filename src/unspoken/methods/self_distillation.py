@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.carrier import Carrier, Steps
-from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
+from unspoken.methods.method import Batch, Context, Indices, Lineage, refuse_cacheless
 from unspoken.ranges import require_value
 
 if TYPE_CHECKING:
@@ -91,10 +91,10 @@ class SelfDistillation(Carrier):
         for name in ("latents", "distance_weight", "teacher_weight"):
             require_value(self, name, lambda value: value >= 0, "0 or more")
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """Kernels and checkpointing must go with a growing cache, and micro-batches with the distance."""
         refuse_cacheless(self.title, run)
-        if self.divide_by_std and line.settings.accumulate > 1:
+        if self.divide_by_std and lineage.settings.accumulate > 1:
             raise ValueError(
                 "divide_by_std takes the deviation over the whole batch, which micro-batches do not see; set "
                 "accumulate to 1, or objective.divide_by_std to false"

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from unspoken.draw.charts import difference_bar
 from unspoken.draw.formats import p_value, percent, points
 from unspoken.draw.section import Section, Status, Test, Verdict, Verdicts
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.evaluation.results import Results, differs, label, summary_of
 from unspoken.probes import token_noise
 from unspoken.probes.probe import Probe, System, Task
@@ -42,7 +42,7 @@ def judged(results: Results) -> list[Verdict]:
     The tests are single ones: of twenty, one may seem to hold by chance.
     """
     tested = [*_token_claims(results), *_latent_claims(results)]
-    effect = summary_of(results, "forced_symbols").get("systems", {}).get(PAIR)
+    effect = summary_of(results, "forced_symbols").get("systems", {}).get(JEPA_REASONER)
     if effect is not None:
         kept = effect["latents_identical"]
         unchanged = _Tested("holds", "holds: every latent is identical, bit for bit")
@@ -76,7 +76,7 @@ def _drawn(test: _Tested, reach: float) -> Markup | str:
 def _token_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
     """What follows from wrong tokens in the prompt."""
     tests, against = summary_of(results, "token_noise").get("comparison", {}), f" - {results['baseline']}"
-    test = tests.get(PAIR + against)
+    test = tests.get(JEPA_REASONER + against)
     if test is not None:
         worst = test["levels"][-1]
         noise = f"{percent(worst['level'], 0)} of the prompt wrong"
@@ -86,7 +86,7 @@ def _token_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
         absolute = [_step_verdict(results, worst["symbol"][step], step, "absolute") for step in steps[1:]]
         yield f"{noise}: more symbols right than the coupled model", absolute
     for name, each in tests.items():
-        if name.startswith(PAIR):
+        if name.startswith(JEPA_REASONER):
             yield (
                 f"{label(name.removesuffix(against))}: at least as accurate as the coupled model at every step and level",
                 [_nowhere_worse(each)],
@@ -96,7 +96,7 @@ def _token_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
 def _latent_claims(results: Results) -> Iterator[tuple[str, list[_Tested]]]:
     """What follows from noise on latents."""
     summary = summary_of(results, "latent_noise")
-    test = summary and summary["renormalised"]["comparison"].get(f"{PAIR} - {summary['against']}")
+    test = summary and summary["renormalised"]["comparison"].get(f"{JEPA_REASONER} - {summary['against']}")
     for level in (test["levels"][0], test["levels"][-1]) if test else ():
         noise = f"noise of {percent(level['level'], 0)} on latents" if level["level"] else "no noise"
         yield f"{noise}: more exact matches than Coconut", [_verdict(level["exact"][-1]["absolute"])]

@@ -6,19 +6,19 @@ over all nodes. Where systems are many each has a colour of its own, the baselin
 
 from __future__ import annotations
 
-from unspoken.evaluation.outcomes import COUPLED, PAIR
+from unspoken.evaluation.outcomes import COUPLED, JEPA_REASONER
 from unspoken.evaluation.results import Results, reasoners
 
 SERIES = ("c1", "c2", "c3", "c4", "c5", "c6")
 BASELINE_COLOUR = "c2"
 # Where a system is named by its method, its colour is the same in every run.
-_NAMED = {PAIR: "c1", f"{PAIR}, nearest row": "c3", COUPLED: BASELINE_COLOUR, "coconut": "c4"}
+_NAMED = {JEPA_REASONER: "c1", f"{JEPA_REASONER}, nearest row": "c3", COUPLED: BASELINE_COLOUR, "coconut": "c4"}
 
 
 def system_colours(results: Results) -> dict[str, str]:
     """The colour of every system, latent reasoners first; where colours run out, lines dash."""
     systems = results["systems"]
-    if PAIR in systems:
+    if JEPA_REASONER in systems:
         return {name: _NAMED.get(name, BASELINE_COLOUR if name == results["baseline"] else "c1") for name in systems}
     others = dict.fromkeys([*reasoners(results), *systems])
     others.pop(results["baseline"], None)

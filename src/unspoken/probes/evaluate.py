@@ -37,11 +37,11 @@ from unspoken.reasoning.system import System
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.task import Problems, Task
 
-Say = Callable[[str], None]
+LogLine = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationSettings:
     """How systems are asked, the same for all."""
 
     task: Task  # whose test sets are answered
@@ -79,7 +79,7 @@ class TestSet:
     # What the system and the first seed add to that: the number of parameters, and seconds.
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def answer(self, system: System, asked: Asked, *, timed: bool, alone: bool) -> Graded | None:
+    def answer(self, system: System, asked: EvaluationSettings, *, timed: bool, alone: bool) -> Graded | None:
         """Let a system of one seed answer all problems, and keep what it did.
 
         Args:
@@ -120,13 +120,15 @@ class TestSet:
         return outcomes_of(fingerprint(task, self.problems), self.right, costs)
 
 
-def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe], *, say: Say) -> dict[str, Any]:
+def evaluate(
+    seeds: Sequence[SeedModels], asked: EvaluationSettings, probes: Sequence[Probe], *, log: LogLine
+) -> dict[str, Any]:
     """Measure every measured stage of every seed on the test problems, once.
 
     Args:
         seeds: finished folders.
         probes: what else is asked, each of the systems that it applies to.
-        say: is given what is being done, a line at a time.
+        log: is given what is being done, a line at a time.
 
     Returns:
         The content described at the top of this file, without recipe and command.
@@ -135,10 +137,10 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
     first = next(iter(tests.values()))
     readings: dict[str, dict[str, list[Any]]] = {probe.key: defaultdict(list) for probe in probes}
     chains: dict[str, str | None] = {}
-    for view in _views(seeds, tests, asked, say):
+    for view in _views(seeds, tests, asked, log):
         system = view.system
         chains[system.name] = system.chain_kind if view.has_chain else None
-        for key, reading in _readings(view, asked, probes, say):
+        for key, reading in _readings(view, asked, probes, log):
             readings[key][system.name].append(reading)
     baseline = asked.baseline if asked.baseline in first.right else None
     summaries = {
@@ -175,16 +177,20 @@ def evaluate(seeds: Sequence[SeedModels], asked: Asked, probes: Sequence[Probe],
     }
 
 
-def _readings(view: View, asked: Asked, probes: Sequence[Probe], say: Say) -> Iterator[tuple[str, Any]]:
+def _readings(
+    view: View, asked: EvaluationSettings, probes: Sequence[Probe], log: LogLine
+) -> Iterator[tuple[str, Any]]:
     """Key and reading of every probe that applies to a system and has something to read."""
     for probe in probes:
         if probe.applies(view.system, asked.task):
-            say(f"seed {view.seed}  {view.system.name}: {probe.key.replace('_', ' ')}")
+            log(f"seed {view.seed}  {view.system.name}: {probe.key.replace('_', ' ')}")
             if (reading := probe.measure(view)) is not None:
                 yield probe.key, reading
 
 
-def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Asked, say: Say) -> Iterator[View]:
+def _views(
+    seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: EvaluationSettings, log: LogLine
+) -> Iterator[View]:
     """Every system of every seed, after it has answered all test sets."""
     first = next(iter(tests.values()))
     for entry in seeds:
@@ -196,7 +202,7 @@ def _views(seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: Ask
             for system in systems:
                 answers = None
                 for test, test_set in tests.items():
-                    say(f"seed {entry.seed}  {system.name}: {len(test_set.problems)} problems of {test}")
+                    log(f"seed {entry.seed}  {system.name}: {len(test_set.problems)} problems of {test}")
                     given = test_set.answer(system, asked, timed=entry is seeds[0], alone=test_set is first)
                     answers = given if test_set is first else answers
                 yield View(

@@ -16,7 +16,7 @@ import numpy as np
 from unspoken.draw.formats import percent
 from unspoken.draw.section import Block, Paragraph, Section
 from unspoken.draw.table import text
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.evaluation.results import Results, label
 from unspoken.evaluation.significance import Outcomes, rate
 from unspoken.probes.effects import Kinds, effect_table, latents_cell, rate_of
@@ -70,7 +70,7 @@ class ForcedSymbolsProbe(Probe):
         run = forced_run(system, *few.task.prompts(few.problems, few.prompt_format), fill=EOS)
         right = _right(few)[:, system.replaced :]
         effect = containment(run, right, alternatives=torch.tensor(SYMBOLS), rate=RATE, seed=view.seed)
-        primed = _primed(view, half) if system.name == PAIR and system.speaker.reads_tokens else {}
+        primed = _primed(view, half) if system.name == JEPA_REASONER and system.speaker.reads_tokens else {}
         return Reading(effect=effect, half=half, primed=primed)
 
     def summarise(self, readings: Mapping[str, Sequence[Reading]], *, baseline: str | None) -> dict[str, Any]:

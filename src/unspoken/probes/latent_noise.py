@@ -18,14 +18,14 @@ from unspoken.draw.formats import BARE_PERCENT_1, coefficient, percent
 from unspoken.draw.section import Section
 from unspoken.draw.table import BLANK, Cell, Column, Table, estimate, number, text
 from unspoken.evaluation.degradation import Hits, degradation
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.evaluation.results import Results, label
 from unspoken.probes.probe import Probe, System, Task, View
 
 FRACTIONS = (0.0, 0.05, 0.1, 0.15)
 # The paper's values: sigma over the largest entry -> exact match of the last four symbols.
 PAPER: Mapping[str, Mapping[float, float]] = {
-    PAIR: {0.0: 0.4588, 0.05: 0.4681, 0.1: 0.4643, 0.15: 0.4468},
+    JEPA_REASONER: {0.0: 0.4588, 0.05: 0.4681, 0.1: 0.4643, 0.15: 0.4468},
     "coconut": {0.0: 0.3740, 0.05: 0.3688, 0.1: 0.3650, 0.15: 0.3629},
 }
 _KINDS = {"renormalised": True, "free": False}

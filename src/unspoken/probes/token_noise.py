@@ -20,7 +20,7 @@ from unspoken.draw.formats import BARE_PERCENT_1, percent
 from unspoken.draw.section import Figure, Key, Panel, Section
 from unspoken.draw.table import Cell, Column, Table, estimate, number, text
 from unspoken.evaluation.degradation import Hits, degradation
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.evaluation.results import Results, differs, summary_of
 from unspoken.probes.colours import BASELINE_COLOUR
 from unspoken.probes.probe import Probe, System, Task, View
@@ -114,7 +114,7 @@ def levels(results: Results) -> list[float]:
 
 def compared(results: Results) -> tuple[tuple[str, str], ...]:
     """The two systems of the paper, in its order, and their colours: the baseline and the Reasoner with its Talker."""
-    return ((results["baseline"], BASELINE_COLOUR), (PAIR, "c1"))
+    return ((results["baseline"], BASELINE_COLOUR), (JEPA_REASONER, "c1"))
 
 
 def accuracy(results: Results, name: str, kind: Kind, level: int, step: int) -> Mapping[str, float] | None:
@@ -192,12 +192,12 @@ def _table(results: Results, kind: Kind) -> Table:
 
 def _row(results: Results, kind: Kind, index: int, level: float) -> list[Cell]:
     summary, row = summary_of(results, "token_noise"), [text(percent(level, 0))]
-    test = summary["comparison"].get(f"{PAIR} - {results['baseline']}")
+    test = summary["comparison"].get(f"{JEPA_REASONER} - {results['baseline']}")
     for step in range(summary["half"]):
         change = test and test["levels"][index]["symbol"][step][kind]
         for column, (name, _) in enumerate(compared(results)):
             # The difference is the JEPA-Reasoner's minus the coupled model's.
-            better = change is not None and differs(change) and (change["mean"] > 0) == (name == PAIR)
+            better = change is not None and differs(change) and (change["mean"] > 0) == (name == JEPA_REASONER)
             printed = _printed(kind, level, step, column)
             note = "" if printed is None else f"paper {BARE_PERCENT_1(printed)}"
             entry, classes = accuracy(results, name, kind, index, step), "strong" if better else ""

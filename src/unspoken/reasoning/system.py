@@ -169,7 +169,7 @@ class System:
         sample: Sample | None = None,
         max_tokens: int | None = None,
         *,
-        goes_on: bool = ...,
+        continue_chain: bool = ...,
     ) -> TextAnswer: ...
 
     @overload
@@ -180,7 +180,7 @@ class System:
         sample: Sample | None = None,
         max_tokens: int | None = None,
         *,
-        goes_on: bool = ...,
+        continue_chain: bool = ...,
     ) -> list[TextAnswer]: ...
 
     def answer(
@@ -190,7 +190,7 @@ class System:
         sample: Sample | None = None,
         max_tokens: int | None = None,
         *,
-        goes_on: bool = False,
+        continue_chain: bool = False,
     ) -> TextAnswer | list[TextAnswer]:
         """Read a problem, reason and answer; several texts in batches, with ``sample`` in one.
 
@@ -199,7 +199,7 @@ class System:
             chain: answer from this chain, or from one for each text, instead of writing one.
             sample: how the tokens of the answer are chosen, for instance a `Sampler`; None takes the most likely ones.
             max_tokens: cap of the answer.
-            goes_on: the chain is a beginning, and the model writes the steps that come after it.
+            continue_chain: the chain is a beginning, and the model writes the steps that come after it.
 
         Raises:
             ValueError: the text cannot be read, a chain is another model's, or as `respond`.
@@ -208,8 +208,10 @@ class System:
 
         if isinstance(text, str):
             one = None if chain is None else [chain]
-            return answer_texts(self, [text], one, goes_on=goes_on, sample=sample, max_tokens=max_tokens)[0]
-        return answer_texts(self, text, chain, goes_on=goes_on, sample=sample, max_tokens=max_tokens)
+            return answer_texts(self, [text], one, continue_chain=continue_chain, sample=sample, max_tokens=max_tokens)[
+                0
+            ]
+        return answer_texts(self, text, chain, continue_chain=continue_chain, sample=sample, max_tokens=max_tokens)
 
     def chat(
         self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None

@@ -116,15 +116,15 @@ def answer_texts(
     texts: Sequence[str],
     chains: Sequence[Chain] | None,
     *,
-    goes_on: bool,
+    continue_chain: bool,
     sample: Sample | None,
     max_tokens: int | None,
 ) -> list[TextAnswer]:
     """See `System.answer`."""
     if chains is not None:
-        _check_chains(system, texts, chains, goes_on=goes_on)
+        _check_chains(system, texts, chains, continue_chain=continue_chain)
     prompts = [system.texts.prompt(text) for text in texts]
-    return answer_prompts(system, prompts, chains, sample, max_tokens, goes_on=goes_on)
+    return answer_prompts(system, prompts, chains, sample, max_tokens, continue_chain=continue_chain)
 
 
 def answer_prompts(
@@ -134,7 +134,7 @@ def answer_prompts(
     sample: Sample | None,
     max_tokens: int | None,
     *,
-    goes_on: bool = False,
+    continue_chain: bool = False,
 ) -> list[TextAnswer]:
     """Answers to prompts that are tokens already, in batches; with ``sample``, which gets row numbers, in one batch."""
     answers: list[TextAnswer] = []
@@ -148,13 +148,13 @@ def answer_prompts(
             ids,
             mask,
             max_tokens=max_tokens,
-            chain=None if goes_on else record,
+            chain=None if continue_chain else record,
             sample=sample,
-            intervene=beginning(system, record) if goes_on and record is not None else None,
+            intervene=beginning(system, record) if continue_chain and record is not None else None,
         )
         flops = system.flops(mask.sum(dim=1), answer).tolist()
         for row, (steps, length) in enumerate(zip(answer.chain.lengths.tolist(), answer.lengths.tolist(), strict=True)):
-            written = goes_on or given is None
+            written = continue_chain or given is None
             record = answer.chain.select(torch.tensor([row])) if written or given is None else given[row]
             tokens, passes = answer.tokens[row, :length].tolist(), system.sequential_passes(steps, length)
             answers.append(
@@ -168,12 +168,12 @@ def answer_prompts(
     return answers
 
 
-def _check_chains(system: System, texts: Sequence[str], chains: Sequence[Chain], *, goes_on: bool) -> None:
+def _check_chains(system: System, texts: Sequence[str], chains: Sequence[Chain], *, continue_chain: bool) -> None:
     """Refuse chains that do not belong to the texts or to the system."""
     if len(chains) != len(texts):
         raise ValueError(f"{len(chains)} chains for {len(texts)} texts; give each text one")
     for chain in chains:
         if chain.record.latents.shape[-1] != system.reasoner.stack.config.hidden_size:
             raise ValueError(f"{chain!r} has latents of another width than {system.name}; give a chain of its own")
-        if not len(chain) and not system.speaker.same_stack and not goes_on:
+        if not len(chain) and not system.speaker.same_stack and not continue_chain:
             raise ValueError(f"{system.name} writes one token per latent, so an empty chain has no answer")

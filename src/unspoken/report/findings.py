@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from unspoken.draw.formats import bare_percent, count, joined, p_value, percent, points, steps
-from unspoken.evaluation.outcomes import PAIR
+from unspoken.evaluation.outcomes import JEPA_REASONER
 from unspoken.evaluation.results import (
     Results,
     as_trained,
@@ -93,18 +93,18 @@ def _known_odds(results: Results) -> str | None:
 
 def _pair(results: Results) -> str | None:
     """The Reasoner with its Talker beside the coupled model."""
-    if PAIR not in results["systems"]:
+    if JEPA_REASONER not in results["systems"]:
         return None
-    own = results["systems"][PAIR]["exact_match"]["mean"]
+    own = results["systems"][JEPA_REASONER]["exact_match"]["mean"]
     problems = count(results["problems"], "unseen problem")
     text = f"Reasoning in latents alone, the JEPA-Reasoner answers {percent(own)} of {problems}"
-    paired = difference(results, PAIR)
+    paired = difference(results, JEPA_REASONER)
     if paired is not None:
         other = results["systems"][results["baseline"]]["exact_match"]["mean"]
         text += f"; the coupled baseline{_equal_training(results)} answers {percent(other)}"
-        text += _verdict(paired, PAIR, results["baseline"])
+        text += _verdict(paired, JEPA_REASONER, results["baseline"])
     text += "."
-    noise = summary_of(results, "controls").get(PAIR, {}).get("noise")
+    noise = summary_of(results, "controls").get(JEPA_REASONER, {}).get("noise")
     if noise is not None:
         text += f" With noise in place of its chain it answers {percent(noise['exact_match']['mean'])}."
     return text + _seeds_caveat(results)

@@ -11,7 +11,7 @@ from unspoken.report.compare import comparison, cost_blocks
 from unspoken.report.findings import finding, origin, sample
 from unspoken.report.names import with_short_names
 from unspoken.report.sections import made_sections, measured_sections
-from unspoken.storage import one_line, write_text
+from unspoken.storage import one_line_error, write_text
 
 PAGE = "report.html"
 
@@ -47,7 +47,7 @@ def render(every: Sequence[Results]) -> str:
     Raises:
         ValueError: the results are not what a run measured.
     """
-    with one_line(
+    with one_line_error(
         "the page cannot be written, since results are not what a run measured", "'unspoken eval' writes them"
     ):
         every = [with_short_names(results) for results in every]

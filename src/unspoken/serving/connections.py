@@ -48,7 +48,7 @@ def connection_cap(wanted: int) -> int:
 
 
 @dataclass(kw_only=True)
-class Waiting:
+class IdleConnections:
     """The connections of a server that have sent no complete request, the one that has waited longest first.
 
     Attributes:
@@ -68,11 +68,11 @@ class Connection(H11Protocol):
     client does not take is given up.
 
     Args:
-        waiting: see `Waiting`.
+        waiting: see `IdleConnections`.
         arguments: of uvicorn's class.
     """
 
-    def __init__(self, waiting: Waiting, *arguments: Any, **named: Any) -> None:
+    def __init__(self, waiting: IdleConnections, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._waiting = waiting
         self._deadline: asyncio.TimerHandle | None = None
@@ -165,7 +165,7 @@ def connection_settings(limits: Limits) -> dict[str, Any]:
     Raises:
         ValueError: see `connection_cap`.
     """
-    waiting = Waiting(cap=connection_cap(limits.connections), limits=limits)
+    waiting = IdleConnections(cap=connection_cap(limits.connections), limits=limits)
     http = functools.partial(Connection, waiting)
     return {"http": http, "ws": "none", "backlog": BACKLOG, "log_config": log_config()}
 

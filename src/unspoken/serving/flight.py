@@ -13,19 +13,19 @@ from unspoken.reasoning.inspection import Chain
 from unspoken.serving.batch import Job, Progress
 from unspoken.serving.engine import Closing, Engine, QueueFull
 from unspoken.serving.refusal import Refusal
-from unspoken.serving.responses import Choice, Form, error_of, usage_of
+from unspoken.serving.responses import Choice, ResponseFormat, error_of, usage_of
 from unspoken.serving.systems import Served
-from unspoken.serving.work import Work
+from unspoken.serving.work import PreparedRequest
 
 
-class Flight:
+class PendingAnswers:
     """The answers of one request.
 
     Raises:
         Refusal: the engine takes nothing more.
     """
 
-    def __init__(self, served: Served, engine: Engine, work: Work) -> None:
+    def __init__(self, served: Served, engine: Engine, work: PreparedRequest) -> None:
         self.choices = [Choice(scores=None if sampler is None else sampler.scored) for sampler in work.samplers]
         self._served = served
         self._engine = engine
@@ -126,14 +126,14 @@ def _chain(served: Served, job: Job, coefficients: int) -> dict[str, Any]:
     }
 
 
-async def answered(flight: Flight, form: Form) -> dict[str, Any]:
+async def answered(flight: PendingAnswers, form: ResponseFormat) -> dict[str, Any]:
     """The answers of a request in one piece."""
     async for _ in flight.updates(read=False):
         pass
     return form.answer(flight.choices, flight.usage())
 
 
-async def streamed(flight: Flight, form: Form, *, counted: bool) -> AsyncIterator[str]:
+async def streamed(flight: PendingAnswers, form: ResponseFormat, *, counted: bool) -> AsyncIterator[str]:
     """Server-sent events: answers token by token, however long their chains were.
 
     Args:

@@ -34,7 +34,7 @@ class Choice:
     extension: dict[str, Any] | None = None
 
 
-class Form:
+class ResponseFormat:
     """How answers are written down for one of the two endpoints.
 
     Args:

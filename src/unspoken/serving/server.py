@@ -35,13 +35,13 @@ from unspoken.serving.bodies import BODY_BYTES, decoded
 from unspoken.serving.connections import connection_settings
 from unspoken.serving.engine import Engine, Limits
 from unspoken.serving.fields import Endpoint
-from unspoken.serving.flight import Flight, answered, streamed
+from unspoken.serving.flight import PendingAnswers, answered, streamed
 from unspoken.serving.keys import KEY_VARIABLE, checked_key, read_key
 from unspoken.serving.refusal import Refusal
-from unspoken.serving.responses import Form, error_of
+from unspoken.serving.responses import ResponseFormat, error_of
 from unspoken.serving.schema import REQUESTS
 from unspoken.serving.systems import Served, open_served
-from unspoken.serving.work import Work, unknown_model, work_of
+from unspoken.serving.work import PreparedRequest, prepare_request, unknown_model
 
 _BEARER = HTTPBearer(auto_error=False)
 _HELD_BYTES = 2**26  # of all bodies that are being received or read
@@ -71,7 +71,7 @@ def app(
         ValueError: the system's stack cannot be shared by rows that come and go.
     """
     limits = limits or Limits()
-    engine, desk, seen = Engine(served.system.reasoner, limits), Desk(served, limits), Counter[int]()
+    engine, desk, seen = Engine(served.system.reasoner, limits), RequestReader(served, limits), Counter[int]()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -190,7 +190,7 @@ def _is_loopback(host: str) -> bool:
 # --- endpoints -------------------------------------------------------------------------------------------------------
 
 
-def _endpoints(served: Served, engine: Engine, desk: Desk, with_key: Any) -> APIRouter:
+def _endpoints(served: Served, engine: Engine, desk: RequestReader, with_key: Any) -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=[Depends(with_key)])
     card = {"id": served.system.name, "object": "model", "created": int(time.time()), "owned_by": "unspoken"}
 
@@ -222,8 +222,8 @@ def _endpoints(served: Served, engine: Engine, desk: Desk, with_key: Any) -> API
                 work = await desk.read(endpoint, body)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it; the number is nginx's
-        flight = Flight(served, engine, work)
-        form = Form(
+        flight = PendingAnswers(served, engine, work)
+        form = ResponseFormat(
             chat=endpoint == "chat",
             name=served.system.name,
             number=uuid.uuid4().hex,
@@ -242,7 +242,7 @@ def _endpoints(served: Served, engine: Engine, desk: Desk, with_key: Any) -> API
     return router
 
 
-class Desk:
+class RequestReader:
     """Receives bodies and has them read in threads, so that neither time nor memory grows with what clients send.
 
     Args:
@@ -287,15 +287,15 @@ class Desk:
             raise Refusal(429, "too many bytes of requests are waiting; try again in a second", close=True)
         self._held += more
 
-    async def read(self, endpoint: Endpoint, body: bytes) -> Work:
+    async def read(self, endpoint: Endpoint, body: bytes) -> PreparedRequest:
         """The work that a body asks for.
 
         Raises:
-            Refusal: see `work_of`.
+            Refusal: see `prepare_request`.
         """
         threads = self._threads[len(body) > _SHORT_BODY]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, work_of, self._served, self._limits, endpoint, body)
+        return await loop.run_in_executor(threads, prepare_request, self._served, self._limits, endpoint, body)
 
     async def decoded(self, body: bytes) -> Any:
         """A body as JSON.
@@ -312,7 +312,7 @@ class Desk:
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-Pages = Callable[[Engine, Desk, Any], APIRouter]
+Pages = Callable[[Engine, RequestReader, Any], APIRouter]
 
 
 async def unless_gone(answer: Coroutine[Any, Any, dict[str, Any]], request: Request) -> Response:

@@ -28,7 +28,7 @@ _CUT = 16  # the most tokens that a cut between two pieces is taken to add
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class PreparedRequest:
     """A request that can be answered.
 
     Attributes:
@@ -44,7 +44,7 @@ class Work:
     cuts: list[int | None]
 
 
-def work_of(served: Served, limits: Limits, endpoint: Endpoint, body: bytes) -> Work:
+def prepare_request(served: Served, limits: Limits, endpoint: Endpoint, body: bytes) -> PreparedRequest:
     """Read the body of a request.
 
     Raises:
@@ -65,7 +65,7 @@ def unknown_model(name: str, served: Served) -> Refusal:
     return Refusal(404, message, code="model_not_found", field="model")
 
 
-def _work(served: Served, limits: Limits, request: ChatRequest | CompletionRequest) -> Work:
+def _work(served: Served, limits: Limits, request: ChatRequest | CompletionRequest) -> PreparedRequest:
     """The jobs of a request.
 
     Raises:
@@ -74,7 +74,7 @@ def _work(served: Served, limits: Limits, request: ChatRequest | CompletionReque
     temperature, device = request.checked_temperature(), served.system.reasoner.stack.device
     copies, extension = request.n or 1, request.unspoken
     prompts = list(_prompts(served, limits, request))
-    work = Work(request=request, jobs=[], samplers=[], cuts=[])
+    work = PreparedRequest(request=request, jobs=[], samplers=[], cuts=[])
     if len(prompts) * copies > _ANSWERS:
         raise ValueError(f"n is {copies} for {len(prompts)} prompts; a request has at most {_ANSWERS} answers")
     if extension is not None and extension.chain and len(prompts) * copies > 1:

@@ -24,7 +24,7 @@ from unspoken.training.recipe import Recipe, Stage
 def context_of(recipe: Recipe, stage: Stage, *, seed: int = 0, folder: Path | None = None) -> Context:
     """What a stage is given; ``folder`` is that of the run's seed, or None where nothing is read from it."""
     return Context(
-        line=recipe.line(stage),
+        lineage=recipe.lineage(stage),
         traits=recipe.task.traits,
         make_task=recipe.task.build,
         prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
@@ -86,13 +86,13 @@ def build(recipe: Recipe, context: Context, start: Path | None) -> PreTrainedMod
     Raises:
         ValueError: the stage's method would be wrong around the model, or adapters cannot be put on it.
     """
-    objective = context.line.objective
+    objective = context.lineage.objective
     before = None if start is None else load_start(recipe, start)
     if before is not None:
         inner = before.decoder if isinstance(before, AroundDecoder) else before
         for name in objective.properties:
             require(inner, name)
     model = objective.build(before, context)
-    if context.line.settings.lora is not None:
-        add_adapters(model, objective, context.line.settings.lora)
+    if context.lineage.settings.lora is not None:
+        add_adapters(model, objective, context.lineage.settings.lora)
     return model

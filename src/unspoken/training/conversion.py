@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from unspoken.backbone.folder import publish
 from unspoken.backbone.loading import load_answer_tokenizer, load_config, load_pretrained
 from unspoken.methods.catalogue import methods
-from unspoken.methods.method import Context, Line
+from unspoken.methods.method import Context, Lineage
 from unspoken.storage import discard, new_folder
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.tasks.spans import END, OPEN
@@ -45,7 +45,7 @@ def converted(source: str | Path, to: str) -> tuple[PreTrainedModel, PromptForma
     caps = Evaluation()
     prompt_format = PromptFormat(tokenizer=load_answer_tokenizer(source))
     context = Context(
-        line=Line(settings=Stage(name=name, objective=objective, steps=1)),
+        lineage=Lineage(settings=Stage(name=name, objective=objective, steps=1)),
         traits=Traits(markers=(OPEN, END)),
         make_task=_nothing_learned,
         prompt_format=prompt_format,

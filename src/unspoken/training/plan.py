@@ -88,7 +88,7 @@ def _lengths(context: Context, recipe: Recipe) -> tuple[Lengths, str | None]:
                 f"{recipe.task.kind}: without the tokenizer of {recipe.backbone} lengths of problems are unknown; make "
                 "it reachable, or give a recipe whose data is known (whynlp/gsm8k-aug)"
             )
-        return context.line.objective.mean_lengths(context), None
+        return context.lineage.objective.mean_lengths(context), None
     except (ValueError, OSError):
         if known is None:
             raise
@@ -131,7 +131,7 @@ def _sharded(stage: Stage, model: PreTrainedModel) -> dict[str, int]:
 
 
 def _stage_facts(recipe: Recipe, context: Context, model: PreTrainedModel, lengths: Lengths) -> dict[str, Any]:
-    stage, objective = recipe.stage(context.line.name), context.line.objective
+    stage, objective = recipe.stage(context.lineage.name), context.lineage.objective
     row = objective.row_cost(model, lengths, context)
     sharded = _sharded(stage, model)
     width = 2 if recipe.precision == "bf16" else FULL

@@ -150,7 +150,7 @@ def _longest(context: Context) -> Callable[[ReasoningProblem], int]:
 
 def _read_long_rows(context: Context, data: GeneratedDataset, table: int) -> None:
     """Make every row that may be longer than a table of positions, which the data then refuses."""
-    objective, longest_of = context.line.objective, _longest(context)
+    objective, longest_of = context.lineage.objective, _longest(context)
     positions = np.arange(min(len(data), 2 * (context.task.size("train") or len(data))))
     for some in np.split(positions, range(_AT_ONCE, len(positions), _AT_ONCE)):
         problems: Any = context.sample(objective.rows_of(some + data.first, context))

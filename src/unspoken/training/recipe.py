@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from unspoken.methods.catalogue import objectives, reasonings, trainable
-from unspoken.methods.method import Line, Objective
+from unspoken.methods.method import Lineage, Objective
 from unspoken.methods.reasoning import Reasoning
 from unspoken.reasoning.latents import Sampling
 from unspoken.storage import FolderError, read_text
@@ -172,13 +172,13 @@ class Recipe:
         for index, stage in enumerate(self.stages):
             if stage.name in names[:index]:
                 raise ValueError(f"stages[{index}] ({stage.name}): there is already a stage of that name")
-        lines: dict[str, Line] = {}
+        lineages: dict[str, Lineage] = {}
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}] ({stage.name})"
             self._check_references(stage, names[index:], names[:index], where)
-            line = Line(settings=stage, before=lines[stage.start] if stage.start else None)
-            self._check_line(line, where)
-            lines[stage.name] = line
+            lineage = Lineage(settings=stage, before=lineages[stage.start] if stage.start else None)
+            self._check_lineage(lineage, where)
+            lineages[stage.name] = lineage
         shapes = {"talker": self.talker, **{f"stages ({stage.name}): talker": stage.talker for stage in self.stages}}
         for where, shape in shapes.items():
             with _named(where):
@@ -217,10 +217,10 @@ class Recipe:
                 f"{where}: batch_size is {stage.batch_size}, but {other.name!r} has {other.batch_size}; "
                 "equal steps are equal training only at equal batch_size"
             )
-        if stage.objective.questions_a_row != other.objective.questions_a_row:
+        if stage.objective.questions_per_row != other.objective.questions_per_row:
             raise ValueError(
-                f"{where}: its rows ask {stage.objective.questions_a_row} questions, but those of {other.name!r} "
-                f"{other.objective.questions_a_row}; equal steps are equal training only at equal objective.questions"
+                f"{where}: its rows ask {stage.objective.questions_per_row} questions, but those of {other.name!r} "
+                f"{other.objective.questions_per_row}; equal steps are equal training only at equal objective.questions"
             )
         if other.stop_at is not None:
             raise ValueError(
@@ -228,29 +228,29 @@ class Recipe:
                 "leave stop_at out there"
             )
 
-    def _check_line(self, line: Line, where: str) -> None:
+    def _check_lineage(self, lineage: Lineage, where: str) -> None:
         """Refuse a stage that cannot learn the task, or not from its start."""
-        objective, known = line.objective, learnable(self.task)
+        objective, known = lineage.objective, learnable(self.task)
         if objective.kind not in known:
             raise ValueError(
                 f"{where}: a {objective.kind} stage cannot learn the task {self.task.kind}; "
                 f"stage kinds that can: {', '.join(known)}"
             )
-        if line.kind_before not in objective.starts_from:
+        if lineage.kind_before not in objective.starts_from:
             starts = " or ".join("random weights" if kind is None else kind for kind in objective.starts_from)
             raise ValueError(
                 f"{where}: a {objective.kind} stage starts from {starts}, "
-                f"not from {line.kind_before or 'random weights'}; set its start"
+                f"not from {lineage.kind_before or 'random weights'}; set its start"
             )
-        if line.settings.stop_at is not None and self.task.traits.continues:
+        if lineage.settings.stop_at is not None and self.task.traits.continues:
             raise ValueError(f"{where}: stop_at is set, but {self.task.kind} has no answers to match; leave it out")
         with _named(where):
-            objective.check_line(line, self)
+            objective.check_lineage(lineage, self)
 
-    def line(self, stage: Stage) -> Line:
+    def lineage(self, stage: Stage) -> Lineage:
         """A stage with those that it starts from."""
-        before = self.line(self.stage(stage.start)) if stage.start else None
-        return Line(settings=stage, before=before)
+        before = self.lineage(self.stage(stage.start)) if stage.start else None
+        return Lineage(settings=stage, before=before)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The task's own tokenizer, or the pretrained backbone's; a ValueError if that has none."""

@@ -20,7 +20,7 @@ from unspoken.backbone.folder import MANIFEST, clear, read_manifest, remove, ver
 from unspoken.methods.method import Context, Indices
 from unspoken.placement import CPU
 from unspoken.provenance import processor
-from unspoken.storage import MODEL, make_folder, one_line, read_json, write_json
+from unspoken.storage import MODEL, make_folder, one_line_error, read_json, write_json
 from unspoken.tasks.chat_template import DATE, prints_date
 from unspoken.tasks.dataset import GeneratedDataset, by_length
 from unspoken.tasks.overlap import seen_in_training
@@ -102,7 +102,7 @@ def fingerprint(run: SeedRun) -> dict[str, Any]:
 
 def data_of(recipe: Recipe, context: Context) -> GeneratedDataset:
     """A stage's samples, see `Recipe.samples_before`."""
-    stage, objective = context.line.settings, context.line.objective
+    stage, objective = context.lineage.settings, context.lineage.objective
     first = recipe.samples_before(recipe.stage(stage.name))
     size, order = recipe.steps(recipe.stage(stage.name)) * stage.batch_size, None
     if recipe.group_by_length:
@@ -118,7 +118,7 @@ def row_lengths(context: Context) -> Callable[[Indices], Indices]:
 
     Tokens that all rows of a stage have, such as markers and those of a chat template, are not counted.
     """
-    objective = context.line.objective
+    objective = context.lineage.objective
 
     def measure(indices: Indices) -> Indices:
         problems = context.sample(objective.rows_of(indices, context))
@@ -152,7 +152,7 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
                 f"train {stage.start!r} first"
             )
         manifest = verify(origin)
-        with one_line(f"{origin / MANIFEST} does not say how it was trained", f"train {stage.start!r} again"):
+        with one_line_error(f"{origin / MANIFEST} does not say how it was trained", f"train {stage.start!r} again"):
             history = [*manifest["stages"], {"name": stage.start, "step": manifest["step"]}]
         start = origin
     context = run.context(stage)

@@ -35,7 +35,7 @@ from unspoken.backbone.folder import clear, numbered, publish, read_manifest, re
 from unspoken.backbone.masking import masks_unread
 from unspoken.machine import Precision
 from unspoken.methods.rows import Rows
-from unspoken.storage import MODEL, discard, new_folder, one_line, refuse_link, sync
+from unspoken.storage import MODEL, discard, new_folder, one_line_error, refuse_link, sync
 from unspoken.tasks.dataset import Batch, GeneratedDataset
 from unspoken.training.adapters import merged
 from unspoken.training.arguments import arguments_of, train_on
@@ -51,7 +51,7 @@ Validator = Callable[[PreTrainedModel], dict[str, Any]]
 def _reading(checkpoint: str | None) -> AbstractContextManager[None]:
     """Inside, whatever is wrong with a checkpoint is an error of one line."""
     remedy = "remove it to resume from the checkpoint before it, or from the start of the stage if there is none"
-    return one_line(f"{checkpoint} cannot be continued", remedy, out_of_memory)
+    return one_line_error(f"{checkpoint} cannot be continued", remedy, out_of_memory)
 
 
 class StageTrainer(Trainer):
@@ -251,7 +251,7 @@ class StageTrainer(Trainer):
             yield
             return
         try:
-            with interruption.at_once():
+            with interruption.allow_signals():
                 yield
         except interruption.Interrupted:
             step = self.state.global_step
@@ -420,7 +420,7 @@ class StageTrainer(Trainer):
             OSError: the disk is full.
             Interrupted: a signal came; there is a checkpoint of the last step.
         """
-        with interruption.postponed():
+        with interruption.defer_signals():
             return self._run()
 
     def _run(self) -> Path:
@@ -441,7 +441,7 @@ class StageTrainer(Trainer):
                 return distributed.run_on_main(self._finish)
         self.train(resume_from_checkpoint=newest)
         if self._signal.ended:
-            interruption.obey()
+            interruption.raise_interrupted()
         return distributed.run_on_main(self._finish)
 
     def _newest(self) -> str | None:

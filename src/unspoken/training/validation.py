@@ -43,7 +43,7 @@ def validator_of(context: Context, count: int) -> Validator:
     """
     if context.traits.continues:
         return _predictions(context, count)
-    task, objective = context.task, context.line.objective
+    task, objective = context.task, context.lineage.objective
     held_out = task.size("validation")
     if held_out is not None and count > held_out:
         raise ValueError(
@@ -109,10 +109,10 @@ def _first_chains(system: System, context: Context, problems: Any, given: _Answe
 
 def system_of(model: PreTrainedModel, context: Context) -> System:
     """A stage's model as it answers the task's problems."""
-    objective, traits = context.line.objective, context.traits
+    objective, traits = context.lineage.objective, context.traits
     end, pad = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
     cap = traits.answer_cap or objective.answer_tokens(context)
-    named = {"stage": context.line.name, "max_answer": cap, "end_id": end, "pad_id": pad}
+    named = {"stage": context.lineage.name, "max_answer": cap, "end_id": end, "pad_id": pad}
     system = capped(systems(objective.answering(model), **named)[0], traits)
     return replace(system, sampling=context.sampling)
 
@@ -140,7 +140,7 @@ def _answers(
     system: System, model: PreTrainedModel, context: Context, asked: list[tuple[Any, tuple[Tensor, Tensor]]]
 ) -> _Answers:
     """Free answers, a batch at a time."""
-    objective, task, pad = context.line.objective, context.task, context.tokenizer.pad_token_id
+    objective, task, pad = context.lineage.objective, context.task, context.tokenizer.pad_token_id
     chains, correct, symbols, free, first_tokens = [], [], [], True, None
     for some, prompts in asked:
         given = objective.teacher_chain(model, context, some)
@@ -169,7 +169,7 @@ def _answers(
 
 def _batches(context: Context, count: int) -> list[tuple[int, Batch]]:
     """The validation problems as the stage's loss reads them, a batch at a time, with their number."""
-    make = context.line.objective.collate(context, "validation")
+    make = context.lineage.objective.collate(context, "validation")
     pieces = np.split(np.arange(count), range(context.batch_size, count, context.batch_size))
     return [(len(indices), make(indices)) for indices in pieces]
 
@@ -181,7 +181,7 @@ def _loss(model: PreTrainedModel, context: Context, batches: list[tuple[int, Bat
     losses, terms = [], []
     for _, batch in batches:
         with distributed.as_single_process():
-            loss, named = context.line.objective.loss(forward, moved(batch, model.device))
+            loss, named = context.lineage.objective.loss(forward, moved(batch, model.device))
         losses.append(float(loss))
         terms.append({name: float(value) for name, value in named.items()})
     sizes = [size for size, _ in batches]
@@ -207,7 +207,7 @@ def _predictions(context: Context, count: int) -> Validator:
     token; of a Talker, the rate of tokens that it decodes right from the latents alone. The loss breaks ties, with less
     weight than one row.
     """
-    objective, size = context.line.objective, context.task.size("validation")
+    objective, size = context.lineage.objective, context.task.size("validation")
     batch: Batch = objective.collate(context, "validation")(np.arange(count if size is None else min(count, size)))
     rows = len(batch["input_ids"])
     rank_rows = distributed.rank_slice(rows)

@@ -49,7 +49,7 @@ def test_latents_stand_for_the_steps_that_are_not_text() -> None:
         assert Coconut(replaced=replaced).replaced_steps(PROBLEM, 0, 0) == PROBLEM.steps[:replaced]
         assert Coconut(replaced=replaced, rest="none").replaced_steps(PROBLEM, 0, 0) == PROBLEM.steps
     assert Coconut(replaced=3, latents_per_step=4).latents == 12
-    assert Coconut(replaced=3, latents_per_step=4).latents_a_step == 4
+    assert Coconut(replaced=3, latents_per_step=4).latents_per_explicit_step == 4
 
 
 def test_stages_that_are_mixed_in() -> None:
@@ -76,10 +76,10 @@ def test_later_stages_have_as_many_latents_or_more() -> None:
         task=SimpleNamespace(traits=SimpleNamespace(fixed_steps=None)), attention="sdpa", activation_checkpointing=False
     )
     line: Any = SimpleNamespace(before=SimpleNamespace(objective=Coconut(replaced=2), name="earlier"))
-    Coconut(replaced=2, rest="none").check_line(line, run)
-    Coconut(replaced=4, latents_per_step=1).check_line(line, run)
+    Coconut(replaced=2, rest="none").check_lineage(line, run)
+    Coconut(replaced=4, latents_per_step=1).check_lineage(line, run)
     with pytest.raises(ValueError, match="replaces 3 steps by 3 latents and 'earlier' before it 2 by 4;"):
-        Coconut(replaced=3, latents_per_step=1).check_line(line, run)
+        Coconut(replaced=3, latents_per_step=1).check_lineage(line, run)
 
 
 def test_the_folder_records_a_fixed_number_of_hidden_states() -> None:

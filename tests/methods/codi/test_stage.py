@@ -33,7 +33,7 @@ def test_both_sequences_go_through_the_blocks(objective: Codi, latents: int, cha
     student, teacher = 10 + latents + 7, 10 + chain + 7
     passes = [StackPass(stack="stack", positions=student), StackPass(stack="stack", positions=teacher)]
     if objective.separate_teacher:
-        passes.append(StackPass(stack="stack", positions=teacher, graded=False))
+        passes.append(StackPass(stack="stack", positions=teacher, has_gradient=False))
     scores = (
         # The last latent is read with the text; without latents the prompt is.
         Scores(head=HEAD, made=7 + (1 if latents else 10), supervised=5),

@@ -191,5 +191,5 @@ def test_a_row_of_several_questions_is_as_long_as_it_comes_out(several: int) -> 
     objective = NextToken(positions="answer", questions=several)
     cost = objective.row_cost(model, LENGTHS, context)
     assert (cost.tokens, cost.scores[0].supervised, cost.scores[0].made) == (31, several * 19, several * 19)
-    assert objective.questions_a_row == several
+    assert objective.questions_per_row == several
     assert objective.collate(context)(np.array([0]))["input_ids"].shape == (1, 31)

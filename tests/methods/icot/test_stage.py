@@ -22,14 +22,14 @@ SHORT = Icot(steps_per_token=3, pretrain_steps=2, remove_all_beyond=4, smoothing
 
 
 def in_stage(steps: int) -> Any:
-    return SimpleNamespace(line=SimpleNamespace(settings=SimpleNamespace(steps=steps)))
+    return SimpleNamespace(lineage=SimpleNamespace(settings=SimpleNamespace(steps=steps)))
 
 
 def test_the_schedule_step_by_step() -> None:
     assert [SHORT.scheduled(step) for step in range(15)] == [0] * 5 + [1] * 3 + [2] * 3 + [3] * 3 + [4]
     assert [replace(SHORT, steps_per_token=1).scheduled(step) for step in range(5)] == [0, 0, 0, 1, 2]
-    assert SHORT.gone_from == 14
-    assert replace(SHORT, remove_all_beyond=0).gone_from == 0
+    assert SHORT.steps_until_removed == 14
+    assert replace(SHORT, remove_all_beyond=0).steps_until_removed == 0
     assert [SHORT.removed(step, 0, 9) for step in (4, 5, 13, 14)] == [0, 1, 3, 9]
     assert [SHORT.removed(step, 2, 4) for step in (4, 5, 13)] == [2, 3, 4]
 
@@ -100,7 +100,7 @@ def test_a_batch_by_hand(from_right: bool) -> None:
     assert objective.counts(placed) == {"tokens": 15}
 
 
-def line_after(*before: tuple[int | None, int]) -> Any:
+def lineage_after(*before: tuple[int | None, int]) -> Any:
     stages = [
         SimpleNamespace(name="cot", settings=SimpleNamespace(steps=steps, batch_size=size)) for steps, size in before
     ]
@@ -111,7 +111,7 @@ def line_after(*before: tuple[int | None, int]) -> Any:
 def test_the_step_of_a_row_counts_the_rows_that_were_read_before(before: Any, first: int) -> None:
     chains = Markers(open=(8,), end=(9,))
     context: Any = SimpleNamespace(
-        line=line_after(*before),
+        lineage=lineage_after(*before),
         markers=chains,
         tokenizer=SimpleNamespace(pad_token_id=0, eos_token_id=1),
         seed=0,

@@ -45,13 +45,13 @@ SHAPE: dict[str, Any] = {
 def test_passes_without_a_gradient_compute_own_latents(latents: int, passes: int, again: int) -> None:
     objective = SST(rollout_latents=latents, rollout_passes=passes)
     one = StackPass(stack="backbone", positions=29)
-    plain = StackPass(stack="backbone", positions=29, graded=False)
+    plain = StackPass(stack="backbone", positions=29, has_gradient=False)
     model: Any = SimpleNamespace(backbone="backbone")
     assert objective.row_cost(model, LENGTHS, CAPS) == RowCost(tokens=29, passes=(one, *[plain] * again))
 
 
 def test_a_talker_reads_latents_of_all_that_it_writes() -> None:
-    reasoner, answered = StackPass(stack="backbone", positions=29, graded=False), 12 + 2 + 5
+    reasoner, answered = StackPass(stack="backbone", positions=29, has_gradient=False), 12 + 2 + 5
 
     def taken(talker: Any) -> RowCost:
         model = SimpleNamespace(talker=talker, reasoner=SimpleNamespace(backbone="backbone"))
@@ -118,16 +118,16 @@ def test_no_more_blocks_are_kept_than_there_are(blocks: int | None, layers: int 
     line: Any = SimpleNamespace(settings=SimpleNamespace(blocks=blocks, talker=None))
     run: Any = SimpleNamespace(backbone="a model of the hub" if layers is None else shape_of(layers), talker=None)
     if fits:
-        SST().check_line(line, run)
+        SST().check_lineage(line, run)
     else:
         with pytest.raises(ValueError, match="blocks is 3, but the backbone has 2 layers"):
-            SST().check_line(line, run)
+            SST().check_lineage(line, run)
     with pytest.raises(ValueError, match="'talker' shape"):
-        TalkerLoss().check_line(line, run)
+        TalkerLoss().check_lineage(line, run)
     run.talker = "shape"
-    TalkerLoss().check_line(line, run)
+    TalkerLoss().check_lineage(line, run)
     run.talker, line.settings.talker = None, "shape"
-    TalkerLoss().check_line(line, run)
+    TalkerLoss().check_lineage(line, run)
 
 
 def shape_of(layers: int, **changes: Any) -> StackShape:
@@ -142,14 +142,14 @@ def test_rows_that_are_normalised_before_cannot_enter_as_they_are(
 ) -> None:
     line: Any = SimpleNamespace(settings=SimpleNamespace(blocks=None))
     stage = SST(unit_tokens=unit_tokens)
-    stage.check_line(line, SimpleNamespace(backbone="a model of the hub"))  # type: ignore[arg-type]
+    stage.check_lineage(line, SimpleNamespace(backbone="a model of the hub"))  # type: ignore[arg-type]
     run: Any = SimpleNamespace(backbone=shape_of(2, unit_embeddings=unit_embeddings))
     if unit_tokens is False and unit_embeddings:
         with pytest.raises(ValueError, match=r"unit_tokens is false.*set backbone\.unit_embeddings to false") as caught:
-            stage.check_line(line, run)
+            stage.check_lineage(line, run)
         assert "\n" not in str(caught.value)
     else:
-        stage.check_line(line, run)
+        stage.check_lineage(line, run)
 
 
 def test_the_first_blocks_of_a_stack() -> None:

@@ -31,7 +31,7 @@ ROWS = 7
 def write(folder: Path, *, world: int, most: int = ROWS) -> None:
     """Let every writer append up to ``most`` rows of its share; those that are done finish."""
     for rank in range(world):
-        writer = LabelWriter(folder, IDENTITY, rows=ROWS, rank=rank, world=world, rows_a_block=1)
+        writer = LabelWriter(folder, IDENTITY, rows=ROWS, rank=rank, world=world, rows_per_block=1)
         for row in range(writer.next_row, min(writer.next_row + most, writer.own_rows.stop)):
             writer.append_vectors(f"problem {row}", torch.full((row, 2), float(row)))
         if rank == 0 and writer.next_row == writer.own_rows.stop:

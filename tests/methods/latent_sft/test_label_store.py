@@ -105,7 +105,7 @@ def write(
     """Write, or continue to write, all ranks."""
     for rank in reversed(range(world)):
         writer = LabelWriter(
-            folder, made_of or identity(), rows=len(problems), rank=rank, world=world, rows_a_block=block
+            folder, made_of or identity(), rows=len(problems), rank=rank, world=world, rows_per_block=block
         )
         for row in range(writer.next_row, writer.own_rows.stop):
             append(writer, problems[row])
@@ -205,7 +205,7 @@ def test_empty_stores_and_stores_of_one_row(tmp_path: Path, lengths: list[int], 
 
 def test_a_tensor_may_be_filled_again_before_its_block_is_written(tmp_path: Path) -> None:
     problems = some_problems([2, 2, 2])
-    writer = LabelWriter(tmp_path / "labels", identity(), rows=3, rows_a_block=3)
+    writer = LabelWriter(tmp_path / "labels", identity(), rows=3, rows_per_block=3)
     ids, weights = torch.empty(2, 3, dtype=torch.int32), torch.empty(2, 3)
     for key, label in problems:
         ids.copy_(label[0])
@@ -307,7 +307,7 @@ print(memory() - before)
 
 def test_a_row_is_read_without_loading_its_block(tmp_path: Path) -> None:
     made_of = identity(latent="hidden", width=65536)
-    writer = LabelWriter(tmp_path / "labels", made_of, rows=256, rows_a_block=64)
+    writer = LabelWriter(tmp_path / "labels", made_of, rows=256, rows_per_block=64)
     vectors = torch.empty(1, 65536)
     for row in range(256):
         writer.append_vectors(f"problem {row}", vectors.fill_(row))
@@ -464,7 +464,7 @@ def test_a_rank_writes_its_share_and_no_row_more_or_less(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rows": -1}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}, {"rows_a_block": 0}]
+    "wrong", [{"rows": -1}, {"rank": 2, "world": 2}, {"rank": -1}, {"world": 0}, {"rows_per_block": 0}]
 )
 def test_impossible_shares_are_refused(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(AssertionError, match="ranks count from 0"):
@@ -526,7 +526,7 @@ def test_a_rank_that_never_began_is_missed(tmp_path: Path) -> None:
 def unfinished(folder: Path, **changes: Any) -> None:
     """Rank 1 of 2 has recorded two rows."""
     made_of = identity(**changes)
-    writer = LabelWriter(folder, made_of, rows=len(LENGTHS), rank=1, world=2, rows_a_block=2)
+    writer = LabelWriter(folder, made_of, rows=len(LENGTHS), rank=1, world=2, rows_per_block=2)
     for row in (3, 4):
         append(writer, some_problems(latent=made_of.latent)[row])
 
@@ -553,7 +553,7 @@ def test_other_rows_or_ranks_do_not_continue_an_unfinished_store(tmp_path: Path)
 
 
 def test_a_damaged_block_is_not_continued(tmp_path: Path) -> None:
-    writer = LabelWriter(tmp_path / "labels", identity(), rows=7, rows_a_block=2)
+    writer = LabelWriter(tmp_path / "labels", identity(), rows=7, rows_per_block=2)
     for problem in some_problems()[:4]:
         append(writer, problem)
     shard = hidden_folder(tmp_path / "labels") / "rank-00000"
@@ -581,7 +581,7 @@ def test_writing_continues_after_any_torn_block(tmp_path: Path, latent: str) -> 
     write(tmp_path / "whole", problems, made_of)
     whole = contents(tmp_path / "whole")
     # The files after every recorded block, and how the writer names its folder.
-    writer = LabelWriter(tmp_path / "labels", made_of, rows=len(problems), rows_a_block=2)
+    writer = LabelWriter(tmp_path / "labels", made_of, rows=len(problems), rows_per_block=2)
     hidden = hidden_folder(tmp_path / "labels")
     moments = [contents(hidden)]
     for problem in problems:
@@ -600,7 +600,7 @@ def test_writing_continues_after_any_torn_block(tmp_path: Path, latent: str) -> 
         next_block = f"block-{recorded:05d}.safetensors"
         torn = whole[f"rank-00000/{next_block}"][: draw.randrange(900)] if trial % 4 else draw.randbytes(900)
         (hidden / "rank-00000" / f".{next_block}.0123456789abcdef.tmp").write_bytes(torn)
-        writer = LabelWriter(tmp_path / "labels", made_of, rows=len(problems), rows_a_block=2)
+        writer = LabelWriter(tmp_path / "labels", made_of, rows=len(problems), rows_per_block=2)
         assert writer.next_row == 2 * recorded
         for row in range(writer.next_row, len(problems)):
             append(writer, problems[row])
@@ -610,7 +610,7 @@ def test_writing_continues_after_any_torn_block(tmp_path: Path, latent: str) -> 
 
 def test_a_block_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     problems = some_problems([2, 3])
-    writer = LabelWriter(tmp_path / "labels", identity(), rows=2, rows_a_block=2)
+    writer = LabelWriter(tmp_path / "labels", identity(), rows=2, rows_per_block=2)
     shard = hidden_folder(tmp_path / "labels") / "rank-00000"
     forced: list[tuple[str, int, list[str]]] = []
 
@@ -670,7 +670,7 @@ def test_a_process_killed_at_any_instant_is_continued(tmp_path: Path) -> None:
             break
         kills += 1
         if not folder.exists():  # the last kill finds the store published
-            lost.add(LabelWriter(folder, identity(), rows=len(problems), rows_a_block=2).next_row)
+            lost.add(LabelWriter(folder, identity(), rows=len(problems), rows_per_block=2).next_row)
             write(folder, problems)
         assert contents(folder) == whole
         assert_holds(LabelStore.open(folder, identity()), problems)
@@ -711,7 +711,7 @@ def test_a_full_disk_costs_no_recorded_row(tmp_path: Path, refused: int, same_wr
     assert sizes == sorted(set(sizes))
 
     def begin() -> LabelWriter:
-        return LabelWriter(tmp_path / "labels", identity(), rows=len(problems), rows_a_block=3)
+        return LabelWriter(tmp_path / "labels", identity(), rows=len(problems), rows_per_block=3)
 
     writer = begin()
     with no_file_longer_than(sizes[refused] - 1), pytest.raises(OSError, match="File too large"):  # noqa: PT012
@@ -730,7 +730,7 @@ def test_a_full_disk_costs_no_recorded_row(tmp_path: Path, refused: int, same_wr
 
 def test_a_disk_that_stays_full_takes_no_further_row(tmp_path: Path) -> None:
     problems = some_problems([4] * 5)
-    writer = LabelWriter(tmp_path / "labels", identity(), rows=5, rows_a_block=2)
+    writer = LabelWriter(tmp_path / "labels", identity(), rows=5, rows_per_block=2)
     append(writer, problems[0])
     with no_file_longer_than(10):
         for _ in range(3):

@@ -47,7 +47,7 @@ def built(stage: str, start: Any = None) -> Any:
     """A stage's model with its starting weights."""
     torch.manual_seed(0)
     given = context(stage)
-    return given.line.objective.build(start, given)
+    return given.lineage.objective.build(start, given)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         models[stage].save_pretrained(staging)
         publish(staging, folder / maker / MODEL, {"step": 5})
         given = context(stage, folder)
-        model = given.line.objective.build(models[stage], given)
+        model = given.lineage.objective.build(models[stage], given)
         assert not any(weight.requires_grad for weight in model.parameters())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
@@ -68,8 +68,8 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
                 "stage_one_batch",
                 lambda spans, *how: read.append(len(spans)) or stage_one_batch(spans, *how),
             )
-            path = given.line.objective.write(model, given, folder / stage, device=CPU, manifest={"run": "this one"})
-        assert path == given.model_folder(given.line)
+            path = given.lineage.objective.write(model, given, folder / stage, device=CPU, manifest={"run": "this one"})
+        assert path == given.model_folder(given.lineage)
     return folder, models, read
 
 
@@ -79,7 +79,7 @@ def store_of(folder: Path, stage: str) -> LabelStore:
 
 
 def rows_of(given: Context, indices: list[int]) -> Any:
-    return given.line.objective.rows_of(np.array(indices), given)
+    return given.lineage.objective.rows_of(np.array(indices), given)
 
 
 @torch.no_grad()
@@ -154,7 +154,7 @@ def test_labels_are_known_by_what_they_are_made_of(labelled: Any) -> None:
 def read_weights(folder: Path, indices: list[int], *overrides: str) -> list[Tensor]:
     """Weights of the labels of each row, as stage 2 reads them."""
     given = context("autonomy", folder, *overrides)
-    batch = given.line.objective.collate(given)(np.array(indices))
+    batch = given.lineage.objective.collate(given)(np.array(indices))
     lengths = batch["decoder"].latents
     store, chosen = store_of(folder, "labels"), rows_of(given, indices).tolist()
     problems = given.sample(np.array(chosen))
@@ -183,7 +183,7 @@ def test_noise_belongs_to_seed_epoch_and_row(labelled: Any) -> None:
 def test_vectors_are_read_as_they_are(labelled: Any) -> None:
     folder, _, _ = labelled
     given = context("hidden_autonomy", folder)
-    batch = given.line.objective.collate(given)(np.array([1, 2]))
+    batch = given.lineage.objective.collate(given)(np.array([1, 2]))
     assert batch["ids"] is None
     assert batch["weights"].shape == (sum(batch["decoder"].latents), 16)
     store, (first, _) = store_of(folder, "hidden_labels"), rows_of(given, [1, 2]).tolist()
@@ -197,7 +197,7 @@ def test_every_row_must_have_its_label(labelled: Any) -> None:
     folder, _, _ = labelled
     given = context("autonomy", folder, f"stages.labels.objective.rows={ROWS + 1}")
     with pytest.raises(ValueError, match=f"has {ROWS} rows instead of {ROWS + 1}; write the labels again"):
-        given.line.objective.collate(given)
+        given.lineage.objective.collate(given)
 
 
 # --- models ----------------------------------------------------------------------------------------------------------
@@ -235,5 +235,5 @@ def test_labels_take_no_steps(steps: int | None, steps_of: tuple[str, ...]) -> N
 
 def test_every_epoch_of_stage_two_reads_every_labelled_problem() -> None:
     given = context("autonomy")
-    assert isinstance(given.line.objective, Stage2)
+    assert isinstance(given.lineage.objective, Stage2)
     assert sorted(rows_of(given, list(range(ROWS, 2 * ROWS))).tolist()) == list(range(ROWS))

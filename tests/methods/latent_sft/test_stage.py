@@ -29,7 +29,7 @@ from unspoken.methods.latent_sft.objective import (
     token_losses,
 )
 from unspoken.methods.latent_sft.stages import Labels, LatentShape, Stage1, Stage2
-from unspoken.methods.method import Line
+from unspoken.methods.method import Lineage
 from unspoken.methods.rows import Kind, compact_rows, decoder_rows
 from unspoken.reasoning.latents import Noise
 from unspoken.tasks.spans import Markers, Spans
@@ -39,28 +39,30 @@ HEAD: Any = "head"
 MARKERS = Markers(open=(8,), end=(9,))
 
 
-def line_of(*objectives: Any) -> Any:
-    """A line of stages, the first one given first."""
-    line: Line | None = None
+def lineage_of(*objectives: Any) -> Any:
+    """A lineage of stages, the first one given first."""
+    lineage: Lineage | None = None
     for objective in objectives:
         settings: Any = SimpleNamespace(name=objective.kind, objective=objective, lora=None)
-        line = Line(settings=settings, before=line)
-    return line
+        lineage = Lineage(settings=settings, before=lineage)
+    return lineage
 
 
 def context_of(shape: LatentShape, *later: Any) -> Any:
-    return SimpleNamespace(line=line_of(Stage1(train="encoder", shape=shape), *later))
+    return SimpleNamespace(lineage=lineage_of(Stage1(train="encoder", shape=shape), *later))
 
 
 FEW, ALL, HIDDEN = LatentShape(rate=5), LatentShape(rate=5, top_k=None), LatentShape(rate=5, latent="hidden")
 MODEL = sized_model(encoder="encoder")
 
 
-def read_out(shape: LatentShape, *, graded: bool) -> tuple[Scores, ...]:
+def read_out(shape: LatentShape, *, has_gradient: bool) -> tuple[Scores, ...]:
     """Scores of three latents."""
     if shape is HIDDEN:
         return ()
-    return (Scores(head=HEAD, supervised=3, graded=graded, products=1 + (shape is ALL), pieces=shape is ALL),)
+    return (
+        Scores(head=HEAD, supervised=3, has_gradient=has_gradient, products=1 + (shape is ALL), pieces=shape is ALL),
+    )
 
 
 @pytest.mark.parametrize("shape", [FEW, ALL, HIDDEN], ids=["few entries", "all entries", "hidden states"])
@@ -73,10 +75,10 @@ def test_stage_one_reads_the_chain_twice(shape: LatentShape) -> None:
         assert objective.row_cost(MODEL, LENGTHS, context_of(shape)) == RowCost(
             tokens=encoder + decoder,
             passes=(
-                StackPass(stack="encoder", positions=encoder, graded=taught),
+                StackPass(stack="encoder", positions=encoder, has_gradient=taught),
                 StackPass(stack="stack", positions=decoder),
             ),
-            scores=(*read_out(shape, graded=taught), Scores(head=HEAD, supervised=learned, pieces=True)),
+            scores=(*read_out(shape, has_gradient=taught), Scores(head=HEAD, supervised=learned, pieces=True)),
         )
     short = Lengths(prompt=10, chain=4, end=2, answer=5)
     cost = Stage1(train="union").row_cost(MODEL, short, context_of(shape))
@@ -87,8 +89,8 @@ def test_stage_one_reads_the_chain_twice(shape: LatentShape) -> None:
 def test_labels_take_a_pass_of_the_encoder(shape: LatentShape) -> None:
     assert Labels().row_cost(MODEL, LENGTHS, context_of(shape, Labels())) == RowCost(
         tokens=27,
-        passes=(StackPass(stack="encoder", positions=27, graded=False),),
-        scores=read_out(shape, graded=False),
+        passes=(StackPass(stack="encoder", positions=27, has_gradient=False),),
+        scores=read_out(shape, has_gradient=False),
     )
 
 
@@ -104,11 +106,11 @@ def test_stage_two_reads_latents_in_place_of_the_chain(
         tokens=tokens,
         passes=(
             StackPass(stack="stack", positions=tokens),
-            *[StackPass(stack="stack", positions=tokens, graded=False)] * again,
+            *[StackPass(stack="stack", positions=tokens, has_gradient=False)] * again,
         ),
         scores=(
             *(Scores(head=HEAD, supervised=count, pieces=True) for count in learned),
-            *again * read_out(shape, graded=False),
+            *again * read_out(shape, has_gradient=False),
         ),
     )
 
@@ -130,10 +132,10 @@ def test_what_the_stages_need_and_say_of_their_line() -> None:
     for last in (True, False):
         measured = [one.measured(last=last, has_chain=True) for one in (Stage1(train="union"), Labels(), Stage2())]
         assert measured == [False, False, True]
-    line = line_of(Stage1(train="encoder", shape=LatentShape(rate=3)), Labels(), Stage2(), Stage2())
-    assert Stage2().rate(line) == 3
-    assert Stage2().teacher(line) is line.before.before.before
-    assert Stage2().teacher(line.before.before.before) is None
+    lineage = lineage_of(Stage1(train="encoder", shape=LatentShape(rate=3)), Labels(), Stage2(), Stage2())
+    assert Stage2().rate(lineage) == 3
+    assert Stage2().teacher(lineage) is lineage.before.before.before
+    assert Stage2().teacher(lineage.before.before.before) is None
 
 
 @pytest.mark.parametrize(
@@ -152,30 +154,30 @@ def test_halves_are_trained_in_order(before: Any, train: Any, fits: bool) -> Non
     stages = [Stage1(train=one, shape=FEW if one == "encoder" else None) for one in (*before, train)]
     run: Any = None
     if fits:
-        stages[-1].check_line(line_of(*stages), run)
+        stages[-1].check_lineage(lineage_of(*stages), run)
     else:
         with pytest.raises(ValueError, match="encoder, then decoder, then union"):
-            stages[-1].check_line(line_of(*stages), run)
+            stages[-1].check_lineage(lineage_of(*stages), run)
 
 
 def test_noise_needs_superpositions_of_a_few_tokens() -> None:
     run: Any = None
     for shape, fits in ((FEW, True), (ALL, False), (HIDDEN, False)):
         stage = Stage1(train="encoder", shape=shape, noise=Noise())
-        replace(stage, noise=None).check_line(line_of(stage), run)
+        replace(stage, noise=None).check_lineage(lineage_of(stage), run)
         if fits:
-            stage.check_line(line_of(stage), run)
+            stage.check_lineage(lineage_of(stage), run)
         else:
             with pytest.raises(ValueError, match="noise needs superpositions"):
-                stage.check_line(line_of(stage), run)
+                stage.check_lineage(lineage_of(stage), run)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(), LoRA(table=True)])
 @pytest.mark.parametrize("unit_embeddings", [None, False, True])
 def test_adapters_on_a_table_need_rows_that_are_read_as_stored(lora: LoRA | None, unit_embeddings: bool | None) -> None:
     """What PEFT adds after a row is normalised, merging would add before: the published encoder would be another."""
-    line = line_of(Stage1(train="encoder", shape=FEW))
-    line.settings.lora = lora
+    lineage = lineage_of(Stage1(train="encoder", shape=FEW))
+    lineage.settings.lora = lora
     run: Any = SimpleNamespace(backbone="a model of the hub")
     config: Any = LlamaConfig()
     if unit_embeddings is not None:
@@ -184,12 +186,12 @@ def test_adapters_on_a_table_need_rows_that_are_read_as_stored(lora: LoRA | None
         config = UnspokenConfig(unit_embeddings=unit_embeddings)
     if unit_embeddings and lora is not None and lora.table:
         with pytest.raises(ValueError, match=r"^lora\.table is true, but .* set lora\.table to false"):
-            line.objective.check_line(line, run)
+            lineage.objective.check_lineage(lineage, run)
         with pytest.raises(ValueError, match=r"^stages \(stage1\): lora\.table is true, but"):
-            line.objective.check_backbone(config, line.settings)
+            lineage.objective.check_backbone(config, lineage.settings)
         return
-    line.objective.check_line(line, run)
-    line.objective.check_backbone(config, line.settings)
+    lineage.objective.check_lineage(lineage, run)
+    lineage.objective.check_backbone(config, lineage.settings)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------

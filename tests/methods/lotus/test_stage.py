@@ -112,13 +112,13 @@ def test_curricula_that_fit() -> None:
 
     def check(before: Any, after: Lotus) -> None:
         line: Any = SimpleNamespace(before=SimpleNamespace(objective=before, name="earlier"))
-        after.check_line(line, run)
+        after.check_lineage(line, run)
 
     two = Lotus(replaced=2)
     check(two, two)
     check(two, replace(two, replaced=3))
     check(object(), replace(two, replaced=1))
-    two.check_line(SimpleNamespace(before=None), run)  # type: ignore[arg-type]
+    two.check_lineage(SimpleNamespace(before=None), run)  # type: ignore[arg-type]
     for wrong in (replace(two, replaced=1), replace(two, add_row=False)):
         with pytest.raises(ValueError, match="'earlier' before it has 2 and True"):
             check(two, wrong)

@@ -32,7 +32,7 @@ def test_the_head_scores_every_latent_and_does_not_learn() -> None:
     assert (cost.tokens, cost.passes) == (own.tokens, own.passes)
     *scores, added = cost.scores
     assert len(scores) == 2
-    assert (added.made, added.supervised, added.graded, added.products, added.pieces) == (6, 6, True, 1, False)
+    assert (added.made, added.supervised, added.has_gradient, added.products, added.pieces) == (6, 6, True, 1, False)
     assert not added.head.requires_grad
     assert isinstance(added, Scores)
 

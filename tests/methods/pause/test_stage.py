@@ -114,10 +114,10 @@ def test_a_curriculum_replaces_more_steps_by_one_token(before: Any, after: Pause
     line: Any = SimpleNamespace(before=SimpleNamespace(objective=before, name="earlier"))
     run: Any = None
     if message is None:
-        after.check_line(line, run)
+        after.check_lineage(line, run)
     else:
         with pytest.raises(ValueError, match=message):
-            after.check_line(line, run)
+            after.check_lineage(line, run)
 
 
 @pytest.mark.parametrize(

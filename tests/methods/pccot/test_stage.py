@@ -24,7 +24,7 @@ HEAD: Any = "head"
 def test_every_iteration_reads_all_latents_beside_the_prompt(iterations: int, cut: bool) -> None:
     objective = Pccot(latents=4, iterations=iterations, cut_gradient=cut)
     student, teacher = 10 + 4 + 7, 10 + 9 + 7
-    again = StackPass(stack="stack", positions=4, across=10, graded=not cut)
+    again = StackPass(stack="stack", positions=4, across=10, has_gradient=not cut)
     passes = (
         StackPass(stack="stack", positions=student),
         StackPass(stack="stack", positions=teacher),

@@ -72,7 +72,7 @@ def batch_on(carrier: str) -> dict[str, Any]:
 
 def naive_loss(model: SimCotModel, latents: Tensor, spelled: list[Steps]) -> Tensor:
     """One step at a time, each after its own latents alone."""
-    size = model.latents_a_step
+    size = model.latents_per_explicit_step
     losses: list[list[Tensor]] = [[], []]
     embed = model.carrier.get_input_embeddings()
     for row, steps in zip(latents, spelled, strict=True):
@@ -117,7 +117,7 @@ def test_a_step_reaches_its_latents_and_those_before_and_none_after(carrier: str
     more = ("distilled_at", "teacher", "teacher_at")
     outputs = model.carrier(**given, **{name: batch[name] for name in more if name in batch})
     hook.remove()
-    size = model.latents_a_step
+    size = model.latents_per_explicit_step
     # The first step of the first row: of the latents, the last is only read with the text.
     thoughts = outputs.latents[:1, :size]
     target = torch.tensor([[13, 14, END]])

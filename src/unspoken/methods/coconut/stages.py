@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from unspoken.methods.carrier import Carrier, Steps
-from unspoken.methods.method import Batch, Context, Indices, Line, refuse_cacheless
+from unspoken.methods.method import Batch, Context, Indices, Lineage, refuse_cacheless
 from unspoken.ranges import require_value
 from unspoken.tasks.spans import Spans
 
@@ -97,7 +97,7 @@ class Coconut(Carrier):
         return self.replaced * self.latents_per_step
 
     @property
-    def latents_a_step(self) -> int:
+    def latents_per_explicit_step(self) -> int:
         return self.latents_per_step
 
     @property
@@ -133,7 +133,7 @@ class Coconut(Carrier):
         text = (*(token for step in left for token in step), *spans.answer)
         return Row(prompt=spans.prompt + open_ids, latents=self.latents, end=end_ids, text=text)
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
         fixed = run.task.traits.fixed_steps
         if fixed is not None and self != Coconut(replaced=fixed, latents_per_step=1):
@@ -141,11 +141,11 @@ class Coconut(Carrier):
                 f"on the {run.task.kind} latents stand for the first half of {2 * fixed} symbols, one each; set "
                 f"replaced to {fixed}, latents_per_step to 1, rest to 'explicit' and mixed to 0"
             )
-        before = None if line.before is None else line.before.objective
+        before = None if lineage.before is None else lineage.before.objective
         if isinstance(before, Coconut) and (before.replaced > self.replaced or before.latents > self.latents):
-            assert line.before is not None
+            assert lineage.before is not None
             raise ValueError(
-                f"it replaces {self.replaced} steps by {self.latents} latents and {line.before.name!r} before it "
+                f"it replaces {self.replaced} steps by {self.latents} latents and {lineage.before.name!r} before it "
                 f"{before.replaced} by {before.latents}; later stages of a curriculum replace more steps"
             )
         refuse_cacheless("Coconut", run)

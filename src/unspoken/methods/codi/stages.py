@@ -61,7 +61,7 @@ class Codi(SelfDistillation):
         """The teacher's text once more."""
         from unspoken.methods.cost import StackPass
 
-        return [StackPass(stack=stack, positions=teacher, graded=False)] if self.separate_teacher else []
+        return [StackPass(stack=stack, positions=teacher, has_gradient=False)] if self.separate_teacher else []
 
     def scored(self, prompt: float, text: float) -> float:
         """The last latent is read with the text; without latents the prompt is."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective
+from unspoken.methods.method import Batch, Context, Indices, Lineage, Objective
 from unspoken.tasks.task import AsksSeveral
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class NextToken(Objective):
         if self.questions < 1:
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A chain to leave out must exist, and a task limits the questions of a row."""
         traits, name = run.task.traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:
@@ -94,7 +94,7 @@ class NextToken(Objective):
         return model
 
     @property
-    def questions_a_row(self) -> int:
+    def questions_per_row(self) -> int:
         """As set."""
         return self.questions
 

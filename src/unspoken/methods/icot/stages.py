@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective
+from unspoken.methods.method import Batch, Context, Indices, Lineage, Objective
 from unspoken.ranges import require_value
 from unspoken.tasks.spans import Markers, Spans
 
@@ -82,7 +82,7 @@ class Icot(Objective):
         return max(0, step - self.pretrain_steps) // self.steps_per_token
 
     @property
-    def gone_from(self) -> int:
+    def steps_until_removed(self) -> int:
         """Optimiser steps after which no chain is left."""
         return self.pretrain_steps + self.remove_all_beyond * self.steps_per_token if self.remove_all_beyond else 0
 
@@ -95,7 +95,7 @@ class Icot(Objective):
 
     def removed(self, step: int, offset: int, chain: int) -> int:
         """Tokens that a chain of some length loses."""
-        return chain if step >= self.gone_from else min(self.scheduled(step) + offset, chain)
+        return chain if step >= self.steps_until_removed else min(self.scheduled(step) + offset, chain)
 
     def shortened(self, spans: Spans, removed: int) -> Spans:
         """A problem with so many tokens less in its chain."""
@@ -107,7 +107,7 @@ class Icot(Objective):
     def check_stage(self, stage: Stage) -> None:
         """The schedule counts the stage's steps, and must come to its end."""
         super().check_stage(stage)
-        gone = self.gone_from
+        gone = self.steps_until_removed
         if stage.steps is None:
             raise ValueError(
                 "an icot stage removes tokens by the number of its steps; set steps and leave steps_of out"
@@ -118,11 +118,11 @@ class Icot(Objective):
                 "steps_per_token); raise steps, or lower one of these"
             )
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """Rows are read in order, from a first one that is known."""
         if run.group_by_length:
             raise ValueError("group_by_length reads rows in another order than icot removes tokens in; set it to false")
-        for before in line.before or ():
+        for before in lineage.before or ():
             if before.settings.steps is None:
                 raise ValueError(
                     f"stage {before.name!r} before it has steps_of; set its steps, since icot counts the rows "
@@ -157,9 +157,9 @@ class Icot(Objective):
         """Rows whose chains are as long as the schedule has them at the step that reads them."""
         from unspoken.methods.icot.objective import batch_of
 
-        markers, pad, stage = self.markers(context), context.tokenizer.pad_token_id, context.line.settings
+        markers, pad, stage = self.markers(context), context.tokenizer.pad_token_id, context.lineage.settings
         assert stage.steps is not None
-        first, last = _read_before(context.line), stage.steps
+        first, last = _read_before(context.lineage), stage.steps
 
         def make(indices: Indices) -> Batch:
             spans = context.task.spans(context.sample(indices, split), context.prompt_format)
@@ -181,7 +181,7 @@ class Icot(Objective):
 
     def candidate(self, step: int) -> bool:
         """From the removal of the last token on, as published: earlier ones answer what they do not learn yet."""
-        return step >= max(1, self.gone_from)
+        return step >= max(1, self.steps_until_removed)
 
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         from unspoken.methods.icot.objective import icot_loss
@@ -198,10 +198,10 @@ class Icot(Objective):
         """One pass over what is left of a chain, averaged over the steps of the stage."""
         from unspoken.methods.cost import RowCost, Scores, StackPass
 
-        steps = context.line.settings.steps
+        steps = context.lineage.settings.steps
         assert steps is not None
         offset = 0.0 if self.smoothing is None else math.exp(-self.smoothing) / -math.expm1(-self.smoothing)
-        explicit = [max(0.0, lengths.chain - self.scheduled(step) - offset) for step in range(self.gone_from)]
+        explicit = [max(0.0, lengths.chain - self.scheduled(step) - offset) for step in range(self.steps_until_removed)]
         left = sum(explicit) / steps
         supervised = left + lengths.end + lengths.answer
         return RowCost(
@@ -211,10 +211,10 @@ class Icot(Objective):
         )
 
 
-def _read_before(line: Line) -> int:
+def _read_before(lineage: Lineage) -> int:
     """Training samples that the stages before a stage have read, whose own follow."""
     read = 0
-    for one in line.before or ():
-        assert one.settings.steps is not None  # see `Icot.check_line`
+    for one in lineage.before or ():
+        assert one.settings.steps is not None  # see `Icot.check_lineage`
         read += one.settings.steps * one.settings.batch_size
     return read

@@ -58,7 +58,7 @@ def reasoner_of(objective: SST, start: PreTrainedModel | None, context: Context)
     """
     if start is None and context.pretrained:
         start = context.base()
-    blocks, stage = context.line.settings.blocks, context.line.name
+    blocks, stage = context.lineage.settings.blocks, context.lineage.name
     inner = first_blocks(context.backbone_config() if start is None else start.base_model.config, blocks, stage)
     as_before = False
     if isinstance(inner, UnspokenConfig):
@@ -153,7 +153,7 @@ def forced_latents(model: JepaReasonerModel, objective: SST, batch: Batch) -> Te
 def talker_cost(model: Any, lengths: Lengths) -> RowCost:
     """Of a Talker's stage: a pass of the frozen Reasoner, and the Talker's own."""
     answered, talker = lengths.chain + lengths.end + lengths.answer, model.talker
-    passes = [StackPass(stack=model.reasoner.backbone, positions=lengths.total, graded=False)]
+    passes = [StackPass(stack=model.reasoner.backbone, positions=lengths.total, has_gradient=False)]
     if isinstance(talker, DualTalker):
         passes.append(StackPass(stack=talker.encoder, positions=answered, causal=False))
         passes.append(StackPass(stack=talker.decoder, positions=answered, across=answered))

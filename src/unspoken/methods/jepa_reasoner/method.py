@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.jepa_reasoner.stages import SST, TalkerLoss
-from unspoken.methods.method import Late, Method, Objective
+from unspoken.methods.method import LazyModule, Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from unspoken.methods.jepa_reasoner import systems
     from unspoken.reasoning.system import System
 else:
-    systems = Late("unspoken.methods.jepa_reasoner.systems")
+    systems = LazyModule("unspoken.methods.jepa_reasoner.systems")
 
 
 class JepaReasonerMethod(Method):

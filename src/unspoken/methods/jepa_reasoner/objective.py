@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unspoken import distributed
 from unspoken.methods.jepa_reasoner.stages import SST
-from unspoken.methods.rollouts import stretches
+from unspoken.methods.rollouts import random_spans
 from unspoken.places import at, padding_mask, places_of
 
 
@@ -73,7 +73,7 @@ def sst_inputs(objective: SST, batch: dict[str, Any]) -> dict[str, Any]:
     if not objective.rollout_latents or not torch.is_grad_enabled():
         return given
     able = (batch if "able" in batch else sst_places(objective, batch))["able"]
-    return {**given, "own": stretches(able, objective.rollout_latents), "rollout_passes": objective.rollout_passes}
+    return {**given, "own": random_spans(able, objective.rollout_latents), "rollout_passes": objective.rollout_passes}
 
 
 def stage_loss(objective: SST, outputs: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:

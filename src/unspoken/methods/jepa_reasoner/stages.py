@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, Indices, Late, Line, Objective
+from unspoken.methods.method import Batch, Context, Indices, LazyModule, Lineage, Objective
 from unspoken.methods.rollouts import check_rollout
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from unspoken.methods.jepa_reasoner import building, objective
     from unspoken.training.recipe import Recipe, Stage
 else:
-    cost = Late("unspoken.methods.cost")
-    building = Late("unspoken.methods.jepa_reasoner.building")
-    objective = Late("unspoken.methods.jepa_reasoner.objective")
+    cost = LazyModule("unspoken.methods.cost")
+    building = LazyModule("unspoken.methods.jepa_reasoner.building")
+    objective = LazyModule("unspoken.methods.jepa_reasoner.objective")
 
 
 # What is wrong where rows shall enter as they are, but the table reads them out normalised.
@@ -60,11 +60,11 @@ class SST(Objective):
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum is {self.momentum}; it must lie between 0 and 1")
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """The backbone has as many blocks as are kept of it, and rows enter as its table has them."""
         if self.unit_tokens is False and getattr(run.backbone, "unit_embeddings", False):
             raise ValueError(NORMALISED_BEFORE)
-        blocks, layers = line.settings.blocks, getattr(run.backbone, "layers", None)
+        blocks, layers = lineage.settings.blocks, getattr(run.backbone, "layers", None)
         if blocks is not None and layers is not None and blocks > layers:
             raise ValueError(f"blocks is {blocks}, but the backbone has {layers} layers")
 
@@ -127,7 +127,9 @@ class SST(Objective):
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         reading = cost.StackPass(stack=model.backbone, positions=lengths.total)
-        again = cost.StackPass(stack=model.backbone, positions=lengths.total, graded=False)  # to compute own latents
+        again = cost.StackPass(
+            stack=model.backbone, positions=lengths.total, has_gradient=False
+        )  # to compute own latents
         passes = self.rollout_passes if self.rollout_latents else 0
         return cost.RowCost(tokens=lengths.total, passes=(reading, *[again] * passes))
 
@@ -150,15 +152,15 @@ class TalkerLoss(Objective):
             raise ValueError("lora is set, but a Talker starts from random weights and is trained whole; leave it out")
         super().check_stage(stage)
 
-    def check_line(self, line: Line, run: Recipe) -> None:
-        if (run.talker or line.settings.talker) is None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
+        if (run.talker or lineage.settings.talker) is None:
             raise ValueError("trains a Talker, but neither it nor the recipe has a 'talker' shape")
 
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         return building.pair_of(start, context)
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """What the Talker will have to write: answers, stretches of strings, sentences."""
+        """What the Talker will have to write: answers, random_spans of strings, sentences."""
         return lambda indices: context.task.talker_rows(
             indices, context.seed if split == "train" else 0, split, context.prompt_format
         )

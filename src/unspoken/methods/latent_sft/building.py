@@ -80,11 +80,11 @@ def stage1_cost(model: Any, lengths: Lengths, shape: LatentShape, *, taught: boo
     return RowCost(
         tokens=encoder + decoder,
         passes=(
-            StackPass(stack=model.encoder, positions=encoder, graded=taught),
+            StackPass(stack=model.encoder, positions=encoder, has_gradient=taught),
             StackPass(stack=model.decoder.base_model, positions=decoder),
         ),
         scores=(
-            *_read_out(head, shape, latents, graded=taught),
+            *_read_out(head, shape, latents, has_gradient=taught),
             Scores(head=head, supervised=answered + after_first, pieces=True),
         ),
     )
@@ -96,8 +96,8 @@ def labels_cost(model: Any, lengths: Lengths, shape: LatentShape) -> RowCost:
     encoder = lengths.prompt + lengths.chain + latents + lengths.end
     return RowCost(
         tokens=encoder,
-        passes=(StackPass(stack=model.encoder, positions=encoder, graded=False),),
-        scores=_read_out(model.decoder.get_output_embeddings().weight, shape, latents, graded=False),
+        passes=(StackPass(stack=model.encoder, positions=encoder, has_gradient=False),),
+        scores=_read_out(model.decoder.get_output_embeddings().weight, shape, latents, has_gradient=False),
     )
 
 
@@ -111,9 +111,9 @@ def stage2_cost(model: Any, lengths: Lengths, shape: LatentShape, *, rollout_pas
     return RowCost(
         tokens=tokens,
         passes=(StackPass(stack=stack, positions=tokens),)
-        + rollout_passes * (StackPass(stack=stack, positions=tokens, graded=False),),
+        + rollout_passes * (StackPass(stack=stack, positions=tokens, has_gradient=False),),
         scores=tuple(Scores(head=head, supervised=count, pieces=True) for count in supervised)
-        + rollout_passes * _read_out(head, shape, latents, graded=False),
+        + rollout_passes * _read_out(head, shape, latents, has_gradient=False),
     )
 
 
@@ -121,9 +121,17 @@ def _latents(lengths: Lengths, shape: LatentShape) -> int:
     return math.ceil(lengths.chain / shape.rate)
 
 
-def _read_out(head: Any, shape: LatentShape, latents: float, *, graded: bool) -> tuple[Scores, ...]:
+def _read_out(head: Any, shape: LatentShape, latents: float, *, has_gradient: bool) -> tuple[Scores, ...]:
     """Superpositions: scores of every latent at once, or of the whole vocabulary a piece at a time, mixed too."""
     if shape.latent == "hidden":
         return ()
     all_entries = shape.top_k is None
-    return (Scores(head=head, supervised=float(latents), graded=graded, products=1 + all_entries, pieces=all_entries),)
+    return (
+        Scores(
+            head=head,
+            supervised=float(latents),
+            has_gradient=has_gradient,
+            products=1 + all_entries,
+            pieces=all_entries,
+        ),
+    )

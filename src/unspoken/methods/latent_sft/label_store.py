@@ -76,7 +76,7 @@ class LabelWriter:
         identity: what the labels are made of.
         rows: number of rows of all ranks together.
         rank, world: this writer and the number of writers; rank r writes the r-th contiguous range of rows.
-        rows_a_block: rows held in memory before they are forced to disk; fewer where they are large.
+        rows_per_block: rows held in memory before they are forced to disk; fewer where they are large.
 
     Raises:
         ValueError: the store exists already, or an unfinished one was begun with other facts or is damaged.
@@ -90,16 +90,18 @@ class LabelWriter:
         rows: int,
         rank: int = 0,
         world: int = 1,
-        rows_a_block: int = 256,
+        rows_per_block: int = 256,
     ) -> None:
-        assert rows >= 0 and 0 <= rank < world and rows_a_block > 0, "ranks count from 0, a block has at least one row"
+        assert rows >= 0 and 0 <= rank < world and rows_per_block > 0, (
+            "ranks count from 0, a block has at least one row"
+        )
         if folder.exists():
             raise ValueError(f"{folder} exists already; open it, or remove it to write its labels again")
         self.folder, self.identity, self.rank = folder, identity, rank
         self._bounds = [rows * rank // world for rank in range(world + 1)]
         self.own_rows = range(*self._bounds[rank : rank + 2])
         self._facts = {**asdict(identity), "rows": rows, "ranks": world}
-        self._rows_a_block = rows_a_block
+        self._rows_a_block = rows_per_block
         self._unfinished = folder.with_name(_UNFINISHED.format(folder.name))
         self._waiting: list[tuple[tuple[int, int], dict[str, Tensor]]] = []
         self._waiting_bytes = 0

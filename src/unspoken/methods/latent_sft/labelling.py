@@ -24,7 +24,7 @@ from unspoken.methods.latent_sft.configuration import LatentSFTConfig
 from unspoken.methods.latent_sft.label_store import LabelStore, LabelWriter
 from unspoken.methods.latent_sft.labels import Label, LabelIdentity
 from unspoken.methods.latent_sft.stages import Labels, Stage2, shape_of
-from unspoken.methods.method import Batch, Context, Indices, Line
+from unspoken.methods.method import Batch, Context, Indices, Lineage
 from unspoken.methods.rows import compact_rows
 from unspoken.placement import CPU, moved
 from unspoken.reasoning.picking import generator_of
@@ -35,14 +35,14 @@ LABELS = "labels"
 _AT_ONCE = 64  # problems
 
 
-def _labels_line(context: Context) -> Line:
+def _labels_stage(context: Context) -> Lineage:
     """The stage that writes the labels: this one, or the one before it."""
-    return next(line for line in context.line if isinstance(line.objective, Labels))
+    return next(lineage for lineage in context.lineage if isinstance(lineage.objective, Labels))
 
 
 def labelled_rows(context: Context) -> int:
     """Problems that have labels: all of them, where there are fewer than were asked for."""
-    return _labels_line(context).objective.training_rows(0, 0, context.task.size("train"))
+    return _labels_stage(context).objective.training_rows(0, 0, context.task.size("train"))
 
 
 def shuffled(indices: Indices, rows: int, seed: int) -> tuple[Indices, Indices]:
@@ -60,7 +60,7 @@ def _permutation(rows: int, seed: int, epoch: int) -> Indices:
 
 def label_identity(context: Context) -> LabelIdentity:
     """What the labels of a run are made of: the recipe's settings, and the folder of the models that make them."""
-    labels = _labels_line(context)
+    labels = _labels_stage(context)
     maker = labels.before
     assert maker is not None and isinstance(labels.objective, Labels)
     teacher = context.model_folder(maker)
@@ -95,7 +95,7 @@ def write_labels(
     Safe to kill: it continues after the last block on disk. Arguments are those of `Objective.write`.
     """
     model: Any = start.to(device).eval()
-    shape, store, rows = shape_of(context.line), folder / LABELS, labelled_rows(context)
+    shape, store, rows = shape_of(context.lineage), folder / LABELS, labelled_rows(context)
     if not distributed.run_on_main(store.exists):
         distributed.run_on_main(lambda: LabelWriter.forget(store, unless=distributed.world_size()))
         writer = LabelWriter(
@@ -129,7 +129,7 @@ def write_labels(
 
 def labelled_batches(objective: Stage2, context: Context) -> Callable[[Indices], Batch]:
     """Rows of stage 2 with their labels; a ValueError if these are missing, damaged or those of another run."""
-    labels, shape, prompt_format = _labels_line(context), shape_of(context.line), context.prompt_format
+    labels, shape, prompt_format = _labels_stage(context), shape_of(context.lineage), context.prompt_format
     path = context.model_folder(labels) / LABELS
     store, rows = LabelStore.open(path, label_identity(context)), labelled_rows(context)
     if len(store) != rows:

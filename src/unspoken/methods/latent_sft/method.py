@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.methods.method import Late, Method, Objective
+from unspoken.methods.method import LazyModule, Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from unspoken.reasoning.teacher import Teacher
     from unspoken.tasks.prompt_format import PromptFormat
 else:
-    systems = Late("unspoken.methods.latent_sft.systems")
+    systems = LazyModule("unspoken.methods.latent_sft.systems")
 
 
 class LatentSFTMethod(Method):

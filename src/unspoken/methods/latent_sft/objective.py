@@ -15,7 +15,7 @@ from torch import Tensor
 from unspoken import distributed
 from unspoken.methods.latent_sft.model import LatentSFTOutput
 from unspoken.methods.latent_sft.stages import Stage1, Stage2
-from unspoken.methods.rollouts import stretches
+from unspoken.methods.rollouts import random_spans
 from unspoken.methods.rows import Kind, Rows
 from unspoken.places import at, places_of
 from unspoken.reasoning.superposition import Head, in_pieces, positions_at_once, scorer
@@ -108,7 +108,7 @@ def stage2_inputs(objective: Stage2, batch: dict[str, Any]) -> dict[str, Any]:
     if not objective.rollout_latents or not torch.is_grad_enabled():
         return given
     rows = batch["decoder"]
-    own_N = at(stretches(rows.slots, objective.rollout_latents), rows.slots_at)
+    own_N = at(random_spans(rows.slots, objective.rollout_latents), rows.slots_at)
     return {**given, "own": own_N, "rollout_passes": objective.rollout_passes}
 
 

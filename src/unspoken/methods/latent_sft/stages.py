@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Late, Line, Objective
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, LazyModule, Lineage, Objective
 from unspoken.methods.rollouts import check_rollout
 from unspoken.ranges import require_value
 from unspoken.reasoning.latents import Noise, Readout
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from unspoken.tasks.spans import Spans
     from unspoken.training.recipe import Recipe, Stage
 else:
-    building = Late("unspoken.methods.latent_sft.building")
-    labelling = Late("unspoken.methods.latent_sft.labelling")
-    objective = Late("unspoken.methods.latent_sft.objective")
+    building = LazyModule("unspoken.methods.latent_sft.building")
+    labelling = LazyModule("unspoken.methods.latent_sft.labelling")
+    objective = LazyModule("unspoken.methods.latent_sft.objective")
 
 
 LatentKind = Literal["superposition", "hidden"]
@@ -37,7 +37,7 @@ Precision = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class LatentShape:
-    """What a latent is, and how it is trained: the same in all stages of a line, and set by the first one."""
+    """What a latent is, and how it is trained: the same in all stages of a lineage, and set by the first one."""
 
     rate: int = 2  # tokens of the explicit chain that one latent stands for (r)
     top_k: int | None = 10  # entries of a superposition; null keeps the whole vocabulary
@@ -84,7 +84,7 @@ class Stage1(Objective):
     ends_at_marker: ClassVar[bool] = True
 
     train: Literal["encoder", "decoder", "union"]  # which half learns
-    # What a latent is; given where a line of stages starts, inherited by the later ones.
+    # What a latent is; given where a lineage of stages starts, inherited by the later ones.
     shape: LatentShape | None = None
     # Over all supervised tokens of a batch alike (the published code), or over the tokens of a chunk, then over the
     # chunks of a row, then over rows (the paper's formula); see docs/methods/latent_sft.md, open point 4.
@@ -110,17 +110,17 @@ class Stage1(Objective):
         if (self.train == "encoder") != (self.shape is not None):
             raise ValueError("give shape where train is 'encoder', and nowhere else: later stages inherit it")
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """Encoder, then decoder, then both; noise needs superpositions of a few tokens, adapters a table as stored."""
-        before = None if line.before is None else line.before.objective
+        before = None if lineage.before is None else lineage.before.objective
         trained = before.train if isinstance(before, Stage1) else None
         expected = {"encoder": (None,), "decoder": ("encoder",), "union": ("encoder", "decoder")}
         if trained not in expected[self.train]:
-            raise ValueError("stages of a line train encoder, then decoder, then union; set its start")
-        shape = shape_of(line)
+            raise ValueError("stages of a lineage train encoder, then decoder, then union; set its start")
+        shape = shape_of(lineage)
         if self.noise and (shape.top_k is None or shape.latent == "hidden"):
             raise ValueError("noise needs superpositions of a few tokens; set top_k, or noise to null")
-        if _has_adapted_table(line.settings) and getattr(run.backbone, "unit_embeddings", False):
+        if _has_adapted_table(lineage.settings) and getattr(run.backbone, "unit_embeddings", False):
             raise ValueError(MERGED_OTHERWISE)
 
     def check_backbone(self, config: PreTrainedConfig, stage: Stage) -> None:
@@ -164,7 +164,7 @@ class Stage1(Objective):
         model.adapt_extra_row()
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        shape = shape_of(context.line)
+        shape = shape_of(context.lineage)
 
         def make(indices: Indices) -> Batch:
             spans = context.task.spans(context.sample(indices, split), context.prompt_format)
@@ -174,7 +174,7 @@ class Stage1(Objective):
 
     def row_length(self, spans: Spans, context: Context) -> int:
         """Text, and a latent for each chunk."""
-        latents = -(-len(spans.chain) // shape_of(context.line).rate)
+        latents = -(-len(spans.chain) // shape_of(context.lineage).rate)
         return len(spans.prompt) + len(spans.chain) + latents + len(spans.answer)
 
     def with_places(self, batch: Batch) -> Batch:
@@ -197,7 +197,7 @@ class Stage1(Objective):
         return building.gold_chain(model, context.prompt_format, spans)
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        return building.stage1_cost(model, lengths, shape_of(context.line), taught=self.train != "decoder")
+        return building.stage1_cost(model, lengths, shape_of(context.lineage), taught=self.train != "decoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ class Labels(DecoderObjective):
         return [folder / labelling.LABELS]
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
-        return building.labels_cost(model, lengths, shape_of(context.line))
+        return building.labels_cost(model, lengths, shape_of(context.lineage))
 
     def training_rows(self, steps: int, batch_size: int, size: int | None) -> int:
         """All training problems where there are fewer than ``rows``."""
@@ -278,7 +278,7 @@ class Stage2(DecoderObjective):
     def build(self, start: PreTrainedModel | None, context: Context) -> PreTrainedModel:
         """The decoder in training, whose folder will record how it reasons."""
         assert start is not None
-        shape = shape_of(context.line)
+        shape = shape_of(context.lineage)
         model = building.halves_of(start, shape, context, has_encoder=False)
         building.generation_of(shape, context).attach(model.decoder)
         model.train_only(encoder=False, decoder=True)
@@ -291,7 +291,7 @@ class Stage2(DecoderObjective):
 
     def row_length(self, spans: Spans, context: Context) -> int:
         """Latents replace the chain."""
-        return len(spans.prompt) - (-len(spans.chain) // shape_of(context.line).rate) + len(spans.answer)
+        return len(spans.prompt) - (-len(spans.chain) // shape_of(context.lineage).rate) + len(spans.answer)
 
     def rows_of(self, indices: Indices, context: Context) -> Indices:
         return labelling.shuffled(indices, labelling.labelled_rows(context), context.seed)[1]
@@ -307,24 +307,24 @@ class Stage2(DecoderObjective):
     def loss(self, model: Callable[..., Any], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         return objective.stage2_loss(self, model(**objective.stage2_inputs(self, batch)), batch)
 
-    def teacher(self, line: Line) -> Line | None:
-        return next((one.before for one in line if isinstance(one.objective, Labels)), None)
+    def teacher(self, lineage: Lineage) -> Lineage | None:
+        return next((one.before for one in lineage if isinstance(one.objective, Labels)), None)
 
-    def rate(self, line: Line) -> int:
-        return shape_of(line).rate
+    def rate(self, lineage: Lineage) -> int:
+        return shape_of(lineage).rate
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         passes = self.rollout_passes if self.rollout_latents else 0
-        return building.stage2_cost(model, lengths, shape_of(context.line), rollout_passes=passes)
+        return building.stage2_cost(model, lengths, shape_of(context.lineage), rollout_passes=passes)
 
 
 def _has_adapted_table(stage: Stage) -> bool:
     return stage.lora is not None and stage.lora.table
 
 
-def shape_of(line: Line) -> LatentShape:
-    """What a latent is in the line of stages that a stage belongs to."""
-    for one in line:
+def shape_of(lineage: Lineage) -> LatentShape:
+    """What a latent is in the lineage of stages that a stage belongs to."""
+    for one in lineage:
         if isinstance(one.objective, Stage1) and one.objective.shape is not None:
             return one.objective.shape
-    raise AssertionError("a line of Latent-SFT begins with a stage that has a shape")
+    raise AssertionError("a lineage of Latent-SFT begins with a stage that has a shape")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective, refuse_cacheless
+from unspoken.methods.method import Batch, Context, Indices, Lineage, Objective, refuse_cacheless
 from unspoken.methods.self_distillation import ANSWERING
 from unspoken.ranges import require_value
 
@@ -80,13 +80,13 @@ class Lotus(Objective):
 
         return LotusForCausalLM
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A curriculum replaces more and more steps; kernels and checkpointing must go with a growing cache."""
-        before = None if line.before is None else line.before.objective
+        before = None if lineage.before is None else lineage.before.objective
         if isinstance(before, Lotus) and (before.replaced > self.replaced or before.add_row != self.add_row):
-            assert line.before is not None
+            assert lineage.before is not None
             raise ValueError(
-                f"replaced is {self.replaced} and add_row {self.add_row}, but {line.before.name!r} before it has "
+                f"replaced is {self.replaced} and add_row {self.add_row}, but {lineage.before.name!r} before it has "
                 f"{before.replaced} and {before.add_row}; later stages replace more steps, by the same kind of latents"
             )
         refuse_cacheless(self.title, run)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from unspoken.methods.method import Batch, Context, Indices, Line, Objective
+from unspoken.methods.method import Batch, Context, Indices, Lineage, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,20 +66,20 @@ class Pause(Objective):
                 "the table that stay frozen beside the pause's; set it to 0 or give a filler"
             )
 
-    def check_line(self, line: Line, run: Recipe) -> None:
+    def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A curriculum repeats one token, and replaces more and more steps."""
-        before = None if line.before is None else line.before.objective
+        before = None if lineage.before is None else lineage.before.objective
         if not isinstance(before, Pause):
             return
-        assert line.before is not None
+        assert lineage.before is not None
         if before.filler != self.filler:
             raise ValueError(
-                f"filler is {self.filler!r}, but {before.filler!r} in {line.before.name!r} before it; set the same"
+                f"filler is {self.filler!r}, but {before.filler!r} in {lineage.before.name!r} before it; set the same"
             )
         if self.replaced is not None and (before.replaced is None or self.replaced < before.replaced):
             raise ValueError(
-                f"replaced is {self.replaced}, but {before.replaced} in {line.before.name!r} before it; later stages "
-                "of a curriculum replace more steps"
+                f"replaced is {self.replaced}, but {before.replaced} in {lineage.before.name!r} before it; later "
+                "stages of a curriculum replace more steps"
             )
 
     @property

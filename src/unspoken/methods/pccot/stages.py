@@ -66,8 +66,10 @@ class Pccot(SelfDistillation):
         """One over all latents for each iteration."""
         from unspoken.methods.cost import StackPass
 
-        graded = not self.cut_gradient
-        return [StackPass(stack=stack, positions=self.latents, across=prompt, graded=graded)] * self.iterations
+        has_gradient = not self.cut_gradient
+        return [
+            StackPass(stack=stack, positions=self.latents, across=prompt, has_gradient=has_gradient)
+        ] * self.iterations
 
     def scored(self, prompt: float, text: float) -> float:
         """The last pass reads latents and text, and without iterations the prompt too."""

@@ -21,14 +21,14 @@ class SimCotModel(CarrierModel):
     """A carrier with an auxiliary decoder, at first a copy of the carrier's own.
 
     Args:
-        latents_a_step: how many latents stand for one explicit step.
+        latents_per_explicit_step: how many latents stand for one explicit step.
     """
 
     step_decoder: PreTrainedModel
 
-    def __init__(self, carrier: Any, latents_a_step: int) -> None:
+    def __init__(self, carrier: Any, latents_per_explicit_step: int) -> None:
         super().__init__(carrier, step_decoder=copy.deepcopy(carrier.decoder))
-        self.latents_a_step = latents_a_step
+        self.latents_per_explicit_step = latents_per_explicit_step
         table: Any = self.step_decoder.get_input_embeddings()
         head: Any = self.step_decoder.get_output_embeddings()
         # It reads rows of the carrier's table. Its own would never learn, which would stall several ranks.
@@ -41,7 +41,7 @@ class SimCotModel(CarrierModel):
             added: ``step_ids`` ``[R, T]``, a row for each step that the latents of a row can stand for, R = B U, padded
                 on the right; ``step_places`` ``[P]`` of the supervised tokens.
         """
-        step_ids, size = added["step_ids"], self.latents_a_step
+        step_ids, size = added["step_ids"], self.latents_per_explicit_step
         if not len(step_ids):
             # The decoder runs all the same: ranks that have steps wait for gradients of its weights from all others.
             nothing = latents.new_zeros((1, size, latents.shape[-1]))

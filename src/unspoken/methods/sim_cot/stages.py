@@ -37,13 +37,13 @@ class SimCot(AddedLoss):
     def wrapped(self, carrier: Any) -> SimCotModel:
         from unspoken.methods.sim_cot.model import SimCotModel
 
-        return SimCotModel(carrier, self.carrier.latents_a_step)
+        return SimCotModel(carrier, self.carrier.latents_per_explicit_step)
 
     def targets(self, rows: Sequence[CarriedRow], context: Context) -> Batch:
         """See `unspoken.methods.sim_cot.objective.step_targets`."""
         from unspoken.methods.sim_cot.objective import step_targets
 
-        units = [row.latents // self.carrier.latents_a_step for row in rows]
+        units = [row.latents // self.carrier.latents_per_explicit_step for row in rows]
         answers = [row.answer if self.pseudo_steps else () for row in rows]
         end_id, pad_id = context.tokenizer.eos_token_id, context.tokenizer.pad_token_id
         return step_targets([row.steps for row in rows], units, answers, end_id=end_id, pad_id=pad_id)
@@ -51,7 +51,7 @@ class SimCot(AddedLoss):
     @property
     def units(self) -> int:
         """Steps that the latents of a row can spell."""
-        return self.carrier.latents // self.carrier.latents_a_step
+        return self.carrier.latents // self.carrier.latents_per_explicit_step
 
     def added_counts(self, added: Batch) -> dict[str, int | Tensor]:
         from unspoken.methods.sim_cot.objective import tokens_of_steps
@@ -68,7 +68,7 @@ class SimCot(AddedLoss):
         """One short pass over each step."""
         from unspoken.methods.cost import Scores, StackPass
 
-        size, decoder = self.carrier.latents_a_step, model.step_decoder
+        size, decoder = self.carrier.latents_per_explicit_step, model.step_decoder
         steps = self.carrier.latents // size
         read = min(lengths.chain, lengths.chain / max(lengths.steps, 1.0) * steps)  # of the steps that latents replace
         one = StackPass(stack=decoder.base_model, positions=size + read / steps)
