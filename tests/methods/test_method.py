@@ -26,7 +26,7 @@ def stage(**changes: Any) -> Any:
 def context(*, markers: bool = True, has_chain: bool = True, chain_cap: int | None = None) -> Context:
     of_format = Markers(open=(8,), end=(9, 10))
     given: dict[str, Any] = dict.fromkeys(
-        ("line", "base", "backbone_config", "talker", "talker_config", "attention"), None
+        ("lineage", "base", "backbone_config", "talker", "talker_config", "attention"), None
     )
     task = SimpleNamespace(
         sample=lambda split, indices, seed: (split, indices, seed), rows=lambda problems, _: {"rows": problems}

@@ -24,7 +24,7 @@ def context(family: str = "unspoken", **changes: Any) -> Any:
         "pretrained": False,
         "base": refused,
         "backbone_config": lambda: tiny_config(family),
-        "line": SimpleNamespace(settings=SimpleNamespace(blocks=None), name="sst"),
+        "lineage": SimpleNamespace(settings=SimpleNamespace(blocks=None), name="sst"),
         "tokenizer": SimpleNamespace(eos_token_id=END, pad_token_id=PAD),
         "full_cap": 9,
         "opening": (2, 3),

@@ -145,7 +145,9 @@ def test_rows_that_are_normalised_before_cannot_enter_as_they_are(
     stage.check_lineage(line, SimpleNamespace(backbone="a model of the hub"))  # type: ignore[arg-type]
     run: Any = SimpleNamespace(backbone=shape_of(2, unit_embeddings=unit_embeddings))
     if unit_tokens is False and unit_embeddings:
-        with pytest.raises(ValueError, match=r"unit_tokens is false.*set backbone\.unit_embeddings to false") as caught:
+        with pytest.raises(
+            ValueError, match=r"unit_tokens is false.*pretrain the backbone with backbone\.unit_embeddings"
+        ) as caught:
             stage.check_lineage(line, run)
         assert "\n" not in str(caught.value)
     else:
