@@ -114,7 +114,7 @@ def test_the_end_of_the_curriculum_is_measured_and_the_way_there_is_not(trained:
             "stages.second.objective={kind: coconut, replaced: 0, latents_per_step: 3}",
             "it replaces 0 steps by 0 latents",
         ),
-        ("stages.first.objective.latents_per_step=-1", "neither can be below 0"),
+        ("stages.first.objective.latents_per_step=-1", "latents_per_step is -1; it must be 0 or more"),
         ("activation_checkpointing=true", "drops the cache that Coconut keeps its latents in"),
         ("task={kind: tree_search}", "a coconut stage cannot learn the task tree_search"),
         ("stages.first.objective.rest=some", "rest is 'some'"),

@@ -239,7 +239,7 @@ def test_a_grader_is_checked_before_anything_is_trained(hub: Path, tmp_path: Pat
         assert message in str(refused.exception)
         assert not (tmp_path / "run").exists()
     alone = CliRunner().invoke(app, ["train", "tree-search", "--grader", "math"])
-    assert "--grader with them" in str(alone.exception)
+    assert "--grader is allowed only with them" in str(alone.exception)
 
 
 def test_a_function_grades_training_and_whatever_is_measured_later(
@@ -258,7 +258,7 @@ def test_a_function_grades_training_and_whatever_is_measured_later(
         (other, f"{here}:never", 0.0),
     ):
         assert system.evaluate(problems, grader=grader, controls=False).accuracy == accuracy
-    with pytest.raises(ValueError, match="grader is given without a file of problems"):
+    with pytest.raises(ValueError, match="grader needs a file of problems"):
         system.evaluate(grader=never)
     refused = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--grader", "math"])
     assert "--grader needs --data" in str(refused.exception)
