@@ -95,7 +95,7 @@ def batch_of(of: Recipe, stage: Stage, indices: NDArray[np.int64]) -> dict[str, 
     if not isinstance(stage.objective, Stage2):
         return stage.objective.collate(context)(indices)
     spans = context.task.spans(context.sample(indices), context.prompt_format)
-    shape, tokenizer = shape_of(context.line), context.tokenizer
+    shape, tokenizer = shape_of(context.lineage), context.tokenizer
     rows = compact_rows(spans, context.markers, rate=shape.rate, pad_id=tokenizer.pad_token_id)
     slots = int(rows.slots.sum())
     if shape.latent == "hidden":
