@@ -202,7 +202,9 @@ def test_rows_of_other_caches_end_in_the_same_column() -> None:
         assert filled.layers[0].keys[:, 0, :, 0].tolist() == expected
         assert filled.layers[0].values[:, 0, :, 0].tolist() == [[10 * one for one in row] for row in expected]
         filled.update(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1), 0)
-        with pytest.raises(ValueError, match=f"for {columns + 1} positions, and position {columns + 2} was asked for"):
+        with pytest.raises(
+            ValueError, match=f"holds {columns + 1} positions, but position {columns + 2} was requested"
+        ):
             filled.update(torch.ones(3, 1, 1, 1), torch.ones(3, 1, 1, 1), 0)
 
 

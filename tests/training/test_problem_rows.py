@@ -114,7 +114,9 @@ def test_a_chain_holds_no_token_of_the_end_marker(
     made = planted(monkeypatch, Task((3, 0, 2), (3, 2, 2)), at_marker=at_marker)
     monkeypatch.setattr(problem_checks, "_MOST_MARKED", most)
     if refused:
-        with pytest.raises(ValueError, match="'4', also occurs in the chain of 'problem 1', so generation would stop there"):
+        with pytest.raises(
+            ValueError, match="'4', also occurs in the chain of 'problem 1', so generation would stop there"
+        ):
             require_written_chains(made.recipe)
     else:
         require_written_chains(made.recipe)
