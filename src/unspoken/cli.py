@@ -1,4 +1,4 @@
-"""The command line. CommandGroup only: each calls one function that a notebook can call too."""
+"""The command line. Each command calls one function that a notebook can call too."""
 
 from __future__ import annotations
 

@@ -334,10 +334,10 @@ def score(found: dict[str, Any], task: str) -> tuple[float, float]:
 def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
     solution = "Ann has <<2*9=18>>18.\n#### {}"
     write(tmp_path / "gsm8k_train.jsonl", [{"question": f"Shot {n}?", "answer": solution.format(n)} for n in range(12)])
-    asked = [{"question": f"EvaluationSettings {n}? ", "answer": solution.format("1,018")} for n in range(5)]
+    asked = [{"question": f"Asked {n}? ", "answer": solution.format("1,018")} for n in range(5)]
     write(tmp_path / "gsm8k_test.jsonl", asked)
     says = ["\\boxed{1018}", "So it is\n#### 1,018", "It is 1018.", "\\boxed{1017}", "1018 or \\boxed{18}"]
-    lm = Scripted({f"EvaluationSettings {n}?": text for n, text in enumerate(says)})
+    lm = Scripted({f"Asked {n}?": text for n, text in enumerate(says)})
     found = evaluate(lm, "gsm8k_0shot", "gsm8k_5shot", "gsm8k_8shot", data=tmp_path)
     assert score(found, "gsm8k_0shot") == (2 / 5, 3 / 5)
     assert score(found, "gsm8k_5shot") == (0, 0)
@@ -345,9 +345,7 @@ def test_gsm8k_with_examples_and_without(tmp_path: Path) -> None:
         assert len(prompts) == 5
         for number, prompt in enumerate(prompts):
             assert prompt.count("Shot") == prompt.count("<<2*9=18>>") == shots
-            assert prompt.endswith(
-                f"Question: EvaluationSettings {number}? \nAnswer:" if shots else f"EvaluationSettings {number}?"
-            )
+            assert prompt.endswith(f"Question: Asked {number}? \nAnswer:" if shots else f"Asked {number}?")
 
 
 # A right answer, what a model says, and whether that is right.
@@ -370,10 +368,7 @@ ANSWERS = [
 
 
 def test_the_harness_grades_as_evaluation_does(tmp_path: Path) -> None:
-    rows = [
-        {"question": f"EvaluationSettings {n}?", "answer": f"So.\n#### {answer}"}
-        for n, (answer, _, _) in enumerate(ANSWERS)
-    ]
+    rows = [{"question": f"Asked {n}?", "answer": f"So.\n#### {answer}"} for n, (answer, _, _) in enumerate(ANSWERS)]
     write(tmp_path / "gsm8k_test.jsonl", rows)
     write(tmp_path / "train.jsonl", [{"question": "q", "steps": ["<<1+1=2>>"], "answer": "2"}])
     files = (str(tmp_path / "gsm8k_test.jsonl"),)
@@ -382,9 +377,7 @@ def test_the_harness_grades_as_evaluation_does(tmp_path: Path) -> None:
     assert ours.grade(texts, ours.sample("gsm8k_test", range(len(ANSWERS)))).correct.tolist() == [
         one[2] for one in ANSWERS
     ]
-    found = evaluate(
-        Scripted({f"EvaluationSettings {n}?": text for n, text in enumerate(texts)}), "gsm8k_0shot", data=tmp_path
-    )
+    found = evaluate(Scripted({f"Asked {n}?": text for n, text in enumerate(texts)}), "gsm8k_0shot", data=tmp_path)
     assert score(found, "gsm8k_0shot")[0] == pytest.approx(sum(right for *_, right in ANSWERS) / len(ANSWERS))
     for answer, text, right in ANSWERS:
         assert harness.exact_match([answer], harness.stated_answers([[text]], None)[0]) == right, text

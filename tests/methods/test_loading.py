@@ -88,15 +88,15 @@ def test_a_folder_names_the_class_of_its_model(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_sixteen_tokens_are_generated_where_no_number_is_given() -> None:
-    class EvaluationSettings(Exception):
+    class Asked(Exception):
         pass
 
     def system(*, name: str, max_tokens: int) -> None:
-        raise EvaluationSettings(f"{name} {max_tokens}")
+        raise Asked(f"{name} {max_tokens}")
 
     model: Any = SimpleNamespace(config=SimpleNamespace(model_type="lotus"), system=system)
     for given, asked in (({}, "lotus 16"), ({"max_new_tokens": 3}, "lotus 3")):
-        with pytest.raises(EvaluationSettings, match=f"^{asked}$"):
+        with pytest.raises(Asked, match=f"^{asked}$"):
             LatentModel.generate(model, torch.zeros(1, 1, dtype=torch.long), **given)
 
 

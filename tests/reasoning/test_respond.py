@@ -321,8 +321,8 @@ def test_either_of_two_tokens_ends_an_answer() -> None:
     one = replace(case.decoding, end_ids=case.decoding.end_ids[:1])
     _, longer = respond(case.reasoner, ids, mask, StopRule(max_latents=CAP), one)
     for row, word in enumerate(last):
-        continue_chain = word == case.decoding.end_ids[1]
-        assert ((longer[row] != PAD).sum() > (answer_ids[row] != PAD).sum()) == continue_chain
+        continues = word == case.decoding.end_ids[1]
+        assert ((longer[row] != PAD).sum() > (answer_ids[row] != PAD).sum()) == continues
 
 
 @pytest.mark.parametrize("words", [1, 2, 5])

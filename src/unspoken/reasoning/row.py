@@ -97,11 +97,11 @@ class Row:
         if early and not self._continuing:
             self._continuing = self.continuation
         self.forced, self._continuing = next(iter(self._continuing), None), self._continuing[1:]
-        continue_chain = self.fixed or early or self.forced is not None
+        continues = self.fixed or early or self.forced is not None
         self._certain_steps = self._certain_steps + 1 if certain else 0
         exhausted = not done and 0 < self.patience <= self._certain_steps
-        ended = not continue_chain and bool(done or exhausted)
-        self.recorded.append(int(continue_chain or (recorded and not exhausted)))
+        ended = not continues and bool(done or exhausted)
+        self.recorded.append(int(continues or (recorded and not exhausted)))
         if ended:
             self.reason = StopReason.END if done else StopReason.CERTAIN
         if ended or len(self.recorded) == self.max_latents:

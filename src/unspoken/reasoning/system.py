@@ -206,12 +206,11 @@ class System:
         """
         from unspoken.reasoning.text_answers import answer_texts
 
+        texts, chains = text, chain
         if isinstance(text, str):
-            one = None if chain is None else [chain]
-            return answer_texts(self, [text], one, continue_chain=continue_chain, sample=sample, max_tokens=max_tokens)[
-                0
-            ]
-        return answer_texts(self, text, chain, continue_chain=continue_chain, sample=sample, max_tokens=max_tokens)
+            texts, chains = [text], None if chain is None else [chain]
+        answers = answer_texts(self, texts, chains, continue_chain=continue_chain, sample=sample, max_tokens=max_tokens)
+        return answers[0] if isinstance(text, str) else answers
 
     def chat(
         self, turns: Sequence[Mapping[str, str]], sample: Sample | None = None, max_tokens: int | None = None

@@ -160,7 +160,7 @@ class TalkerLoss(Objective):
         return building.pair_of(start, context)
 
     def collate(self, context: Context, split: str = "train") -> Callable[[Indices], Batch]:
-        """What the Talker will have to write: answers, random_spans of strings, sentences."""
+        """What the Talker will have to write: answers, spans of strings, sentences."""
         return lambda indices: context.task.talker_rows(
             indices, context.seed if split == "train" else 0, split, context.prompt_format
         )

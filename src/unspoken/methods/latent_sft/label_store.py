@@ -101,7 +101,7 @@ class LabelWriter:
         self._bounds = [rows * rank // world for rank in range(world + 1)]
         self.own_rows = range(*self._bounds[rank : rank + 2])
         self._facts = {**asdict(identity), "rows": rows, "ranks": world}
-        self._rows_a_block = rows_per_block
+        self._rows_per_block = rows_per_block
         self._unfinished = folder.with_name(_UNFINISHED.format(folder.name))
         self._waiting: list[tuple[tuple[int, int], dict[str, Tensor]]] = []
         self._waiting_bytes = 0
@@ -197,10 +197,10 @@ class LabelWriter:
             )
         except ValueError as error:
             raise ValueError(f"{self.folder}: label of row {self.next_row} ({key!r}): {error}") from None
-        self._flush(least=self._rows_a_block)  # what the disk refused before, so that every block has the same rows
+        self._flush(least=self._rows_per_block)  # what the disk refused before, so that every block has the same rows
         self._waiting.append((_key_entry(key), stored))
         self._waiting_bytes += 24 + sum(values.nbytes for values in stored.values())  # 24 for its key and offset
-        self._flush(least=self._rows_a_block)
+        self._flush(least=self._rows_per_block)
 
     def _flush(self, least: int = 1) -> None:
         """Write the waiting rows as a block, if there are ``least`` of them or they take much memory."""
