@@ -73,23 +73,28 @@ def methods() -> tuple[Method, ...]:
         ValueError: another package's method cannot be imported, is no method, or has a kind of stage or of reasoning,
             or a name to train it by, of another one.
     """
-    others = []
-    kinds = {objective.kind for method in METHODS for objective in method.objectives}
-    reasoning_kinds = {reasoning.kind for method in METHODS for reasoning in method.reasonings}
-    trained = {name for method in METHODS for name in method.default_stages(_ANY)}
+    others: list[Method] = []
     for name, method in offered(GROUP):
         if not isinstance(method, Method):
             raise ValueError(f"{name} is no unspoken.methods.method.Method; uninstall it")
-        for described, own, used in (
-            ("stage kind", {objective.kind for objective in method.objectives}, kinds),
-            ("kind of reasoning", {reasoning.kind for reasoning in method.reasonings}, reasoning_kinds),
-            ("name to train it by", set(method.default_stages(_ANY)), trained),
-        ):
-            if own & used:
-                raise ValueError(f"{name} has the {described} {min(own & used)!r} of another method; uninstall it")
-            used.update(own)
+        for other in (*METHODS, *others):
+            taken = _names(other)
+            for what, names in _names(method).items():
+                if names & taken[what]:
+                    raise ValueError(
+                        f"{name} has the {what} {min(names & taken[what])!r} of another method; uninstall it"
+                    )
         others.append(method)
     return (*others, *METHODS)
+
+
+def _names(method: Method) -> dict[str, set[str]]:
+    """What a method is found by in recipes and on the command line, of every sort."""
+    return {
+        "stage kind": {objective.kind for objective in method.objectives},
+        "kind of reasoning": {reasoning.kind for reasoning in method.reasonings},
+        "name to train it by": set(method.default_stages(_ANY)),
+    }
 
 
 def objectives() -> tuple[type[Objective], ...]:

@@ -127,9 +127,8 @@ class SST(Objective):
 
     def row_cost(self, model: Any, lengths: Lengths, context: Context) -> RowCost:
         reading = cost.StackPass(stack=model.backbone, positions=lengths.total)
-        again = cost.StackPass(
-            stack=model.backbone, positions=lengths.total, has_gradient=False
-        )  # to compute own latents
+        # A pass that computes own latents.
+        again = cost.StackPass(stack=model.backbone, positions=lengths.total, has_gradient=False)
         passes = self.rollout_passes if self.rollout_latents else 0
         return cost.RowCost(tokens=lengths.total, passes=(reading, *[again] * passes))
 
