@@ -141,7 +141,7 @@ def test_a_chain_is_the_same_whatever_is_beside_it(top_k: int) -> None:
 
 
 def recorded(monkeypatch: pytest.MonkeyPatch, batch_size: int, seed: int) -> tuple[dict[str, list[int]], np.ndarray]:
-    """The noise of each problem's draws, and which draws were right: every second noise leads to the right answer."""
+    """The noise of each problem's draws, and which draws were right: every second noise gives the right answer."""
     noise: dict[str, list[int]] = {}
 
     def answer(system: System, task: Any, problems: Any, _format: Any, *, batch_size: int) -> Graded:

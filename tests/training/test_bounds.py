@@ -161,6 +161,8 @@ def test_overrides_by_position() -> None:
         values: dict[str, Any] = {"swaps": [2, 3, 4]}
         apply_overrides(values, "it", [override])
         assert values["swaps"] == expected
+    with pytest.raises(SettingsError, match="there is no entry ''"):
+        apply_overrides({"swaps": [2, 3, 4]}, "it", ["swaps.=5"])
     twice: dict[str, Any] = {"betas": [0.9, 0.9]}
     apply_overrides(twice, "it", ["betas.1=0.95"])
     assert twice["betas"] == [0.9, 0.95]

@@ -1,4 +1,4 @@
-"""Several noisy chains per problem, and pass@k: how often one of k leads to the right answer (docs/methods/latent_sft.md)."""
+"""Several noisy chains per problem, and pass@k: how often one of k gives the right answer (docs/methods/latent_sft.md)."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class PassAtKProbe(Probe):
         columns += [Column(f"pass@{k}", partial(noisy, k=k), f"@{k}") for k in every]
         draws = count(entry["draws"], "noisy chain")
         note = (
-            f"Chance that one of k chains leads to the right answer, estimated from {draws} per problem, "
+            f"Chance that one of k chains gives the right answer, estimated from {draws} per problem, "
             "with a 95 % interval that is rather too wide; the bar goes from 0 to 100 %. Explicit chains are sampled at temperature 1, "
             "superpositions have Gumbel noise on their weights, and every answer is decoded greedily. Guesses that differ raise pass@k "
             "too, so compare systems at the same k; pass@1 far below the clean chain means that the noise does harm."

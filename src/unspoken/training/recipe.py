@@ -487,7 +487,7 @@ def _apply(values: Any, override: str) -> None:
 
 def _position(entries: list[Any], name: str, key: str) -> int:
     names = [str(entry["name"]) if isinstance(entry, Mapping) and "name" in entry else "" for entry in entries]
-    if name in names:
+    if name and name in names:
         return names.index(name)
     if name.isdigit() and int(name) < len(entries):
         return int(name)
