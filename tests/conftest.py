@@ -71,9 +71,18 @@ def _nothing_is_waited_for() -> Iterator[None]:
         yield
 
 
+# Python looks for garbage after every 700 new objects; imports make half a million, and none of it is garbage.
+gc.set_threshold(10_000)
+
+
 def pytest_collection_finish() -> None:
     """Every training begins with a full garbage collection, which looks at all that the imports left: half a second."""
     gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Nor does the end of Python."""
     gc.freeze()
 
 

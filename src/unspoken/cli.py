@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 
 _LONGEST = 2000  # characters of an error
+_COLLECT_EVERY = 10_000  # new objects; Python's 700 cost seconds, for imports make half a million
 
 
 def _print_version(asked: bool) -> None:
@@ -444,6 +446,7 @@ def main() -> None:
 
     Of several ranks one prints the line: an error of one ends all, with nothing more to say.
     """
+    gc.set_threshold(_COLLECT_EVERY)
     write_every_sign(sys.stdout)
     write_every_sign(sys.stderr)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -470,6 +473,8 @@ def main() -> None:
             with suppress(OSError):  # the terminal is gone
                 print("unspoken: stopped; run the same command to continue", file=sys.stderr)
         sys.exit(stop.status)
+    finally:
+        gc.freeze()  # or Python looks at every object once more before it exits: two seconds
 
 
 if __name__ == "__main__":

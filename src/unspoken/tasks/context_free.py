@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from itertools import pairwise
 from random import Random
 from statistics import fmean
@@ -92,6 +92,7 @@ class Grammar:
             height[symbol] = below.pop() + 1
 
     @classmethod
+    @lru_cache(maxsize=8)
     def draw(cls, *, levels: int, rules: int, seed: int) -> Grammar:
         """The first grammar of a seed in which every symbol occurs, none share a rule, and the mean length is right.
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
@@ -121,11 +122,11 @@ def _named(where: str) -> Iterator[None]:
 
 def learnable(task: Any) -> list[str]:
     """Kinds of stages that can learn a task, given its configuration or itself."""
+    traits = task.traits
     return sorted(
         objective.kind
         for objective in objectives()
-        if (task.traits.has_chain or not objective.chain_needed)
-        and (task.traits.has_steps or not objective.steps_needed)
+        if (traits.has_chain or not objective.chain_needed) and (traits.has_steps or not objective.steps_needed)
     )
 
 
@@ -322,7 +323,8 @@ class Recipe:
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def shipped() -> list[tuple[str, str, str]]:
+@cache
+def shipped() -> Sequence[tuple[str, str, str]]:
     """Name, size and summary of every recipe in the package."""
     recipes = []
     for folder in sorted(resources.files("unspoken.recipes").iterdir(), key=lambda entry: entry.name):
@@ -331,7 +333,7 @@ def shipped() -> list[tuple[str, str, str]]:
                 if file.name.endswith(".yaml"):
                     content = yaml.load(file.read_text(), Loader=_SafeLoader)
                     recipes.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
-    return recipes
+    return tuple(recipes)
 
 
 def load(name: str, size: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -356,13 +358,12 @@ def load(name: str, size: str | None = None, overrides: Sequence[str] = ()) -> R
         except FolderError:
             raise SettingsError(f"{name} is not a text file") from None
     else:
-        known = shipped()
-        names = sorted({entry[0] for entry in known})
+        names = sorted({entry[0] for entry in shipped()})
         if name not in names:
             if name in trainable():
                 raise SettingsError(f"{name!r} is a method, not a recipe; give it --model and --data")
             raise SettingsError(f"there is no recipe {name!r}; {nearest(name, names)}")
-        size, sizes = size or "tiny", [entry[1] for entry in known if entry[0] == name]
+        size, sizes = size or "tiny", [entry[1] for entry in shipped() if entry[0] == name]
         if size not in sizes:
             raise SettingsError(f"recipe {name!r} has no size {size!r}; it has {', '.join(sizes)}")
         text = (resources.files("unspoken.recipes") / name / f"{size}.yaml").read_text()

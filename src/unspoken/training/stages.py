@@ -8,12 +8,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from transformers import TrainerCallback
 
 from unspoken import distributed
 from unspoken.backbone.folder import MANIFEST, clear, read_manifest, remove, verify
@@ -32,8 +31,10 @@ from unspoken.training.problem_checks import answered_splits, require_room
 from unspoken.training.recipe import Recipe, Stage
 from unspoken.training.resolve import RECIPE, resolve, widest
 from unspoken.training.settings import as_mapping, read
-from unspoken.training.trainer import StageTrainer
 from unspoken.training.validation import validator_of
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,8 @@ def train_stage(run: SeedRun, stage: Stage, *, report_to: list[str], callbacks: 
             return stage.objective.write(
                 load_start(run.recipe, start), context, folder, device=run.device, manifest=facts
             )
+    from unspoken.training.trainer import StageTrainer  # seconds, for it imports pandas; who only answers does without
+
     # The starting weights of a stage do not depend on what ran before it in this process.
     torch.manual_seed(run.seed * 1000 + run.recipe.stages.index(stage))
     model = build(run.recipe, context, start)
