@@ -16,10 +16,12 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 _LINE = 110  # characters of a line of a JSON file
+_ENCODER = json.JSONEncoder(allow_nan=False)
 MODEL = "model"  # the finished folder of a stage, inside its working folder
 UNFINISHED = ".*.tmp"  # temporary names
 LARGEST_TEXT = 2**28  # bytes; configurations and results have thousands, the tokenizers of the hub some ten millions
@@ -78,20 +80,25 @@ def write_json(path: Path, content: Any) -> None:
 
 def _as_json(value: Any, depth: int = 0) -> str:
     """An entry a line, but what is short, and lists of plain values such as curves, on one."""
-    line = json.dumps(value, allow_nan=False)
+    line = _ENCODER.encode(value)
     nested = isinstance(value, dict) or (
         isinstance(value, list | tuple) and any(isinstance(entry, dict | list | tuple) for entry in value)
     )
     if not nested or len(line) <= _LINE:
         return line
     if isinstance(value, dict):
-        # As a key too, a number or None is written as text.
-        entries = [f"{json.dumps({key: 0})[1:-4]}: {_as_json(entry, depth + 1)}" for key, entry in value.items()]
+        entries = [f"{_key(key)}: {_as_json(entry, depth + 1)}" for key, entry in value.items()]
     else:
         entries = [_as_json(entry, depth + 1) for entry in value]
     begin, end = "{}" if isinstance(value, dict) else "[]"
     between = "\n" + " " * (depth + 1)
     return f"{begin}{between}{f',{between}'.join(entries)}\n{' ' * depth}{end}"
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _key(key: Any) -> str:
+    """A key of a mapping; numbers and None are written as text."""
+    return json.dumps({key: 0})[1:-4]
 
 
 def discard(path: Path) -> None:
