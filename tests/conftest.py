@@ -25,6 +25,8 @@ from transformers.utils.generic import ModelOutput
 
 # Import mode "importlib" leaves sys.path alone; the files that tests share lie beside this one.
 sys.path.insert(0, str(Path(__file__).parent))
+import shape_checks
+
 pytest.register_assert_rewrite("conformance", "printed_trees")
 
 assert "unspoken" not in sys.modules, "unspoken was imported before its shape checks were switched on"
@@ -36,13 +38,14 @@ source = Path(spec.origin).parent
 # any keyword, and builds its outputs out of a dictionary; the hook would refuse both, so it leaves them alone. Packages
 # hold nothing but imports.
 ModelOutput.__no_type_check__ = True
-# Only modules that annotate shapes are checked: of other types mypy knows more, and a check takes time in every call.
+# Only what annotates shapes is checked: of other types mypy knows more, and a check takes time in every call.
 checked = [
     file
     for file in source.rglob("*.py")
     if file.stem not in ("__init__", "configuration") and "from jaxtyping import" in file.read_text()
 ]
 names = [".".join(("unspoken", *file.relative_to(source).with_suffix("").parts)) for file in checked]
+shape_checks.leave_other_functions_alone()
 install_import_hook(names, "shape_checks.checked")
 
 # Programs that tests start may compute with two threads beside a test that computes too. By default threads of PyTorch

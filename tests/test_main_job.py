@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
 
-# A quarter of its problems: it is measured three times here.
-FEWER = ("--set", "evaluation.problems=500")
+# A quarter of its problems, for it is measured three times here; and one thread, for another test runs beside it.
+FEWER = ("--set", "evaluation.problems=500", "--set", "threads=1")
 
 
 def unspoken(*arguments, cwd, status=0):

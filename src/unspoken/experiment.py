@@ -124,7 +124,7 @@ def measure_run(
     """
     distributed.init_distributed()
     folder, task = runs[0].folder.parent, recipe.task.build()
-    asked = EvaluationSettings(
+    settings = EvaluationSettings(
         task=task,
         prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
         problems=recipe.evaluation.problems,
@@ -139,7 +139,7 @@ def measure_run(
         if not any(way in some for some in models[0].reasonings.values()):
             raise ValueError(f"{way.title} suits no measured stage of {recipe.name}; leave it out")
     with run_lock(folder), memory_to_measure(recipe):
-        measured = evaluate(models, asked, [*default_probes(), *optional], log=log)
+        measured = evaluate(models, settings, [*default_probes(), *optional], log=log)
         for probe in optional:
             if probe.key not in measured["probes"]:
                 raise ValueError(f"the probe {probe.key!r} has nothing to measure in {recipe.name}; leave it out")

@@ -83,7 +83,7 @@ def measured(
         for test in task.tests:
             for question in task.questions(first_problems(task, test, problems)):
                 reader.parse(question)
-    asked = EvaluationSettings(
+    settings = EvaluationSettings(
         task=task,
         prompt_format=system.texts.prompt_format,
         problems=problems,
@@ -91,7 +91,7 @@ def measured(
         max_answer=system.max_tokens,
     )
     probes = [ControlsProbe()] if controls else []
-    results = evaluate([SeedModels(seed=seed, opened=system)], asked, probes, log=lambda _: None)
+    results = evaluate([SeedModels(seed=seed, opened=system)], settings, probes, log=lambda _: None)
     return Evaluation(name=system.name, results=results)
 
 

@@ -84,6 +84,8 @@ evaluation: {{problems: 12, validation_problems: 10, batch_size: 5, max_latents:
 
 DRIVER = """
 import gc
+
+gc.set_threshold(10_000)  # as the command line does; and below as in conftest.py
 import json
 import shutil
 import sys
@@ -102,7 +104,7 @@ from unspoken.training.stages import SeedRun, train_stage
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
-gc.freeze()  # as in conftest.py
+gc.freeze()
 distributed.init_distributed()
 quiet = Console(quiet=True)
 

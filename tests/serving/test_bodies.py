@@ -15,9 +15,9 @@ from tiny_words import TASK
 from unspoken.serving import Limits, Served
 from unspoken.serving.bodies import BODY_BYTES, decoded
 from unspoken.serving.fields import Endpoint
+from unspoken.serving.preparation import prepare_request
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.schema import request_of
-from unspoken.serving.work import prepare_request
 
 # No longer may one thing take, on the slowest processor of the tests; without limits some took six seconds.
 SECONDS = 0.1

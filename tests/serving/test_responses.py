@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from unspoken.reasoning.picking import Sampler
-from unspoken.serving.flight import PendingAnswers
+from unspoken.serving.pending import PendingAnswers
 from unspoken.serving.responses import Choice, ResponseFormat, usage_of
 from unspoken.serving.sampling import ScoredToken, ScoringSampler
 
@@ -189,6 +189,6 @@ def test_a_token_that_cannot_be_has_a_number_that_json_can_write() -> None:
     ],
 )
 def test_no_text_is_shown_that_may_still_be_taken_back(text: str, stop: list[str] | None, shown: int) -> None:
-    flight: Any = SimpleNamespace(_work=SimpleNamespace(request=SimpleNamespace(stop=stop)))
-    assert PendingAnswers.shown(flight, Choice(text=text)) == shown
-    assert PendingAnswers.shown(flight, Choice(text=text, reason="stop")) == len(text)
+    pending: Any = SimpleNamespace(_prepared=SimpleNamespace(request=SimpleNamespace(stop=stop)))
+    assert PendingAnswers.shown(pending, Choice(text=text)) == shown
+    assert PendingAnswers.shown(pending, Choice(text=text, reason="stop")) == len(text)

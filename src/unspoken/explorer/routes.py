@@ -19,9 +19,9 @@ from unspoken.explorer.page import render
 from unspoken.runs import compression_rate
 from unspoken.serving import Engine, Limits, Served, serve
 from unspoken.serving.engine import Closing, QueueFull
+from unspoken.serving.preparation import check_length, longest_answer
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.server import Pages, RequestReader, unless_gone
-from unspoken.serving.work import check_length, longest_answer
 
 PATH = "/explore"
 _MESSAGE = 400  # characters of an error, which may quote what was sent
@@ -30,7 +30,7 @@ _MESSAGE = 400  # characters of an error, which may quote what was sent
 def pages(explorer: Explorer) -> Pages:
     """The routes of the explorer, see `unspoken.serving.server.app`."""
 
-    def made(engine: Engine, desk: RequestReader, with_key: Any) -> APIRouter:
+    def made(engine: Engine, reader: RequestReader, with_key: Any) -> APIRouter:
         router = APIRouter(prefix=PATH)
         page = render({**first_contents(explorer), "frozen": None})
 
@@ -41,8 +41,8 @@ def pages(explorer: Explorer) -> Pages:
 
         async def computed(request: Request, compute: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Response:
             try:
-                async with desk.body(request) as body:
-                    asked = await desk.decoded(body)
+                async with reader.body(request) as body:
+                    asked = await reader.decoded(body)
             except ClientDisconnect:
                 return Response(status_code=499)  # nobody reads it
             return await unless_gone(_awaited(engine, lambda: compute(asked)), request)

@@ -42,7 +42,7 @@ LogLine = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
-    """How systems are asked, the same for all."""
+    """How systems are measured, the same for all."""
 
     task: Task  # whose test sets are answered
     prompt_format: PromptFormat  # how its problems become tokens
@@ -79,27 +79,27 @@ class TestSet:
     # What the system and the first seed add to that: the number of parameters, and seconds.
     fixed: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def answer(self, system: System, asked: EvaluationSettings, *, timed: bool, alone: bool) -> Graded | None:
+    def answer(self, system: System, settings: EvaluationSettings, *, timed: bool, alone: bool) -> Graded | None:
         """Let a system of one seed answer all problems, and keep what it did.
 
         Args:
             timed: also take the time of a few problems in a batch.
             alone: and of a few one by one.
         """
-        answers = asked.answer(system, self.problems, asked.batch_size)
+        answers = settings.answer(system, self.problems, settings.batch_size)
         if answers is None:
             return None
         self.right[system.name].append(answers.outcomes)
         stop = answers.chain.stop
         if not bool((stop == StopReason.FIXED).all()):
             self.ended[system.name].append(float((stop == StopReason.END).double().mean()))
-        if not asked.task.traits.continues:  # to read sentences and decode them again is no answer that has a cost
+        if not settings.task.traits.continues:  # to read sentences and decode them again is no answer that has a cost
             if self.prompt_lengths is None:
-                self.prompt_lengths = asked.task.prompts(self.problems, asked.prompt_format)[1].sum(dim=1)
+                self.prompt_lengths = settings.task.prompts(self.problems, settings.prompt_format)[1].sum(dim=1)
             self.spent[system.name].append(counted(system, self.prompt_lengths, answers))
             if timed:
-                timed_answer = partial(asked.answer, system)
-                times = seconds(timed_answer, self.problems, asked.batch_size, alone=alone)
+                timed_answer = partial(settings.answer, system)
+                times = seconds(timed_answer, self.problems, settings.batch_size, alone=alone)
                 self.fixed[system.name] = {"parameters": system.parameters, **times}
         return answers
 
@@ -121,28 +121,28 @@ class TestSet:
 
 
 def evaluate(
-    seeds: Sequence[SeedModels], asked: EvaluationSettings, probes: Sequence[Probe], *, log: LogLine
+    seeds: Sequence[SeedModels], settings: EvaluationSettings, probes: Sequence[Probe], *, log: LogLine
 ) -> dict[str, Any]:
     """Measure every measured stage of every seed on the test problems, once.
 
     Args:
         seeds: finished folders.
-        probes: what else is asked, each of the systems that it applies to.
+        probes: what else is measured, each of the systems that it applies to.
         log: is given what is being done, a line at a time.
 
     Returns:
         The content described at the top of this file, without recipe and command.
     """
-    tests = asked.tests()
+    tests = settings.tests()
     first = next(iter(tests.values()))
     readings: dict[str, dict[str, list[Any]]] = {probe.key: defaultdict(list) for probe in probes}
     chains: dict[str, str | None] = {}
-    for view in _views(seeds, tests, asked, log):
+    for view in _views(seeds, tests, settings, log):
         system = view.system
         chains[system.name] = system.chain_kind if view.has_chain else None
-        for key, reading in _readings(view, asked, probes, log):
+        for key, reading in _readings(view, settings, probes, log):
             readings[key][system.name].append(reading)
-    baseline = asked.baseline if asked.baseline in first.right else None
+    baseline = settings.baseline if settings.baseline in first.right else None
     summaries = {
         probe.key: probe.summarise(readings[probe.key], baseline=baseline) for probe in probes if readings[probe.key]
     }
@@ -163,7 +163,7 @@ def evaluate(
         },
         "tests": {test: test_set.rates() for test, test_set in tests.items()},
         "differences": _differences(first.right, baseline),
-        "outcomes": {test: test_set.outcomes(asked.task) for test, test_set in tests.items()},
+        "outcomes": {test: test_set.outcomes(settings.task) for test, test_set in tests.items()},
         "probes": {key: summary for key, summary in summaries.items() if summary is not None},
         "training": [
             {
@@ -178,45 +178,45 @@ def evaluate(
 
 
 def _readings(
-    view: View, asked: EvaluationSettings, probes: Sequence[Probe], log: LogLine
+    view: View, settings: EvaluationSettings, probes: Sequence[Probe], log: LogLine
 ) -> Iterator[tuple[str, Any]]:
     """Key and reading of every probe that applies to a system and has something to read."""
     for probe in probes:
-        if probe.applies(view.system, asked.task):
+        if probe.applies(view.system, settings.task):
             log(f"seed {view.seed}  {view.system.name}: {probe.key.replace('_', ' ')}")
             if (reading := probe.measure(view)) is not None:
                 yield probe.key, reading
 
 
 def _views(
-    seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], asked: EvaluationSettings, log: LogLine
+    seeds: Sequence[SeedModels], tests: Mapping[str, TestSet], settings: EvaluationSettings, log: LogLine
 ) -> Iterator[View]:
     """Every system of every seed, after it has answered all test sets."""
     first = next(iter(tests.values()))
     for entry in seeds:
-        for stage, models in measured_systems(entry, asked.task.traits, asked.max_answer, asked.prompt_format):
-            systems = [replace(one, sampling=asked.sampling) for one in models]
+        for stage, models in measured_systems(entry, settings.task.traits, settings.max_answer, settings.prompt_format):
+            systems = [replace(one, sampling=settings.sampling) for one in models]
             teacher = None
             if stage in entry.teachers:
-                teacher = catalogue.teacher(entry.teachers[stage], asked.prompt_format, device=entry.device)
+                teacher = catalogue.teacher(entry.teachers[stage], settings.prompt_format, device=entry.device)
             for system in systems:
                 answers = None
                 for test, test_set in tests.items():
                     log(f"seed {entry.seed}  {system.name}: {len(test_set.problems)} problems of {test}")
-                    given = test_set.answer(system, asked, timed=entry is seeds[0], alone=test_set is first)
+                    given = test_set.answer(system, settings, timed=entry is seeds[0], alone=test_set is first)
                     answers = given if test_set is first else answers
                 yield View(
                     system=system,
-                    task=asked.task,
+                    task=settings.task,
                     problems=first.problems,
                     answers=answers,
-                    prompt_format=asked.prompt_format,
-                    batch_size=asked.batch_size,
+                    prompt_format=settings.prompt_format,
+                    batch_size=settings.batch_size,
                     seed=entry.seed,
                     first_seed=entry is seeds[0],
                     as_trained=system is systems[0],
                     teacher=teacher,
-                    most=asked.problems,
+                    most=settings.problems,
                 )
 
 

@@ -35,13 +35,13 @@ from unspoken.serving.bodies import BODY_BYTES, decoded
 from unspoken.serving.connections import connection_settings
 from unspoken.serving.engine import Engine, Limits
 from unspoken.serving.fields import Endpoint
-from unspoken.serving.flight import PendingAnswers, answered, streamed
 from unspoken.serving.keys import KEY_VARIABLE, checked_key, read_key
+from unspoken.serving.pending import PendingAnswers, answered, streamed
+from unspoken.serving.preparation import PreparedRequest, prepare_request, unknown_model
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.responses import ResponseFormat, error_of
 from unspoken.serving.schema import REQUESTS
 from unspoken.serving.systems import Served, open_served
-from unspoken.serving.work import PreparedRequest, prepare_request, unknown_model
 
 _BEARER = HTTPBearer(auto_error=False)
 _HELD_BYTES = 2**26  # of all bodies that are being received or read
@@ -65,20 +65,20 @@ def app(
         served: the system that answers.
         limits: see `Limits`.
         api_key: what clients must send as bearer token to ``/v1``; None asks for none.
-        pages: makes further routes, given the engine, the desk and the dependency that asks for the key.
+        pages: makes further routes, given the engine, the reader and the dependency that asks for the key.
 
     Raises:
         ValueError: the system's stack cannot be shared by rows that come and go.
     """
     limits = limits or Limits()
-    engine, desk, seen = Engine(served.system.reasoner, limits), RequestReader(served, limits), Counter[int]()
+    engine, reader, seen = Engine(served.system.reasoner, limits), RequestReader(served, limits), Counter[int]()
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
         await run_in_threadpool(engine.close)
-        desk.close()
+        reader.close()
 
     async def with_key(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]) -> None:
         if api_key is None:
@@ -91,9 +91,9 @@ def app(
     api.add_middleware(_Counter, seen=seen)
     api.add_exception_handler(HTTPException, _refused)
     api.add_exception_handler(Exception, _broken)
-    api.include_router(_endpoints(served, engine, desk, with_key))
+    api.include_router(_endpoints(served, engine, reader, with_key))
     if pages is not None:
-        api.include_router(pages(engine, desk, with_key), include_in_schema=False)
+        api.include_router(pages(engine, reader, with_key), include_in_schema=False)
 
     @api.get("/openapi.json", dependencies=[Depends(with_key)], include_in_schema=False)
     async def openapi() -> Response:
@@ -190,7 +190,7 @@ def _is_loopback(host: str) -> bool:
 # --- endpoints -------------------------------------------------------------------------------------------------------
 
 
-def _endpoints(served: Served, engine: Engine, desk: RequestReader, with_key: Any) -> APIRouter:
+def _endpoints(served: Served, engine: Engine, reader: RequestReader, with_key: Any) -> APIRouter:
     router = APIRouter(prefix="/v1", dependencies=[Depends(with_key)])
     card = {"id": served.system.name, "object": "model", "created": int(time.time()), "owned_by": "unspoken"}
 
@@ -218,11 +218,11 @@ def _endpoints(served: Served, engine: Engine, desk: RequestReader, with_key: An
 
     async def answer(request: Request, endpoint: Endpoint) -> Response:
         try:
-            async with desk.body(request) as body:
-                work = await desk.read(endpoint, body)
+            async with reader.body(request) as body:
+                prepared = await reader.read(endpoint, body)
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it; the number is nginx's
-        flight = PendingAnswers(served, engine, work)
+        pending = PendingAnswers(served, engine, prepared)
         form = ResponseFormat(
             chat=endpoint == "chat",
             name=served.system.name,
@@ -230,14 +230,14 @@ def _endpoints(served: Served, engine: Engine, desk: RequestReader, with_key: An
             created=int(time.time()),
             token_text=served.token_text,
         )
-        asked = work.request
+        asked = prepared.request
         if asked.stream:
             counted = asked.stream_options is not None and bool(asked.stream_options.include_usage)
-            return StreamingResponse(streamed(flight, form, counted=counted), media_type="text/event-stream")
+            return StreamingResponse(streamed(pending, form, counted=counted), media_type="text/event-stream")
         try:
-            return await unless_gone(answered(flight, form), request)
+            return await unless_gone(answered(pending, form), request)
         finally:
-            flight.end()
+            pending.end()
 
     return router
 
@@ -288,7 +288,7 @@ class RequestReader:
         self._held += more
 
     async def read(self, endpoint: Endpoint, body: bytes) -> PreparedRequest:
-        """The work that a body asks for.
+        """A request, ready to be answered.
 
         Raises:
             Refusal: see `prepare_request`.

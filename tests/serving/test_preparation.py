@@ -14,9 +14,9 @@ from unspoken.reasoning.picking import Sampler
 from unspoken.reasoning.row import AnswerDecoding
 from unspoken.serving import Limits, Served
 from unspoken.serving.fields import Endpoint
+from unspoken.serving.preparation import PreparedRequest, check_length, longest_answer, prepare_request
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.sampling import ScoringSampler
-from unspoken.serving.work import PreparedRequest, check_length, longest_answer, prepare_request
 
 QUESTION = min((problem.question for problem in TASK.sample("test", range(20))), key=lambda text: len(text.split()))
 # Of 160 positions, a chain takes at most six after its opening, and the marker at its end one.
@@ -32,8 +32,8 @@ def asked(
     return prepare_request(served, limits or Limits(), endpoint, json.dumps(body).encode())
 
 
-def sample_of(work: PreparedRequest, index: int = 0) -> Sampler:
-    speaker = work.jobs[index].speaker
+def sample_of(prepared: PreparedRequest, index: int = 0) -> Sampler:
+    speaker = prepared.jobs[index].speaker
     assert isinstance(speaker, AnswerDecoding)
     assert isinstance(speaker.sample, Sampler)
     return speaker.sample
@@ -60,9 +60,9 @@ def test_a_request_has_at_most_64_answers(served: Served) -> None:
 def test_answers_to_one_prompt_stand_next_to_each_other(served: Served) -> None:
     questions = [problem.question for problem in TASK.sample("test", range(2))]
     prompts = [[*PROMPT_FORMAT.prompt(question), *PROMPT_FORMAT.markers.open] for question in questions]
-    work = asked(served, prompt=questions, n=2)
-    assert [job.prompt for job in work.jobs] == [prompts[0], prompts[0], prompts[1], prompts[1]]
-    assert work.samplers == work.cuts == [None] * 4
+    prepared = asked(served, prompt=questions, n=2)
+    assert [job.prompt for job in prepared.jobs] == [prompts[0], prompts[0], prompts[1], prompts[1]]
+    assert prepared.samplers == prepared.cuts == [None] * 4
 
 
 def test_a_chain_is_kept_of_a_single_answer_alone(served: Served) -> None:
@@ -78,8 +78,8 @@ def test_a_chain_is_kept_of_a_single_answer_alone(served: Served) -> None:
 
 def test_a_response_has_at_most_16384_log_probabilities(served: Served) -> None:
     # 16 answers of 64 tokens, each with itself and 15 others.
-    work = asked(served, "chat", n=16, max_tokens=64, logprobs=True, top_logprobs=15)
-    assert len(work.samplers) == 16
+    prepared = asked(served, "chat", n=16, max_tokens=64, logprobs=True, top_logprobs=15)
+    assert len(prepared.samplers) == 16
     for more in ({"max_tokens": 65}, {"top_logprobs": 16}):
         fields = {"n": 16, "max_tokens": 64, "logprobs": True, "top_logprobs": 15, **more}
         message = refused(served, "chat", **fields)
@@ -97,8 +97,8 @@ def test_a_response_has_at_most_16384_log_probabilities(served: Served) -> None:
 
 def test_every_answer_has_the_next_seed(served: Served) -> None:
     def seeds(seed: int) -> list[int]:
-        work = asked(served, prompt=[QUESTION] * 2, n=2, temperature=1, seed=seed)
-        samples = [sample_of(work, index) for index in range(4)]
+        prepared = asked(served, prompt=[QUESTION] * 2, n=2, temperature=1, seed=seed)
+        samples = [sample_of(prepared, index) for index in range(4)]
         assert all(sample.generator is not None for sample in samples)
         return [sample.generator.initial_seed() for sample in samples if sample.generator is not None]
 
@@ -108,8 +108,8 @@ def test_every_answer_has_the_next_seed(served: Served) -> None:
 
 
 def test_answers_without_a_seed_are_drawn_apart(served: Served) -> None:
-    work = asked(served, n=2, temperature=1)
-    first, second = (sample_of(work, index).generator for index in range(2))
+    prepared = asked(served, n=2, temperature=1)
+    first, second = (sample_of(prepared, index).generator for index in range(2))
     assert first is not None
     assert second is not None
     assert first.initial_seed() != second.initial_seed()
@@ -133,10 +133,10 @@ def test_the_most_likely_tokens_are_taken_unless_a_temperature_asks_for_others(s
 # --- caps ------------------------------------------------------------------------------------------------------------
 
 
-def cap_of(work: PreparedRequest) -> tuple[int, int | None]:
-    speaker = work.jobs[0].speaker
+def cap_of(prepared: PreparedRequest) -> tuple[int, int | None]:
+    speaker = prepared.jobs[0].speaker
     assert isinstance(speaker, AnswerDecoding)
-    return speaker.max_tokens, work.cuts[0]
+    return speaker.max_tokens, prepared.cuts[0]
 
 
 def test_an_answer_is_as_long_as_asked_and_cut_to_what_fits(served: Served) -> None:

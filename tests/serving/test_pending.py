@@ -12,7 +12,7 @@ import pytest
 
 from unspoken.serving.batch import Progress
 from unspoken.serving.engine import Closing, QueueFull
-from unspoken.serving.flight import PendingAnswers, answered, streamed
+from unspoken.serving.pending import PendingAnswers, answered, streamed
 from unspoken.serving.refusal import Refusal
 from unspoken.serving.responses import ResponseFormat
 
@@ -20,7 +20,7 @@ TEXTS = ("", "Ann ", "has ", "3 ", "pears", "\ufffd")
 OVER = Progress(tokens=(4,), over=True, latents=2)
 
 
-class RequestReader:
+class FakeEngine:
     """A model whose jobs progress as a test sets them, and what is asked of its engine."""
 
     def __init__(
@@ -48,27 +48,27 @@ class RequestReader:
         self.texts += 1
         return "".join(TEXTS[token] for token in tokens)
 
-    def flight(self, cuts: Sequence[int | None] | None = None) -> PendingAnswers:
-        work: Any = SimpleNamespace(
+    def pending(self, cuts: Sequence[int | None] | None = None) -> PendingAnswers:
+        prepared: Any = SimpleNamespace(
             request=self.request,
             jobs=self.jobs,
             samplers=[None] * len(self.jobs),
             cuts=cuts or [None] * len(self.jobs),
         )
         served: Any = SimpleNamespace(text=self.text, system=SimpleNamespace(silent=self.silent))
-        return PendingAnswers(served, self, work)  # type: ignore[arg-type]
+        return PendingAnswers(served, self, prepared)  # type: ignore[arg-type]
 
 
 def updates(
-    desk: RequestReader, *progress: Progress, read: bool = False, index: int = 0, cuts: Any = None
+    engine: FakeEngine, *progress: Progress, read: bool = False, index: int = 0, cuts: Any = None
 ) -> tuple[PendingAnswers, list[tuple[str, str | None]]]:
     """The text and the end of an answer after each progress."""
 
     async def run() -> tuple[PendingAnswers, list[tuple[str, str | None]]]:
-        flight = desk.flight(cuts)
+        pending = engine.pending(cuts)
         for one in progress:
-            desk.report(index, one)
-        return flight, [(choice.text, choice.reason) async for _, choice in flight.updates(read=read)]
+            engine.report(index, one)
+        return pending, [(choice.text, choice.reason) async for _, choice in pending.updates(read=read)]
 
     return asyncio.run(run())
 
@@ -81,11 +81,11 @@ def tokens(*ids: int) -> Progress:
 
 
 def test_a_text_is_made_where_somebody_reads_it_or_it_is_complete() -> None:
-    _, unread = updates(RequestReader(), tokens(1), tokens(2, 3), OVER)
+    _, unread = updates(FakeEngine(), tokens(1), tokens(2, 3), OVER)
     assert unread == [("", None), ("", None), ("Ann has 3 pears", "stop")]
-    _, read = updates(RequestReader(), tokens(1), tokens(2, 3), OVER, read=True)
+    _, read = updates(FakeEngine(), tokens(1), tokens(2, 3), OVER, read=True)
     assert read == [("Ann ", None), ("Ann has 3 ", None), ("Ann has 3 pears", "stop")]
-    _, capped = updates(RequestReader(), Progress(tokens=(1,), over=True, capped=True))
+    _, capped = updates(FakeEngine(), Progress(tokens=(1,), over=True, capped=True))
     assert capped == [("Ann ", "length")]
 
 
@@ -101,51 +101,51 @@ def test_a_text_is_made_where_somebody_reads_it_or_it_is_complete() -> None:
     ],
 )
 def test_an_answer_ends_before_the_first_of_its_stops(stop: list[str], seen: list[tuple[str, str | None]]) -> None:
-    desk = RequestReader(stop=stop)
-    flight, actual = updates(desk, tokens(1), tokens(2, 3), OVER)
+    engine = FakeEngine(stop=stop)
+    pending, actual = updates(engine, tokens(1), tokens(2, 3), OVER)
     assert actual == seen
     # The engine is informed where the model has not ended the answer itself, and what comes later counts no more.
-    assert desk.calls == ([] if stop == ["plums"] else [("finish", 0)])
-    assert len(flight.choices[0].tokens) == {1: 1, 2: 3, 3: 4}[len(seen)]
+    assert engine.calls == ([] if stop == ["plums"] else [("finish", 0)])
+    assert len(pending.choices[0].tokens) == {1: 1, 2: 3, 3: 4}[len(seen)]
 
 
 def test_what_an_answer_was_cut_to_stands_beside_it() -> None:
-    flight, _ = updates(RequestReader(), OVER, cuts=[7])
-    assert flight.choices[0].extension == {"max_tokens": 7}
-    flight, _ = updates(RequestReader(), OVER)
-    assert flight.choices[0].extension is None
+    pending, _ = updates(FakeEngine(), OVER, cuts=[7])
+    assert pending.choices[0].extension == {"max_tokens": 7}
+    pending, _ = updates(FakeEngine(), OVER)
+    assert pending.choices[0].extension is None
     asked = SimpleNamespace(chain=True, coefficients=2)
-    flight, _ = updates(RequestReader(unspoken=asked), OVER, cuts=[7])
-    assert flight.choices[0].extension == {"max_tokens": 7, "chain": {"stopped": "end", "steps": []}}
-    flight, _ = updates(RequestReader(unspoken=SimpleNamespace(chain=False, coefficients=2)), OVER)
-    assert flight.choices[0].extension is None
+    pending, _ = updates(FakeEngine(unspoken=asked), OVER, cuts=[7])
+    assert pending.choices[0].extension == {"max_tokens": 7, "chain": {"stopped": "end", "steps": []}}
+    pending, _ = updates(FakeEngine(unspoken=SimpleNamespace(chain=False, coefficients=2)), OVER)
+    assert pending.choices[0].extension is None
 
 
 def test_a_model_that_fails_is_an_error_of_the_server() -> None:
     with pytest.raises(Refusal, match="the model failed: out of memory") as failed:
-        updates(RequestReader(), tokens(1), Progress(over=True, failure="out of memory"))
+        updates(FakeEngine(), tokens(1), Progress(over=True, failure="out of memory"))
     assert (failed.value.status_code, failed.value.code) == (500, "model_failed")
 
 
 @pytest.mark.parametrize(("error", "status"), [(QueueFull, 429), (Closing, 503)])
 def test_what_the_engine_does_not_take_is_refused(error: type[Exception], status: int) -> None:
     with pytest.raises(Refusal, match="try again in a second") as refused:
-        updates(RequestReader(error=error))
+        updates(FakeEngine(error=error))
     assert (refused.value.status_code, refused.value.headers) == (status, {"Retry-After": "1"})
 
 
 # --- what is sent, and what it cost ----------------------------------------------------------------------------------
 
 
-def sent(desk: RequestReader, *progress: tuple[int, Progress], chat: bool = True, counted: bool = False) -> list[Any]:
+def sent(engine: FakeEngine, *progress: tuple[int, Progress], chat: bool = True, counted: bool = False) -> list[Any]:
     """Events of a stream: the choice, its new text and its end, or another content; and the last line."""
     form = ResponseFormat(chat=chat, name="tiny", number="1", created=1, token_text=str)
 
     async def run() -> list[str]:
-        flight = desk.flight()
+        pending = engine.pending()
         for index, one in progress:
-            desk.report(index, one)
-        return [event async for event in streamed(flight, form, counted=counted)]
+            engine.report(index, one)
+        return [event async for event in streamed(pending, form, counted=counted)]
 
     events: list[Any] = []
     for event in asyncio.run(run()):
@@ -165,9 +165,9 @@ def sent(desk: RequestReader, *progress: tuple[int, Progress], chat: bool = True
 
 
 def test_a_stream_of_a_chat() -> None:
-    desk = RequestReader(2)
+    engine = FakeEngine(2)
     first, second = (0, tokens(1, 2)), (1, tokens(3))
-    assert sent(desk, first, second, (0, tokens(5)), (1, OVER), (0, OVER), counted=True) == [
+    assert sent(engine, first, second, (0, tokens(5)), (1, OVER), (0, OVER), counted=True) == [
         (0, "", None),
         (1, "", None),
         (0, "Ann has ", None),
@@ -185,35 +185,35 @@ def test_a_stream_of_a_chat() -> None:
         },
         "done",
     ]
-    assert desk.calls == [("cancel", 2)]
+    assert engine.calls == [("cancel", 2)]
 
 
 def test_a_stream_of_a_completion_holds_back_what_may_be_a_stop() -> None:
-    desk = RequestReader(stop=["has 3"])
-    assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(2)), (0, OVER), chat=False) == [
+    engine = FakeEngine(stop=["has 3"])
+    assert sent(engine, (0, tokens(1)), (0, tokens(2)), (0, tokens(2)), (0, OVER), chat=False) == [
         (0, "Ann ", None),
         (0, "has ", None),
         (0, "has pears", None),
         (0, "", "stop"),
         "done",
     ]
-    desk = RequestReader(stop=["has 3"])
-    assert sent(desk, (0, tokens(1)), (0, tokens(2)), (0, tokens(3)), chat=False) == [
+    engine = FakeEngine(stop=["has 3"])
+    assert sent(engine, (0, tokens(1)), (0, tokens(2)), (0, tokens(3)), chat=False) == [
         (0, "Ann ", None),
         (0, "", "stop"),
         "done",
     ]
-    assert desk.calls == [("finish", 0), ("cancel", 1)]
+    assert engine.calls == [("finish", 0), ("cancel", 1)]
 
 
 def test_a_stream_that_fails_ends_in_the_error() -> None:
-    desk = RequestReader()
+    engine = FakeEngine()
     failure = Progress(over=True, failure="out of memory")
-    assert sent(desk, (0, tokens(1)), (0, failure), chat=False) == [
+    assert sent(engine, (0, tokens(1)), (0, failure), chat=False) == [
         (0, "Ann ", None),
         "the model failed: out of memory",
     ]
-    assert desk.calls == [("cancel", 1)]
+    assert engine.calls == [("cancel", 1)]
 
 
 @pytest.mark.parametrize(
@@ -221,18 +221,18 @@ def test_a_stream_that_fails_ends_in_the_error() -> None:
     [(None, True, 46, 8), (1, True, 46, 8), (2, True, 22, 8), (4, False, 10, 0)],
 )
 def test_a_prompt_counts_once_for_all_its_answers(copies: int | None, silent: bool, prompts: int, steps: int) -> None:
-    desk = RequestReader(4, n=copies, silent=silent)
+    engine = FakeEngine(4, n=copies, silent=silent)
 
     async def run() -> dict[str, Any]:
-        flight = desk.flight()
+        pending = engine.pending()
         for index in range(4):
-            desk.report(index, tokens(1, 2))
-            desk.report(index, OVER)
-        return await answered(flight, ResponseFormat(chat=False, name="tiny", number="1", created=1, token_text=str))
+            engine.report(index, tokens(1, 2))
+            engine.report(index, OVER)
+        return await answered(pending, ResponseFormat(chat=False, name="tiny", number="1", created=1, token_text=str))
 
     answer = asyncio.run(run())
     assert [choice["text"] for choice in answer["choices"]] == ["Ann has pears"] * 4
-    assert desk.texts == 4  # none of an answer that is not complete
+    assert engine.texts == 4  # none of an answer that is not complete
     assert answer["usage"] == {
         "prompt_tokens": prompts,
         "completion_tokens": 12,

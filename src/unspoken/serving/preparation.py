@@ -54,7 +54,7 @@ def prepare_request(served: Served, limits: Limits, endpoint: Endpoint, body: by
     if request.model != served.system.name:
         raise unknown_model(request.model, served)
     try:
-        return _work(served, limits, request)
+        return _prepare(served, limits, request)
     except ValueError as error:
         raise Refusal(400, str(error)) from None
 
@@ -65,7 +65,7 @@ def unknown_model(name: str, served: Served) -> Refusal:
     return Refusal(404, message, code="model_not_found", field="model")
 
 
-def _work(served: Served, limits: Limits, request: ChatRequest | CompletionRequest) -> PreparedRequest:
+def _prepare(served: Served, limits: Limits, request: ChatRequest | CompletionRequest) -> PreparedRequest:
     """The jobs of a request.
 
     Raises:
@@ -74,7 +74,7 @@ def _work(served: Served, limits: Limits, request: ChatRequest | CompletionReque
     temperature, device = request.checked_temperature(), served.system.reasoner.stack.device
     copies, extension = request.n or 1, request.unspoken
     prompts = list(_prompts(served, limits, request))
-    work = PreparedRequest(request=request, jobs=[], samplers=[], cuts=[])
+    prepared = PreparedRequest(request=request, jobs=[], samplers=[], cuts=[])
     if len(prompts) * copies > _ANSWERS:
         raise ValueError(f"n is {copies} for {len(prompts)} prompts; a request has at most {_ANSWERS} answers")
     if extension is not None and extension.chain and len(prompts) * copies > 1:
@@ -91,15 +91,15 @@ def _work(served: Served, limits: Limits, request: ChatRequest | CompletionReque
             if request.seed is None:
                 generator.seed()
             else:
-                generator.manual_seed((request.seed + len(work.jobs)) % 2**63)
+                generator.manual_seed((request.seed + len(prepared.jobs)) % 2**63)
             sampler = Sampler(temperature, generator, 1.0 if request.top_p is None else request.top_p)
             scoring = None if request.top is None else ScoringSampler(sampler, request.top)
             sample = scoring or (sampler if temperature else None)
             keep_chain = extension is not None and extension.chain
-            work.jobs.append(served.job(prompt, max_tokens, sample, keep_chain=keep_chain))
-            work.samplers.append(scoring)
-            work.cuts.append(cut)
-    return work
+            prepared.jobs.append(served.job(prompt, max_tokens, sample, keep_chain=keep_chain))
+            prepared.samplers.append(scoring)
+            prepared.cuts.append(cut)
+    return prepared
 
 
 def _cap(
