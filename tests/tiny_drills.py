@@ -34,7 +34,7 @@ stages:
       rollout_latents: 2, rollout_passes: 2}}
   - {{<<: *stage, name: talker, start: sst, objective: {{kind: talker}}}}
   - {{<<: *stage, name: coconut, start: pretrain, objective: {{kind: coconut, replaced: 2, latents_per_step: 1}}}}
-evaluation: {{problems: 8, validation_problems: 7, batch_size: 5}}
+evaluation: {{problems: 8, validation_problems: 7, batch_size: 7}}
 threads: 1
 """
 
@@ -138,7 +138,7 @@ stages:
       carrier: {{kind: codi, latents: 2, last_step: true}}}}
   - {{<<: *stage, name: pause, start: cot, objective: {{kind: pause, pauses: 2}}}}
   - {{<<: *stage, name: filler, start: cot, objective: {{kind: pause, pauses: 2, filler: '.', replaced: 1}}}}
-evaluation: {{problems: 12, validation_problems: 6, batch_size: 5, max_latents: 6, max_answer: 5}}
+evaluation: {{problems: 12, validation_problems: 6, batch_size: 7, max_latents: 6, max_answer: 5}}
 threads: 1
 """
 

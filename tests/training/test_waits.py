@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,11 @@ def test_no_step_of_any_stage_waits(name: str, attention: str, tmp_path: Path) -
     (tmp_path / "texts").mkdir()
     small = ("evaluation.validation_problems=2", f"attention={attention}")
     recipe = drilled(name, tmp_path / "texts", *small)
+    stages = (
+        stage if stage.objective.writes_data else replace(stage, evaluate_every=recipe.steps(stage))
+        for stage in recipe.stages
+    )
+    recipe = replace(recipe, stages=tuple(stages))
     run, waits = SeedRun(recipe=recipe, folder=tmp_path / "seed-0", seed=0), {}
     for stage in recipe.stages:
         steps = Steps()

@@ -23,13 +23,10 @@ Tick = tuple[float, str]
 
 def element(tag: str, *content: object, **attributes: object) -> Markup:
     """An SVG element; text and attributes are escaped, numbers are short, an underscore stands for a hyphen."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(name.rstrip("_").replace("_", "-"), _short(value))
-        for name, value in attributes.items()
-    )
-    if not content:
-        return Markup("<{}{}/>").format(Markup(tag), written)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), written, Markup("").join(map(escape, content)))
+    # Formatting a Markup takes twenty times as long as formatting a string, and a page has thousands of elements.
+    names = ((name.rstrip("_").replace("_", "-"), value) for name, value in attributes.items())
+    opening = tag + "".join(f' {name}="{escape(_short(value))}"' for name, value in names)
+    return Markup(f"<{opening}>{''.join(map(escape, content))}</{tag}>" if content else f"<{opening}/>")
 
 
 def _short(value: object) -> object:
