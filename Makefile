@@ -8,12 +8,13 @@ DEV := .venv/.dev
 # torch goes in first and by its exact pin, so that no later requirement can choose another build.
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: help demo test slow lint audit benchmarks docs
+.PHONY: help demo test slow check lint audit benchmarks docs
 
 help:
 	@echo "make demo        train and measure the smallest recipe"
 	@echo "make test        lint, then every test that takes seconds"
 	@echo "make slow        the tests that take minutes"
+	@echo "make check       lint, then all tests"
 	@echo "make lint        format, lint, types, direction of imports"
 	@echo "make audit       look the tested versions up in the database of known vulnerabilities (network)"
 	@echo "make benchmarks  run every benchmark and write results/benchmarks.json (quiet machine, seven minutes)"
@@ -49,6 +50,10 @@ PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 
 
 test: lint
 	$(PYTEST) -m "not slow"
+
+# One run in place of two: modules are collected once, and what the tests of a file share is made once.
+check: lint
+	$(PYTEST)
 
 slow: $(DEV)
 	$(PYTEST) -m slow

@@ -42,7 +42,7 @@ def test_the_demo_installs_what_it_runs_and_torch_first_by_its_pin(checkout: Pat
     assert lines[-1] == DEMO
 
 
-@pytest.mark.parametrize("target", ["test", "lint", "slow", "benchmarks", "docs"])
+@pytest.mark.parametrize("target", ["test", "lint", "slow", "check", "benchmarks", "docs"])
 def test_what_developers_run_installs_their_tools_last(checkout: Path, target: str) -> None:
     assert installed(commands(checkout, target))[1:] == ["-e .", '-e ".[dev]"']
 

@@ -246,13 +246,23 @@ def test_a_verdict_on_the_chain_says_what_its_controls_say(entries: Results) -> 
         assert len(lost) == len(emptied)
         ends = [number(end) for end in all_of_it.groups() if end is not None]
         assert (ends[0], ends[-1]) == (pytest.approx(lost[0], abs=0.051), pytest.approx(lost[-1], abs=0.051))
-    elif some := re.search(r"used in part: (.+) cost (?:up to )?([\d.]+) points, while (.+?) cost nothing", text):
+    elif some := re.search(
+        r"used in part: (.+) cost (?:up to )?([\d.]+) points, while (what )?(.+?) cost (.+?)\.(?: |$)", text
+    ):
         assert named(some[1], emptied) == {name for name in emptied if name in loss}
         assert number(some[2]) == pytest.approx(lost[-1], abs=0.051)
-        assert named(some[3], emptied) == {name for name in emptied if name not in loss}
-        assert ("need not be this problem" in text) == ("swap" in entries and "swap" not in loss)
+        spared = {name for name in emptied if name not in loss}
+        assert named(some[4], emptied) == spared
+        most = max(-100 * entries[name]["difference"]["mean"] for name in spared)
+        assert bool(some[3]) == ("may be chance" in some[5]) == (most >= 1)
+        assert not some[3] or number(re.findall(r"[\d.]+", some[5])[0]) == pytest.approx(most, abs=0.051)
+        unclear = "swap" in entries and "swap" not in loss
+        small = unclear and -100 * entries["swap"]["difference"]["low"] < lost[-1] / 2
+        assert ("need not be this problem" in some[5]) == small
+        assert ("it is open whether" in some[5]) == (unclear and not small)
     elif emptied:
         assert "No evidence that the chain is used" in text
+        assert ("its content (" in text) == any(entries[name]["difference"]["mean"] <= -0.01 for name in emptied)
         assert not lost
     for subject, name in SUBJECTS.items():
         measured = re.search(rf"its {subject} \(([−\d.]+) points\)", text, re.IGNORECASE)

@@ -363,7 +363,21 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
             ],
         ),
         (
+            {"zero": control(-0.3), "mean": control(-0.02, p=0.2), "swap": control(-0.2, p=0.2)},
+            [
+                "The chain is used in part: zero cost 30.0 points, while what swap and mean cost (up to 20.0 points) "
+                "may be chance, so it is open whether it must be this problem’s chain."
+            ],
+        ),
+        (
             {"swap": control(-0.4, p=0.2), "mean": control(0.05)},
+            [
+                "No evidence that the chain is used: what it costs to take away its content (up to 40.0 points) "
+                "may be chance.",
+            ],
+        ),
+        (
+            {"swap": control(-0.004), "mean": control(0.05)},
             [
                 "No evidence that the chain is used: without its content, accuracy does not change detectably.",
             ],
@@ -372,6 +386,10 @@ def control(mean: float, p: float = 0.001, spread: float = 0.01, own: float = 0.
         (
             {"shuffle": control(0.0), "truncate": control(0.001)},
             ["Its order and its second half make no detectable difference."],
+        ),
+        (
+            {"shuffle": control(-0.2, p=0.2)},
+            ["Its order (−20.0 points, which may be chance) makes no detectable difference."],
         ),
         (
             {"truncate": control(-0.1), "forced answer": control(-0.05)},

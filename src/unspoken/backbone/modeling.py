@@ -100,6 +100,10 @@ class Attention(nn.Module):
         self.layer_idx = layer_idx
         self.cross = cross
         self.is_causal = config.is_causal and not cross
+        # Attributes of a configuration are slow to read, and a step of decoding takes a millisecond or less.
+        self.head_dim = config.head_dim
+        self.norm = F.rms_norm if config.qk_norm == "rms" else F.layer_norm
+        self.norm_eps = config.norm_eps
         self.scaling = config.head_dim**-0.5
         self.num_key_value_groups = 1
         self.q_proj = nn.Linear(config.hidden_size, config.attention_size, bias=False)
@@ -108,12 +112,10 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.attention_size, config.hidden_size, bias=False)
 
     def _heads(self, x_BTA: Tensor) -> Tensor:
-        return x_BTA.view(*x_BTA.shape[:2], -1, self.config.head_dim).transpose(1, 2)
+        return x_BTA.view(*x_BTA.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def _qk_norm(self, x_BHTC: Tensor) -> Tensor:
-        if self.config.qk_norm == "rms":
-            return F.rms_norm(x_BHTC, x_BHTC.shape[-1:], eps=self.config.norm_eps)
-        return F.layer_norm(x_BHTC, x_BHTC.shape[-1:], eps=self.config.norm_eps)
+        return self.norm(x_BHTC, x_BHTC.shape[-1:], eps=self.norm_eps)
 
     def forward(
         self,

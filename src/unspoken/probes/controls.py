@@ -35,6 +35,7 @@ MEANING = {
 _EMPTYING = ("no chain", "swap", "mean", "random mixtures", "noise", "zero")
 # If all of five right answers are lost, chance does that too, once in sixteen times (sign test).
 _FEWEST_TO_LOSE = 6
+_NOTABLE = 0.01  # a loss in the mean that is worth naming, though no test confirms it
 # So short that a row fits a terminal of eighty columns. Hidden states have noise for random mixtures.
 _SHORT = {"no chain": "none", FORCED: "forced", "random mixtures": "random", "noise": "random", "truncate": "half"}
 
@@ -189,22 +190,46 @@ def _emptied(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str]:
     if needed and not spared:
         span = " to ".join(dict.fromkeys(bare_percent(lost[name], 1) for name in (needed[0], needed[-1])))
         return [f"The chain is used: without its content, accuracy falls by {span} points."]
+    chance = _maybe_chance(change, spared)
     if needed:
         most = f"{'up to ' if len(needed) > 1 else ''}{bare_percent(lost[needed[-1]], 1)} points"
-        anyones = ", so it need not be this problem’s chain" if "swap" in spared else ""
-        return [
-            f"The chain is used in part: {joined(needed)} cost {most}, while "
-            f"{joined(spared)} cost nothing detectable{anyones}."
-        ]
+        rest = f"{joined(spared)} cost nothing detectable"
+        if chance:
+            rest = f"what {joined(spared)} cost ({chance}) may be chance"
+        return [f"The chain is used in part: {joined(needed)} cost {most}, while {rest}{_whose(change, lost)}."]
     none = "No evidence that the chain is used: without its content, accuracy does not change detectably."
+    if chance:
+        none = f"No evidence that the chain is used: what it costs to take away its content ({chance}) may be chance."
     return [none] if spared else []
+
+
+def _maybe_chance(change: Mapping[str, Any], spared: Sequence[str]) -> str:
+    """The largest loss in the mean that no test confirms, in words; nothing if it is less than a point."""
+    most = max((-change[name]["mean"] for name in spared), default=0.0)
+    many = "up to " if len(spared) > 1 else ""
+    return f"{many}{bare_percent(most, 1)} points" if most >= _NOTABLE else ""
+
+
+def _whose(change: Mapping[str, Any], lost: Mapping[str, float]) -> str:
+    """Whether another problem's chain does as well, where no test finds a loss from it."""
+    if "swap" not in change or "swap" in lost:
+        return ""
+    if -change["swap"]["low"] < max(lost[name] for name in _EMPTYING if name in lost) / 2:
+        return ", so it need not be this problem’s chain"
+    return ", so it is open whether it must be this problem’s chain"
 
 
 def _disturbed(change: Mapping[str, Any], lost: Mapping[str, float]) -> list[str]:
     """What it costs to disturb a chain, or the text after it."""
     subjects = {"shuffle": "its order", "truncate": "its second half"}
     used = [f"{subject} ({points(-lost[name])} points)" for name, subject in subjects.items() if name in lost]
-    unused = [subject for name, subject in subjects.items() if name in change and name not in lost]
+    unused = [
+        f"{subject} ({points(change[name]['mean'])} points, which may be chance)"
+        if -change[name]["mean"] >= _NOTABLE
+        else subject
+        for name, subject in subjects.items()
+        if name in change and name not in lost
+    ]
     sentences = [
         f"{text[:1].upper()}{text[1:]} {verb if len(some) > 1 else one_verb}."
         for some, one_verb, verb in (
