@@ -1,7 +1,8 @@
-"""The notebooks of examples/: their outputs are committed and small, and every cell still runs."""
+"""The notebooks of examples/: their outputs are committed and small, and every cell still runs, with less training."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -35,4 +36,6 @@ def test_every_cell_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     shutil.copy(EXAMPLES / "word_problems.py", tmp_path)
     notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:  # what a model learns in full is in the committed outputs
+        cell.source = re.sub(r'(steps": |evaluate_every=)\d+', r"\g<1>20", cell.source)
     NotebookClient(notebook, timeout=400, resources={"metadata": {"path": str(tmp_path)}}).execute()
