@@ -62,7 +62,8 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_weights(
 
     moments = random.Random(0)
     kills, rounds, checked = 0, 0, 0
-    while kills < KILLS[name]:
+    # On a busy machine the first kills may come before anything is finished: then there are more of them.
+    while (kills < KILLS[name] or checked <= KILLS[name]) and kills < 10 * KILLS[name]:
         output = tmp_path / f"disturbed-{rounds}"
         process = driver.start(output)
         process.join(timeout=moments.uniform(0, duration / 2))
