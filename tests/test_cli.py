@@ -110,3 +110,11 @@ def test_an_answer_imports_torch_and_not_what_only_training_needs() -> None:
     assert "tree-search: MCN  right" in output
     assert {"torch", "transformers"} <= set(heavy)
     assert "datasets" not in heavy
+
+
+def test_what_computes_does_import_torch() -> None:
+    """A plan of a recipe that was changed is computed."""
+    changed = ["run", "tree-search", "--set", "stages.sst.steps=7", "--plan"]
+    output, heavy = imported_by("from unspoken.cli import main as run", *changed)
+    assert "tree-search" in output
+    assert {"torch", "transformers"} <= set(heavy)
