@@ -70,5 +70,6 @@ benchmarks: $(DEV)
 
 docs: $(DEV)
 	$(BIN)/python docs/render.py
+	$(BIN)/python docs/charts.py
 	$(BIN)/python docs/pictures.py
 	$(BIN)/zensical build --strict

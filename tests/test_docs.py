@@ -39,10 +39,16 @@ def test_the_check_notices_a_changed_number(tmp_path):
     assert "README.md" in check.stdout
 
 
+def module_of_docs(name):
+    """A program of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_a_sentence_about_a_trend_follows_the_curves():
-    spec = importlib.util.spec_from_file_location("render", ROOT / "docs" / "render.py")
-    render = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(render)
+    render = module_of_docs("render")
     # A point more is no rise, and neither is a return to what was there before a fall; a slow climb is one.
     scores = {"risen": [0.1, 0.3, 0.5], "level": [0.1, 0.5, 0.51], "back": [0.5, 0.1, 0.5]}
     curves = {name: {"steps": [0, 10, 20], "exact_match": curve} for name, curve in scores.items()}
@@ -86,6 +92,14 @@ def test_pictures_are_as_they_are_drawn(tmp_path):
     subprocess.run([sys.executable, str(copy)], check=True)
     for picture in (tmp_path / "pictures").iterdir():
         assert picture.read_text() == (ROOT / "docs" / "pictures" / picture.name).read_text(), picture.name
+
+
+def test_charts_are_as_they_are_drawn_from_the_results():
+    charts, page = module_of_docs("charts"), (ROOT / "docs" / "side_by_side.md").read_text()
+    assert {chart.stem for chart in (ROOT / "docs" / "charts").iterdir()} == set(charts.CHARTS)
+    for name, chart in charts.CHARTS.items():
+        assert charts.draw(chart) == (ROOT / "docs" / "charts" / f"{name}.svg").read_text(), name
+        assert f"](charts/{name}.svg)" in page
 
 
 @pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)

@@ -227,13 +227,13 @@ def _axis(values: Sequence[float], name: str) -> Axis:
     return replace(made, title=f"{name}, logarithmic" if wide else name)
 
 
-def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
-    """Accuracy against each cost that all entries know."""
-    panels = []
+def panels(entries: Sequence[Entry], numbers: Sequence[int], costs: Sequence[Cost] = COSTS) -> list[Panel]:
+    """Accuracy against each of some costs that all entries know."""
+    drawn = []
     marks_y = nice_ticks(min(entry.rate["low"] for entry in entries), max(entry.rate["high"] for entry in entries))
     ticks = tuple((mark, f"{100 * mark:.4g} %") for mark in marks_y)
     y = Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks)
-    for key, name, axis, factor, resolution in COSTS:
+    for key, name, axis, factor, resolution in costs:
         if not all(entry.cost.get(key) for entry in entries):
             continue
         places = [(factor * entry.cost[key], entry.rate["mean"]) for entry in entries]
@@ -254,8 +254,8 @@ def _panels(entries: Sequence[Entry], numbers: Sequence[int]) -> list[Panel]:
         ]
         frame = Frame(x=x, y=y, width=332, height=250, top=16, right=12)
         drawing = scatter(frame, marks, _stair([places[i] for i in best], x), label=f"Accuracy against {axis}")
-        panels.append(Panel(title=f"Accuracy against {name}", drawing=drawing))
-    return panels
+        drawn.append(Panel(title=f"Accuracy against {name}", drawing=drawing))
+    return drawn
 
 
 def _stair(best: Sequence[Point], x: Axis) -> list[Point]:
@@ -268,9 +268,9 @@ def _stair(best: Sequence[Point], x: Axis) -> list[Point]:
 
 
 def _drawing(entries: Sequence[Entry], numbers: Sequence[int], keys: Sequence[Key], caption: str) -> list[Block]:
-    panels = _panels(entries, numbers)
+    drawn = panels(entries, numbers)
     legend = [*keys, Key("c0 dotted", "on the frontier"), Key("c0 open", "not on it")]
-    return [Legend(legend), Figure(panels, caption)] if panels else []
+    return [Legend(legend), Figure(drawn, caption)] if drawn else []
 
 
 _CAPTION = (
