@@ -42,6 +42,7 @@ CHARTS: dict[str, dict[str, dict[str, str]]] = {
             "codi_longer": "c4",
             "colar_longer": "c4",
         },
+        "cups-codi-longer-small": {"sim_coconut_longer": "c4", "mux_longer": "c4"},
     },
     "word_problems": {
         "arithmetic-story-small": {
