@@ -40,7 +40,7 @@ TREES: dict[str, Any] = {"own_vocabulary": True, "has_chain": False, "has_length
 CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "cups": (CupsConfig(), WORDS),
     "arithmetic": (ArithmeticConfig(), WORDS),
-    "logic": (LogicConfig(), WORDS),
+    "logic": (LogicConfig(), {**WORDS, "questions": 16}),
     "grade school": (GradeSchoolConfig(train="a.jsonl"), FILES),
     "competition": (CompetitionConfig(tests=("a.jsonl",)), FILES),
     "jsonl": (JsonlConfig(train="a.jsonl"), FILES),

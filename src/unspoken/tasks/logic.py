@@ -29,13 +29,13 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import islice, pairwise, permutations
 from pathlib import Path
 from random import Random
 from string import ascii_letters, ascii_lowercase
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
@@ -43,10 +43,11 @@ from unspoken.ranges import require_value
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import check_split_names, chosen, read_rows, row_fields, text_of, texts_of
 from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
-from unspoken.tasks.task import Indices, ProblemList, digest, split_of
+from unspoken.tasks.task import Indices, ProblemList, Traits, digest, split_of
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerFast
 
 # No two have the same letters: a grader of mathematics takes a word for a product. All are shorter than spelled names.
@@ -77,6 +78,9 @@ _CHAINS = 8  # shortest chains that are written out
 _SPARE = 4  # concepts beside the two lines, without which there are too few graphs for three splits
 _SHARED = 0.2  # of the concepts beside the lines, those that both people may reach
 _MORE_PARENTS = 2  # that an option has beside the end of its line, at most
+_QUESTIONS = 16  # about one graph in a row, at most
+
+_Node = TypeVar("_Node", int, str)  # of a graph that is made, or that is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,10 @@ class LogicConfig(MadeUpConfig):
         if self.renamed and not self.tests:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
         check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, questions=_QUESTIONS)
 
     def build(self) -> LogicTask:
         """The task of this configuration, which reads its files."""
@@ -205,12 +213,17 @@ class LogicTask(MadeUpTask):
         _read(problems[0].question)
         return problems
 
+    def question_rows(self, problems: Sequence[ReasoningProblem], questions: int) -> dict[str, Tensor]:
+        """Rows of one graph each: the problem's own question, and others about one step away and more."""
+        facts = [problem.question.rpartition("Is ")[0] for problem in problems]
+        return self._rows_of_several(facts, [_about_one_graph(problem, questions) for problem in problems])
+
     def _make(self, split: str, index: int, seed: int) -> ReasoningProblem:
         random = Random(f"{seed}:{split}:{index}")
         # Before the split is known, so that all splits have the same distribution.
         hops = random.choice(self.config.hops)
         graph = _draw(random, hops, self.config)
-        while _split_of(graph) != split:
+        while _split_of(graph.pairs, graph.options) != split:
             graph = _draw(random, hops, self.config)
         names = [*random.sample(NAMES, 2), *random.sample(CONCEPTS, self.config.concepts)]
         if random.random() < self.config.spelled:
@@ -276,17 +289,22 @@ def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
     return _Graph(pairs, (ends[0], ends[1]))
 
 
-def _split_of(graph: _Graph) -> str:
-    """The split of a graph: a hash of all that leads to each node, blind to numbers and to which person is which."""
-    parents: dict[int, list[int]] = defaultdict(list)
-    for old, new in graph.pairs:
+def _split_of(pairs: Sequence[tuple[_Node, _Node]], options: Sequence[_Node]) -> str:
+    """The split of a question: a hash of all that leads to each node, blind to names and to which person is which."""
+    parents: dict[_Node, list[_Node]] = defaultdict(list)
+    for old, new in pairs:
         parents[new].append(old)
-    marks: dict[int, str] = {}
-    inner = [node for node in range(2, 2 + len(parents)) if node not in graph.options]
-    for node in (0, 1, *inner, *graph.options):  # each after its parents
-        kind = "person" if node < 2 else "option" if node in graph.options else "concept"
-        marks[node] = _digest(kind, *sorted(marks[parent] for parent in parents.get(node, ())))
-    return split_of(int(_digest(*sorted(marks.values())), 16), _SPLIT_CLASSES)
+
+    marks: dict[_Node, str] = {}
+
+    def mark(node: _Node) -> str:
+        if node not in marks:
+            kind = "option" if node in options else "concept" if node in parents else "person"
+            marks[node] = _digest(kind, *sorted(mark(parent) for parent in parents.get(node, ())))
+        return marks[node]
+
+    nodes = {node for pair in pairs for node in pair}
+    return split_of(int(_digest(*sorted(map(mark, nodes))), 16), _SPLIT_CLASSES)
 
 
 def _digest(*texts: str) -> str:
@@ -302,6 +320,51 @@ def _coin(random: Random, count: int) -> list[str]:
     return list(names.values())
 
 
+def _about_one_graph(problem: ReasoningProblem, count: int) -> list[ReasoningProblem]:
+    """A problem and others about its graph, all without the sentences: a random choice seeded by the problem's key.
+
+    The numbers of steps of the others are drawn evenly from those that occur. All belong to the same split.
+    """
+    random, (pairs, person, options) = Random(problem.key), _read(problem.question)
+    split, possible = _split_of(pairs, options), _possible(pairs)
+    problems = [replace(problem, question=_last(_Asked(pairs, person, options)))]
+    while len(problems) < count:
+        person, right, wrong = random.choice(possible[random.choice([*possible])])
+        if _split_of(pairs, (right, wrong)) == split:
+            options = (right, wrong) if random.random() < 0.5 else (wrong, right)
+            problems.append(
+                ReasoningProblem(
+                    question=_last(_Asked(pairs, person, options)),
+                    chains=(_chain(next(_shortest(pairs, person, right))),),
+                    answer=right,
+                    key=f"{problem.key}:{len(problems)}",
+                )
+            )
+    return problems
+
+
+def _possible(pairs: Sequence[tuple[str, str]]) -> dict[int, list[tuple[str, str, str]]]:
+    """By numbers of steps: a person, what only this one is so far away, and what only the other one is as far away."""
+    people = sorted({old for old, _ in pairs if old[0].isupper()})
+    away = {person: _steps_from(pairs, person) for person in people}
+    possible: dict[int, list[tuple[str, str, str]]] = defaultdict(list)
+    for person, other in permutations(people, 2):
+        own = [(name, steps) for name, steps in away[person].items() if name not in away[other]]
+        for wrong, steps in away[other].items():
+            if wrong not in away[person]:
+                possible[steps] += [(person, right, wrong) for right, others in own if others == steps]
+    return {steps: questions for steps, questions in possible.items() if questions}
+
+
+def _steps_from(pairs: Sequence[tuple[str, str]], start: str) -> dict[str, int]:
+    """The fewest steps, at least one, from a person to each concept."""
+    away, ring = dict[str, int](), {start}
+    for steps in range(1, len(pairs) + 1):
+        ring = {new for old, new in pairs if old in ring and new not in away}
+        away |= dict.fromkeys(ring, steps)
+    return away
+
+
 # --- writing and reading ---------------------------------------------------------------------------------------
 
 
@@ -311,7 +374,11 @@ def _sentence(pair: tuple[str, str]) -> str:
 
 
 def _question(asked: _Asked) -> str:
-    return " ".join([*map(_sentence, asked.pairs), f"Is {asked.person} a {asked.options[0]} or {asked.options[1]}?"])
+    return " ".join([*map(_sentence, asked.pairs), _last(asked)])
+
+
+def _last(asked: _Asked) -> str:
+    return f"Is {asked.person} a {asked.options[0]} or {asked.options[1]}?"
 
 
 def _chain(path: Sequence[str]) -> str:

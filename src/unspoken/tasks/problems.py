@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, islice, repeat
 from typing import TYPE_CHECKING
 
 from unspoken.tasks.spans import END, OPEN
@@ -135,6 +136,38 @@ class ReasoningTask(Task):
             ),
             "attention_mask": attended.long(),
             "answer_mask": attended & (column >= torch.tensor(given)[:, None]),
+        }
+
+    def _rows_of_several(
+        self, beginnings: Sequence[str], problems: Sequence[Sequence[ReasoningProblem]]
+    ) -> dict[str, Tensor]:
+        """Rows with several questions each, see `AsksSeveral`, padded on the right.
+
+        Args:
+            beginnings: what the questions of each row have in common.
+            problems: those of each row, their questions without this beginning.
+        """
+        import torch
+
+        layout = self._format(None)
+        markers, rows = layout.markers, []
+        every = iter(layout.spans_of([one for several in problems for one in several]))
+        for shared, several in zip(layout.encode_all(beginnings), problems, strict=True):
+            tokens = [(token, False, 0, place) for place, token in enumerate(shared)]
+            for number, spans in enumerate(islice(every, len(several)), start=1):
+                head, tail = spans.prompt + markers.open, spans.chain + markers.end + spans.answer
+                learned = [False] * len(head) + [True] * len(tail)
+                tokens += zip(head + tail, learned, repeat(number), count(len(shared)), strict=False)
+            rows.append(torch.tensor(tokens))
+        lengths = torch.tensor([len(row) for row in rows])
+        ids, answers, question, places = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).unbind(dim=2)
+        attended = torch.arange(ids.shape[1])[None] < lengths[:, None]
+        return {
+            "input_ids": ids.masked_fill(~attended, layout.tokenizer.pad_token_id),
+            "attention_mask": attended.long(),
+            "answer_mask": answers.bool(),
+            "question": question,
+            "position_ids": places,
         }
 
     def grade(self, answers: Tensor | Sequence[str], problems: Sequence[ReasoningProblem]) -> Grades:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # In a vocabulary of this size or more, positions without a target are not scored; in a smaller one it saves little.
 LARGE_VOCABULARY = 8192
+_MEASURED_ROWS = 16  # of several questions, whose mean length a plan counts with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class NextToken(Objective):
     def __post_init__(self) -> None:
         if self.questions < 1:
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
+        if self.chain == "none" and self.questions > 1:
+            raise ValueError("chain is 'none', but rows of several questions have their chains; leave questions out")
 
     def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A chain to leave out must exist, and a task limits the questions of a row."""
@@ -59,6 +62,11 @@ class NextToken(Objective):
             raise ValueError(
                 f"objective.questions is {self.questions}, but {name} as it is set up asks at most {traits.questions} "
                 "in a row"
+            )
+        if self.questions > 1 and isinstance(run.backbone, str):
+            raise ValueError(
+                f"objective.questions is {self.questions}, but rows of several have the tokens of {name} itself, not "
+                "those of a pretrained model; leave it out"
             )
 
     def measured(self, *, last: bool, has_chain: bool) -> bool:
@@ -142,9 +150,8 @@ class NextToken(Objective):
         answered = lengths.answer + (lengths.chain + lengths.end if explicit else 0)
         head: Any = model.get_output_embeddings()
         if self.questions > 1:
-            tokens = _several(context, context.sample(np.zeros(1, dtype=np.int64)), self.questions)["input_ids"].shape[
-                1
-            ]
+            rows = _several(context, context.sample(np.arange(_MEASURED_ROWS)), self.questions)
+            tokens = float(rows["attention_mask"].sum()) / _MEASURED_ROWS
             answered *= self.questions
         supervised = tokens if self.positions == "all" else answered
         made = supervised if len(head.weight) >= LARGE_VOCABULARY else tokens
