@@ -118,6 +118,8 @@ def test_several_questions_need_the_tokens_of_the_task() -> None:
     load("prosqa", "tiny", ["stages.pretrain.objective.questions=16"])
     with pytest.raises(ValueError, match="questions is 4, but rows of several have the tokens of logic itself"):
         load("prosqa", "tiny", ["backbone=any/model", "stages.pretrain.objective.questions=4"])
+    with pytest.raises(ValueError, match="chain is 'none', but rows of several questions have their chains"):
+        load("prosqa", "tiny", ["stages.pretrain.objective={kind: next_token, chain: none, questions: 2}"])
     with pytest.raises(ValueError, match="asks at most 16"):
         load("prosqa", "tiny", ["stages.pretrain.objective.questions=17"])
 

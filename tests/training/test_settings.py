@@ -154,11 +154,6 @@ MALFORMED: list[tuple[str, Any, tuple[str, ...]]] = [
     ("stages.3.stop_at", 0.9, ("stages[3]", "needs steps")),
     # several questions about a tree
     ("stages.0.objective.questions", 0, ("stages[0].objective", "questions is 0")),
-    (
-        "stages.0.objective",
-        {"kind": "next_token", "questions": 2, "chain": "none"},
-        ("stages[0]", "several questions", "chain is 'none'"),
-    ),
     ("stages.0.objective.questions", 2.0, ("stages[0].objective.questions", "a whole number")),
     ("stages.0.objective.questions", 5, ("stages[0]", "questions is 5", "at most 4")),
     ("stages.1.objective.questions", 2, ("stages[1].objective.questions is not a known key",)),

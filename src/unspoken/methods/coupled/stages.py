@@ -50,14 +50,14 @@ class NextToken(Objective):
     def __post_init__(self) -> None:
         if self.questions < 1:
             raise ValueError(f"questions is {self.questions}; it must be at least 1")
-        if self.chain == "none" and self.questions > 1:
-            raise ValueError("chain is 'none', but rows of several questions have their chains; leave questions out")
 
     def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A chain to leave out must exist, and a task limits the questions of a row."""
         traits, name = run.task.traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:
             raise ValueError(f"chain is 'none', but {name} has no chain to leave out")
+        if self.chain == "none" and self.questions > 1:
+            raise ValueError("chain is 'none', but rows of several questions have their chains; leave questions out")
         if self.questions > traits.questions:
             raise ValueError(
                 f"objective.questions is {self.questions}, but {name} as it is set up asks at most {traits.questions} "
