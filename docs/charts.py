@@ -6,7 +6,6 @@ Of a method that was trained for several budgets, the longest is drawn. Every ot
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from unspoken.draw.charts import circle, element, svg
-from unspoken.evaluation.results import label, upgraded
+from unspoken.evaluation.results import label, read_results
 from unspoken.report.compare import COSTS, Entry, panels, problem_sets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,12 +71,13 @@ WIDTH, ROW, LEGEND_COLUMNS = 760, 18, 3
 
 def entries(chart: dict[str, dict[str, str]]) -> list[Entry]:
     """The systems of a chart, which all answered the same problems."""
-    runs = {name: upgraded(json.loads((ROOT / "results" / f"{name}.json").read_text())) for name in chart}
-    (problems, *others) = problem_sets([*runs.values()])
+    runs = [read_results(ROOT / "results" / f"{name}.json") for name in chart]
+    (problems, *others) = problem_sets(runs)
     assert not others, "the runs were measured on different problems"
     chosen = []
-    for name, systems in chart.items():
-        known = {entry.system: entry for entry in problems.entries if entry.run == name.replace("-small", " small")}
+    for run, systems in zip(runs, chart.values(), strict=True):
+        title = f"{run['name']} {run['size']}"
+        known = {entry.system: entry for entry in problems.entries if entry.run == title}
         chosen += [replace(known[label(system)], colour=colour) for system, colour in systems.items()]
     return chosen
 

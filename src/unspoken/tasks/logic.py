@@ -290,7 +290,7 @@ def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
 
 
 def _split_of(pairs: Sequence[tuple[_Node, _Node]], options: Sequence[_Node]) -> str:
-    """The split of a question: a hash of all that leads to each node, blind to names and to which person is which."""
+    """The split of a question: a hash of the ancestors of each node, blind to names and to which person is which."""
     parents: dict[_Node, list[_Node]] = defaultdict(list)
     for old, new in pairs:
         parents[new].append(old)
