@@ -41,8 +41,8 @@ def measured_lengths(context: Context) -> Lengths:
     Raises:
         ValueError, OSError: the data cannot be read.
     """
-    size = context.task.size("train")
-    problems = context.task.sample("train", np.arange(_MEASURED if size is None else min(_MEASURED, size)))
+    size = context.training_task.size("train")
+    problems = context.training_task.sample("train", np.arange(_MEASURED if size is None else min(_MEASURED, size)))
     spans, markers = context.task.spans(problems, context.prompt_format), context.markers
     return Lengths(
         prompt=fmean(len(row.prompt) for row in spans) + len(markers.open),

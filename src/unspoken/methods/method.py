@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,6 +81,7 @@ class Context:
     lineage: Lineage  # the stage with those before it
     traits: Traits  # of the task
     make_task: Callable[[], Task]  # builds the task, which may read files
+    make_training_task: Callable[[], Task] | None = None  # that of the stage's own training problems; None: the same
     prompt_format: PromptFormat  # how problems become tokens
     base: Callable[[], PreTrainedModel]  # makes the causal language model of the recipe's backbone, in float32
     backbone_config: Callable[[], PreTrainedConfig]  # of that model, without its weights
@@ -99,8 +99,13 @@ class Context:
 
     @cached_property
     def task(self) -> Task:
-        """What the stage learns."""
+        """What the run learns, and what the stage is measured on."""
         return self.make_task()
+
+    @cached_property
+    def training_task(self) -> Task:
+        """Makes the stage's training problems."""
+        return self.task if self.make_training_task is None else self.make_training_task()
 
     @property
     def tokenizer(self) -> Any:
@@ -146,26 +151,13 @@ class Context:
 
     def sample(self, indices: Indices, split: str = "train") -> Any:
         """Problems of the run's data; those that it is measured on are the same for every seed."""
-        return self.task.sample(split, indices, self.seed if split == "train" else 0)
+        own = split == "train"
+        return (self.training_task if own else self.task).sample(split, indices, self.seed if own else 0)
 
     def model_folder(self, lineage: Lineage) -> Path:
         """The finished folder of a stage of this run."""
         assert self.folder is not None
         return self.folder / lineage.name / MODEL
-
-
-class LazyModule:
-    """A module of a method that is imported where it is first used, so that a recipe is read without torch.
-
-    Args:
-        name: of the module, for instance ``unspoken.methods.codi.building``.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, attribute: str) -> Any:
-        return getattr(import_module(self._name), attribute)
 
 
 class Objective:

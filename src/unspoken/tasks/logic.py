@@ -96,6 +96,9 @@ class LogicConfig(MadeUpConfig):
     # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
     # to read the names in published files.
     spelled: float = 0.0
+    # Each chain states all sentences again, in another order, in place of those that lead to the answer. A stage that
+    # learns such chains first learns to look a name up (docs/log.md).
+    restated: bool = False
     # Published files (a JSON list, or one JSON object per line, with ``question``, ``steps`` and ``answer``). Each is a
     # test set named after its file without the suffix, beside the made-up one named "test".
     tests: tuple[str, ...] = ()
@@ -119,7 +122,8 @@ class LogicConfig(MadeUpConfig):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, questions=_QUESTIONS)
+        # A chain that states everything has nothing to do with what else could be asked.
+        return replace(super().traits, questions=1 if self.restated else _QUESTIONS)
 
     def build(self) -> LogicTask:
         """The task of this configuration, which reads its files."""
@@ -235,9 +239,13 @@ class LogicTask(MadeUpTask):
         person, answer = names[person_number], names[graph.options[person_number]]
         options = [names[option] for option in graph.options]
         random.shuffle(options)
+        if self.config.restated:
+            chains = [" ".join(map(_sentence, random.sample(pairs, len(pairs))))]
+        else:
+            chains = [_chain(path) for path in islice(_shortest(pairs, person, answer), _CHAINS)]
         return ReasoningProblem(
             question=_question(_Asked(pairs, person, (options[0], options[1]))),
-            chains=tuple(_chain(path) for path in islice(_shortest(pairs, person, answer), _CHAINS)),
+            chains=tuple(chains),
             answer=answer,
             key=f"{split}:{seed}:{index}",
         )

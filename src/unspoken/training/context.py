@@ -22,12 +22,22 @@ from unspoken.training.recipe import Recipe, Stage
 
 
 def context_of(recipe: Recipe, stage: Stage, *, seed: int = 0, folder: Path | None = None) -> Context:
-    """What a stage is given; ``folder`` is that of the run's seed, or None where nothing is read from it."""
+    """What a stage is given; ``folder`` is that of the run's seed, or None where nothing is read from it.
+
+    Raises:
+        ValueError: the stage has problems of its own whose tokens are others.
+    """
+    prompt_format = PromptFormat(tokenizer=recipe.tokenizer())
+    if stage.task is not None:
+        own = stage.task.build().tokenizer
+        if own is not None and own.get_vocab() != prompt_format.tokenizer.get_vocab():
+            raise ValueError(f"the task of stage {stage.name!r} has other tokens than that of the recipe; leave it out")
     return Context(
         lineage=recipe.lineage(stage),
         traits=recipe.task.traits,
         make_task=recipe.task.build,
-        prompt_format=PromptFormat(tokenizer=recipe.tokenizer()),
+        make_training_task=None if stage.task is None else stage.task.build,
+        prompt_format=prompt_format,
         base=partial(base_model, recipe, stage.objective.properties),
         backbone_config=partial(base_config, recipe),
         talker=stage.talker or recipe.talker,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +22,7 @@ from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
+from unspoken.training.yaml_text import read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,11 +30,7 @@ if TYPE_CHECKING:
     from unspoken.backbone import UnspokenConfig
 
 Size = Literal["tiny", "small", "paper"]
-# libyaml reads ten times as fast; not every build of the package has it.
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Names become folders: nothing that leads out of the one they are made in.
-_LARGEST = 2**17  # characters, and entries, of a recipe; those that are shipped have thousands
-_DEEPEST = 200  # brackets, or characters that indent a line
 _MOST_THREADS = 1024
 _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
@@ -48,6 +43,9 @@ class Stage:
     start: str | None = None  # the stage whose best checkpoint this one continues from; null starts from the backbone
     # What it learns; the keys below it are those of its kind, see ``methods/NAME/stages.py``.
     objective: Objective = field(metadata={"choices": objectives})
+    # Training problems of this stage alone, such as smaller ones of the same kind; the recipe's if null. Validation and
+    # test problems are always the recipe's.
+    task: TaskConfig | None = field(default=None, metadata={"choices": task_configs})
     steps: int | None = None  # optimiser steps, or null if ``steps_of`` gives them; ``labels`` has none
     steps_of: tuple[str, ...] = ()  # as many steps as these stages together, so that a baseline gets equal training
     # Validation exact match at which the stage stops early; ``steps`` is then the maximum.
@@ -176,6 +174,7 @@ class Recipe:
         lineages: dict[str, Lineage] = {}
         for index, stage in enumerate(self.stages):
             where = f"stages[{index}] ({stage.name})"
+            self._check_own_task(stage, where)
             self._check_references(stage, names[index:], names[:index], where)
             lineage = Lineage(settings=stage, before=lineages[stage.start] if stage.start else None)
             self._check_lineage(lineage, where)
@@ -200,6 +199,25 @@ class Recipe:
                 raise ValueError(
                     f"evaluation.reasonings[{index}]: {way.title} suits no stage of the recipe; leave it out"
                 )
+
+    def _check_own_task(self, stage: Stage, where: str) -> None:
+        """Refuse training problems that a stage cannot read in place of the recipe's."""
+        if stage.task is None:
+            return
+        if stage.objective.first_rows or stage.objective.writes_data:
+            raise ValueError(
+                f"{where}: task is set, but a {stage.objective.kind} stage reads the rows of the stages around it; "
+                "leave it out"
+            )
+        if self.task.traits.from_files:
+            raise ValueError(f"{where}: task is set, but {self.task.kind} problems are read from files; leave it out")
+        # Lengths, markers and steps of problems are taken from the recipe's.
+        own = replace(stage.task.traits, questions=self.task.traits.questions)
+        if stage.task.kind != self.task.kind or own != self.task.traits:
+            raise ValueError(
+                f"{where}: task is {stage.task.kind} of another form than the recipe's {self.task.kind}; a stage may "
+                "have other problems of the same form, but the tokens of its rows must be the same"
+            )
 
     def _check_references(self, stage: Stage, later: list[str], earlier: list[str], where: str) -> None:
         """Refuse names of stages that do not exist or are not earlier."""
@@ -331,7 +349,7 @@ def shipped() -> Sequence[tuple[str, str, str]]:
         if folder.is_dir() and not folder.name.startswith("_"):
             for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
-                    content = yaml.load(file.read_text(), Loader=_SafeLoader)
+                    content = read_yaml(file.read_text())
                     recipes.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
     return tuple(recipes)
 
@@ -371,74 +389,10 @@ def load(name: str, size: str | None = None, overrides: Sequence[str] = ()) -> R
     return parse(text, origin, overrides)
 
 
-def _read_yaml(text: str) -> Any:
-    """The content of YAML text.
-
-    Raises:
-        SettingsError: it is none, or larger than any recipe, with its aliases written out too.
-    """
-    if len(text) > _LARGEST:
-        raise SettingsError(f"{len(text)} characters are more than the {_LARGEST} that a recipe may have")
-    brackets = accumulate({"[": 1, "{": 1, "]": -1, "}": -1}.get(character, 0) for character in text)
-    indents = (len(line) - len(line.lstrip(" -?")) for line in text.splitlines())
-    if any(depth > _DEEPEST for depth in (*brackets, *indents)):  # libyaml has no limit of its own
-        raise SettingsError("it is nested too deeply for a recipe")
-    loader = _SafeLoader(text)
-    try:
-        root = loader.get_single_node()
-        if root is None:
-            return None
-        if _entries(root, {}) > _LARGEST:
-            raise SettingsError(f"expanding its YAML aliases gives more than {_LARGEST} entries; write the values out")
-        _refuse_duplicates(root, set())
-        return loader.construct_document(root)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise SettingsError(f"not YAML{line}: {getattr(error, 'problem', None) or 'unreadable'}") from None
-    except RecursionError:
-        raise SettingsError("it is nested too deeply for a recipe") from None
-    except SettingsError:
-        raise
-    except (ValueError, ArithmeticError, LookupError, TypeError) as error:  # of a date, a number, a key that is a list
-        raise SettingsError(f"not YAML: {error}") from None
-    finally:
-        loader.dispose()
-
-
-def _entries(node: Any, known: dict[int, float]) -> float:
-    """Entries that printing a node of YAML shows; infinite where it holds itself."""
-    if id(node) not in known:
-        known[id(node)] = math.inf
-        inside = node.value if isinstance(node.value, list) else ()
-        children = (child for entry in inside for child in (entry if isinstance(entry, tuple) else (entry,)))
-        known[id(node)] = 1 + sum(_entries(child, known) for child in children)
-    return known[id(node)]
-
-
-def _refuse_duplicates(node: Any, known: set[int]) -> None:
-    """Refuse a mapping that has a key twice, of which YAML readers keep the last."""
-    if id(node) in known:
-        return
-    known.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        seen: dict[str, int] = {}
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line = key.start_mark.line + 1
-                if key.value in seen:
-                    first = seen[key.value]
-                    raise SettingsError(f"the key {key.value!r} stands twice (lines {first} and {line}); remove one")
-                seen[key.value] = line
-    for entry in node.value if isinstance(node.value, list) else ():
-        for child in entry if isinstance(entry, tuple) else (entry,):
-            _refuse_duplicates(child, known)
-
-
 def parse(text: str, origin: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe out of YAML text; ``origin`` names it in messages."""
     with _one_line(origin):
-        values = _read_yaml(text)
+        values = read_yaml(text)
     apply_overrides(values, origin, overrides)
     with _one_line(origin):
         return read(Recipe, values)
@@ -466,7 +420,7 @@ def _apply(values: Any, override: str) -> None:
     if not separator or not key:
         raise SettingsError(f"override {override!r} is not of the form key=value")
     try:
-        value = _read_yaml(text)
+        value = read_yaml(text)
     except SettingsError as error:
         raise SettingsError(f"override {override!r}: {error}") from None
     *parents, last = key.split(".")

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union
 
 T = TypeVar("T")
@@ -116,13 +116,20 @@ def _several_of(classes: Sequence[Any], values: Any, where: str) -> tuple[Any, .
     return tuple(one_of(classes, value, f"{where}[{index}]") for index, value in enumerate(values))
 
 
+def _value(kind: Any, choices: Callable[[], Sequence[Any]] | None, value: Any, where: str) -> Any:
+    """The value of one field of a dataclass, which may have to be chosen."""
+    if choices is None or (value is None and type(None) in typing.get_args(kind)):
+        return _convert(kind, value, where)
+    return (_several_of if typing.get_origin(kind) is tuple else one_of)(choices(), value, where)
+
+
 def read(cls: type[T], values: Any, where: str = "") -> T:
     """Build a frozen dataclass out of a mapping.
 
     Args:
         cls: the dataclass, of which nested dataclasses, tuples, unions with a ``kind`` and literals are read too.
             ``former_keys`` and ``former_kind`` are older names of its keys and kind. A field with ``choices`` in its
-            metadata takes one of the classes that this function returns, or a list of them.
+            metadata takes one of the classes that this function returns, a list of them, or null where its type does.
         values: what a YAML file holds.
         where: dotted path of the mapping, for messages.
 
@@ -142,14 +149,7 @@ def read(cls: type[T], values: Any, where: str = "") -> T:
             raise SettingsError(f"{prefix}{key} is not a known key; {nearest(key, list(fields))}")
     arguments = {}
     for key, value in values.items():
-        choices = fields[key].metadata.get("choices")
-        where_key = f"{prefix}{key}"
-        if choices is None:
-            arguments[key] = _convert(hints[key], value, where_key)
-        elif typing.get_origin(hints[key]) is tuple:
-            arguments[key] = _several_of(choices(), value, where_key)
-        else:
-            arguments[key] = one_of(choices(), value, where_key)
+        arguments[key] = _value(hints[key], fields[key].metadata.get("choices"), value, f"{prefix}{key}")
     for name, field in fields.items():
         if name not in arguments and field.default is field.default_factory is dataclasses.MISSING:
             raise SettingsError(f"{prefix}{name} is missing; it must be {_describe(hints[name])}")

@@ -186,7 +186,7 @@ def test_a_row_of_several_questions_is_as_long_as_it_comes_out(several: int) -> 
             lengths = torch.tensor([32 - 2 * (problem % 2) for problem in problems])
             return {"input_ids": torch.zeros(len(problems), 32), "attention_mask": torch.arange(32) < lengths[:, None]}
 
-    context: Any = SimpleNamespace(task=Asks(), sample=lambda indices, *_: indices.tolist())
+    context: Any = SimpleNamespace(training_task=Asks(), sample=lambda indices, *_: indices.tolist())
     head: Any = range(9000)
     model: Any = SimpleNamespace(base_model="stack", get_output_embeddings=lambda: SimpleNamespace(weight=head))
     objective = NextToken(positions="answer", questions=several)

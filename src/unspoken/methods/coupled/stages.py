@@ -53,7 +53,7 @@ class NextToken(Objective):
 
     def check_lineage(self, lineage: Lineage, run: Recipe) -> None:
         """A chain to leave out must exist, and a task limits the questions of a row."""
-        traits, name = run.task.traits, run.task.kind.replace("_", " ")
+        traits, name = (lineage.settings.task or run.task).traits, run.task.kind.replace("_", " ")
         if self.chain == "none" and not traits.has_chain:
             raise ValueError(f"chain is 'none', but {name} has no chain to leave out")
         if self.chain == "none" and self.questions > 1:
@@ -164,5 +164,5 @@ class NextToken(Objective):
 
 def _several(context: Context, problems: Any, questions: int) -> Batch:
     """Rows of several questions, of a task that can ask them."""
-    assert isinstance(context.task, AsksSeveral)
-    return context.task.question_rows(problems, questions)
+    assert isinstance(context.training_task, AsksSeveral)
+    return context.training_task.question_rows(problems, questions)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, Indices, LazyModule, Lineage, Objective
+from unspoken.methods.lazy import LazyModule
+from unspoken.methods.method import Batch, Context, Indices, Lineage, Objective
 from unspoken.methods.rollouts import check_rollout
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from unspoken.methods.defaults import COT, TrainingFacts
 from unspoken.methods.latent_sft.stages import Labels, Stage1, Stage2
-from unspoken.methods.method import LazyModule, Method, Objective
+from unspoken.methods.lazy import LazyModule
+from unspoken.methods.method import Method, Objective
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, LazyModule, Lineage, Objective
+from unspoken.methods.lazy import LazyModule
+from unspoken.methods.method import Batch, Context, DecoderObjective, Indices, Lineage, Objective
 from unspoken.methods.rollouts import check_rollout
 from unspoken.ranges import require_value
 from unspoken.reasoning.latents import Noise, Readout
