@@ -23,7 +23,7 @@ from unspoken.report.page import PAGE, write_page
 from unspoken.storage import read_text, write_json
 from unspoken.tasks.prompt_format import PromptFormat
 from unspoken.training.lock import run_lock
-from unspoken.training.recipe import Recipe, parse
+from unspoken.training.recipe import Recipe, Stage, parse
 from unspoken.training.run import device_for_all, memory_to_measure, seed_runs, train
 from unspoken.training.settings import as_mapping
 from unspoken.training.stages import SeedRun, require_same_data
@@ -32,14 +32,16 @@ from unspoken.training.stages import SeedRun, require_same_data
 def measured_stages(recipe: Recipe) -> list[str]:
     """The stages that a recipe is about: those that no other stage starts from, and what else their objective adds.
 
-    Of running text every stage is, since each can be asked for the next token.
+    Of running text every stage is, since each can be asked for the next token. What has learned problems of its own is
+    not, where another stage starts from it.
     """
     starts, traits = {stage.start for stage in recipe.stages}, recipe.task.traits
-    return [
-        stage.name
-        for stage in recipe.stages
-        if traits.continues or stage.objective.measured(last=stage.name not in starts, has_chain=traits.has_chain)
-    ]
+
+    def measured(stage: Stage) -> bool:
+        last = stage.name not in starts
+        return (last or stage.task is None) and stage.objective.measured(last=last, has_chain=traits.has_chain)
+
+    return [stage.name for stage in recipe.stages if traits.continues or measured(stage)]
 
 
 def models_of(run: SeedRun, reasonings: Sequence[Reasoning] = ()) -> SeedModels:

@@ -14,11 +14,13 @@ from tiny_recipe import quiet_train, tiny_recipe
 from transformers import PreTrainedTokenizerFast
 
 from unspoken.backbone.folder import read_manifest
+from unspoken.experiment import measured_stages
 from unspoken.tasks.logic import LogicConfig, LogicTask
 from unspoken.training.context import context_of
 from unspoken.training.recipe import Recipe, dump, load, parse
 from unspoken.training.settings import SettingsError
 from unspoken.training.stages import data_of
+from unspoken.training.trainer import StageTrainer
 
 OWN = LogicConfig(hops=(1,), concepts=6, edges=6)
 MAIN = LogicConfig(hops=(2,), concepts=9, edges=10)
@@ -89,6 +91,27 @@ def test_a_run_trains_on_them_and_records_them(tmp_path: Path) -> None:
     assert manifest["recipe"]["stages"][1]["task"] is None
     with pytest.raises(ValueError, match="task"):
         quiet_train(recipe("stages.short.task.concepts=7"), tmp_path)
+
+
+def test_a_stage_on_its_own_problems_is_not_what_it_started_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of the recipe's problems that answered."""
+    kept, keep = list[tuple[str, int]](), StageTrainer._keep
+
+    def noted(self: StageTrainer, reading: dict[str, float]) -> None:
+        kept.append((self.stage.name, self.state.global_step))
+        keep(self, reading)
+
+    monkeypatch.setattr(StageTrainer, "_keep", noted)
+    quiet_train(recipe(), tmp_path)
+    assert kept == [("short", 3), ("cot", 0), ("cot", 2)]
+
+
+def test_it_is_measured_where_nothing_starts_from_it() -> None:
+    run = recipe("stages.short.objective={kind: next_token, positions: answer}")
+    assert measured_stages(run) == ["cot"]
+    assert measured_stages(replace(run, stages=run.stages[:1])) == ["short"]
 
 
 def test_null_is_no_task_and_a_recipe_reads_back_from_its_dump() -> None:

@@ -233,7 +233,9 @@ class StageTrainer(Trainer):
             if chains:
                 self.state.log_history[-1]["chains"] = chains
             self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            if self.objective.candidate(self.state.global_step):
+            # What has learned problems of its own is not what it started from, whichever answers more of the recipe's.
+            trained = self.stage.task is None or self.state.global_step > 0
+            if trained and self.objective.candidate(self.state.global_step):
                 distributed.run_on_main(lambda: self._keep(reading))
             if self._enough(self.state.global_step, reading.get("exact_match", 0.0)):
                 self.control.should_training_stop = True
