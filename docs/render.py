@@ -97,6 +97,16 @@ def headline(content: dict[str, Any]) -> str:
     return _markdown(header, rows)
 
 
+def sets(content: dict[str, Any]) -> str:
+    """Accuracy of every system on every test set of a run."""
+    every = problem_sets([content])
+    rows = [
+        [entries[0].system, *(_interval(dict(entry.rate)) for entry in entries)]
+        for entries in zip(*(one.entries for one in every), strict=True)
+    ]
+    return _markdown(["system", *(one.name for one in every)], rows)
+
+
 def controls(content: dict[str, Any]) -> str:
     """What the Talker writes when the chain is altered."""
     names = {
@@ -539,6 +549,7 @@ def gpu_answering(content: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[..., str]] = {
     "headline": headline,
+    "sets": sets,
     "terminal": terminal,
     "controls": controls,
     "altered": altered,
