@@ -1,0 +1,71 @@
+"""How many questions in the form of ProsQA are answered right by rules that do not read who is asked about.
+
+``python benchmarks/prosqa_rules.py FILE`` reads a published file and as many made-up problems, prints how many of them
+each rule has right and writes ``results/prosqa-rules.json``. Where both options are alike to a rule, that counts half.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unspoken.evaluation.significance import rate
+from unspoken.tasks.logic import LogicConfig, _read, _steps_from
+from unspoken.tasks.problems import ReasoningProblem
+
+RESULTS = Path(__file__).resolve().parent.parent / "results" / "prosqa-rules.json"
+Pairs = Sequence[tuple[str, str]]
+# Of an option and the sentences: the option with the higher value is taken.
+Rule = Callable[[str, Pairs], float]
+
+
+def fewer_sentences(option: str, pairs: Pairs) -> float:
+    """The option that stands in fewer sentences."""
+    return -sum(option in pair for pair in pairs)
+
+
+def farther_from_all(option: str, pairs: Pairs) -> float:
+    """The option that is more steps away from the person that is nearest to it, whoever that is."""
+    people = {old for old, _ in pairs if old[0].isupper()}
+    return min((away[option] for one in people if option in (away := _steps_from(pairs, one))), default=len(pairs))
+
+
+RULES: dict[str, Rule] = {"fewer_sentences": fewer_sentences, "farther_from_all": farther_from_all}
+
+
+def outcome(rule: Rule, problem: ReasoningProblem) -> float:
+    """1 where a rule takes the right option, 0 where the wrong one, and a half where both are alike to it."""
+    asked = _read(problem.question)
+    (wrong,) = (option for option in asked.options if option != problem.answer)
+    right_value, wrong_value = rule(problem.answer, asked.pairs), rule(wrong, asked.pairs)
+    return 0.5 if right_value == wrong_value else float(right_value > wrong_value)
+
+
+def measured(problems: Sequence[ReasoningProblem]) -> dict[str, Any]:
+    """How many problems, and by rule the rate of right answers with its interval."""
+    rates = {name: rate(np.array([[outcome(rule, one) for one in problems]])) for name, rule in RULES.items()}
+    return {"problems": len(problems), **{name: asdict(found) for name, found in rates.items()}}
+
+
+def main(file: Path) -> None:
+    task = LogicConfig(tests=(str(file),)).build()
+    count = task.size(file.stem)
+    assert count is not None
+    sets = {"published": file.stem, "made_up": "test"}
+    found = {name: measured(task.sample(split, range(count))) for name, split in sets.items()}
+    facts = {"command": f"python benchmarks/prosqa_rules.py {file.name}", "file": file.name}
+    facts["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    RESULTS.write_text(json.dumps({**facts, **found}, indent=1) + "\n")
+    for name, rates in found.items():
+        print(name, *(f"{rule}: {100 * rates[rule]['mean']:.1f} %" for rule in RULES), sep="  ")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
