@@ -243,7 +243,7 @@ def test_no_graph_is_in_two_splits(settings: dict[str, Any]) -> None:
 
 def test_splits_share_out_the_graphs() -> None:
     random = Random(0)
-    shares = Counter(logic._split_of(*logic._draw(random, 3, TASKS[0].config)) for _ in range(1000))
+    shares = Counter(logic._split_of(*logic._draw(random, (3, 3), TASKS[0].config)) for _ in range(1000))
     assert abs(shares["train"] / 1000 - 6 / 8) < 0.05
     assert abs(shares["validation"] / 1000 - 1 / 8) < 0.04
 

@@ -9,7 +9,7 @@ person is::
 
 Each problem has two people, each at the head of a line of concepts that ends in one of the two options. The right
 option is reached from the person asked about, the wrong one only from the other person. Nothing but the path
-distinguishes the options:
+distinguishes the options, unless ``wrong_hops`` puts the wrong one nearer, as in published files:
 
 - both are as many steps away from their own person, lead nowhere, and stand in equally many sentences. In the
   published validation file the wrong option stands in more sentences, and nearer to its person, than the right one;
@@ -91,6 +91,9 @@ class LogicConfig(MadeUpConfig):
 
     # Numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
     hops: tuple[int, ...] = (3, 4, 5, 6)
+    # Numbers of steps from the other person to the wrong option; without any it is as far away as the answer. Published
+    # files have 1 to 4, by which the option farther from all people is the right one in nine of ten (docs/log.md).
+    wrong_hops: tuple[int, ...] = ()
     concepts: int = 20  # how many there are, the options included; at least four more than the two lines need
     edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one per concept.
     # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
@@ -108,10 +111,13 @@ class LogicConfig(MadeUpConfig):
 
     def __post_init__(self) -> None:
         check_numbers("hops", self.hops, 8)
-        fewest = 2 * max(self.hops) + _SPARE
+        if self.wrong_hops:
+            check_numbers("wrong_hops", self.wrong_hops, 8)
+        fewest = max(self.hops) + max(self.wrong_hops or self.hops) + _SPARE
         if not fewest <= self.concepts <= len(CONCEPTS):
             raise ValueError(
                 f"concepts is {self.concepts}; it must be {fewest} to {len(CONCEPTS)} for {max(self.hops)} hops"
+                + (f" and {max(self.wrong_hops)} wrong_hops" if self.wrong_hops else "")
             )
         if self.edges < self.concepts:
             raise ValueError(f"edges is {self.edges}; it must be at least the {self.concepts} of concepts")
@@ -226,16 +232,18 @@ class LogicTask(MadeUpTask):
         random = Random(f"{seed}:{split}:{index}")
         # Before the split is known, so that all splits have the same distribution.
         hops = random.choice(self.config.hops)
-        graph = _draw(random, hops, self.config)
+        lines = (hops, random.choice(self.config.wrong_hops) if self.config.wrong_hops else hops)
+        graph = _draw(random, lines, self.config)
         while _split_of(graph.pairs, graph.options) != split:
-            graph = _draw(random, hops, self.config)
+            graph = _draw(random, lines, self.config)
         names = [*random.sample(NAMES, 2), *random.sample(CONCEPTS, self.config.concepts)]
         if random.random() < self.config.spelled:
             first, second, *others = _coin(random, len(names))
             names = [first.capitalize(), second.capitalize(), *others]
         pairs = [(names[old], names[new]) for old, new in graph.pairs]
         random.shuffle(pairs)
-        person_number = random.randrange(2)
+        # Of lines of two lengths the first is that of the answer.
+        person_number = 0 if self.config.wrong_hops else random.randrange(2)
         person, answer = names[person_number], names[graph.options[person_number]]
         options = [names[option] for option in graph.options]
         random.shuffle(options)
@@ -254,8 +262,8 @@ class LogicTask(MadeUpTask):
 # --- making ----------------------------------------------------------------------------------------------------
 
 
-def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
-    """A graph in which each option is exactly ``hops`` steps from its person, and out of reach of the other.
+def _draw(random: Random, hops: tuple[int, int], config: LogicConfig) -> _Graph:
+    """A graph in which each option is exactly its ``hops`` steps from its person, and out of reach of the other.
 
     Every concept has a level, one more than that of its first parent; further parents have at least the level of the
     first, so no path is shorter than the level. It also has the set of people who may reach it, as bits; its parents
@@ -264,11 +272,13 @@ def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
     level, reach = [0, 0], [0b01, 0b10]
     pairs: list[tuple[int, int]] = []
     ends = [0, 1]  # of the two lines, so far
-    lines: list[int | None] = [*([0, 1] * hops), *([None] * (config.concepts - 2 * hops))]
+    lines: list[int | None] = [line for step in range(max(hops)) for line in (0, 1) if step < hops[line]]
+    lines += [None] * (config.concepts - sum(hops))
     random.shuffle(lines)
     for new, line in enumerate(lines, start=2):
         if line is None:
-            old = random.choice([node for node in range(new) if node not in ends or level[node] < hops])
+            options = [end for end, steps in zip(ends, hops, strict=True) if level[end] == steps]
+            old = random.choice([node for node in range(new) if node not in options])
             reach.append(0b11 if random.random() < _SHARED else reach[old])
         else:
             old, ends[line] = ends[line], new
@@ -279,8 +289,8 @@ def _draw(random: Random, hops: int, config: LogicConfig) -> _Graph:
     inner = [node for node in range(len(level)) if node not in ends]
     made = set(pairs)
     option_parents = [
-        [(old, end) for old in inner if reach[old] == reach[end] and level[old] >= hops - 1 and (old, end) not in made]
-        for end in ends
+        [(old, end) for old in inner if reach[old] == reach[end] and level[old] >= steps - 1 and (old, end) not in made]
+        for end, steps in zip(ends, hops, strict=True)
     ]
     left = config.edges - len(pairs)
     more = random.randint(0, min(_MORE_PARENTS, left // 2, *map(len, option_parents)))  # the same for both options
