@@ -1,7 +1,7 @@
 """How many questions in the form of ProsQA are answered right by rules that do not read who is asked about.
 
-``python benchmarks/prosqa_rules.py FILE`` reads a published file and as many made-up problems, prints how many of them
-each rule has right and writes ``results/prosqa-rules.json``. Where both options are alike to a rule, that counts half.
+``python benchmarks/prosqa_rules.py FILE`` reads a published file and as many made-up problems, even and uneven, prints
+how many of them each rule has right and writes ``results/prosqa-rules.json``. Where both options are alike to a rule, that counts half.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def main(file: Path) -> None:
     task = LogicConfig(tests=(str(file),)).build()
     count = task.size(file.stem)
     assert count is not None
-    sets = {"published": file.stem, "made_up": "test"}
-    found = {name: measured(task.sample(split, range(count))) for name, split in sets.items()}
+    uneven = LogicConfig(wrong_hops=(1, 2, 3)).build()
+    sets = {"published": (task, file.stem), "made_up": (task, "test"), "uneven": (uneven, "test")}
+    found = {name: measured(made.sample(split, range(count))) for name, (made, split) in sets.items()}
     facts = {"command": f"python benchmarks/prosqa_rules.py {file.name}", "file": file.name}
     facts["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
     RESULTS.write_text(json.dumps({**facts, **found}, indent=1) + "\n")
