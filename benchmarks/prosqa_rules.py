@@ -1,7 +1,8 @@
 """How many questions in the form of ProsQA are answered right by rules that do not read who is asked about.
 
 ``python benchmarks/prosqa_rules.py FILE`` reads a published file and as many made-up problems, even and uneven, prints
-how many of them each rule has right and writes ``results/prosqa-rules.json``. Where both options are alike to a rule, that counts half.
+how many of them each rule has right and writes ``results/prosqa-rules.json``. Where both options are alike to a rule,
+that counts half.
 """
 
 from __future__ import annotations
