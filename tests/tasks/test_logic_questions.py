@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from typing import Any
 
@@ -138,3 +141,22 @@ def test_answers_train_as_in_separate_rows() -> None:
     packed = learned(NextToken(positions="answer", questions=3), row)
     for name, one in learned(NextToken(positions="answer"), separate).items():
         torch.testing.assert_close(packed[name], one, atol=1e-5, rtol=1e-4)
+
+
+def test_every_process_asks_the_same() -> None:
+    """Python gives the texts of a set another order in each."""
+    program = (
+        "from unspoken.tasks.logic import LogicConfig as L; t = L().build(); "
+        "print(t.question_rows(t.sample('train', range(20)), 8)['input_ids'].sum(1).tolist())"
+    )
+    asked = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }
+    assert len(asked) == 1

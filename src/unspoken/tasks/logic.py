@@ -376,9 +376,10 @@ def _possible(pairs: Sequence[tuple[str, str]]) -> dict[int, list[tuple[str, str
 
 def _steps_from(pairs: Sequence[tuple[str, str]], start: str) -> dict[str, int]:
     """The fewest steps, at least one, from a person to each concept."""
-    away, ring = dict[str, int](), {start}
+    # Ordered, since the order of sets of texts is another in every process, and questions are drawn from these.
+    away, ring = dict[str, int](), dict.fromkeys([start])
     for steps in range(1, len(pairs) + 1):
-        ring = {new for old, new in pairs if old in ring and new not in away}
+        ring = dict.fromkeys(new for old, new in pairs if old in ring and new not in away)
         away |= dict.fromkeys(ring, steps)
     return away
 
