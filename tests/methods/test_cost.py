@@ -138,6 +138,8 @@ def test_lengths_are_means_over_the_first_problems() -> None:
             sample=lambda _, indices, asked=asked: asked.append(indices),
             spans=lambda *_: rows,
         )
-        context: Any = SimpleNamespace(task=task, prompt_format=None, markers=Markers(open=(9,), end=(8, 8)))
+        context: Any = SimpleNamespace(
+            task=task, training_task=task, prompt_format=None, markers=Markers(open=(9,), end=(8, 8))
+        )
         assert measured_lengths(context) == Lengths(prompt=4, chain=4, end=2, answer=1.5, steps=1.5)
         assert asked[0].tolist() == list(range(most))

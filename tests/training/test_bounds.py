@@ -12,7 +12,7 @@ from settings_checks import check_ranges
 from tiny_recipe import tiny_recipe
 
 from unspoken.methods.coupled.stages import NextToken
-from unspoken.training import recipe as recipes
+from unspoken.training import yaml_text
 from unspoken.training.own_data import _spread
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.recipe import Evaluation, Stage, apply_overrides, parse
@@ -118,7 +118,7 @@ def test_aliases_count_each_time_they_are_used(monkeypatch: pytest.MonkeyPatch) 
     # One mapping, two keys, a list of five and one of six such lists: 1 + 2 + 6 + (1 + 6 * 6) entries.
     text = "a: &r [1,1,1,1,1]\nb: [*r,*r,*r,*r,*r,*r]"
     for largest, message in ((46, "is not a known key"), (45, "expanding its YAML aliases gives more than 45 entries")):
-        monkeypatch.setattr(recipes, "_LARGEST", largest)
+        monkeypatch.setattr(yaml_text, "_LARGEST", largest)
         with pytest.raises(SettingsError, match=message):
             parse(text, "here")
 
