@@ -22,7 +22,7 @@ from unspoken.tasks.catalogue import task_configs
 from unspoken.tasks.task import TaskConfig
 from unspoken.training.parts import LoRA, Optimizer, StackShape, TalkerShape
 from unspoken.training.settings import SettingsError, as_mapping, nearest, read
-from unspoken.training.yaml_text import read_yaml
+from unspoken.training.yaml_text import SafeLoader, read_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from unspoken.backbone import UnspokenConfig
 
 Size = Literal["tiny", "small", "paper"]
-# Names become folders: nothing that leads out of the one they are made in.
 _MOST_THREADS = 1024
+# Names become folders: nothing that leads out of the one they are made in.
 _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -349,7 +349,7 @@ def shipped() -> Sequence[tuple[str, str, str]]:
         if folder.is_dir() and not folder.name.startswith("_"):
             for file in sorted(folder.iterdir(), key=lambda entry: entry.name):
                 if file.name.endswith(".yaml"):
-                    content = read_yaml(file.read_text())
+                    content = yaml.load(file.read_text(), Loader=SafeLoader)
                     recipes.append((folder.name, file.name.removesuffix(".yaml"), str(content.get("summary", ""))))
     return tuple(recipes)
 

@@ -11,7 +11,7 @@ import yaml
 from unspoken.training.settings import SettingsError
 
 # libyaml reads ten times as fast; not every build of the package has it.
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _LARGEST = 2**17  # characters, and entries, of a recipe; those that are shipped have thousands
 _DEEPEST = 200  # brackets, or characters that indent a line
 
@@ -28,7 +28,7 @@ def read_yaml(text: str) -> Any:
     indents = (len(line) - len(line.lstrip(" -?")) for line in text.splitlines())
     if any(depth > _DEEPEST for depth in (*brackets, *indents)):  # libyaml has no limit of its own
         raise SettingsError("it is nested too deeply for a recipe")
-    loader = _SafeLoader(text)
+    loader = SafeLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
