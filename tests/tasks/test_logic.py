@@ -21,6 +21,7 @@ from unspoken.tasks import logic
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.grading import graded
 from unspoken.tasks.logic import CONCEPTS, LogicConfig, LogicTask
+from unspoken.tasks.logic_graphs import even_graph, split_of_question
 from unspoken.tasks.problems import ReasoningProblem, ReasoningTask
 
 SPLITS = ("train", "validation", "test")
@@ -243,7 +244,8 @@ def test_no_graph_is_in_two_splits(settings: dict[str, Any]) -> None:
 
 def test_splits_share_out_the_graphs() -> None:
     random = Random(0)
-    shares = Counter(logic._split_of(*logic._draw(random, (3, 3), TASKS[0].config)) for _ in range(1000))
+    graphs = [even_graph(random, 3, TASKS[0].config.concepts, TASKS[0].config.edges) for _ in range(1000)]
+    shares = Counter(split_of_question(graph.pairs, graph.options) for graph in graphs)
     assert abs(shares["train"] / 1000 - 6 / 8) < 0.05
     assert abs(shares["validation"] / 1000 - 1 / 8) < 0.04
 

@@ -16,7 +16,8 @@ from tiny_models import tiny_language_model
 from torch import Tensor
 
 from unspoken.methods.coupled.stages import NextToken
-from unspoken.tasks.logic import LogicConfig, LogicTask, _read, _split_of
+from unspoken.tasks.logic import LogicConfig, LogicTask, _read
+from unspoken.tasks.logic_graphs import split_of_question
 from unspoken.tasks.problems import ReasoningProblem
 from unspoken.tasks.task import AsksSeveral
 from unspoken.training.recipe import load
@@ -88,7 +89,7 @@ def test_only_the_person_asked_about_is_the_answer_and_the_split_is_that_of_the_
             assert own[one.answer] == others[wrong] == one.chains[0].count(".")
             assert one.answer not in others
             assert wrong not in own
-            assert _split_of(pairs, options) == split
+            assert split_of_question(pairs, options) == split
 
 
 def test_every_number_of_steps_is_asked_for_about_as_often() -> None:

@@ -9,10 +9,10 @@ person is::
 
 Each problem has two people, each at the head of a line of concepts that ends in one of the two options. The right
 option is reached from the person asked about, the wrong one only from the other person. Nothing but the path
-distinguishes the options, unless ``wrong_hops`` puts the wrong one nearer, as in published files:
+distinguishes the options, unless ``like_prosqa`` draws problems like the published ones:
 
-- both are as many steps away from their own person, lead nowhere, and stand in equally many sentences. In the
-  published validation file the wrong option stands in more sentences, and nearer to its person, than the right one;
+- both are as many steps away from their own person, lead nowhere, and stand in equally many sentences. In
+  published files the wrong option stands in more sentences, and nearer to its person, than the right one;
 - who is asked about is drawn last, by a fair coin, and so is the order of the options and of the sentences;
 - the other concepts branch off both lines alike, with sentences that join branches and some that both people reach.
 
@@ -27,23 +27,30 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice, pairwise, permutations
+from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 from string import ascii_letters, ascii_lowercase
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from unspoken.ranges import require_value
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.files import check_split_names, chosen, read_rows, row_fields, text_of, texts_of
+from unspoken.tasks.logic_graphs import (
+    Graph,
+    even_graph,
+    even_questions,
+    graph_like_prosqa,
+    shortest_paths,
+    split_of_question,
+)
 from unspoken.tasks.problems import MadeUpConfig, MadeUpTask, ReasoningProblem, check_numbers
-from unspoken.tasks.task import Indices, ProblemList, Traits, digest, split_of
+from unspoken.tasks.task import Indices, ProblemList, Traits, digest
 from unspoken.tasks.tokenizing import padded_left
 
 if TYPE_CHECKING:
@@ -73,14 +80,9 @@ _TOKEN = (
 _INSIDE = "##"  # before a letter that is not the first of its name
 _FACT = re.compile(r"(?:Every ([a-z]+)|((?!Every )[A-Z][a-z]*)) is a ([a-z]+)\.")
 _ASKED = re.compile(r"Is ([A-Z][a-z]*) a ([a-z]+) or ([a-z]+)\?")
-_SPLIT_CLASSES = 8  # six for training, one for validation, one for test
 _CHAINS = 8  # shortest chains that are written out
 _SPARE = 4  # concepts beside the two lines, without which there are too few graphs for three splits
-_SHARED = 0.2  # of the concepts beside the lines, those that both people may reach
-_MORE_PARENTS = 2  # that an option has beside the end of its line, at most
 _QUESTIONS = 16  # about one graph in a row, at most
-
-_Node = TypeVar("_Node", int, str)  # of a graph that is made, or that is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +93,11 @@ class LogicConfig(MadeUpConfig):
 
     # Numbers of steps from the person to the answer that occur, each equally often; 1 to 8.
     hops: tuple[int, ...] = (3, 4, 5, 6)
-    # Numbers of steps from the other person to the wrong option; without any it is as far away as the answer. Published
-    # files have 1 to 4, by which the option farther from all people is the right one in nine of ten (docs/log.md).
-    wrong_hops: tuple[int, ...] = ()
     concepts: int = 20  # how many there are, the options included; at least four more than the two lines need
     edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one per concept.
+    # Graphs like those of ProsQA, which give most answers away: the option farther from all people is the right one in
+    # nine of ten (docs/log.md). They have sizes of their own, so ``hops``, ``concepts`` and ``edges`` stay as they are.
+    like_prosqa: bool = False
     # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
     # to read the names in published files.
     spelled: float = 0.0
@@ -111,36 +113,30 @@ class LogicConfig(MadeUpConfig):
 
     def __post_init__(self) -> None:
         check_numbers("hops", self.hops, 8)
-        if self.wrong_hops:
-            check_numbers("wrong_hops", self.wrong_hops, 8)
-        fewest = max(self.hops) + max(self.wrong_hops or self.hops) + _SPARE
+        fewest = 2 * max(self.hops) + _SPARE
         if not fewest <= self.concepts <= len(CONCEPTS):
             raise ValueError(
                 f"concepts is {self.concepts}; it must be {fewest} to {len(CONCEPTS)} for {max(self.hops)} hops"
-                + (f" and {max(self.wrong_hops)} wrong_hops" if self.wrong_hops else "")
             )
         if self.edges < self.concepts:
             raise ValueError(f"edges is {self.edges}; it must be at least the {self.concepts} of concepts")
         require_value(self, "spelled", lambda value: 0 <= value <= 1, "a fraction from 0 to 1")
+        for name in ("hops", "concepts", "edges"):
+            if self.like_prosqa and getattr(self, name) != getattr(LogicConfig, name):
+                raise ValueError(f"{name} is set, but like_prosqa draws graphs of its own sizes; leave {name} out")
         if self.renamed and not self.tests:
             raise ValueError("renamed is true, but tests lists no published files to rename; leave it out")
         check_split_names(["train", "validation", "test", *(Path(path).stem for path in self.tests)])
 
     @property
     def traits(self) -> Traits:
-        # A chain that states everything has nothing to do with what else could be asked.
-        return replace(super().traits, questions=1 if self.restated else _QUESTIONS)
+        # A chain that states everything has nothing to do with what else could be asked, and other questions about a
+        # graph like those of ProsQA would be even ones.
+        return replace(super().traits, questions=1 if self.restated or self.like_prosqa else _QUESTIONS)
 
     def build(self) -> LogicTask:
         """The task of this configuration, which reads its files."""
         return LogicTask(self)
-
-
-class _Graph(NamedTuple):
-    """Who is a kind of what, by number: 0 and 1 are the people, the others concepts."""
-
-    pairs: list[tuple[int, int]]
-    options: tuple[int, int]  # what person 0 is, and what person 1 is
 
 
 class _Asked(NamedTuple):
@@ -232,25 +228,24 @@ class LogicTask(MadeUpTask):
         random = Random(f"{seed}:{split}:{index}")
         # Before the split is known, so that all splits have the same distribution.
         hops = random.choice(self.config.hops)
-        lines = (hops, random.choice(self.config.wrong_hops) if self.config.wrong_hops else hops)
-        graph = _draw(random, lines, self.config)
-        while _split_of(graph.pairs, graph.options) != split:
-            graph = _draw(random, lines, self.config)
-        names = [*random.sample(NAMES, 2), *random.sample(CONCEPTS, self.config.concepts)]
+        graph = self._draw(random, hops)
+        while split_of_question(graph.pairs, graph.options) != split:
+            graph = self._draw(random, hops)
+        concepts = len({node for pair in graph.pairs for node in pair}) - graph.people
+        names = [*random.sample(NAMES, graph.people), *random.sample(CONCEPTS, concepts)]
         if random.random() < self.config.spelled:
-            first, second, *others = _coin(random, len(names))
-            names = [first.capitalize(), second.capitalize(), *others]
+            names = _coin(random, len(names))
+            names[: graph.people] = [name.capitalize() for name in names[: graph.people]]
         pairs = [(names[old], names[new]) for old, new in graph.pairs]
         random.shuffle(pairs)
-        # Of lines of two lengths the first is that of the answer.
-        person_number = 0 if self.config.wrong_hops else random.randrange(2)
+        person_number = 0 if self.config.like_prosqa else random.randrange(2)
         person, answer = names[person_number], names[graph.options[person_number]]
         options = [names[option] for option in graph.options]
         random.shuffle(options)
         if self.config.restated:
             chains = [" ".join(map(_sentence, random.sample(pairs, len(pairs))))]
         else:
-            chains = [_chain(path) for path in islice(_shortest(pairs, person, answer), _CHAINS)]
+            chains = [_chain(path) for path in islice(shortest_paths(pairs, person, answer), _CHAINS)]
         return ReasoningProblem(
             question=_question(_Asked(pairs, person, (options[0], options[1]))),
             chains=tuple(chains),
@@ -258,75 +253,13 @@ class LogicTask(MadeUpTask):
             key=f"{split}:{seed}:{index}",
         )
 
+    def _draw(self, random: Random, hops: int) -> Graph:
+        if self.config.like_prosqa:
+            return graph_like_prosqa(random)
+        return even_graph(random, hops, self.config.concepts, self.config.edges)
+
 
 # --- making ----------------------------------------------------------------------------------------------------
-
-
-def _draw(random: Random, hops: tuple[int, int], config: LogicConfig) -> _Graph:
-    """A graph in which each option is exactly its ``hops`` steps from its person, and out of reach of the other.
-
-    Every concept has a level, one more than that of its first parent; further parents have at least the level of the
-    first, so no path is shorter than the level. It also has the set of people who may reach it, as bits; its parents
-    are reached by nobody else.
-    """
-    level, reach = [0, 0], [0b01, 0b10]
-    pairs: list[tuple[int, int]] = []
-    ends = [0, 1]  # of the two lines, so far
-    lines: list[int | None] = [line for step in range(max(hops)) for line in (0, 1) if step < hops[line]]
-    lines += [None] * (config.concepts - sum(hops))
-    random.shuffle(lines)
-    for new, line in enumerate(lines, start=2):
-        if line is None:
-            options = [end for end, steps in zip(ends, hops, strict=True) if level[end] == steps]
-            old = random.choice([node for node in range(new) if node not in options])
-            reach.append(0b11 if random.random() < _SHARED else reach[old])
-        else:
-            old, ends[line] = ends[line], new
-            reach.append(reach[old])
-        level.append(level[old] + 1)
-        pairs.append((old, new))
-
-    inner = [node for node in range(len(level)) if node not in ends]
-    made = set(pairs)
-    option_parents = [
-        [(old, end) for old in inner if reach[old] == reach[end] and level[old] >= steps - 1 and (old, end) not in made]
-        for end, steps in zip(ends, hops, strict=True)
-    ]
-    left = config.edges - len(pairs)
-    more = random.randint(0, min(_MORE_PARENTS, left // 2, *map(len, option_parents)))  # the same for both options
-    for joints in option_parents:
-        pairs += random.sample(joints, more)
-    joints = [
-        (old, new)
-        for new in inner[2:]
-        for old in inner
-        if old < new and level[new] <= level[old] + 1 and reach[old] | reach[new] == reach[new]
-        if (old, new) not in made
-    ]
-    pairs += random.sample(joints, min(len(joints), left - 2 * more))
-    return _Graph(pairs, (ends[0], ends[1]))
-
-
-def _split_of(pairs: Sequence[tuple[_Node, _Node]], options: Sequence[_Node]) -> str:
-    """The split of a question: a hash of the ancestors of each node, blind to names and to which person is which."""
-    parents: dict[_Node, list[_Node]] = defaultdict(list)
-    for old, new in pairs:
-        parents[new].append(old)
-
-    marks: dict[_Node, str] = {}
-
-    def mark(node: _Node) -> str:
-        if node not in marks:
-            kind = "option" if node in options else "concept" if node in parents else "person"
-            marks[node] = _digest(kind, *sorted(mark(parent) for parent in parents.get(node, ())))
-        return marks[node]
-
-    nodes = {node for pair in pairs for node in pair}
-    return split_of(int(_digest(*sorted(map(mark, nodes))), 16), _SPLIT_CLASSES)
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.blake2b(" ".join(texts).encode(), digest_size=8).hexdigest()
 
 
 def _coin(random: Random, count: int) -> list[str]:
@@ -344,44 +277,21 @@ def _about_one_graph(problem: ReasoningProblem, count: int) -> list[ReasoningPro
     The numbers of steps of the others are drawn evenly from those that occur. All belong to the same split.
     """
     random, (pairs, person, options) = Random(problem.key), _read(problem.question)
-    split, possible = _split_of(pairs, options), _possible(pairs)
+    split, possible = split_of_question(pairs, options), even_questions(pairs)
     problems = [replace(problem, question=_last(_Asked(pairs, person, options)))]
     while len(problems) < count:
         person, right, wrong = random.choice(possible[random.choice([*possible])])
-        if _split_of(pairs, (right, wrong)) == split:
+        if split_of_question(pairs, (right, wrong)) == split:
             options = (right, wrong) if random.random() < 0.5 else (wrong, right)
             problems.append(
                 ReasoningProblem(
                     question=_last(_Asked(pairs, person, options)),
-                    chains=(_chain(next(_shortest(pairs, person, right))),),
+                    chains=(_chain(next(shortest_paths(pairs, person, right))),),
                     answer=right,
                     key=f"{problem.key}:{len(problems)}",
                 )
             )
     return problems
-
-
-def _possible(pairs: Sequence[tuple[str, str]]) -> dict[int, list[tuple[str, str, str]]]:
-    """By numbers of steps: a person, what only this one is so far away, and what only the other one is as far away."""
-    people = sorted({old for old, _ in pairs if old[0].isupper()})
-    away = {person: _steps_from(pairs, person) for person in people}
-    possible: dict[int, list[tuple[str, str, str]]] = defaultdict(list)
-    for person, other in permutations(people, 2):
-        own = [(name, steps) for name, steps in away[person].items() if name not in away[other]]
-        for wrong, steps in away[other].items():
-            if wrong not in away[person]:
-                possible[steps] += [(person, right, wrong) for right, others in own if others == steps]
-    return {steps: questions for steps, questions in possible.items() if questions}
-
-
-def _steps_from(pairs: Sequence[tuple[str, str]], start: str) -> dict[str, int]:
-    """The fewest steps, at least one, from a person to each concept."""
-    # Ordered, since the order of sets of texts is another in every process, and questions are drawn from these.
-    away, ring = dict[str, int](), dict.fromkeys([start])
-    for steps in range(1, len(pairs) + 1):
-        ring = dict.fromkeys(new for old, new in pairs if old in ring and new not in away)
-        away |= dict.fromkeys(ring, steps)
-    return away
 
 
 # --- writing and reading ---------------------------------------------------------------------------------------
@@ -402,34 +312,6 @@ def _last(asked: _Asked) -> str:
 
 def _chain(path: Sequence[str]) -> str:
     return " ".join(map(_sentence, pairwise(path)))
-
-
-def _shortest(pairs: Sequence[tuple[str, str]], start: str, goal: str) -> Iterator[tuple[str, ...]]:
-    """All shortest paths, those first that take the earlier sentences; none if there is no path."""
-    after: dict[str, dict[str, None]] = defaultdict(dict)  # ordered, and each once
-    before: dict[str, list[str]] = defaultdict(list)
-    for old, new in pairs:
-        after[old][new] = None
-        before[new].append(old)
-    away = {goal: 0}
-    queue = [goal]
-    for name in queue:
-        for old in before[name]:
-            if old not in away:
-                away[old] = away[name] + 1
-                queue.append(old)
-
-    def walk(way: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-        here = way[-1]
-        if here == goal:
-            yield way
-            return
-        for new in after[here]:
-            if new in away and away[new] == away[here] - 1:
-                yield from walk((*way, new))
-
-    if start in away:
-        yield from walk((start,))
 
 
 def _fact(sentence: str) -> tuple[str, str]:
@@ -479,8 +361,8 @@ def _problem(row: Any, source: str, *, renamed: bool) -> ReasoningProblem:
     if person != read.person or answer not in read.options:
         raise ValueError(f"the answer {fields['answer']!r} is none of the two that are asked about")
     wrong = read.options[1 - read.options.index(answer)]
-    shortest = list(islice(_shortest(read.pairs, person, answer), _CHAINS))
-    if not shortest or any(_shortest(read.pairs, person, wrong)):
+    shortest = list(islice(shortest_paths(read.pairs, person, answer), _CHAINS))
+    if not shortest or any(shortest_paths(read.pairs, person, wrong)):
         raise ValueError(f"the sentences must make {person} a {answer}, and not a {wrong}")
     steps = [_fact(step) for step in texts_of(fields, "steps")]
     way = (person, *(new for _, new in steps))
