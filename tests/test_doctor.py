@@ -74,7 +74,7 @@ def test_attention_is_chosen_for_the_precision_and_the_rows_of_the_demo(
     precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    threads: list[int] = []
+    rates: list[tuple[Any, ...]] = []
 
     def choose(*given: Any) -> machine.Choice:
         asked.append(given)
@@ -82,12 +82,14 @@ def test_attention_is_chosen_for_the_precision_and_the_rows_of_the_demo(
 
     monkeypatch.setattr(doctor, "choose_precision", lambda _: machine.Choice(value=precision, reason="why"))
     monkeypatch.setattr(doctor, "choose_attention", choose)
-    monkeypatch.setattr(doctor.torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(doctor, "product_rate", lambda *_: 1e11)
+    doctor.product_rate.__wrapped__ = lambda *given: rates.append(given) or 1e11  # type: ignore[attr-defined]
     doctor.diagnose("cpu")
     task = load("tree-search", "tiny").task.build()
     row = len(task.tokenizer(task.text(task.sample("test", [0]))[0])["input_ids"])
     assert asked == [(precision, torch.device("cpu"), row + 1)]  # and the end
-    assert threads == [machine.usable_threads(), 2]  # the demo is estimated with the threads of its recipe
+    # The demo is estimated with the threads of its recipe.
+    assert rates == [(precision, torch.device("cpu"), 2)]
 
 
 @pytest.mark.parametrize(

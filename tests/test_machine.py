@@ -34,6 +34,19 @@ def test_a_rate_is_that_of_the_quickest_product(monkeypatch: pytest.MonkeyPatch)
     assert read == [12]
 
 
+def test_a_rate_is_that_of_one_thread_and_the_process_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, used = torch.get_num_threads(), list[int]()
+    torch.set_num_threads(2)
+    clock = machine.time.perf_counter
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: used.append(torch.get_num_threads()) or clock())
+    try:
+        product_rate.__wrapped__("fp32", CPU)
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_rate_is_operations_over_seconds() -> None:
     # No processor that runs these tests is slower or faster than this, even under load.
     assert 1e8 < product_rate("fp32", CPU) < 1e14

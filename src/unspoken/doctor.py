@@ -43,9 +43,10 @@ def diagnose(device_name: str = "auto") -> dict[str, Any]:
 
     Returns:
         ``versions`` by package, None where one is not installed, Python among them; ``processor``; ``gpus``, a line
-        each; ``device`` and ``threads``; ``rates``, floating-point operations a second by precision; ``precision`` and
-        ``attention``, each with ``value`` and ``reason``; ``extras`` by name, each with ``purpose``, ``installed`` and
-        the ``command`` that installs it; ``demo`` with ``command``, ``flops`` and ``seconds``, about, None on a GPU.
+        each; ``device`` and ``threads``; ``rates``, floating-point operations a second by precision, of one thread of
+        a CPU; ``precision`` and ``attention``, each with ``value`` and ``reason``; ``extras`` by name, each with
+        ``purpose``, ``installed`` and the ``command`` that installs it; ``demo`` with ``command``, ``flops`` and
+        ``seconds``, about, None on a GPU.
 
     Raises:
         ValueError: there is no such device, or it cannot compute.
@@ -106,8 +107,8 @@ def _demo(precision: Precision, device: torch.device) -> dict[str, Any]:
     flops = sum(stage["flops"] for stage in plan(recipe)["models"])
     seconds = None
     if device.type == "cpu":
-        torch.set_num_threads(recipe.threads or usable_threads())
-        seconds = _REST + flops / (_USE * product_rate.__wrapped__(precision, device))
+        threads = recipe.threads or usable_threads()
+        seconds = _REST + flops / (_USE * product_rate.__wrapped__(precision, device, threads))
     return {
         "command": "unspoken run tree-search --size tiny",
         "flops": flops,
@@ -124,14 +125,14 @@ def print_diagnosis(facts: dict[str, Any], console: Console) -> None:
     versions = {name: number or "not installed" for name, number in facts["versions"].items()}
     title = f"unspoken {versions.pop('unspoken')}"
     _list(title, list(versions.items()), console)
-    rates = facts["rates"]
+    rates, of = facts["rates"], " on one thread" if facts["device"] == "cpu" else ""
     _list(
         "machine",
         [
             ("processor", facts["processor"]),
             ("GPU", "; ".join(facts["gpus"]) or _no_gpu()),
-            ("float32", f"{quantity(rates['fp32'])}FLOP/s, measured"),
-            ("bfloat16", f"{quantity(rates['bf16'])}FLOP/s, measured"),
+            ("float32", f"{quantity(rates['fp32'])}FLOP/s, measured{of}"),
+            ("bfloat16", f"{quantity(rates['bf16'])}FLOP/s, measured{of}"),
         ],
         console,
     )

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from unspoken.tasks import logic
 from unspoken.tasks.arithmetic import NAMES
 from unspoken.tasks.grading import graded
 from unspoken.tasks.logic import CONCEPTS, LogicConfig, LogicTask
