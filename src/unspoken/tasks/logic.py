@@ -96,7 +96,7 @@ class LogicConfig(MadeUpConfig):
     concepts: int = 20  # how many there are, the options included; at least four more than the two lines need
     edges: int = 36  # sentences before the question, at most; not every graph allows as many. At least one per concept.
     # Graphs like those of ProsQA, which give most answers away: the option farther from all people is the right one in
-    # nine of ten (docs/log.md). They have sizes of their own, so ``hops``, ``concepts`` and ``edges`` stay as they are.
+    # nine of ten (docs/log.md). They have sizes of their own: leave out ``hops``, ``concepts`` and ``edges``.
     like_prosqa: bool = False
     # Fraction of the problems with invented names, which are read letter by letter. Without any, a model never learns
     # to read the names in published files.
