@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Size = Literal["tiny", "small", "paper"]
 _MOST_THREADS = 1024
-# Names become folders: nothing that leads out of the one they are made in.
+# Names become folders, which must lie in the one they are made in.
 _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 
 
