@@ -127,12 +127,11 @@ def altered(*every: dict[str, Any]) -> str:
 
     A system that several runs have is the first one's.
     """
-
-    found: dict[str, dict[str, Any]] = {}
+    controls: dict[str, dict[str, Any]] = {}
     for content in every:
-        found |= {name: entries for name, entries in content["probes"]["controls"].items() if name not in found}
-    names = list(dict.fromkeys(name for entries in found.values() for name in entries))
-    rows = [[label(system), *(_change(entries.get(name)) for name in names)] for system, entries in found.items()]
+        controls |= {name: entries for name, entries in content["probes"]["controls"].items() if name not in controls}
+    names = list(dict.fromkeys(name for entries in controls.values() for name in entries))
+    rows = [[label(system), *(_change(entries.get(name)) for name in names)] for system, entries in controls.items()]
     return _markdown(["system", *names], rows)
 
 
@@ -235,11 +234,11 @@ def against(content: dict[str, Any], system: str) -> str:
     for test in content["outcomes"].values():
         for name, seeds in test["right"].items():
             right.setdefault(name, []).append(np.stack([unpacked(seed, test["problems"]) for seed in seeds]))
-    whole = {name: np.concatenate(parts, axis=1) for name, parts in right.items()}
+    joined = {name: np.concatenate(parts, axis=1) for name, parts in right.items()}
     rows = []
-    for name, outcomes in whole.items():
+    for name, outcomes in joined.items():
         if name != system:
-            paired = paired_difference(whole[system], outcomes)
+            paired = paired_difference(joined[system], outcomes)
             rows.append([name, _points(paired), p_value(paired.p)])
     return _markdown([f"{system} against", "points (95 %)", "paired test"], rows)
 
@@ -251,16 +250,16 @@ def compared(*every: dict[str, Any]) -> str:
     those of the page, which has a row for each run.
     """
     measured = problem_sets(every)[0].entries
-    once: dict[str, Entry] = {}
+    first_of: dict[str, Entry] = {}
     for entry in measured:
-        once.setdefault(entry.system, entry)
-    entries = list(once.values())
+        first_of.setdefault(entry.system, entry)
+    entries = list(first_of.values())
     against = reference(entries)
     assert against is not None
-    tested = {id(found.entry): found for found in comparisons(measured, against)}
+    tested = {id(one.entry): one for one in comparisons(measured, against)}
     rows = []
     for entry in entries:
-        found = tested.get(id(entry))
+        comparison = tested.get(id(entry))
         row = [
             entry.system,
             entry.run,
@@ -270,10 +269,10 @@ def compared(*every: dict[str, Any]) -> str:
             f"{entry.cost['sequential_passes']:.1f}",
             f"{entry.cost['flops'] / 1e6:.0f}",
         ]
-        if found is None:
+        if comparison is None:
             row += ["", ""]
         else:
-            row += [_points(found.difference), p_value(found.holm).removeprefix("p = ").removeprefix("p ")]
+            row += [_points(comparison.difference), p_value(comparison.holm).removeprefix("p = ").removeprefix("p ")]
         rows.append(row)
     name = f"points against {against.system} of {against.run}"
     return _markdown(
@@ -298,14 +297,14 @@ def field(*arguments: Any) -> str:
     rows = []
     for name in names.split(","):
         entry, content = entry_of(name), owner[name]
-        (found,) = comparisons([entry], against) or (None,)
+        (comparison,) = comparisons([entry], against) or (None,)
         swapped = content["probes"]["controls"].get(name, {}).get("swap")
         stages = {stage["name"]: stage for stage in content["recipe"]["stages"]}
         rows.append(
             [
                 entry.system,
                 _interval(dict(entry.rate)),
-                _points(found.difference) if found else "",
+                _points(comparison.difference) if comparison else "",
                 _change(swapped),
                 f"{entry.cost['latent_steps']:.1f}",
                 f"{entry.cost['sequential_passes']:.1f}",
@@ -346,7 +345,7 @@ def _risen(content: dict[str, Any], name: str) -> tuple[list[int], Any, int]:
 
 def trend(content: dict[str, Any], *stages: str) -> str:
     """Whether the validation scores of some stages rose to their end, as the end of a sentence about them."""
-    stopped = [name for name in stages if (found := _risen(content, name))[2] < len(found[0]) - 1]
+    stopped = [name for name in stages if (curve := _risen(content, name))[2] < len(curve[0]) - 1]
     if len(stages) == 1:
         return "had stopped rising" if stopped else "was still rising"
     if len(stopped) == len(stages):
@@ -395,8 +394,8 @@ def pair(*arguments: Any) -> str:
         np.stack([unpacked(seed, one["problems"]) for seed in one["outcomes"]["test"]["right"][name]])
         for one, name in zip((first, second), names, strict=True)
     )
-    found = paired_difference(ours, theirs)
-    return _markdown([f"{names[0]} against {names[1]}", "paired test"], [[_points(found), p_value(found.p)]])
+    difference = paired_difference(ours, theirs)
+    return _markdown([f"{names[0]} against {names[1]}", "paired test"], [[_points(difference), p_value(difference.p)]])
 
 
 def shots(content: dict[str, Any]) -> str:
@@ -591,8 +590,8 @@ def render(text: str) -> str:
         kind, *stage = match[3].split(":")
         return match[1] + TABLES[kind](*map(results, match[2].split(",")), *stage) + match[5]
 
-    for opening, whole in (("<!-- table ", TABLE), ("<!-- r ", NUMBER), ("<!-- trend ", TREND)):
-        if text.count(opening) != len(whole.findall(text)):
+    for opening, pattern in (("<!-- table ", TABLE), ("<!-- r ", NUMBER), ("<!-- trend ", TREND)):
+        if text.count(opening) != len(pattern.findall(text)):
             raise ValueError(f"a page has a '{opening.strip()}' without its end: it would never be written again")
     # Markdown would end the paragraph there.
     if at_start := re.search(r"^[ \t]*<!-- (?:r|trend) .*", text, re.MULTILINE):
