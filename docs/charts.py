@@ -32,7 +32,7 @@ CHARTS: dict[str, dict[str, dict[str, str]]] = {
             "jepa_mono, nearest row": "c2",
             "latent_sft_2_rollouts": "c3",
         },
-        "cups-codi-small": {"pccot": "c4", "filler": "c4"},
+        "cups-codi-small": {"filler": "c4"},
         "cups-coconut-small": {"pause": "c4"},
         "cups-longer-small": {
             "coconut_longer": "c4",
@@ -41,7 +41,12 @@ CHARTS: dict[str, dict[str, dict[str, str]]] = {
             "codi_longer": "c4",
             "colar_longer": "c4",
         },
-        "cups-codi-longer-small": {"sim_coconut_longer": "c4", "mux_longer": "c4"},
+        "cups-codi-longer-small": {
+            "sim_coconut_longer": "c4",
+            "mux_longer": "c4",
+            "sim_cot_longer": "c4",
+            "pccot_longer": "c4",
+        },
     },
     "word_problems": {
         "arithmetic-story-small": {
