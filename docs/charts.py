@@ -58,7 +58,13 @@ CHARTS: dict[str, dict[str, dict[str, str]]] = {
             "latent_sft_2_longer": "c3",
         },
         "arithmetic-story-longer-small": {"answer_only_longer": "c1", "coconut_longer": "c4"},
-        "arithmetic-story-coconut-small": {"sim_coconut": "c4", "icot": "c4", "pause": "c4"},
+        "arithmetic-story-codi-longer-small": {
+            "icot_longer": "c4",
+            "pause_longer": "c4",
+            "colar_longer": "c4",
+            "codi_longer": "c4",
+            "sim_coconut_longer": "c4",
+        },
     },
 }
 STYLE = """
